@@ -1,0 +1,51 @@
+//! Which tokens a row may choose at all.
+
+use crate::id::TokenId;
+
+/// A set of allowed tokens, one bit per token of the vocabulary: how a grammar speaks to the sampler.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenMask {
+    words: Vec<u64>,
+    vocab: usize,
+}
+
+impl TokenMask {
+    /// Allows these tokens of a vocabulary of `vocab`; ids outside of it are ignored.
+    pub fn allowing(vocab: usize, tokens: impl IntoIterator<Item = TokenId>) -> Self {
+        let mut mask = Self {
+            words: vec![0; vocab.div_ceil(64)],
+            vocab,
+        };
+        for token in tokens {
+            mask.set(token, true);
+        }
+        mask
+    }
+
+    /// Allows every token of a vocabulary of `vocab`.
+    pub fn all(vocab: usize) -> Self {
+        Self {
+            words: vec![u64::MAX; vocab.div_ceil(64)],
+            vocab,
+        }
+    }
+
+    /// Allows or forbids one token; ids outside of the vocabulary are ignored.
+    pub fn set(&mut self, token: TokenId, allowed: bool) {
+        if (token as usize) < self.vocab {
+            let bit = 1 << (token % 64);
+            let word = &mut self.words[token as usize / 64];
+            *word = if allowed { *word | bit } else { *word & !bit };
+        }
+    }
+
+    /// Whether a token is allowed.
+    pub fn allows(&self, token: TokenId) -> bool {
+        (token as usize) < self.vocab && self.words[token as usize / 64] >> (token % 64) & 1 == 1
+    }
+
+    /// Size of the vocabulary.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab
+    }
+}

@@ -1,0 +1,64 @@
+//! Random numbers that depend on what is being sampled, never on who else is in the batch.
+
+use rand::{Rng, SeedableRng, rngs::ChaCha8Rng};
+use sha2::{Digest, Sha256};
+
+use crate::id::TokenId;
+
+/// The random stream of one completion: a key made of the seed, the prompt's tokens and the completion's index.
+///
+/// The key is the SHA-256 digest of these values, so that streams of different completions share nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DrawKey([u8; 32]);
+
+impl DrawKey {
+    /// Derives the key of completion number `completion` of `prompt` under `seed`.
+    pub fn new(seed: u64, prompt: &[TokenId], completion: u64) -> Self {
+        let mut hash = Sha256::new();
+        hash.update(b"esamp draw 1");
+        hash.update(seed.to_le_bytes());
+        hash.update(completion.to_le_bytes());
+        for token in prompt {
+            hash.update(token.to_le_bytes());
+        }
+        Self(hash.finalize().into())
+    }
+
+    /// The random numbers of the token at `position` (0 is the completion's first token).
+    pub fn at(self, position: u64) -> Draw {
+        Draw {
+            key: self,
+            position,
+        }
+    }
+}
+
+/// The random numbers of one token: a counter, not a state, so drawing twice gives the same numbers.
+///
+/// The generator is ChaCha with 8 rounds, stream number = position: the same numbers on every machine and in every
+/// version of this crate that does not say otherwise in its changelog.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Draw {
+    key: DrawKey,
+    position: u64,
+}
+
+impl Draw {
+    /// The position in the completion that these numbers belong to.
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// One number, uniform in `[0, 1)`, with 53 random bits: the one that selects the token.
+    pub fn uniform(&self) -> f64 {
+        let bits = self.rng().next_u64() >> 11;
+        bits as f64 * (1.0 / (1u64 << 53) as f64)
+    }
+
+    /// A generator for those who need more numbers than one. Its first number is the one behind [`Draw::uniform`].
+    pub fn rng(&self) -> ChaCha8Rng {
+        let mut rng = ChaCha8Rng::from_seed(self.key.0);
+        rng.set_stream(self.position);
+        rng
+    }
+}

@@ -1,0 +1,285 @@
+//! What can go wrong, by stage. Every message says what was expected and what came instead.
+
+use burn::tensor::ExecutionError;
+use thiserror::Error;
+
+use crate::{
+    id::{RequestId, RowId, TokenId},
+    tap::TapSite,
+};
+
+/// A setting that cannot work, found when it is made and not when it is used.
+#[derive(Clone, Debug, PartialEq, Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// A number is outside of its range.
+    #[error("{setting}: expected {expected}, got {got}")]
+    OutOfRange {
+        /// Name of the setting.
+        setting: &'static str,
+        /// The range, in words.
+        expected: &'static str,
+        /// The value that was set.
+        got: String,
+    },
+}
+
+impl ConfigError {
+    /// An [`OutOfRange`](Self::OutOfRange) error unless `holds`.
+    pub(crate) fn check(
+        holds: bool,
+        setting: &'static str,
+        expected: &'static str,
+        got: impl std::fmt::Display,
+    ) -> Result<(), Self> {
+        if holds {
+            return Ok(());
+        }
+        Err(Self::OutOfRange {
+            setting,
+            expected,
+            got: got.to_string(),
+        })
+    }
+}
+
+/// A step that could not be done at all. What is wrong with a single row is a [`RowError`] instead.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum StepError {
+    /// Two things that must have the same number of rows do not.
+    #[error("{what}: expected {expected} rows, got {got}")]
+    RowCount {
+        /// What was counted.
+        what: &'static str,
+        /// Rows of the step.
+        expected: usize,
+        /// Rows that came.
+        got: usize,
+    },
+    /// A tensor has the wrong shape.
+    #[error("{what}: expected shape {expected:?}, got {got:?}")]
+    Shape {
+        /// Which tensor.
+        what: &'static str,
+        /// The shape that fits.
+        expected: Vec<usize>,
+        /// The shape that came.
+        got: Vec<usize>,
+    },
+    /// A tensor has an element type that cannot be used.
+    #[error("{what}: expected {expected}, got {got}")]
+    DType {
+        /// Which tensor.
+        what: &'static str,
+        /// What would fit.
+        expected: &'static str,
+        /// What came.
+        got: String,
+    },
+    /// Tensors live on different devices.
+    #[error("{what}: expected device {expected}, got {got}")]
+    Device {
+        /// Which tensor.
+        what: &'static str,
+        /// Where it should be.
+        expected: String,
+        /// Where it is.
+        got: String,
+    },
+    /// A row number is too large.
+    #[error("row {row}: expected a row below {rows}")]
+    RowOutOfRange {
+        /// The row asked for.
+        row: usize,
+        /// Number of rows there are.
+        rows: usize,
+    },
+    /// A request stands in the batch more than once.
+    #[error("request {}: expected one row of it in a step, got two", .request.0)]
+    DuplicateRequest {
+        /// The request.
+        request: RequestId,
+    },
+    /// The model never showed the hidden state at a site.
+    #[error("tap site {site}: expected one `record` in the forward pass, got none")]
+    SiteNotRecorded {
+        /// The site.
+        site: TapSite,
+    },
+    /// The model showed the hidden state at a site more than once.
+    #[error(
+        "tap site {site}: expected one `record` in the forward pass, got more (is the tap emptied after each?)"
+    )]
+    SiteRecordedTwice {
+        /// The site.
+        site: TapSite,
+    },
+    /// A row is to be steered, but the step came without hidden states.
+    #[error(
+        "hidden states: expected them for {row}, whose reweighter uses expected logits, got none"
+    )]
+    HiddenMissing {
+        /// The first such row.
+        row: RowId,
+    },
+    /// A cache cannot drop, reorder or append rows.
+    #[error("key-value cache: expected one that can {operation}, got a fixed one")]
+    CacheFixed {
+        /// What was asked of it.
+        operation: &'static str,
+    },
+    /// The sequences have grown past what the model can attend to.
+    #[error("context: expected at most {limit} tokens, got {got}")]
+    ContextFull {
+        /// The model's limit.
+        limit: usize,
+        /// The length that the sequence would have had.
+        got: usize,
+    },
+    /// A token id that is not in the vocabulary.
+    #[error("token {token}: expected an id below {vocab}")]
+    UnknownToken {
+        /// The id.
+        token: TokenId,
+        /// Number of tokens in the vocabulary.
+        vocab: usize,
+    },
+    /// Learning failed.
+    #[error(transparent)]
+    Train(#[from] TrainError),
+    /// The device failed.
+    #[error("device: {0}")]
+    Execution(String),
+    /// The model reported an error of its own.
+    #[error("model")]
+    Model(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl StepError {
+    /// Wraps an error of a model, so that a [`CausalLm`](crate::CausalLm) can report what this crate has no word for.
+    pub fn model(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Model(source.into())
+    }
+}
+
+impl From<ExecutionError> for StepError {
+    fn from(error: ExecutionError) -> Self {
+        Self::Execution(error.to_string())
+    }
+}
+
+/// A row for which no token could be chosen; the other rows of the step are not affected.
+#[derive(Clone, Debug, PartialEq, Error)]
+#[non_exhaustive]
+pub enum RowError {
+    /// The model's logits contain something that is not a number, or positive infinity.
+    #[error("logits: expected numbers or -inf, got {got} for token {token}")]
+    NotANumber {
+        /// The first token with such a logit.
+        token: TokenId,
+        /// The logit.
+        got: f32,
+    },
+    /// Every token is masked.
+    #[error("logits: expected at least one token above -inf, got none in {vocab}")]
+    AllMasked {
+        /// Number of tokens in the vocabulary.
+        vocab: usize,
+    },
+    /// A mask has the wrong size.
+    #[error("token mask: expected {expected} tokens, got {got}")]
+    MaskSize {
+        /// Size of the vocabulary.
+        expected: usize,
+        /// Size of the mask.
+        got: usize,
+    },
+    /// A reweighter or a filter produced something that cannot be a score.
+    #[error("score of token {token}: expected a number, got {got}")]
+    Score {
+        /// The token.
+        token: TokenId,
+        /// Its score.
+        got: f32,
+    },
+}
+
+/// Online learning that could not be done, or was not.
+#[derive(Clone, Debug, PartialEq, Error)]
+#[non_exhaustive]
+pub enum TrainError {
+    /// A distiller's prediction has the wrong shape.
+    #[error("distiller: expected a prediction of shape {expected:?}, got {got:?}")]
+    Prediction {
+        /// `[rows, d_model]`.
+        expected: Vec<usize>,
+        /// What it returned.
+        got: Vec<usize>,
+    },
+    /// Steering was on and rows were there to learn from, but no update happened.
+    #[error(
+        "online learning: expected updates from {eligible} eligible rows, got none ({skipped} rows skipped as not finite)"
+    )]
+    NothingLearned {
+        /// Rows that were to be learned.
+        eligible: u64,
+        /// How many of them were skipped because their hidden states were not finite.
+        skipped: u64,
+    },
+}
+
+/// A request that cannot be decoded.
+#[derive(Clone, Debug, PartialEq, Error)]
+#[non_exhaustive]
+pub enum RequestError {
+    /// The prompt has no tokens.
+    #[error("prompt: expected at least one token, got none")]
+    EmptyPrompt,
+    /// Zero completions, or zero new tokens, were asked for.
+    #[error("{setting}: expected at least 1, got 0")]
+    Nothing {
+        /// Which setting is zero.
+        setting: &'static str,
+    },
+    /// Prompt and completion do not fit into the model's context.
+    #[error(
+        "prompt of {prompt} tokens: expected at most {limit}, the model's context, with room for one new token"
+    )]
+    PromptTooLong {
+        /// Tokens in the prompt.
+        prompt: usize,
+        /// The model's context length.
+        limit: usize,
+    },
+    /// A token id that is not in the vocabulary.
+    #[error("{place} token {token}: expected an id below {vocab}")]
+    UnknownToken {
+        /// Where it stands: "prompt" or "stop".
+        place: &'static str,
+        /// The id.
+        token: TokenId,
+        /// Number of tokens in the vocabulary.
+        vocab: usize,
+    },
+    /// The request alone needs more cache memory than the limit allows.
+    #[error("key-value cache: expected at most {limit} bytes, the request needs {needed}")]
+    CacheLimit {
+        /// The limit.
+        limit: usize,
+        /// What the request would take at its longest.
+        needed: usize,
+    },
+    /// Stop strings were given to a loop that has no text decoder.
+    #[error("stop strings: expected a decoder built with a detokenizer, got none")]
+    NoDetokenizer,
+    /// A request that is not, or no longer, in the loop.
+    #[error("request {}: expected one that is waiting or running, got one that has ended or never was", .request.0)]
+    UnknownRequest {
+        /// The request.
+        request: RequestId,
+    },
+    /// A sampling setting that cannot work.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+}

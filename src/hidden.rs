@@ -1,0 +1,110 @@
+//! The two hidden states of a step, checked once.
+
+use burn::tensor::{DType, Device, Int, Tensor};
+
+use crate::error::StepError;
+
+/// The shallow and the deep hidden state of every row of one step.
+///
+/// Both are `[rows, d_model]`, in the order of the step's rows, in `f32`, on one device, cut off from any autodiff
+/// graph: whatever the model's precision, the distiller sees these.
+#[derive(Clone, Debug)]
+pub struct HiddenStates {
+    shallow: Tensor<2>,
+    deep: Tensor<2>,
+}
+
+impl HiddenStates {
+    /// Takes the two hidden states, `[rows, d_model]` each, casting them to `f32` if the model computes in less.
+    ///
+    /// # Errors
+    ///
+    /// [`StepError::Shape`] when the two differ in shape, [`StepError::Device`] when they live on different devices,
+    /// [`StepError::DType`] when one is not a floating-point tensor that can be cast.
+    pub fn new(shallow: Tensor<2>, deep: Tensor<2>) -> Result<Self, StepError> {
+        if shallow.dims() != deep.dims() {
+            return Err(StepError::Shape {
+                what: "deep hidden state",
+                expected: shallow.dims().to_vec(),
+                got: deep.dims().to_vec(),
+            });
+        }
+        let (shallow, deep) = (shallow.inner(), deep.inner());
+        if shallow.device() != deep.device() {
+            return Err(StepError::Device {
+                what: "deep hidden state",
+                expected: format!("{:?}", shallow.device()),
+                got: format!("{:?}", deep.device()),
+            });
+        }
+        Ok(Self {
+            shallow: to_f32("shallow hidden state", shallow)?,
+            deep: to_f32("deep hidden state", deep)?,
+        })
+    }
+
+    /// The shallow states, `[rows, d_model]`.
+    pub fn shallow(&self) -> &Tensor<2> {
+        &self.shallow
+    }
+
+    /// The deep states, `[rows, d_model]`.
+    pub fn deep(&self) -> &Tensor<2> {
+        &self.deep
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.shallow.dims()[0]
+    }
+
+    /// Width of the model.
+    pub fn d_model(&self) -> usize {
+        self.shallow.dims()[1]
+    }
+
+    /// Where the states live.
+    pub fn device(&self) -> Device {
+        self.shallow.device()
+    }
+
+    /// The states of some rows, in the order given.
+    ///
+    /// # Errors
+    ///
+    /// [`StepError::RowOutOfRange`] when a row does not exist.
+    pub fn select(&self, rows: &[usize]) -> Result<Self, StepError> {
+        if let Some(&row) = rows.iter().find(|&&row| row >= self.rows()) {
+            return Err(StepError::RowOutOfRange {
+                row,
+                rows: self.rows(),
+            });
+        }
+        if rows.len() == self.rows() && rows.iter().enumerate().all(|(at, &row)| at == row) {
+            return Ok(self.clone());
+        }
+        let index = row_index(rows, &self.device());
+        Ok(Self {
+            shallow: self.shallow.clone().select(0, index.clone()),
+            deep: self.deep.clone().select(0, index),
+        })
+    }
+}
+
+/// Row numbers as an index tensor.
+pub(crate) fn row_index(rows: &[usize], device: &Device) -> Tensor<1, Int> {
+    let rows: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
+    Tensor::from_data(rows.as_slice(), device)
+}
+
+fn to_f32(what: &'static str, tensor: Tensor<2>) -> Result<Tensor<2>, StepError> {
+    match tensor.dtype() {
+        DType::F32 => Ok(tensor),
+        DType::F64 | DType::F16 | DType::BF16 | DType::Flex32 => Ok(tensor.cast(DType::F32)),
+        other => Err(StepError::DType {
+            what,
+            expected: "a floating-point type",
+            got: format!("{other:?}"),
+        }),
+    }
+}

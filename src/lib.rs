@@ -1,0 +1,30 @@
+//! Exploratory Sampling.
+
+mod candidates;
+mod causal_lm;
+mod draw;
+mod error;
+mod hidden;
+mod id;
+mod lm_head;
+mod novelty;
+mod sampler;
+mod sampling;
+mod tap;
+mod telemetry;
+
+pub use candidates::{
+    Candidate, CandidateFilter, Candidates, FilterConfig, MinP, Reach, RowContext, TokenMask, TopK,
+    TopP,
+};
+pub use causal_lm::{CausalLm, KvCache};
+pub use draw::{Draw, DrawKey};
+pub use error::{ConfigError, RequestError, RowError, StepError, TrainError};
+pub use hidden::HiddenStates;
+pub use id::{PromptId, RequestId, RowId, TokenId};
+pub use lm_head::{LmHead, TiedHead};
+pub use novelty::{Extrapolate, NoveltyReweighter};
+pub use sampler::{Choice, Novelty, Phase, Sampler, StepInput, StepOutput, StepRow};
+pub use sampling::{Sampling, SamplingConfig, TemperatureOrder};
+pub use tap::{HiddenStateTap, NoTap, PairTap, TapSite};
+pub use telemetry::Counters;

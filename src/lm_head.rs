@@ -1,0 +1,125 @@
+//! From hidden states to logits.
+
+use burn::{
+    nn::Linear,
+    tensor::{DType, Int, Tensor},
+};
+
+/// The head of a language model: hidden state in, one logit per token out.
+///
+/// The sampler applies the model's own head to what the distiller expects, so that both distributions come from the
+/// same head (soft-caps, biases, scales and quantisation included). Implemented for burn's [`Linear`], for
+/// [`TiedHead`] and for closures:
+///
+/// ```
+/// use burn::tensor::Tensor;
+/// use esamp::LmHead;
+///
+/// fn soft_capped(weight: Tensor<2>) -> impl LmHead {
+///     move |hidden: Tensor<2>| hidden.matmul(weight.clone()).div_scalar(30.0).tanh().mul_scalar(30.0)
+/// }
+/// ```
+pub trait LmHead {
+    /// Logits of all tokens.
+    ///
+    /// # Shapes
+    ///
+    /// - hidden: `[rows, d_model]`, `f32`; a head in a lower precision casts
+    /// - output: `[rows, vocab]`
+    fn logits(&self, hidden: Tensor<2>) -> Tensor<2>;
+
+    /// Logits of some tokens: `tokens[row, i]` for each row.
+    ///
+    /// The default computes all of them and picks; a linear head needs only the rows of its matrix that were asked
+    /// for, some 700 times less work for 64 candidates out of 49,152.
+    ///
+    /// # Shapes
+    ///
+    /// - hidden: `[rows, d_model]`
+    /// - tokens: `[rows, candidates]`, each below `vocab`
+    /// - output: `[rows, candidates]`
+    fn logits_at(&self, hidden: Tensor<2>, tokens: Tensor<2, Int>) -> Tensor<2> {
+        self.logits(hidden).gather(1, tokens)
+    }
+}
+
+impl<F: Fn(Tensor<2>) -> Tensor<2>> LmHead for F {
+    fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
+        self(hidden)
+    }
+}
+
+impl LmHead for Linear {
+    fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
+        let weight = self.weight.val();
+        let hidden = in_dtype_of(hidden, weight.dtype());
+        let logits = hidden.matmul(weight);
+        match &self.bias {
+            Some(bias) => logits + bias.val().unsqueeze(),
+            None => logits,
+        }
+    }
+
+    fn logits_at(&self, hidden: Tensor<2>, tokens: Tensor<2, Int>) -> Tensor<2> {
+        let bias = self.bias.as_ref().map(|bias| bias.val());
+        rows_of(self.weight.val().transpose(), bias, hidden, tokens)
+    }
+}
+
+/// A linear head whose matrix is kept `[vocab, d_model]`, as embeddings are: for models that tie the two.
+#[derive(Clone, Debug)]
+pub struct TiedHead {
+    weight: Tensor<2>,
+}
+
+impl TiedHead {
+    /// A head over `weight`, `[vocab, d_model]`. The tensor is shared, not copied.
+    pub fn new(weight: Tensor<2>) -> Self {
+        Self { weight }
+    }
+
+    /// The matrix, `[vocab, d_model]`.
+    pub fn weight(&self) -> &Tensor<2> {
+        &self.weight
+    }
+}
+
+impl LmHead for TiedHead {
+    fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
+        in_dtype_of(hidden, self.weight.dtype()).matmul(self.weight.clone().transpose())
+    }
+
+    fn logits_at(&self, hidden: Tensor<2>, tokens: Tensor<2, Int>) -> Tensor<2> {
+        rows_of(self.weight.clone(), None, hidden, tokens)
+    }
+}
+
+/// `hidden[row] · weight[tokens[row, i]]` for every row and `i`, with `weight` `[vocab, d_model]`.
+fn rows_of(
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    hidden: Tensor<2>,
+    tokens: Tensor<2, Int>,
+) -> Tensor<2> {
+    let [rows, candidates] = tokens.dims();
+    let d_model = hidden.dims()[1];
+    let hidden = in_dtype_of(hidden, weight.dtype()).reshape([rows, d_model, 1]);
+    let flat = tokens.reshape([rows * candidates]);
+    let logits = weight
+        .select(0, flat.clone())
+        .reshape([rows, candidates, d_model])
+        .matmul(hidden)
+        .reshape([rows, candidates]);
+    match bias {
+        Some(bias) => logits + bias.select(0, flat).reshape([rows, candidates]),
+        None => logits,
+    }
+}
+
+fn in_dtype_of(hidden: Tensor<2>, dtype: DType) -> Tensor<2> {
+    if hidden.dtype() == dtype {
+        hidden
+    } else {
+        hidden.cast(dtype)
+    }
+}

@@ -1,0 +1,143 @@
+//! How a model shows its hidden states.
+//!
+//! burn modules have no forward hooks, so the model calls out: one line per site.
+//!
+//! ```
+//! use esamp::{HiddenStateTap, TapSite};
+//! # use burn::tensor::Tensor;
+//! # struct Block;
+//! # impl Block { fn forward(&self, x: Tensor<3>) -> Tensor<3> { x } }
+//! # struct Model { blocks: Vec<Block>, norm: Block }
+//! # impl Model {
+//! fn forward(&self, mut hidden: Tensor<3>, tap: &mut dyn HiddenStateTap) -> Tensor<3> {
+//!     for (i, block) in self.blocks.iter().enumerate() {
+//!         hidden = block.forward(hidden);
+//!         tap.record(TapSite::AfterBlock(i), &hidden); // <- one line
+//!     }
+//!     let hidden = self.norm.forward(hidden);
+//!     tap.record(TapSite::HeadInput, &hidden); // <- and one more
+//!     hidden
+//! }
+//! # }
+//! ```
+
+use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
+
+use crate::{error::StepError, hidden::HiddenStates};
+
+/// A place in a model where a hidden state can be seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum TapSite {
+    /// The residual stream behind transformer block `i`, counted from 0.
+    AfterBlock(usize),
+    /// What the LM head is applied to: behind the final norm.
+    HeadInput,
+}
+
+impl std::fmt::Display for TapSite {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::AfterBlock(block) => write!(f, "AfterBlock({block})"),
+            Self::HeadInput => write!(f, "HeadInput"),
+        }
+    }
+}
+
+/// Receives hidden states while a model runs.
+///
+/// The model calls [`record`](Self::record) once per site and forward pass. A call costs nothing unless the tap wants
+/// the site; a model for which even showing a state costs something asks [`wants`](Self::wants) first.
+pub trait HiddenStateTap {
+    /// Whether this tap will look at `site`.
+    fn wants(&self, site: TapSite) -> bool;
+
+    /// Shows the hidden state at `site`, `[batch, seq, d_model]`. A model that computes its head for the last position
+    /// only may show just that one, `seq = 1`.
+    ///
+    /// Sites that are not wanted are ignored. What is wrong with a state is reported when the tap is asked for its
+    /// result, so that a model need not handle it.
+    fn record(&mut self, site: TapSite, hidden: &Tensor<3>);
+}
+
+/// Looks at nothing: for a plain forward pass.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoTap;
+
+impl HiddenStateTap for NoTap {
+    fn wants(&self, _site: TapSite) -> bool {
+        false
+    }
+
+    fn record(&mut self, _site: TapSite, _hidden: &Tensor<3>) {}
+}
+
+/// Keeps the last position of two sites: the shallow and the deep hidden state of a step.
+///
+/// The default sites are the paper's: behind the first block, and the input of the LM head.
+#[derive(Debug)]
+pub struct PairTap {
+    sites: [TapSite; 2],
+    seen: [Option<Tensor<2>>; 2],
+    twice: Option<TapSite>,
+}
+
+impl Default for PairTap {
+    fn default() -> Self {
+        Self::new(TapSite::AfterBlock(0), TapSite::HeadInput)
+    }
+}
+
+impl PairTap {
+    /// Listens at `shallow` and at `deep`.
+    pub fn new(shallow: TapSite, deep: TapSite) -> Self {
+        Self {
+            sites: [shallow, deep],
+            seen: [None, None],
+            twice: None,
+        }
+    }
+
+    /// Hands over what the last forward pass showed, and is empty again.
+    ///
+    /// # Errors
+    ///
+    /// [`StepError::SiteNotRecorded`] or [`StepError::SiteRecordedTwice`] when the model did not call once per site,
+    /// and what [`HiddenStates::new`] finds wrong.
+    pub fn take(&mut self) -> Result<HiddenStates, StepError> {
+        let seen = std::mem::take(&mut self.seen);
+        if let Some(site) = self.twice.take() {
+            return Err(StepError::SiteRecordedTwice { site });
+        }
+        match seen {
+            [Some(shallow), Some(deep)] => HiddenStates::new(shallow, deep),
+            [shallow, _] => Err(StepError::SiteNotRecorded {
+                site: self.sites[usize::from(shallow.is_some())],
+            }),
+        }
+    }
+}
+
+impl HiddenStateTap for PairTap {
+    fn wants(&self, site: TapSite) -> bool {
+        self.sites.contains(&site)
+    }
+
+    fn record(&mut self, site: TapSite, hidden: &Tensor<3>) {
+        for (wanted, seen) in self.sites.iter().zip(&mut self.seen) {
+            if *wanted != site {
+                continue;
+            }
+            if seen.is_some() {
+                self.twice = Some(site);
+            }
+            let [rows, seq, width] = hidden.dims();
+            // A sequence without positions has no last one: leave the site unrecorded, which is reported.
+            if seq > 0 {
+                let last = hidden.clone().slice([0..rows, seq - 1..seq, 0..width]);
+                *seen = Some(last.reshape([rows, width]));
+            }
+        }
+    }
+}
