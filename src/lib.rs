@@ -19,6 +19,8 @@ pub use candidates::{
 };
 pub use causal_lm::{CausalLm, KvCache};
 pub use draw::{Draw, DrawKey};
+#[cfg(feature = "llama")]
+pub use error::LoadError;
 pub use error::{ConfigError, RequestError, RowError, StepError, TrainError};
 pub use hidden::HiddenStates;
 pub use id::{PromptId, RequestId, RowId, TokenId};
