@@ -26,10 +26,7 @@ impl DrawKey {
 
     /// The random numbers of the token at `position` (0 is the completion's first token).
     pub fn at(self, position: u64) -> Draw {
-        Draw {
-            key: self,
-            position,
-        }
+        Draw { key: self, position }
     }
 }
 

@@ -25,6 +25,11 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
+    /// An [`OutOfRange`](Self::OutOfRange) error unless `got` is at least 1.
+    pub(crate) fn at_least_one(setting: &'static str, got: usize) -> Result<(), Self> {
+        Self::check(got >= 1, setting, "at least 1", got)
+    }
+
     /// An [`OutOfRange`](Self::OutOfRange) error unless `holds`.
     pub(crate) fn check(
         holds: bool,
@@ -35,11 +40,7 @@ impl ConfigError {
         if holds {
             return Ok(());
         }
-        Err(Self::OutOfRange {
-            setting,
-            expected,
-            got: got.to_string(),
-        })
+        Err(Self::OutOfRange { setting, expected, got: got.to_string() })
     }
 }
 

@@ -75,24 +75,27 @@ impl HiddenStates {
     /// [`StepError::RowOutOfRange`] when a row does not exist.
     pub fn select(&self, rows: &[usize]) -> Result<Self, StepError> {
         if let Some(&row) = rows.iter().find(|&&row| row >= self.rows()) {
-            return Err(StepError::RowOutOfRange {
-                row,
-                rows: self.rows(),
-            });
+            return Err(StepError::RowOutOfRange { row, rows: self.rows() });
         }
-        if rows.len() == self.rows() && rows.iter().enumerate().all(|(at, &row)| at == row) {
-            return Ok(self.clone());
-        }
-        let index = row_index(rows, &self.device());
-        Ok(Self {
-            shallow: self.shallow.clone().select(0, index.clone()),
-            deep: self.deep.clone().select(0, index),
-        })
+        Ok(self.at(rows))
+    }
+
+    /// [`select`](Self::select) for rows that are known to exist.
+    pub(crate) fn at(&self, rows: &[usize]) -> Self {
+        Self { shallow: select_rows(&self.shallow, rows), deep: select_rows(&self.deep, rows) }
     }
 }
 
+/// Some rows of a tensor, in the order given; the tensor itself where that is all of them in order.
+pub(crate) fn select_rows(tensor: &Tensor<2>, rows: &[usize]) -> Tensor<2> {
+    if rows.len() == tensor.dims()[0] && rows.iter().enumerate().all(|(at, &row)| at == row) {
+        return tensor.clone();
+    }
+    tensor.clone().select(0, row_index(rows, &tensor.device()))
+}
+
 /// Row numbers as an index tensor.
-pub(crate) fn row_index(rows: &[usize], device: &Device) -> Tensor<1, Int> {
+fn row_index(rows: &[usize], device: &Device) -> Tensor<1, Int> {
     let rows: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
     Tensor::from_data(rows.as_slice(), device)
 }

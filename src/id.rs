@@ -25,10 +25,7 @@ pub struct RowId {
 impl RowId {
     /// Names the row of `request`, one of the completions of `prompt`.
     pub fn new(prompt: u64, request: u64) -> Self {
-        Self {
-            prompt: PromptId(prompt),
-            request: RequestId(request),
-        }
+        Self { prompt: PromptId(prompt), request: RequestId(request) }
     }
 }
 

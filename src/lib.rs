@@ -1,7 +1,9 @@
 //! Exploratory Sampling.
 
+mod bank;
 mod candidates;
 mod causal_lm;
+mod distiller;
 mod draw;
 mod error;
 mod hidden;
@@ -10,14 +12,21 @@ mod lm_head;
 mod novelty;
 mod sampler;
 mod sampling;
+mod select;
 mod tap;
 mod telemetry;
+mod train;
 
+pub use bank::Sharing;
 pub use candidates::{
     Candidate, CandidateFilter, Candidates, FilterConfig, MinP, Reach, RowContext, TokenMask, TopK,
     TopP,
 };
 pub use causal_lm::{CausalLm, KvCache};
+pub use distiller::{
+    Distiller, LowRankConfig, LowRankDistiller, OutputStart, SourceNorm, SwiGluBlock, SwiGluConfig,
+    SwiGluDistiller,
+};
 pub use draw::{Draw, DrawKey};
 #[cfg(feature = "llama")]
 pub use error::LoadError;
@@ -26,7 +35,10 @@ pub use hidden::HiddenStates;
 pub use id::{PromptId, RequestId, RowId, TokenId};
 pub use lm_head::{LmHead, TiedHead};
 pub use novelty::{Extrapolate, NoveltyReweighter};
-pub use sampler::{Choice, Novelty, Phase, Sampler, StepInput, StepOutput, StepRow};
+pub use sampler::{
+    Choice, DistillerConfig, Novelty, Phase, Sampler, SamplerConfig, StepInput, StepOutput, StepRow,
+};
 pub use sampling::{Sampling, SamplingConfig, TemperatureOrder};
 pub use tap::{HiddenStateTap, NoTap, PairTap, TapSite};
 pub use telemetry::Counters;
+pub use train::{Learner, OptimizerConfig, Update, UpdateRule};

@@ -117,9 +117,5 @@ fn rows_of(
 }
 
 fn in_dtype_of(hidden: Tensor<2>, dtype: DType) -> Tensor<2> {
-    if hidden.dtype() == dtype {
-        hidden
-    } else {
-        hidden.cast(dtype)
-    }
+    if hidden.dtype() == dtype { hidden } else { hidden.cast(dtype) }
 }

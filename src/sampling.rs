@@ -206,6 +206,11 @@ impl Sampling {
         &*self.reweighter
     }
 
+    /// What logits are divided by before scores are compared: the temperature, or 1 for a greedy row.
+    pub(crate) fn divisor(&self) -> f32 {
+        if self.is_greedy() { 1.0 } else { self.temperature }
+    }
+
     /// Whether the token is the best one instead of a random one.
     pub fn is_greedy(&self) -> bool {
         self.temperature == 0.0

@@ -92,11 +92,7 @@ impl Default for PairTap {
 impl PairTap {
     /// Listens at `shallow` and at `deep`.
     pub fn new(shallow: TapSite, deep: TapSite) -> Self {
-        Self {
-            sites: [shallow, deep],
-            seen: [None, None],
-            twice: None,
-        }
+        Self { sites: [shallow, deep], seen: [None, None], twice: None }
     }
 
     /// Hands over what the last forward pass showed, and is empty again.
@@ -112,9 +108,9 @@ impl PairTap {
         }
         match seen {
             [Some(shallow), Some(deep)] => HiddenStates::new(shallow, deep),
-            [shallow, _] => Err(StepError::SiteNotRecorded {
-                site: self.sites[usize::from(shallow.is_some())],
-            }),
+            [shallow, _] => {
+                Err(StepError::SiteNotRecorded { site: self.sites[usize::from(shallow.is_some())] })
+            }
         }
     }
 }

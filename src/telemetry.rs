@@ -14,6 +14,8 @@ pub struct Counters {
     pub steered: u64,
     /// Rows that could not be given a token: not a number, or everything masked.
     pub failed: u64,
+    /// Rows that steering and learning were switched on for, and that were given a token.
+    pub eligible: u64,
     /// Optimizer steps, over all distillers.
     pub updates: u64,
     /// Rows that distillers have learned from.

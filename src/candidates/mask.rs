@@ -12,10 +12,7 @@ pub struct TokenMask {
 impl TokenMask {
     /// Allows these tokens of a vocabulary of `vocab`; ids outside of it are ignored.
     pub fn allowing(vocab: usize, tokens: impl IntoIterator<Item = TokenId>) -> Self {
-        let mut mask = Self {
-            words: vec![0; vocab.div_ceil(64)],
-            vocab,
-        };
+        let mut mask = Self { words: vec![0; vocab.div_ceil(64)], vocab };
         for token in tokens {
             mask.set(token, true);
         }
@@ -24,10 +21,7 @@ impl TokenMask {
 
     /// Allows every token of a vocabulary of `vocab`.
     pub fn all(vocab: usize) -> Self {
-        Self {
-            words: vec![u64::MAX; vocab.div_ceil(64)],
-            vocab,
-        }
+        Self { words: vec![u64::MAX; vocab.div_ceil(64)], vocab }
     }
 
     /// Allows or forbids one token; ids outside of the vocabulary are ignored.

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 pub use mask::TokenMask;
 pub use min_p::MinP;
-pub(crate) use pool::pool;
+pub(crate) use pool::{log_sum_exp, pool};
 pub use top_k::TopK;
 pub use top_p::TopP;
 
@@ -149,6 +149,23 @@ impl Candidates {
 
     /// Gives every candidate a new score and puts them in order again.
     pub fn rescore(&mut self, score: impl FnMut(&Candidate) -> f32) {
+        todo!()
+    }
+}
+impl Candidates {
+    pub fn len(&self) -> usize {
+        self.items.len()
+    }
+    pub fn best(&self) -> &Candidate {
+        &self.items[0]
+    }
+    pub(crate) fn divide(&mut self, _t: f32) {
+        todo!()
+    }
+    pub(crate) fn refused(&self) -> Option<crate::error::RowError> {
+        todo!()
+    }
+    pub(crate) fn set_expected(&mut self, _f: impl FnMut(usize, TokenId) -> f32) -> bool {
         todo!()
     }
 }

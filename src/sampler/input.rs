@@ -1,16 +1,15 @@
-//! The step: predict, pool, filter, expect, reweight, select, learn.
+//! What goes into a step and what comes out.
 
 use burn::tensor::{Device, Tensor};
 
 use crate::{
-    candidates::TokenMask,
+    candidates::{RowContext, TokenMask},
     draw::DrawKey,
-    error::{RowError, StepError, TrainError},
+    error::{RowError, StepError},
     hidden::HiddenStates,
     id::{RowId, TokenId},
     lm_head::LmHead,
     sampling::Sampling,
-    telemetry::Counters,
 };
 
 /// Where a row stands in its completion.
@@ -39,6 +38,23 @@ pub struct StepRow<'a> {
     pub allowed: Option<&'a TokenMask>,
     /// Whether to compute [`Choice::reference_log_prob`], which reads the whole vocabulary once more.
     pub wants_reference_log_prob: bool,
+}
+
+impl StepRow<'_> {
+    /// Whether the row's scores are to be reweighted with expected logits.
+    pub(crate) fn is_steered(&self) -> bool {
+        self.phase == Phase::Decode && self.sampling.reweighter().uses_expected()
+    }
+
+    /// What filters, reweighters and the selection may know.
+    pub(crate) fn context(&self) -> RowContext<'_> {
+        RowContext {
+            row: self.id,
+            position: self.generated.len() as u64,
+            generated: self.generated,
+            draw: self.draw.at(self.generated.len() as u64),
+        }
+    }
 }
 
 /// What one forward pass of the model gave, for every row that wants a token.
@@ -87,7 +103,7 @@ pub struct Choice {
 }
 
 /// What a step gave.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct StepOutput {
     /// One token per row, in the order of the input's rows; a row that could not be given one says why.
     pub choices: Vec<Result<Choice, RowError>>,
@@ -95,50 +111,50 @@ pub struct StepOutput {
     pub updates: usize,
 }
 
-/// Chooses tokens and learns from them.
-#[derive(Debug)]
-pub struct Sampler {
-    counters: Counters,
+impl StepInput<'_> {
+    /// Checks that everything is there and fits together, before any work is done.
+    pub(super) fn check(&self, d_model: usize, device: &Device) -> Result<(), StepError> {
+        let rows = self.rows.len();
+        expect_rows("logits", rows, self.logits.dims()[0])?;
+        if !self.logits.dtype().is_float() {
+            return Err(StepError::DType {
+                what: "logits",
+                expected: "a floating-point type",
+                got: format!("{:?}", self.logits.dtype()),
+            });
+        }
+        let mut seen = std::collections::HashSet::with_capacity(rows);
+        if let Some(twice) = self.rows.iter().find(|row| !seen.insert(row.id.request)) {
+            return Err(StepError::DuplicateRequest { request: twice.id.request });
+        }
+        let Some(steered) = self.rows.iter().find(|row| row.is_steered()) else {
+            return Ok(());
+        };
+        let Some(hidden) = &self.hidden else {
+            return Err(StepError::HiddenMissing { row: steered.id });
+        };
+        expect_rows("hidden states", rows, hidden.rows())?;
+        if hidden.d_model() != d_model {
+            return Err(StepError::Shape {
+                what: "hidden states",
+                expected: vec![rows, d_model],
+                got: vec![rows, hidden.d_model()],
+            });
+        }
+        if hidden.device() != *device {
+            return Err(StepError::Device {
+                what: "hidden states",
+                expected: format!("{device:?}"),
+                got: format!("{:?}", hidden.device()),
+            });
+        }
+        Ok(())
+    }
 }
 
-impl Sampler {
-    /// Makes room for a row's request, so that its prompt's distiller stays while the request waits for its turn.
-    /// Optional: the first step that has the row does the same.
-    pub fn begin(&mut self, row: RowId) {
-        todo!()
+fn expect_rows(what: &'static str, expected: usize, got: usize) -> Result<(), StepError> {
+    if expected == got {
+        return Ok(());
     }
-
-    /// Says that a request has ended. A distiller that no request needs any more is dropped, with its optimizer state.
-    pub fn release(&mut self, row: RowId) {
-        todo!()
-    }
-
-    /// Forgets all distillers and counters.
-    pub fn reset(&mut self) {
-        todo!()
-    }
-
-    /// Totals since the beginning or the last reset.
-    pub fn counters(&self) -> &Counters {
-        &self.counters
-    }
-
-    /// Checks that steering did something.
-    ///
-    /// # Errors
-    ///
-    /// [`TrainError::NothingLearned`] when rows were there to be learned and no update happened.
-    pub fn finish(&mut self) -> Result<(), TrainError> {
-        todo!()
-    }
-
-    /// Chooses a token for every row, then learns from the step.
-    ///
-    /// # Errors
-    ///
-    /// [`StepError`] when the step as a whole does not fit together; what is wrong with one row is in its place in
-    /// [`StepOutput::choices`].
-    pub fn step(&mut self, input: StepInput<'_>) -> Result<StepOutput, StepError> {
-        todo!()
-    }
+    Err(StepError::RowCount { what, expected, got })
 }

@@ -1,0 +1,169 @@
+//! Which rows share a distiller, and how long it lives.
+
+use std::collections::{HashMap, HashSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{PromptId, RequestId, RowId};
+
+/// Which requests learn together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Sharing {
+    /// One distiller for all prompts, kept until the sampler is reset.
+    Global,
+    /// One distiller for each prompt, trained by all of its completions: what one completion has said is no longer
+    /// new to the others. The paper's headline setting.
+    #[default]
+    PerPrompt,
+    /// One distiller for each completion.
+    PerRequest,
+}
+
+/// The name of a slot: who shares it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum SlotKey {
+    Everyone,
+    Prompt(PromptId),
+    Request(RequestId),
+}
+
+/// All distillers in use, each with whatever `S` keeps about it.
+///
+/// Slots are made when first needed and dropped when their last request ends, so there is no capacity to run out of
+/// and nothing left over for the next user of a slot.
+#[derive(Debug)]
+pub(crate) struct DistillerBank<S> {
+    sharing: Sharing,
+    slots: HashMap<SlotKey, Slot<S>>,
+}
+
+#[derive(Debug)]
+struct Slot<S> {
+    state: S,
+    members: HashSet<RequestId>,
+}
+
+impl<S> DistillerBank<S> {
+    pub(crate) fn new(sharing: Sharing) -> Self {
+        Self { sharing, slots: HashMap::new() }
+    }
+
+    /// Makes sure that the slot of `row` exists and outlives its request.
+    pub(crate) fn join(&mut self, row: RowId, fresh: impl FnOnce() -> S) {
+        self.slots
+            .entry(self.key(row))
+            .or_insert_with(|| Slot { state: fresh(), members: HashSet::new() })
+            .members
+            .insert(row.request);
+    }
+
+    /// Ends a request. Its slot goes with it if nobody else needs it.
+    pub(crate) fn leave(&mut self, row: RowId) {
+        let key = self.key(row);
+        if let Some(slot) = self.slots.get_mut(&key) {
+            slot.members.remove(&row.request);
+            if slot.members.is_empty() && key != SlotKey::Everyone {
+                self.slots.remove(&key);
+            }
+        }
+    }
+
+    /// Drops every slot.
+    pub(crate) fn clear(&mut self) {
+        self.slots.clear();
+    }
+
+    /// Number of slots in use.
+    pub(crate) fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// The rows of each slot, as positions in `rows`; slots in the order of their first row.
+    pub(crate) fn groups(&self, rows: &[RowId]) -> Vec<(SlotKey, Vec<usize>)> {
+        let mut groups: Vec<(SlotKey, Vec<usize>)> = Vec::new();
+        let mut place = HashMap::new();
+        for (at, &row) in rows.iter().enumerate() {
+            let key = self.key(row);
+            let group = *place.entry(key).or_insert(groups.len());
+            if group == groups.len() {
+                groups.push((key, Vec::new()));
+            }
+            groups[group].1.push(at);
+        }
+        groups
+    }
+
+    pub(crate) fn get_mut(&mut self, key: SlotKey) -> Option<&mut S> {
+        self.slots.get_mut(&key).map(|slot| &mut slot.state)
+    }
+
+    fn key(&self, row: RowId) -> SlotKey {
+        match self.sharing {
+            Sharing::Global => SlotKey::Everyone,
+            Sharing::PerPrompt => SlotKey::Prompt(row.prompt),
+            Sharing::PerRequest => SlotKey::Request(row.request),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bank(sharing: Sharing) -> DistillerBank<u32> {
+        let mut bank = DistillerBank::new(sharing);
+        for (fresh, row) in [(7, RowId::new(0, 0)), (8, RowId::new(0, 1)), (9, RowId::new(1, 2))] {
+            bank.join(row, || fresh);
+        }
+        bank
+    }
+
+    #[test]
+    fn sharing_decides_how_many_slots_there_are() {
+        assert_eq!(bank(Sharing::Global).len(), 1);
+        assert_eq!(bank(Sharing::PerPrompt).len(), 2);
+        assert_eq!(bank(Sharing::PerRequest).len(), 3);
+    }
+
+    #[test]
+    fn a_slot_leaves_with_its_last_request_and_comes_back_fresh() {
+        let mut bank = bank(Sharing::PerPrompt);
+        let key = SlotKey::Prompt(PromptId(0));
+        bank.leave(RowId::new(0, 0));
+        assert_eq!(bank.get_mut(key), Some(&mut 7));
+        bank.leave(RowId::new(0, 1));
+        assert_eq!(bank.get_mut(key), None);
+        bank.join(RowId::new(0, 5), || 70);
+        assert_eq!(bank.get_mut(key), Some(&mut 70));
+    }
+
+    #[test]
+    fn the_global_slot_stays_until_the_bank_is_cleared() {
+        let mut bank = bank(Sharing::Global);
+        for row in [RowId::new(0, 0), RowId::new(0, 1), RowId::new(1, 2)] {
+            bank.leave(row);
+        }
+        assert_eq!(bank.get_mut(SlotKey::Everyone), Some(&mut 7));
+        bank.clear();
+        assert_eq!(bank.len(), 0);
+    }
+
+    #[test]
+    fn groups_follow_the_rows_wherever_they_stand() {
+        let bank = bank(Sharing::PerPrompt);
+        let rows = [RowId::new(1, 2), RowId::new(0, 1), RowId::new(0, 0)];
+        let groups = bank.groups(&rows);
+        assert_eq!(groups[0], (SlotKey::Prompt(PromptId(1)), vec![0]));
+        assert_eq!(groups[1], (SlotKey::Prompt(PromptId(0)), vec![1, 2]));
+    }
+
+    #[test]
+    fn ending_a_request_twice_or_one_that_never_was_changes_nothing() {
+        let mut bank = bank(Sharing::PerPrompt);
+        bank.leave(RowId::new(0, 0));
+        bank.leave(RowId::new(0, 0));
+        bank.leave(RowId::new(42, 42));
+        assert_eq!(bank.len(), 2);
+    }
+}

@@ -1,0 +1,51 @@
+//! The small network that learns, while the model decodes, to expect the deep hidden state from the shallow one.
+
+mod init;
+mod low_rank;
+mod swiglu;
+
+use burn::{module::Module, tensor::Tensor};
+
+pub use low_rank::{LowRankConfig, LowRankDistiller};
+pub use swiglu::{OutputStart, SourceNorm, SwiGluBlock, SwiGluConfig, SwiGluDistiller};
+
+/// Predicts the deep hidden state of a row from its shallow one.
+///
+/// Any burn module can be one. Two rules: rows are independent (row `i` of the output depends on row `i` of the input
+/// only), and the same parameters give the same output (no dropout, no state).
+///
+/// ```
+/// use burn::{module::Module, nn::Linear, tensor::Tensor};
+/// use esamp::Distiller;
+///
+/// #[derive(Module, Debug)]
+/// struct Affine {
+///     map: Linear,
+/// }
+///
+/// impl Distiller for Affine {
+///     fn predict(&self, shallow: Tensor<2>) -> Tensor<2> {
+///         self.map.forward(shallow)
+///     }
+/// }
+/// ```
+pub trait Distiller: Module + 'static {
+    /// The expected deep hidden state.
+    ///
+    /// # Shapes
+    ///
+    /// - shallow: `[rows, d_model]`, `f32`
+    /// - output: `[rows, d_model]`
+    fn predict(&self, shallow: Tensor<2>) -> Tensor<2>;
+
+    /// What an update makes smaller: by default the squared error, averaged over rows and width (the paper's
+    /// algorithm; its eq. 10 sums over the width instead, which multiplies the gradient by `d_model`).
+    ///
+    /// # Shapes
+    ///
+    /// - shallow, deep: `[rows, d_model]`, `f32`
+    /// - output: `[1]`
+    fn loss(&self, shallow: Tensor<2>, deep: Tensor<2>) -> Tensor<1> {
+        (self.predict(shallow) - deep).square().mean()
+    }
+}

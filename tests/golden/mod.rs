@@ -1,0 +1,89 @@
+//! Reads the golden files and compares with them.
+#![allow(dead_code, reason = "each test uses a part of this")]
+
+use std::path::Path;
+
+use burn::tensor::{Device, Tensor, TensorData};
+use safetensors::{Dtype, SafeTensors};
+
+/// One golden file.
+pub struct Golden {
+    bytes: Vec<u8>,
+    name: String,
+}
+
+impl Golden {
+    pub fn open(name: &str) -> Self {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+        let bytes =
+            std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        Self { bytes, name: name.to_owned() }
+    }
+
+    pub fn has(&self, key: &str) -> bool {
+        self.file().tensor(key).is_ok()
+    }
+
+    pub fn values(&self, key: &str) -> Vec<f32> {
+        let file = self.file();
+        let view = file.tensor(key).unwrap_or_else(|_| panic!("{}: no {key}", self.name));
+        assert_eq!(view.dtype(), Dtype::F32, "{key}");
+        view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+    }
+
+    pub fn ints(&self, key: &str) -> Vec<i64> {
+        let file = self.file();
+        let view = file.tensor(key).unwrap_or_else(|_| panic!("{}: no {key}", self.name));
+        let data = view.data();
+        match view.dtype() {
+            Dtype::I64 => {
+                data.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect()
+            }
+            Dtype::I32 => data
+                .chunks_exact(4)
+                .map(|b| i64::from(i32::from_le_bytes(b.try_into().unwrap())))
+                .collect(),
+            Dtype::BOOL | Dtype::U8 => data.iter().map(|&b| i64::from(b)).collect(),
+            other => panic!("{key}: {other:?}"),
+        }
+    }
+
+    pub fn shape(&self, key: &str) -> Vec<usize> {
+        self.file().tensor(key).unwrap().shape().to_vec()
+    }
+
+    pub fn tensor<const D: usize>(&self, key: &str, device: &Device) -> Tensor<D> {
+        Tensor::from_data(TensorData::new(self.values(key), self.shape(key)), device)
+    }
+
+    fn file(&self) -> SafeTensors<'_> {
+        SafeTensors::deserialize(&self.bytes).unwrap()
+    }
+}
+
+/// The CPU devices that every numeric test runs on.
+#[allow(deprecated, reason = "ndarray is deprecated upstream and supported here")]
+pub fn devices() -> [Device; 2] {
+    [Device::flex(), Device::ndarray()]
+}
+
+pub fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.into_data().into_vec().unwrap()
+}
+
+/// Compares relative to the largest expected magnitude.
+#[track_caller]
+pub fn assert_close(what: &str, got: &[f32], expected: &[f32], tolerance: f32) {
+    assert_eq!(got.len(), expected.len(), "{what}: length");
+    let largest = expected.iter().fold(0.0f32, |largest, v| largest.max(v.abs()));
+    let worst = got
+        .iter()
+        .zip(expected)
+        .map(|(g, e)| (g - e).abs())
+        .fold(0.0f32, |worst, d| if d.is_nan() { f32::INFINITY } else { worst.max(d) });
+    assert!(
+        worst <= tolerance * largest,
+        "{what}: expected within {tolerance:e} of the largest magnitude {largest}, got {:e}",
+        worst / largest
+    );
+}
