@@ -344,5 +344,5 @@ fn read_f32(tensor: Tensor<2>) -> Result<Vec<f32>, StepError> {
 }
 
 fn host(data: TensorData) -> Result<Vec<f32>, StepError> {
-    data.into_vec::<f32>().map_err(|error| StepError::Execution(format!("{error:?}")))
+    data.try_into_vec::<f32>().map_err(|error| StepError::Execution(format!("{error:?}")))
 }

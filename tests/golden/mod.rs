@@ -68,7 +68,7 @@ pub fn devices() -> [Device; 2] {
 }
 
 pub fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
-    tensor.into_data().into_vec().unwrap()
+    tensor.into_data().try_into_vec().unwrap()
 }
 
 /// Compares relative to the largest expected magnitude.
