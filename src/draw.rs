@@ -59,3 +59,44 @@ impl Draw {
         rng
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn value_stability() {
+        // A change here changes every sampled token: it belongs under "value-breaking" in the changelog.
+        let key = DrawKey::new(42, &[1, 2, 3], 0);
+        let got: Vec<f64> = [0, 1, 1_000_000].map(|position| key.at(position).uniform()).to_vec();
+        assert_eq!(
+            got,
+            [0.713_278_517_874_930_8, 0.237_969_625_237_757_44, 0.106_363_339_067_814_14]
+        );
+    }
+
+    #[test]
+    fn every_part_of_the_key_matters_and_nothing_else() {
+        let first = |key: DrawKey| key.at(0).uniform();
+        let base = DrawKey::new(1, &[2, 3], 4);
+        for other in [
+            DrawKey::new(2, &[2, 3], 4),
+            DrawKey::new(1, &[2], 4),
+            DrawKey::new(1, &[3, 2], 4),
+            DrawKey::new(1, &[2, 3], 5),
+        ] {
+            assert_ne!(first(base), first(other));
+        }
+        assert_eq!(first(base), first(DrawKey::new(1, &[2, 3], 4)));
+        assert_ne!(base.at(0).uniform(), base.at(1).uniform());
+    }
+
+    #[test]
+    fn uniform_is_uniform() {
+        let key = DrawKey::new(9, &[], 0);
+        let draws = 10_000;
+        let mean = (0..draws).map(|p| key.at(p).uniform()).sum::<f64>() / draws as f64;
+        // The standard deviation of the mean is 0.0029.
+        assert!((mean - 0.5).abs() < 0.012, "{mean}");
+    }
+}

@@ -18,7 +18,7 @@ pub use top_p::TopP;
 
 use crate::{
     draw::Draw,
-    error::ConfigError,
+    error::{ConfigError, RowError},
     id::{RowId, TokenId},
 };
 
@@ -132,40 +132,151 @@ pub enum FilterConfig {
 }
 
 impl Candidates {
+    /// All tokens of a row of logits that are not masked (−inf): what filters and reweighters see when nothing has been
+    /// filtered. For tests of your own ones; the sampler starts from fewer.
+    ///
+    /// # Errors
+    ///
+    /// [`RowError`] when a logit is NaN or +inf, or all of them are −inf.
+    pub fn from_logits(logits: &[f32]) -> Result<Self, RowError> {
+        pool(logits, 1.0, None, Reach::Everything)
+    }
+
+    /// Candidates from what a pool has gathered: not empty, every logit finite, any order.
+    fn gathered(mut items: Vec<Candidate>, unseen: f64) -> Self {
+        items.sort_unstable_by_key(place);
+        Self { items, unseen, refused: None }
+    }
+
     /// The candidates, best first.
     pub fn as_slice(&self) -> &[Candidate] {
         &self.items
     }
 
+    /// How many there are: at least one.
+    #[allow(clippy::len_without_is_empty, reason = "never empty")]
+    pub fn len(&self) -> usize {
+        self.items.len()
+    }
+
+    /// The best one.
+    pub fn best(&self) -> &Candidate {
+        &self.items[0]
+    }
+
     /// Keeps the candidates for which `keep` says so, asking best first. Where it refuses all, the best one stays.
     pub fn retain(&mut self, keep: impl FnMut(&Candidate) -> bool) {
-        todo!()
+        let best = self.items[0];
+        self.items.retain(keep);
+        if self.items.is_empty() {
+            self.items.push(best);
+        }
+        self.unseen = 0.0;
     }
 
     /// Keeps the best `len`, at least one.
     pub fn truncate(&mut self, len: usize) {
-        todo!()
+        self.items.truncate(len.max(1));
+        self.unseen = 0.0;
     }
 
     /// Gives every candidate a new score and puts them in order again.
-    pub fn rescore(&mut self, score: impl FnMut(&Candidate) -> f32) {
-        todo!()
+    ///
+    /// A score that is not finite fails the row: the step reports it as [`RowError::Score`]. The candidate keeps its
+    /// old score here.
+    pub fn rescore(&mut self, mut score: impl FnMut(&Candidate) -> f32) {
+        for candidate in &mut self.items {
+            let new = score(candidate);
+            if new.is_finite() {
+                candidate.logit = new;
+            } else if self.refused.is_none() {
+                self.refused = Some(Candidate { logit: new, ..*candidate });
+            }
+        }
+        self.items.sort_unstable_by_key(place);
+    }
+
+    /// The probability of each candidate among those in the race, best first. Sums to 1 over the whole race, part of
+    /// which the pool may have left out: then to less over the candidates here.
+    pub fn probabilities(&self) -> Vec<f64> {
+        let best = f64::from(self.items[0].logit);
+        let mut weights: Vec<f64> =
+            self.items.iter().map(|c| (f64::from(c.logit) - best).exp()).collect();
+        let total = weights.iter().sum::<f64>() + self.unseen;
+        weights.iter_mut().for_each(|weight| *weight /= total);
+        weights
+    }
+
+    /// Divides every score: the temperature, where it comes after the filters.
+    pub(crate) fn divide(&mut self, temperature: f32) {
+        if temperature != 1.0 {
+            self.rescore(|c| c.logit / temperature);
+        }
+    }
+
+    /// Sets every candidate's expected logit, from its place and token. Says whether all of them are finite.
+    pub(crate) fn set_expected(&mut self, mut expected: impl FnMut(usize, TokenId) -> f32) -> bool {
+        let mut finite = true;
+        for (place, candidate) in self.items.iter_mut().enumerate() {
+            candidate.expected = expected(place, candidate.token);
+            finite &= candidate.expected.is_finite();
+        }
+        finite
+    }
+
+    /// The first score that was not one.
+    pub(crate) fn refused(&self) -> Option<RowError> {
+        self.refused.map(|c| RowError::Score { token: c.token, got: c.logit })
     }
 }
-impl Candidates {
-    pub fn len(&self) -> usize {
-        self.items.len()
+
+/// Sorts by falling logit, then by rising token. Finite floats compare like their bits, once those of negative ones are
+/// turned round; one integer comparison is what makes sorting a whole vocabulary bearable.
+fn place(candidate: &Candidate) -> u64 {
+    // + 0.0 makes −0.0 and 0.0 the same number, as they are.
+    let bits = (candidate.logit + 0.0).to_bits();
+    let rising = if bits >> 31 == 0 { bits | 1 << 31 } else { !bits };
+    u64::from(!rising) << 32 | u64::from(candidate.token)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tokens(candidates: &Candidates) -> Vec<TokenId> {
+        candidates.as_slice().iter().map(|c| c.token).collect()
     }
-    pub fn best(&self) -> &Candidate {
-        &self.items[0]
+
+    #[test]
+    fn best_first_and_ties_by_token() {
+        let candidates = Candidates::from_logits(&[1.0, -0.0, 3.0, 0.0, 1.0, -2.5]).unwrap();
+        assert_eq!(tokens(&candidates), [2, 0, 4, 1, 3, 5]);
     }
-    pub(crate) fn divide(&mut self, _t: f32) {
-        todo!()
+
+    #[test]
+    fn refusing_everybody_keeps_the_best() {
+        let mut candidates = Candidates::from_logits(&[1.0, 2.0]).unwrap();
+        candidates.retain(|_| false);
+        assert_eq!(tokens(&candidates), [1]);
+        candidates.truncate(0);
+        assert_eq!(tokens(&candidates), [1]);
     }
-    pub(crate) fn refused(&self) -> Option<crate::error::RowError> {
-        todo!()
+
+    #[test]
+    fn rescoring_reorders_and_remembers_what_is_no_score() {
+        let mut candidates = Candidates::from_logits(&[1.0, 2.0, 3.0]).unwrap();
+        candidates.rescore(|c| -c.logit);
+        assert_eq!(tokens(&candidates), [0, 1, 2]);
+        assert_eq!(candidates.refused(), None);
+        candidates.rescore(|c| if c.token == 1 { f32::INFINITY } else { c.logit });
+        assert_eq!(candidates.refused(), Some(RowError::Score { token: 1, got: f32::INFINITY }));
     }
-    pub(crate) fn set_expected(&mut self, _f: impl FnMut(usize, TokenId) -> f32) -> bool {
-        todo!()
+
+    #[test]
+    fn probabilities_are_those_of_the_race() {
+        let candidates = Candidates::from_logits(&[0.0, 3.0f32.ln(), f32::NEG_INFINITY]).unwrap();
+        let p = candidates.probabilities();
+        assert_eq!(p.len(), 2);
+        assert!((p[0] - 0.75).abs() < 1e-7 && (p[1] - 0.25).abs() < 1e-7);
     }
 }

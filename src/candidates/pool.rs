@@ -1,19 +1,250 @@
-//! From a row of logits to its candidates.
+//! From a row of logits to its candidates, without sorting the vocabulary.
 
-use super::{Candidates, Reach, TokenMask};
-use crate::error::RowError;
+use super::{Candidate, Candidates, Reach, TokenMask, place};
+use crate::{error::RowError, id::TokenId};
 
-/// The candidates of one row: every token that is neither masked nor sure to be dropped by the first filter.
+/// The candidates of one row: every token that is neither masked nor sure to be dropped by the row's first filter,
+/// which sees `reach` of them. Logits are divided by `temperature`.
 ///
-/// `scale` multiplies every logit (1/T where temperature comes first). Errors as [`RowError`] says.
+/// Cost: one pass for the largest logit and the check for numbers, one to gather (and one exponential per token where
+/// the reach is a mass).
 pub(crate) fn pool(
     logits: &[f32],
-    scale: f32,
+    temperature: f32,
     allowed: Option<&TokenMask>,
     reach: Reach,
 ) -> Result<Candidates, RowError> {
-    todo!()
+    let masked;
+    let logits = match allowed {
+        None => logits,
+        Some(allowed) => {
+            masked = apply(allowed, logits)?;
+            &masked
+        }
+    };
+    let max = largest(logits)?;
+    let candidates = match reach {
+        Reach::Best(k) => Candidates::gathered(best(logits, temperature, k.max(1)), 0.0),
+        Reach::Nats(nats) => {
+            // The filter decides; the pool only must not lose what it would keep to rounding.
+            let slack = 1e-3 + max.abs() / temperature * 1e-5;
+            let least = max - (nats + slack) * temperature;
+            Candidates::gathered(above(logits, temperature, least), 0.0)
+        }
+        Reach::Mass(p) if p < 1.0 => nucleus(logits, temperature, max, f64::from(p)),
+        _ => Candidates::gathered(above(logits, temperature, f32::MIN), 0.0),
+    };
+    Ok(candidates)
 }
-pub(crate) fn log_sum_exp(_l: &[f32]) -> f64 {
-    todo!()
+
+/// `log Σ exp(logit)` over a row, in nats. −inf logits count as nothing; the row has a finite one.
+pub(crate) fn log_sum_exp(logits: &[f32]) -> f64 {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    f64::from(max) + mass(logits, 1.0, max).ln()
+}
+
+fn apply(allowed: &TokenMask, logits: &[f32]) -> Result<Vec<f32>, RowError> {
+    if allowed.vocab_size() != logits.len() {
+        return Err(RowError::MaskSize { expected: logits.len(), got: allowed.vocab_size() });
+    }
+    let keep = |(token, &logit): (usize, &f32)| {
+        if allowed.allows(token as TokenId) { logit } else { f32::NEG_INFINITY }
+    };
+    Ok(logits.iter().enumerate().map(keep).collect())
+}
+
+/// The largest logit of a row of numbers and −inf.
+fn largest(logits: &[f32]) -> Result<f32, RowError> {
+    const LANES: usize = 16;
+    let mut max = [f32::NEG_INFINITY; LANES];
+    let mut bad = [false; LANES];
+    let chunks = logits.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for lane in 0..LANES {
+            // Not `>=`: NaN compares false either way round, so this is true for NaN and for +inf.
+            bad[lane] |= !(chunk[lane] < f32::INFINITY);
+            max[lane] = if chunk[lane] > max[lane] { chunk[lane] } else { max[lane] };
+        }
+    }
+    let rest_bad = rest.iter().any(|logit| logit.is_nan() || *logit == f32::INFINITY);
+    if rest_bad || bad.contains(&true) {
+        let is_bad = |logit: &f32| logit.is_nan() || *logit == f32::INFINITY;
+        let token = logits.iter().position(is_bad).unwrap_or_default();
+        return Err(RowError::NotANumber { token: token as TokenId, got: logits[token] });
+    }
+    let max = max.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max);
+    if max == f32::NEG_INFINITY {
+        return Err(RowError::AllMasked { vocab: logits.len() });
+    }
+    Ok(max)
+}
+
+/// Every token whose logit is at least `least`.
+fn above(logits: &[f32], temperature: f32, least: f32) -> Vec<Candidate> {
+    let mut items = Vec::new();
+    for (token, &logit) in logits.iter().enumerate() {
+        if logit >= least {
+            items.push(candidate(token, logit, temperature));
+        }
+    }
+    items
+}
+
+/// The `k` best tokens, in any order. Keeps at most `2k` while it looks at each logit once.
+fn best(logits: &[f32], temperature: f32, k: usize) -> Vec<Candidate> {
+    let mut items: Vec<Candidate> = Vec::with_capacity(2 * k.min(logits.len()));
+    let mut least = f32::MIN;
+    for (token, &logit) in logits.iter().enumerate() {
+        if logit >= least {
+            items.push(candidate(token, logit, temperature));
+            if items.len() >= 2 * k {
+                let (_, worst, _) = items.select_nth_unstable_by_key(k - 1, place);
+                // Back in units of logits, where a later one may still tie after the division.
+                least = logits[worst.token as usize];
+                items.truncate(k);
+            }
+        }
+    }
+    if items.len() > k {
+        items.select_nth_unstable_by_key(k - 1, place);
+        items.truncate(k);
+    }
+    items
+}
+
+/// The best tokens that hold at least `p` of the mass, and some more; the mass of the others is noted.
+fn nucleus(logits: &[f32], temperature: f32, max: f32, p: f64) -> Candidates {
+    let total = mass(logits, temperature, max);
+    // Above p by more than the error of the sums, or the filter would want a token that is not there.
+    let target = p * total * (1.0 + 1e-5);
+    for nats in [6.0, 12.0, 24.0] {
+        let items = above(logits, temperature, max - nats * temperature);
+        let weight = |c: &Candidate| f64::from(c.logit - max / temperature).exp();
+        let seen: f64 = items.iter().map(weight).sum();
+        if seen >= target {
+            return Candidates::gathered(items, (total - seen).max(0.0));
+        }
+    }
+    Candidates::gathered(above(logits, temperature, f32::MIN), 0.0)
+}
+
+/// `Σ exp((logit − max) / temperature)`.
+fn mass(logits: &[f32], temperature: f32, max: f32) -> f64 {
+    let mut total = 0.0f64;
+    for chunk in logits.chunks(256) {
+        // Short sums in f32, so that they can be done in parallel; their sum in f64.
+        total += f64::from(chunk.iter().map(|logit| exp((logit - max) / temperature)).sum::<f32>());
+    }
+    total
+}
+
+/// `eˣ` for `x ≤ 0`, relative error below 3e-7, 0 below −87: without a call, so that the compiler can do several at once.
+fn exp(x: f32) -> f32 {
+    const ROUND: f32 = 12_582_912.0; // 1.5·2²³: adding and subtracting it rounds to an integer
+    let x = if x > -87.0 { x } else { -87.0 };
+    let n = (x * std::f32::consts::LOG2_E + ROUND) - ROUND;
+    // ln 2 in two parts: the first has so few bits that n times it is exact.
+    let r = (x - n * 0.693_359_4) - n * -2.121_944_4e-4;
+    let poly = [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0]
+        .into_iter()
+        .fold(0.0, |sum, coefficient| sum * r + coefficient);
+    let power = f32::from_bits(((n as i32 + 127) << 23) as u32);
+    if x > -87.0 { poly * power } else { 0.0 }
+}
+
+fn candidate(token: usize, logit: f32, temperature: f32) -> Candidate {
+    Candidate { token: token as TokenId, logit: logit / temperature, expected: 0.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{
+        candidates::{CandidateFilter, MinP, RowContext, TopK, TopP},
+        draw::DrawKey,
+        id::RowId,
+    };
+
+    #[test]
+    fn exp_is_exp() {
+        for i in 0..200_000 {
+            let x = -(i as f32) * 4.3e-4;
+            let exact = f64::from(x).exp();
+            let error = (f64::from(exp(x)) - exact).abs() / exact;
+            assert!(error < 3e-7, "exp({x}): {error:e}");
+        }
+        assert_eq!(exp(0.0), 1.0);
+        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
+    }
+
+    #[test]
+    fn log_sum_exp_by_hand() {
+        let row = [1.0f32.ln(), 2.0f32.ln(), f32::NEG_INFINITY, 5.0f32.ln()];
+        assert!((log_sum_exp(&row) - 8.0f64.ln()).abs() < 1e-6);
+        assert!((log_sum_exp(&[1000.0, 1000.0]) - (1000.0 + 2.0f64.ln())).abs() < 1e-6);
+    }
+
+    #[test]
+    fn the_first_bad_logit_is_named_wherever_it_stands() {
+        for len in [1, 5, 16, 17, 100] {
+            for at in 0..len {
+                let mut row = vec![0.5; len];
+                row[at] = f32::NAN;
+                let error = pool(&row, 1.0, None, Reach::Everything).unwrap_err();
+                assert!(
+                    matches!(error, RowError::NotANumber { token, .. } if token as usize == at)
+                );
+                row[at] = f32::INFINITY;
+                assert!(pool(&row, 1.0, None, Reach::Best(1)).is_err());
+                let mut allowed = TokenMask::all(len);
+                allowed.set(at as TokenId, false);
+                let rest = pool(&row, 1.0, Some(&allowed), Reach::Everything);
+                assert_eq!(rest.is_ok(), len > 1, "a masked token is not looked at");
+            }
+        }
+    }
+
+    /// Rows with ties, masked tokens and extreme values.
+    fn row() -> impl Strategy<Value = Vec<f32>> {
+        let logit = prop_oneof![
+            4 => (-8i32..8).prop_map(|i| i as f32 * 0.5),
+            4 => -30.0f32..30.0,
+            1 => Just(f32::NEG_INFINITY),
+            1 => Just(-0.0f32),
+        ];
+        prop::collection::vec(logit, 1..120)
+            .prop_filter("one token is not masked", |row| row.iter().any(|l| l.is_finite()))
+    }
+
+    proptest! {
+        #[test]
+        fn a_filter_on_its_pool_is_the_filter_on_everything(
+            row in row(), k in 1usize..130, p in 0.01f32..1.0, temperature in 0.3f32..3.0,
+            forbidden in prop::collection::vec(0u32..120, 0..5),
+        ) {
+            let mut allowed = TokenMask::all(row.len());
+            forbidden.iter().for_each(|&token| allowed.set(token, false));
+            let context = RowContext {
+                row: RowId::new(0, 0),
+                position: 0,
+                generated: &[],
+                draw: DrawKey::new(0, &[], 0).at(0),
+            };
+            let filters: [&dyn CandidateFilter; 3] = [&TopK { k }, &TopP { p }, &MinP { p }];
+            for filter in filters {
+                let narrow = pool(&row, temperature, Some(&allowed), filter.reach());
+                let wide = pool(&row, temperature, Some(&allowed), Reach::Everything);
+                let (Ok(mut narrow), Ok(mut wide)) = (narrow, wide) else {
+                    continue;
+                };
+                prop_assert!(narrow.len() <= wide.len());
+                filter.filter(&context, &mut narrow);
+                filter.filter(&context, &mut wide);
+                prop_assert_eq!(narrow.as_slice(), wide.as_slice(), "{:?}", filter);
+            }
+        }
+    }
 }

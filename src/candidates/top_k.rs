@@ -1,16 +1,29 @@
+//! The best so many.
+
 use serde::{Deserialize, Serialize};
 
-use super::{CandidateFilter, Candidates, RowContext};
+use super::{CandidateFilter, Candidates, Reach, RowContext};
+use crate::error::ConfigError;
 
-/// Filter.
+/// Keeps the `k` best tokens (Fan et al., *Hierarchical Neural Story Generation*, arXiv 1805.04833).
+///
+/// Of tokens with the same logit, those with the smaller id come first, so that exactly `k` are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TopK {
-    /// Setting.
+    /// How many, at least 1.
     pub k: usize,
 }
 
 impl CandidateFilter for TopK {
-    fn filter(&self, _row: &RowContext<'_>, _candidates: &mut Candidates) {
-        todo!()
+    fn filter(&self, _row: &RowContext<'_>, candidates: &mut Candidates) {
+        candidates.truncate(self.k);
+    }
+
+    fn reach(&self) -> Reach {
+        Reach::Best(self.k)
+    }
+
+    fn validate(&self) -> Result<(), ConfigError> {
+        ConfigError::at_least_one("top_k", self.k)
     }
 }

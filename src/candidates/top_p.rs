@@ -1,16 +1,43 @@
+//! The nucleus: the best tokens that together are likely enough.
+
 use serde::{Deserialize, Serialize};
 
-use super::{CandidateFilter, Candidates, RowContext};
+use super::{CandidateFilter, Candidates, Reach, RowContext};
+use crate::error::ConfigError;
 
-/// Filter.
+/// Keeps the smallest set of best tokens whose probabilities sum to at least `p` (Holtzman et al., *The Curious Case of
+/// Neural Text Degeneration*, arXiv 1904.09751).
+///
+/// The token that crosses `p` is kept. Behind other filters, probabilities are those among the tokens that these have
+/// left.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TopP {
-    /// Setting.
+    /// The mass to keep, in `(0, 1]`; 1 keeps everything.
     pub p: f32,
 }
 
 impl CandidateFilter for TopP {
-    fn filter(&self, _row: &RowContext<'_>, _candidates: &mut Candidates) {
-        todo!()
+    fn filter(&self, _row: &RowContext<'_>, candidates: &mut Candidates) {
+        if self.p >= 1.0 {
+            return;
+        }
+        let target = f64::from(self.p);
+        let mut before = 0.0;
+        let kept = candidates.probabilities().into_iter().take_while(|probability| {
+            let needed = before < target;
+            before += probability;
+            needed
+        });
+        let kept = kept.count();
+        candidates.truncate(kept);
+    }
+
+    fn reach(&self) -> Reach {
+        Reach::Mass(self.p)
+    }
+
+    fn validate(&self) -> Result<(), ConfigError> {
+        let holds = self.p > 0.0 && self.p <= 1.0;
+        ConfigError::check(holds, "top_p", "a number in (0, 1]", self.p)
     }
 }

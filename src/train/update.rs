@@ -70,7 +70,11 @@ impl<D: Distiller> Learner<D> {
         let shallow = hidden.shallow().clone().autodiff();
         let deep = hidden.deep().clone().autodiff();
         let loss = self.training.loss(shallow, deep);
-        let gradients = GradientsParams::from_grads(loss.backward(), &self.training);
+        // A distiller without parameters, or with frozen ones, has nothing to go back through.
+        let gradients = match loss.is_tracked() {
+            true => GradientsParams::from_grads(loss.backward(), &self.training),
+            false => GradientsParams::new(),
+        };
         let (gradients, grad_norm) = match self.config.max_grad_norm {
             Some(max_norm) => clip(gradients, &self.training, max_norm),
             None => (gradients, None),

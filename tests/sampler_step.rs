@@ -1,0 +1,614 @@
+//! `Sampler::step`, seen from outside: what is steered, what is learned, what bad input gets.
+
+use burn::{
+    module::Module,
+    tensor::{DType, Device, Tensor, TensorData},
+};
+use esamp::{
+    Choice, Distiller, DrawKey, HiddenStates, LmHead, Phase, RowError, RowId, Sampler,
+    SamplerConfig, Sampling, SamplingConfig, Sharing, StepError, StepInput, StepOutput, StepRow,
+    TemperatureOrder, TiedHead, TokenMask, TrainError,
+};
+
+const D_MODEL: usize = 8;
+const VOCAB: usize = 12;
+
+/// A model's numbers without a model: hidden states from a formula, logits from a real head.
+struct World {
+    device: Device,
+    head: TiedHead,
+}
+
+impl World {
+    fn new() -> Self {
+        let device = Device::flex();
+        let head = TiedHead::new(wave([VOCAB, D_MODEL], 0.7, &device));
+        Self { device, head }
+    }
+
+    /// Hidden states of rows that stand in `contexts`: equal contexts give equal states.
+    fn hidden(&self, contexts: &[usize]) -> HiddenStates {
+        let state = |scale: f32, context: usize| -> Vec<f32> {
+            (0..D_MODEL).map(|i| ((i + 3 * context) as f32 * scale).sin() * 2.0).collect()
+        };
+        let tensor = |scale| {
+            let numbers: Vec<f32> = contexts.iter().flat_map(|&c| state(scale, c)).collect();
+            Tensor::from_data(TensorData::new(numbers, [contexts.len(), D_MODEL]), &self.device)
+        };
+        HiddenStates::new(tensor(0.9), tensor(1.3)).unwrap()
+    }
+
+    fn step(
+        &self,
+        sampler: &mut Sampler,
+        rows: &[StepRow<'_>],
+        contexts: &[usize],
+    ) -> Result<StepOutput, StepError> {
+        let hidden = self.hidden(contexts);
+        let logits = self.head.logits(hidden.deep().clone());
+        sampler.step(StepInput { rows, logits, hidden: Some(hidden), lm_head: &self.head })
+    }
+}
+
+fn wave<const D: usize>(shape: [usize; D], scale: f32, device: &Device) -> Tensor<D> {
+    let count = shape.iter().product::<usize>();
+    let numbers: Vec<f32> = (0..count).map(|i| (i as f32 * scale).cos()).collect();
+    Tensor::from_data(TensorData::new(numbers, shape), device)
+}
+
+fn sampler() -> Sampler {
+    SamplerConfig::new().init(D_MODEL, &Device::flex()).unwrap()
+}
+
+fn row(prompt: u64, request: u64, sampling: &Sampling) -> StepRow<'_> {
+    StepRow {
+        id: RowId::new(prompt, request),
+        phase: Phase::Decode,
+        draw: DrawKey::new(7, &[1, 2, 3], request),
+        generated: &[5, 6],
+        sampling,
+        allowed: None,
+        wants_reference_log_prob: false,
+    }
+}
+
+fn esamp(beta: f32) -> Sampling {
+    SamplingConfig::default().with_beta(beta).init().unwrap()
+}
+
+fn choices(output: StepOutput) -> Vec<Choice> {
+    output.choices.into_iter().map(Result::unwrap).collect()
+}
+
+fn novelty(choice: &Choice) -> f32 {
+    choice.novelty.unwrap().error
+}
+
+/// `log softmax` of the scores, at one token.
+fn log_softmax(scores: &[f32], token: u32) -> f32 {
+    let best = scores.iter().copied().fold(f32::MIN, f32::max);
+    let sum: f64 = scores.iter().map(|s| f64::from(s - best).exp()).sum();
+    (f64::from(scores[token as usize] - best) - sum.ln()) as f32
+}
+
+#[test]
+fn a_token_is_drawn_from_the_fused_distribution() {
+    let world = World::new();
+    let (beta, temperature) = (0.5, 0.8);
+    let sampling = SamplingConfig::default().with_beta(beta).with_temperature(temperature);
+    let sampling = sampling.init().unwrap();
+    let hidden = world.hidden(&[4]);
+    let distiller = esamp::SwiGluConfig::new().init(D_MODEL, 0, &world.device).unwrap();
+    let expected = world.head.logits(distiller.predict(hidden.shallow().clone()));
+    let fused = world.head.logits(hidden.deep().clone()) * (1.0 + beta) - expected * beta;
+    let fused: Vec<f32> = (fused / temperature).into_data().try_into_vec().unwrap();
+
+    let choice = choices(world.step(&mut sampler(), &[row(0, 0, &sampling)], &[4]).unwrap())[0];
+    let expected = log_softmax(&fused, choice.token);
+    assert!((choice.log_prob - expected).abs() < 1e-5, "{} {expected}", choice.log_prob);
+}
+
+#[test]
+fn the_expected_logits_are_those_of_the_candidates_alone() {
+    // With a filter, the sampler projects onto the candidates; without, onto the whole vocabulary. The scores agree.
+    let world = World::new();
+    let wide = SamplingConfig::default().with_beta(1.0).with_temperature(0.0).init().unwrap();
+    let narrow = SamplingConfig::default().with_beta(1.0).with_temperature(0.0).with_top_k(2);
+    let narrow = narrow.init().unwrap();
+    let contexts: Vec<usize> = (0..3).collect();
+    let rows = |sampling| -> Vec<_> { (0..3).map(|r| row(0, r, sampling)).collect() };
+    let wide = choices(world.step(&mut sampler(), &rows(&wide), &contexts).unwrap());
+    let narrow = choices(world.step(&mut sampler(), &rows(&narrow), &contexts).unwrap());
+    assert_eq!(wide[0].candidates, VOCAB);
+    assert_eq!(narrow[0].candidates, 2);
+    for (wide, narrow) in wide.iter().zip(&narrow) {
+        assert!((novelty(wide) - novelty(narrow)).abs() < 1e-6);
+    }
+}
+
+#[test]
+fn beta_zero_is_plain_sampling_and_no_distiller_work() {
+    let world = World::new();
+    let (plain, off) = (Sampling::new(Never).unwrap(), esamp(0.0));
+    let mut with_zero = sampler();
+    for step in 0..20 {
+        let contexts = [step, step + 1];
+        let zero = [row(0, 0, &off), row(0, 1, &off)];
+        let zero = choices(world.step(&mut with_zero, &zero, &contexts).unwrap());
+        let hidden = world.hidden(&contexts);
+        let plain = sampler()
+            .step(StepInput {
+                rows: &[row(0, 0, &plain), row(0, 1, &plain)],
+                logits: world.head.logits(hidden.deep().clone()),
+                hidden: None, // a plain run needs no tap
+                lm_head: &world.head,
+            })
+            .unwrap();
+        assert_eq!(zero, choices(plain));
+    }
+    assert_eq!(with_zero.distillers(), 0);
+    assert_eq!(with_zero.counters().updates, 0);
+    assert_eq!(with_zero.counters().eligible, 0);
+    assert!(with_zero.finish().is_ok(), "nothing was to be learned");
+}
+
+/// A reweighter that has nothing to do with novelty.
+#[derive(Debug)]
+struct Never;
+
+impl esamp::NoveltyReweighter for Never {
+    fn reweight(&self, _row: &esamp::RowContext<'_>, _candidates: &mut esamp::Candidates) {
+        panic!("asked to reweight although it uses no expected logits");
+    }
+
+    fn uses_expected(&self) -> bool {
+        false
+    }
+}
+
+/// Expects exactly what comes, where shallow and deep are the same.
+#[derive(Module, Debug)]
+struct Oracle {}
+
+impl Distiller for Oracle {
+    fn predict(&self, shallow: Tensor<2>) -> Tensor<2> {
+        shallow
+    }
+}
+
+#[test]
+fn a_perfect_distiller_changes_nothing() {
+    let world = World::new();
+    let mut sampler = SamplerConfig::new().init_with(Oracle {}, D_MODEL, &world.device).unwrap();
+    let (strong, off) = (esamp(2.0), esamp(0.0));
+    for context in 0..30 {
+        let deep = world.hidden(&[context]).deep().clone();
+        let hidden = HiddenStates::new(deep.clone(), deep.clone()).unwrap();
+        let mut token = |sampling| {
+            let logits = world.head.logits(deep.clone());
+            let rows = [row(0, context as u64, sampling)];
+            let hidden = Some(hidden.clone());
+            let output = sampler
+                .step(StepInput { rows: &rows, logits, hidden, lm_head: &world.head })
+                .unwrap();
+            choices(output)[0].token
+        };
+        assert_eq!(token(&strong), token(&off));
+    }
+}
+
+#[test]
+fn the_first_token_is_neither_steered_nor_learned() {
+    let world = World::new();
+    let (strong, off) = (esamp(2.0), esamp(0.0));
+    let first = StepRow { phase: Phase::FirstToken, generated: &[], ..row(0, 0, &strong) };
+    let mut sampler = sampler();
+    let rows = [first, row(1, 1, &strong)]; // a neighbour in full swing changes nothing
+    let steered = choices(world.step(&mut sampler, &rows, &[3, 5]).unwrap());
+    let plain = StepRow { sampling: &off, ..first };
+    let plain = choices(world.step(&mut self::sampler(), &[plain], &[3]).unwrap());
+    assert_eq!(steered[0].token, plain[0].token);
+    assert_eq!(steered[0].novelty, None);
+    assert!(steered[1].novelty.is_some());
+    assert_eq!(sampler.counters().rows_learned, 1);
+}
+
+#[test]
+fn prediction_comes_before_the_update_and_sees_the_one_before() {
+    let world = World::new();
+    let sampling = esamp(0.25);
+    let mut sampler = sampler();
+    let distiller = esamp::SwiGluConfig::new().init(D_MODEL, 0, &world.device).unwrap();
+    let mut learner = esamp::Learner::new(distiller, esamp::OptimizerConfig::paper()).unwrap();
+    for step in 0..5 {
+        let hidden = world.hidden(&[step]);
+        let expected = learner.distiller().predict(hidden.shallow().clone());
+        let error: f32 = (hidden.deep().clone() - expected).square().sum().sqrt().into_scalar();
+        let choice = choices(world.step(&mut sampler, &[row(0, 0, &sampling)], &[step]).unwrap());
+        assert!((novelty(&choice[0]) - error).abs() < 1e-5, "step {step}");
+        learner.update(&hidden);
+    }
+}
+
+#[test]
+fn what_repeats_becomes_less_novel() {
+    let world = World::new();
+    let sampling = esamp(0.25);
+    let mut config = SamplerConfig::new();
+    config.optimizer = Some(esamp::OptimizerConfig::paper().with_learning_rate(1e-2));
+    let mut sampler = config.init(D_MODEL, &world.device).unwrap();
+    let rows = [row(0, 0, &sampling)];
+    let mut last = f32::INFINITY;
+    for _ in 0..5 {
+        for _ in 0..10 {
+            world.step(&mut sampler, &rows, &[1]).unwrap();
+        }
+        let now = novelty(&choices(world.step(&mut sampler, &rows, &[1]).unwrap())[0]);
+        assert!(now < last, "{now} after {last}");
+        last = now;
+    }
+}
+
+#[test]
+fn prompts_learn_apart_unless_they_share() {
+    let world = World::new();
+    let sampling = esamp(0.25);
+    for (sharing, slots, moved) in [
+        (Sharing::PerPrompt, 2, false),
+        (Sharing::PerRequest, 2, false),
+        (Sharing::Global, 1, true),
+    ] {
+        let config = SamplerConfig::new().with_sharing(sharing);
+        let mut sampler = config.init(D_MODEL, &world.device).unwrap();
+        let other = [row(1, 1, &sampling)];
+        let fresh = novelty(&choices(world.step(&mut sampler, &other, &[2]).unwrap())[0]);
+        let mut sampler = config.init(D_MODEL, &world.device).unwrap();
+        for _ in 0..20 {
+            world.step(&mut sampler, &[row(0, 0, &sampling)], &[2]).unwrap();
+        }
+        let now = novelty(&choices(world.step(&mut sampler, &other, &[2]).unwrap())[0]);
+        assert_eq!(now != fresh, moved, "{sharing:?}");
+        assert_eq!(sampler.distillers(), slots, "{sharing:?}");
+    }
+}
+
+#[test]
+fn a_slot_that_is_used_again_starts_afresh() {
+    let world = World::new();
+    let sampling = esamp(0.25);
+    let mut sampler = sampler();
+    let rows = [row(0, 0, &sampling)];
+    let mut run = |sampler: &mut Sampler| -> Vec<f32> {
+        (0..6).map(|c| novelty(&choices(world.step(sampler, &rows, &[c]).unwrap())[0])).collect()
+    };
+    let first = run(&mut sampler);
+    assert_ne!(run(&mut sampler), first, "without release the second run goes on learning");
+    sampler.release(RowId::new(0, 0));
+    assert_eq!(sampler.distillers(), 0);
+    assert_eq!(run(&mut sampler), first, "parameters and optimizer state are fresh");
+    sampler.reset();
+    assert_eq!(run(&mut sampler), first);
+    assert_eq!(sampler.counters().steps, 6, "reset forgets the counters too");
+}
+
+#[test]
+fn rows_may_move_leave_and_come_back() {
+    let world = World::new();
+    let sampling = esamp(0.5);
+    let rows: Vec<_> = (0..4).map(|r| row(r / 2, r, &sampling)).collect();
+    let order =
+        |places: &[usize]| -> Vec<StepRow<'_>> { places.iter().map(|&p| rows[p]).collect() };
+    let mut straight = sampler();
+    let mut shuffled = sampler();
+    for (step, places) in [[0, 1, 2, 3], [3, 0, 2, 1], [2, 3, 1, 0]].iter().enumerate() {
+        let contexts: Vec<usize> = (0..4).map(|r| r * 5 + step).collect();
+        let moved: Vec<usize> = places.iter().map(|&p| contexts[p]).collect();
+        let a = choices(world.step(&mut straight, &rows, &contexts).unwrap());
+        let b = choices(world.step(&mut shuffled, &order(places), &moved).unwrap());
+        for (at, &place) in places.iter().enumerate() {
+            assert_eq!(b[at].token, a[place].token, "step {step}, row {place}");
+            assert!((b[at].log_prob - a[place].log_prob).abs() < 1e-4);
+        }
+    }
+    // One row leaves for a step and comes back: its prompt's distiller has stayed.
+    world.step(&mut straight, &rows[..3], &[0, 1, 2]).unwrap();
+    world.step(&mut straight, &rows, &[0, 1, 2, 3]).unwrap();
+    assert_eq!(straight.distillers(), 2);
+}
+
+#[test]
+fn zero_rows_and_one_row() {
+    let world = World::new();
+    let sampling = esamp(0.25);
+    let mut sampler = sampler();
+    let empty = Tensor::<2>::zeros([0, VOCAB], &world.device);
+    let input = StepInput { rows: &[], logits: empty, hidden: None, lm_head: &world.head };
+    assert!(sampler.step(input).unwrap().choices.is_empty());
+    assert_eq!(sampler.counters().steps, 0);
+    assert_eq!(world.step(&mut sampler, &[row(0, 0, &sampling)], &[0]).unwrap().updates, 1);
+}
+
+#[test]
+fn one_bad_row_does_not_stop_the_others() {
+    let world = World::new();
+    let sampling = esamp(0.25);
+    let nobody = TokenMask::allowing(VOCAB, []);
+    let small = TokenMask::all(VOCAB - 1);
+    let hidden = world.hidden(&[0, 1, 2, 3]);
+    let logits = world.head.logits(hidden.deep().clone());
+    let nan = Tensor::<2>::full([1, 1], f32::NAN, &world.device);
+    let logits = logits.slice_assign([1..2, 4..5], nan);
+    let mut rows: Vec<_> = (0..4).map(|r| row(0, r, &sampling)).collect();
+    rows[2].allowed = Some(&nobody);
+    rows[3].allowed = Some(&small);
+    let mut sampler = sampler();
+    let output = sampler
+        .step(StepInput { rows: &rows, logits, hidden: Some(hidden), lm_head: &world.head })
+        .unwrap();
+    assert!(output.choices[0].is_ok());
+    let wording: Vec<String> =
+        output.choices[1..].iter().map(|c| c.as_ref().unwrap_err().to_string()).collect();
+    assert_eq!(wording[0], "logits: expected numbers or -inf, got NaN for token 4");
+    assert_eq!(wording[1], "logits: expected at least one token above -inf, got none in 12");
+    assert_eq!(wording[2], "token mask: expected 12 tokens, got 11");
+    let counters = sampler.counters();
+    assert_eq!((counters.failed, counters.tokens, counters.rows_learned), (3, 1, 1));
+}
+
+#[test]
+fn masked_tokens_stay_masked_through_the_fusion() {
+    let world = World::new();
+    let sampling = esamp(3.0);
+    let only = TokenMask::allowing(VOCAB, [9]);
+    let mut sampler = sampler();
+    for context in 0..10 {
+        let row = StepRow { allowed: Some(&only), ..row(0, 0, &sampling) };
+        let choice = choices(world.step(&mut sampler, &[row], &[context]).unwrap())[0];
+        assert_eq!((choice.token, choice.candidates), (9, 1));
+    }
+    let hidden = world.hidden(&[0, 1]);
+    let masked = Tensor::<2>::full([2, VOCAB - 2], f32::NEG_INFINITY, &world.device);
+    let logits = world.head.logits(hidden.deep().clone()).slice_assign([0..2, 2..VOCAB], masked);
+    let rows = [row(0, 0, &sampling), row(0, 1, &sampling)];
+    let output = sampler
+        .step(StepInput { rows: &rows, logits, hidden: Some(hidden), lm_head: &world.head })
+        .unwrap();
+    assert!(choices(output).iter().all(|choice| choice.token < 2 && choice.log_prob.is_finite()));
+}
+
+#[test]
+fn a_row_whose_hidden_state_is_not_finite_is_sampled_plainly_and_not_learned() {
+    let world = World::new();
+    let (sampling, off) = (esamp(0.5), esamp(0.0));
+    for (bad_shallow, bad) in [(true, f32::NAN), (false, f32::INFINITY), (true, f32::NEG_INFINITY)]
+    {
+        let clean = world.hidden(&[0, 1]);
+        let spoil = |states: &Tensor<2>, spoilt: bool| {
+            let value = Tensor::<2>::full([1, 1], bad, &world.device);
+            if spoilt { states.clone().slice_assign([0..1, 2..3], value) } else { states.clone() }
+        };
+        let hidden = HiddenStates::new(
+            spoil(clean.shallow(), bad_shallow),
+            spoil(clean.deep(), !bad_shallow),
+        )
+        .unwrap();
+        let logits = world.head.logits(clean.deep().clone());
+        let rows = [row(0, 0, &sampling), row(0, 1, &sampling)];
+        let mut sampler = sampler();
+        let output = sampler
+            .step(StepInput { rows: &rows, logits, hidden: Some(hidden), lm_head: &world.head })
+            .unwrap();
+        let got = choices(output);
+        let plain = [row(0, 0, &off), row(0, 1, &off)];
+        let plain = choices(world.step(&mut self::sampler(), &plain, &[0, 1]).unwrap());
+        assert_eq!((got[0].token, got[0].novelty), (plain[0].token, None));
+        assert!(got[1].novelty.is_some());
+        assert_eq!(sampler.counters().rows_not_finite, 1);
+        assert_eq!(sampler.counters().rows_learned, 1);
+        // The distiller is not poisoned.
+        let after = choices(world.step(&mut sampler, &rows, &[0, 1]).unwrap());
+        assert!(after.iter().all(|choice| choice.novelty.is_some()));
+    }
+}
+
+#[test]
+fn steering_that_learned_nothing_is_an_error() {
+    let world = World::new();
+    let sampling = esamp(0.5);
+    let mut sampler = sampler();
+    assert!(sampler.finish().is_ok());
+    let bad = Tensor::<2>::full([1, D_MODEL], f32::NAN, &world.device);
+    let hidden = HiddenStates::new(bad.clone(), bad).unwrap();
+    let logits = world.head.logits(world.hidden(&[0]).deep().clone());
+    let rows = [row(0, 0, &sampling)];
+    sampler
+        .step(StepInput { rows: &rows, logits, hidden: Some(hidden), lm_head: &world.head })
+        .unwrap();
+    assert_eq!(sampler.finish(), Err(TrainError::NothingLearned { eligible: 1, skipped: 1 }));
+}
+
+#[test]
+fn greedy_and_random_rows_in_one_batch() {
+    let world = World::new();
+    let greedy = SamplingConfig::default().with_temperature(0.0).init().unwrap();
+    let random = esamp(0.25);
+    let mut seen = std::collections::HashSet::new();
+    let mut greedy_tokens = std::collections::HashSet::new();
+    for request in 0..40 {
+        let rows = [row(0, 1000 + request, &greedy), row(1, request, &random)];
+        let got = choices(world.step(&mut sampler(), &rows, &[3, 3]).unwrap());
+        greedy_tokens.insert(got[0].token);
+        seen.insert(got[1].token);
+    }
+    assert_eq!(greedy_tokens.len(), 1, "greedy does not depend on the random stream");
+    assert!(seen.len() > 2, "random rows differ: {seen:?}");
+}
+
+#[test]
+fn the_place_of_the_temperature_decides_what_filters_see() {
+    // One row, logits 0, −1, −2: min-p 0.2 keeps those above ln 0.2 = −1.61 of the best. At T = 2 the spread halves.
+    let world = World::new();
+    let mut logits = vec![f32::NEG_INFINITY; VOCAB];
+    logits[..3].copy_from_slice(&[0.0, -1.0, -2.0]);
+    for (order, left) in [(TemperatureOrder::BeforeFilters, 3), (TemperatureOrder::AfterFilters, 2)]
+    {
+        let sampling =
+            SamplingConfig::default().with_beta(0.0).with_temperature(2.0).with_min_p(0.2);
+        let sampling = sampling.with_temperature_order(order).init().unwrap();
+        let logits = Tensor::from_data(TensorData::new(logits.clone(), [1, VOCAB]), &world.device);
+        let rows = [row(0, 0, &sampling)];
+        let input = StepInput { rows: &rows, logits, hidden: None, lm_head: &world.head };
+        let choice = choices(sampler().step(input).unwrap())[0];
+        assert_eq!(choice.candidates, left, "{order:?}");
+        let scores: Vec<f32> = [0.0, -0.5, -1.0][..left].to_vec();
+        assert!((choice.log_prob - log_softmax(&scores, choice.token)).abs() < 1e-6);
+    }
+}
+
+#[test]
+fn log_probabilities_under_the_model_are_given_on_demand() {
+    let world = World::new();
+    let sampling = SamplingConfig::default().with_top_k(2).with_temperature(0.3).init().unwrap();
+    let asked = StepRow { wants_reference_log_prob: true, ..row(0, 0, &sampling) };
+    let got = choices(world.step(&mut sampler(), &[asked, row(0, 1, &sampling)], &[1, 2]).unwrap());
+    let reference = world.head.logits(world.hidden(&[1]).deep().clone());
+    let reference: Vec<f32> = reference.into_data().try_into_vec().unwrap();
+    let expected = log_softmax(&reference, got[0].token);
+    assert!((got[0].reference_log_prob.unwrap() - expected).abs() < 1e-5);
+    assert_eq!(got[1].reference_log_prob, None);
+}
+
+#[test]
+fn half_precision_models_have_full_precision_distillers() {
+    let world = World::new();
+    let sampling = esamp(0.25);
+    for dtype in [DType::F16, DType::BF16] {
+        let full = world.hidden(&[1, 2]);
+        let hidden =
+            HiddenStates::new(full.shallow().clone().cast(dtype), full.deep().clone().cast(dtype))
+                .unwrap();
+        assert_eq!(hidden.deep().dtype(), DType::F32);
+        let head = TiedHead::new(world.head.weight().clone().cast(dtype));
+        let logits = head.logits(hidden.deep().clone());
+        assert_eq!(logits.dtype(), dtype);
+        let rows = [row(0, 0, &sampling), row(0, 1, &sampling)];
+        let mut sampler = sampler();
+        let output = sampler
+            .step(StepInput { rows: &rows, logits, hidden: Some(hidden), lm_head: &head })
+            .unwrap();
+        assert!(choices(output).iter().all(|choice| choice.novelty.is_some()));
+        assert_eq!(sampler.counters().rows_learned, 2);
+    }
+}
+
+#[test]
+#[allow(deprecated, reason = "ndarray is deprecated upstream and supported here")]
+fn what_does_not_fit_together_is_said_before_any_work() {
+    let world = World::new();
+    let sampling = esamp(0.25);
+    let rows = [row(0, 0, &sampling), row(0, 1, &sampling)];
+    let hidden = || world.hidden(&[0, 1]);
+    let logits = || world.head.logits(hidden().deep().clone());
+    let mut sampler = sampler();
+    let mut wording = |rows: &[StepRow<'_>], logits: Tensor<2>, hidden: Option<HiddenStates>| {
+        let input = StepInput { rows, logits, hidden, lm_head: &world.head };
+        sampler.step(input).unwrap_err().to_string()
+    };
+    assert_eq!(wording(&rows[..1], logits(), Some(hidden())), "logits: expected 1 rows, got 2");
+    assert_eq!(
+        wording(&rows, logits(), Some(world.hidden(&[0]))),
+        "hidden states: expected 2 rows, got 1"
+    );
+    assert_eq!(
+        wording(&[rows[0], rows[0]], logits(), Some(hidden())),
+        "request 0: expected one row of it in a step, got two"
+    );
+    assert_eq!(
+        wording(&rows, logits(), None),
+        "hidden states: expected them for request 0 of prompt 0, whose reweighter uses expected logits, got none"
+    );
+    let wide = Tensor::<2>::ones([2, D_MODEL + 1], &world.device);
+    assert_eq!(
+        wording(&rows, logits(), Some(HiddenStates::new(wide.clone(), wide).unwrap())),
+        "hidden states: expected shape [2, 8], got [2, 9]"
+    );
+    let elsewhere = Tensor::<2>::ones([2, D_MODEL], &Device::ndarray());
+    let elsewhere = HiddenStates::new(elsewhere.clone(), elsewhere).unwrap();
+    let message = wording(&rows, logits(), Some(elsewhere));
+    assert!(message.starts_with("hidden states: expected device"), "{message}");
+    assert_eq!(sampler.counters().steps, 0);
+    assert_eq!(sampler.distillers(), 0);
+}
+
+#[test]
+fn a_head_or_a_distiller_that_returns_the_wrong_shape_is_an_error() {
+    #[derive(Module, Debug)]
+    struct Narrow {}
+    impl Distiller for Narrow {
+        fn predict(&self, shallow: Tensor<2>) -> Tensor<2> {
+            let rows = shallow.dims()[0];
+            shallow.slice([0..rows, 0..3])
+        }
+    }
+    let world = World::new();
+    let sampling = esamp(0.25);
+    let rows = [row(0, 0, &sampling)];
+    let mut narrow = SamplerConfig::new().init_with(Narrow {}, D_MODEL, &world.device).unwrap();
+    let error = world.step(&mut narrow, &rows, &[0]).unwrap_err();
+    assert_eq!(error.to_string(), "distiller: expected a prediction of shape [1, 8], got [1, 3]");
+    let hidden = world.hidden(&[0]);
+    let logits = world.head.logits(hidden.deep().clone());
+    let head = |hidden: Tensor<2>| hidden; // d_model logits instead of vocab
+    let error = sampler()
+        .step(StepInput { rows: &rows, logits, hidden: Some(hidden), lm_head: &head })
+        .unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "expected logits of the LM head: expected shape [1, 12], got [1, 8]"
+    );
+}
+
+#[test]
+fn a_reweighter_that_returns_no_number_fails_its_row_only() {
+    #[derive(Debug)]
+    struct Broken;
+    impl esamp::NoveltyReweighter for Broken {
+        fn reweight(&self, _row: &esamp::RowContext<'_>, candidates: &mut esamp::Candidates) {
+            candidates.rescore(|c| if c.token == 3 { f32::NAN } else { c.logit });
+        }
+    }
+    let world = World::new();
+    let (broken, fine) = (Sampling::new(Broken).unwrap(), esamp(0.25));
+    let rows = [row(0, 0, &broken), row(0, 1, &fine)];
+    let output = world.step(&mut sampler(), &rows, &[0, 1]).unwrap();
+    assert!(matches!(output.choices[0], Err(RowError::Score { token: 3, .. })));
+    assert!(output.choices[1].is_ok());
+}
+
+#[test]
+fn settings_out_of_range_are_refused_when_they_are_made() {
+    let wording = |config: SamplingConfig| config.init().unwrap_err().to_string();
+    let base = SamplingConfig::default;
+    assert_eq!(wording(base().with_beta(-0.5)), "beta: expected a number of at least 0, got -0.5");
+    assert_eq!(
+        wording(base().with_beta(f32::NAN)),
+        "beta: expected a number of at least 0, got NaN"
+    );
+    assert_eq!(
+        wording(base().with_temperature(-1.0)),
+        "temperature: expected a number of at least 0, got -1"
+    );
+    let refused =
+        |config: SamplerConfig| config.init(D_MODEL, &Device::flex()).unwrap_err().to_string();
+    let rate = esamp::OptimizerConfig::sgd(0.0);
+    assert_eq!(
+        refused(SamplerConfig::new().with_optimizer(Some(rate))),
+        "learning_rate: expected a number above 0, got 0"
+    );
+    let blocks = esamp::DistillerConfig::SwiGlu(esamp::SwiGluConfig::new().with_blocks(0));
+    assert_eq!(
+        refused(SamplerConfig::new().with_distiller(blocks)),
+        "blocks: expected at least 1, got 0"
+    );
+    assert!(SamplerConfig::new().init(0, &Device::flex()).is_err());
+}
