@@ -8,6 +8,8 @@ mod draw;
 mod error;
 mod hidden;
 mod id;
+#[cfg(feature = "llama")]
+pub mod llama;
 mod lm_head;
 mod novelty;
 mod sampler;

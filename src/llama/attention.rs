@@ -1,0 +1,91 @@
+//! Grouped-query attention with a cache.
+
+use burn::tensor::{Tensor, activation::softmax};
+
+use super::{cache::LlamaCache, config::LlamaConfig, linear::Linear, norm::RmsNorm, rope::Angles};
+
+/// Attention in which `n_heads / n_kv_heads` query heads share a key and value head (Ainslie et al., *GQA*,
+/// arXiv 2305.13245).
+#[derive(Clone, Debug)]
+pub(super) struct Attention {
+    /// Queries, keys and values in one product: `[(n_heads + 2·n_kv_heads)·head_dim, d_model]`.
+    pub(super) qkv: Linear,
+    pub(super) output: Linear,
+    /// Norms of query and key heads, where the model has them.
+    pub(super) qk_norm: Option<(RmsNorm, RmsNorm)>,
+    pub(super) n_heads: usize,
+    pub(super) n_kv_heads: usize,
+    pub(super) head_dim: usize,
+}
+
+/// What all blocks of a forward pass share.
+pub(super) struct Pass {
+    pub(super) angles: Angles,
+    /// Added to the scores: `[rows, 1, seq, columns]`.
+    pub(super) mask: Option<Tensor<4>>,
+}
+
+impl Attention {
+    pub(super) fn new(
+        config: &LlamaConfig,
+        qkv: Linear,
+        output: Linear,
+        qk_norm: Option<(RmsNorm, RmsNorm)>,
+    ) -> Self {
+        Self {
+            qkv,
+            output,
+            qk_norm,
+            n_heads: config.n_heads,
+            n_kv_heads: config.n_kv_heads,
+            head_dim: config.head_dim,
+        }
+    }
+
+    /// `[rows, seq, d_model]` to the same.
+    pub(super) fn forward(
+        &self,
+        x: Tensor<3>,
+        pass: &Pass,
+        block: usize,
+        cache: &mut LlamaCache,
+    ) -> Tensor<3> {
+        let [rows, seq, d_model] = x.dims();
+        let (heads, kv_heads, width) = (self.n_heads, self.n_kv_heads, self.head_dim);
+
+        let qkv = self.qkv.forward(x.reshape([rows * seq, d_model]));
+        let qkv = qkv.reshape([rows, seq, heads + 2 * kv_heads, width]);
+        let values = qkv.clone().narrow(2, heads + kv_heads, kv_heads);
+        let qk = self.norm_qk(qkv.narrow(2, 0, heads + kv_heads));
+        let qk = pass.angles.rotate(qk);
+        let queries = qk.clone().narrow(2, 0, heads);
+        let keys = qk.narrow(2, heads, kv_heads);
+
+        let (keys, values) = cache.extend(block, keys.swap_dims(1, 2), values.swap_dims(1, 2));
+        let columns = keys.dims()[2];
+        let group = heads / kv_heads;
+
+        // Query heads of a group stand below one another, so that no key or value is repeated.
+        let queries = queries.swap_dims(1, 2).reshape([rows, kv_heads, group * seq, width]);
+        let scores = queries.mul_scalar((width as f32).powf(-0.5)).matmul(keys.swap_dims(2, 3));
+        let scores =
+            match &pass.mask {
+                None => scores,
+                Some(mask) => (scores.reshape([rows, heads, seq, columns]) + mask.clone())
+                    .reshape([rows, kv_heads, group * seq, columns]),
+            };
+        let mixed = softmax(scores, 3).matmul(values);
+        let mixed = mixed.reshape([rows, heads, seq, width]).swap_dims(1, 2);
+        let output = self.output.forward(mixed.reshape([rows * seq, heads * width]));
+        output.reshape([rows, seq, d_model])
+    }
+
+    fn norm_qk(&self, qk: Tensor<4>) -> Tensor<4> {
+        let Some((query_norm, key_norm)) = &self.qk_norm else {
+            return qk;
+        };
+        let queries = query_norm.forward(qk.clone().narrow(2, 0, self.n_heads));
+        let keys = key_norm.forward(qk.narrow(2, self.n_heads, self.n_kv_heads));
+        Tensor::cat(vec![queries, keys], 2)
+    }
+}

@@ -1,0 +1,54 @@
+//! One transformer block.
+
+use burn::tensor::{Tensor, activation::silu};
+
+use super::{
+    attention::{Attention, Pass},
+    cache::LlamaCache,
+    linear::Linear,
+    norm::RmsNorm,
+};
+
+/// Attention and MLP, each behind a norm and beside a residual.
+#[derive(Clone, Debug)]
+pub(super) struct Block {
+    pub(super) attention_norm: RmsNorm,
+    pub(super) attention: Attention,
+    pub(super) mlp_norm: RmsNorm,
+    pub(super) mlp: Mlp,
+}
+
+impl Block {
+    /// `[rows, seq, d_model]` to the same.
+    pub(super) fn forward(
+        &self,
+        x: Tensor<3>,
+        pass: &Pass,
+        block: usize,
+        cache: &mut LlamaCache,
+    ) -> Tensor<3> {
+        let normed = self.attention_norm.forward(x.clone());
+        let x = x + self.attention.forward(normed, pass, block, cache);
+        let normed = self.mlp_norm.forward(x.clone());
+        x + self.mlp.forward(normed)
+    }
+}
+
+/// SwiGLU: `(silu(x·gate) ⊙ (x·up))·down` (Shazeer, arXiv 2002.05202).
+#[derive(Clone, Debug)]
+pub(super) struct Mlp {
+    /// Gate and up in one product: `[2·d_hidden, d_model]`.
+    pub(super) gate_up: Linear,
+    pub(super) down: Linear,
+}
+
+impl Mlp {
+    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        let [rows, seq, d_model] = x.dims();
+        let both = self.gate_up.forward(x.reshape([rows * seq, d_model]));
+        let d_hidden = both.dims()[1] / 2;
+        let gate = silu(both.clone().narrow(1, 0, d_hidden));
+        let up = both.narrow(1, d_hidden, d_hidden);
+        self.down.forward(gate * up).reshape([rows, seq, d_model])
+    }
+}

@@ -1,0 +1,246 @@
+//! What tells one Llama-type model from another.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::error::LoadError;
+
+/// Shape and settings of a Llama-type model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LlamaConfig {
+    /// Width of the hidden states.
+    pub d_model: usize,
+    /// Width of the MLP.
+    pub d_hidden: usize,
+    /// Number of blocks.
+    pub n_layers: usize,
+    /// Number of query heads.
+    pub n_heads: usize,
+    /// Number of key and value heads; divides `n_heads`.
+    pub n_kv_heads: usize,
+    /// Width of a head; even.
+    pub head_dim: usize,
+    /// Number of tokens.
+    pub vocab_size: usize,
+    /// The most tokens in a sequence.
+    pub context_length: usize,
+    /// ε of the norms.
+    pub rms_norm_eps: f32,
+    /// Base of the rotary frequencies.
+    pub rope_theta: f32,
+    /// How the rotary frequencies are stretched for long contexts.
+    pub rope_scaling: RopeScaling,
+    /// Whether the LM head is the embedding matrix.
+    pub tied_embeddings: bool,
+    /// Whether the query, key and value projections have biases (Qwen2).
+    pub qkv_bias: bool,
+    /// Whether the output projection of the attention has a bias.
+    pub o_bias: bool,
+    /// Whether queries and keys are normed per head (Qwen3).
+    pub qk_norm: bool,
+}
+
+/// How rotary frequencies are stretched for contexts longer than the model was first trained on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum RopeScaling {
+    /// They are not.
+    None,
+    /// Every frequency is divided by the factor.
+    Linear {
+        /// The factor.
+        factor: f32,
+    },
+    /// Llama 3's: low frequencies are divided by the factor, high ones are left alone, those between are mixed.
+    Llama3 {
+        /// The factor.
+        factor: f32,
+        /// Wavelengths longer than the original context divided by this are scaled.
+        low_freq_factor: f32,
+        /// Wavelengths shorter than the original context divided by this are not.
+        high_freq_factor: f32,
+        /// The original context length, in tokens.
+        original_context: f32,
+    },
+    /// A divisor for each frequency, as GGUF files of Llama 3 hold them: `head_dim / 2` numbers.
+    Factors(Vec<f32>),
+}
+
+impl LlamaConfig {
+    /// Reads a Hugging Face `config.json`.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError::Key`] for a key that is missing, has the wrong type, or asks for something this model does not do.
+    pub fn from_hf_json(json: &Value) -> Result<Self, LoadError> {
+        let keys = Keys(json);
+        let model_type = keys.string("model_type")?;
+        let qwen2 = match model_type.as_str() {
+            "llama" | "smollm2" | "qwen3" => false,
+            "qwen2" => true,
+            other => return Err(unusable("model_type", "llama, qwen2 or qwen3", other)),
+        };
+        keys.expect_if_there("hidden_act", &Value::from("silu"))?;
+        keys.expect_if_there("mlp_bias", &Value::from(false))?;
+        keys.expect_if_there("use_sliding_window", &Value::from(false))?;
+        let d_model = keys.size("hidden_size")?;
+        let n_heads = keys.size("num_attention_heads")?;
+        let attention_bias = keys.flag("attention_bias", false)?;
+        let config = Self {
+            d_model,
+            d_hidden: keys.size("intermediate_size")?,
+            n_layers: keys.size("num_hidden_layers")?,
+            n_heads,
+            n_kv_heads: keys.size_or("num_key_value_heads", n_heads)?,
+            head_dim: keys.size_or("head_dim", d_model / n_heads.max(1))?,
+            vocab_size: keys.size("vocab_size")?,
+            context_length: keys.size("max_position_embeddings")?,
+            rms_norm_eps: keys.number("rms_norm_eps")?,
+            rope_theta: keys.rope_theta()?,
+            rope_scaling: keys.rope_scaling()?,
+            tied_embeddings: keys.flag("tie_word_embeddings", false)?,
+            qkv_bias: qwen2 || attention_bias,
+            o_bias: !qwen2 && attention_bias,
+            qk_norm: model_type == "qwen3",
+        };
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Checks that the sizes fit together.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError::Key`] for the first that does not.
+    pub fn validate(&self) -> Result<(), LoadError> {
+        for (key, size) in [
+            ("d_model", self.d_model),
+            ("d_hidden", self.d_hidden),
+            ("n_layers", self.n_layers),
+            ("n_heads", self.n_heads),
+            ("n_kv_heads", self.n_kv_heads),
+            ("vocab_size", self.vocab_size),
+            ("context_length", self.context_length),
+        ] {
+            if size == 0 {
+                return Err(unusable(key, "at least 1", "0"));
+            }
+        }
+        if !self.n_heads.is_multiple_of(self.n_kv_heads) {
+            let expected = format!("a divisor of {} heads", self.n_heads);
+            return Err(unusable("n_kv_heads", expected, self.n_kv_heads));
+        }
+        if self.head_dim == 0 || !self.head_dim.is_multiple_of(2) {
+            return Err(unusable("head_dim", "an even number above 0", self.head_dim));
+        }
+        if let RopeScaling::Factors(factors) = &self.rope_scaling
+            && factors.len() != self.head_dim / 2
+        {
+            let expected = format!("{} factors", self.head_dim / 2);
+            return Err(unusable("rope_freqs.weight", expected, factors.len()));
+        }
+        Ok(())
+    }
+
+    /// Number of parameters.
+    pub fn num_params(&self) -> usize {
+        let heads = (self.n_heads + 2 * self.n_kv_heads) * self.head_dim;
+        let attention = self.d_model * (heads + self.n_heads * self.head_dim)
+            + if self.qkv_bias { heads } else { 0 }
+            + if self.o_bias { self.d_model } else { 0 }
+            + if self.qk_norm { 2 * self.head_dim } else { 0 };
+        let block = attention + 3 * self.d_model * self.d_hidden + 2 * self.d_model;
+        let embeddings = if self.tied_embeddings { 1 } else { 2 };
+        self.n_layers * block + embeddings * self.vocab_size * self.d_model + self.d_model
+    }
+}
+
+/// Keys of a `config.json`, with errors that name them.
+struct Keys<'a>(&'a Value);
+
+impl Keys<'_> {
+    fn required(&self, key: &str, expected: &str) -> Result<&Value, LoadError> {
+        match self.0.get(key) {
+            None | Some(Value::Null) => Err(unusable(key, expected, "none")),
+            Some(value) => Ok(value),
+        }
+    }
+
+    fn string(&self, key: &str) -> Result<String, LoadError> {
+        let value = self.required(key, "a string")?;
+        value.as_str().map(str::to_owned).ok_or_else(|| unusable(key, "a string", value))
+    }
+
+    fn size(&self, key: &str) -> Result<usize, LoadError> {
+        let value = self.required(key, "a whole number")?;
+        let size = value.as_u64().and_then(|size| usize::try_from(size).ok());
+        size.ok_or_else(|| unusable(key, "a whole number", value))
+    }
+
+    fn size_or(&self, key: &str, default: usize) -> Result<usize, LoadError> {
+        match self.0.get(key) {
+            None | Some(Value::Null) => Ok(default),
+            Some(_) => self.size(key),
+        }
+    }
+
+    fn number(&self, key: &str) -> Result<f32, LoadError> {
+        let value = self.required(key, "a number")?;
+        value.as_f64().map(|n| n as f32).ok_or_else(|| unusable(key, "a number", value))
+    }
+
+    fn flag(&self, key: &str, default: bool) -> Result<bool, LoadError> {
+        match self.0.get(key) {
+            None | Some(Value::Null) => Ok(default),
+            Some(value) => value.as_bool().ok_or_else(|| unusable(key, "true or false", value)),
+        }
+    }
+
+    fn expect_if_there(&self, key: &str, expected: &Value) -> Result<(), LoadError> {
+        match self.0.get(key) {
+            None | Some(Value::Null) => Ok(()),
+            Some(value) if value == expected => Ok(()),
+            Some(value) => Err(unusable(key, expected, value)),
+        }
+    }
+
+    /// Where the rotary settings are: newer files gather them under one key.
+    fn rope(&self) -> Option<Keys<'_>> {
+        ["rope_parameters", "rope_scaling"]
+            .iter()
+            .find_map(|key| self.0.get(key).filter(|value| value.is_object()))
+            .map(Keys)
+    }
+
+    fn rope_theta(&self) -> Result<f32, LoadError> {
+        match self.rope() {
+            Some(rope) if rope.0.get("rope_theta").is_some() => rope.number("rope_theta"),
+            _ if self.0.get("rope_theta").is_some() => self.number("rope_theta"),
+            _ => Ok(10_000.0),
+        }
+    }
+
+    fn rope_scaling(&self) -> Result<RopeScaling, LoadError> {
+        let Some(rope) = self.rope() else {
+            return Ok(RopeScaling::None);
+        };
+        let key = if rope.0.get("rope_type").is_some() { "rope_type" } else { "type" };
+        match rope.string(key)?.as_str() {
+            "default" => Ok(RopeScaling::None),
+            "linear" => Ok(RopeScaling::Linear { factor: rope.number("factor")? }),
+            "llama3" => Ok(RopeScaling::Llama3 {
+                factor: rope.number("factor")?,
+                low_freq_factor: rope.number("low_freq_factor")?,
+                high_freq_factor: rope.number("high_freq_factor")?,
+                original_context: rope.number("original_max_position_embeddings")?,
+            }),
+            other => Err(unusable("rope_scaling.rope_type", "default, linear or llama3", other)),
+        }
+    }
+}
+
+/// An error about a key of a configuration.
+pub(super) fn unusable(key: &str, expected: impl ToString, got: impl ToString) -> LoadError {
+    LoadError::Key { key: key.to_owned(), expected: expected.to_string(), got: got.to_string() }
+}

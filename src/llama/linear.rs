@@ -1,0 +1,26 @@
+//! A linear map with its matrix the way checkpoints keep it.
+
+use burn::tensor::Tensor;
+
+/// `x·Wᵀ + b` with `W` `[out, in]`: the layout of checkpoints, and the one in which a single row runs at the speed of
+/// memory.
+#[derive(Clone, Debug)]
+pub(super) struct Linear {
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+}
+
+impl Linear {
+    pub(super) fn new(weight: Tensor<2>, bias: Option<Tensor<1>>) -> Self {
+        Self { weight, bias }
+    }
+
+    /// `[rows, in]` to `[rows, out]`.
+    pub(super) fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        let y = x.matmul(self.weight.clone().transpose());
+        match &self.bias {
+            Some(bias) => y + bias.clone().unsqueeze(),
+            None => y,
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! The model itself.
+
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+
+use super::{
+    attention::{Attention, Pass},
+    block::{Block, Mlp},
+    cache::LlamaCache,
+    config::LlamaConfig,
+    linear::Linear,
+    load::TensorSource,
+    norm::RmsNorm,
+    rope::Rope,
+};
+use crate::{
+    causal_lm::CausalLm,
+    error::{LoadError, StepError},
+    lm_head::{LmHead, TiedHead},
+    tap::{HiddenStateTap, TapSite},
+};
+
+/// A Llama-type decoder, for inference. Its weights are tensors, not parameters: nothing here learns.
+#[derive(Clone, Debug)]
+pub struct Llama {
+    config: LlamaConfig,
+    embedding: Tensor<2>,
+    blocks: Vec<Block>,
+    norm: RmsNorm,
+    head: TiedHead,
+    rope: Rope,
+    device: Device,
+}
+
+impl Llama {
+    /// Takes the weights that `config` asks for out of `source`.
+    pub(super) fn from_source(
+        config: LlamaConfig,
+        source: &mut dyn TensorSource,
+        device: &Device,
+    ) -> Result<Self, LoadError> {
+        config.validate()?;
+        let mut weights = Weights { source, device };
+        let embedding =
+            weights.matrix("model.embed_tokens.weight", [config.vocab_size, config.d_model])?;
+        let blocks = (0..config.n_layers)
+            .map(|block| weights.block(&config, block))
+            .collect::<Result<_, _>>()?;
+        let norm = weights.norm("model.norm.weight", config.d_model, &config)?;
+        let head = match config.tied_embeddings {
+            true => embedding.clone(),
+            false => weights.matrix("lm_head.weight", [config.vocab_size, config.d_model])?,
+        };
+        Ok(Self {
+            rope: Rope::new(&config),
+            head: TiedHead::new(head),
+            device: device.clone(),
+            config,
+            embedding,
+            blocks,
+            norm,
+        })
+    }
+
+    /// Shape and settings.
+    pub fn config(&self) -> &LlamaConfig {
+        &self.config
+    }
+}
+
+impl CausalLm for Llama {
+    type Cache = LlamaCache;
+
+    fn new_cache(&self) -> LlamaCache {
+        LlamaCache::new(self.config.n_layers, self.config.context_length)
+    }
+
+    fn forward(
+        &self,
+        tokens: Tensor<2, Int>,
+        cache: &mut LlamaCache,
+        tap: &mut dyn HiddenStateTap,
+    ) -> Result<Tensor<2>, StepError> {
+        let [rows, seq] = tokens.dims();
+        if rows == 0 || seq == 0 {
+            return Err(StepError::Shape {
+                what: "tokens",
+                expected: vec![rows.max(1), seq.max(1)],
+                got: vec![rows, seq],
+            });
+        }
+        let positions = cache.begin(rows, seq)?;
+        let d_model = self.config.d_model;
+        let mut x = self
+            .embedding
+            .clone()
+            .select(0, tokens.reshape([rows * seq]))
+            .reshape([rows, seq, d_model]);
+        let pass = Pass {
+            angles: self.rope.angles(&positions, &self.device).cast_like(&x),
+            mask: cache.mask(seq, &self.device).map(|mask| mask.cast(x.dtype())),
+        };
+        for (i, block) in self.blocks.iter().enumerate() {
+            x = block.forward(x, &pass, i, cache);
+            tap.record(TapSite::AfterBlock(i), &x);
+        }
+        cache.commit(seq);
+        let last = x.narrow(1, seq - 1, 1);
+        let head_input = self.norm.forward(last);
+        tap.record(TapSite::HeadInput, &head_input);
+        Ok(self.head.logits(head_input.reshape([rows, d_model])))
+    }
+
+    fn lm_head(&self) -> &dyn LmHead {
+        &self.head
+    }
+
+    fn device(&self) -> Device {
+        self.device.clone()
+    }
+
+    fn d_model(&self) -> usize {
+        self.config.d_model
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.config.vocab_size
+    }
+
+    fn context_length(&self) -> Option<usize> {
+        Some(self.config.context_length)
+    }
+
+    fn kv_bytes_per_token(&self) -> usize {
+        let bytes = if self.embedding.dtype() == DType::F32 { 4 } else { 2 };
+        2 * self.config.n_layers * self.config.n_kv_heads * self.config.head_dim * bytes
+    }
+}
+
+/// Turns what a source has into tensors on a device.
+struct Weights<'a> {
+    source: &'a mut dyn TensorSource,
+    device: &'a Device,
+}
+
+impl Weights<'_> {
+    fn block(&mut self, config: &LlamaConfig, block: usize) -> Result<Block, LoadError> {
+        let at = |name: &str| format!("model.layers.{block}.{name}");
+        let (d_model, width) = (config.d_model, config.head_dim);
+        let (q, kv) = (config.n_heads * width, config.n_kv_heads * width);
+        let qkv = [("q_proj", q), ("k_proj", kv), ("v_proj", kv)]
+            .map(|(name, rows)| (at(&format!("self_attn.{name}")), rows));
+        let qk_norm = match config.qk_norm {
+            false => None,
+            true => Some((
+                self.norm(&at("self_attn.q_norm.weight"), width, config)?,
+                self.norm(&at("self_attn.k_norm.weight"), width, config)?,
+            )),
+        };
+        let output = [(at("self_attn.o_proj"), d_model)];
+        let attention = Attention::new(
+            config,
+            self.stacked(&qkv, d_model, config.qkv_bias)?,
+            self.stacked(&output, q, config.o_bias)?,
+            qk_norm,
+        );
+        let gate_up =
+            [(at("mlp.gate_proj"), config.d_hidden), (at("mlp.up_proj"), config.d_hidden)];
+        let mlp = Mlp {
+            gate_up: self.stacked(&gate_up, d_model, false)?,
+            down: self.stacked(&[(at("mlp.down_proj"), d_model)], config.d_hidden, false)?,
+        };
+        Ok(Block {
+            attention_norm: self.norm(&at("input_layernorm.weight"), d_model, config)?,
+            attention,
+            mlp_norm: self.norm(&at("post_attention_layernorm.weight"), d_model, config)?,
+            mlp,
+        })
+    }
+
+    /// Several maps of the same input as one: their matrices below one another.
+    fn stacked(
+        &mut self,
+        parts: &[(String, usize)],
+        d_input: usize,
+        has_bias: bool,
+    ) -> Result<Linear, LoadError> {
+        let rows: usize = parts.iter().map(|(_, rows)| rows).sum();
+        let mut weight = Vec::with_capacity(rows * d_input);
+        let mut bias = Vec::new();
+        for (name, rows) in parts {
+            weight.extend(self.source.take(&format!("{name}.weight"), &[*rows, d_input])?);
+            if has_bias {
+                bias.extend(self.source.take(&format!("{name}.bias"), &[*rows])?);
+            }
+        }
+        let weight = Tensor::from_data(TensorData::new(weight, [rows, d_input]), self.device);
+        let bias = has_bias.then(|| Tensor::from_data(TensorData::new(bias, [rows]), self.device));
+        Ok(Linear::new(weight, bias))
+    }
+
+    fn matrix(&mut self, name: &str, shape: [usize; 2]) -> Result<Tensor<2>, LoadError> {
+        let values = self.source.take(name, &shape)?;
+        Ok(Tensor::from_data(TensorData::new(values, shape), self.device))
+    }
+
+    fn norm(
+        &mut self,
+        name: &str,
+        width: usize,
+        config: &LlamaConfig,
+    ) -> Result<RmsNorm, LoadError> {
+        let values = self.source.take(name, &[width])?;
+        let weight = Tensor::from_data(TensorData::new(values, [width]), self.device);
+        Ok(RmsNorm::new(weight, config.rms_norm_eps))
+    }
+}

@@ -1,0 +1,85 @@
+//! Rotary positions.
+
+use burn::tensor::{Device, Tensor, TensorData};
+
+use super::config::{LlamaConfig, RopeScaling};
+
+/// The angle per position of each pair of a head's dimensions (Su et al., *RoFormer*, arXiv 2104.09864).
+#[derive(Clone, Debug)]
+pub(super) struct Rope {
+    frequencies: Vec<f64>,
+}
+
+/// Cosine and sine of the angles of some positions, `[rows, seq, 1, head_dim]` each: one for both halves of a head.
+pub(super) struct Angles {
+    cos: Tensor<4>,
+    sin: Tensor<4>,
+}
+
+impl Rope {
+    pub(super) fn new(config: &LlamaConfig) -> Self {
+        let half = config.head_dim / 2;
+        let theta = f64::from(config.rope_theta);
+        let frequencies = (0..half)
+            .map(|pair| {
+                let frequency = theta.powf(-(pair as f64) / half as f64);
+                scaled(frequency, pair, &config.rope_scaling)
+            })
+            .collect();
+        Self { frequencies }
+    }
+
+    /// The angles of `positions[row][i]`, computed in `f64` on the host: a few thousand numbers a step.
+    pub(super) fn angles(&self, positions: &[Vec<usize>], device: &Device) -> Angles {
+        let (rows, seq) = (positions.len(), positions.first().map_or(0, Vec::len));
+        let width = self.frequencies.len() * 2;
+        let mut cos = Vec::with_capacity(rows * seq * width);
+        let mut sin = Vec::with_capacity(rows * seq * width);
+        for &position in positions.iter().flatten() {
+            for _half in 0..2 {
+                for frequency in &self.frequencies {
+                    let (s, c) = (position as f64 * frequency).sin_cos();
+                    cos.push(c as f32);
+                    sin.push(s as f32);
+                }
+            }
+        }
+        let tensor =
+            |values| Tensor::from_data(TensorData::new(values, [rows, seq, 1, width]), device);
+        Angles { cos: tensor(cos), sin: tensor(sin) }
+    }
+}
+
+impl Angles {
+    /// The angles in the element type of the model.
+    pub(super) fn cast_like(self, like: &Tensor<3>) -> Self {
+        let dtype = like.dtype();
+        Self { cos: self.cos.cast(dtype), sin: self.sin.cast(dtype) }
+    }
+
+    /// Turns every head of `x`, `[rows, seq, heads, head_dim]`, by its position. Pairs are a dimension and the one half
+    /// a head further on.
+    pub(super) fn rotate(&self, x: Tensor<4>) -> Tensor<4> {
+        let half = x.dims()[3] / 2;
+        let first = x.clone().narrow(3, 0, half);
+        let second = x.clone().narrow(3, half, half);
+        let turned = Tensor::cat(vec![second.neg(), first], 3);
+        x * self.cos.clone() + turned * self.sin.clone()
+    }
+}
+
+fn scaled(frequency: f64, pair: usize, scaling: &RopeScaling) -> f64 {
+    match scaling {
+        RopeScaling::None => frequency,
+        RopeScaling::Linear { factor } => frequency / f64::from(*factor),
+        RopeScaling::Factors(factors) => frequency / f64::from(factors[pair]),
+        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
+            let [factor, low, high, context] =
+                [factor, low_freq_factor, high_freq_factor, original_context]
+                    .map(|&v| f64::from(v));
+            let turns = context * frequency / std::f64::consts::TAU; // over the original context
+            let kept = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+            frequency * kept + frequency / factor * (1.0 - kept)
+        }
+    }
+}
