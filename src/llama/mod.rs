@@ -2,7 +2,7 @@
 //!
 //! RMSNorm, rotary positions, grouped-query attention and a SwiGLU MLP: SmolLM2, TinyLlama, Llama 3.x, Qwen2.5 and Qwen3
 //! are the same model with different settings. Weights come from a Hugging Face folder
-//! ([`Llama::from_hf_folder`]).
+//! ([`Llama::from_hf_folder`]) or from a GGUF file ([`Llama::from_gguf`]).
 //!
 //! The model knows neither sampler nor decode loop: it implements [`CausalLm`](crate::CausalLm), and so can yours.
 

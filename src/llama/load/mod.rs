@@ -1,7 +1,11 @@
 //! Where weights come from.
 
+mod gguf;
 mod random;
 mod safetensors;
+
+pub(super) use self::safetensors::read_json;
+pub(super) use gguf::Gguf;
 
 use crate::error::LoadError;
 

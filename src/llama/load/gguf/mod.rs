@@ -1,0 +1,205 @@
+//! Weights from a GGUF file.
+
+mod quant;
+mod reader;
+
+use std::path::Path;
+
+use burn::tensor::Device;
+
+pub(crate) use reader::Gguf;
+
+use super::{TensorSource, tensor_error};
+use crate::{
+    error::LoadError,
+    llama::{Llama, LlamaConfig, RopeScaling, config::unusable},
+};
+
+impl Llama {
+    /// Loads a model from a GGUF file. Quantised weights become `f32`.
+    ///
+    /// Architectures `llama`, `qwen2` and `qwen3`; tensor types F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K
+    /// and Q6_K.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError`] that names the key or tensor, what was expected and what is there.
+    pub fn from_gguf(path: impl AsRef<Path>, device: &Device) -> Result<Self, LoadError> {
+        let mut file = Gguf::open(path.as_ref())?;
+        let config = LlamaConfig::from_gguf(&mut file)?;
+        let mut source = GgufSource::new(file, &config)?;
+        Self::from_source(config, &mut source, device)
+    }
+}
+
+impl LlamaConfig {
+    /// Reads the metadata of a GGUF file.
+    fn from_gguf(file: &mut Gguf) -> Result<Self, LoadError> {
+        let architecture = file.string("general.architecture")?.to_owned();
+        let key = |name: &str| format!("{architecture}.{name}");
+        if !["llama", "qwen2", "qwen3"].contains(&architecture.as_str()) {
+            return Err(unusable("general.architecture", "llama, qwen2 or qwen3", architecture));
+        }
+        let d_model = file.size(&key("embedding_length"))?;
+        let n_heads = file.size(&key("attention.head_count"))?;
+        let or = |name: &str, default: usize| match file.has_key(&key(name)) {
+            true => file.size(&key(name)),
+            false => Ok(default),
+        };
+        let head_dim = or("attention.key_length", d_model / n_heads.max(1))?;
+        let rotated = or("rope.dimension_count", head_dim)?;
+        if rotated != head_dim {
+            let expected = format!("{head_dim}, the whole head");
+            return Err(unusable(&key("rope.dimension_count"), expected, rotated));
+        }
+        let Some(embedding) = file.tensor("token_embd.weight") else {
+            return Err(tensor_error("token_embd.weight", "the embedding matrix", "none"));
+        };
+        let config = Self {
+            d_model,
+            d_hidden: file.size(&key("feed_forward_length"))?,
+            n_layers: file.size(&key("block_count"))?,
+            n_heads,
+            n_kv_heads: or("attention.head_count_kv", n_heads)?,
+            head_dim,
+            vocab_size: embedding.shape[0],
+            context_length: file.size(&key("context_length"))?,
+            rms_norm_eps: file.number(&key("attention.layer_norm_rms_epsilon"))?,
+            rope_theta: match file.has_key(&key("rope.freq_base")) {
+                true => file.number(&key("rope.freq_base"))?,
+                false => 10_000.0,
+            },
+            tied_embeddings: file.tensor("output.weight").is_none(),
+            qkv_bias: file.tensor("blk.0.attn_q.bias").is_some(),
+            o_bias: file.tensor("blk.0.attn_output.bias").is_some(),
+            qk_norm: file.tensor("blk.0.attn_q_norm.weight").is_some(),
+            rope_scaling: rope_scaling(file, &architecture)?,
+        };
+        config.validate()?;
+        Ok(config)
+    }
+}
+
+fn rope_scaling(file: &mut Gguf, architecture: &str) -> Result<RopeScaling, LoadError> {
+    if file.tensor("rope_freqs.weight").is_some() {
+        return Ok(RopeScaling::Factors(file.read("rope_freqs.weight")?));
+    }
+    let key = format!("{architecture}.rope.scaling.type");
+    if !file.has_key(&key) {
+        return Ok(RopeScaling::None);
+    }
+    match file.string(&key)? {
+        "none" => Ok(RopeScaling::None),
+        "linear" => {
+            let factor = file.number(&format!("{architecture}.rope.scaling.factor"))?;
+            Ok(RopeScaling::Linear { factor })
+        }
+        other => Err(unusable(&key, "none or linear", other)),
+    }
+}
+
+/// A GGUF file by the names of Hugging Face.
+struct GgufSource {
+    file: Gguf,
+    /// Heads whose rows the converter has interleaved: queries, keys.
+    interleaved: Option<(usize, usize)>,
+}
+
+impl GgufSource {
+    fn new(file: Gguf, config: &LlamaConfig) -> Result<Self, LoadError> {
+        // Files of Llama-type models pair neighbouring dimensions in the rotation, those of Qwen the two halves of a
+        // head, as this crate does.
+        let llama = file.string("general.architecture")? == "llama";
+        let interleaved = llama.then_some((config.n_heads, config.n_kv_heads));
+        Ok(Self { file, interleaved })
+    }
+}
+
+impl TensorSource for GgufSource {
+    fn take(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, LoadError> {
+        let theirs = gguf_name(name);
+        let Some(info) = self.file.tensor(&theirs) else {
+            return Err(tensor_error(&theirs, format!("shape {shape:?}"), "none"));
+        };
+        if info.shape != shape {
+            let got = format!("shape {:?}", info.shape);
+            return Err(tensor_error(&theirs, format!("shape {shape:?}"), got));
+        }
+        let values = self.file.read(&theirs)?;
+        Ok(match self.interleaved {
+            Some((heads, _)) if name.contains("self_attn.q_proj") => halves(&values, heads, shape),
+            Some((_, heads)) if name.contains("self_attn.k_proj") => halves(&values, heads, shape),
+            _ => values,
+        })
+    }
+}
+
+/// Rows `2i` and `2i + 1` of each head become rows `i` and `i + half`: from neighbouring pairs to pairs half a head
+/// apart.
+fn halves(values: &[f32], heads: usize, shape: &[usize]) -> Vec<f32> {
+    let width = values.len() / shape[0];
+    let head_dim = shape[0] / heads;
+    let half = head_dim / 2;
+    let mut out = Vec::with_capacity(values.len());
+    for head in 0..heads {
+        for row in 0..head_dim {
+            let from = head * head_dim + row % half * 2 + row / half;
+            out.extend_from_slice(&values[from * width..(from + 1) * width]);
+        }
+    }
+    out
+}
+
+/// The name that a GGUF file gives a tensor.
+fn gguf_name(name: &str) -> String {
+    let Some(rest) = name.strip_prefix("model.layers.") else {
+        return match name {
+            "model.embed_tokens.weight" => "token_embd.weight",
+            "model.norm.weight" => "output_norm.weight",
+            "lm_head.weight" => "output.weight",
+            other => other,
+        }
+        .to_owned();
+    };
+    let (block, rest) = rest.split_once('.').unwrap_or((rest, ""));
+    let (module, part) = rest.rsplit_once('.').unwrap_or((rest, ""));
+    let module = match module {
+        "self_attn.q_proj" => "attn_q",
+        "self_attn.k_proj" => "attn_k",
+        "self_attn.v_proj" => "attn_v",
+        "self_attn.o_proj" => "attn_output",
+        "self_attn.q_norm" => "attn_q_norm",
+        "self_attn.k_norm" => "attn_k_norm",
+        "mlp.gate_proj" => "ffn_gate",
+        "mlp.up_proj" => "ffn_up",
+        "mlp.down_proj" => "ffn_down",
+        "input_layernorm" => "attn_norm",
+        "post_attention_layernorm" => "ffn_norm",
+        other => other,
+    };
+    format!("blk.{block}.{module}.{part}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        for (theirs, ours) in [
+            ("token_embd.weight", "model.embed_tokens.weight"),
+            ("output.weight", "lm_head.weight"),
+            ("blk.12.attn_q.bias", "model.layers.12.self_attn.q_proj.bias"),
+            ("blk.0.ffn_norm.weight", "model.layers.0.post_attention_layernorm.weight"),
+        ] {
+            assert_eq!(gguf_name(ours), theirs);
+        }
+    }
+
+    #[test]
+    fn pairs_of_neighbours_become_pairs_of_halves() {
+        // Two heads of four rows, one column: a row is named head·10 + place in Hugging Face's order.
+        let file = [0.0, 2.0, 1.0, 3.0, 10.0, 12.0, 11.0, 13.0];
+        assert_eq!(halves(&file, 2, &[8, 1]), [0.0, 1.0, 2.0, 3.0, 10.0, 11.0, 12.0, 13.0]);
+    }
+}

@@ -1,0 +1,108 @@
+//! SmolLM2-135M-Instruct from its GGUF file against an independent PyTorch implementation.
+
+mod golden;
+#[path = "../examples/model_source/mod.rs"]
+mod model_source;
+
+use burn::tensor::{Device, Int, Tensor};
+use esamp::{CausalLm, LmHead, PairTap, TokenId, llama::Llama};
+use golden::{Golden, assert_close, values};
+use model_source::{Cache, ModelSource};
+
+fn smollm2(device: &Device) -> Llama {
+    let path = ModelSource::SmolLm2.fetch(&Cache::from_env().unwrap()).unwrap();
+    Llama::from_gguf(path, device).unwrap()
+}
+
+fn tokens(ids: &[TokenId], device: &Device) -> Tensor<2, Int> {
+    let ids: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
+    Tensor::<1, Int>::from_data(ids.as_slice(), device).unsqueeze()
+}
+
+fn argmax(logits: &[f32]) -> TokenId {
+    let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
+    best.unwrap().0 as TokenId
+}
+
+#[derive(serde::Deserialize)]
+struct Case {
+    prompt_ids: Vec<TokenId>,
+    token_ids: Vec<TokenId>,
+}
+
+fn cases() -> Vec<Case> {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/greedy.json");
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+fn greedy(model: &Llama, case: &Case, count: usize) -> Vec<TokenId> {
+    let device = model.device();
+    let mut cache = model.new_cache();
+    let mut tap = esamp::NoTap;
+    let mut logits =
+        model.forward(tokens(&case.prompt_ids, &device), &mut cache, &mut tap).unwrap();
+    let mut got = Vec::new();
+    loop {
+        got.push(argmax(&values(logits)));
+        if got.len() == count {
+            return got;
+        }
+        logits =
+            model.forward(tokens(&got[got.len() - 1..], &device), &mut cache, &mut tap).unwrap();
+    }
+}
+
+#[test]
+fn greedy_tokens_are_those_of_pytorch() {
+    let model = smollm2(&Device::flex());
+    for case in cases() {
+        assert_eq!(greedy(&model, &case, case.token_ids.len()), case.token_ids);
+    }
+}
+
+#[test]
+fn hidden_states_and_logits_are_those_of_pytorch() {
+    let device = Device::flex();
+    let model = smollm2(&device);
+    let base = Golden::open("base.safetensors");
+    let ids = |key: &str| base.ints(key).into_iter().map(|id| id as TokenId).collect::<Vec<_>>();
+    let (prompt, generated) = (ids("prompt_ids"), ids("token_ids"));
+    let mut cache = model.new_cache();
+    let mut tap = PairTap::default();
+    model.forward(tokens(&prompt, &device), &mut cache, &mut tap).unwrap();
+    let prefill = tap.take().unwrap();
+    let last =
+        base.tensor::<2>("prefill_h1", &device).slice([prompt.len() - 1..prompt.len(), 0..576]);
+    assert_close("prefill h1", &values(prefill.shallow().clone()), &values(last), 1e-4);
+
+    let [h1, hn] = ["h1", "hN"].map(|key| base.values(key));
+    let (top_ids, top_logits) = (base.ints("ref_ids_top64"), base.values("ref_logits_top64"));
+    let log_sum_exp = base.values("ref_logsumexp");
+    // The vectors' row `i` is what predicted token `i`: row 0 comes from the prompt's last position.
+    assert_close("h1", &values(prefill.shallow().clone()), &h1[..576], 1e-4);
+    for (step, &token) in generated[..31].iter().enumerate() {
+        let logits = model.forward(tokens(&[token], &device), &mut cache, &mut tap).unwrap();
+        let hidden = tap.take().unwrap();
+        let row = step + 1;
+        let at = |all: &[f32]| all[row * 576..][..576].to_vec();
+        assert_close("h1", &values(hidden.shallow().clone()), &at(&h1), 1e-4);
+        assert_close("hN", &values(hidden.deep().clone()), &at(&hn), 1e-4);
+        let logits = values(logits);
+        let got: Vec<f32> =
+            top_ids[row * 64..][..64].iter().map(|&id| logits[id as usize]).collect();
+        assert_close("logits", &got, &top_logits[row * 64..][..64], 1e-4);
+        let total: f64 = logits.iter().map(|&l| f64::from(l - got[0]).exp()).sum();
+        let total = (total.ln() + f64::from(got[0])) as f32;
+        assert_close("log-sum-exp", &[total], &[log_sum_exp[row]], 1e-4);
+        assert_close("head", &values(model.lm_head().logits(hidden.deep().clone())), &logits, 1e-6);
+    }
+}
+
+/// ndarray takes half a second for one product with the head: one short prompt only.
+#[test]
+#[allow(deprecated, reason = "ndarray is deprecated upstream and supported here")]
+fn the_real_model_runs_on_ndarray() {
+    let model = smollm2(&Device::ndarray());
+    let case = &cases()[0];
+    assert_eq!(greedy(&model, case, 3), case.token_ids[..3]);
+}
