@@ -1,0 +1,263 @@
+//! The Llama family against PyTorch's transformers, and its cache against itself: tests/golden/llama/make.py.
+
+mod golden;
+
+use std::{fs, path::PathBuf};
+
+use burn::tensor::{Device, Int, Tensor};
+use esamp::{CausalLm, KvCache, NoTap, PairTap, StepError, TokenId, llama::Llama};
+use golden::{Golden, assert_close, devices, values};
+
+const MODELS: [&str; 6] = ["llama", "llama3", "linear_rope", "qwen2", "qwen3", "sharded_bf16"];
+const VOCAB: usize = 96;
+const D_MODEL: usize = 32;
+
+fn folder(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llama").join(name)
+}
+
+fn load(name: &str, device: &Device) -> Llama {
+    Llama::from_hf_folder(folder(name), device).unwrap()
+}
+
+fn expected(name: &str) -> Golden {
+    Golden::open(&format!("llama/{name}/expected.safetensors"))
+}
+
+fn ids(golden: &Golden, key: &str) -> Vec<TokenId> {
+    golden.ints(key).into_iter().map(|id| id as TokenId).collect()
+}
+
+/// `[rows, seq]` from rows of the same length.
+fn tokens(rows: &[&[TokenId]], device: &Device) -> Tensor<2, Int> {
+    let flat: Vec<i32> = rows.iter().flat_map(|row| row.iter().map(|&id| id as i32)).collect();
+    Tensor::<1, Int>::from_data(flat.as_slice(), device).reshape([rows.len(), rows[0].len()])
+}
+
+fn argmax(logits: &[f32]) -> TokenId {
+    logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).unwrap().0 as TokenId
+}
+
+#[test]
+fn logits_and_hidden_states_are_those_of_transformers() {
+    for device in devices() {
+        for name in MODELS {
+            let (model, golden) = (load(name, &device), expected(name));
+            for prompt in 0..2 {
+                let prompt_ids = ids(&golden, &format!("prompt{prompt}_ids"));
+                let last = prompt_ids.len() - 1;
+                let row = |key: String, width: usize| golden.values(&key)[last * width..].to_vec();
+                let mut tap = PairTap::default();
+                let mut cache = model.new_cache();
+                let logits =
+                    model.forward(tokens(&[&prompt_ids], &device), &mut cache, &mut tap).unwrap();
+                let hidden = tap.take().unwrap();
+                let block0 = row(format!("block0_{prompt}"), D_MODEL);
+                let head_input = row(format!("head_input_{prompt}"), D_MODEL);
+                assert_close(name, &values(hidden.shallow().clone()), &block0, 1e-4);
+                assert_close(name, &values(hidden.deep().clone()), &head_input, 1e-4);
+                assert_close(name, &values(logits), &row(format!("logits{prompt}"), VOCAB), 1e-4);
+            }
+        }
+    }
+}
+
+#[test]
+fn decoding_with_the_cache_gives_the_tokens_of_decoding_without() {
+    let device = Device::flex();
+    for name in MODELS {
+        let (model, golden) = (load(name, &device), expected(name));
+        for prompt in 0..2 {
+            let mut cache = model.new_cache();
+            let mut next = ids(&golden, &format!("prompt{prompt}_ids"));
+            let mut got = Vec::new();
+            for _ in 0..8 {
+                let logits =
+                    model.forward(tokens(&[&next], &device), &mut cache, &mut NoTap).unwrap();
+                got.push(argmax(&values(logits)));
+                next = vec![got[got.len() - 1]];
+            }
+            assert_eq!(got, ids(&golden, &format!("greedy{prompt}")), "{name}");
+        }
+    }
+}
+
+/// The logits that a prompt and then some tokens give when nobody else is in the batch.
+fn alone(model: &Llama, prompt: &[TokenId], then: &[TokenId]) -> Vec<Vec<f32>> {
+    let (device, mut cache) = (model.device(), model.new_cache());
+    let mut forward = |ids: &[TokenId]| {
+        values(model.forward(tokens(&[ids], &device), &mut cache, &mut NoTap).unwrap())
+    };
+    let mut all = vec![forward(prompt)];
+    all.extend(then.iter().map(|&id| forward(&[id])));
+    all
+}
+
+#[test]
+fn rows_of_different_lengths_stand_side_by_side() {
+    let device = Device::flex();
+    for name in ["llama", "llama3", "qwen3"] {
+        let (model, golden) = (load(name, &device), expected(name));
+        let prompts = [ids(&golden, "prompt0_ids"), ids(&golden, "prompt1_ids")];
+        let then: [[TokenId; 6]; 3] =
+            [[9, 8, 7, 10, 11, 12], [20, 21, 22, 23, 24, 25], [30, 31, 32, 33, 34, 35]];
+        // Row 0 is the long prompt, rows 1 and 2 are two completions of the short one.
+        let alone = [
+            alone(&model, &prompts[0], &then[0]),
+            alone(&model, &prompts[1], &then[1]),
+            alone(&model, &prompts[1], &then[2]),
+        ];
+        for longest_first in [true, false] {
+            let prefill = |prompt: &[TokenId]| {
+                let mut cache = model.new_cache();
+                model.forward(tokens(&[prompt], &device), &mut cache, &mut NoTap).unwrap();
+                cache
+            };
+            let long = prefill(&prompts[0]);
+            let mut short = prefill(&prompts[1]);
+            short.keep_rows(&[0, 0]).unwrap();
+            let (mut cache, mut order) = match longest_first {
+                true => (long.clone(), vec![0, 1, 2]),
+                false => (short.clone(), vec![1, 2, 0]),
+            };
+            cache.append_rows(if longest_first { short } else { long }).unwrap();
+            assert_eq!(cache.rows(), 3);
+            for step in 0..6 {
+                if step == 3 {
+                    // The long row leaves, and with it the padding of the others; they change places.
+                    let keep: Vec<usize> = (0..3).rev().filter(|&at| order[at] != 0).collect();
+                    cache.keep_rows(&keep).unwrap();
+                    order = keep.iter().map(|&at| order[at]).collect();
+                    assert_eq!(cache.lengths(), vec![prompts[1].len() + 3; 2]);
+                }
+                let now: Vec<[TokenId; 1]> = order.iter().map(|&row| [then[row][step]]).collect();
+                let now: Vec<&[TokenId]> = now.iter().map(|ids| &ids[..]).collect();
+                let logits = model.forward(tokens(&now, &device), &mut cache, &mut NoTap).unwrap();
+                let logits = values(logits);
+                for (at, &row) in order.iter().enumerate() {
+                    let got = &logits[at * VOCAB..][..VOCAB];
+                    assert_close(name, got, &alone[row][step + 1], 1e-4);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_may_join_a_running_batch() {
+    let device = Device::flex();
+    let model = load("llama", &device);
+    let long: Vec<TokenId> = (6..90).collect(); // more than the first capacity
+    let (late, then): (Vec<TokenId>, Vec<TokenId>) = ((40..45).collect(), (50..60).collect());
+    let joined = alone(&model, &late, &then);
+    let mut cache = model.new_cache();
+    model.forward(tokens(&[&long], &device), &mut cache, &mut NoTap).unwrap();
+    let mut newcomer = model.new_cache();
+    model.forward(tokens(&[&late], &device), &mut newcomer, &mut NoTap).unwrap();
+    cache.append_rows(newcomer).unwrap();
+    for (step, &id) in then.iter().enumerate() {
+        let logits =
+            model.forward(tokens(&[&[7], &[id]], &device), &mut cache, &mut NoTap).unwrap();
+        assert_close("joined", &values(logits)[VOCAB..], &joined[step + 1], 1e-4);
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_an_error() {
+    let device = Device::flex();
+    let model = load("llama", &device);
+    let mut cache = model.new_cache();
+    let prompt: Vec<TokenId> = (0..90).collect();
+    model.forward(tokens(&[&prompt], &device), &mut cache, &mut NoTap).unwrap();
+    let error = model.forward(tokens(&[&[1], &[2]], &device), &mut cache, &mut NoTap).unwrap_err();
+    assert_eq!(error.to_string(), "tokens for the key-value cache: expected 1 rows, got 2");
+    assert_eq!(cache.keep_rows(&[0, 1]).unwrap_err().to_string(), "row 1: expected a row below 1");
+    let long: Vec<TokenId> = (0..39).collect();
+    let error = model.forward(tokens(&[&long], &device), &mut cache, &mut NoTap).unwrap_err();
+    assert!(matches!(error, StepError::ContextFull { limit: 128, got: 129 }));
+    cache.keep_rows(&[]).unwrap();
+    assert_eq!(cache.rows(), 0);
+    let empty = Tensor::<2, Int>::zeros([1, 0], &device);
+    assert!(model.forward(empty, &mut cache, &mut NoTap).is_err());
+    let other = load("qwen3", &device); // other head width
+    let mut theirs = other.new_cache();
+    other.forward(tokens(&[&[1, 2]], &device), &mut theirs, &mut NoTap).unwrap();
+    let mut mine = model.new_cache();
+    model.forward(tokens(&[&[1, 2]], &device), &mut mine, &mut NoTap).unwrap();
+    assert_eq!(
+        mine.append_rows(theirs).unwrap_err().to_string(),
+        "key-value cache to append: expected shape [2, 8], got [2, 16]"
+    );
+}
+
+/// A copy of a golden folder to damage.
+fn copy(name: &str) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(folder(name)).unwrap().map(Result::unwrap) {
+        fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
+    }
+    copy
+}
+
+fn refused(folder: &tempfile::TempDir) -> String {
+    Llama::from_hf_folder(folder.path(), &Device::flex()).unwrap_err().to_string()
+}
+
+#[test]
+fn a_damaged_folder_is_an_error_that_names_what_is_wrong() {
+    let edit = |from: &str, to: &str| {
+        let copy = copy("llama");
+        let path = copy.path().join("config.json");
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.contains(from), "{from}");
+        fs::write(&path, text.replace(from, to)).unwrap();
+        refused(&copy)
+    };
+    assert_eq!(
+        edit("\"model_type\": \"llama\"", "\"model_type\": \"mamba\""),
+        "key model_type: expected llama, qwen2 or qwen3, got mamba"
+    );
+    assert_eq!(
+        edit("\"hidden_size\": 32", "\"hidden_size\": \"wide\""),
+        "key hidden_size: expected a whole number, got \"wide\""
+    );
+    assert_eq!(
+        edit("\"hidden_act\": \"silu\"", "\"hidden_act\": \"gelu\""),
+        "key hidden_act: expected \"silu\", got \"gelu\""
+    );
+    assert_eq!(
+        edit("\"rope_type\": \"default\"", "\"rope_type\": \"yarn\""),
+        "key rope_scaling.rope_type: expected default, linear or llama3, got yarn"
+    );
+    assert_eq!(
+        edit("\"num_key_value_heads\": 2", "\"num_key_value_heads\": 3"),
+        "key n_kv_heads: expected a divisor of 4 heads, got 3"
+    );
+    assert_eq!(
+        edit("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3"),
+        "tensor model.layers.2.self_attn.q_proj.weight: expected shape [32, 32], got none"
+    );
+    assert_eq!(
+        edit("\"intermediate_size\": 48", "\"intermediate_size\": 50"),
+        "tensor model.layers.0.mlp.gate_proj.weight: expected shape [50, 32], got shape [48, 32]"
+    );
+    assert!(edit("{", "").contains("config.json: content: expected JSON"));
+
+    let truncated = copy("llama");
+    let path = truncated.path().join("model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+    let message = refused(&truncated);
+    assert!(message.contains("model.safetensors: tensor model.embed_tokens.weight"), "{message}");
+    fs::write(&path, b"GGUF and nothing else").unwrap();
+    assert!(refused(&truncated).contains("model.safetensors: tensor"));
+    fs::remove_file(&path).unwrap();
+    assert!(refused(&truncated).ends_with("model.safetensors: cannot be read"));
+
+    let sharded = copy("sharded_bf16");
+    let index = sharded.path().join("model.safetensors.index.json");
+    fs::write(&index, "{\"weight_map\": {}}").unwrap();
+    assert!(refused(&sharded).ends_with("model.safetensors: cannot be read"));
+    fs::write(&index, "{}").unwrap();
+    assert!(refused(&sharded).contains("key weight_map: expected an object"));
+}
