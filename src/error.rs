@@ -245,7 +245,8 @@ pub enum RequestError {
     },
     /// Prompt and completion do not fit into the model's context.
     #[error(
-        "prompt of {prompt} tokens: expected at most {limit}, the model's context, with room for one new token"
+        "prompt of {prompt} tokens: expected at most {}, to leave room for one new token in the model's context",
+        .limit - 1
     )]
     PromptTooLong {
         /// Tokens in the prompt.
@@ -283,6 +284,18 @@ pub enum RequestError {
     /// A sampling setting that cannot work.
     #[error(transparent)]
     Config(#[from] ConfigError),
+}
+
+/// Tokens that could not be turned into text.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("detokenizer: {0}")]
+pub struct TextError(String);
+
+impl TextError {
+    /// Wraps what a tokenizer says.
+    pub fn new(message: impl std::fmt::Display) -> Self {
+        Self(message.to_string())
+    }
 }
 
 /// A model, tokenizer or chat template that cannot be loaded or used.

@@ -3,9 +3,13 @@
 mod bank;
 mod candidates;
 mod causal_lm;
+mod decode;
 mod distiller;
 mod draw;
 mod error;
+#[cfg(test)]
+#[path = "../tests/golden/mod.rs"]
+mod golden;
 mod hidden;
 mod id;
 #[cfg(feature = "llama")]
@@ -17,6 +21,8 @@ mod sampling;
 mod select;
 mod tap;
 mod telemetry;
+pub mod testing;
+mod text;
 mod train;
 
 pub use bank::Sharing;
@@ -25,6 +31,9 @@ pub use candidates::{
     TopP,
 };
 pub use causal_lm::{CausalLm, KvCache};
+pub use decode::{
+    Completion, DecodeStats, Decoder, Event, FinishReason, Request, Submitted, TokenMasker,
+};
 pub use distiller::{
     Distiller, LowRankConfig, LowRankDistiller, OutputStart, SourceNorm, SwiGluBlock, SwiGluConfig,
     SwiGluDistiller,
@@ -32,7 +41,7 @@ pub use distiller::{
 pub use draw::{Draw, DrawKey};
 #[cfg(feature = "llama")]
 pub use error::LoadError;
-pub use error::{ConfigError, RequestError, RowError, StepError, TrainError};
+pub use error::{ConfigError, RequestError, RowError, StepError, TextError, TrainError};
 pub use hidden::HiddenStates;
 pub use id::{PromptId, RequestId, RowId, TokenId};
 pub use lm_head::{LmHead, TiedHead};
@@ -43,4 +52,5 @@ pub use sampler::{
 pub use sampling::{Sampling, SamplingConfig, TemperatureOrder};
 pub use tap::{HiddenStateTap, NoTap, PairTap, TapSite};
 pub use telemetry::Counters;
+pub use text::{Detokenize, TextStream};
 pub use train::{Learner, OptimizerConfig, Update, UpdateRule};

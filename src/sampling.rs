@@ -134,6 +134,18 @@ pub struct Sampling {
     reweighter: Arc<dyn NoveltyReweighter>,
 }
 
+impl Default for Sampling {
+    /// The paper's settings, as [`SamplingConfig::default`] has them.
+    fn default() -> Self {
+        Self {
+            temperature: SamplingConfig::DEFAULT_TEMPERATURE,
+            temperature_order: TemperatureOrder::default(),
+            filters: Vec::new(),
+            reweighter: Arc::new(Extrapolate { beta: SamplingConfig::DEFAULT_BETA }),
+        }
+    }
+}
+
 impl Sampling {
     /// Temperature 1, no filter, and this reweighter.
     ///
@@ -142,12 +154,7 @@ impl Sampling {
     /// What the reweighter's own check finds.
     pub fn new(reweighter: impl NoveltyReweighter + 'static) -> Result<Self, ConfigError> {
         reweighter.validate()?;
-        Ok(Self {
-            temperature: SamplingConfig::DEFAULT_TEMPERATURE,
-            temperature_order: TemperatureOrder::default(),
-            filters: Vec::new(),
-            reweighter: Arc::new(reweighter),
-        })
+        Ok(Self { reweighter: Arc::new(reweighter), ..Self::default() })
     }
 
     /// Sets the temperature; 0 is greedy.

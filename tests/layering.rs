@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 const LAYERS: [&[&str]; 8] = [
     &["id"],
     &["draw", "error"],
-    &["hidden", "lm_head", "distiller", "candidates", "telemetry"],
+    &["hidden", "lm_head", "distiller", "candidates", "telemetry", "text"],
     &["tap", "bank", "novelty", "select"],
     &["causal_lm", "train", "sampling"],
     &["sampler"],

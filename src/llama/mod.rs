@@ -9,13 +9,17 @@
 mod attention;
 mod block;
 mod cache;
+mod chat;
 mod config;
 mod linear;
 mod load;
 mod model;
 mod norm;
 mod rope;
+mod tokenizer;
 
 pub use cache::LlamaCache;
+pub use chat::{ChatMessage, ChatTemplate};
 pub use config::{LlamaConfig, RopeScaling};
 pub use model::Llama;
+pub use tokenizer::Tokenizer;

@@ -84,14 +84,11 @@ impl<D: Distiller> OnlineTrainer for InlineTrainer<D> {
 }
 
 #[cfg(test)]
-#[path = "../../tests/golden/mod.rs"]
-mod golden;
-
-#[cfg(test)]
 mod tests {
     use burn::{module::Param, tensor::Device};
 
-    use super::{golden::*, *};
+    use super::*;
+    use crate::golden::*;
     use crate::{bank::SlotKey, distiller::LowRankDistiller, id::PromptId};
 
     fn template(device: &Device) -> LowRankDistiller {

@@ -1,5 +1,5 @@
 //! Reads the golden files and compares with them.
-#![allow(dead_code, reason = "each test uses a part of this")]
+#![allow(dead_code, unreachable_pub, reason = "each test uses a part of this")]
 
 use std::path::Path;
 

@@ -234,12 +234,9 @@ fn q6_k(b: &[u8], out: &mut [f32]) {
 }
 
 #[cfg(test)]
-#[path = "../../../../tests/golden/mod.rs"]
-mod golden;
-
-#[cfg(test)]
 mod tests {
-    use super::{golden::*, *};
+    use super::*;
+    use crate::golden::*;
 
     #[test]
     fn every_kind_equals_the_formats_own_reference() {

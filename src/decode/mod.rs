@@ -1,0 +1,528 @@
+//! The ready decode loop: many prompts, many completions of each, in one batch.
+
+mod request;
+mod row;
+mod stop;
+
+use std::{collections::VecDeque, ops::ControlFlow, sync::Arc, time::Instant};
+
+use burn::tensor::{Device, Int, Tensor};
+
+pub use request::{Completion, DecodeStats, Event, FinishReason, Request, Submitted, TokenMasker};
+
+use crate::{
+    causal_lm::{CausalLm, KvCache},
+    error::{RequestError, RowError, StepError},
+    hidden::HiddenStates,
+    id::{PromptId, RequestId, RowId, TokenId},
+    sampler::{Choice, Phase, Sampler, StepInput},
+    tap::{HiddenStateTap, NoTap, PairTap, TapSite},
+    text::Detokenize,
+};
+use row::Row;
+
+/// Decodes with any [`CausalLm`]: submits prompts, runs them in one batch, streams what comes.
+///
+/// ```
+/// use std::ops::ControlFlow;
+///
+/// use burn::tensor::Device;
+/// use esamp::{CausalLm, Decoder, Event, Request, SamplerConfig, testing::TinyLm};
+///
+/// let model = TinyLm::new(1, &Device::flex());
+/// let sampler = SamplerConfig::new().init(model.d_model(), &model.device())?;
+/// let mut decoder = Decoder::new(&model, sampler).with_detokenizer(TinyLm::detokenizer());
+/// decoder.submit(Request::new(vec![1, 2, 3]).with_completions(2).with_max_new_tokens(8))?;
+/// let completions = decoder.run(|event| {
+///     if let Event::Token { index, text, .. } = event {
+///         println!("{index}: {text}");
+///     }
+///     ControlFlow::Continue(())
+/// })?;
+/// assert_eq!(completions.len(), 2);
+/// assert_eq!(decoder.sampler().counters().updates, 7); // the first token is neither steered nor learned
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// Each prompt is prefilled once and its cache shared among its completions. Requests may be submitted while others
+/// run; they join at the next step. Rows that have ended leave the batch at once.
+///
+/// # When a step fails
+///
+/// A row that cannot be given a token ends with [`FinishReason::Failed`], and the others go on. When the model or the
+/// sampler fails as a whole, `step` and `run` return the error, the requests that were part of the failed call end with
+/// [`FinishReason::Aborted`] and keep what they had, and the decoder can be used again.
+pub struct Decoder<M: CausalLm> {
+    model: M,
+    sampler: Sampler,
+    detokenizer: Option<Arc<dyn Detokenize>>,
+    kv_limit: Option<usize>,
+    sites: [TapSite; 2],
+    waiting: VecDeque<Waiting>,
+    batch: Option<Batch<M::Cache>>,
+    /// What has happened and was not handed to the caller yet.
+    events: VecDeque<Event>,
+    completions: Vec<Completion>,
+    next_prompt: u64,
+    next_request: u64,
+    stats: DecodeStats,
+}
+
+/// A prompt that is not prefilled yet.
+struct Waiting {
+    prompt: PromptId,
+    request: Arc<Request>,
+    /// Index and name of each completion.
+    completions: Vec<(usize, RequestId)>,
+}
+
+/// The rows that run together. `None` is a row that has ended and is still in the cache.
+struct Batch<C> {
+    cache: C,
+    rows: Vec<Option<Row>>,
+}
+
+impl<M: CausalLm> Decoder<M> {
+    /// A loop over `model`, owned or borrowed, that chooses tokens with `sampler`.
+    pub fn new(model: M, sampler: Sampler) -> Self {
+        Self {
+            model,
+            sampler,
+            detokenizer: None,
+            kv_limit: None,
+            sites: [TapSite::AfterBlock(0), TapSite::HeadInput],
+            waiting: VecDeque::new(),
+            batch: None,
+            events: VecDeque::new(),
+            completions: Vec::new(),
+            next_prompt: 0,
+            next_request: 0,
+            stats: DecodeStats::default(),
+        }
+    }
+
+    /// Turns tokens into text with `detokenizer`. Before the first request.
+    pub fn with_detokenizer(mut self, detokenizer: impl Detokenize + 'static) -> Self {
+        self.detokenizer = Some(Arc::new(detokenizer));
+        self
+    }
+
+    /// The most bytes of cache that running rows may need at their longest, as
+    /// [`kv_bytes_needed`](Self::kv_bytes_needed) counts them. Prompts wait until they fit.
+    pub fn with_kv_limit(mut self, bytes: usize) -> Self {
+        self.kv_limit = Some(bytes);
+        self
+    }
+
+    /// Other sites for the shallow and the deep hidden state than the paper's, which are `AfterBlock(0)` and
+    /// `HeadInput`.
+    pub fn with_sites(mut self, shallow: TapSite, deep: TapSite) -> Self {
+        self.sites = [shallow, deep];
+        self
+    }
+
+    /// The sampler, for its counters.
+    pub fn sampler(&self) -> &Sampler {
+        &self.sampler
+    }
+
+    /// Gives the sampler back. Requests that have not ended are dropped, and their distillers with them.
+    pub fn into_sampler(mut self) -> Sampler {
+        let running = self.batch.take().into_iter().flat_map(|batch| batch.rows).flatten();
+        let waiting = self.waiting.iter().flat_map(Waiting::rows);
+        for row in running.map(|row| row.id).chain(waiting) {
+            self.sampler.release(row);
+        }
+        self.sampler
+    }
+
+    /// The model.
+    pub fn model(&self) -> &M {
+        &self.model
+    }
+
+    /// How long what took, so far.
+    pub fn stats(&self) -> &DecodeStats {
+        &self.stats
+    }
+
+    /// Whether nothing is waiting, running, or still to be handed over by [`run`](Self::run).
+    pub fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.batch.is_none() && self.events.is_empty()
+    }
+
+    /// Bytes of cache that a request takes when it runs alone and all of its completions grow to their full length.
+    ///
+    /// The cache of [`Llama`](crate::llama::Llama) doubles its room when it is full and may take up to twice as much.
+    pub fn kv_bytes_needed(&self, request: &Request) -> usize {
+        self.kv_bytes(request.completions, request.longest(self.model.context_length()))
+    }
+
+    fn kv_bytes(&self, rows: usize, columns: usize) -> usize {
+        rows.saturating_mul(columns).saturating_mul(self.model.kv_bytes_per_token())
+    }
+
+    /// Takes a request. Its prompt is prefilled at the next step that has room for it.
+    ///
+    /// # Errors
+    ///
+    /// [`RequestError`] for a request that could never run.
+    pub fn submit(&mut self, request: Request) -> Result<Submitted, RequestError> {
+        self.check(&request)?;
+        let prompt = PromptId(self.next_prompt);
+        self.next_prompt += 1;
+        let completions: Vec<(usize, RequestId)> = (0..request.completions)
+            .map(|index| (index, RequestId(self.next_request + index as u64)))
+            .collect();
+        self.next_request += request.completions as u64;
+        let requests = completions.iter().map(|&(_, request)| request).collect();
+        let waiting = Waiting { prompt, request: Arc::new(request), completions };
+        // A distiller that the prompt shares must outlive the first of its completions.
+        if waiting.request.sampling.reweighter().uses_expected() {
+            waiting.rows().for_each(|row| self.sampler.begin(row));
+        }
+        self.waiting.push_back(waiting);
+        Ok(Submitted { prompt, requests })
+    }
+
+    fn check(&self, request: &Request) -> Result<(), RequestError> {
+        let vocab = self.model.vocab_size();
+        if request.prompt.is_empty() {
+            return Err(RequestError::EmptyPrompt);
+        }
+        for (setting, value) in
+            [("completions", request.completions), ("max_new_tokens", request.max_new_tokens)]
+        {
+            if value == 0 {
+                return Err(RequestError::Nothing { setting });
+            }
+        }
+        for (place, tokens) in [("prompt", &request.prompt), ("stop", &request.stop_tokens)] {
+            if let Some(&token) = tokens.iter().find(|&&token| token as usize >= vocab) {
+                return Err(RequestError::UnknownToken { place, token, vocab });
+            }
+        }
+        if let Some(limit) = self.model.context_length()
+            && request.prompt.len() >= limit
+        {
+            return Err(RequestError::PromptTooLong { prompt: request.prompt.len(), limit });
+        }
+        if !request.stop_strings.is_empty() && self.detokenizer.is_none() {
+            return Err(RequestError::NoDetokenizer);
+        }
+        let needed = self.kv_bytes_needed(request);
+        match self.kv_limit {
+            Some(limit) if needed > limit => Err(RequestError::CacheLimit { limit, needed }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Ends one request, waiting or running. Its completion comes with [`FinishReason::Cancelled`].
+    ///
+    /// # Errors
+    ///
+    /// [`RequestError::UnknownRequest`] when it has ended or never was.
+    pub fn cancel(&mut self, request: RequestId) -> Result<(), RequestError> {
+        let at = self.batch.as_ref().and_then(|batch| {
+            let is_it = |row: &Option<Row>| row.as_ref().is_some_and(|r| r.id.request == request);
+            batch.rows.iter().position(is_it)
+        });
+        if let Some(at) = at {
+            self.end(vec![(at, FinishReason::Cancelled)]);
+            return Ok(());
+        }
+        for place in 0..self.waiting.len() {
+            let waiting = &mut self.waiting[place];
+            let Some(at) = waiting.completions.iter().position(|&(_, id)| id == request) else {
+                continue;
+            };
+            let (index, _) = waiting.completions.remove(at);
+            let id = RowId { prompt: waiting.prompt, request };
+            let row = Row::new(id, index, waiting.request.clone(), self.model.context_length());
+            if waiting.completions.is_empty() {
+                self.waiting.remove(place);
+            }
+            self.hand_over(row, FinishReason::Cancelled);
+            return Ok(());
+        }
+        Err(RequestError::UnknownRequest { request })
+    }
+
+    /// Steps until every request has ended, or `on_event` breaks. Returns the completions that have ended since the last
+    /// call, in the order of their requests.
+    ///
+    /// After a break nothing is lost: what is running goes on with the next call, and events that were not handed over
+    /// come first then.
+    ///
+    /// # Errors
+    ///
+    /// [`StepError`]: see [above](Self#when-a-step-fails).
+    pub fn run(
+        &mut self,
+        mut on_event: impl FnMut(Event) -> ControlFlow<()>,
+    ) -> Result<Vec<Completion>, StepError> {
+        loop {
+            while let Some(event) = self.events.pop_front() {
+                if on_event(event).is_break() {
+                    return Ok(self.take_completions());
+                }
+            }
+            if self.is_idle() {
+                return Ok(self.take_completions());
+            }
+            self.advance()?;
+        }
+    }
+
+    /// One step: prefills the prompts that have room, then one forward pass and one token for every running row.
+    /// Returns what happened.
+    ///
+    /// # Errors
+    ///
+    /// [`StepError`]: see [above](Self#when-a-step-fails).
+    pub fn step(&mut self) -> Result<Vec<Event>, StepError> {
+        self.advance()?;
+        Ok(self.events.drain(..).collect())
+    }
+
+    /// The completions that have ended since the last time they were taken, in the order of their requests.
+    pub fn take_completions(&mut self) -> Vec<Completion> {
+        let mut completions = std::mem::take(&mut self.completions);
+        completions.sort_by_key(|completion| completion.row.request);
+        completions
+    }
+
+    fn advance(&mut self) -> Result<(), StepError> {
+        while let Some(waiting) = self.waiting.pop_front() {
+            if !self.has_room(&waiting) {
+                self.waiting.push_front(waiting);
+                break;
+            }
+            let started = Instant::now();
+            self.prefill(waiting)?;
+            self.stats.prefill_seconds += started.elapsed().as_secs_f64();
+        }
+        let started = Instant::now();
+        let decoded = self.decode();
+        if decoded.is_err() {
+            self.abort();
+        }
+        self.stats.decode_seconds += started.elapsed().as_secs_f64();
+        decoded
+    }
+
+    /// Whether a prompt can start now.
+    fn has_room(&self, waiting: &Waiting) -> bool {
+        let Some(batch) = &self.batch else {
+            return true;
+        };
+        if !batch.cache.can_drop_rows() {
+            return false;
+        }
+        let Some(limit) = self.kv_limit else {
+            return true;
+        };
+        // All rows end at the same column, so each takes as many as the longest will.
+        let newcomer = waiting.request.longest(self.model.context_length());
+        let running: Vec<usize> = batch.rows.iter().flatten().map(Row::longest).collect();
+        let longest = running.iter().copied().fold(newcomer, usize::max);
+        self.kv_bytes(running.len() + waiting.completions.len(), longest) <= limit
+    }
+
+    /// Runs a prompt through the model once, chooses the first token of each completion, and lets them join the batch.
+    fn prefill(&mut self, waiting: Waiting) -> Result<(), StepError> {
+        let context = self.model.context_length();
+        let mut rows: Vec<Row> = waiting
+            .completions
+            .iter()
+            .map(|&(index, request)| {
+                let id = RowId { prompt: waiting.prompt, request };
+                Row::new(id, index, waiting.request.clone(), context)
+            })
+            .collect();
+        let prompt = &waiting.request.prompt;
+        let first = self.first_tokens(prompt, &mut rows);
+        let (cache, choices) = match first {
+            Ok(first) => first,
+            Err(error) => {
+                rows.into_iter().for_each(|row| self.hand_over(row, FinishReason::Aborted));
+                return Err(error);
+            }
+        };
+        self.stats.prompt_tokens += prompt.len() as u64;
+        let newcomers = Batch { cache, rows: rows.into_iter().map(Some).collect() };
+        let running = self.batch.replace(newcomers);
+        self.accept(choices);
+        match (running, self.batch.take()) {
+            (Some(running), Some(newcomers)) => self.join(running, newcomers),
+            (running, newcomers) => {
+                self.batch = running.or(newcomers);
+                Ok(())
+            }
+        }
+    }
+
+    /// Makes one batch of two.
+    fn join(
+        &mut self,
+        mut running: Batch<M::Cache>,
+        newcomers: Batch<M::Cache>,
+    ) -> Result<(), StepError> {
+        let joined = running.cache.append_rows(newcomers.cache);
+        match &joined {
+            Ok(()) => running.rows.extend(newcomers.rows),
+            Err(_) => {
+                let rows = newcomers.rows.into_iter().flatten();
+                rows.for_each(|row| self.hand_over(row, FinishReason::Aborted));
+            }
+        }
+        self.batch = Some(running);
+        joined
+    }
+
+    fn first_tokens(
+        &mut self,
+        prompt: &[TokenId],
+        rows: &mut [Row],
+    ) -> Result<(M::Cache, Vec<Result<Choice, RowError>>), StepError> {
+        let mut cache = self.model.new_cache();
+        let shares = cache.can_drop_rows();
+        let copies = if shares { 1 } else { rows.len() };
+        let tokens =
+            int_tensor(&prompt.repeat(copies), [copies, prompt.len()], &self.model.device());
+        let logits = self.model.forward(tokens, &mut cache, &mut NoTap)?;
+        let logits = match shares {
+            true if rows.len() > 1 => {
+                cache.keep_rows(&vec![0; rows.len()])?;
+                logits.repeat_dim(0, rows.len())
+            }
+            _ => logits,
+        };
+        rows.iter_mut().for_each(Row::prepare);
+        let step_rows: Vec<_> = rows.iter().map(|row| row.step_row(Phase::FirstToken)).collect();
+        let lm_head = self.model.lm_head();
+        let output =
+            self.sampler.step(StepInput { rows: &step_rows, logits, hidden: None, lm_head })?;
+        Ok((cache, output.choices))
+    }
+
+    /// One forward pass and one token for every running row.
+    fn decode(&mut self) -> Result<(), StepError> {
+        self.compact()?;
+        let Some(batch) = &mut self.batch else {
+            return Ok(());
+        };
+        let tokens: Vec<TokenId> =
+            batch.rows.iter().map(|row| row.as_ref().map_or(0, Row::last_token)).collect();
+        let live = batch.live();
+        let steered = batch.rows.iter().flatten().any(Row::uses_expected);
+        let mut pair = PairTap::new(self.sites[0], self.sites[1]);
+        let tap: &mut dyn HiddenStateTap = if steered { &mut pair } else { &mut NoTap };
+
+        let tokens = int_tensor(&tokens, [tokens.len(), 1], &self.model.device());
+        let logits = self.model.forward(tokens, &mut batch.cache, tap)?;
+        let hidden = if steered { Some(pair.take()?) } else { None };
+        let (logits, hidden) = rows_of(logits, hidden, &live)?;
+
+        batch.rows.iter_mut().flatten().for_each(Row::prepare);
+        let rows: Vec<_> =
+            batch.rows.iter().flatten().map(|row| row.step_row(Phase::Decode)).collect();
+        let lm_head = self.model.lm_head();
+        let output = self.sampler.step(StepInput { rows: &rows, logits, hidden, lm_head })?;
+        self.stats.steps += 1;
+        self.stats.decoded_tokens += output.choices.iter().flatten().count() as u64;
+        self.accept(output.choices);
+        Ok(())
+    }
+
+    /// Gives each live row of the batch its choice, and ends those that have ended.
+    fn accept(&mut self, choices: Vec<Result<Choice, RowError>>) {
+        let Some(batch) = &mut self.batch else {
+            return;
+        };
+        let detokenizer = self.detokenizer.as_deref();
+        let rows = batch.rows.iter_mut().enumerate();
+        let rows = rows.filter_map(|(at, row)| Some((at, row.as_mut()?)));
+        let ended = rows
+            .zip(choices)
+            .filter_map(|((at, row), choice)| {
+                Some((at, row.accept(choice, detokenizer, &mut self.events)?))
+            })
+            .collect();
+        self.end(ended);
+    }
+
+    /// Ends some rows of the batch.
+    fn end(&mut self, ended: Vec<(usize, FinishReason)>) {
+        if ended.is_empty() {
+            return;
+        }
+        let Some(mut batch) = self.batch.take() else {
+            return;
+        };
+        for (at, reason) in ended {
+            if let Some(row) = batch.rows[at].take() {
+                self.hand_over(row, reason);
+            }
+        }
+        if batch.rows.iter().any(Option::is_some) {
+            self.batch = Some(batch);
+        }
+    }
+
+    /// Drops rows that have ended from the cache. One that cannot do so keeps them, and they are fed a dummy token.
+    fn compact(&mut self) -> Result<(), StepError> {
+        let Some(batch) = &mut self.batch else {
+            return Ok(());
+        };
+        if batch.cache.can_drop_rows() && batch.rows.iter().any(Option::is_none) {
+            batch.cache.keep_rows(&batch.live())?;
+            batch.rows.retain(Option::is_some);
+        }
+        Ok(())
+    }
+
+    /// Makes a completion of a row.
+    fn hand_over(&mut self, row: Row, reason: FinishReason) {
+        self.sampler.release(row.id);
+        let (completion, text) = row.finish(reason, self.detokenizer.as_deref());
+        self.completions.push(completion.clone());
+        self.events.push_back(Event::Finished { completion, text });
+    }
+
+    /// Ends everything that is running.
+    fn abort(&mut self) {
+        let rows = self.batch.take().into_iter().flat_map(|batch| batch.rows).flatten();
+        rows.for_each(|row| self.hand_over(row, FinishReason::Aborted));
+    }
+}
+
+impl<C> Batch<C> {
+    /// Places of the rows that have not ended.
+    fn live(&self) -> Vec<usize> {
+        (0..self.rows.len()).filter(|&at| self.rows[at].is_some()).collect()
+    }
+}
+
+impl Waiting {
+    fn rows(&self) -> impl Iterator<Item = RowId> + '_ {
+        let prompt = self.prompt;
+        self.completions.iter().map(move |&(_, request)| RowId { prompt, request })
+    }
+}
+
+fn int_tensor(tokens: &[TokenId], shape: [usize; 2], device: &Device) -> Tensor<2, Int> {
+    let tokens: Vec<i32> = tokens.iter().map(|&token| token as i32).collect();
+    Tensor::<1, Int>::from_data(tokens.as_slice(), device).reshape(shape)
+}
+
+/// The live rows of what a forward pass gave.
+fn rows_of(
+    logits: Tensor<2>,
+    hidden: Option<HiddenStates>,
+    live: &[usize],
+) -> Result<(Tensor<2>, Option<HiddenStates>), StepError> {
+    let logits = crate::hidden::select_rows(&logits, live);
+    let hidden = hidden.map(|hidden| hidden.select(live)).transpose()?;
+    Ok((logits, hidden))
+}

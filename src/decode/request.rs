@@ -1,0 +1,260 @@
+//! What is asked of the decode loop, and what it gives back.
+
+use std::{fmt, sync::Arc};
+
+use serde::Serialize;
+
+use crate::{
+    candidates::TokenMask,
+    error::{RowError, TextError},
+    id::{PromptId, RequestId, RowId, TokenId},
+    sampler::Choice,
+    sampling::Sampling,
+};
+
+/// A prompt and what to do with it.
+///
+/// ```
+/// use esamp::{Request, SamplingConfig};
+///
+/// let request = Request::new(vec![1, 2, 3])
+///     .with_completions(4)
+///     .with_max_new_tokens(64)
+///     .with_seed(7)
+///     .with_sampling(SamplingConfig::default().with_min_p(0.05).init()?);
+/// # Ok::<(), esamp::ConfigError>(())
+/// ```
+#[derive(Clone)]
+pub struct Request {
+    pub(super) prompt: Vec<TokenId>,
+    pub(super) completions: usize,
+    pub(super) max_new_tokens: usize,
+    pub(super) seed: u64,
+    pub(super) sampling: Sampling,
+    pub(super) stop_tokens: Vec<TokenId>,
+    pub(super) stop_strings: Vec<String>,
+    pub(super) wants_reference_log_probs: bool,
+    pub(super) masker: Option<Arc<dyn TokenMasker>>,
+}
+
+impl Request {
+    /// One completion of at most [`DEFAULT_MAX_NEW_TOKENS`](Self::DEFAULT_MAX_NEW_TOKENS) tokens with the paper's
+    /// sampling settings and seed 0.
+    pub fn new(prompt: Vec<TokenId>) -> Self {
+        Self {
+            prompt,
+            completions: 1,
+            max_new_tokens: Self::DEFAULT_MAX_NEW_TOKENS,
+            seed: 0,
+            sampling: Sampling::default(),
+            stop_tokens: Vec::new(),
+            stop_strings: Vec::new(),
+            wants_reference_log_probs: false,
+            masker: None,
+        }
+    }
+
+    /// Length of a completion where none is set.
+    pub const DEFAULT_MAX_NEW_TOKENS: usize = 128;
+
+    /// Tokens of prompt and completion together, at their longest.
+    pub(super) fn longest(&self, context_length: Option<usize>) -> usize {
+        let length = self.prompt.len().saturating_add(self.max_new_tokens);
+        length.min(context_length.unwrap_or(usize::MAX))
+    }
+
+    /// How many completions of the prompt to make, at least 1. They share its prefill and, by default, its distiller.
+    pub fn with_completions(mut self, completions: usize) -> Self {
+        self.completions = completions;
+        self
+    }
+
+    /// The most tokens of a completion, at least 1; the model's context may allow fewer.
+    pub fn with_max_new_tokens(mut self, max_new_tokens: usize) -> Self {
+        self.max_new_tokens = max_new_tokens;
+        self
+    }
+
+    /// Seed of the random numbers. With the prompt's tokens and the completion's index it decides them, whoever else is
+    /// in the batch.
+    pub fn with_seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// How tokens are chosen.
+    pub fn with_sampling(mut self, sampling: Sampling) -> Self {
+        self.sampling = sampling;
+        self
+    }
+
+    /// Tokens that end a completion. The token is the last of [`Completion::choices`] and has no text.
+    pub fn with_stop_tokens(mut self, tokens: impl Into<Vec<TokenId>>) -> Self {
+        self.stop_tokens = tokens.into();
+        self
+    }
+
+    /// Strings that end a completion, wherever token borders fall. The text ends before the string; the tokens are
+    /// all those that were chosen. The loop needs a detokenizer for this.
+    pub fn with_stop_strings(
+        mut self,
+        strings: impl IntoIterator<Item = impl Into<String>>,
+    ) -> Self {
+        self.stop_strings = strings.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Asks for the log-probability of each chosen token under the model as it is
+    /// ([`Choice::reference_log_prob`]); that under the sampled distribution comes without asking.
+    pub fn with_reference_log_probs(mut self) -> Self {
+        self.wants_reference_log_probs = true;
+        self
+    }
+
+    /// Limits the tokens that each row may choose at each step.
+    pub fn with_masker(mut self, masker: impl TokenMasker + 'static) -> Self {
+        self.masker = Some(Arc::new(masker));
+        self
+    }
+}
+
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Request")
+            .field("prompt_tokens", &self.prompt.len())
+            .field("completions", &self.completions)
+            .field("max_new_tokens", &self.max_new_tokens)
+            .field("seed", &self.seed)
+            .field("sampling", &self.sampling)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Decides which tokens a row may choose: a grammar's place. Implemented for closures.
+pub trait TokenMasker: Send + Sync {
+    /// The tokens allowed after `generated`, the completion so far; `None` allows all.
+    fn mask(&self, row: RowId, generated: &[TokenId]) -> Option<TokenMask>;
+}
+
+impl<F: Fn(RowId, &[TokenId]) -> Option<TokenMask> + Send + Sync> TokenMasker for F {
+    fn mask(&self, row: RowId, generated: &[TokenId]) -> Option<TokenMask> {
+        self(row, generated)
+    }
+}
+
+/// The names of a request that was accepted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Submitted {
+    /// The prompt.
+    pub prompt: PromptId,
+    /// Its completions, in the order of their index.
+    pub requests: Vec<RequestId>,
+}
+
+/// What happens while the loop runs.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Event {
+    /// A completion has a new token.
+    Token {
+        /// Whose.
+        row: RowId,
+        /// Index of the completion within its prompt.
+        index: usize,
+        /// The token and how it was chosen.
+        choice: Choice,
+        /// Text that can be shown now. Empty while a character or a possible stop string is incomplete, and where the
+        /// loop has no detokenizer.
+        text: String,
+    },
+    /// A completion has ended. Text that was held back until now is here.
+    Finished {
+        /// What came out.
+        completion: Completion,
+        /// The end of the text, which no `Token` event has shown.
+        text: String,
+    },
+}
+
+/// A completion that has ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Completion {
+    /// The prompt that it continues and its own name.
+    pub row: RowId,
+    /// Its index within the prompt.
+    pub index: usize,
+    /// The tokens, with the log-probability and novelty of each.
+    pub choices: Vec<Choice>,
+    /// The text, without special tokens and stop string; `None` where the loop has no detokenizer.
+    pub text: Option<String>,
+    /// Why it ended.
+    pub finish: FinishReason,
+}
+
+impl Completion {
+    /// The ids of the tokens.
+    pub fn tokens(&self) -> Vec<TokenId> {
+        self.choices.iter().map(|choice| choice.token).collect()
+    }
+}
+
+/// Why a completion ended.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum FinishReason {
+    /// A stop token was chosen.
+    StopToken(TokenId),
+    /// A stop string came up.
+    StopString(String),
+    /// It has as many tokens as were asked for.
+    MaxNewTokens,
+    /// Prompt and completion fill the model's context.
+    ContextFull,
+    /// It was cancelled.
+    Cancelled,
+    /// No token could be chosen for it.
+    Failed(RowError),
+    /// Its tokens could not be turned into text.
+    NoText(TextError),
+    /// A step failed as a whole; what the completion had by then is kept.
+    Aborted,
+}
+
+impl FinishReason {
+    /// A short name for logs and files: `stop_token`, `stop_string`, `max_new_tokens`, `context_full`, `cancelled`,
+    /// `failed`, `no_text` or `aborted`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::StopToken(_) => "stop_token",
+            Self::StopString(_) => "stop_string",
+            Self::MaxNewTokens => "max_new_tokens",
+            Self::ContextFull => "context_full",
+            Self::Cancelled => "cancelled",
+            Self::Failed(_) => "failed",
+            Self::NoText(_) => "no_text",
+            Self::Aborted => "aborted",
+        }
+    }
+}
+
+/// How long what took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct DecodeStats {
+    /// Decode steps: forward passes over all running rows.
+    pub steps: u64,
+    /// Tokens that came of them; a completion's first token comes of its prompt's prefill instead.
+    pub decoded_tokens: u64,
+    /// Seconds that they took.
+    pub decode_seconds: f64,
+    /// Tokens of prompts, each counted once however many completions it has.
+    pub prompt_tokens: u64,
+    /// Seconds that prefills took.
+    pub prefill_seconds: f64,
+}
+
+impl DecodeStats {
+    /// Decoded tokens per second, over all rows; `None` before the first step.
+    pub fn tokens_per_second(&self) -> Option<f64> {
+        (self.steps > 0).then(|| self.decoded_tokens as f64 / self.decode_seconds)
+    }
+}

@@ -1,0 +1,166 @@
+//! One running completion.
+
+use std::sync::Arc;
+
+use super::{
+    request::{Completion, Event, FinishReason, Request},
+    stop::{Scan, StopScanner},
+};
+use crate::{
+    candidates::TokenMask,
+    draw::DrawKey,
+    error::RowError,
+    id::{RowId, TokenId},
+    sampler::{Choice, Phase, StepRow},
+    text::{Detokenize, TextStream},
+};
+
+/// A completion while it grows.
+pub(super) struct Row {
+    pub(super) id: RowId,
+    index: usize,
+    request: Arc<Request>,
+    draw: DrawKey,
+    /// The most tokens, and why no more.
+    limit: (usize, FinishReason),
+    generated: Vec<TokenId>,
+    choices: Vec<Choice>,
+    mask: Option<TokenMask>,
+    stream: TextStream,
+    stops: StopScanner,
+    text: String,
+}
+
+impl Row {
+    pub(super) fn new(
+        id: RowId,
+        index: usize,
+        request: Arc<Request>,
+        context_length: Option<usize>,
+    ) -> Self {
+        let room = request.longest(context_length) - request.prompt.len();
+        let limit = match room < request.max_new_tokens {
+            true => (room, FinishReason::ContextFull),
+            false => (request.max_new_tokens, FinishReason::MaxNewTokens),
+        };
+        Self {
+            draw: DrawKey::new(request.seed, &request.prompt, index as u64),
+            stops: StopScanner::new(&request.stop_strings),
+            id,
+            index,
+            request,
+            limit,
+            generated: Vec::new(),
+            choices: Vec::new(),
+            mask: None,
+            stream: TextStream::default(),
+            text: String::new(),
+        }
+    }
+
+    /// The token to feed next.
+    pub(super) fn last_token(&self) -> TokenId {
+        self.generated.last().copied().unwrap_or_default()
+    }
+
+    /// The most columns of the cache that the row's batch may need for it.
+    pub(super) fn longest(&self) -> usize {
+        self.request.prompt.len() + self.limit.0
+    }
+
+    pub(super) fn uses_expected(&self) -> bool {
+        self.request.sampling.reweighter().uses_expected()
+    }
+
+    /// Asks for the tokens allowed next. Before [`step_row`](Self::step_row), which borrows the answer.
+    pub(super) fn prepare(&mut self) {
+        let masker = self.request.masker.as_ref();
+        self.mask = masker.and_then(|masker| masker.mask(self.id, &self.generated));
+    }
+
+    /// The row as the sampler wants to see it.
+    pub(super) fn step_row(&self, phase: Phase) -> StepRow<'_> {
+        StepRow {
+            id: self.id,
+            phase,
+            draw: self.draw,
+            generated: &self.generated,
+            sampling: &self.request.sampling,
+            allowed: self.mask.as_ref(),
+            wants_reference_log_prob: self.request.wants_reference_log_probs,
+        }
+    }
+
+    /// Takes what the sampler chose. Says why the row has ended, if it has.
+    pub(super) fn accept(
+        &mut self,
+        choice: Result<Choice, RowError>,
+        detokenizer: Option<&dyn Detokenize>,
+        events: &mut impl Extend<Event>,
+    ) -> Option<FinishReason> {
+        let choice = match choice {
+            Ok(choice) => choice,
+            Err(error) => return Some(FinishReason::Failed(error)),
+        };
+        self.generated.push(choice.token);
+        self.choices.push(choice);
+        let stop_token = self.request.stop_tokens.contains(&choice.token);
+        let mut finish = stop_token.then_some(FinishReason::StopToken(choice.token));
+        let mut text = String::new();
+        if let Some(detokenizer) = detokenizer
+            && !stop_token
+        {
+            match self.stream.push(choice.token, detokenizer) {
+                Ok(piece) => (text, finish) = self.scan(&piece),
+                Err(error) => finish = Some(FinishReason::NoText(error)),
+            }
+        }
+        self.text.push_str(&text);
+        events.extend([Event::Token { row: self.id, index: self.index, choice, text }]);
+        if finish.is_none() && self.generated.len() >= self.limit.0 {
+            finish = Some(self.limit.1.clone());
+        }
+        finish
+    }
+
+    /// Ends the row.
+    pub(super) fn finish(
+        mut self,
+        mut finish: FinishReason,
+        detokenizer: Option<&dyn Detokenize>,
+    ) -> (Completion, String) {
+        let mut text = String::new();
+        if let Some(detokenizer) = detokenizer
+            && !matches!(finish, FinishReason::StopString(_) | FinishReason::NoText(_))
+        {
+            match self.stream.finish(detokenizer) {
+                Ok(piece) => {
+                    // The last half of a character may complete a stop string.
+                    let (shown, stopped) = self.scan(&piece);
+                    text = shown;
+                    match stopped {
+                        Some(reason) => finish = reason,
+                        None => text.push_str(&self.stops.finish()),
+                    }
+                }
+                Err(error) => finish = FinishReason::NoText(error),
+            }
+        }
+        self.text.push_str(&text);
+        let completion = Completion {
+            row: self.id,
+            index: self.index,
+            choices: self.choices,
+            text: detokenizer.map(|_| self.text),
+            finish,
+        };
+        (completion, text)
+    }
+
+    fn scan(&mut self, piece: &str) -> (String, Option<FinishReason>) {
+        match self.stops.push(piece) {
+            Scan::Show(text) => (text, None),
+            Scan::Stop { text, stop } => (text, Some(FinishReason::StopString(stop))),
+        }
+    }
+}

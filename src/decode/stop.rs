@@ -1,0 +1,105 @@
+//! Stop strings in a text that comes piece by piece.
+
+/// Looks for stop strings across pieces and holds back what could become one.
+#[derive(Clone, Debug, Default)]
+pub(super) struct StopScanner {
+    stops: Vec<String>,
+    held: String,
+}
+
+/// What a piece of text amounts to.
+#[derive(Debug, PartialEq)]
+pub(super) enum Scan {
+    /// This much can be shown.
+    Show(String),
+    /// This much is left before the stop string.
+    Stop { text: String, stop: String },
+}
+
+impl StopScanner {
+    /// Looks for these strings; empty ones are ignored.
+    pub(super) fn new(stops: &[String]) -> Self {
+        let stops = stops.iter().filter(|stop| !stop.is_empty()).cloned().collect();
+        Self { stops, held: String::new() }
+    }
+
+    /// Takes the next piece.
+    pub(super) fn push(&mut self, piece: &str) -> Scan {
+        self.held.push_str(piece);
+        let found =
+            self.stops.iter().filter_map(|stop| Some((self.held.find(stop.as_str())?, stop)));
+        if let Some((at, stop)) = found.min_by_key(|(at, _)| *at) {
+            let stop = stop.clone();
+            self.held.truncate(at);
+            return Scan::Stop { text: std::mem::take(&mut self.held), stop };
+        }
+        let safe = self.held.len() - self.could_become_a_stop();
+        let rest = self.held.split_off(safe);
+        Scan::Show(std::mem::replace(&mut self.held, rest))
+    }
+
+    /// What was held back: no stop string comes any more.
+    pub(super) fn finish(&mut self) -> String {
+        std::mem::take(&mut self.held)
+    }
+
+    /// Length of the longest end of the text that is the beginning of a stop string.
+    fn could_become_a_stop(&self) -> usize {
+        let ends = self.held.char_indices().map(|(at, _)| &self.held[at..]);
+        let begins = |end: &&str| self.stops.iter().any(|stop| stop.starts_with(*end));
+        ends.into_iter().find(begins).map_or(0, str::len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scan(stops: &[&str], pieces: &[&str]) -> (Vec<String>, Option<String>) {
+        let stops: Vec<String> = stops.iter().map(|&stop| stop.to_owned()).collect();
+        let mut scanner = StopScanner::new(&stops);
+        let mut shown = Vec::new();
+        for piece in pieces {
+            match scanner.push(piece) {
+                Scan::Show(text) => shown.push(text),
+                Scan::Stop { text, stop } => {
+                    shown.push(text);
+                    return (shown, Some(stop));
+                }
+            }
+        }
+        shown.push(scanner.finish());
+        (shown, None)
+    }
+
+    #[test]
+    fn a_stop_string_may_be_spread_over_pieces() {
+        let (shown, stop) = scan(&["\n\nQ:"], &["A: 4", "\n", "\n", "Q", ": next"]);
+        assert_eq!(shown, ["A: 4", "", "", "", ""]);
+        assert_eq!(stop.as_deref(), Some("\n\nQ:"));
+    }
+
+    #[test]
+    fn what_was_held_back_comes_when_it_is_none() {
+        let (shown, stop) = scan(&["END"], &["the E", "N", "d"]);
+        assert_eq!(shown, ["the ", "", "ENd", ""]);
+        assert_eq!(stop, None);
+        assert_eq!(scan(&["END"], &["EN"]).0, ["", "EN"]);
+    }
+
+    #[test]
+    fn the_first_stop_in_the_text_wins() {
+        assert_eq!(scan(&["b", "a"], &["xaby"]), (vec!["x".to_owned()], Some("a".to_owned())));
+        assert_eq!(scan(&["ab", "bc"], &["xa", "bc"]).1.as_deref(), Some("ab"));
+    }
+
+    #[test]
+    fn characters_stay_whole() {
+        assert_eq!(scan(&["é!"], &["café", "?"]).0, ["caf", "é?", ""]);
+    }
+
+    #[test]
+    fn no_stops_hold_nothing_back() {
+        assert_eq!(scan(&["", ""], &["a", "b"]).0, ["a", "b", ""]);
+    }
+}

@@ -1,0 +1,268 @@
+//! Conversations as one text, the way a model was trained to read them.
+
+use std::path::Path;
+
+use minijinja::{
+    Environment, Error, ErrorKind, State, UndefinedBehavior,
+    syntax::SyntaxConfig,
+    value::{Kwargs, Value},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    error::LoadError,
+    llama::load::{Gguf, read_json},
+};
+
+/// One turn of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChatMessage {
+    /// Who speaks: `system`, `user` or `assistant`.
+    pub role: String,
+    /// What is said.
+    pub content: String,
+}
+
+impl ChatMessage {
+    /// A turn of the user.
+    pub fn user(content: impl Into<String>) -> Self {
+        Self { role: "user".to_owned(), content: content.into() }
+    }
+
+    /// Instructions that come before the conversation.
+    pub fn system(content: impl Into<String>) -> Self {
+        Self { role: "system".to_owned(), content: content.into() }
+    }
+
+    fn value(&self) -> Value {
+        Value::from_pairs([("role", self.role.as_str()), ("content", self.content.as_str())])
+    }
+}
+
+/// A model's chat template: a Jinja program that comes with the model.
+#[derive(Clone, Debug)]
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    begin: String,
+    end: String,
+}
+
+/// The name under which the template is registered, for messages.
+const NAME: &str = "chat_template";
+
+impl ChatTemplate {
+    /// Parses a template. `begin` and `end` are the texts of the model's first and last token, which templates write
+    /// themselves.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError::ChatTemplate`] when it is no Jinja.
+    pub fn new(
+        source: impl Into<String>,
+        begin: impl Into<String>,
+        end: impl Into<String>,
+    ) -> Result<Self, LoadError> {
+        let mut environment = Environment::new();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        environment.set_syntax(syntax.map_err(|e| wrong(&e))?);
+        environment.set_undefined_behavior(UndefinedBehavior::Lenient);
+        environment.set_unknown_method_callback(python_method);
+        environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
+            Err(Error::new(ErrorKind::InvalidOperation, message))
+        });
+        // Templates that print today's date would make a prompt differ from day to day: this one is always the same.
+        environment.add_function("strftime_now", |_format: String| "1 January 2026".to_owned());
+        environment.add_template_owned(NAME, source.into()).map_err(|e| wrong(&e))?;
+        Ok(Self { environment, begin: begin.into(), end: end.into() })
+    }
+
+    /// The template in the metadata of a GGUF file; `None` when it has none.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError`] that names the key, or what is wrong with the template.
+    pub fn from_gguf(path: impl AsRef<Path>) -> Result<Option<Self>, LoadError> {
+        let file = Gguf::open(path.as_ref())?;
+        if !file.has_key("tokenizer.chat_template") {
+            return Ok(None);
+        }
+        let tokens = file.strings("tokenizer.ggml.tokens")?;
+        let text = |key: &str| match file.has_key(key) {
+            true => file.size(key).map(|id| tokens.get(id).cloned().unwrap_or_default()),
+            false => Ok(String::new()),
+        };
+        let (begin, end) =
+            (text("tokenizer.ggml.bos_token_id")?, text("tokenizer.ggml.eos_token_id")?);
+        Self::new(file.string("tokenizer.chat_template")?, begin, end).map(Some)
+    }
+
+    /// The template of a Hugging Face folder, from `chat_template.jinja` or `tokenizer_config.json`; `None` when it has
+    /// none.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError`] that names the file, or what is wrong with the template.
+    pub fn from_hf_folder(folder: impl AsRef<Path>) -> Result<Option<Self>, LoadError> {
+        let folder = folder.as_ref();
+        let settings = folder.join("tokenizer_config.json");
+        let settings = match settings.exists() {
+            true => read_json(&settings)?,
+            false => serde_json::Value::Null,
+        };
+        let own = folder.join("chat_template.jinja");
+        let source = match own.exists() {
+            true => Some(
+                std::fs::read_to_string(&own)
+                    .map_err(|source| LoadError::Io { path: own, source })?,
+            ),
+            false => template_text(&settings["chat_template"]),
+        };
+        let Some(source) = source else {
+            return Ok(None);
+        };
+        let (begin, end) = (token_text(&settings["bos_token"]), token_text(&settings["eos_token"]));
+        Self::new(source, begin, end).map(Some)
+    }
+
+    /// The conversation as one text that ends where the assistant's next turn begins.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError::ChatTemplate`] with the template's own words when it refuses the conversation.
+    pub fn render(&self, messages: &[ChatMessage]) -> Result<String, LoadError> {
+        let template = self.environment.get_template(NAME).map_err(|e| wrong(&e))?;
+        template
+            .render(minijinja::context! {
+                messages => messages.iter().map(ChatMessage::value).collect::<Value>(),
+                add_generation_prompt => true,
+                bos_token => self.begin.as_str(),
+                eos_token => self.end.as_str(),
+            })
+            .map_err(|e| wrong(&e))
+    }
+}
+
+fn wrong(error: &Error) -> LoadError {
+    LoadError::ChatTemplate(error.to_string())
+}
+
+/// One template, or the default one of a list of named templates.
+fn template_text(value: &serde_json::Value) -> Option<String> {
+    if let Some(text) = value.as_str() {
+        return Some(text.to_owned());
+    }
+    let named = value.as_array()?;
+    let default = named.iter().find(|entry| entry["name"] == "default")?;
+    default["template"].as_str().map(str::to_owned)
+}
+
+/// A token's text, given as such or as an object that describes it.
+fn token_text(value: &serde_json::Value) -> String {
+    value.as_str().or_else(|| value["content"].as_str()).unwrap_or_default().to_owned()
+}
+
+/// The methods of Python's strings and dictionaries that chat templates call: they were written for another Jinja.
+fn python_method(
+    _state: &mut State<'_, '_>,
+    value: &Value,
+    method: &str,
+    args: &[Value],
+) -> Result<Value, Error> {
+    if let Some(text) = value.as_str() {
+        let word = |at: usize| args.get(at).and_then(Value::as_str);
+        let chars: Vec<char> = word(0).unwrap_or(" \t\n\r").chars().collect();
+        let needed = |at: usize| {
+            word(at).ok_or_else(|| {
+                Error::new(ErrorKind::MissingArgument, format!("{method}: expected a string"))
+            })
+        };
+        return Ok(match method {
+            "strip" => Value::from(text.trim_matches(&chars[..])),
+            "lstrip" => Value::from(text.trim_start_matches(&chars[..])),
+            "rstrip" => Value::from(text.trim_end_matches(&chars[..])),
+            "upper" => Value::from(text.to_uppercase()),
+            "lower" => Value::from(text.to_lowercase()),
+            "title" => Value::from(title(text)),
+            "startswith" => Value::from(text.starts_with(needed(0)?)),
+            "endswith" => Value::from(text.ends_with(needed(0)?)),
+            "replace" => Value::from(text.replace(needed(0)?, needed(1)?)),
+            "split" => match word(0) {
+                Some(separator) => text.split(separator).collect(),
+                None => text.split_whitespace().collect(),
+            },
+            _ => return Err(unknown(method)),
+        });
+    }
+    match method {
+        "get" => {
+            let (args, _) = minijinja::value::from_args::<(&[Value], Kwargs)>(args)?;
+            let found = value.get_item(args.first().unwrap_or(&Value::UNDEFINED))?;
+            let default = args.get(1).cloned().unwrap_or_else(|| Value::from(()));
+            Ok(if found.is_undefined() { default } else { found })
+        }
+        "keys" => Ok(value.try_iter()?.collect()),
+        "values" => value.try_iter()?.map(|key| value.get_item(&key)).collect(),
+        "items" => value
+            .try_iter()?
+            .map(|key| Ok(Value::from(vec![key.clone(), value.get_item(&key)?])))
+            .collect(),
+        _ => Err(unknown(method)),
+    }
+}
+
+fn unknown(method: &str) -> Error {
+    Error::new(ErrorKind::UnknownMethod, format!("no method named {method}"))
+}
+
+fn title(text: &str) -> String {
+    let mut start = true;
+    let mut letter = |c: char| {
+        let first = std::mem::replace(&mut start, !c.is_alphabetic());
+        if first { c.to_uppercase().collect::<String>() } else { c.to_lowercase().collect() }
+    };
+    text.chars().map(&mut letter).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn render(source: &str) -> Result<String, LoadError> {
+        let template = ChatTemplate::new(source, "<s>", "</s>")?;
+        template.render(&[ChatMessage::system(" Be brief. "), ChatMessage::user("Hi")])
+    }
+
+    #[test]
+    fn the_shapes_of_common_templates() {
+        let llama3 = "{{- bos_token }}\n{%- for message in messages %}\n    {{- '<|start_header_id|>' + message['role'] + \
+            '<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' }}\n{%- endfor %}\n\
+            {%- if add_generation_prompt %}\n    {{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}\n{%- endif %}\n";
+        assert_eq!(
+            render(llama3).unwrap(),
+            "<s><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n\
+             Hi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+        );
+        let zephyr = "{% for message in messages %}\n{% if message['role'] == 'user' %}\n{{ '<|user|>\n' + message['content'] + \
+            eos_token }}\n{% elif message['role'] == 'system' %}\n{{ '<|system|>\n' + message['content'] + eos_token }}\n{% endif %}\n\
+            {% if loop.last and add_generation_prompt %}\n{{ '<|assistant|>' }}\n{% endif %}\n{% endfor %}";
+        assert_eq!(
+            render(zephyr).unwrap(),
+            "<|system|>\n Be brief. </s>\n<|user|>\nHi</s>\n<|assistant|>\n"
+        );
+        let qwen = "{%- set ns = namespace(n=0) %}{%- for message in messages[::-1] %}{%- set ns.n = ns.n + 1 %}{%- endfor %}\
+            {{- ns.n }}{%- if tools %}no{%- endif %}{{- messages[0].content.strip().split(' ')[-1].upper() }}\
+            {{- messages[1].get('name', 'nobody') }}{{- messages | tojson }}";
+        assert_eq!(
+            render(qwen).unwrap(),
+            "2BRIEF.nobody[{\"role\": \"system\", \"content\": \" Be brief. \"}, {\"role\": \"user\", \"content\": \"Hi\"}]"
+        );
+    }
+
+    #[test]
+    fn what_a_template_says_or_does_wrong_is_an_error() {
+        let message = render("{{ raise_exception('only one system message') }}").unwrap_err();
+        assert!(message.to_string().contains("only one system message"), "{message}");
+        assert!(render("{% for %}").is_err());
+        assert!(render("{{ messages[0].content.frobnicate() }}").is_err());
+    }
+}

@@ -1,0 +1,121 @@
+//! Text to tokens and back.
+
+mod vocabulary;
+
+use std::path::Path;
+
+use crate::{
+    error::{LoadError, TextError},
+    id::TokenId,
+    llama::load::{Gguf, read_json},
+    text::Detokenize,
+};
+
+/// The tokenizer of a model: byte-level BPE or SentencePiece BPE, from `tokenizer.json` or from a GGUF file.
+#[derive(Clone, Debug)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    /// What the GGUF file asks to be put in front of a prompt; a `tokenizer.json` has its own rules for that.
+    begin: Option<TokenId>,
+    stop_tokens: Vec<TokenId>,
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer.json` of a Hugging Face folder, and the stop tokens of its `generation_config.json` or, where
+    /// there is none, of its `config.json`.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError`] that names the file or key.
+    pub fn from_hf_folder(folder: impl AsRef<Path>) -> Result<Self, LoadError> {
+        let folder = folder.as_ref();
+        let json = read_json(&folder.join("tokenizer.json"))?;
+        let generation = folder.join("generation_config.json");
+        let has_own = generation.exists();
+        let settings = if has_own { generation } else { folder.join("config.json") };
+        let stop_tokens = match settings.exists() {
+            true => vocabulary::stop_tokens(&read_json(&settings)?)?,
+            false => Vec::new(),
+        };
+        Ok(Self { inner: parse(json)?, begin: None, stop_tokens })
+    }
+
+    /// Reads the vocabulary in the metadata of a GGUF file.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError`] that names the key.
+    pub fn from_gguf(path: impl AsRef<Path>) -> Result<Self, LoadError> {
+        let file = Gguf::open(path.as_ref())?;
+        let token = |key: &str| match file.has_key(key) {
+            true => file.size(key).map(|id| Some(id as TokenId)),
+            false => Ok(None),
+        };
+        let ends = ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"];
+        let mut stop_tokens = Vec::new();
+        for id in ends.into_iter().map(token).filter_map(Result::transpose) {
+            stop_tokens.push(id?);
+        }
+        stop_tokens.dedup();
+        let sentence_piece = file.string("tokenizer.ggml.model")? == "llama";
+        let adds_begin = match file.has_key("tokenizer.ggml.add_bos_token") {
+            true => file.flag("tokenizer.ggml.add_bos_token")?,
+            false => sentence_piece,
+        };
+        let begin = token("tokenizer.ggml.bos_token_id")?.filter(|_| adds_begin);
+        Ok(Self { inner: parse(vocabulary::tokenizer_json(&file)?)?, begin, stop_tokens })
+    }
+
+    /// The tokens of a plain text, with what the model wants in front of it.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError::Tokenizer`] when the tokenizer fails on the text.
+    pub fn encode(&self, text: &str) -> Result<Vec<TokenId>, LoadError> {
+        let mut tokens: Vec<TokenId> = self.begin.into_iter().collect();
+        tokens.extend(self.ids(text, true)?);
+        Ok(tokens)
+    }
+
+    /// The tokens of a text that a [`ChatTemplate`](super::ChatTemplate) has rendered: nothing is put in front, for the
+    /// template has done so.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError::Tokenizer`] when the tokenizer fails on the text.
+    pub fn encode_rendered(&self, text: &str) -> Result<Vec<TokenId>, LoadError> {
+        self.ids(text, false)
+    }
+
+    /// The tokens that end a completion.
+    pub fn stop_tokens(&self) -> &[TokenId] {
+        &self.stop_tokens
+    }
+
+    /// The id of a token by its text, special ones included.
+    pub fn token_id(&self, token: &str) -> Option<TokenId> {
+        self.inner.token_to_id(token)
+    }
+
+    /// Number of tokens, special ones included.
+    pub fn vocab_size(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+
+    fn ids(&self, text: &str, add_special: bool) -> Result<Vec<TokenId>, LoadError> {
+        let encoding = self.inner.encode(text, add_special);
+        let encoding = encoding.map_err(|error| LoadError::Tokenizer(error.to_string()))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+}
+
+impl Detokenize for Tokenizer {
+    /// The text of some tokens; special tokens have none.
+    fn decode(&self, tokens: &[TokenId]) -> Result<String, TextError> {
+        self.inner.decode(tokens, true).map_err(TextError::new)
+    }
+}
+
+fn parse(json: serde_json::Value) -> Result<tokenizers::Tokenizer, LoadError> {
+    serde_json::from_value(json).map_err(|error| LoadError::Tokenizer(error.to_string()))
+}

@@ -1,0 +1,138 @@
+//! Text from tokens that come one at a time.
+
+use crate::{error::TextError, id::TokenId};
+
+/// Turns tokens into text.
+///
+/// Implemented for closures; [`Tokenizer`](crate::llama::Tokenizer) is one where the feature `llama` is on.
+pub trait Detokenize: Send + Sync {
+    /// The text of a run of tokens. Bytes that are not (yet) UTF-8 become U+FFFD.
+    ///
+    /// # Errors
+    ///
+    /// [`TextError`] with what the tokenizer says.
+    fn decode(&self, tokens: &[TokenId]) -> Result<String, TextError>;
+}
+
+impl<F: Fn(&[TokenId]) -> Result<String, TextError> + Send + Sync> Detokenize for F {
+    fn decode(&self, tokens: &[TokenId]) -> Result<String, TextError> {
+        self(tokens)
+    }
+}
+
+/// The text of a growing run of tokens, piece by piece.
+///
+/// A character may be spread over several tokens: its piece comes with the last of them. The pieces together are the
+/// text of all tokens.
+#[derive(Clone, Debug, Default)]
+pub struct TextStream {
+    tokens: Vec<TokenId>,
+    /// Tokens before this one are not looked at again.
+    context: usize,
+    /// Tokens before this one have been shown.
+    shown: usize,
+}
+
+impl TextStream {
+    /// Takes the next token and gives the text that can be shown now.
+    ///
+    /// Each call decodes a few tokens only: the last ones shown, because tokenizers look at what comes before (a space
+    /// is dropped at the beginning of a text), and those that are not shown yet.
+    ///
+    /// # Errors
+    ///
+    /// What the detokenizer reports.
+    pub fn push(
+        &mut self,
+        token: TokenId,
+        detokenizer: &dyn Detokenize,
+    ) -> Result<String, TextError> {
+        self.tokens.push(token);
+        let (piece, ends_inside_a_character) = self.unseen(detokenizer)?;
+        if piece.is_empty() || ends_inside_a_character {
+            return Ok(String::new());
+        }
+        self.context = self.shown;
+        self.shown = self.tokens.len();
+        Ok(piece)
+    }
+
+    /// The text that was held back, however it ends.
+    ///
+    /// # Errors
+    ///
+    /// What the detokenizer reports.
+    pub fn finish(&mut self, detokenizer: &dyn Detokenize) -> Result<String, TextError> {
+        let (piece, _) = self.unseen(detokenizer)?;
+        self.context = self.shown;
+        self.shown = self.tokens.len();
+        Ok(piece)
+    }
+
+    fn unseen(&self, detokenizer: &dyn Detokenize) -> Result<(String, bool), TextError> {
+        let before = detokenizer.decode(&self.tokens[self.context..self.shown])?;
+        let after = detokenizer.decode(&self.tokens[self.context..])?;
+        let piece = after.get(before.len()..).unwrap_or_default().to_owned();
+        let inside = piece.ends_with(char::REPLACEMENT_CHARACTER);
+        Ok((piece, inside))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A token is a byte.
+    fn bytes(tokens: &[TokenId]) -> Result<String, TextError> {
+        let bytes: Vec<u8> = tokens.iter().map(|&token| token as u8).collect();
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    fn pieces(tokens: &[TokenId]) -> Vec<String> {
+        let mut stream = TextStream::default();
+        let mut pieces: Vec<String> =
+            tokens.iter().map(|&token| stream.push(token, &bytes).unwrap()).collect();
+        pieces.push(stream.finish(&bytes).unwrap());
+        pieces
+    }
+
+    fn tokens(text: &str) -> Vec<TokenId> {
+        text.bytes().map(TokenId::from).collect()
+    }
+
+    #[test]
+    fn a_character_comes_with_its_last_byte() {
+        assert_eq!(pieces(&tokens("aé🦀")), ["a", "", "é", "", "", "", "🦀", ""]);
+    }
+
+    #[test]
+    fn half_a_character_comes_at_the_end() {
+        assert_eq!(pieces(&[97, 0xf0, 0x9f]).concat(), "a\u{fffd}");
+    }
+
+    #[test]
+    fn words_keep_the_space_that_a_tokenizer_drops_at_the_start() {
+        // As SentencePiece does: every word begins with a space, and the first space of a text is dropped.
+        let words = |tokens: &[TokenId]| -> Result<String, TextError> {
+            let text: String = tokens.iter().map(|token| format!(" w{token}")).collect();
+            Ok(text.strip_prefix(' ').unwrap_or(&text).to_owned())
+        };
+        let mut stream = TextStream::default();
+        let all: Vec<String> = (0..4).map(|token| stream.push(token, &words).unwrap()).collect();
+        assert_eq!(all, ["w0", " w1", " w2", " w3"]);
+    }
+
+    proptest! {
+        #[test]
+        fn the_pieces_of_valid_text_are_the_text(text in "\\PC{0,40}") {
+            prop_assert_eq!(pieces(&tokens(&text)).concat(), text);
+        }
+
+        #[test]
+        fn the_pieces_of_any_bytes_are_their_text(bytes_in in prop::collection::vec(0u32..256, 0..60)) {
+            prop_assert_eq!(pieces(&bytes_in).concat(), bytes(&bytes_in).unwrap());
+        }
+    }
+}

@@ -1,0 +1,402 @@
+//! The decode loop, seen from outside.
+
+use std::ops::ControlFlow;
+
+use burn::tensor::Device;
+use esamp::{
+    CausalLm, Completion, Decoder, Event, FinishReason, Request, RequestError, RequestId, RowId,
+    Sampler, SamplerConfig, Sampling, SamplingConfig, StepError, TextError, TokenId, TokenMask,
+    testing::{ScriptedLm, TinyLm},
+};
+
+fn device() -> Device {
+    Device::flex()
+}
+
+fn sampler(d_model: usize) -> Sampler {
+    SamplerConfig::new().init(d_model, &device()).unwrap()
+}
+
+fn sampling(beta: f32) -> Sampling {
+    SamplingConfig::default().with_beta(beta).init().unwrap()
+}
+
+fn greedy() -> Sampling {
+    SamplingConfig::default().with_beta(0.0).with_temperature(0.0).init().unwrap()
+}
+
+/// Says the next number, modulo 10.
+fn counter() -> ScriptedLm {
+    ScriptedLm::new(10, &device(), |sequence| {
+        let next = (sequence[sequence.len() - 1] + 1) % 10;
+        (0..10).map(|token| if token == next { 9.0 } else { 0.0 }).collect()
+    })
+}
+
+fn digits(tokens: &[TokenId]) -> Result<String, TextError> {
+    Ok(tokens.iter().map(ToString::to_string).collect())
+}
+
+fn run<M: CausalLm>(decoder: &mut Decoder<M>) -> Vec<Completion> {
+    decoder.run(|_| ControlFlow::Continue(())).unwrap()
+}
+
+fn count_from(start: TokenId) -> Request {
+    Request::new(vec![start]).with_sampling(greedy()).with_max_new_tokens(5)
+}
+
+#[test]
+fn prompts_of_all_lengths_run_in_one_batch_and_end_at_their_own_time() {
+    let model = counter();
+    let mut decoder = Decoder::new(&model, sampler(10)).with_detokenizer(digits);
+    decoder.submit(count_from(3)).unwrap();
+    let long = Request::new(vec![0, 1, 2, 3, 4, 5]);
+    decoder
+        .submit(long.with_sampling(greedy()).with_max_new_tokens(2).with_completions(2))
+        .unwrap();
+    let completions = run(&mut decoder);
+    let texts: Vec<_> = completions.iter().map(|c| c.text.clone().unwrap()).collect();
+    assert_eq!(texts, ["45678", "67", "67"]);
+    assert_eq!(completions.iter().map(|c| c.index).collect::<Vec<_>>(), [0, 0, 1]);
+    assert!(completions.iter().all(|c| c.finish == FinishReason::MaxNewTokens));
+    // Each prompt is read once, then three rows, then the one that is left.
+    let rows: Vec<usize> = model.calls().iter().map(Vec::len).collect();
+    assert_eq!(rows, [1, 1, 3, 1, 1, 1]);
+    assert!(decoder.is_idle());
+    let stats = decoder.stats();
+    assert_eq!((stats.steps, stats.decoded_tokens, stats.prompt_tokens), (4, 6, 7));
+}
+
+#[test]
+fn events_tell_the_same_story_as_the_completions() {
+    let mut decoder = Decoder::new(counter(), sampler(10)).with_detokenizer(digits);
+    let submitted = decoder.submit(count_from(1).with_completions(2)).unwrap();
+    let mut texts = vec![String::new(); 2];
+    let mut finished = Vec::new();
+    let completions = decoder
+        .run(|event| {
+            match event {
+                Event::Token { index, text, .. } => texts[index].push_str(&text),
+                Event::Finished { completion, text } => {
+                    texts[completion.index].push_str(&text);
+                    finished.push(completion);
+                }
+                _ => {}
+            }
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    assert_eq!(finished, completions);
+    assert_eq!(texts, ["23456", "23456"]);
+    let ids: Vec<RequestId> = completions.iter().map(|c| c.row.request).collect();
+    assert_eq!(ids, submitted.requests);
+    assert!(completions.iter().all(|c| c.row.prompt == submitted.prompt));
+}
+
+#[test]
+fn stop_tokens_end_a_completion_and_have_no_text() {
+    let mut decoder = Decoder::new(counter(), sampler(10)).with_detokenizer(digits);
+    decoder.submit(count_from(1).with_stop_tokens([8, 4])).unwrap();
+    let completion = &run(&mut decoder)[0];
+    assert_eq!(completion.tokens(), [2, 3, 4]);
+    assert_eq!(completion.text.as_deref(), Some("23"));
+    assert_eq!(completion.finish, FinishReason::StopToken(4));
+}
+
+#[test]
+fn stop_strings_end_a_completion_wherever_tokens_end() {
+    let mut decoder = Decoder::new(counter(), sampler(10)).with_detokenizer(digits);
+    decoder.submit(count_from(1).with_stop_strings(["99", "45"])).unwrap();
+    decoder.submit(count_from(1).with_stop_strings(["67"])).unwrap();
+    let mut shown = vec![String::new(); 2];
+    let completions = decoder
+        .run(|event| {
+            match event {
+                Event::Token { row, text, .. } => shown[row.prompt.0 as usize].push_str(&text),
+                Event::Finished { completion, text } => {
+                    shown[completion.row.prompt.0 as usize].push_str(&text);
+                }
+                _ => {}
+            }
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    assert_eq!(completions[0].text.as_deref(), Some("23"));
+    assert_eq!(completions[0].finish, FinishReason::StopString("45".to_owned()));
+    assert_eq!(completions[0].tokens(), [2, 3, 4, 5]);
+    assert_eq!(
+        completions[1].text.as_deref(),
+        Some("23456"),
+        "what was held back comes at the end"
+    );
+    assert_eq!(shown, ["23", "23456"], "no part of a stop string is ever shown");
+}
+
+#[test]
+fn the_context_ends_a_completion() {
+    let model = counter().with_context_length(6);
+    let mut decoder = Decoder::new(&model, sampler(10));
+    decoder.submit(Request::new(vec![1, 2, 3]).with_sampling(greedy())).unwrap();
+    let completion = &run(&mut decoder)[0];
+    assert_eq!(completion.tokens(), [4, 5, 6]);
+    assert_eq!(completion.finish, FinishReason::ContextFull);
+    assert_eq!(completion.text, None);
+}
+
+#[test]
+fn a_break_loses_nothing() {
+    let whole = {
+        let mut decoder = Decoder::new(counter(), sampler(10));
+        decoder.submit(count_from(1).with_completions(2)).unwrap();
+        let mut events = 0;
+        decoder
+            .run(|_| {
+                events += 1;
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+        events
+    };
+    for stop_after in 1..whole {
+        let mut decoder = Decoder::new(counter(), sampler(10));
+        decoder.submit(count_from(1).with_completions(2)).unwrap();
+        let mut events = 0;
+        let mut completions = decoder
+            .run(|_| {
+                events += 1;
+                if events == stop_after {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                }
+            })
+            .unwrap();
+        assert_eq!(events, stop_after);
+        completions.extend(
+            decoder
+                .run(|_| {
+                    events += 1;
+                    ControlFlow::Continue(())
+                })
+                .unwrap(),
+        );
+        assert_eq!(events, whole);
+        assert_eq!(completions.len(), 2);
+        assert!(completions.iter().all(|c| c.tokens() == [2, 3, 4, 5, 6]));
+    }
+}
+
+#[test]
+fn a_request_can_be_cancelled_while_it_waits_and_while_it_runs() {
+    let mut decoder = Decoder::new(counter(), sampler(10));
+    let running = decoder.submit(count_from(1).with_completions(2)).unwrap();
+    decoder.step().unwrap();
+    let waiting = decoder.submit(count_from(5).with_completions(2)).unwrap();
+    decoder.cancel(running.requests[0]).unwrap();
+    decoder.cancel(waiting.requests[1]).unwrap();
+    let completions = run(&mut decoder);
+    let got: Vec<_> = completions.iter().map(|c| (c.tokens(), c.finish.name())).collect();
+    assert_eq!(got[0], (vec![2, 3], "cancelled"));
+    assert_eq!(got[1], (vec![2, 3, 4, 5, 6], "max_new_tokens"));
+    assert_eq!(got[2], (vec![6, 7, 8, 9, 0], "max_new_tokens"));
+    assert_eq!(got[3], (vec![], "cancelled"));
+    let gone = decoder.cancel(running.requests[0]).unwrap_err();
+    assert_eq!(gone, RequestError::UnknownRequest { request: running.requests[0] });
+    assert_eq!(decoder.sampler().distillers(), 0);
+}
+
+#[test]
+fn requests_join_a_running_batch() {
+    let mut decoder = Decoder::new(counter(), sampler(10));
+    decoder.submit(count_from(1)).unwrap();
+    decoder.step().unwrap();
+    decoder.step().unwrap();
+    decoder.submit(count_from(7)).unwrap();
+    let completions = run(&mut decoder);
+    assert_eq!(completions[0].tokens(), [2, 3, 4, 5, 6]);
+    assert_eq!(completions[1].tokens(), [8, 9, 0, 1, 2]);
+}
+
+#[test]
+fn prompts_wait_until_the_cache_has_room() {
+    let model = counter(); // one byte a token
+    let mut decoder = Decoder::new(&model, sampler(10)).with_kv_limit(12);
+    assert_eq!(decoder.kv_bytes_needed(&count_from(1).with_completions(2)), 12);
+    decoder.submit(count_from(1).with_completions(2)).unwrap();
+    decoder.submit(count_from(5)).unwrap();
+    assert_eq!(
+        decoder.submit(count_from(1).with_completions(3)).unwrap_err(),
+        RequestError::CacheLimit { limit: 12, needed: 18 }
+    );
+    let completions = run(&mut decoder);
+    assert_eq!(completions[2].tokens(), [6, 7, 8, 9, 0]);
+    assert!(model.calls().iter().all(|rows| rows.len() <= 2), "never three rows at once");
+}
+
+#[test]
+fn a_mask_decides_what_may_be_said() {
+    let masker = |row: RowId, generated: &[TokenId]| -> Option<TokenMask> {
+        // The second completion must say 9, 8, 7, …; the first may say what it likes.
+        let forced = 9 - generated.len() as TokenId;
+        (row.request.0 == 1).then(|| TokenMask::allowing(10, [forced]))
+    };
+    let mut decoder = Decoder::new(counter(), sampler(10));
+    decoder.submit(count_from(1).with_completions(2).with_masker(masker)).unwrap();
+    let completions = run(&mut decoder);
+    assert_eq!(completions[0].tokens(), [2, 3, 4, 5, 6]);
+    assert_eq!(completions[1].tokens(), [9, 8, 7, 6, 5]);
+}
+
+#[test]
+fn a_row_that_fails_ends_and_the_others_go_on() {
+    let masker = |row: RowId, generated: &[TokenId]| -> Option<TokenMask> {
+        (row.request.0 == 0 && generated.len() == 2).then(|| TokenMask::allowing(10, []))
+    };
+    let mut decoder = Decoder::new(counter(), sampler(10));
+    decoder.submit(count_from(1).with_completions(2).with_masker(masker)).unwrap();
+    let completions = run(&mut decoder);
+    assert_eq!(completions[0].tokens(), [2, 3]);
+    assert_eq!(completions[0].finish.name(), "failed");
+    assert_eq!(completions[1].tokens(), [2, 3, 4, 5, 6]);
+}
+
+#[test]
+fn log_probabilities_are_those_of_the_model() {
+    let mut decoder = Decoder::new(counter(), sampler(10));
+    let warm = SamplingConfig::default().with_beta(0.0).with_top_k(1).init().unwrap();
+    decoder.submit(count_from(1).with_sampling(warm).with_reference_log_probs()).unwrap();
+    let choices = &run(&mut decoder)[0].choices;
+    let expected = 9.0 - (9.0f64.exp() + 9.0).ln();
+    for choice in choices {
+        assert_eq!(choice.log_prob, 0.0, "the only candidate");
+        assert!((f64::from(choice.reference_log_prob.unwrap()) - expected).abs() < 1e-6);
+    }
+}
+
+#[test]
+fn a_cache_that_cannot_drop_rows_works_too() {
+    let flexible = counter();
+    let fixed = counter().with_fixed_cache();
+    let script = |model: &ScriptedLm| {
+        let mut decoder = Decoder::new(model, sampler(10));
+        let stop = count_from(1).with_sampling(sampling(0.5)).with_stop_tokens([4]).with_seed(3);
+        decoder.submit(stop.with_completions(3)).unwrap();
+        decoder.submit(count_from(6).with_completions(2)).unwrap();
+        let completions = run(&mut decoder);
+        (completions, *decoder.sampler().counters())
+    };
+    let (a, counters_a) = script(&flexible);
+    let (b, counters_b) = script(&fixed);
+    let tokens = |all: &[Completion]| all.iter().map(Completion::tokens).collect::<Vec<_>>();
+    assert_eq!(tokens(&a), tokens(&b));
+    assert_eq!(counters_a.rows_learned, counters_b.rows_learned, "dead rows are not learned");
+    assert_eq!(counters_a.tokens, counters_b.tokens, "nor sampled");
+    // The second prompt waits until the first has ended, and both of its rows stand in the batch from the start.
+    assert!(fixed.calls().iter().all(|rows| [2, 3].contains(&rows.len())));
+}
+
+#[test]
+fn a_model_that_fails_ends_what_was_running_and_nothing_else() {
+    let model = counter().failing_at(3);
+    let mut decoder = Decoder::new(&model, sampler(10));
+    decoder.submit(count_from(1).with_sampling(sampling(0.5))).unwrap();
+    let error = decoder.run(|_| ControlFlow::Continue(())).unwrap_err();
+    assert!(matches!(error, StepError::Model(_)));
+    assert_eq!(
+        std::error::Error::source(&error).unwrap().to_string(),
+        "scripted to fail at call 3"
+    );
+    decoder.submit(count_from(5)).unwrap();
+    let completions = run(&mut decoder);
+    assert_eq!(completions[0].finish, FinishReason::Aborted);
+    assert_eq!(completions[0].choices.len(), 3);
+    assert_eq!(completions[1].tokens(), [6, 7, 8, 9, 0]);
+    assert_eq!(decoder.sampler().distillers(), 0);
+
+    let model = counter().failing_at(0); // in a prefill
+    let mut decoder = Decoder::new(&model, sampler(10));
+    decoder.submit(count_from(1)).unwrap();
+    assert!(decoder.step().is_err());
+    assert_eq!(decoder.take_completions()[0].finish, FinishReason::Aborted);
+    assert!(decoder.step().unwrap().len() <= 1);
+}
+
+#[test]
+fn what_could_never_run_is_refused() {
+    let model = counter().with_context_length(8);
+    let mut decoder = Decoder::new(&model, sampler(10));
+    let mut refused = |request: Request| decoder.submit(request).unwrap_err().to_string();
+    assert_eq!(refused(Request::new(vec![])), "prompt: expected at least one token, got none");
+    assert_eq!(
+        refused(count_from(1).with_completions(0)),
+        "completions: expected at least 1, got 0"
+    );
+    assert_eq!(
+        refused(count_from(1).with_max_new_tokens(0)),
+        "max_new_tokens: expected at least 1, got 0"
+    );
+    assert_eq!(refused(count_from(10)), "prompt token 10: expected an id below 10");
+    assert_eq!(
+        refused(count_from(1).with_stop_tokens([12])),
+        "stop token 12: expected an id below 10"
+    );
+    assert_eq!(
+        refused(Request::new(vec![0; 8])),
+        "prompt of 8 tokens: expected at most 7, to leave room for one new token in the model's context"
+    );
+    assert_eq!(
+        refused(count_from(1).with_stop_strings(["x"])),
+        "stop strings: expected a decoder built with a detokenizer, got none"
+    );
+    assert!(decoder.is_idle());
+}
+
+#[test]
+fn a_detokenizer_that_fails_ends_its_row_only() {
+    let broken = |tokens: &[TokenId]| match tokens.contains(&4) {
+        true => Err(TextError::new("no 4")),
+        false => digits(tokens),
+    };
+    let mut decoder = Decoder::new(counter(), sampler(10)).with_detokenizer(broken);
+    decoder.submit(count_from(1)).unwrap();
+    decoder.submit(count_from(4).with_max_new_tokens(3)).unwrap();
+    let completions = run(&mut decoder);
+    assert_eq!(completions[0].tokens(), [2, 3, 4]);
+    assert_eq!(completions[0].finish, FinishReason::NoText(TextError::new("no 4")));
+    assert_eq!(completions[1].text.as_deref(), Some("567"));
+}
+
+#[test]
+fn steering_learns_every_row_but_the_first_token() {
+    let model = TinyLm::new(1, &device());
+    let mut decoder = Decoder::new(&model, sampler(TinyLm::D_MODEL));
+    decoder
+        .submit(Request::new(vec![1, 2, 3]).with_completions(4).with_max_new_tokens(10))
+        .unwrap();
+    let completions = run(&mut decoder);
+    let counters = *decoder.sampler().counters();
+    assert_eq!(counters.tokens, 40);
+    assert_eq!(counters.rows_learned, 4 * 9, "K new tokens give K − 1 learned rows");
+    assert_eq!(counters.updates, 9, "one distiller for the prompt, one update a step");
+    for completion in &completions {
+        assert_eq!(completion.choices[0].novelty, None);
+        assert!(completion.choices[1..].iter().all(|choice| choice.novelty.is_some()));
+    }
+    assert_eq!(decoder.sampler().distillers(), 0, "released with the last completion");
+    assert!(decoder.sampler().finish().is_ok());
+}
+
+#[test]
+fn a_plain_run_needs_no_taps() {
+    let plain = SamplingConfig::default().with_beta(0.0).init().unwrap();
+    let mut decoder = Decoder::new(TinyLm::new(1, &device()), sampler(TinyLm::D_MODEL))
+        .with_sites(esamp::TapSite::AfterBlock(77), esamp::TapSite::HeadInput);
+    decoder.submit(Request::new(vec![1]).with_sampling(plain)).unwrap();
+    run(&mut decoder);
+    decoder.submit(Request::new(vec![1])).unwrap();
+    let error = decoder.run(|_| ControlFlow::Continue(())).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "tap site AfterBlock(77): expected one `record` in the forward pass, got none"
+    );
+}
