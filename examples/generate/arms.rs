@@ -1,0 +1,121 @@
+//! The model, and the loops that run on it.
+
+use std::path::Path;
+
+use burn::tensor::Device;
+use esamp::{
+    CausalLm, Completion, Counters, DecodeStats, Decoder, Event, Request, TokenId,
+    llama::{ChatMessage, ChatTemplate, Llama, Tokenizer},
+};
+
+use crate::args::{Args, ArmSettings, Failure};
+
+/// A model with what it needs to read and write text.
+pub struct Loaded {
+    pub model: Llama,
+    pub tokenizer: Tokenizer,
+    template: Option<ChatTemplate>,
+}
+
+const LOAD_STEP: &str = "check that the model is whole and of a kind that the message names";
+
+impl Loaded {
+    /// Opens a GGUF file or a Hugging Face folder.
+    pub fn open(path: &Path, device: &Device) -> Result<Self, Failure> {
+        let loaded = match path.is_dir() {
+            true => Tokenizer::from_hf_folder(path).and_then(|tokenizer| {
+                let template = ChatTemplate::from_hf_folder(path)?;
+                Ok(Self { model: Llama::from_hf_folder(path, device)?, tokenizer, template })
+            }),
+            false => Tokenizer::from_gguf(path).and_then(|tokenizer| {
+                let template = ChatTemplate::from_gguf(path)?;
+                Ok(Self { model: Llama::from_gguf(path, device)?, tokenizer, template })
+            }),
+        };
+        loaded.map_err(|error| Failure::runtime(error, LOAD_STEP))
+    }
+
+    /// The tokens of the prompt, as a chat message where the model has a template.
+    pub fn prompt(&self, text: &str, raw: bool) -> Result<Vec<TokenId>, Failure> {
+        let tokens = match &self.template {
+            Some(template) if !raw => template
+                .render(&[ChatMessage::user(text)])
+                .and_then(|text| self.tokenizer.encode_rendered(&text)),
+            _ => self.tokenizer.encode(text),
+        };
+        tokens.map_err(|error| Failure::runtime(error, "try --raw, which uses no chat template"))
+    }
+}
+
+/// One column: a loop, and the text of its completions so far.
+pub struct Arm<'m> {
+    pub name: &'static str,
+    pub texts: Vec<String>,
+    pub completions: Vec<Completion>,
+    decoder: Decoder<&'m Llama>,
+}
+
+impl<'m> Arm<'m> {
+    /// Submits the prompt.
+    pub fn start(
+        settings: ArmSettings,
+        loaded: &'m Loaded,
+        prompt: &[TokenId],
+        args: &Args,
+    ) -> Result<Self, Failure> {
+        let model = &loaded.model;
+        let sampler = settings.sampler.init(model.d_model(), &model.device())?;
+        let mut decoder = Decoder::new(model, sampler).with_detokenizer(loaded.tokenizer.clone());
+        let request = Request::new(prompt.to_vec())
+            .with_completions(args.samples)
+            .with_max_new_tokens(args.max_new_tokens)
+            .with_seed(args.seed)
+            .with_stop_tokens(loaded.tokenizer.stop_tokens())
+            .with_sampling(settings.sampling);
+        decoder
+            .submit(request)
+            .map_err(|error| Failure::runtime(error, "change the prompt or the flag it names"))?;
+        let texts = vec![String::new(); args.samples];
+        Ok(Self { name: settings.name, texts, completions: Vec::new(), decoder })
+    }
+
+    /// One token for every completion that has not ended.
+    pub fn step(&mut self) -> Result<(), Failure> {
+        if self.is_done() {
+            return Ok(());
+        }
+        let events = self.decoder.step().map_err(|error| {
+            Failure::runtime(error, "report this with the command line that led to it")
+        })?;
+        for event in events {
+            match event {
+                Event::Token { index, text, .. } => self.texts[index].push_str(&text),
+                Event::Finished { completion, text } => {
+                    self.texts[completion.index].push_str(&text);
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    pub fn is_done(&self) -> bool {
+        self.decoder.is_idle()
+    }
+
+    /// Takes the completions, and refuses a run that should have learned and did not.
+    pub fn finish(&mut self) -> Result<(), Failure> {
+        self.completions = self.decoder.take_completions();
+        self.decoder.sampler().finish().map_err(|error| {
+            Failure::runtime(error, "check the model: its hidden states are not finite")
+        })
+    }
+
+    pub fn counters(&self) -> &Counters {
+        self.decoder.sampler().counters()
+    }
+
+    pub fn stats(&self) -> &DecodeStats {
+        self.decoder.stats()
+    }
+}

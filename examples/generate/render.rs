@@ -1,0 +1,178 @@
+//! Two columns of text, while it grows and when it is done.
+
+use console::{Term, measure_text_width, style, truncate_str};
+
+use crate::{args::Args, arms::Arm};
+
+/// The terminal, if there is one.
+pub struct Screen {
+    term: Term,
+    width: usize,
+    silent: bool,
+    /// Lines that the last live picture took.
+    drawn: usize,
+}
+
+/// Columns of the page where standard output is no terminal.
+const PAGE_WIDTH: usize = 110;
+const GAP: &str = "  │  ";
+
+impl Screen {
+    /// A screen; a silent one shows nothing.
+    pub fn new(silent: bool) -> Self {
+        let term = Term::stdout();
+        let width = match term.size_checked() {
+            Some((_, columns)) => usize::from(columns).clamp(40, 180),
+            None => PAGE_WIDTH,
+        };
+        Self { term, width, silent, drawn: 0 }
+    }
+
+    /// What is about to happen.
+    pub fn headline(&self, model: &str, args: &Args, prompt_tokens: usize) {
+        if self.silent {
+            return;
+        }
+        let esamp = if args.plain { String::new() } else { format!(", β {}", args.beta) };
+        println!(
+            "{}  {} completions, seed {}, T {}, min-p {}{esamp}",
+            style(model).bold(),
+            args.samples,
+            args.seed,
+            args.temperature,
+            args.min_p,
+        );
+        println!("prompt ({prompt_tokens} tokens): {}\n", one_line(&args.prompt));
+    }
+
+    /// The ends of all completions, drawn over the last picture.
+    pub fn live(&mut self, arms: &[Arm<'_>]) {
+        if self.silent || !self.term.is_term() {
+            return;
+        }
+        let samples = arms.first().map_or(0, |arm| arm.texts.len());
+        let (rows, _) = self.term.size();
+        let each = (usize::from(rows).saturating_sub(6) / samples.max(1)).clamp(1, 6);
+        let mut lines = Vec::new();
+        for sample in 0..samples {
+            let columns = arms.iter().map(|arm| {
+                let wrapped = wrap(&arm.texts[sample], self.column(arms.len()));
+                wrapped[wrapped.len().saturating_sub(each)..].to_vec()
+            });
+            let mut block = side_by_side(&columns.collect::<Vec<_>>(), self.column(arms.len()));
+            block.resize(each, String::new());
+            lines.append(&mut block);
+        }
+        lines.truncate(usize::from(rows).saturating_sub(2));
+        // A terminal that goes away must not end the run: what is drawn here is drawn again at the end.
+        let _ = self.term.clear_last_lines(self.drawn);
+        let _ = self.term.write_line(&lines.join("\n"));
+        self.drawn = lines.len();
+    }
+
+    /// All completions in full, and the numbers.
+    pub fn result(&mut self, arms: &[Arm<'_>]) {
+        if self.drawn > 0 {
+            let _ = self.term.clear_last_lines(self.drawn);
+        }
+        let column = self.column(arms.len());
+        let titles: Vec<Vec<String>> =
+            arms.iter().map(|arm| vec![style(title(arm.name)).bold().to_string()]).collect();
+        print_lines(side_by_side(&titles, column));
+        let rule: Vec<String> = arms.iter().map(|_| "─".repeat(column)).collect();
+        println!("{}", rule.join("──┼──"));
+        for sample in 0..arms.first().map_or(0, |arm| arm.texts.len()) {
+            let texts: Vec<Vec<String>> = arms
+                .iter()
+                .map(|arm| {
+                    let text = format!("{}. {}", sample + 1, arm.texts[sample].trim());
+                    let mut lines = wrap(&text, column);
+                    lines.push(String::new());
+                    lines
+                })
+                .collect();
+            print_lines(side_by_side(&texts, column));
+        }
+        print_lines(side_by_side(&arms.iter().map(numbers).collect::<Vec<_>>(), column));
+    }
+
+    fn column(&self, arms: usize) -> usize {
+        let gaps = arms.saturating_sub(1) * measure_text_width(GAP);
+        (self.width - gaps) / arms.max(1)
+    }
+}
+
+fn title(name: &str) -> &str {
+    match name {
+        "esamp" => "ESamp",
+        other => other,
+    }
+}
+
+/// What an arm cost and did.
+fn numbers(arm: &Arm<'_>) -> Vec<String> {
+    let counters = arm.counters();
+    let speed = arm.stats().tokens_per_second();
+    let mut lines = vec![match speed {
+        Some(speed) => format!("{speed:.1} tokens/s, {} tokens", counters.tokens),
+        None => format!("{} tokens", counters.tokens),
+    }];
+    if let (Some(novelty), Some(loss)) = (counters.mean_relative_novelty(), counters.mean_loss()) {
+        lines.push(format!("{} updates on {} rows", counters.updates, counters.rows_learned));
+        lines.push(format!("mean novelty {novelty:.2} of the deep state, mean loss {loss:.3}"));
+    }
+    lines
+}
+
+fn print_lines(lines: Vec<String>) {
+    for line in lines {
+        println!("{}", line.trim_end());
+    }
+}
+
+/// Line by line, each column filled up to its width.
+fn side_by_side(columns: &[Vec<String>], width: usize) -> Vec<String> {
+    let height = columns.iter().map(Vec::len).max().unwrap_or(0);
+    let cell = |column: &Vec<String>, line: usize| {
+        let text = column.get(line).map(String::as_str).unwrap_or_default();
+        let fill = width.saturating_sub(measure_text_width(text));
+        format!("{text}{}", " ".repeat(fill))
+    };
+    (0..height)
+        .map(|line| columns.iter().map(|c| cell(c, line)).collect::<Vec<_>>().join(GAP))
+        .collect()
+}
+
+/// Breaks a text into lines of at most `width` columns, between words where it can.
+fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines = Vec::new();
+    for paragraph in text.lines() {
+        let mut line = String::new();
+        for word in paragraph.split_whitespace() {
+            let mut word = word.to_owned();
+            let gap = usize::from(!line.is_empty());
+            if measure_text_width(&line) + gap + measure_text_width(&word) > width {
+                if !line.is_empty() {
+                    lines.push(std::mem::take(&mut line));
+                }
+                while measure_text_width(&word) > width {
+                    let head = truncate_str(&word, width, "").into_owned();
+                    if head.is_empty() {
+                        break;
+                    }
+                    word = word[head.len()..].to_owned();
+                    lines.push(head);
+                }
+            } else if gap == 1 {
+                line.push(' ');
+            }
+            line.push_str(&word);
+        }
+        lines.push(line);
+    }
+    lines
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,75 @@
+//! The run as one JSON object.
+
+use esamp::{Counters, DecodeStats, TokenId};
+use serde::Serialize;
+
+use crate::{
+    args::{Args, Failure},
+    arms::Arm,
+};
+
+#[derive(Serialize)]
+struct Report<'a> {
+    model: &'a str,
+    prompt: &'a str,
+    prompt_tokens: usize,
+    seed: u64,
+    beta: f32,
+    arms: Vec<ArmReport<'a>>,
+}
+
+#[derive(Serialize)]
+struct ArmReport<'a> {
+    name: &'a str,
+    samples: Vec<Sample<'a>>,
+    tokens_per_second: Option<f64>,
+    mean_novelty: Option<f64>,
+    mean_loss: Option<f64>,
+    counters: &'a Counters,
+    stats: &'a DecodeStats,
+}
+
+#[derive(Serialize)]
+struct Sample<'a> {
+    text: &'a str,
+    tokens: Vec<TokenId>,
+    finish: &'static str,
+}
+
+/// Prints the report on standard output.
+pub fn print(
+    model: &str,
+    args: &Args,
+    prompt_tokens: usize,
+    arms: &[Arm<'_>],
+) -> Result<(), Failure> {
+    let arms = arms.iter().map(|arm| ArmReport {
+        name: arm.name,
+        samples: arm
+            .completions
+            .iter()
+            .map(|completion| Sample {
+                text: completion.text.as_deref().unwrap_or_default(),
+                tokens: completion.tokens(),
+                finish: completion.finish.name(),
+            })
+            .collect(),
+        tokens_per_second: arm.stats().tokens_per_second(),
+        mean_novelty: arm.counters().mean_novelty(),
+        mean_loss: arm.counters().mean_loss(),
+        counters: arm.counters(),
+        stats: arm.stats(),
+    });
+    let report = Report {
+        model,
+        prompt: &args.prompt,
+        prompt_tokens,
+        seed: args.seed,
+        beta: args.beta,
+        arms: arms.collect(),
+    };
+    let text = serde_json::to_string(&report)
+        .map_err(|error| Failure::runtime(error, "report this with the command line"))?;
+    println!("{text}");
+    Ok(())
+}

@@ -1,0 +1,42 @@
+//! The whole crate in thirty lines, on a model without weights to download.
+//!
+//! ```sh
+//! cargo run --release --example hello
+//! ```
+
+#![allow(clippy::print_stdout, reason = "a program speaks to its user")]
+
+use std::{error::Error, ops::ControlFlow};
+
+use burn::tensor::Device;
+use esamp::{
+    CausalLm, Decoder, OptimizerConfig, Request, SamplerConfig, SamplingConfig, testing::TinyLm,
+};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let model = TinyLm::new(1, &Device::flex());
+    for (name, beta) in [("plain", 0.0), ("ESamp", 1.0)] {
+        // Completions of 24 tokens are short: a distiller that is to learn from them must learn fast.
+        let optimizer = OptimizerConfig::paper().with_learning_rate(3e-3);
+        let config = SamplerConfig::new().with_optimizer(Some(optimizer));
+        let sampler = config.init(model.d_model(), &model.device())?;
+
+        let sampling = SamplingConfig::default().with_beta(beta).with_min_p(0.05).init()?;
+        let request = Request::new(vec![1, 2, 3])
+            .with_completions(4)
+            .with_max_new_tokens(24)
+            .with_sampling(sampling);
+
+        let mut decoder = Decoder::new(&model, sampler).with_detokenizer(TinyLm::detokenizer());
+        decoder.submit(request)?;
+        let completions = decoder.run(|_event| ControlFlow::Continue(()))?;
+
+        println!("{name}");
+        for completion in completions {
+            println!("  {}", completion.text.unwrap_or_default());
+        }
+        let counters = decoder.sampler().counters();
+        println!("  {} tokens, {} updates\n", counters.tokens, counters.updates);
+    }
+    Ok(())
+}
