@@ -63,6 +63,23 @@ fn logits_and_hidden_states_are_those_of_transformers() {
 }
 
 #[test]
+fn gguf_files_of_the_same_models_give_the_same() {
+    let device = Device::flex();
+    for name in ["llama", "llama3", "qwen2", "qwen3"] {
+        let path = folder(name).join("../../gguf").join(format!("{name}.gguf"));
+        let (model, golden) = (Llama::from_gguf(path, &device).unwrap(), expected(name));
+        for prompt in 0..2 {
+            let prompt_ids = ids(&golden, &format!("prompt{prompt}_ids"));
+            let mut cache = model.new_cache();
+            let logits =
+                model.forward(tokens(&[&prompt_ids], &device), &mut cache, &mut NoTap).unwrap();
+            let expected = golden.values(&format!("logits{prompt}"));
+            assert_close(name, &values(logits), &expected[expected.len() - VOCAB..], 1e-4);
+        }
+    }
+}
+
+#[test]
 fn decoding_with_the_cache_gives_the_tokens_of_decoding_without() {
     let device = Device::flex();
     for name in MODELS {
@@ -254,10 +271,41 @@ fn a_damaged_folder_is_an_error_that_names_what_is_wrong() {
     fs::remove_file(&path).unwrap();
     assert!(refused(&truncated).ends_with("model.safetensors: cannot be read"));
 
+    let not_gguf = Llama::from_gguf(folder("llama").join("config.json"), &Device::flex());
+    let message = not_gguf.unwrap_err().to_string();
+    assert!(message.contains("header: expected a file that begins with \"GGUF\""), "{message}");
+
     let sharded = copy("sharded_bf16");
     let index = sharded.path().join("model.safetensors.index.json");
     fs::write(&index, "{\"weight_map\": {}}").unwrap();
     assert!(refused(&sharded).ends_with("model.safetensors: cannot be read"));
     fs::write(&index, "{}").unwrap();
     assert!(refused(&sharded).contains("key weight_map: expected an object"));
+}
+
+/// Whatever is cut off or overwritten: an answer, not a crash, and no allocation by a number that the file made up.
+#[test]
+fn a_gguf_file_damaged_anywhere_is_an_error_or_a_model() {
+    let whole = fs::read(folder("llama").join("../../gguf/llama.gguf")).unwrap();
+    let copy = tempfile::tempdir().unwrap();
+    let path = copy.path().join("damaged.gguf");
+    let mut loads = |bytes: &[u8]| {
+        fs::write(&path, bytes).unwrap();
+        Llama::from_gguf(&path, &Device::flex()).map(drop)
+    };
+    assert!(loads(&whole).is_ok());
+    for length in (0..whole.len() - 64).step_by(97).chain(0..256) {
+        let message = loads(&whole[..length]).unwrap_err().to_string();
+        assert!(message.contains("expected"), "{message}");
+    }
+    let header = 2500.min(whole.len());
+    for at in 0..header {
+        for value in [0, 0xff, whole[at] ^ 1] {
+            let mut damaged = whole.clone();
+            damaged[at] = value;
+            if let Err(error) = loads(&damaged) {
+                assert!(error.to_string().contains("expected"), "byte {at}: {error}");
+            }
+        }
+    }
 }

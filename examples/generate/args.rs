@@ -13,7 +13,7 @@ use crate::model_source::{FetchError, ModelSource};
 
 /// Completions of one prompt side by side: plain sampling and ESamp.
 #[derive(Debug, Parser)]
-#[command(name = "generate", version)]
+#[command(name = "generate", version, args_override_self = true)]
 pub struct Args {
     /// What to complete; a chat message unless --raw.
     #[arg(

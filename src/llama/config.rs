@@ -108,6 +108,9 @@ impl LlamaConfig {
         Ok(config)
     }
 
+    /// Larger sizes than this are damage, and their products would overflow.
+    const MAX_SIZE: usize = 1 << 24;
+
     /// Checks that the sizes fit together.
     ///
     /// # Errors
@@ -120,19 +123,20 @@ impl LlamaConfig {
             ("n_layers", self.n_layers),
             ("n_heads", self.n_heads),
             ("n_kv_heads", self.n_kv_heads),
+            ("head_dim", self.head_dim),
             ("vocab_size", self.vocab_size),
             ("context_length", self.context_length),
         ] {
-            if size == 0 {
-                return Err(unusable(key, "at least 1", "0"));
+            if size == 0 || size > Self::MAX_SIZE {
+                return Err(unusable(key, format!("1 to {}", Self::MAX_SIZE), size));
             }
         }
         if !self.n_heads.is_multiple_of(self.n_kv_heads) {
             let expected = format!("a divisor of {} heads", self.n_heads);
             return Err(unusable("n_kv_heads", expected, self.n_kv_heads));
         }
-        if self.head_dim == 0 || !self.head_dim.is_multiple_of(2) {
-            return Err(unusable("head_dim", "an even number above 0", self.head_dim));
+        if !self.head_dim.is_multiple_of(2) {
+            return Err(unusable("head_dim", "an even number", self.head_dim));
         }
         if let RopeScaling::Factors(factors) = &self.rope_scaling
             && factors.len() != self.head_dim / 2

@@ -185,15 +185,17 @@ impl Weights<'_> {
         has_bias: bool,
     ) -> Result<Linear, LoadError> {
         let rows: usize = parts.iter().map(|(_, rows)| rows).sum();
-        let mut weight = Vec::with_capacity(rows * d_input);
+        // The sizes come from a file: nothing is reserved for them before the tensors are there.
+        let mut weights = Vec::new();
         let mut bias = Vec::new();
         for (name, rows) in parts {
-            weight.extend(self.source.take(&format!("{name}.weight"), &[*rows, d_input])?);
+            weights.push(self.source.take(&format!("{name}.weight"), &[*rows, d_input])?);
             if has_bias {
                 bias.extend(self.source.take(&format!("{name}.bias"), &[*rows])?);
             }
         }
-        let weight = Tensor::from_data(TensorData::new(weight, [rows, d_input]), self.device);
+        let weight = TensorData::new(weights.concat(), [rows, d_input]);
+        let weight = Tensor::from_data(weight, self.device);
         let bias = has_bias.then(|| Tensor::from_data(TensorData::new(bias, [rows]), self.device));
         Ok(Linear::new(weight, bias))
     }

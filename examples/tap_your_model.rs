@@ -1,0 +1,197 @@
+//! What you change in a burn model of your own, and what you get for it.
+//!
+//! The model here is an ordinary one: an embedding, blocks of burn's own attention, a norm, a head. The lines marked with
+//! `// esamp` are all that is added to it. Then it runs in the ready decode loop, and in a loop of one's own.
+//!
+//! ```sh
+//! cargo run --release --example tap_your_model
+//! ```
+
+#![allow(clippy::print_stdout, reason = "a program speaks to its user")]
+
+use std::{error::Error, ops::ControlFlow};
+
+use burn::{
+    module::Module,
+    nn::{
+        Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig,
+        attention::{
+            MhaInput, MultiHeadAttention, MultiHeadAttentionConfig, generate_autoregressive_mask,
+        },
+    },
+    tensor::{Device, Int, Tensor},
+};
+use esamp::{
+    CausalLm, Decoder, DrawKey, HiddenStateTap, KvCache, LmHead, PairTap, Phase, Request, RowId,
+    SamplerConfig, SamplingConfig, StepError, StepInput, StepRow, TapSite, TokenId,
+};
+
+const VOCAB: usize = 100;
+const D_MODEL: usize = 48;
+
+#[derive(Module, Debug)]
+struct MyModel {
+    embedding: Embedding,
+    blocks: Vec<MyBlock>,
+    norm: LayerNorm,
+    head: Linear,
+}
+
+#[derive(Module, Debug)]
+struct MyBlock {
+    norm: LayerNorm,
+    attention: MultiHeadAttention,
+}
+
+impl MyModel {
+    fn new(device: &Device) -> Self {
+        let block = || MyBlock {
+            norm: LayerNormConfig::new(D_MODEL).init(device),
+            attention: MultiHeadAttentionConfig::new(D_MODEL, 4).with_dropout(0.0).init(device),
+        };
+        Self {
+            embedding: EmbeddingConfig::new(VOCAB, D_MODEL).init(device),
+            blocks: vec![block(), block(), block()],
+            norm: LayerNormConfig::new(D_MODEL).init(device),
+            head: LinearConfig::new(D_MODEL, VOCAB).with_bias(false).init(device),
+        }
+    }
+
+    /// `[batch, seq]` to the logits of the last position, `[batch, vocab]`.
+    fn forward(&self, tokens: Tensor<2, Int>, tap: &mut dyn HiddenStateTap) -> Tensor<2> {
+        let [batch, seq] = tokens.dims();
+        let mask = generate_autoregressive_mask(batch, seq, &tokens.device());
+        let mut hidden = self.embedding.forward(tokens);
+        for (i, block) in self.blocks.iter().enumerate() {
+            let input = MhaInput::self_attn(block.norm.forward(hidden.clone()));
+            hidden = hidden + block.attention.forward(input.mask_attn(mask.clone())).context;
+            tap.record(TapSite::AfterBlock(i), &hidden); // esamp
+        }
+        let hidden = self.norm.forward(hidden);
+        tap.record(TapSite::HeadInput, &hidden); // esamp
+        let last = hidden.slice([0..batch, seq - 1..seq, 0..D_MODEL]);
+        self.head.forward(last.reshape([batch, D_MODEL]))
+    }
+}
+
+/// This model has no key-value cache: it reads everything again at every step. What it remembers of its sequences is
+/// their tokens. It can repeat a row, so that a prompt is read once for all of its completions, and nothing else.
+#[derive(Default)]
+struct Tokens(Option<Tensor<2, Int>>);
+
+impl KvCache for Tokens {
+    fn rows(&self) -> usize {
+        self.0.as_ref().map_or(0, |tokens| tokens.dims()[0])
+    }
+
+    fn keep_rows(&mut self, rows: &[usize]) -> Result<(), StepError> {
+        if let Some(tokens) = self.0.take() {
+            let rows: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
+            let rows = Tensor::from_data(rows.as_slice(), &tokens.device());
+            self.0 = Some(tokens.select(0, rows));
+        }
+        Ok(())
+    }
+
+    fn append_rows(&mut self, _other: Self) -> Result<(), StepError> {
+        Err(StepError::CacheFixed { operation: "append rows" })
+    }
+}
+
+impl CausalLm for MyModel {
+    type Cache = Tokens;
+
+    fn new_cache(&self) -> Tokens {
+        Tokens::default()
+    }
+
+    fn forward(
+        &self,
+        tokens: Tensor<2, Int>,
+        cache: &mut Tokens,
+        tap: &mut dyn HiddenStateTap,
+    ) -> Result<Tensor<2>, StepError> {
+        let all = match cache.0.take() {
+            Some(before) => Tensor::cat(vec![before, tokens], 1),
+            None => tokens,
+        };
+        cache.0 = Some(all.clone());
+        Ok(self.forward(all, tap))
+    }
+
+    fn lm_head(&self) -> &dyn LmHead {
+        &self.head
+    }
+
+    fn device(&self) -> Device {
+        self.head.weight.val().device()
+    }
+
+    fn d_model(&self) -> usize {
+        D_MODEL
+    }
+
+    fn vocab_size(&self) -> usize {
+        VOCAB
+    }
+}
+
+/// The ready loop: submit, run.
+fn ready_loop(model: &MyModel) -> Result<(), Box<dyn Error>> {
+    let sampler = SamplerConfig::new().init(model.d_model(), &model.device())?;
+    let mut decoder = Decoder::new(model, sampler);
+    decoder.submit(Request::new(vec![1, 2, 3]).with_completions(3).with_max_new_tokens(12))?;
+    for completion in decoder.run(|_event| ControlFlow::Continue(()))? {
+        println!("completion {}: {:?}", completion.index, completion.tokens());
+    }
+    println!("updates: {}\n", decoder.sampler().counters().updates);
+    Ok(())
+}
+
+/// A loop of one's own: one sequence, `Sampler::step` for every token.
+fn own_loop(model: &MyModel) -> Result<(), Box<dyn Error>> {
+    let device = model.device();
+    let mut sampler = SamplerConfig::new().init(model.d_model(), &device)?;
+    let sampling = SamplingConfig::default().with_top_k(20).init()?;
+    let prompt: Vec<TokenId> = vec![1, 2, 3];
+    let draw = DrawKey::new(42, &prompt, 0);
+    let id = RowId::new(0, 0);
+
+    let mut generated: Vec<TokenId> = Vec::new();
+    let mut tap = PairTap::default();
+    while generated.len() < 12 {
+        let tokens: Vec<i32> = prompt.iter().chain(&generated).map(|&t| t as i32).collect();
+        let tokens = Tensor::<1, Int>::from_data(tokens.as_slice(), &device).unsqueeze();
+        let logits = model.forward(tokens, &mut tap);
+        let row = StepRow {
+            id,
+            phase: if generated.is_empty() { Phase::FirstToken } else { Phase::Decode },
+            draw,
+            generated: &generated,
+            sampling: &sampling,
+            allowed: None,
+            wants_reference_log_prob: false,
+        };
+        let hidden = Some(tap.take()?);
+        let output =
+            sampler.step(StepInput { rows: &[row], logits, hidden, lm_head: &model.head })?;
+        let choice = output.choices[0].clone()?;
+        let novelty = choice.novelty.map_or(0.0, |novelty| novelty.relative());
+        println!(
+            "token {:3}  log-prob {:6.2}  novelty {novelty:.2}",
+            choice.token, choice.log_prob
+        );
+        generated.push(choice.token);
+    }
+    sampler.release(id);
+    sampler.finish()?; // an error if nothing was learned
+    Ok(())
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let device = Device::flex();
+    device.seed(1);
+    let model = MyModel::new(&device);
+    ready_loop(&model)?;
+    own_loop(&model)
+}
