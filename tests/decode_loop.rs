@@ -1,5 +1,7 @@
 //! The decode loop, seen from outside.
 
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
 use std::ops::ControlFlow;
 
 use burn::tensor::Device;

@@ -1,5 +1,7 @@
 //! The examples, as a newcomer runs them.
 
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
 #[path = "../examples/model_source/mod.rs"]
 mod model_source;
 
@@ -107,7 +109,7 @@ fn a_hugging_face_folder_is_a_model_too() {
     let path = folder.path().to_str().unwrap();
     let report = json(&["--model", path, "--prompt", "a b a"]);
     assert_eq!(report["prompt_tokens"], 3);
-    assert_eq!(report["arms"][1]["counters"]["updates"].as_u64().unwrap() > 0, true);
+    assert!(report["arms"][1]["counters"]["updates"].as_u64().unwrap() > 0);
 }
 
 #[test]
@@ -146,7 +148,7 @@ fn a_damaged_model_is_an_error_that_names_what_is_wrong() {
     let bytes = fs::read(whole).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("cut.gguf");
-    let mut try_first = |count: usize| {
+    let try_first = |count: usize| {
         fs::write(&path, &bytes[..count]).unwrap();
         refused(&["--model", path.to_str().unwrap()], 1)
     };

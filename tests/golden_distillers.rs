@@ -1,5 +1,7 @@
 //! Both distillers and every optimizer against vectors from an independent PyTorch implementation: tests/golden/README.md.
 
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
 mod golden;
 
 use burn::{

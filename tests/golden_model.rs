@@ -1,11 +1,16 @@
 //! SmolLM2-135M-Instruct from its GGUF file against an independent PyTorch implementation.
 
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
 mod golden;
 #[path = "../examples/model_source/mod.rs"]
 mod model_source;
 
 use burn::tensor::{Device, Int, Tensor};
-use esamp::{CausalLm, LmHead, PairTap, TokenId, llama::Llama};
+use esamp::{
+    CandidateFilter, Candidates, CausalLm, DrawKey, PairTap, RowContext, RowId, TokenId, TopP,
+    llama::Llama,
+};
 use golden::{Golden, assert_close, values};
 use model_source::{Cache, ModelSource};
 
@@ -96,6 +101,37 @@ fn hidden_states_and_logits_are_those_of_pytorch() {
         assert_close("log-sum-exp", &[total], &[log_sum_exp[row]], 1e-4);
         assert_close("head", &values(model.lm_head().logits(hidden.deep().clone())), &logits, 1e-6);
     }
+}
+
+/// The one golden keep mask that needs the mass of the whole vocabulary: T 0.8, top-p 0.95.
+#[test]
+fn the_nucleus_is_that_of_pytorch() {
+    let device = Device::flex();
+    let model = smollm2(&device);
+    let (base, filter) = (Golden::open("base.safetensors"), Golden::open("filter.safetensors"));
+    assert_eq!(filter.values("params1"), [0.8, 0.0, 0.95, 0.0]);
+    let keep = filter.ints("keep1");
+    let log_sum_exp = base.values("ref_logsumexp");
+    let logits = values(model.lm_head().logits(base.tensor("hN", &device)));
+    let mut compared = 0;
+    for step in 0..32 {
+        let row = &logits[step * 49152..][..49152];
+        assert!(log_sum_exp[step].is_finite());
+        let row: Vec<f32> = row.iter().map(|logit| logit / 0.8).collect();
+        let mut candidates = Candidates::from_logits(&row).unwrap();
+        let context = RowContext {
+            row: RowId::new(0, 0),
+            position: 0,
+            generated: &[],
+            draw: DrawKey::new(0, &[], 0).at(0),
+        };
+        TopP { p: 0.95 }.filter(&context, &mut candidates);
+        let expected = keep[step * 64..][..64].iter().sum::<i64>() as usize;
+        // The mask covers the best 64 only.
+        assert_eq!(candidates.len().min(64), expected, "step {step}");
+        compared += usize::from(expected < 64);
+    }
+    assert!(compared > 20);
 }
 
 /// ndarray takes half a second for one product with the head: one short prompt only.

@@ -1,5 +1,7 @@
 //! Gradients against finite differences: one step of gradient descent moves each parameter by the slope of the loss.
 
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
 mod golden;
 
 use burn::{

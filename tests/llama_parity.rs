@@ -1,5 +1,7 @@
 //! The Llama family against PyTorch's transformers, and its cache against itself: tests/golden/llama/make.py.
 
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
 mod golden;
 
 use std::{fs, path::PathBuf};
@@ -289,7 +291,7 @@ fn a_gguf_file_damaged_anywhere_is_an_error_or_a_model() {
     let whole = fs::read(folder("llama").join("../../gguf/llama.gguf")).unwrap();
     let copy = tempfile::tempdir().unwrap();
     let path = copy.path().join("damaged.gguf");
-    let mut loads = |bytes: &[u8]| {
+    let loads = |bytes: &[u8]| {
         fs::write(&path, bytes).unwrap();
         Llama::from_gguf(&path, &Device::flex()).map(drop)
     };

@@ -1,5 +1,6 @@
 //! Where the default model comes from, with a pip of our own in place of the real one.
 #![cfg(unix)]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 #[path = "../examples/model_source/mod.rs"]
 mod model_source;

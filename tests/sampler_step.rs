@@ -1,5 +1,7 @@
 //! `Sampler::step`, seen from outside: what is steered, what is learned, what bad input gets.
 
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
 use burn::{
     module::Module,
     tensor::{DType, Device, Tensor, TensorData},

@@ -1,5 +1,7 @@
 //! Tokenizers and chat templates against SentencePiece and against the ids that PyTorch's tools gave the real model.
 
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
 #[path = "../examples/model_source/mod.rs"]
 mod model_source;
 

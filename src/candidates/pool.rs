@@ -62,14 +62,12 @@ fn largest(logits: &[f32]) -> Result<f32, RowError> {
     let rest = chunks.remainder();
     for chunk in chunks {
         for lane in 0..LANES {
-            // Not `>=`: NaN compares false either way round, so this is true for NaN and for +inf.
-            bad[lane] |= !(chunk[lane] < f32::INFINITY);
+            bad[lane] |= chunk[lane].is_nan() | (chunk[lane] == f32::INFINITY);
             max[lane] = if chunk[lane] > max[lane] { chunk[lane] } else { max[lane] };
         }
     }
-    let rest_bad = rest.iter().any(|logit| logit.is_nan() || *logit == f32::INFINITY);
-    if rest_bad || bad.contains(&true) {
-        let is_bad = |logit: &f32| logit.is_nan() || *logit == f32::INFINITY;
+    let is_bad = |logit: &f32| logit.is_nan() || *logit == f32::INFINITY;
+    if rest.iter().any(is_bad) || bad.contains(&true) {
         let token = logits.iter().position(is_bad).unwrap_or_default();
         return Err(RowError::NotANumber { token: token as TokenId, got: logits[token] });
     }

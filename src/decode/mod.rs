@@ -82,6 +82,9 @@ struct Batch<C> {
     rows: Vec<Option<Row>>,
 }
 
+/// What the sampler chose, row by row.
+type Choices = Vec<Result<Choice, RowError>>;
+
 impl<M: CausalLm> Decoder<M> {
     /// A loop over `model`, owned or borrowed, that chooses tokens with `sampler`.
     pub fn new(model: M, sampler: Sampler) -> Self {
@@ -384,7 +387,7 @@ impl<M: CausalLm> Decoder<M> {
         &mut self,
         prompt: &[TokenId],
         rows: &mut [Row],
-    ) -> Result<(M::Cache, Vec<Result<Choice, RowError>>), StepError> {
+    ) -> Result<(M::Cache, Choices), StepError> {
         let mut cache = self.model.new_cache();
         let shares = cache.can_drop_rows();
         let copies = if shares { 1 } else { rows.len() };
@@ -436,7 +439,7 @@ impl<M: CausalLm> Decoder<M> {
     }
 
     /// Gives each live row of the batch its choice, and ends those that have ended.
-    fn accept(&mut self, choices: Vec<Result<Choice, RowError>>) {
+    fn accept(&mut self, choices: Choices) {
         let Some(batch) = &mut self.batch else {
             return;
         };

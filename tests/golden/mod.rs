@@ -48,6 +48,18 @@ impl Golden {
         }
     }
 
+    /// The filter settings in the file (temperature, top-k, top-p, min-p), each with the name of its keep mask.
+    pub fn filters(&self) -> Vec<(String, [f32; 4])> {
+        let file = self.file();
+        let mut keys: Vec<String> = file.names().into_iter().map(str::to_owned).collect();
+        keys.sort();
+        let masks = keys.iter().filter_map(|key| {
+            let toy = key.strip_suffix(".T_topk_topp_minp").map(|name| format!("{name}.keep"));
+            Some((key, toy.or_else(|| Some(format!("keep{}", key.strip_prefix("params")?)))?))
+        });
+        masks.map(|(key, mask)| (mask, self.values(key).try_into().unwrap())).collect()
+    }
+
     pub fn shape(&self, key: &str) -> Vec<usize> {
         self.file().tensor(key).unwrap().shape().to_vec()
     }

@@ -1,0 +1,62 @@
+//! From a row of 49,152 logits to a token, without a distiller: what the pool and the filters cost.
+
+use std::hint::black_box;
+
+use burn::tensor::{Device, Tensor, TensorData};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use esamp::{DrawKey, Phase, RowId, SamplerConfig, SamplingConfig, StepInput, StepRow, TiedHead};
+use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
+
+const VOCAB: usize = 49_152;
+const ROWS: usize = 16;
+
+/// Logits like a language model's: a few tokens far above a broad field.
+fn logits() -> Vec<f32> {
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    let mut noise = || -> f32 { (0..6).map(|_| rng.random_range(-1.0f32..1.0)).sum() };
+    (0..ROWS * VOCAB).map(|i| noise() * 2.0 + if i % 5003 == 0 { 12.0 } else { 0.0 }).collect()
+}
+
+fn filters(criterion: &mut Criterion) {
+    let device = Device::flex();
+    let plain = SamplingConfig::default().with_beta(0.0);
+    let configs = [
+        ("none", plain.clone()),
+        ("min-p 0.05", plain.clone().with_min_p(0.05)),
+        ("top-k 50", plain.clone().with_top_k(50)),
+        ("top-p 0.95", plain.clone().with_top_p(0.95)),
+    ];
+    let head = TiedHead::new(Tensor::zeros([VOCAB, 1], &device));
+    let logits = logits();
+    let mut group = criterion.benchmark_group("step of 16 rows, plain");
+    group.throughput(Throughput::Elements(ROWS as u64));
+    for (name, config) in configs {
+        let Ok(sampling) = config.init() else { continue };
+        let Ok(mut sampler) = SamplerConfig::new().init(1, &device) else { continue };
+        let rows: Vec<StepRow<'_>> = (0..ROWS as u64)
+            .map(|row| StepRow {
+                id: RowId::new(0, row),
+                phase: Phase::Decode,
+                draw: DrawKey::new(0, &[], row),
+                generated: &[],
+                sampling: &sampling,
+                allowed: None,
+                wants_reference_log_prob: false,
+            })
+            .collect();
+        group.bench_function(name, |bencher| {
+            bencher.iter_batched(
+                || Tensor::from_data(TensorData::new(logits.clone(), [ROWS, VOCAB]), &device),
+                |logits| {
+                    let input = StepInput { rows: &rows, logits, hidden: None, lm_head: &head };
+                    black_box(sampler.step(input).map(|output| output.choices.len()).ok())
+                },
+                criterion::BatchSize::LargeInput,
+            );
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, filters);
+criterion_main!(benches);
