@@ -1,4 +1,5 @@
-//! Exploratory Sampling.
+#![doc = include_str!("../README.md")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod bank;
 mod candidates;
@@ -16,6 +17,7 @@ mod id;
 pub mod llama;
 mod lm_head;
 mod novelty;
+pub mod prelude;
 mod sampler;
 mod sampling;
 mod select;

@@ -5,7 +5,7 @@
 mod golden;
 
 use burn::{
-    module::{Module, ModuleMapper, Param},
+    module::{ModuleMapper, Param},
     tensor::{Device, Tensor, TensorData},
 };
 use esamp::{

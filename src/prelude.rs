@@ -1,0 +1,6 @@
+//! What a program around the decode loop needs: `use esamp::prelude::*;`
+
+pub use crate::{
+    CausalLm, Completion, Decoder, Event, HiddenStateTap, Request, Sampler, SamplerConfig,
+    SamplingConfig, TapSite,
+};
