@@ -137,3 +137,58 @@ impl HiddenStateTap for PairTap {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+
+    fn state(width: usize) -> Tensor<3> {
+        Tensor::ones([2, 3, width], &Device::flex())
+    }
+
+    #[test]
+    fn the_last_position_of_both_sites() {
+        let device = Device::flex();
+        let numbers = Tensor::<1>::from_data([0.0, 1.0, 2.0, 3.0, 4.0, 5.0], &device);
+        let states = numbers.reshape([2, 3, 1]);
+        let mut tap = PairTap::default();
+        tap.record(TapSite::AfterBlock(0), &states);
+        tap.record(TapSite::AfterBlock(1), &states); // nobody asked for it
+        tap.record(TapSite::HeadInput, &(states * 10.0));
+        let hidden = tap.take().unwrap();
+        let numbers = |t: &Tensor<2>| -> Vec<f32> { t.clone().into_data().try_into_vec().unwrap() };
+        assert_eq!(numbers(hidden.shallow()), [2.0, 5.0]);
+        assert_eq!(numbers(hidden.deep()), [20.0, 50.0]);
+    }
+
+    #[test]
+    fn a_site_that_is_missing_or_recorded_twice_is_an_error() {
+        let mut tap = PairTap::default();
+        let wording = |tap: &mut PairTap| tap.take().unwrap_err().to_string();
+        assert_eq!(
+            wording(&mut tap),
+            "tap site AfterBlock(0): expected one `record` in the forward pass, got none"
+        );
+        tap.record(TapSite::AfterBlock(0), &state(4));
+        assert_eq!(
+            wording(&mut tap),
+            "tap site HeadInput: expected one `record` in the forward pass, got none"
+        );
+        for _ in 0..2 {
+            tap.record(TapSite::AfterBlock(0), &state(4));
+        }
+        tap.record(TapSite::HeadInput, &state(4));
+        assert_eq!(
+            wording(&mut tap),
+            "tap site AfterBlock(0): expected one `record` in the forward pass, got more (is the tap emptied after each?)"
+        );
+        tap.record(TapSite::AfterBlock(0), &state(4));
+        tap.record(TapSite::HeadInput, &state(5));
+        assert_eq!(wording(&mut tap), "deep hidden state: expected shape [2, 4], got [2, 5]");
+        tap.record(TapSite::AfterBlock(0), &Tensor::zeros([2, 0, 4], &Device::flex()));
+        tap.record(TapSite::HeadInput, &state(4));
+        assert!(wording(&mut tap).contains("got none"), "no position, no state");
+    }
+}

@@ -1,22 +1,21 @@
 //! A row's tokens do not depend on who else is in the batch.
 
-#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
-
 use std::ops::ControlFlow;
 
-use burn::tensor::{Device, Int, Tensor};
+use crate::device;
+use burn::tensor::{Int, Tensor};
 use esamp::{
     CausalLm, Completion, Decoder, KvCache, NoTap, Request, SamplerConfig, Sampling,
     SamplingConfig, Sharing, TokenId, testing::TinyLm,
 };
 
 fn model() -> TinyLm {
-    TinyLm::new(5, &Device::flex())
+    TinyLm::new(5, &device())
 }
 
 fn decoder(model: &TinyLm) -> Decoder<&TinyLm> {
     let config = SamplerConfig::new().with_sharing(Sharing::PerRequest);
-    Decoder::new(model, config.init(TinyLm::D_MODEL, &Device::flex()).unwrap())
+    Decoder::new(model, config.init(TinyLm::D_MODEL, &device()).unwrap())
 }
 
 fn request(prompt: &[TokenId], seed: u64, beta: f32) -> Request {
@@ -85,7 +84,7 @@ fn the_seed_the_prompt_and_the_index_decide_the_tokens() {
 
 #[test]
 fn logits_are_the_same_in_any_company() {
-    let (model, device) = (model(), Device::flex());
+    let (model, device) = (model(), device());
     let feed = |rows: &[&[TokenId]]| {
         let flat: Vec<i32> = rows.iter().flat_map(|r| r.iter().map(|&t| t as i32)).collect();
         Tensor::<1, Int>::from_data(flat.as_slice(), &device).reshape([rows.len(), rows[0].len()])
@@ -112,7 +111,7 @@ fn logits_are_the_same_in_any_company() {
 fn value_stability() {
     let model = model();
     let pinned = |config: SamplerConfig, beta: f32| {
-        let sampler = config.init(TinyLm::D_MODEL, &Device::flex()).unwrap();
+        let sampler = config.init(TinyLm::D_MODEL, &device()).unwrap();
         let mut decoder = Decoder::new(&model, sampler);
         decoder.submit(request(&[1, 2, 3], 42, beta).with_max_new_tokens(12)).unwrap();
         tokens(&run(&mut decoder))

@@ -1,19 +1,13 @@
 //! The decode loop, seen from outside.
 
-#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
-
 use std::ops::ControlFlow;
 
-use burn::tensor::Device;
+use crate::device;
 use esamp::{
     CausalLm, Completion, Decoder, Event, FinishReason, Request, RequestError, RequestId, RowId,
     Sampler, SamplerConfig, Sampling, SamplingConfig, StepError, TextError, TokenId, TokenMask,
     testing::{ScriptedLm, TinyLm},
 };
-
-fn device() -> Device {
-    Device::flex()
-}
 
 fn sampler(d_model: usize) -> Sampler {
     SamplerConfig::new().init(d_model, &device()).unwrap()

@@ -1,0 +1,24 @@
+//! Everything that is not bound to one device, on flex.
+
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+#![allow(deprecated, reason = "ndarray is deprecated upstream and supported here")]
+
+#[path = "cases/batch_independence.rs"]
+mod batch_independence;
+#[path = "cases/decode_loop.rs"]
+mod decode_loop;
+mod golden;
+#[path = "cases/gradients.rs"]
+mod gradients;
+#[path = "cases/sampler_step.rs"]
+mod sampler_step;
+
+use burn::tensor::Device;
+
+fn device() -> Device {
+    Device::flex()
+}
+
+fn another_device() -> Device {
+    Device::ndarray()
+}
