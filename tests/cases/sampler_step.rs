@@ -279,7 +279,7 @@ fn a_slot_that_is_used_again_starts_afresh() {
     let sampling = esamp(0.25);
     let mut sampler = sampler();
     let rows = [row(0, 0, &sampling)];
-    let mut run = |sampler: &mut Sampler| -> Vec<f32> {
+    let run = |sampler: &mut Sampler| -> Vec<f32> {
         (0..6).map(|c| novelty(&choices(world.step(sampler, &rows, &[c]).unwrap())[0])).collect()
     };
     let first = run(&mut sampler);
