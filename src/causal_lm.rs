@@ -17,6 +17,8 @@ pub trait CausalLm {
     /// Appends `tokens`, `[rows, seq]`, to the sequences in `cache` and returns the logits of the last position,
     /// `[rows, vocab]`.
     ///
+    /// Token ids are below [`vocab_size`](Self::vocab_size): the loop has checked them, and a model need not.
+    ///
     /// Calls `tap` once for each site it wants. Every row of the cache gets `seq` more tokens: rows whose sequences
     /// differ in length stand side by side because the cache knows each row's own length.
     ///

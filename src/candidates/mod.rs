@@ -103,7 +103,8 @@ pub trait CandidateFilter: Debug + Send + Sync {
     /// Drops candidates.
     fn filter(&self, row: &RowContext<'_>, candidates: &mut Candidates);
 
-    /// How much of the vocabulary this filter must see to drop the right ones.
+    /// How much of the vocabulary this filter must see to drop the right ones. What lies outside is dropped with the
+    /// others, whatever the filter does.
     fn reach(&self) -> Reach {
         Reach::Everything
     }
@@ -205,6 +206,11 @@ impl Candidates {
         let total = weights.iter().sum::<f64>() + self.unseen;
         weights.iter_mut().for_each(|weight| *weight /= total);
         weights
+    }
+
+    /// Ends the filtering: what is not here is not in the race.
+    pub(crate) fn settle(&mut self) {
+        self.unseen = 0.0;
     }
 
     /// Divides every score: the temperature, where it comes after the filters.

@@ -51,7 +51,8 @@ use row::Row;
 ///
 /// A row that cannot be given a token ends with [`FinishReason::Failed`], and the others go on. When the model or the
 /// sampler fails as a whole, `step` and `run` return the error, the requests that were part of the failed call end with
-/// [`FinishReason::Aborted`] and keep what they had, and the decoder can be used again.
+/// [`FinishReason::Aborted`] and keep what they had ([`take_completions`](Self::take_completions) gives it), and the
+/// decoder can be used again.
 pub struct Decoder<M: CausalLm> {
     model: M,
     sampler: Sampler,

@@ -32,7 +32,8 @@ pub enum OutputStart {
 }
 
 /// Configuration of a [`SwiGluDistiller`]. The paper gives the blocks and the width; it leaves open the norm and the
-/// starting values, and the defaults here are those with the smallest error in the first hundred tokens.
+/// starting values, and the defaults here are those that had the smallest error over the first 80 tokens in a study on
+/// SmolLM2-135M at the paper's learning rate.
 #[derive(Config, Debug, PartialEq)]
 pub struct SwiGluConfig {
     /// Number of residual blocks.

@@ -40,6 +40,10 @@ impl ChatMessage {
 }
 
 /// A model's chat template: a Jinja program that comes with the model.
+///
+/// Templates may call `raise_exception` and the methods of Python's strings and dictionaries. `strftime_now` is left
+/// undefined, so that a template that would print today's date prints the one it has for that case: a prompt is the same
+/// every day.
 #[derive(Clone, Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
@@ -70,8 +74,6 @@ impl ChatTemplate {
         environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         });
-        // Templates that print today's date would make a prompt differ from day to day: this one is always the same.
-        environment.add_function("strftime_now", |_format: String| "1 January 2026".to_owned());
         environment.add_template_owned(NAME, source.into()).map_err(|e| wrong(&e))?;
         Ok(Self { environment, begin: begin.into(), end: end.into() })
     }

@@ -226,6 +226,7 @@ fn race(row: &StepRow<'_>, logits: &[f32]) -> Result<Candidates, RowError> {
     for filter in filters {
         filter.filter(&context, &mut candidates);
     }
+    candidates.settle();
     candidates.divide(after);
     Ok(candidates)
 }
