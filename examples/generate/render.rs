@@ -42,7 +42,8 @@ impl Screen {
             args.temperature,
             args.min_p,
         );
-        println!("prompt ({prompt_tokens} tokens): {}\n", one_line(&args.prompt));
+        let prompt = format!("prompt ({prompt_tokens} tokens): {}\n\n", args.prompt);
+        print_lines(wrap(&prompt, self.width));
     }
 
     /// The ends of all completions, drawn over the last picture.
@@ -93,7 +94,8 @@ impl Screen {
                 .collect();
             print_lines(side_by_side(&texts, column));
         }
-        print_lines(side_by_side(&arms.iter().map(numbers).collect::<Vec<_>>(), column));
+        let numbers = arms.iter().map(|arm| wrap(&numbers(arm).join("\n"), column));
+        print_lines(side_by_side(&numbers.collect::<Vec<_>>(), column));
     }
 
     fn column(&self, arms: usize) -> usize {
@@ -171,8 +173,4 @@ fn wrap(text: &str, width: usize) -> Vec<String> {
         lines.push(line);
     }
     lines
-}
-
-fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
