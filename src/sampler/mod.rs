@@ -2,23 +2,23 @@
 
 mod config;
 mod input;
+mod race;
+mod steered;
 
-use burn::tensor::{DType, Device, Int, Tensor, TensorData, Transaction};
+use burn::tensor::Device;
 
 pub use config::{DistillerConfig, SamplerConfig};
 pub use input::{Choice, Novelty, Phase, StepInput, StepOutput, StepRow};
 
 use crate::{
-    candidates::{Candidates, Reach, log_sum_exp, pool},
     error::{RowError, StepError, TrainError},
-    hidden::{HiddenStates, select_rows},
-    id::{RowId, TokenId},
-    lm_head::LmHead,
-    sampling::TemperatureOrder,
-    select::select,
+    hidden::HiddenStates,
+    id::RowId,
     telemetry::Counters,
     train::OnlineTrainer,
 };
+use race::{Logits, choose, race};
+use steered::Steered;
 
 /// Chooses tokens, steered away from what the distiller expects, and lets the distiller learn from every step.
 ///
@@ -119,7 +119,7 @@ impl Sampler {
             .map(|(at, (row, race))| choose(row, race?, logits.row(at))) // 6
             .collect();
         let updates = match steered {
-            Some(steered) => self.learn(rows, steered, &mut choices)?, // 7
+            Some(steered) => self.learn(steered, &mut choices)?, // 7
             None => 0,
         };
         self.count(&choices);
@@ -145,13 +145,11 @@ impl Sampler {
     /// One update of each distiller on the steered rows that were given a token.
     fn learn(
         &mut self,
-        rows: &[StepRow<'_>],
         steered: Steered,
         choices: &mut [Result<Choice, RowError>],
     ) -> Result<usize, StepError> {
         let mut learned = Vec::with_capacity(steered.at.len());
         for (place, &at) in steered.at.iter().enumerate() {
-            debug_assert_eq!(rows[at].id, steered.ids[place]);
             let Ok(choice) = &mut choices[at] else {
                 continue;
             };
@@ -192,158 +190,4 @@ impl Sampler {
             }
         }
     }
-}
-
-/// The logits of a step on the host.
-struct Logits {
-    values: Vec<f32>,
-    vocab: usize,
-}
-
-impl Logits {
-    fn read(logits: Tensor<2>) -> Result<Self, StepError> {
-        let vocab = logits.dims()[1];
-        let values = read_f32(logits.inner())?;
-        Ok(Self { values, vocab })
-    }
-
-    fn row(&self, at: usize) -> &[f32] {
-        &self.values[at * self.vocab..(at + 1) * self.vocab]
-    }
-}
-
-/// The tokens of one row that its filters leave, on the reference distribution.
-fn race(row: &StepRow<'_>, logits: &[f32]) -> Result<Candidates, RowError> {
-    let (before, after) = match row.sampling.temperature_order() {
-        _ if row.sampling.is_greedy() => (1.0, 1.0),
-        TemperatureOrder::BeforeFilters => (row.sampling.temperature(), 1.0),
-        TemperatureOrder::AfterFilters => (1.0, row.sampling.temperature()),
-    };
-    let filters = row.sampling.filters();
-    let reach = filters.first().map_or(Reach::Everything, |filter| filter.reach());
-    let mut candidates = pool(logits, before, row.allowed, reach)?;
-    let context = row.context();
-    for filter in filters {
-        filter.filter(&context, &mut candidates);
-    }
-    candidates.settle();
-    candidates.divide(after);
-    Ok(candidates)
-}
-
-/// One token from the race.
-fn choose(row: &StepRow<'_>, candidates: Candidates, logits: &[f32]) -> Result<Choice, RowError> {
-    if let Some(refused) = candidates.refused() {
-        return Err(refused);
-    }
-    let (token, log_prob) = select(&candidates, row.context().draw, row.sampling.is_greedy());
-    let reference_log_prob = row
-        .wants_reference_log_prob
-        .then(|| (f64::from(logits[token as usize]) - log_sum_exp(logits)) as f32);
-    Ok(Choice { token, log_prob, reference_log_prob, candidates: candidates.len(), novelty: None })
-}
-
-/// The rows of a step that are steered, and what the distillers expect of them. Everything here is in the order of
-/// `at`, which holds the rows' places in the step.
-struct Steered {
-    at: Vec<usize>,
-    ids: Vec<RowId>,
-    hidden: HiddenStates,
-    expected: Tensor<2>,
-    novelty: Vec<Option<Novelty>>,
-}
-
-impl Steered {
-    /// Gives every candidate its expected logit and every row its novelty, in one transfer from the device.
-    ///
-    /// Rows for which one of these numbers is not finite get none, and the rest of the step passes them by.
-    fn expect(
-        &mut self,
-        rows: &[StepRow<'_>],
-        races: &mut [Result<Candidates, RowError>],
-        lm_head: &dyn LmHead,
-        vocab: usize,
-    ) -> Result<(), StepError> {
-        let live: Vec<usize> = (0..self.at.len()).filter(|&i| races[self.at[i]].is_ok()).collect();
-        let widest =
-            live.iter().filter_map(|&i| races[self.at[i]].as_ref().ok()).map(Candidates::len).max();
-        let Some(widest) = widest else {
-            return Ok(());
-        };
-        let expected = select_rows(&self.expected, &live);
-        let deep = select_rows(self.hidden.deep(), &live);
-
-        // Beyond this many candidates, one product with the whole matrix moves less memory than gathering its rows.
-        let dense = live.len() * widest >= vocab;
-        let width = if dense { vocab } else { widest };
-        let logits = if dense {
-            lm_head.logits(expected.clone())
-        } else {
-            let tokens =
-                padded_tokens(live.iter().filter_map(|&i| races[self.at[i]].as_ref().ok()), widest);
-            let tokens = TensorData::new(tokens, [live.len(), widest]);
-            lm_head.logits_at(expected.clone(), Tensor::<2, Int>::from_data(tokens, &deep.device()))
-        };
-        if logits.dims() != [live.len(), width] {
-            return Err(StepError::Shape {
-                what: "expected logits of the LM head",
-                expected: vec![live.len(), width],
-                got: logits.dims().to_vec(),
-            });
-        }
-        let error = (deep.clone() - expected).square().sum_dim(1).sqrt();
-        let deep = deep.square().sum_dim(1).sqrt();
-        let read = Transaction::default()
-            .register(logits.inner().cast(DType::F32))
-            .register(error)
-            .register(deep)
-            .try_execute()?;
-        let [logits, error, deep] = <[TensorData; 3]>::try_from(read).map_err(|read| {
-            StepError::Execution(format!("expected 3 tensors, got {}", read.len()))
-        })?;
-        let (logits, error, deep) = (host(logits)?, host(error)?, host(deep)?);
-
-        for (row, &i) in live.iter().enumerate() {
-            let Ok(race) = &mut races[self.at[i]] else {
-                continue;
-            };
-            let logits = &logits[row * width..(row + 1) * width];
-            let temperature = rows[self.at[i]].sampling.divisor();
-            let finite = race.set_expected(|place, token| {
-                logits[if dense { token as usize } else { place }] / temperature
-            });
-            if finite && error[row].is_finite() && deep[row].is_finite() {
-                self.novelty[i] = Some(Novelty { error: error[row], deep: deep[row] });
-            }
-        }
-        Ok(())
-    }
-
-    /// Rescores the candidates of every row that has finite expectations.
-    fn reweight(&self, rows: &[StepRow<'_>], races: &mut [Result<Candidates, RowError>]) {
-        for (&at, novelty) in self.at.iter().zip(&self.novelty) {
-            if let (Ok(race), Some(_)) = (&mut races[at], novelty) {
-                rows[at].sampling.reweighter().reweight(&rows[at].context(), race);
-            }
-        }
-    }
-}
-
-/// The tokens of each row, best first, filled up with the row's best token to `width`.
-fn padded_tokens<'a>(races: impl Iterator<Item = &'a Candidates>, width: usize) -> Vec<i32> {
-    let mut tokens = Vec::new();
-    for race in races {
-        let best = race.best().token;
-        let row = race.as_slice().iter().map(|c| c.token).chain(std::iter::repeat(best));
-        tokens.extend(row.take(width).map(|token: TokenId| token as i32));
-    }
-    tokens
-}
-
-fn read_f32(tensor: Tensor<2>) -> Result<Vec<f32>, StepError> {
-    host(tensor.cast(DType::F32).try_into_data()?)
-}
-
-fn host(data: TensorData) -> Result<Vec<f32>, StepError> {
-    data.try_into_vec::<f32>().map_err(|error| StepError::Execution(format!("{error:?}")))
 }
