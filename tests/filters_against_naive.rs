@@ -1,0 +1,123 @@
+//! Every filter against its definition, written as plainly as possible.
+
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+use burn::tensor::{Device, Tensor, TensorData};
+use esamp::{
+    CandidateFilter, Candidates, DrawKey, MinP, Phase, RowContext, RowId, SamplerConfig, Sampling,
+    SamplingConfig, StepInput, StepRow, TiedHead, TokenId, TopK, TopP,
+};
+use proptest::prelude::*;
+
+/// Tokens that are not masked, best first, with their probabilities.
+fn ranked(logits: &[f32]) -> Vec<(TokenId, f64)> {
+    let total: f64 = logits.iter().map(|&logit| f64::from(logit).exp()).sum();
+    let mut all: Vec<(TokenId, f32)> = logits
+        .iter()
+        .enumerate()
+        .filter(|(_, logit)| logit.is_finite())
+        .map(|(token, &logit)| (token as TokenId, logit))
+        .collect();
+    all.sort_by(|a, b| b.1.partial_cmp(&a.1).unwrap().then(a.0.cmp(&b.0)));
+    all.into_iter().map(|(token, logit)| (token, f64::from(logit).exp() / total)).collect()
+}
+
+fn naive_top_k(logits: &[f32], k: usize) -> Vec<TokenId> {
+    ranked(logits).into_iter().take(k).map(|(token, _)| token).collect()
+}
+
+fn naive_top_p(logits: &[f32], p: f64) -> Vec<TokenId> {
+    let mut kept = Vec::new();
+    let mut mass = 0.0;
+    for (token, probability) in ranked(logits) {
+        if mass >= p {
+            break;
+        }
+        mass += probability;
+        kept.push(token);
+    }
+    kept
+}
+
+fn naive_min_p(logits: &[f32], p: f64) -> Vec<TokenId> {
+    let all = ranked(logits);
+    let best = all[0].1;
+    all.into_iter().filter(|(_, q)| *q >= p * best).map(|(token, _)| token).collect()
+}
+
+/// Rows with ties, masked tokens and a wide range.
+fn row() -> impl Strategy<Value = Vec<f32>> {
+    let logit = prop_oneof![
+        5 => (-10i32..10).prop_map(|i| i as f32 * 0.37),
+        5 => -25.0f32..25.0,
+        1 => Just(f32::NEG_INFINITY),
+    ];
+    prop::collection::vec(logit, 1..200)
+        .prop_filter("a token that is not masked", |row| row.iter().any(|l| l.is_finite()))
+}
+
+fn filtered(logits: &[f32], filter: &dyn CandidateFilter) -> Vec<TokenId> {
+    let mut candidates = Candidates::from_logits(logits).unwrap();
+    let context = RowContext {
+        row: RowId::new(0, 0),
+        position: 0,
+        generated: &[],
+        draw: DrawKey::new(0, &[], 0).at(0),
+    };
+    filter.filter(&context, &mut candidates);
+    candidates.as_slice().iter().map(|candidate| candidate.token).collect()
+}
+
+/// The number of candidates that the sampler, with its pool, is left with.
+fn through_the_sampler(logits: &[f32], config: SamplingConfig) -> usize {
+    let device = Device::flex();
+    let sampling: Sampling = config.with_beta(0.0).init().unwrap();
+    let rows = [StepRow {
+        id: RowId::new(0, 0),
+        phase: Phase::Decode,
+        draw: DrawKey::new(0, &[], 0),
+        generated: &[],
+        sampling: &sampling,
+        allowed: None,
+        wants_reference_log_prob: false,
+    }];
+    let head = TiedHead::new(Tensor::zeros([logits.len(), 1], &device));
+    let logits = Tensor::from_data(TensorData::new(logits.to_vec(), [1, logits.len()]), &device);
+    let input = StepInput { rows: &rows, logits, hidden: None, lm_head: &head };
+    let mut sampler = SamplerConfig::new().init(1, &device).unwrap();
+    sampler.step(input).unwrap().choices[0].clone().unwrap().candidates
+}
+
+#[test]
+fn top_k_for_every_k() {
+    let logits: Vec<f32> = (0..60).map(|i| ((i * 37 % 11) as f32).sin()).collect(); // many ties
+    for k in 1..=logits.len() + 1 {
+        let expected = naive_top_k(&logits, k);
+        assert_eq!(filtered(&logits, &TopK { k }), expected);
+        let config = SamplingConfig::default().with_top_k(k);
+        assert_eq!(through_the_sampler(&logits, config), expected.len());
+    }
+}
+
+proptest! {
+    #[test]
+    fn top_k(logits in row(), k in 1usize..210) {
+        prop_assert_eq!(filtered(&logits, &TopK { k }), naive_top_k(&logits, k));
+    }
+
+    #[test]
+    fn top_p(logits in row(), p in 0.001f32..0.999) {
+        let expected = naive_top_p(&logits, f64::from(p));
+        prop_assert_eq!(&filtered(&logits, &TopP { p }), &expected);
+        let config = SamplingConfig::default().with_top_p(p);
+        prop_assert_eq!(through_the_sampler(&logits, config), expected.len());
+    }
+
+    #[test]
+    fn min_p(logits in row(), p in 0.0001f32..1.0) {
+        let expected = naive_min_p(&logits, f64::from(p));
+        prop_assert_eq!(&filtered(&logits, &MinP { p }), &expected);
+        let config = SamplingConfig::default().with_min_p(p);
+        prop_assert_eq!(through_the_sampler(&logits, config), expected.len());
+    }
+}
