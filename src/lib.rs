@@ -11,6 +11,7 @@ mod error;
 #[cfg(test)]
 #[path = "../tests/golden/mod.rs"]
 mod golden;
+pub mod guide;
 mod hidden;
 mod id;
 #[cfg(feature = "llama")]

@@ -1,0 +1,4 @@
+//! Chapters to read, with code that is compiled.
+
+#[doc = include_str!("../docs/guide/your-model.md")]
+pub mod your_model {}
