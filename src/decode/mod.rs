@@ -201,6 +201,10 @@ impl<M: CausalLm> Decoder<M> {
                 return Err(RequestError::Nothing { setting });
             }
         }
+        if request.completions > Request::MAX_COMPLETIONS {
+            let (limit, got) = (Request::MAX_COMPLETIONS, request.completions);
+            return Err(RequestError::TooManyCompletions { limit, got });
+        }
         for (place, tokens) in [("prompt", &request.prompt), ("stop", &request.stop_tokens)] {
             if let Some(&token) = tokens.iter().find(|&&token| token as usize >= vocab) {
                 return Err(RequestError::UnknownToken { place, token, vocab });
@@ -395,6 +399,7 @@ impl<M: CausalLm> Decoder<M> {
         let tokens =
             int_tensor(&prompt.repeat(copies), [copies, prompt.len()], &self.model.device());
         let logits = self.model.forward(tokens, &mut cache, &mut NoTap)?;
+        expect_logits(&logits, [copies, self.model.vocab_size()])?;
         let logits = match shares {
             true if rows.len() > 1 => {
                 cache.keep_rows(&vec![0; rows.len()])?;
@@ -425,8 +430,9 @@ impl<M: CausalLm> Decoder<M> {
 
         let tokens = int_tensor(&tokens, [tokens.len(), 1], &self.model.device());
         let logits = self.model.forward(tokens, &mut batch.cache, tap)?;
+        expect_logits(&logits, [batch.rows.len(), self.model.vocab_size()])?;
         let hidden = if steered { Some(pair.take()?) } else { None };
-        let (logits, hidden) = rows_of(logits, hidden, &live)?;
+        let (logits, hidden) = rows_of(logits, hidden, batch.rows.len(), &live)?;
 
         batch.rows.iter_mut().flatten().for_each(Row::prepare);
         let rows: Vec<_> =
@@ -520,12 +526,25 @@ fn int_tensor(tokens: &[TokenId], shape: [usize; 2], device: &Device) -> Tensor<
     Tensor::<1, Int>::from_data(tokens.as_slice(), device).reshape(shape)
 }
 
-/// The live rows of what a forward pass gave.
+/// A model that returns other rows or another vocabulary than it was asked for must not be read as if it had.
+fn expect_logits(logits: &Tensor<2>, expected: [usize; 2]) -> Result<(), StepError> {
+    let got = logits.dims();
+    if got == expected {
+        return Ok(());
+    }
+    Err(StepError::Shape { what: "logits", expected: expected.to_vec(), got: got.to_vec() })
+}
+
+/// The live ones of the `rows` rows that a forward pass gave.
 fn rows_of(
     logits: Tensor<2>,
     hidden: Option<HiddenStates>,
+    rows: usize,
     live: &[usize],
 ) -> Result<(Tensor<2>, Option<HiddenStates>), StepError> {
+    if let Some(got) = hidden.as_ref().map(HiddenStates::rows).filter(|&got| got != rows) {
+        return Err(StepError::RowCount { what: "hidden states", expected: rows, got });
+    }
     let logits = crate::hidden::select_rows(&logits, live);
     let hidden = hidden.map(|hidden| hidden.select(live)).transpose()?;
     Ok((logits, hidden))

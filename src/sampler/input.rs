@@ -141,15 +141,30 @@ impl StepInput<'_> {
                 got: vec![rows, hidden.d_model()],
             });
         }
-        if hidden.device() != *device {
-            return Err(StepError::Device {
-                what: "hidden states",
-                expected: format!("{device:?}"),
-                got: format!("{:?}", hidden.device()),
-            });
+        expect_device("hidden states", device, &hidden.device())?;
+        let vocab = self.logits.dims()[1];
+        match self.lm_head.shape() {
+            Some(got) if got != [d_model, vocab] => {
+                return Err(StepError::Shape {
+                    what: "LM head",
+                    expected: vec![d_model, vocab],
+                    got: got.to_vec(),
+                });
+            }
+            _ => {}
         }
-        Ok(())
+        match self.lm_head.device() {
+            Some(got) => expect_device("LM head", device, &got),
+            None => Ok(()),
+        }
     }
+}
+
+fn expect_device(what: &'static str, expected: &Device, got: &Device) -> Result<(), StepError> {
+    if expected == got {
+        return Ok(());
+    }
+    Err(StepError::Device { what, expected: format!("{expected:?}"), got: format!("{got:?}") })
 }
 
 fn expect_rows(what: &'static str, expected: usize, got: usize) -> Result<(), StepError> {
