@@ -22,6 +22,12 @@ pub enum ConfigError {
         /// The value that was set.
         got: String,
     },
+    /// The thread that learns in the background could not be started.
+    #[error("background learning: expected a thread for it, got none: {reason}")]
+    Thread {
+        /// What the system says.
+        reason: String,
+    },
 }
 
 impl ConfigError {
@@ -209,6 +215,21 @@ pub enum TrainError {
         expected: Vec<usize>,
         /// What it returned.
         got: Vec<usize>,
+    },
+    /// A stacked distiller's gradients do not have the shapes of its parameters.
+    #[error("stacked distiller: expected gradients of shapes {expected:?}, got {got:?}")]
+    Gradients {
+        /// Shapes of the parameters.
+        expected: Vec<[usize; 3]>,
+        /// Shapes of what it returned.
+        got: Vec<[usize; 3]>,
+    },
+    /// The worker that learns in the background has ended: its distiller panicked, or its thread was lost. What it says
+    /// first is said again by every later call.
+    #[error("background learning: expected a running worker, got {got}")]
+    Worker {
+        /// What happened.
+        got: String,
     },
     /// Steering was on and rows were there to learn from, but no update happened.
     #[error(

@@ -80,6 +80,14 @@ impl HiddenStates {
         Ok(self.at(rows))
     }
 
+    /// The rows of several, one after the other: at least one, all of one width and on one device.
+    pub(crate) fn concat(parts: &[Self]) -> Self {
+        let cat = |of: fn(&Self) -> &Tensor<2>| {
+            Tensor::cat(parts.iter().map(|part| of(part).clone()).collect(), 0)
+        };
+        Self { shallow: cat(Self::shallow), deep: cat(Self::deep) }
+    }
+
     /// [`select`](Self::select) for rows that are known to exist.
     pub(crate) fn at(&self, rows: &[usize]) -> Self {
         Self { shallow: select_rows(&self.shallow, rows), deep: select_rows(&self.deep, rows) }

@@ -28,7 +28,7 @@ pub mod testing;
 mod text;
 mod train;
 
-pub use bank::Sharing;
+pub use bank::{AdaptiveConfig, AdaptiveStart, Sharing};
 pub use candidates::{
     Candidate, CandidateFilter, Candidates, FilterConfig, MinP, Reach, RowContext, TokenMask, TopK,
     TopP,
@@ -38,8 +38,8 @@ pub use decode::{
     Completion, DecodeStats, Decoder, Event, FinishReason, Request, Submitted, TokenMasker,
 };
 pub use distiller::{
-    Distiller, LowRankConfig, LowRankDistiller, OutputStart, SourceNorm, SwiGluBlock, SwiGluConfig,
-    SwiGluDistiller,
+    Distiller, LowRankConfig, LowRankDistiller, OutputStart, SourceNorm, StackedDistiller,
+    SwiGluBlock, SwiGluConfig, SwiGluDistiller,
 };
 pub use draw::{Draw, DrawKey};
 #[cfg(feature = "llama")]
@@ -56,4 +56,7 @@ pub use sampling::{Sampling, SamplingConfig, TemperatureOrder};
 pub use tap::{HiddenStateTap, NoTap, PairTap, TapSite};
 pub use telemetry::Counters;
 pub use text::{Detokenize, TextStream};
-pub use train::{Learner, OptimizerConfig, Update, UpdateRule};
+pub use train::{
+    Learner, LossReduction, OptimizerConfig, Schedule, SlotPath, Staleness, TrainRows,
+    TrainingConfig, TrainingWorker, Update, UpdateRule,
+};

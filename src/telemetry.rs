@@ -28,7 +28,7 @@ pub struct Counters {
     pub novelty_sum: f64,
     /// Sum over steered rows of `‖deep − expected deep‖ / ‖deep‖`.
     pub relative_novelty_sum: f64,
-    /// Sum over learned rows of their squared error, averaged over the model's width, before the update.
+    /// Sum over predicted rows of their squared error, averaged over the model's width, before the update.
     pub loss_sum: f64,
 }
 
@@ -43,9 +43,9 @@ impl Counters {
         mean(self.relative_novelty_sum, self.steered)
     }
 
-    /// Mean squared error before the update, over all rows learned; `None` before the first.
+    /// Mean squared error before the update, over all rows predicted; `None` before the first.
     pub fn mean_loss(&self) -> Option<f64> {
-        mean(self.loss_sum, self.rows_learned)
+        mean(self.loss_sum, self.eligible - self.rows_not_finite)
     }
 }
 

@@ -106,7 +106,7 @@ impl<'m> Arm<'m> {
     /// Takes the completions, and refuses a run that should have learned and did not.
     pub fn finish(&mut self) -> Result<(), Failure> {
         self.completions = self.decoder.take_completions();
-        self.decoder.sampler().finish().map_err(|error| {
+        self.decoder.sampler_mut().finish().map_err(|error| {
             Failure::runtime(error, "check the model: its hidden states are not finite")
         })
     }

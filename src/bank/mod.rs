@@ -1,14 +1,19 @@
 //! Which rows share a distiller, and how long it lives.
 
+mod adaptive;
+
 use std::collections::{HashMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 
+pub use adaptive::{AdaptiveConfig, AdaptiveStart};
+
 use crate::id::{PromptId, RequestId, RowId};
 
 /// Which requests learn together.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Sharing {
     /// One distiller for all prompts, kept until the sampler is reset.
     Global,
@@ -18,10 +23,14 @@ pub enum Sharing {
     PerPrompt,
     /// One distiller for each completion.
     PerRequest,
+    /// One for each prompt and one for all prompts, mixed by how well they predict. The paper finds the first better on
+    /// mathematics and the second on code, and leaves the choice open; this one is not in the paper.
+    Adaptive(AdaptiveConfig),
 }
 
 /// The name of a slot: who shares it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum SlotKey {
     Everyone,
     Prompt(PromptId),
@@ -32,13 +41,13 @@ pub(crate) enum SlotKey {
 ///
 /// Slots are made when first needed and dropped when their last request ends, so there is no capacity to run out of
 /// and nothing left over for the next user of a slot.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct DistillerBank<S> {
     sharing: Sharing,
     slots: HashMap<SlotKey, Slot<S>>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Slot<S> {
     state: S,
     members: HashSet<RequestId>,
@@ -67,6 +76,41 @@ impl<S> DistillerBank<S> {
                 self.slots.remove(&key);
             }
         }
+    }
+
+    /// What is kept about the slot of `row`, if it has one.
+    pub(crate) fn of(&self, row: RowId) -> Option<&S> {
+        self.slots.get(&self.key(row)).map(|slot| &slot.state)
+    }
+
+    /// What is kept about every slot, in no order.
+    pub(crate) fn states_mut(&mut self) -> impl Iterator<Item = &mut S> {
+        self.slots.values_mut().map(|slot| &mut slot.state)
+    }
+
+    /// Every slot with its name and members, in the order of the names.
+    pub(crate) fn entries(&self) -> Vec<(SlotKey, Vec<RequestId>, &S)> {
+        let mut entries: Vec<_> = self
+            .slots
+            .iter()
+            .map(|(&key, slot)| {
+                let mut members: Vec<RequestId> = slot.members.iter().copied().collect();
+                members.sort_unstable();
+                (key, members, &slot.state)
+            })
+            .collect();
+        entries.sort_unstable_by_key(|&(key, ..)| key);
+        entries
+    }
+
+    /// Puts a slot back that [`entries`](Self::entries) has given.
+    pub(crate) fn restore(
+        &mut self,
+        key: SlotKey,
+        members: impl IntoIterator<Item = RequestId>,
+        state: S,
+    ) {
+        self.slots.insert(key, Slot { state, members: members.into_iter().collect() });
     }
 
     /// Drops every slot.
@@ -101,7 +145,7 @@ impl<S> DistillerBank<S> {
     fn key(&self, row: RowId) -> SlotKey {
         match self.sharing {
             Sharing::Global => SlotKey::Everyone,
-            Sharing::PerPrompt => SlotKey::Prompt(row.prompt),
+            Sharing::PerPrompt | Sharing::Adaptive(_) => SlotKey::Prompt(row.prompt),
             Sharing::PerRequest => SlotKey::Request(row.request),
         }
     }

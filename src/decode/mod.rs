@@ -130,6 +130,11 @@ impl<M: CausalLm> Decoder<M> {
         &self.sampler
     }
 
+    /// The sampler, to [finish](Sampler::finish) what it learns in the background or to reset it.
+    pub fn sampler_mut(&mut self) -> &mut Sampler {
+        &mut self.sampler
+    }
+
     /// Gives the sampler back. Requests that have not ended are dropped, and their distillers with them.
     pub fn into_sampler(mut self) -> Sampler {
         let running = self.batch.take().into_iter().flat_map(|batch| batch.rows).flatten();

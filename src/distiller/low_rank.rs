@@ -1,12 +1,14 @@
 //! The reference implementation's distiller: a low-rank gated residual.
 
+use std::sync::Arc;
+
 use burn::{
     config::Config,
     module::{Module, Param},
     tensor::{Device, Tensor, activation::silu},
 };
 
-use super::{Distiller, init::ParamInit};
+use super::{Distiller, StackedDistiller, init::ParamInit, stacked::StackedLowRank};
 use crate::error::ConfigError;
 
 /// Configuration of a [`LowRankDistiller`].
@@ -64,7 +66,7 @@ pub struct LowRankDistiller {
 }
 
 /// ε of the layer norm.
-const LAYER_NORM_EPSILON: f32 = 1e-5;
+pub(super) const LAYER_NORM_EPSILON: f32 = 1e-5;
 
 impl Distiller for LowRankDistiller {
     fn predict(&self, shallow: Tensor<2>) -> Tensor<2> {
@@ -76,5 +78,8 @@ impl Distiller for LowRankDistiller {
         let variance = centred.clone().square().mean_dim(1);
         let normed = centred / variance.add_scalar(LAYER_NORM_EPSILON).sqrt();
         normed * self.norm_weight.val().unsqueeze() + self.norm_bias.val().unsqueeze()
+    }
+    fn stacked(&self) -> Option<Arc<dyn StackedDistiller>> {
+        Some(Arc::new(StackedLowRank))
     }
 }

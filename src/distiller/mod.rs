@@ -2,11 +2,15 @@
 
 mod init;
 mod low_rank;
+mod stacked;
 mod swiglu;
+
+use std::sync::Arc;
 
 use burn::{module::Module, tensor::Tensor};
 
 pub use low_rank::{LowRankConfig, LowRankDistiller};
+pub use stacked::StackedDistiller;
 pub use swiglu::{OutputStart, SourceNorm, SwiGluBlock, SwiGluConfig, SwiGluDistiller};
 
 /// Predicts the deep hidden state of a row from its shallow one.
@@ -47,5 +51,11 @@ pub trait Distiller: Module + 'static {
     /// - output: `[1]`
     fn loss(&self, shallow: Tensor<2>, deep: Tensor<2>) -> Tensor<1> {
         (self.predict(shallow) - deep).square().mean()
+    }
+
+    /// The same network over many slots at once, where somebody has written it: a bank of many slots then works in one
+    /// batched product. Without one it works slot by slot, with autodiff.
+    fn stacked(&self) -> Option<Arc<dyn StackedDistiller>> {
+        None
     }
 }

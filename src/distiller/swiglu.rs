@@ -1,5 +1,7 @@
 //! The paper's distiller: residual SwiGLU blocks.
 
+use std::sync::Arc;
+
 use burn::{
     config::Config,
     module::{Module, Param},
@@ -7,7 +9,7 @@ use burn::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Distiller, init::ParamInit};
+use super::{Distiller, StackedDistiller, init::ParamInit, stacked::StackedSwiGlu};
 use crate::error::ConfigError;
 
 /// What happens to the shallow state before the first block.
@@ -118,12 +120,16 @@ impl Distiller for SwiGluDistiller {
         };
         self.blocks.iter().fold(source, |x, block| block.forward(x))
     }
+
+    fn stacked(&self) -> Option<Arc<dyn StackedDistiller>> {
+        Some(Arc::new(StackedSwiGlu { source_norm: self.source_norm }))
+    }
 }
 
 /// ε of [`SourceNorm::Rms`].
 const RMS_EPSILON: f32 = 1e-5;
 
-fn rms_norm(x: Tensor<2>) -> Tensor<2> {
-    let mean_square = x.clone().square().mean_dim(1);
+pub(super) fn rms_norm<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    let mean_square = x.clone().square().mean_dim(D - 1);
     x / mean_square.add_scalar(RMS_EPSILON).sqrt()
 }

@@ -8,7 +8,11 @@ use crate::{
     bank::Sharing,
     distiller::{Distiller, LowRankConfig, SwiGluConfig},
     error::ConfigError,
-    train::{InlineTrainer, OptimizerConfig},
+    train::{
+        AdaptiveTrainer, BackgroundTrainer, InlineTrainer, OnlineTrainer, OptimizerConfig,
+        SeparateSlots, SlotPath, Slots, StackedSlots, Staleness, TrainingConfig, TrainingWorker,
+        spawn,
+    },
 };
 
 /// A distiller by name, for settings that are written down.
@@ -58,6 +62,9 @@ pub struct SamplerConfig {
     /// Which requests share a distiller.
     #[config(default = "Sharing::PerPrompt")]
     pub sharing: Sharing,
+    /// When distillers learn, from which rows, and on which path.
+    #[config(default = "TrainingConfig::default()")]
+    pub training: TrainingConfig,
     /// Seed of the distiller's starting parameters. The tokens' seeds come with the requests.
     #[config(default = 0)]
     pub distiller_seed: u64,
@@ -72,21 +79,14 @@ impl Default for SamplerConfig {
 impl SamplerConfig {
     /// A sampler for a model of width `d_model` whose hidden states live on `device`.
     ///
+    /// With [`Staleness::Background`] a thread is started that learns until the sampler is dropped.
+    ///
     /// # Errors
     ///
-    /// [`ConfigError::OutOfRange`] for the first setting that cannot work.
+    /// [`ConfigError::OutOfRange`] for the first setting that cannot work; [`ConfigError::Thread`] when the thread cannot
+    /// be started.
     pub fn init(&self, d_model: usize, device: &Device) -> Result<Sampler, ConfigError> {
-        let device = device.clone().inner();
-        match &self.distiller {
-            DistillerConfig::SwiGlu(config) => {
-                let distiller = config.init(d_model, self.distiller_seed, &device)?;
-                self.init_with(distiller, d_model, &device)
-            }
-            DistillerConfig::LowRank(config) => {
-                let distiller = config.init(d_model, self.distiller_seed, &device)?;
-                self.init_with(distiller, d_model, &device)
-            }
-        }
+        start(self.init_pair(d_model, device)?)
     }
 
     /// A sampler with a distiller of your own; [`distiller`](Self::distiller) only decides the default optimizer then.
@@ -94,19 +94,98 @@ impl SamplerConfig {
     ///
     /// # Errors
     ///
-    /// [`ConfigError::OutOfRange`] for the first setting that cannot work.
+    /// As [`init`](Self::init).
     pub fn init_with<D: Distiller>(
         &self,
         distiller: D,
         d_model: usize,
         device: &Device,
     ) -> Result<Sampler, ConfigError> {
+        start(self.init_pair_with(distiller, d_model, device)?)
+    }
+
+    /// [`init`](Self::init) for a caller with threads of its own: a sampler and, with [`Staleness::Background`], the
+    /// worker that learns for it, which must be [run](TrainingWorker::run) on another thread.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::OutOfRange`] for the first setting that cannot work.
+    pub fn init_pair(
+        &self,
+        d_model: usize,
+        device: &Device,
+    ) -> Result<(Sampler, Option<TrainingWorker>), ConfigError> {
+        let inner = device.clone().inner();
+        match &self.distiller {
+            DistillerConfig::SwiGlu(config) => {
+                let distiller = config.init(d_model, self.distiller_seed, &inner)?;
+                self.init_pair_with(distiller, d_model, device)
+            }
+            DistillerConfig::LowRank(config) => {
+                let distiller = config.init(d_model, self.distiller_seed, &inner)?;
+                self.init_pair_with(distiller, d_model, device)
+            }
+        }
+    }
+
+    /// [`init_with`](Self::init_with) for a caller with threads of its own.
+    ///
+    /// # Errors
+    ///
+    /// As [`init_pair`](Self::init_pair).
+    pub fn init_pair_with<D: Distiller>(
+        &self,
+        distiller: D,
+        d_model: usize,
+        device: &Device,
+    ) -> Result<(Sampler, Option<TrainingWorker>), ConfigError> {
         let optimizer = self.optimizer.unwrap_or_else(|| self.distiller.default_optimizer());
         optimizer.validate()?;
+        self.training.validate()?;
+        if let Sharing::Adaptive(adaptive) = self.sharing {
+            adaptive.validate()?;
+        }
         ConfigError::at_least_one("d_model", d_model)?;
         let device = device.clone().inner();
         let template = distiller.to_device(&device).valid();
-        let trainer = InlineTrainer::new(template, optimizer, self.sharing);
-        Ok(Sampler::new(Box::new(trainer), d_model, device))
+        let stacked = match self.training.slot_path {
+            SlotPath::Stacked => StackedSlots::new(&template, optimizer),
+            SlotPath::OneByOne => None,
+        };
+        let (trainer, worker) = match stacked {
+            Some(slots) => self.trainer(slots),
+            None => self.trainer(SeparateSlots::new(template, optimizer)),
+        };
+        Ok((Sampler::new(trainer, d_model, device), worker))
     }
+
+    fn trainer(&self, slots: impl Slots) -> (Box<dyn OnlineTrainer>, Option<TrainingWorker>) {
+        match self.sharing {
+            Sharing::Adaptive(adaptive) => {
+                self.paced(AdaptiveTrainer::new(slots, adaptive, self.training))
+            }
+            sharing => self.paced(InlineTrainer::new(slots, sharing, self.training)),
+        }
+    }
+
+    fn paced<T: OnlineTrainer + Clone + 'static>(
+        &self,
+        trainer: T,
+    ) -> (Box<dyn OnlineTrainer>, Option<TrainingWorker>) {
+        match self.training.staleness {
+            Staleness::Inline => (Box::new(trainer), None),
+            Staleness::Background => {
+                let (trainer, worker) = BackgroundTrainer::pair(trainer);
+                (Box::new(trainer), Some(worker))
+            }
+        }
+    }
+}
+
+/// Runs the worker, if there is one, on a thread of its own.
+fn start((sampler, worker): (Sampler, Option<TrainingWorker>)) -> Result<Sampler, ConfigError> {
+    if let Some(worker) = worker {
+        spawn(worker).map_err(|error| ConfigError::Thread { reason: error.to_string() })?;
+    }
+    Ok(sampler)
 }

@@ -107,7 +107,8 @@ pub struct Choice {
 pub struct StepOutput {
     /// One token per row, in the order of the input's rows; a row that could not be given one says why.
     pub choices: Vec<Result<Choice, RowError>>,
-    /// Optimizer steps done, one for each distiller that had rows.
+    /// Optimizer steps done, one for each distiller that had rows. With learning in the background: those of the step
+    /// before.
     pub updates: usize,
 }
 

@@ -12,10 +12,10 @@ pub use input::{Choice, Novelty, Phase, StepInput, StepOutput, StepRow};
 
 use crate::{
     error::{RowError, StepError, TrainError},
-    hidden::HiddenStates,
+    hidden::{HiddenStates, select_rows},
     id::RowId,
     telemetry::Counters,
-    train::OnlineTrainer,
+    train::{Learned, OnlineTrainer, Prediction},
 };
 use race::{Logits, choose, race};
 use steered::Steered;
@@ -64,17 +64,26 @@ impl Sampler {
         &self.counters
     }
 
-    /// Checks that steering did something.
+    /// Waits for an update that runs in the background, so that the next step sees it, and checks that steering did
+    /// something. The sampler can be used on.
     ///
     /// # Errors
     ///
-    /// [`TrainError::NothingLearned`] when rows were there to be learned and no update happened.
-    pub fn finish(&self) -> Result<(), TrainError> {
-        let skipped = self.counters.rows_not_finite;
-        if self.counters.updates == 0 && self.counters.eligible > 0 {
-            return Err(TrainError::NothingLearned { eligible: self.counters.eligible, skipped });
+    /// [`TrainError::NothingLearned`] when rows were there to be learned, no update happened and none is being gathered
+    /// for; [`TrainError::Worker`] when learning in the background has failed.
+    pub fn finish(&mut self) -> Result<(), TrainError> {
+        let learned = self.trainer.finish()?;
+        self.count_learned(learned);
+        let Counters { updates, eligible, rows_not_finite: skipped, .. } = self.counters;
+        if updates == 0 && eligible > 0 && self.trainer.waiting_rows() == 0 {
+            return Err(TrainError::NothingLearned { eligible, skipped });
         }
         Ok(())
+    }
+
+    fn count_learned(&mut self, learned: Learned) {
+        self.counters.updates += learned.updates as u64;
+        self.counters.rows_learned += learned.rows as u64;
     }
 
     /// Chooses a token for every row, then learns from the step.
@@ -138,8 +147,8 @@ impl Sampler {
         };
         let hidden = hidden.at(&at);
         let ids: Vec<RowId> = at.iter().map(|&at| rows[at].id).collect();
-        let expected = self.trainer.predict(&ids, hidden.shallow())?;
-        Ok(Some(Steered { novelty: vec![None; at.len()], at, ids, hidden, expected }))
+        let Prediction { expected, parts } = self.trainer.predict(&ids, hidden.shallow())?;
+        Ok(Some(Steered { novelty: vec![None; at.len()], at, ids, hidden, expected, parts }))
     }
 
     /// One update of each distiller on the steered rows that were given a token.
@@ -168,10 +177,10 @@ impl Sampler {
             return Ok(0);
         }
         let ids: Vec<RowId> = learned.iter().map(|&place| steered.ids[place]).collect();
-        let updates = self.trainer.learn(&ids, &steered.hidden.at(&learned))?;
-        self.counters.updates += updates as u64;
-        self.counters.rows_learned += learned.len() as u64;
-        Ok(updates)
+        let parts: Vec<_> = steered.parts.iter().map(|part| select_rows(part, &learned)).collect();
+        let done = self.trainer.learn(&ids, &steered.hidden.at(&learned), &parts)?;
+        self.count_learned(done);
+        Ok(done.updates)
     }
 
     fn count(&mut self, choices: &[Result<Choice, RowError>]) {

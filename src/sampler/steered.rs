@@ -18,6 +18,8 @@ pub(super) struct Steered {
     pub(super) ids: Vec<RowId>,
     pub(super) hidden: HiddenStates,
     pub(super) expected: Tensor<2>,
+    /// What the trainer mixed `expected` from, for it to judge by when it learns.
+    pub(super) parts: Vec<Tensor<2>>,
     /// `None` where something was not finite, and before [`expect`](Self::expect).
     pub(super) novelty: Vec<Option<Novelty>>,
 }

@@ -1,36 +1,189 @@
 //! The trainer for a CPU: the update of step `t` is done before step `t + 1` begins.
 
+use std::collections::HashMap;
+
 use burn::tensor::Tensor;
 
-use super::{Learner, OnlineTrainer, OptimizerConfig};
+use super::{
+    Learned, Misfit, OnlineTrainer, Prediction, SlotTensors, TrainRows, TrainingConfig,
+    slots::{SlotRows, Slots},
+};
 use crate::{
-    bank::{DistillerBank, Sharing},
-    distiller::Distiller,
+    bank::{DistillerBank, Sharing, SlotKey},
     error::TrainError,
-    hidden::{HiddenStates, select_rows},
-    id::RowId,
+    hidden::HiddenStates,
+    id::{PromptId, RequestId, RowId},
 };
 
-/// Predicts and learns on the caller's thread, one slot after the other.
-///
-/// Every slot starts as a copy of one template, so what a slot learns does not depend on when it was made.
-#[derive(Debug)]
-pub(crate) struct InlineTrainer<D> {
-    template: D,
-    optimizer: OptimizerConfig,
-    bank: DistillerBank<Learner<D>>,
+/// Predicts and learns on the caller's thread.
+#[derive(Clone, Debug)]
+pub(crate) struct InlineTrainer<S> {
+    slots: S,
+    bank: DistillerBank<Seat>,
+    config: TrainingConfig,
 }
 
-impl<D: Distiller> InlineTrainer<D> {
-    pub(crate) fn new(template: D, optimizer: OptimizerConfig, sharing: Sharing) -> Self {
-        Self { template, optimizer, bank: DistillerBank::new(sharing) }
+/// What the trainer keeps about a slot.
+#[derive(Clone, Debug, Default)]
+struct Seat {
+    /// Its place among the slots; `None` until it predicts for the first time.
+    place: Option<usize>,
+    updates: u64,
+    /// Rows of the steps that are to make one update together.
+    gathered: Vec<HiddenStates>,
+}
+
+/// Everything that a trainer has learned.
+#[derive(Debug, Default)]
+pub(crate) struct TrainerState {
+    pub(crate) slots: Vec<SlotState>,
+    /// What an adaptive trainer knows besides: the slot that all prompts share, and its evidence about each prompt.
+    pub(crate) global: Option<Box<TrainerState>>,
+    pub(crate) evidence: Vec<(PromptId, Tensor<1>)>,
+}
+
+/// Everything about one slot.
+#[derive(Debug)]
+pub(crate) struct SlotState {
+    pub(crate) key: SlotKey,
+    pub(crate) members: Vec<RequestId>,
+    pub(crate) updates: u64,
+    pub(crate) gathered: Vec<HiddenStates>,
+    /// `None` for a slot that has not predicted yet.
+    pub(crate) tensors: Option<SlotTensors>,
+}
+
+impl<S: Slots> InlineTrainer<S> {
+    pub(crate) fn new(slots: S, sharing: Sharing, config: TrainingConfig) -> Self {
+        Self { slots, bank: DistillerBank::new(sharing), config }
+    }
+
+    /// The work that a step with these rows has, slot by slot. Every row's slot has its place afterwards.
+    fn work(&mut self, rows: &[RowId]) -> Vec<SlotRows> {
+        let groups = self.bank.groups(rows);
+        self.seat(&groups);
+        let work = groups.into_iter().filter_map(|(key, rows)| {
+            let seat = self.bank.get_mut(key)?;
+            Some(SlotRows { slot: seat.place?, done: seat.updates, rows })
+        });
+        work.collect()
+    }
+
+    /// Gives a place to every slot that has none. Slots that were released have left holes, which are closed first: that
+    /// moves every parameter once, so it is done when slots come and go, not at every step.
+    fn seat(&mut self, groups: &[(SlotKey, Vec<usize>)]) {
+        let mut taken: Vec<&mut usize> =
+            self.bank.states_mut().filter_map(|seat| seat.place.as_mut()).collect();
+        if taken.len() < self.slots.len() {
+            taken.sort_unstable();
+            let places: Vec<usize> = taken.iter().map(|place| **place).collect();
+            taken.into_iter().enumerate().for_each(|(at, place)| *place = at);
+            self.slots.keep(&places);
+        }
+        let mut next = self.slots.len();
+        for (key, _) in groups {
+            if let Some(seat) = self.bank.get_mut(*key).filter(|seat| seat.place.is_none()) {
+                seat.place = Some(next);
+                next += 1;
+            }
+        }
+        if next > self.slots.len() {
+            self.slots.add(next - self.slots.len());
+        }
+    }
+
+    /// The rows that are to be learned: places in `rows`.
+    fn rows_to_train(&self, rows: &[RowId]) -> Vec<usize> {
+        match self.config.train_rows {
+            TrainRows::All => (0..rows.len()).collect(),
+            TrainRows::FirstPerPrompt => {
+                let mut first: HashMap<PromptId, usize> = HashMap::new();
+                for (at, row) in rows.iter().enumerate() {
+                    let best = first.entry(row.prompt).or_insert(at);
+                    if row.request < rows[*best].request {
+                        *best = at;
+                    }
+                }
+                let mut first: Vec<usize> = first.into_values().collect();
+                first.sort_unstable();
+                first
+            }
+        }
+    }
+
+    /// One update of each slot that has work.
+    fn update(&mut self, rows: &[RowId], hidden: &HiddenStates) -> Result<Learned, TrainError> {
+        if rows.is_empty() {
+            return Ok(Learned::default());
+        }
+        let work = self.work(rows);
+        let updates = self.slots.update(&work, hidden)?;
+        if updates > 0 {
+            for (key, _) in self.bank.groups(rows) {
+                if let Some(seat) = self.bank.get_mut(key) {
+                    seat.updates += 1;
+                }
+            }
+        }
+        Ok(Learned { updates, rows: if updates > 0 { rows.len() } else { 0 } })
+    }
+
+    /// Adds the step's rows to what their slots have gathered, and gives the rows of the slots that have enough.
+    fn gather(
+        &mut self,
+        rows: &[RowId],
+        hidden: &HiddenStates,
+    ) -> Option<(Vec<RowId>, HiddenStates)> {
+        let mut due = Vec::new();
+        let mut states = Vec::new();
+        for (key, members) in self.bank.groups(rows) {
+            let Some(seat) = self.bank.get_mut(key) else {
+                continue;
+            };
+            seat.gathered.push(hidden.at(&members));
+            if seat.gathered.len() >= self.config.update_every {
+                let gathered = std::mem::take(&mut seat.gathered);
+                let count: usize = gathered.iter().map(HiddenStates::rows).sum();
+                // Whose rows they were does not matter any more, only whose slot is to learn them.
+                due.extend(std::iter::repeat_n(rows[members[0]], count));
+                states.extend(gathered);
+            }
+        }
+        (!states.is_empty()).then(|| (due, HiddenStates::concat(&states)))
+    }
+
+    /// Gives the slot of `row` the parameters that `other` has for `theirs`, with a fresh optimizer state.
+    pub(super) fn start_from(&mut self, row: RowId, other: &Self, theirs: RowId) {
+        let Some(place) = other.bank.of(theirs).and_then(|seat| seat.place) else {
+            return;
+        };
+        let parameters = other.slots.export(place).parameters;
+        if let Some(work) = self.work(&[row]).first() {
+            let fresh = self.slots.export(work.slot);
+            // Both come from one template, so this cannot misfit.
+            let _ = self.slots.import(work.slot, SlotTensors { parameters, ..fresh });
+        }
+    }
+
+    /// Whether the slot of `row` has parameters of its own.
+    pub(super) fn is_seated(&self, row: RowId) -> bool {
+        self.bank.of(row).is_some_and(|seat| seat.place.is_some())
+    }
+
+    /// The prompts that have slots, in order.
+    pub(super) fn prompts(&self) -> Vec<PromptId> {
+        let entries = self.bank.entries();
+        let prompts = entries.iter().filter_map(|(key, ..)| match key {
+            SlotKey::Prompt(prompt) => Some(*prompt),
+            _ => None,
+        });
+        prompts.collect()
     }
 }
 
-impl<D: Distiller> OnlineTrainer for InlineTrainer<D> {
+impl<S: Slots> OnlineTrainer for InlineTrainer<S> {
     fn begin(&mut self, row: RowId) {
-        let (template, optimizer) = (&self.template, self.optimizer);
-        self.bank.join(row, || Learner::start(template.clone(), optimizer));
+        self.bank.join(row, Seat::default);
     }
 
     fn release(&mut self, row: RowId) {
@@ -39,47 +192,88 @@ impl<D: Distiller> OnlineTrainer for InlineTrainer<D> {
 
     fn reset(&mut self) {
         self.bank.clear();
+        self.slots.keep(&[]);
     }
 
     fn distillers(&self) -> usize {
         self.bank.len()
     }
 
-    fn predict(&mut self, rows: &[RowId], shallow: &Tensor<2>) -> Result<Tensor<2>, TrainError> {
-        rows.iter().for_each(|&row| self.begin(row));
-        let groups = self.bank.groups(rows);
-        let mut expected = Vec::with_capacity(groups.len());
-        for (key, members) in &groups {
-            let Some(learner) = self.bank.get_mut(*key) else {
-                continue;
-            };
-            let shallow = select_rows(shallow, members);
-            let shape = shallow.dims();
-            let prediction = learner.distiller().predict(shallow);
-            if prediction.dims() != shape {
-                return Err(TrainError::Prediction {
-                    expected: shape.to_vec(),
-                    got: prediction.dims().to_vec(),
-                });
-            }
-            expected.push(prediction);
-        }
-        let order: Vec<usize> = groups.into_iter().flat_map(|(_, members)| members).collect();
-        let mut place = vec![0; order.len()];
-        order.iter().enumerate().for_each(|(at, &row)| place[row] = at);
-        Ok(select_rows(&Tensor::cat(expected, 0), &place))
+    fn updates(&self, row: RowId) -> u64 {
+        self.bank.of(row).map_or(0, |seat| seat.updates)
     }
 
-    fn learn(&mut self, rows: &[RowId], hidden: &HiddenStates) -> Result<usize, TrainError> {
-        let groups = self.bank.groups(rows);
-        let mut updates = 0;
-        for (key, members) in groups {
-            if let Some(learner) = self.bank.get_mut(key) {
-                learner.update(&hidden.at(&members));
-                updates += 1;
-            }
+    fn waiting_rows(&self) -> usize {
+        let entries = self.bank.entries();
+        entries.iter().flat_map(|(_, _, seat)| &seat.gathered).map(HiddenStates::rows).sum()
+    }
+
+    fn predict(&mut self, rows: &[RowId], shallow: &Tensor<2>) -> Result<Prediction, TrainError> {
+        rows.iter().for_each(|&row| self.begin(row));
+        let work = self.work(rows);
+        Ok(Prediction { expected: self.slots.predict(&work, shallow)?, parts: Vec::new() })
+    }
+
+    fn learn(
+        &mut self,
+        rows: &[RowId],
+        hidden: &HiddenStates,
+        _parts: &[Tensor<2>],
+    ) -> Result<Learned, TrainError> {
+        let train = self.rows_to_train(rows);
+        let picked: Vec<RowId> = train.iter().map(|&at| rows[at]).collect();
+        let hidden = hidden.at(&train);
+        if self.config.update_every == 1 {
+            return self.update(&picked, &hidden);
         }
-        Ok(updates)
+        match self.gather(&picked, &hidden) {
+            Some((rows, hidden)) => self.update(&rows, &hidden),
+            None => Ok(Learned::default()),
+        }
+    }
+
+    fn warm_up(
+        &mut self,
+        row: RowId,
+        hidden: &HiddenStates,
+        updates: usize,
+    ) -> Result<Learned, TrainError> {
+        self.begin(row);
+        let rows = vec![row; hidden.rows()];
+        let mut learned = Learned::default();
+        for _ in 0..updates {
+            learned += self.update(&rows, hidden)?;
+        }
+        Ok(learned)
+    }
+
+    fn finish(&mut self) -> Result<Learned, TrainError> {
+        Ok(Learned::default())
+    }
+
+    fn export(&mut self) -> Result<TrainerState, TrainError> {
+        let slots = self.bank.entries().into_iter().map(|(key, members, seat)| SlotState {
+            key,
+            members,
+            updates: seat.updates,
+            gathered: seat.gathered.clone(),
+            tensors: seat.place.map(|place| self.slots.export(place)),
+        });
+        Ok(TrainerState { slots: slots.collect(), ..TrainerState::default() })
+    }
+
+    fn import(&mut self, state: TrainerState) -> Result<(), Misfit> {
+        self.reset();
+        for slot in state.slots {
+            let place = slot.tensors.as_ref().map(|_| self.slots.len());
+            if let (Some(place), Some(tensors)) = (place, slot.tensors) {
+                self.slots.add(1);
+                self.slots.import(place, tensors)?;
+            }
+            let seat = Seat { place, updates: slot.updates, gathered: slot.gathered };
+            self.bank.restore(slot.key, slot.members, seat);
+        }
+        Ok(())
     }
 }
 
@@ -89,7 +283,12 @@ mod tests {
 
     use super::*;
     use crate::golden::*;
-    use crate::{bank::SlotKey, distiller::LowRankDistiller, id::PromptId};
+    use crate::{
+        distiller::{Distiller, LowRankDistiller, OutputStart, SourceNorm, SwiGluConfig},
+        train::{
+            LossReduction, OptimizerConfig, Schedule, SeparateSlots, StackedSlots, UpdateRule,
+        },
+    };
 
     fn template(device: &Device) -> LowRankDistiller {
         let init = Golden::open("lowrank.init.safetensors");
@@ -103,6 +302,19 @@ mod tests {
         }
     }
 
+    /// The fast path and its oracle.
+    fn both(
+        optimizer: OptimizerConfig,
+        sharing: Sharing,
+        check: impl Fn(&mut dyn FnMut() -> Box<dyn OnlineTrainer>),
+    ) {
+        let config = TrainingConfig::default();
+        let stacked = StackedSlots::new(&template(&Device::flex()), optimizer).unwrap();
+        check(&mut || Box::new(InlineTrainer::new(stacked.clone(), sharing, config)));
+        let separate = SeparateSlots::new(template(&Device::flex()), optimizer);
+        check(&mut || Box::new(InlineTrainer::new(separate.clone(), sharing, config)));
+    }
+
     /// What the bank vectors were trained on: the model's final norm applied to `y` (once more: `y` is normed already).
     fn target(y: Tensor<2>) -> Tensor<2> {
         let base = Golden::open("base.safetensors");
@@ -112,85 +324,264 @@ mod tests {
     }
 
     /// 2 prompts × 4 rows, 4 steps, rows going inactive: predictions and parameters of the PyTorch study.
-    fn matches_golden(file: &str, sharing: Sharing, keys: &[SlotKey]) {
+    fn matches_golden(trainer: &mut dyn OnlineTrainer, file: &str) {
         let golden = Golden::open(file);
         let active = golden.ints("active");
         let [x, y] = ["x", "y"].map(|key| golden.tensor::<3>(key, &Device::flex()));
         let pred = golden.values("pred");
-        let mut trainer =
-            InlineTrainer::new(template(&Device::flex()), OptimizerConfig::reference(), sharing);
         for step in 0..4usize {
             let live: Vec<usize> = (0..8).filter(|row| active[step * 8 + row] != 0).collect();
             let rows: Vec<RowId> =
                 live.iter().map(|&row| RowId::new(row as u64 / 4, row as u64)).collect();
             let at = |states: &Tensor<3>| {
                 let states = states.clone().slice([step..step + 1, 0..8, 0..576]);
-                select_rows(&states.reshape([8, 576]), &live)
+                crate::hidden::select_rows(&states.reshape([8, 576]), &live)
             };
-            let expected = trainer.predict(&rows, &at(&x)).unwrap();
+            let expected = trainer.predict(&rows, &at(&x)).unwrap().expected;
             let golden_rows: Vec<f32> = live
                 .iter()
                 .flat_map(|row| pred[(step * 8 + row) * 576..][..576].to_vec())
                 .collect();
             assert_close("pred", &values(expected), &golden_rows, 1e-5);
-            trainer.learn(&rows, &HiddenStates::new(at(&x), target(at(&y))).unwrap()).unwrap();
+            let hidden = HiddenStates::new(at(&x), target(at(&y))).unwrap();
+            trainer.learn(&rows, &hidden, &[]).unwrap();
         }
-        for (slot, &key) in keys.iter().enumerate() {
-            let distiller = trainer.bank.get_mut(key).unwrap().distiller().clone();
-            let of_slot = |name: &str, got: Vec<f32>| {
-                let all = golden.values(name);
+        for (slot, state) in trainer.export().unwrap().slots.into_iter().enumerate() {
+            let parameters = state.tensors.unwrap().parameters;
+            // In the order of the module's fields.
+            for (name, got) in ["a", "g", "gb", "b", "w", "bb"].iter().zip(parameters) {
+                let name = format!("final.{name}");
+                let (all, got) = (golden.values(&name), values(got));
                 // Adam divides a gradient by its own size: where that is near 0, rounding is an update. Measured: 1e-4.
-                assert_close(name, &got, &all[slot * got.len()..][..got.len()], 2e-4);
-            };
-            of_slot("final.a", values(distiller.a.val()));
-            of_slot("final.g", values(distiller.g.val()));
-            of_slot("final.gb", values(distiller.g_bias.val()));
-            of_slot("final.b", values(distiller.b.val()));
-            of_slot("final.w", values(distiller.norm_weight.val()));
-            of_slot("final.bb", values(distiller.norm_bias.val()));
+                assert_close(&name, &got, &all[slot * got.len()..][..got.len()], 2e-4);
+            }
         }
     }
 
     #[test]
     fn per_prompt_matches_golden() {
-        let keys = [SlotKey::Prompt(PromptId(0)), SlotKey::Prompt(PromptId(1))];
-        matches_golden("bank.prompt.safetensors", Sharing::PerPrompt, &keys);
+        both(OptimizerConfig::reference(), Sharing::PerPrompt, |trainer| {
+            let mut trainer = trainer();
+            matches_golden(&mut *trainer, "bank.prompt.safetensors");
+            assert_eq!(trainer.distillers(), 2);
+        });
     }
 
     #[test]
     fn global_matches_golden() {
-        matches_golden("bank.global.safetensors", Sharing::Global, &[SlotKey::Everyone]);
+        both(OptimizerConfig::reference(), Sharing::Global, |trainer| {
+            let mut trainer = trainer();
+            matches_golden(&mut *trainer, "bank.global.safetensors");
+            assert_eq!(trainer.distillers(), 1);
+        });
     }
 
     #[test]
     fn a_row_sees_its_own_distiller_wherever_it_stands() {
         let device = Device::flex();
-        let mut trainer =
-            InlineTrainer::new(template(&device), OptimizerConfig::sgd(0.1), Sharing::PerPrompt);
-        let golden = Golden::open("bank.prompt.safetensors");
-        let x = golden.tensor::<3>("x", &device).slice([0..1, 0..8, 0..576]).reshape([8, 576]);
-        let rows: Vec<RowId> = [1, 0, 1, 0, 1, 1, 0, 0].map(|p| RowId::new(p, 0)).to_vec();
-        let rows: Vec<RowId> =
-            rows.iter().enumerate().map(|(i, r)| RowId::new(r.prompt.0, i as u64)).collect();
-        let only: Vec<usize> = (0..8).filter(|&i| rows[i].prompt.0 == 1).collect();
-        let ids: Vec<RowId> = only.iter().map(|&i| rows[i]).collect();
-        let taught = select_rows(&x, &only);
-        trainer.predict(&ids, &taught).unwrap();
-        trainer
-            .learn(&ids, &HiddenStates::new(taught.clone(), taught.clone() * 2.0).unwrap())
-            .unwrap();
-        let together = values(trainer.predict(&rows, &x).unwrap());
-        let moved = values(trainer.predict(&ids, &taught).unwrap());
-        let start = values(template(&device).predict(x));
-        for row in 0..8 {
-            let got = &together[row * 576..][..576];
-            match only.iter().position(|&i| i == row) {
-                Some(place) => {
-                    assert_close("taught", got, &moved[place * 576..][..576], 1e-5);
-                    assert_ne!(got, &start[row * 576..][..576]);
+        both(OptimizerConfig::sgd(0.1), Sharing::PerPrompt, |trainer| {
+            let mut trainer = trainer();
+            let golden = Golden::open("bank.prompt.safetensors");
+            let x = golden.tensor::<3>("x", &device).slice([0..1, 0..8, 0..576]).reshape([8, 576]);
+            let prompts = [1, 0, 1, 0, 1, 1, 0, 0];
+            let rows: Vec<RowId> = (0..8).map(|i| RowId::new(prompts[i], i as u64)).collect();
+            let only: Vec<usize> = (0..8).filter(|&i| prompts[i] == 1).collect();
+            let ids: Vec<RowId> = only.iter().map(|&i| rows[i]).collect();
+            let taught = crate::hidden::select_rows(&x, &only);
+            trainer.predict(&ids, &taught).unwrap();
+            let hidden = HiddenStates::new(taught.clone(), taught.clone() * 2.0).unwrap();
+            trainer.learn(&ids, &hidden, &[]).unwrap();
+            let together = values(trainer.predict(&rows, &x).unwrap().expected);
+            let moved = values(trainer.predict(&ids, &taught).unwrap().expected);
+            let start = values(template(&device).predict(x));
+            for row in 0..8 {
+                let got = &together[row * 576..][..576];
+                match only.iter().position(|&i| i == row) {
+                    Some(place) => {
+                        assert_close("taught", got, &moved[place * 576..][..576], 1e-5);
+                        assert_ne!(got, &start[row * 576..][..576]);
+                    }
+                    None => assert_close("untaught", got, &start[row * 576..][..576], 1e-6),
                 }
-                None => assert_close("untaught", got, &start[row * 576..][..576], 1e-6),
+            }
+        });
+    }
+
+    fn wave(rows: usize, d: usize, phase: f32, device: &Device) -> Tensor<2> {
+        let numbers = (0..rows * d).map(|i| (i as f32 * 0.37 + phase).sin() + 0.1 * phase.cos());
+        let data = burn::tensor::TensorData::new(numbers.collect::<Vec<f32>>(), [rows, d]);
+        Tensor::from_data(data, device)
+    }
+
+    fn hidden(rows: usize, phase: f32, device: &Device) -> HiddenStates {
+        HiddenStates::new(wave(rows, 12, phase, device), wave(rows, 12, 3.0 * phase + 1.0, device))
+            .unwrap()
+    }
+
+    /// Prompts that come and go, rest, and have different numbers of rows, in every order.
+    fn eventful(trainer: &mut dyn OnlineTrainer, device: &Device) -> (Vec<Vec<f32>>, Vec<u64>) {
+        let script: [&[(u64, u64)]; 9] = [
+            &[(0, 0), (0, 1)],
+            &[(0, 0), (1, 2), (0, 1), (1, 3), (1, 4)],
+            &[(1, 3), (1, 2), (0, 1)],
+            &[(1, 4)],
+            &[(2, 5), (0, 0), (1, 2)],
+            &[(0, 0), (2, 5)], // prompt 1 rests, then leaves
+            &[(3, 6), (2, 5), (0, 0)],
+            &[(2, 5), (3, 6), (3, 7)],
+            &[(0, 0), (2, 5), (3, 6), (3, 7)],
+        ];
+        let mut seen = Vec::new();
+        for (step, rows) in script.iter().enumerate() {
+            if step == 6 {
+                (2..5).for_each(|request| trainer.release(RowId::new(1, request)));
+            }
+            let rows: Vec<RowId> = rows.iter().map(|&(p, r)| RowId::new(p, r)).collect();
+            let hidden = hidden(rows.len(), step as f32, device);
+            seen.push(values(trainer.predict(&rows, hidden.shallow()).unwrap().expected));
+            trainer.learn(&rows, &hidden, &[]).unwrap();
+        }
+        let state = trainer.export().unwrap();
+        let mut updates = Vec::new();
+        for slot in state.slots {
+            updates.push(slot.updates);
+            seen.extend(slot.tensors.unwrap().parameters.into_iter().map(values));
+        }
+        (seen, updates)
+    }
+
+    /// The fast path against its oracle: all architectures, rules, reductions, pacings.
+    #[test]
+    fn stacked_slots_are_separate_slots() {
+        let swiglu = |norm, start| {
+            let config = SwiGluConfig::new().with_d_hidden(5);
+            config.with_source_norm(norm).with_output_start(start)
+        };
+        for device in devices() {
+            let swiglu = [
+                swiglu(SourceNorm::Rms, OutputStart::Zero),
+                swiglu(SourceNorm::None, OutputStart::FanIn),
+            ]
+            .map(|config| config.init(12, 3, &device).unwrap());
+            let low_rank = crate::distiller::LowRankConfig::new().with_rank(3);
+            let low_rank = low_rank.init(12, 4, &device).unwrap();
+            let rate = 0.01;
+            let optimizers = [
+                OptimizerConfig::paper().with_learning_rate(rate),
+                OptimizerConfig::reference().with_schedule(Schedule::WarmUp { updates: 3 }),
+                OptimizerConfig::momentum(rate, 0.9).with_loss(LossReduction::Sum),
+                OptimizerConfig::sgd(rate).with_max_grad_norm(Some(0.1)),
+            ];
+            let configs = [
+                TrainingConfig::default(),
+                TrainingConfig { update_every: 2, ..TrainingConfig::default() },
+                TrainingConfig {
+                    train_rows: TrainRows::FirstPerPrompt,
+                    ..TrainingConfig::default()
+                },
+            ];
+            for sharing in [Sharing::PerPrompt, Sharing::PerRequest, Sharing::Global] {
+                for optimizer in optimizers {
+                    for config in configs {
+                        agree(&swiglu[0], optimizer, sharing, config, &device);
+                        agree(&swiglu[1], optimizer, sharing, config, &device);
+                        agree(&low_rank, optimizer, sharing, config, &device);
+                    }
+                }
             }
         }
+    }
+
+    fn agree<D: Distiller>(
+        distiller: &D,
+        optimizer: OptimizerConfig,
+        sharing: Sharing,
+        config: TrainingConfig,
+        device: &Device,
+    ) {
+        let stacked = StackedSlots::new(distiller, optimizer).unwrap();
+        let separate = SeparateSlots::new(distiller.clone(), optimizer);
+        let fast = eventful(&mut InlineTrainer::new(stacked, sharing, config), device);
+        let slow = eventful(&mut InlineTrainer::new(separate, sharing, config), device);
+        assert_eq!(fast.1, slow.1, "updates");
+        assert_eq!(fast.0.len(), slow.0.len());
+        // Adam's steps are as large for a gradient that is rounding as for any other: 1e-5 of the largest, and a little
+        // more where a parameter has hardly moved.
+        let tolerance = match optimizer.rule {
+            UpdateRule::AdamW { .. } => 1e-4,
+            _ => 1e-5,
+        };
+        for (fast, slow) in fast.0.iter().zip(&slow.0) {
+            let largest = slow.iter().fold(0.0f32, |a, b| a.max(b.abs())).max(1e-2);
+            for (fast, slow) in fast.iter().zip(slow) {
+                assert!((fast - slow).abs() <= tolerance * largest, "{fast} {slow} {optimizer:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_slot_at_rest_does_not_move_by_a_bit() {
+        let device = Device::flex();
+        let distiller = crate::distiller::LowRankConfig::new().with_rank(3);
+        let distiller = distiller.init(12, 4, &device).unwrap();
+        let slots = StackedSlots::new(&distiller, OptimizerConfig::reference()).unwrap();
+        let mut trainer = InlineTrainer::new(slots, Sharing::PerPrompt, TrainingConfig::default());
+        let rows = [RowId::new(0, 0), RowId::new(1, 1), RowId::new(2, 2)];
+        let step = |trainer: &mut dyn OnlineTrainer, rows: &[RowId], phase: f32| {
+            let hidden = hidden(rows.len(), phase, &device);
+            trainer.predict(rows, hidden.shallow()).unwrap();
+            trainer.learn(rows, &hidden, &[]).unwrap();
+        };
+        (0..3).for_each(|i| step(&mut trainer, &rows, i as f32));
+        let everything = |trainer: &mut dyn OnlineTrainer, slot: usize| -> Vec<Vec<f32>> {
+            let tensors = trainer.export().unwrap().slots.remove(slot).tensors.unwrap();
+            let all = [tensors.parameters, tensors.first, tensors.second];
+            all.into_iter().flatten().map(values).collect()
+        };
+        let before: Vec<_> = (0..3).map(|slot| everything(&mut trainer, slot)).collect();
+        (0..5).for_each(|i| step(&mut trainer, &[rows[2], rows[0]], 7.0 + i as f32));
+        assert_eq!(everything(&mut trainer, 1), before[1]);
+        assert_ne!(everything(&mut trainer, 0), before[0]);
+        assert_ne!(everything(&mut trainer, 2), before[2]);
+    }
+
+    #[test]
+    fn a_mini_batch_of_steps_is_one_update_on_all_of_their_rows() {
+        let device = Device::flex();
+        let distiller = SwiGluConfig::new().with_d_hidden(5).init(12, 3, &device).unwrap();
+        let optimizer = OptimizerConfig::sgd(0.1);
+        let slots = StackedSlots::new(&distiller, optimizer).unwrap();
+        let config = TrainingConfig { update_every: 3, ..TrainingConfig::default() };
+        let mut trainer = InlineTrainer::new(slots.clone(), Sharing::PerPrompt, config);
+        let rows = [RowId::new(0, 0), RowId::new(0, 1)];
+        let steps: Vec<HiddenStates> = (0..3).map(|i| hidden(2, i as f32, &device)).collect();
+        let mut learned = Vec::new();
+        for step in &steps {
+            trainer.predict(&rows, step.shallow()).unwrap();
+            learned.push(trainer.learn(&rows, step, &[]).unwrap());
+        }
+        let nothing = Learned::default();
+        assert_eq!(learned, [nothing, nothing, Learned { updates: 1, rows: 6 }]);
+
+        let mut at_once = crate::train::Learner::new(distiller, optimizer).unwrap();
+        at_once.update(&HiddenStates::concat(&steps));
+        let x = wave(2, 12, 0.5, &device);
+        let got = values(trainer.predict(&rows, &x).unwrap().expected);
+        assert_close("update", &got, &values(at_once.distiller().predict(x)), 1e-5);
+        assert_eq!(trainer.updates(rows[0]), 1);
+        trainer.learn(&rows, &steps[0], &[]).unwrap();
+        assert_eq!(trainer.waiting_rows(), 2);
+    }
+
+    #[test]
+    fn the_first_row_of_a_prompt_is_the_one_with_the_smallest_request() {
+        let device = Device::flex();
+        let distiller = SwiGluConfig::new().with_d_hidden(5).init(12, 3, &device).unwrap();
+        let slots = StackedSlots::new(&distiller, OptimizerConfig::sgd(0.1)).unwrap();
+        let config =
+            TrainingConfig { train_rows: TrainRows::FirstPerPrompt, ..TrainingConfig::default() };
+        let trainer = InlineTrainer::new(slots, Sharing::Global, config);
+        let rows = [(1, 7), (0, 5), (1, 3), (0, 6), (0, 4)].map(|(p, r)| RowId::new(p, r));
+        assert_eq!(trainer.rows_to_train(&rows), [2, 4]);
     }
 }

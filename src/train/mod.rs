@@ -1,18 +1,56 @@
 //! Online learning: many small networks, one update each per step.
 
+mod adaptive;
+mod background;
+mod config;
 mod inline;
 mod optimizer;
+mod rule;
+mod slots;
+mod stacked;
 mod update;
 
 use std::fmt::Debug;
 
 use burn::tensor::Tensor;
 
-pub(crate) use inline::InlineTrainer;
-pub use optimizer::{OptimizerConfig, UpdateRule};
+pub(crate) use adaptive::AdaptiveTrainer;
+pub use background::TrainingWorker;
+pub(crate) use background::{BackgroundTrainer, spawn};
+pub use config::{SlotPath, Staleness, TrainRows, TrainingConfig};
+pub(crate) use inline::{InlineTrainer, TrainerState};
+pub use optimizer::{LossReduction, OptimizerConfig, Schedule, UpdateRule};
+pub(crate) use slots::{Misfit, SeparateSlots, SlotTensors, Slots};
+pub(crate) use stacked::StackedSlots;
 pub use update::{Learner, Update};
 
 use crate::{error::TrainError, hidden::HiddenStates, id::RowId};
+
+/// What the distillers expect of the rows of a step.
+#[derive(Clone, Debug)]
+pub(crate) struct Prediction {
+    /// The expected deep states, `[rows, d_model]`.
+    pub(crate) expected: Tensor<2>,
+    /// What it was mixed from, where it was: each `[rows, d_model]`. Handed back to [`OnlineTrainer::learn`], which can
+    /// then tell how well each has predicted.
+    pub(crate) parts: Vec<Tensor<2>>,
+}
+
+/// What a call of [`OnlineTrainer::learn`] has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Learned {
+    /// Optimizer steps, over all distillers.
+    pub(crate) updates: usize,
+    /// Rows that they learned from.
+    pub(crate) rows: usize,
+}
+
+impl std::ops::AddAssign for Learned {
+    fn add_assign(&mut self, other: Self) {
+        self.updates += other.updates;
+        self.rows += other.rows;
+    }
+}
 
 /// Owns the distillers: predicts with them and trains them.
 ///
@@ -31,9 +69,38 @@ pub(crate) trait OnlineTrainer: Debug + Send {
     /// Number of distillers in use.
     fn distillers(&self) -> usize;
 
-    /// The expected deep states of `rows`, `[rows, d_model]`, from their shallow ones.
-    fn predict(&mut self, rows: &[RowId], shallow: &Tensor<2>) -> Result<Tensor<2>, TrainError>;
+    /// Updates that the distiller of a row has had, as far as predictions see them.
+    fn updates(&self, row: RowId) -> u64;
 
-    /// One update of each distiller that has rows here. Returns the number of updates.
-    fn learn(&mut self, rows: &[RowId], hidden: &HiddenStates) -> Result<usize, TrainError>;
+    /// Rows that have been handed over and are still to be learned.
+    fn waiting_rows(&self) -> usize;
+
+    /// The expected deep states of `rows` from their shallow ones, `[rows, d_model]`.
+    fn predict(&mut self, rows: &[RowId], shallow: &Tensor<2>) -> Result<Prediction, TrainError>;
+
+    /// One update of each distiller that has rows here. `parts` are those of the rows' [`Prediction`]. Says what has been done by now: a trainer that works in the
+    /// background reports an update when it is done.
+    fn learn(
+        &mut self,
+        rows: &[RowId],
+        hidden: &HiddenStates,
+        parts: &[Tensor<2>],
+    ) -> Result<Learned, TrainError>;
+
+    /// `updates` updates of the distiller of `row` on other hidden states than its own: those of its prompt.
+    fn warm_up(
+        &mut self,
+        row: RowId,
+        hidden: &HiddenStates,
+        updates: usize,
+    ) -> Result<Learned, TrainError>;
+
+    /// Waits until every update that has been started is done and visible.
+    fn finish(&mut self) -> Result<Learned, TrainError>;
+
+    /// Everything that was learned, with no update under way.
+    fn export(&mut self) -> Result<TrainerState, TrainError>;
+
+    /// Puts back what [`export`](Self::export) has given.
+    fn import(&mut self, state: TrainerState) -> Result<(), Misfit>;
 }

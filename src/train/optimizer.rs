@@ -1,6 +1,5 @@
 //! How an update moves the parameters.
 
-use burn::optim::{AdamConfig, AdamWConfig, ModuleOptimizer, SgdConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::error::ConfigError;
@@ -12,6 +11,12 @@ use crate::error::ConfigError;
 pub enum UpdateRule {
     /// Plain gradient descent.
     Sgd,
+    /// Gradient descent along a velocity, `v ← momentum·v + gradient` (Polyak, 1964; without dampening, the first step
+    /// is that of plain descent).
+    Momentum {
+        /// Share of the velocity that an update keeps, in `[0, 1)`.
+        momentum: f32,
+    },
     /// Adam (Kingma and Ba, 2015).
     Adam {
         /// Decay of the first moment, in `[0, 1)`.
@@ -34,6 +39,81 @@ pub enum UpdateRule {
     },
 }
 
+/// What the squared error is summed and averaged over. Rows are always averaged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LossReduction {
+    /// The mean over rows and width: the paper's algorithm.
+    #[default]
+    Mean,
+    /// The sum over the width, the mean over rows: the paper's eq. 10. The gradient is `d_model` times that of the mean,
+    /// which Adam hardly notices, and which a clipped or plain descent does.
+    Sum,
+}
+
+/// How the learning rate changes with the number of updates that a distiller has had, as a factor on
+/// [`OptimizerConfig::learning_rate`]. Each slot of a bank counts its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Schedule {
+    /// The same for every update.
+    #[default]
+    Constant,
+    /// From `1 / updates` to 1 over the first so many updates, then 1.
+    WarmUp {
+        /// How many, at least 1.
+        updates: u64,
+    },
+    /// Halves every so many updates, without steps.
+    HalfLife {
+        /// How many, at least 1.
+        updates: u64,
+    },
+    /// From 1 to `floor` along half a cosine over so many updates, then `floor` (Loshchilov and Hutter, *SGDR*,
+    /// arXiv 1608.03983, one cycle).
+    Cosine {
+        /// How many, at least 1.
+        updates: u64,
+        /// The factor at the end, in `[0, 1]`.
+        floor: f64,
+    },
+}
+
+impl Schedule {
+    /// The factor for the update that follows `done` others.
+    pub fn factor(&self, done: u64) -> f64 {
+        let share = |updates: u64| done as f64 / updates as f64;
+        match *self {
+            Self::Constant => 1.0,
+            Self::WarmUp { updates } => ((done + 1) as f64 / updates as f64).min(1.0),
+            Self::HalfLife { updates } => (-share(updates)).exp2(),
+            Self::Cosine { updates, floor } => {
+                let half_cosine = (std::f64::consts::PI * share(updates).min(1.0)).cos();
+                floor + (1.0 - floor) * 0.5 * (1.0 + half_cosine)
+            }
+        }
+    }
+
+    fn validate(&self) -> Result<(), ConfigError> {
+        let (Self::WarmUp { updates } | Self::HalfLife { updates } | Self::Cosine { updates, .. }) =
+            *self
+        else {
+            return Ok(());
+        };
+        ConfigError::check(updates >= 1, "schedule.updates", "at least 1", updates)?;
+        match *self {
+            Self::Cosine { floor, .. } => ConfigError::check(
+                (0.0..=1.0).contains(&floor),
+                "schedule.floor",
+                "a number in [0, 1]",
+                floor,
+            ),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// Update rule, learning rate and clipping.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct OptimizerConfig {
@@ -41,6 +121,12 @@ pub struct OptimizerConfig {
     pub rule: UpdateRule,
     /// The learning rate, above 0.
     pub learning_rate: f64,
+    /// How it changes with the number of updates.
+    #[serde(default)]
+    pub schedule: Schedule,
+    /// What the loss is summed and averaged over.
+    #[serde(default)]
+    pub loss: LossReduction,
     /// The largest norm that the gradient of one distiller may have, over all of its parameters together; a larger
     /// one is scaled by `max / (norm + 1e-6)`. `None` never clips.
     pub max_grad_norm: Option<f32>,
@@ -53,6 +139,8 @@ impl OptimizerConfig {
         Self {
             rule: UpdateRule::Adam { beta_1: 0.9, beta_2: 0.999, epsilon: 1e-4 },
             learning_rate: 4e-4,
+            schedule: Schedule::Constant,
+            loss: LossReduction::Mean,
             max_grad_norm: Some(0.5),
         }
     }
@@ -68,18 +156,49 @@ impl OptimizerConfig {
                 weight_decay: 0.01,
             },
             learning_rate: 1e-3,
+            schedule: Schedule::Constant,
+            loss: LossReduction::Mean,
             max_grad_norm: None,
         }
     }
 
     /// Plain gradient descent without clipping.
     pub fn sgd(learning_rate: f64) -> Self {
-        Self { rule: UpdateRule::Sgd, learning_rate, max_grad_norm: None }
+        Self {
+            rule: UpdateRule::Sgd,
+            learning_rate,
+            schedule: Schedule::Constant,
+            loss: LossReduction::Mean,
+            max_grad_norm: None,
+        }
+    }
+
+    /// Gradient descent with momentum, without clipping.
+    pub fn momentum(learning_rate: f64, momentum: f32) -> Self {
+        Self { rule: UpdateRule::Momentum { momentum }, ..Self::sgd(learning_rate) }
     }
 
     /// Sets the learning rate.
     pub fn with_learning_rate(mut self, learning_rate: f64) -> Self {
         self.learning_rate = learning_rate;
+        self
+    }
+
+    /// Sets the schedule.
+    pub fn with_schedule(mut self, schedule: Schedule) -> Self {
+        self.schedule = schedule;
+        self
+    }
+
+    /// Sets what the loss is summed and averaged over.
+    pub fn with_loss(mut self, loss: LossReduction) -> Self {
+        self.loss = loss;
+        self
+    }
+
+    /// Sets the largest norm of a gradient; `None` never clips.
+    pub fn with_max_grad_norm(mut self, max_grad_norm: Option<f32>) -> Self {
+        self.max_grad_norm = max_grad_norm;
         self
     }
 
@@ -96,6 +215,7 @@ impl OptimizerConfig {
             "a number above 0",
             rate,
         )?;
+        self.schedule.validate()?;
         if let Some(norm) = self.max_grad_norm {
             ConfigError::check(
                 norm.is_finite() && norm > 0.0,
@@ -103,6 +223,10 @@ impl OptimizerConfig {
                 "a number above 0",
                 norm,
             )?;
+        }
+        if let UpdateRule::Momentum { momentum } = self.rule {
+            let holds = (0.0..1.0).contains(&momentum);
+            ConfigError::check(holds, "momentum", "a number in [0, 1)", momentum)?;
         }
         let (UpdateRule::Adam { beta_1, beta_2, epsilon }
         | UpdateRule::AdamW { beta_1, beta_2, epsilon, .. }) = self.rule
@@ -123,22 +247,51 @@ impl OptimizerConfig {
         }
         Ok(())
     }
+}
 
-    /// burn's optimizer with these settings and an empty state.
-    pub(super) fn init(&self) -> ModuleOptimizer {
-        match self.rule {
-            UpdateRule::Sgd => SgdConfig::new().init(),
-            UpdateRule::Adam { beta_1, beta_2, epsilon } => AdamConfig::new()
-                .with_beta_1(beta_1)
-                .with_beta_2(beta_2)
-                .with_epsilon(epsilon)
-                .init(),
-            UpdateRule::AdamW { beta_1, beta_2, epsilon, weight_decay } => AdamWConfig::new()
-                .with_beta_1(beta_1)
-                .with_beta_2(beta_2)
-                .with_epsilon(epsilon)
-                .with_weight_decay(weight_decay)
-                .init(),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn schedules_by_hand() {
+        let table = [
+            (Schedule::Constant, 7, 1.0),
+            (Schedule::WarmUp { updates: 4 }, 0, 0.25),
+            (Schedule::WarmUp { updates: 4 }, 3, 1.0),
+            (Schedule::WarmUp { updates: 4 }, 9, 1.0),
+            (Schedule::HalfLife { updates: 10 }, 0, 1.0),
+            (Schedule::HalfLife { updates: 10 }, 20, 0.25),
+            (Schedule::Cosine { updates: 10, floor: 0.2 }, 0, 1.0),
+            (Schedule::Cosine { updates: 10, floor: 0.2 }, 5, 0.6),
+            (Schedule::Cosine { updates: 10, floor: 0.2 }, 10, 0.2),
+            (Schedule::Cosine { updates: 10, floor: 0.2 }, 99, 0.2),
+        ];
+        for (schedule, done, factor) in table {
+            let got = schedule.factor(done);
+            assert!((got - factor).abs() < 1e-12, "{schedule:?} at {done}: {got}");
         }
+    }
+
+    #[test]
+    fn settings_out_of_range_are_refused() {
+        let wording = |config: OptimizerConfig| config.validate().unwrap_err().to_string();
+        let base = || OptimizerConfig::sgd(0.1);
+        assert_eq!(
+            wording(OptimizerConfig::momentum(0.1, 1.0)),
+            "momentum: expected a number in [0, 1), got 1"
+        );
+        assert_eq!(
+            wording(base().with_schedule(Schedule::WarmUp { updates: 0 })),
+            "schedule.updates: expected at least 1, got 0"
+        );
+        assert_eq!(
+            wording(base().with_schedule(Schedule::Cosine { updates: 1, floor: 1.5 })),
+            "schedule.floor: expected a number in [0, 1], got 1.5"
+        );
+        assert_eq!(
+            wording(base().with_max_grad_norm(Some(0.0))),
+            "max_grad_norm: expected a number above 0, got 0"
+        );
     }
 }

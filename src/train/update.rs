@@ -1,18 +1,22 @@
 //! One distiller, its optimizer, and one update.
 
 use burn::{
-    module::{Module, ModuleVisitor, Param},
-    optim::{GradientsParams, ModuleOptimizer},
+    module::{Module, ModuleMapper, ModuleVisitor, Param},
+    optim::GradientsParams,
     tensor::Tensor,
 };
 
-use super::OptimizerConfig;
+use super::{
+    LossReduction, OptimizerConfig,
+    rule::{Moments, apply},
+};
 use crate::{distiller::Distiller, error::ConfigError, hidden::HiddenStates};
 
 /// A distiller that learns online: its parameters and the state of its optimizer.
 ///
-/// The sampler keeps one for each slot of its bank. On its own it is the online loop of the method, for those who have
-/// recorded hidden states and want to see how fast a distiller learns:
+/// The sampler keeps one for each slot of its bank, or all of them stacked
+/// ([`Distiller::stacked`]). On its own it is the online loop of the method, for those who have recorded hidden states and
+/// want to see how fast a distiller learns:
 ///
 /// ```
 /// use burn::tensor::{Device, Distribution, Tensor};
@@ -32,12 +36,12 @@ use crate::{distiller::Distiller, error::ConfigError, hidden::HiddenStates};
 /// assert!(losses[49] < losses[0]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-// Two copies of the same numbers: every operation on an autodiff tensor costs time, and predictions need no gradients.
 #[derive(Clone)]
 pub struct Learner<D> {
-    plain: D,
-    training: D,
-    optimizer: ModuleOptimizer,
+    pub(super) distiller: D,
+    /// `None` before the first update.
+    pub(super) moments: Option<Moments>,
+    pub(super) updates: u64,
     config: OptimizerConfig,
 }
 
@@ -49,105 +53,118 @@ impl<D: Distiller> Learner<D> {
     /// [`ConfigError`] when a setting of the optimizer is out of range.
     pub fn new(distiller: D, config: OptimizerConfig) -> Result<Self, ConfigError> {
         config.validate()?;
-        Ok(Self::start(distiller, config))
+        Ok(Self::start(distiller.valid(), config))
     }
 
-    /// [`new`](Self::new) for settings that have been checked.
+    /// [`new`](Self::new) for settings that have been checked and a distiller without autodiff.
     pub(crate) fn start(distiller: D, config: OptimizerConfig) -> Self {
-        let training = distiller.train();
-        Self { plain: training.valid(), training, optimizer: config.init(), config }
+        Self { distiller, moments: None, updates: 0, config }
     }
 
     /// The distiller as it is now, without autodiff.
     pub fn distiller(&self) -> &D {
-        &self.plain
+        &self.distiller
+    }
+
+    /// Number of updates so far.
+    pub fn updates(&self) -> u64 {
+        self.updates
     }
 
     /// One optimizer step on `hidden`. The loss and the gradient's norm are those before it.
     ///
-    /// Nothing is read back from the device.
+    /// A parameter that the loss does not reach, or that is frozen, is left alone. Nothing is read back from the device.
     pub fn update(&mut self, hidden: &HiddenStates) -> Update {
-        let shallow = hidden.shallow().clone().autodiff();
-        let deep = hidden.deep().clone().autodiff();
-        let loss = self.training.loss(shallow, deep);
-        // A distiller without parameters, or with frozen ones, has nothing to go back through.
-        let gradients = match loss.is_tracked() {
-            true => GradientsParams::from_grads(loss.backward(), &self.training),
-            false => GradientsParams::new(),
+        // Autodiff is switched on for this one pass: every operation on a tensor that has it costs time, and predictions
+        // need no gradients.
+        let training = self.distiller.clone().train();
+        let loss =
+            training.loss(hidden.shallow().clone().autodiff(), hidden.deep().clone().autodiff());
+        let objective = match self.config.loss {
+            LossReduction::Mean => loss.clone(),
+            LossReduction::Sum => loss.clone().mul_scalar(hidden.d_model() as f32),
         };
-        let (gradients, grad_norm) = match self.config.max_grad_norm {
-            Some(max_norm) => clip(gradients, &self.training, max_norm),
-            None => (gradients, None),
-        };
-        let rate = self.config.learning_rate;
-        self.training = self.optimizer.step(rate, self.training.clone(), gradients);
-        self.plain = self.training.valid();
-        Update { loss: loss.inner(), grad_norm }
+        let mut gradients = Gradients { of: GradientsParams::new(), found: Vec::new() };
+        if objective.is_tracked() {
+            gradients.of = GradientsParams::from_grads(objective.backward(), &training);
+        }
+        training.visit(&mut gradients);
+        let gradients = gradients.found;
+        let changes = gradients.iter().any(Option::is_some);
+        let mut grad_norm = None;
+        if changes {
+            let mut parameters = flat_parameters(&self.distiller);
+            let moments =
+                self.moments.get_or_insert_with(|| Moments::fresh(self.config.rule, &parameters));
+            grad_norm = apply(&self.config, &[self.updates], &mut parameters, moments, gradients);
+            self.updates += 1;
+            self.distiller = with_parameters(self.distiller.clone(), parameters);
+        }
+        let grad_norm = grad_norm.map(|norm| norm.reshape([1]));
+        Update { loss: loss.inner(), grad_norm, changes }
     }
 }
 
 /// What an update saw.
 #[derive(Clone, Debug)]
 pub struct Update {
-    /// The loss before the update, `[1]`.
+    /// The loss before the update, `[1]`: that of [`Distiller::loss`], whatever [`OptimizerConfig::loss`] says.
     pub loss: Tensor<1>,
     /// Norm of the gradient over all parameters together, before clipping, `[1]`; `None` where nothing is clipped.
     pub grad_norm: Option<Tensor<1>>,
+    /// Whether a parameter was changed: not, where there are none or all are frozen.
+    pub changes: bool,
 }
 
 impl<D: std::fmt::Debug> std::fmt::Debug for Learner<D> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Learner").field("distiller", &self.plain).finish_non_exhaustive()
+        f.debug_struct("Learner").field("distiller", &self.distiller).finish_non_exhaustive()
     }
 }
 
-/// Scales gradients so that their norm over all parameters is at most `max_norm`.
-///
-/// burn clips tensor by tensor, which changes the gradient's direction; this does not. Nothing is read back: the
-/// factor stays on the device.
-fn clip<D: Module>(
-    gradients: GradientsParams,
-    module: &D,
-    max_norm: f32,
-) -> (GradientsParams, Option<Tensor<1>>) {
-    let mut norm = SquaredNorm { gradients: &gradients, sum: None };
-    module.visit(&mut norm);
-    let Some(norm) = norm.sum.map(Tensor::sqrt) else {
-        return (gradients, None);
-    };
-    let factor = norm.clone().add_scalar(1e-6).recip().mul_scalar(max_norm).clamp_max(1.0);
-    let mut scaled = Scaled { gradients, factor };
-    module.visit(&mut scaled);
-    (scaled.gradients, Some(norm))
+/// The parameters of a module in the order in which burn visits them, each as `[1, 1, n]`.
+pub(super) fn flat_parameters<D: Module>(module: &D) -> Vec<Tensor<3>> {
+    let mut parameters = Values(Vec::new());
+    module.visit(&mut parameters);
+    parameters.0
 }
 
-struct SquaredNorm<'a> {
-    gradients: &'a GradientsParams,
-    sum: Option<Tensor<1>>,
+/// The module with these parameters, `[1, 1, n]` each, in the order in which burn visits them.
+pub(super) fn with_parameters<D: Module>(module: D, parameters: Vec<Tensor<3>>) -> D {
+    module.map(&mut Write(parameters.into_iter()))
 }
 
-impl ModuleVisitor for SquaredNorm<'_> {
+struct Values(Vec<Tensor<3>>);
+
+impl ModuleVisitor for Values {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        if let Some(gradient) = self.gradients.get::<D>(param.id) {
-            let square = gradient.square().sum();
-            self.sum = Some(match self.sum.take() {
-                Some(sum) => sum + square,
-                None => square,
-            });
+        self.0.push(flat(param.val()));
+    }
+}
+
+struct Gradients {
+    of: GradientsParams,
+    found: Vec<Option<Tensor<3>>>,
+}
+
+impl ModuleVisitor for Gradients {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        self.found.push(self.of.remove::<D>(param.id).map(flat));
+    }
+}
+
+struct Write(std::vec::IntoIter<Tensor<3>>);
+
+impl ModuleMapper for Write {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        match self.0.next() {
+            Some(value) => param.map(|old| value.reshape(old.dims())),
+            None => param,
         }
     }
 }
 
-struct Scaled {
-    gradients: GradientsParams,
-    factor: Tensor<1>,
-}
-
-impl ModuleVisitor for Scaled {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        if let Some(gradient) = self.gradients.remove::<D>(param.id) {
-            let factor = self.factor.clone().reshape([1; D]);
-            self.gradients.register(param.id, gradient * factor);
-        }
-    }
+fn flat<const D: usize>(tensor: Tensor<D>) -> Tensor<3> {
+    let count = tensor.dims().iter().product::<usize>();
+    tensor.reshape([1, 1, count])
 }

@@ -1,0 +1,64 @@
+//! Between one distiller for all and one for each prompt.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::ConfigError;
+
+/// Settings of [`Sharing::Adaptive`](super::Sharing::Adaptive): what each prompt's own distiller and the one that all
+/// prompts share expect is mixed, weighted by how well either has predicted this prompt lately.
+///
+/// With `e` the squared error of a prompt's rows in a step, relative to the squared length of the deep states, and `D` its
+/// discounted mean, `D ← γ·D + (1 − γ)·e` with `γ = 2^(−1/half_life)`, bias-corrected like Adam's moments, the weight of
+/// the own distiller is `σ(sharpness · (D_shared − D_own))`: the exponentially weighted forecaster for two experts (Vovk,
+/// 1990; Littlestone and Warmuth, 1994), with a memory that fades. Before the first error it is ½. Both learn from their
+/// own errors at every step, whatever the mixture.
+///
+/// See docs/design/adaptive-sharing.md for its limits.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AdaptiveConfig {
+    /// Steps after which an error counts half, above 0.
+    pub half_life: f32,
+    /// How decidedly the better one is preferred, at least 0; 0 mixes half and half for ever. Relative errors differ by
+    /// some hundredths between good and better: 20 turns a lead of 0.05 into weights of 0.73 and 0.27.
+    pub sharpness: f32,
+    /// What a prompt's own distiller starts from.
+    pub start: AdaptiveStart,
+}
+
+/// What a prompt's own distiller starts from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AdaptiveStart {
+    /// The parameters that the shared distiller has by then, with a fresh optimizer state.
+    #[default]
+    Shared,
+    /// The same starting parameters as every distiller.
+    Fresh,
+}
+
+impl Default for AdaptiveConfig {
+    fn default() -> Self {
+        Self { half_life: 8.0, sharpness: 20.0, start: AdaptiveStart::Shared }
+    }
+}
+
+impl AdaptiveConfig {
+    /// Checks every setting.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::OutOfRange`] for the first that cannot work.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let (half_life, sharpness) = (self.half_life, self.sharpness);
+        let holds = half_life.is_finite() && half_life > 0.0;
+        ConfigError::check(holds, "half_life", "a number above 0", half_life)?;
+        let holds = sharpness.is_finite() && sharpness >= 0.0;
+        ConfigError::check(holds, "sharpness", "a number of at least 0", sharpness)
+    }
+
+    /// γ, the share of the old mean that a step keeps.
+    pub(crate) fn discount(&self) -> f64 {
+        (-1.0 / f64::from(self.half_life)).exp2()
+    }
+}

@@ -1,0 +1,271 @@
+//! The trainer for a machine with a stream to spare: updates run on a thread of their own.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::mpsc::{Receiver, SyncSender, sync_channel},
+    thread,
+};
+
+use burn::tensor::Tensor;
+
+use super::{Learned, Misfit, OnlineTrainer, Prediction, TrainerState};
+use crate::{error::TrainError, hidden::HiddenStates, id::RowId};
+
+/// Learns on a worker's thread, one update a step, exactly one step late.
+///
+/// Two copies of the trainer: `visible` predicts, the worker's learns. [`learn`](OnlineTrainer::learn) of step `t` first
+/// waits for the update of step `t − 1`, makes it visible, and only then hands over step `t`. So step `t + 1` predicts
+/// with the update of step `t − 1`, whatever the threads' timing, and at most one job is under way.
+#[derive(Debug)]
+pub(crate) struct BackgroundTrainer<T> {
+    visible: T,
+    jobs: SyncSender<Job<T>>,
+    results: Receiver<Done<T>>,
+    /// Whether a job is with the worker.
+    under_way: bool,
+    /// Requests that have begun or ended since the last job: the worker hears of them with the next one.
+    changes: Vec<Change>,
+    /// Why the worker is gone, if it is.
+    failed: Option<TrainError>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Change {
+    Begin(RowId),
+    Release(RowId),
+}
+
+/// What the worker is to do.
+#[derive(Debug)]
+enum Job<T> {
+    Learn {
+        changes: Vec<Change>,
+        rows: Vec<RowId>,
+        hidden: HiddenStates,
+        parts: Vec<Tensor<2>>,
+    },
+    /// Go on from this state instead: after a reset, or something that was done on the caller's thread.
+    Replace(T),
+}
+
+type Done<T> = Result<(T, Learned), TrainError>;
+
+/// The half of a sampler that learns: its [`run`](Self::run) returns when the sampler is dropped.
+///
+/// [`SamplerConfig::init`](crate::SamplerConfig::init) starts a thread for it;
+/// [`SamplerConfig::init_pair`](crate::SamplerConfig::init_pair) hands it to a caller that has threads of its own.
+#[must_use = "a sampler whose worker does not run waits for ever at its second step"]
+pub struct TrainingWorker(Box<dyn FnOnce() + Send>);
+
+impl TrainingWorker {
+    /// Learns until the sampler is dropped. On a GPU, a thread has a stream of its own: call this from one that does
+    /// nothing else.
+    pub fn run(self) {
+        (self.0)();
+    }
+}
+
+impl std::fmt::Debug for TrainingWorker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TrainingWorker").finish_non_exhaustive()
+    }
+}
+
+/// Runs a worker on a new thread. The thread ends when its sampler is dropped, and nobody waits for it.
+pub(crate) fn spawn(worker: TrainingWorker) -> std::io::Result<()> {
+    let thread = thread::Builder::new().name("esamp-training".to_owned());
+    thread.spawn(|| worker.run()).map(drop)
+}
+
+impl<T: OnlineTrainer + Clone + 'static> BackgroundTrainer<T> {
+    /// A trainer and its worker, which share `trainer`'s starting state.
+    pub(crate) fn pair(trainer: T) -> (Self, TrainingWorker) {
+        let (jobs, to_do) = sync_channel(1);
+        let (done, results) = sync_channel(1);
+        let learner = trainer.clone();
+        let worker = TrainingWorker(Box::new(move || work(learner, &to_do, &done)));
+        let background = Self {
+            visible: trainer,
+            jobs,
+            results,
+            under_way: false,
+            changes: Vec::new(),
+            failed: None,
+        };
+        (background, worker)
+    }
+
+    /// Waits for the job under way, if there is one, and makes its result visible.
+    fn join(&mut self) -> Result<Learned, TrainError> {
+        self.check()?;
+        if !std::mem::take(&mut self.under_way) {
+            return Ok(Learned::default());
+        }
+        let done = match self.results.recv() {
+            Ok(done) => done,
+            Err(_) => Err(TrainError::Worker { got: "one that has ended".to_owned() }),
+        };
+        match done {
+            Ok((trainer, learned)) => {
+                self.visible = trainer;
+                // What has happened since the job was handed over.
+                self.changes.iter().for_each(|&change| apply(change, &mut self.visible));
+                Ok(learned)
+            }
+            Err(error) => {
+                self.failed = Some(error.clone());
+                Err(error)
+            }
+        }
+    }
+
+    fn hand_over(&mut self, job: Job<T>) -> Result<(), TrainError> {
+        if self.jobs.send(job).is_err() {
+            let error = TrainError::Worker { got: "one that has ended".to_owned() };
+            self.failed = Some(error.clone());
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    fn check(&self) -> Result<(), TrainError> {
+        self.failed.clone().map_or(Ok(()), Err)
+    }
+
+    fn change(&mut self, change: Change) {
+        apply(change, &mut self.visible);
+        self.changes.push(change);
+    }
+
+    /// Lets the worker go on from what is visible, after something that was done to it here.
+    fn replace(&mut self) -> Result<(), TrainError> {
+        self.changes.clear();
+        let visible = self.visible.clone();
+        self.hand_over(Job::Replace(visible))
+    }
+}
+
+fn apply(change: Change, trainer: &mut impl OnlineTrainer) {
+    match change {
+        Change::Begin(row) => trainer.begin(row),
+        Change::Release(row) => trainer.release(row),
+    }
+}
+
+/// The worker's loop: ends when the other half is gone, or after a failure that has been reported.
+fn work<T: OnlineTrainer + Clone>(
+    mut trainer: T,
+    jobs: &Receiver<Job<T>>,
+    done: &SyncSender<Done<T>>,
+) {
+    while let Ok(job) = jobs.recv() {
+        let (changes, rows, hidden, parts) = match job {
+            Job::Replace(other) => {
+                trainer = other;
+                continue;
+            }
+            Job::Learn { changes, rows, hidden, parts } => (changes, rows, hidden, parts),
+        };
+        // A distiller is the user's code: its panic ends this worker, not the program, and is reported.
+        let learned = catch_unwind(AssertUnwindSafe(|| {
+            changes.into_iter().for_each(|change| apply(change, &mut trainer));
+            let learned = trainer.learn(&rows, &hidden, &parts)?;
+            // On a device that queues its work, nothing may start before somebody asks for it.
+            let _ = hidden.device().flush();
+            Ok((trainer.clone(), learned))
+        }));
+        let result = learned.unwrap_or_else(|panic| {
+            let says = panic
+                .downcast_ref::<&str>()
+                .map(|text| (*text).to_owned())
+                .or_else(|| panic.downcast_ref::<String>().cloned());
+            let got =
+                format!("a panic: {}", says.unwrap_or_else(|| "without a message".to_owned()));
+            Err(TrainError::Worker { got })
+        });
+        let failed = result.is_err();
+        if done.send(result).is_err() || failed {
+            return;
+        }
+    }
+}
+
+impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> {
+    fn begin(&mut self, row: RowId) {
+        self.change(Change::Begin(row));
+    }
+
+    fn release(&mut self, row: RowId) {
+        self.change(Change::Release(row));
+    }
+
+    fn reset(&mut self) {
+        // What is under way is forgotten too. A failure is not: there is no worker any more.
+        if self.join().is_ok() {
+            self.visible.reset();
+            let _ = self.replace();
+        }
+    }
+
+    fn distillers(&self) -> usize {
+        self.visible.distillers()
+    }
+
+    fn updates(&self, row: RowId) -> u64 {
+        self.visible.updates(row)
+    }
+
+    fn waiting_rows(&self) -> usize {
+        self.visible.waiting_rows()
+    }
+
+    fn predict(&mut self, rows: &[RowId], shallow: &Tensor<2>) -> Result<Prediction, TrainError> {
+        self.check()?;
+        for &row in rows {
+            self.change(Change::Begin(row));
+        }
+        self.visible.predict(rows, shallow)
+    }
+
+    fn learn(
+        &mut self,
+        rows: &[RowId],
+        hidden: &HiddenStates,
+        parts: &[Tensor<2>],
+    ) -> Result<Learned, TrainError> {
+        let learned = self.join()?;
+        let changes = std::mem::take(&mut self.changes);
+        let (rows, hidden, parts) = (rows.to_vec(), hidden.clone(), parts.to_vec());
+        self.hand_over(Job::Learn { changes, rows, hidden, parts })?;
+        self.under_way = true;
+        Ok(learned)
+    }
+
+    fn warm_up(
+        &mut self,
+        row: RowId,
+        hidden: &HiddenStates,
+        updates: usize,
+    ) -> Result<Learned, TrainError> {
+        let mut learned = self.join()?;
+        learned += self.visible.warm_up(row, hidden, updates)?;
+        self.replace()?;
+        Ok(learned)
+    }
+
+    fn finish(&mut self) -> Result<Learned, TrainError> {
+        self.join()
+    }
+
+    fn export(&mut self) -> Result<TrainerState, TrainError> {
+        self.join()?;
+        self.visible.export()
+    }
+
+    fn import(&mut self, state: TrainerState) -> Result<(), Misfit> {
+        let _ = self.join();
+        self.visible.import(state)?;
+        let _ = self.replace();
+        Ok(())
+    }
+}

@@ -1,0 +1,78 @@
+//! When a bank learns, from which rows, and on which path.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::ConfigError;
+
+/// When a bank learns, from which rows, and on which path. The defaults are the paper's: every row, every step.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TrainingConfig {
+    /// The rows that distillers learn from.
+    pub train_rows: TrainRows,
+    /// Steps whose rows make one update of a slot, at least 1: above 1 a mini-batch of tokens is gathered. Each slot
+    /// counts its own steps. Rows that are still being gathered when their slot's last request ends are not learned.
+    pub update_every: usize,
+    /// When an update becomes visible.
+    pub staleness: Staleness,
+    /// How the updates of many slots are computed.
+    pub slot_path: SlotPath,
+}
+
+impl Default for TrainingConfig {
+    fn default() -> Self {
+        Self {
+            train_rows: TrainRows::All,
+            update_every: 1,
+            staleness: Staleness::Inline,
+            slot_path: SlotPath::Stacked,
+        }
+    }
+}
+
+impl TrainingConfig {
+    /// Checks every setting.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::OutOfRange`] for the first that cannot work.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        ConfigError::at_least_one("update_every", self.update_every)
+    }
+}
+
+/// The rows that distillers learn from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TrainRows {
+    /// Every steered row: what one completion has said is no longer new to the others. The paper's.
+    #[default]
+    All,
+    /// Of each prompt, the row with the smallest request id that runs: cheaper, and what the reference implementation
+    /// does. The other completions are steered away from what that one says, and not from each other.
+    FirstPerPrompt,
+}
+
+/// When an update becomes visible. Both are exact: the same seed gives the same tokens on every run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Staleness {
+    /// The update of step `t` is done before step `t + 1` predicts.
+    #[default]
+    Inline,
+    /// The update of step `t` runs on a thread of its own, beside the model's next forward pass: step `t + 1` predicts
+    /// with the update of step `t − 1`. For machines with a stream or cores to spare; on two cores it gains nothing.
+    Background,
+}
+
+/// How the updates of many slots are computed. The results agree to rounding.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SlotPath {
+    /// All slots in one batched product with analytic gradients, where the distiller has a
+    /// [stacked form](crate::Distiller::stacked); one by one where it has none.
+    #[default]
+    Stacked,
+    /// One slot after the other, with autodiff.
+    OneByOne,
+}

@@ -1,0 +1,192 @@
+//! The distillers of all slots, and the work that a step has for them.
+
+use std::fmt::Debug;
+
+use burn::tensor::Tensor;
+
+use super::{
+    Learner, OptimizerConfig,
+    rule::Moments,
+    update::{flat_parameters, with_parameters},
+};
+use crate::{
+    distiller::Distiller,
+    error::TrainError,
+    hidden::{HiddenStates, select_rows},
+};
+
+/// The rows that one slot has in a step. Every row of a step belongs to one slot.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct SlotRows {
+    /// Place of the slot.
+    pub(crate) slot: usize,
+    /// Updates that the slot has had.
+    pub(crate) done: u64,
+    /// Places of the rows in the step's tensors.
+    pub(crate) rows: Vec<usize>,
+}
+
+/// Everything that a slot has learned, as plain tensors: to be written down and read again.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct SlotTensors {
+    pub(crate) parameters: Vec<Tensor<1>>,
+    pub(crate) first: Vec<Tensor<1>>,
+    pub(crate) second: Vec<Tensor<1>>,
+}
+
+/// The parameters and optimizer states of all slots, by place. Slots start as copies of one template, so what a slot
+/// learns does not depend on when it was made.
+///
+/// Two implementations compute the same: [`SeparateSlots`], one slot after the other with autodiff, for any distiller
+/// and as the oracle; [`StackedSlots`](super::StackedSlots), all of them in one batched product.
+pub(crate) trait Slots: Clone + Debug + Send + 'static {
+    /// Number of slots.
+    fn len(&self) -> usize;
+
+    /// Adds fresh slots behind the others.
+    fn add(&mut self, count: usize);
+
+    /// Keeps the slots at these places, in this order.
+    fn keep(&mut self, places: &[usize]);
+
+    /// The expected deep states, `[rows, d_model]`, in the order of the rows of `shallow`.
+    fn predict(&self, work: &[SlotRows], shallow: &Tensor<2>) -> Result<Tensor<2>, TrainError>;
+
+    /// One update of each slot that has work. Slots without work do not move. Says how many slots have changed.
+    fn update(&mut self, work: &[SlotRows], hidden: &HiddenStates) -> Result<usize, TrainError>;
+
+    /// What a slot has learned.
+    fn export(&self, place: usize) -> SlotTensors;
+
+    /// Puts what a slot has learned in its place. Says which tensor does not fit: its name and the numbers of values
+    /// expected and got.
+    fn import(&mut self, place: usize, tensors: SlotTensors) -> Result<(), Misfit>;
+}
+
+/// A tensor, or a list of them, that does not belong to the distiller.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Misfit {
+    pub(crate) what: String,
+    pub(crate) expected: usize,
+    pub(crate) got: usize,
+}
+
+/// Compares lists of tensors by their numbers of values.
+pub(super) fn check_fit(what: &str, expected: &[usize], got: &[Tensor<1>]) -> Result<(), Misfit> {
+    let misfit = |what: String, expected, got| Err(Misfit { what, expected, got });
+    if expected.len() != got.len() {
+        return misfit(format!("number of tensors in {what}"), expected.len(), got.len());
+    }
+    for (at, (&expected, got)) in expected.iter().zip(got).enumerate() {
+        let got = got.dims()[0];
+        if expected != got {
+            return misfit(format!("values in {what} {at}"), expected, got);
+        }
+    }
+    Ok(())
+}
+
+/// One learner for each slot.
+#[derive(Clone, Debug)]
+pub(crate) struct SeparateSlots<D> {
+    template: D,
+    optimizer: OptimizerConfig,
+    learners: Vec<Learner<D>>,
+}
+
+impl<D: Distiller> SeparateSlots<D> {
+    pub(crate) fn new(template: D, optimizer: OptimizerConfig) -> Self {
+        Self { template, optimizer, learners: Vec::new() }
+    }
+}
+
+impl<D: Distiller> Slots for SeparateSlots<D> {
+    fn len(&self) -> usize {
+        self.learners.len()
+    }
+
+    fn add(&mut self, count: usize) {
+        let fresh = Learner::start(self.template.clone(), self.optimizer);
+        self.learners.extend(std::iter::repeat_n(fresh, count));
+    }
+
+    fn keep(&mut self, places: &[usize]) {
+        self.learners = places.iter().map(|&place| self.learners[place].clone()).collect();
+    }
+
+    fn predict(&self, work: &[SlotRows], shallow: &Tensor<2>) -> Result<Tensor<2>, TrainError> {
+        let mut expected = Vec::with_capacity(work.len());
+        for slot in work {
+            let shallow = select_rows(shallow, &slot.rows);
+            let shape = shallow.dims();
+            let prediction = self.learners[slot.slot].distiller.predict(shallow);
+            check_prediction(shape, prediction.dims())?;
+            expected.push(prediction);
+        }
+        Ok(select_rows(&Tensor::cat(expected, 0), &places(work)))
+    }
+
+    fn update(&mut self, work: &[SlotRows], hidden: &HiddenStates) -> Result<usize, TrainError> {
+        let updated = work.iter().filter(|slot| {
+            let learner = &mut self.learners[slot.slot];
+            learner.updates = slot.done;
+            learner.update(&hidden.at(&slot.rows)).changes
+        });
+        Ok(updated.count())
+    }
+
+    fn export(&self, place: usize) -> SlotTensors {
+        let learner = &self.learners[place];
+        let parameters = flat_parameters(&learner.distiller);
+        let moments = match &learner.moments {
+            Some(moments) => moments.clone(),
+            None => Moments::fresh(self.optimizer.rule, &parameters),
+        };
+        let flat = |tensors: Vec<Tensor<3>>| {
+            tensors.into_iter().map(|t| t.flatten::<1>(0, 2)).collect::<Vec<_>>()
+        };
+        SlotTensors {
+            parameters: flat(parameters),
+            first: flat(moments.first),
+            second: flat(moments.second),
+        }
+    }
+
+    fn import(&mut self, place: usize, tensors: SlotTensors) -> Result<(), Misfit> {
+        let template = flat_parameters(&self.template);
+        let fresh = Moments::fresh(self.optimizer.rule, &template);
+        let sizes = |tensors: &[Tensor<3>]| -> Vec<usize> {
+            tensors.iter().map(|tensor| tensor.dims()[2]).collect()
+        };
+        check_fit("parameters", &sizes(&template), &tensors.parameters)?;
+        check_fit("first moments", &sizes(&fresh.first), &tensors.first)?;
+        check_fit("second moments", &sizes(&fresh.second), &tensors.second)?;
+        let back = |tensors: Vec<Tensor<1>>| {
+            tensors.into_iter().map(|tensor| tensor.unsqueeze::<3>()).collect::<Vec<_>>()
+        };
+        let learner = &mut self.learners[place];
+        learner.distiller = with_parameters(self.template.clone(), back(tensors.parameters));
+        learner.moments =
+            Some(Moments { first: back(tensors.first), second: back(tensors.second) });
+        Ok(())
+    }
+}
+
+/// Where each row of the step stands when the rows of all slots are put one after the other.
+fn places(work: &[SlotRows]) -> Vec<usize> {
+    let order: Vec<usize> = work.iter().flat_map(|slot| slot.rows.iter().copied()).collect();
+    let mut places = vec![0; order.len()];
+    order.iter().enumerate().for_each(|(at, &row)| places[row] = at);
+    places
+}
+
+/// A distiller of the user's own may return anything.
+pub(super) fn check_prediction<const D: usize>(
+    expected: [usize; D],
+    got: [usize; D],
+) -> Result<(), TrainError> {
+    if expected == got {
+        return Ok(());
+    }
+    Err(TrainError::Prediction { expected: expected.to_vec(), got: got.to_vec() })
+}

@@ -1,0 +1,277 @@
+//! All slots in one batched product.
+
+use std::sync::Arc;
+
+use burn::{
+    module::{Module, ModuleVisitor, Param},
+    tensor::{Device, Int, Tensor, TensorData},
+};
+
+use super::{
+    LossReduction, OptimizerConfig,
+    rule::{Moments, apply},
+    slots::{Misfit, SlotRows, SlotTensors, Slots, check_fit, check_prediction},
+};
+use crate::{
+    distiller::{Distiller, StackedDistiller},
+    error::TrainError,
+    hidden::HiddenStates,
+};
+
+/// The parameters of all slots, each parameter as one tensor `[slots, a, b]`, and their moments likewise.
+///
+/// A step in which all slots have work, which is the rule, touches these tensors in place. One in which some rest works
+/// on a copy of the active slots and writes it back: the others do not move by a bit.
+#[derive(Clone, Debug)]
+pub(crate) struct StackedSlots {
+    network: Arc<dyn StackedDistiller>,
+    optimizer: OptimizerConfig,
+    /// `[1, a, b]` each.
+    template: Vec<Tensor<3>>,
+    parameters: Vec<Tensor<3>>,
+    moments: Moments,
+    count: usize,
+}
+
+impl StackedSlots {
+    /// Slots for a distiller that has a stacked form; `None` for one that has none, or whose parameters are no vectors
+    /// and matrices.
+    pub(crate) fn new<D: Distiller>(distiller: &D, optimizer: OptimizerConfig) -> Option<Self> {
+        let network = distiller.stacked()?;
+        let template = stackable_parameters(distiller)?;
+        Some(Self {
+            network,
+            optimizer,
+            parameters: Vec::new(),
+            moments: Moments::default(),
+            template,
+            count: 0,
+        })
+    }
+
+    /// The parameters and moments of some slots; all of them where these are all, in order.
+    fn of(&self, places: &[usize]) -> Vec<Tensor<3>> {
+        let Some(index) = self.index(places) else {
+            return self.parameters.clone();
+        };
+        self.parameters.iter().map(|parameter| parameter.clone().select(0, index.clone())).collect()
+    }
+
+    /// The slots at these places as an index; `None` where they are all slots in order.
+    fn index(&self, places: &[usize]) -> Option<Tensor<1, Int>> {
+        if places.len() == self.count && places.iter().enumerate().all(|(at, &place)| at == place) {
+            return None;
+        }
+        let places: Vec<i32> = places.iter().map(|&place| place as i32).collect();
+        Some(Tensor::from_data(places.as_slice(), &self.template[0].device()))
+    }
+}
+
+impl Slots for StackedSlots {
+    fn len(&self) -> usize {
+        self.count
+    }
+
+    fn add(&mut self, count: usize) {
+        let fresh: Vec<Tensor<3>> =
+            self.template.iter().map(|parameter| parameter.clone().repeat_dim(0, count)).collect();
+        let moments = Moments::fresh(self.optimizer.rule, &fresh);
+        let join = |mine, new| Tensor::cat(vec![mine, new], 0);
+        match self.count {
+            0 => (self.parameters, self.moments) = (fresh, moments),
+            _ => {
+                let mine = std::mem::take(&mut self.parameters);
+                self.parameters =
+                    mine.into_iter().zip(fresh).map(|(mine, new)| join(mine, new)).collect();
+                self.moments = std::mem::take(&mut self.moments).zip(moments, join);
+            }
+        }
+        self.count += count;
+    }
+
+    fn keep(&mut self, places: &[usize]) {
+        if places.is_empty() {
+            (self.parameters, self.moments) = (Vec::new(), Moments::default());
+        } else if let Some(index) = self.index(places) {
+            let pick = |tensor: Tensor<3>| tensor.select(0, index.clone());
+            self.parameters = std::mem::take(&mut self.parameters).into_iter().map(pick).collect();
+            self.moments = std::mem::take(&mut self.moments).map(pick);
+        }
+        self.count = places.len();
+    }
+
+    fn predict(&self, work: &[SlotRows], shallow: &Tensor<2>) -> Result<Tensor<2>, TrainError> {
+        let grid = Grid::new(work, shallow.device());
+        let shallow = grid.lay_out(shallow);
+        let shape = shallow.dims();
+        let active: Vec<usize> = work.iter().map(|slot| slot.slot).collect();
+        let prediction = self.network.predict(&self.of(&active), shallow);
+        check_prediction(shape, prediction.dims())?;
+        Ok(grid.gather(prediction))
+    }
+
+    fn update(&mut self, work: &[SlotRows], hidden: &HiddenStates) -> Result<usize, TrainError> {
+        if work.is_empty() || self.template.is_empty() {
+            return Ok(0);
+        }
+        let active: Vec<usize> = work.iter().map(|slot| slot.slot).collect();
+        let done: Vec<u64> = work.iter().map(|slot| slot.done).collect();
+        let grid = Grid::new(work, hidden.device());
+        let weight = grid.weights(hidden.d_model(), self.optimizer.loss);
+        let (shallow, deep) = (grid.lay_out(hidden.shallow()), grid.lay_out(hidden.deep()));
+        let network = &self.network;
+        let gradients = |parameters: &[Tensor<3>]| {
+            let gradients = network.gradients(parameters, shallow, deep, weight);
+            check_gradients(parameters, &gradients)?;
+            Ok::<_, TrainError>(gradients.into_iter().map(Some).collect())
+        };
+        let Some(index) = self.index(&active) else {
+            let gradients = gradients(&self.parameters)?;
+            apply(&self.optimizer, &done, &mut self.parameters, &mut self.moments, gradients);
+            return Ok(work.len());
+        };
+        let mut parameters = self.of(&active);
+        let gradients = gradients(&parameters)?;
+        let mut moments = self.moments.clone().map(|tensor| tensor.select(0, index.clone()));
+        apply(&self.optimizer, &done, &mut parameters, &mut moments, gradients);
+        let write = |mut all: Tensor<3>, some: Tensor<3>| {
+            let [_, a, b] = all.dims();
+            for (at, &place) in active.iter().enumerate() {
+                let slot = some.clone().narrow(0, at, 1);
+                all = all.slice_assign([place..place + 1, 0..a, 0..b], slot);
+            }
+            all
+        };
+        let all = std::mem::take(&mut self.parameters);
+        self.parameters =
+            all.into_iter().zip(parameters).map(|(all, some)| write(all, some)).collect();
+        self.moments = std::mem::take(&mut self.moments).zip(moments, write);
+        Ok(work.len())
+    }
+
+    fn export(&self, place: usize) -> SlotTensors {
+        let flat = |tensors: &[Tensor<3>]| {
+            tensors.iter().map(|t| t.clone().narrow(0, place, 1).flatten::<1>(0, 2)).collect()
+        };
+        SlotTensors {
+            parameters: flat(&self.parameters),
+            first: flat(&self.moments.first),
+            second: flat(&self.moments.second),
+        }
+    }
+
+    fn import(&mut self, place: usize, tensors: SlotTensors) -> Result<(), Misfit> {
+        let sizes = |tensors: &[Tensor<3>]| -> Vec<usize> {
+            tensors.iter().map(|t| t.dims()[1] * t.dims()[2]).collect()
+        };
+        check_fit("parameters", &sizes(&self.parameters), &tensors.parameters)?;
+        check_fit("first moments", &sizes(&self.moments.first), &tensors.first)?;
+        check_fit("second moments", &sizes(&self.moments.second), &tensors.second)?;
+        let write = |all: &mut Vec<Tensor<3>>, new: Vec<Tensor<1>>| {
+            for (all, new) in all.iter_mut().zip(new) {
+                let [_, a, b] = all.dims();
+                let new = new.reshape([1, a, b]);
+                all.inplace(|all| all.slice_assign([place..place + 1, 0..a, 0..b], new));
+            }
+        };
+        write(&mut self.parameters, tensors.parameters);
+        write(&mut self.moments.first, tensors.first);
+        write(&mut self.moments.second, tensors.second);
+        Ok(())
+    }
+}
+
+/// Gradients that a user wrote may have any shape.
+fn check_gradients(parameters: &[Tensor<3>], gradients: &[Tensor<3>]) -> Result<(), TrainError> {
+    let shapes = |tensors: &[Tensor<3>]| tensors.iter().map(|t| t.dims()).collect::<Vec<_>>();
+    let (expected, got) = (shapes(parameters), shapes(gradients));
+    if expected == got {
+        return Ok(());
+    }
+    Err(TrainError::Gradients { expected, got })
+}
+
+/// The rows of a step laid out by slot, `[slots, width]`, where `width` is the largest number of rows that a slot has.
+struct Grid<'a> {
+    work: &'a [SlotRows],
+    width: usize,
+    /// Whether rows already stand in this order and every slot has `width` of them.
+    in_order: bool,
+    device: Device,
+}
+
+impl<'a> Grid<'a> {
+    fn new(work: &'a [SlotRows], device: Device) -> Self {
+        let width = work.iter().map(|slot| slot.rows.len()).max().unwrap_or(0);
+        let even = work.iter().all(|slot| slot.rows.len() == width);
+        let order = work.iter().flat_map(|slot| slot.rows.iter().copied());
+        let in_order = even && order.enumerate().all(|(at, row)| at == row);
+        Self { work, width, in_order, device }
+    }
+
+    /// `[rows, d]` to `[slots, width, d]`; a slot with fewer rows repeats its first.
+    fn lay_out(&self, rows: &Tensor<2>) -> Tensor<3> {
+        let [_, d] = rows.dims();
+        let shape = [self.work.len(), self.width, d];
+        if self.in_order {
+            return rows.clone().reshape(shape);
+        }
+        let fill = |slot: &'a SlotRows| {
+            (0..self.width).map(|at| *slot.rows.get(at).unwrap_or(&slot.rows[0]) as i32)
+        };
+        let index: Vec<i32> = self.work.iter().flat_map(fill).collect();
+        rows.clone().select(0, Tensor::from_data(index.as_slice(), &self.device)).reshape(shape)
+    }
+
+    /// `[slots, width, d]` back to `[rows, d]`, without the padding.
+    fn gather(&self, grid: Tensor<3>) -> Tensor<2> {
+        let [slots, width, d] = grid.dims();
+        let flat = grid.reshape([slots * width, d]);
+        if self.in_order {
+            return flat;
+        }
+        let mut index = vec![0; self.work.iter().map(|slot| slot.rows.len()).sum()];
+        for (slot, work) in self.work.iter().enumerate() {
+            for (at, &row) in work.rows.iter().enumerate() {
+                index[row] = (slot * width + at) as i32;
+            }
+        }
+        flat.select(0, Tensor::from_data(index.as_slice(), &self.device))
+    }
+
+    /// What the squared error of each row counts, `[slots, width, 1]`: the mean over the rows of its slot, and over the
+    /// width where the loss is a mean; nothing for padding.
+    fn weights(&self, d_model: usize, loss: LossReduction) -> Tensor<3> {
+        let per_row = match loss {
+            LossReduction::Mean => 1.0 / d_model as f32,
+            LossReduction::Sum => 1.0,
+        };
+        let weights = self.work.iter().flat_map(|slot| {
+            let rows = slot.rows.len();
+            (0..self.width).map(move |at| if at < rows { per_row / rows as f32 } else { 0.0 })
+        });
+        let weights =
+            TensorData::new(weights.collect::<Vec<f32>>(), [self.work.len(), self.width, 1]);
+        Tensor::from_data(weights, &self.device)
+    }
+}
+
+/// The parameters of a module in the order in which burn visits them, `[1, a, b]` each; `None` where one is neither a
+/// vector nor a matrix, or is frozen.
+fn stackable_parameters<M: Module>(module: &M) -> Option<Vec<Tensor<3>>> {
+    struct Stackable(Option<Vec<Tensor<3>>>);
+    impl ModuleVisitor for Stackable {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let value = param.val();
+            if D > 2 || !value.is_require_grad() {
+                self.0 = None;
+            }
+            if let Some(found) = &mut self.0 {
+                found.push(value.inner().unsqueeze());
+            }
+        }
+    }
+    let mut found = Stackable(Some(Vec::new()));
+    module.clone().train().visit(&mut found);
+    found.0
+}
