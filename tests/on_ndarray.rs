@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 #![allow(deprecated, reason = "ndarray is deprecated upstream and supported here")]
 
+#[path = "cases/background.rs"]
+mod background;
 #[path = "cases/batch_independence.rs"]
 mod batch_independence;
 #[path = "cases/decode_loop.rs"]

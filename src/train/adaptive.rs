@@ -209,3 +209,160 @@ impl<S: Slots> OnlineTrainer for AdaptiveTrainer<S> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        distiller::SwiGluConfig,
+        golden::{assert_close, values},
+        train::{OptimizerConfig, StackedSlots},
+    };
+
+    const D_MODEL: usize = 6;
+
+    fn slots() -> StackedSlots {
+        let distiller = SwiGluConfig::new().with_blocks(1).with_d_hidden(8);
+        let distiller = distiller.init(D_MODEL, 1, &Device::flex()).unwrap();
+        let optimizer = OptimizerConfig::paper().with_learning_rate(1e-2);
+        StackedSlots::new(&distiller, optimizer).unwrap()
+    }
+
+    fn adaptive(config: AdaptiveConfig) -> AdaptiveTrainer<StackedSlots> {
+        AdaptiveTrainer::new(slots(), config, TrainingConfig::default())
+    }
+
+    fn single(sharing: Sharing) -> InlineTrainer<StackedSlots> {
+        InlineTrainer::new(slots(), sharing, TrainingConfig::default())
+    }
+
+    /// Rows of some prompts at a step. Their deep states are `sign` times a map of the shallow ones.
+    fn step(prompts: &[u64], step: usize, sign: impl Fn(u64) -> f32) -> (Vec<RowId>, HiddenStates) {
+        let rows: Vec<RowId> = prompts.iter().map(|&p| RowId::new(p, p)).collect();
+        let (mut shallow, mut deep) = (Vec::new(), Vec::new());
+        for &prompt in prompts {
+            // Three contexts that come again and again: there is something to learn.
+            let x = |i: usize| ((i * 7 + step % 3 * 5) as f32 * 0.9).sin();
+            shallow.extend((0..D_MODEL).map(x));
+            deep.extend((0..D_MODEL).map(|i| sign(prompt) * 1.5 * x((i + 1) % D_MODEL)));
+        }
+        let tensor = |numbers| {
+            let data = TensorData::new(numbers, [prompts.len(), D_MODEL]);
+            Tensor::<2>::from_data(data, &Device::flex())
+        };
+        (rows, HiddenStates::new(tensor(shallow), tensor(deep)).unwrap())
+    }
+
+    /// Relative squared error over the second half of each prompt's steps.
+    fn error(trainer: &mut dyn OnlineTrainer, sign: impl Fn(u64) -> f32, length: usize) -> f32 {
+        let (mut sum, mut count) = (0.0, 0.0);
+        for group in 0..6u64 {
+            let prompts = [2 * group, 2 * group + 1];
+            for at in 0..length {
+                let (rows, hidden) = step(&prompts, at, &sign);
+                let Prediction { expected, parts } =
+                    trainer.predict(&rows, hidden.shallow()).unwrap();
+                let error: f32 = (expected - hidden.deep().clone()).square().sum().into_scalar();
+                let length_2: f32 = hidden.deep().clone().square().sum().into_scalar();
+                if 2 * at >= length {
+                    sum += error / length_2;
+                    count += 1.0;
+                }
+                trainer.learn(&rows, &hidden, &parts).unwrap();
+            }
+            prompts.iter().for_each(|&p| trainer.release(RowId::new(p, p)));
+        }
+        sum / count
+    }
+
+    #[test]
+    fn the_mixture_follows_whoever_predicts_better() {
+        // Prompts that agree: what the shared one has learned from others is worth having.
+        let same = |_: u64| 1.0;
+        let errors = |sign: &dyn Fn(u64) -> f32, length| {
+            [
+                error(&mut single(Sharing::PerPrompt), sign, length),
+                error(&mut single(Sharing::Global), sign, length),
+                error(&mut adaptive(AdaptiveConfig::default()), sign, length),
+                error(
+                    &mut adaptive(AdaptiveConfig {
+                        start: AdaptiveStart::Fresh,
+                        ..AdaptiveConfig::default()
+                    }),
+                    sign,
+                    length,
+                ),
+            ]
+        };
+        let [own, shared, mixed, fresh] = errors(&same, 8);
+        assert!(shared < own, "short prompts that agree: {shared} {own}");
+        assert!(mixed < own && fresh < own, "{mixed} {fresh} {own}");
+        // Prompts that contradict each other: the shared one learns nothing that holds.
+        let opposite = |prompt: u64| if prompt % 2 == 0 { 1.0 } else { -1.0 };
+        let [own, shared, mixed, fresh] = errors(&opposite, 60);
+        assert!(own < shared, "prompts that contradict each other: {own} {shared}");
+        assert!(mixed < shared && fresh < shared, "{mixed} {fresh} {shared}");
+    }
+
+    #[test]
+    fn the_weight_is_that_of_the_formula() {
+        let config = AdaptiveConfig { half_life: 3.0, sharpness: 5.0, ..Default::default() };
+        let mut trainer = adaptive(config);
+        let gamma = 0.5f64.powf(1.0 / 3.0);
+        let (mut own_mean, mut shared_mean, mut steps) = (0.0f64, 0.0f64, 0.0f64);
+        for at in 0..5 {
+            let (rows, hidden) = step(&[3], at, |_| 1.0);
+            let Prediction { expected, parts } = trainer.predict(&rows, hidden.shallow()).unwrap();
+            let lead = if steps > 0.0 { (shared_mean - own_mean) / steps } else { 0.0 };
+            let weight = 1.0 / (1.0 + (-5.0 * lead).exp());
+            let mixed: Vec<f32> = values(parts[0].clone())
+                .iter()
+                .zip(values(parts[1].clone()))
+                .map(|(&own, shared)| shared + (own - shared) * weight as f32)
+                .collect();
+            assert_close("mixture", &values(expected), &mixed, 1e-5);
+            let deep = values(hidden.deep().clone());
+            let length: f64 = deep.iter().map(|&d| f64::from(d).powi(2)).sum();
+            let error = |part: &Tensor<2>| {
+                let pairs = deep.iter().zip(values(part.clone()));
+                pairs.map(|(&d, p)| f64::from(d - p).powi(2)).sum::<f64>() / length
+            };
+            own_mean = gamma * own_mean + (1.0 - gamma) * error(&parts[0]);
+            shared_mean = gamma * shared_mean + (1.0 - gamma) * error(&parts[1]);
+            steps = gamma * steps + (1.0 - gamma);
+            trainer.learn(&rows, &hidden, &parts).unwrap();
+        }
+        assert_eq!(trainer.distillers(), 2);
+        trainer.release(RowId::new(3, 3));
+        assert!(trainer.evidence.is_empty(), "evidence goes with its prompt");
+        assert_eq!(trainer.distillers(), 1, "the shared one stays");
+    }
+
+    #[test]
+    fn a_new_prompt_starts_where_it_is_told_to() {
+        for (start, same) in [(AdaptiveStart::Shared, true), (AdaptiveStart::Fresh, false)] {
+            let mut trainer = adaptive(AdaptiveConfig { start, ..Default::default() });
+            for at in 0..10 {
+                let (rows, hidden) = step(&[0], at, |_| 1.0);
+                let parts = trainer.predict(&rows, hidden.shallow()).unwrap().parts;
+                trainer.learn(&rows, &hidden, &parts).unwrap();
+            }
+            let (rows, hidden) = step(&[1], 3, |_| 1.0);
+            let parts = trainer.predict(&rows, hidden.shallow()).unwrap().parts;
+            assert_eq!(values(parts[0].clone()) == values(parts[1].clone()), same, "{start:?}");
+        }
+    }
+
+    #[test]
+    fn settings_out_of_range_are_refused() {
+        let wording = |config: AdaptiveConfig| config.validate().unwrap_err().to_string();
+        assert_eq!(
+            wording(AdaptiveConfig { half_life: 0.0, ..Default::default() }),
+            "half_life: expected a number above 0, got 0"
+        );
+        assert_eq!(
+            wording(AdaptiveConfig { sharpness: f32::NAN, ..Default::default() }),
+            "sharpness: expected a number of at least 0, got NaN"
+        );
+    }
+}
