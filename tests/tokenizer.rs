@@ -8,7 +8,7 @@ mod model_source;
 use std::path::{Path, PathBuf};
 
 use esamp::{
-    Detokenize, TokenId,
+    Detokenize, TextStream, TokenId,
     llama::{ChatMessage, ChatTemplate, Tokenizer},
 };
 use model_source::{Cache, ModelSource};
@@ -75,6 +75,19 @@ fn a_sentencepiece_vocabulary_reads_as_sentencepiece_does() {
         assert_eq!(tokenizer.decode(&case.ids).unwrap(), case.decoded, "{:?}", case.text);
     }
     assert_eq!(tokenizer.stop_tokens(), [2]);
+}
+
+#[test]
+fn a_wrong_byte_does_not_stop_the_text_of_a_sentencepiece_model() {
+    let tokenizer = Tokenizer::from_gguf(golden("tokenizer/sentencepiece.gguf")).unwrap();
+    let byte = |byte: u8| tokenizer.token_id(&format!("<0x{byte:02X}>")).unwrap();
+    let mut tokens: Vec<TokenId> = "😀".bytes().map(byte).collect();
+    tokens.push(byte(0xf0));
+    tokens.extend(tokenizer.encode_rendered("the lighthouse").unwrap());
+    let mut stream = TextStream::default();
+    let pieces: Vec<String> =
+        tokens.iter().map(|&token| stream.push(token, &tokenizer).unwrap()).collect();
+    assert_eq!(pieces.concat(), "😀\u{fffd} the lighthouse");
 }
 
 #[test]
