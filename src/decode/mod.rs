@@ -175,7 +175,8 @@ impl<M: CausalLm> Decoder<M> {
 
     /// Bytes of cache that a request takes when it runs alone and all of its completions grow to their full length.
     ///
-    /// The cache of [`Llama`](crate::llama::Llama) doubles its room when it is full and may take up to twice as much.
+    /// The cache of [`Llama`](crate::llama::Llama) doubles its room when it is full and may take up to twice as much; it
+    /// has room for at least 64 tokens a row.
     pub fn kv_bytes_needed(&self, request: &Request) -> usize {
         self.kv_bytes(request.completions, request.longest(self.model.context_length()))
     }
