@@ -12,7 +12,7 @@ pub use request::{Completion, DecodeStats, Event, FinishReason, Request, Submitt
 
 use crate::{
     causal_lm::{CausalLm, KvCache},
-    error::{RequestError, RowError, StepError},
+    error::{ConfigError, RequestError, RowError, StepError},
     hidden::HiddenStates,
     id::{PromptId, RequestId, RowId, TokenId},
     sampler::{Choice, Phase, Sampler, StepInput},
@@ -58,6 +58,7 @@ pub struct Decoder<M: CausalLm> {
     sampler: Sampler,
     detokenizer: Option<Arc<dyn Detokenize>>,
     kv_limit: Option<usize>,
+    prefill_chunk: usize,
     sites: [TapSite; 2],
     waiting: VecDeque<Waiting>,
     batch: Option<Batch<M::Cache>>,
@@ -94,6 +95,7 @@ impl<M: CausalLm> Decoder<M> {
             sampler,
             detokenizer: None,
             kv_limit: None,
+            prefill_chunk: Self::DEFAULT_PREFILL_CHUNK,
             sites: [TapSite::AfterBlock(0), TapSite::HeadInput],
             waiting: VecDeque::new(),
             batch: None,
@@ -116,6 +118,22 @@ impl<M: CausalLm> Decoder<M> {
     pub fn with_kv_limit(mut self, bytes: usize) -> Self {
         self.kv_limit = Some(bytes);
         self
+    }
+
+    /// Tokens of a prompt in one forward pass where none are set: the memory of a prefill is bounded, and a matrix product
+    /// of this many rows is large enough to be fast.
+    pub const DEFAULT_PREFILL_CHUNK: usize = 512;
+
+    /// The most tokens of a prompt that one forward pass reads, at least 1. Attention takes memory for `tokens` × the
+    /// prompt's length and not for its square; the logits are the same.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] when `tokens` is 0.
+    pub fn with_prefill_chunk(mut self, tokens: usize) -> Result<Self, ConfigError> {
+        ConfigError::at_least_one("prefill_chunk", tokens)?;
+        self.prefill_chunk = tokens;
+        Ok(self)
     }
 
     /// Other sites for the shallow and the deep hidden state than the paper's, which are `AfterBlock(0)` and
@@ -162,7 +180,8 @@ impl<M: CausalLm> Decoder<M> {
 
     /// Bytes of cache that a request takes when it runs alone and all of its completions grow to their full length.
     ///
-    /// The cache of [`Llama`](crate::llama::Llama) doubles its room when it is full and may take up to twice as much.
+    /// The cache of [`Llama`](crate::llama::Llama) doubles its room when it is full and may take up to twice as much; it
+    /// has room for at least 64 tokens a row.
     pub fn kv_bytes_needed(&self, request: &Request) -> usize {
         self.kv_bytes(request.completions, request.longest(self.model.context_length()))
     }
@@ -312,8 +331,9 @@ impl<M: CausalLm> Decoder<M> {
                 break;
             }
             let started = Instant::now();
-            self.prefill(waiting)?;
+            let prefilled = self.prefill(waiting);
             self.stats.prefill_seconds += started.elapsed().as_secs_f64();
+            prefilled?;
         }
         let started = Instant::now();
         let decoded = self.decode();
@@ -401,9 +421,15 @@ impl<M: CausalLm> Decoder<M> {
         let mut cache = self.model.new_cache();
         let shares = cache.can_drop_rows();
         let copies = if shares { 1 } else { rows.len() };
-        let tokens =
-            int_tensor(&prompt.repeat(copies), [copies, prompt.len()], &self.model.device());
-        let logits = self.model.forward(tokens, &mut cache, &mut NoTap)?;
+        let device = self.model.device();
+        let mut chunks = prompt
+            .chunks(self.prefill_chunk)
+            .map(|chunk| int_tensor(&chunk.repeat(copies), [copies, chunk.len()], &device));
+        let last = chunks.next_back().ok_or_else(|| StepError::model(RequestError::EmptyPrompt))?;
+        for tokens in chunks {
+            self.model.forward(tokens, &mut cache, &mut NoTap)?;
+        }
+        let logits = self.model.forward(last, &mut cache, &mut NoTap)?;
         expect_logits(&logits, [copies, self.model.vocab_size()])?;
         let logits = match shares {
             true if rows.len() > 1 => {

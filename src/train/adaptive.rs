@@ -224,7 +224,8 @@ mod tests {
     fn slots() -> StackedSlots {
         let distiller = SwiGluConfig::new().with_blocks(1).with_d_hidden(8);
         let distiller = distiller.init(D_MODEL, 1, &Device::flex()).unwrap();
-        let optimizer = OptimizerConfig::paper().with_learning_rate(1e-2);
+        // A plain descent: what is compared is what the distillers know, not how Adam starts.
+        let optimizer = OptimizerConfig::sgd(0.1);
         StackedSlots::new(&distiller, optimizer).unwrap()
     }
 
@@ -242,7 +243,7 @@ mod tests {
         let (mut shallow, mut deep) = (Vec::new(), Vec::new());
         for &prompt in prompts {
             // Three contexts that come again and again: there is something to learn.
-            let x = |i: usize| ((i * 7 + step % 3 * 5) as f32 * 0.9).sin();
+            let x = |i: usize| ((i * 5 + step % 3 * 11) as f32 * 1.7).sin();
             shallow.extend((0..D_MODEL).map(x));
             deep.extend((0..D_MODEL).map(|i| sign(prompt) * 1.5 * x((i + 1) % D_MODEL)));
         }
@@ -296,12 +297,12 @@ mod tests {
         };
         let [own, shared, mixed, fresh] = errors(&same, 8);
         assert!(shared < own, "short prompts that agree: {shared} {own}");
-        assert!(mixed < own && fresh < own, "{mixed} {fresh} {own}");
+        assert!(mixed < 0.5 * own && fresh < 0.5 * own, "{mixed} {fresh} {own}");
         // Prompts that contradict each other: the shared one learns nothing that holds.
         let opposite = |prompt: u64| if prompt % 2 == 0 { 1.0 } else { -1.0 };
         let [own, shared, mixed, fresh] = errors(&opposite, 60);
         assert!(own < shared, "prompts that contradict each other: {own} {shared}");
-        assert!(mixed < shared && fresh < shared, "{mixed} {fresh} {shared}");
+        assert!(mixed < 0.5 * shared && fresh < 0.5 * shared, "{mixed} {fresh} {shared}");
     }
 
     #[test]

@@ -204,6 +204,57 @@ fn a_request_can_be_cancelled_while_it_waits_and_while_it_runs() {
 }
 
 #[test]
+fn a_long_prompt_is_read_in_chunks() {
+    let model = counter();
+    let mut decoder = Decoder::new(&model, sampler(10)).with_prefill_chunk(2).unwrap();
+    let request = Request::new(vec![5, 4, 3, 2, 1]).with_completions(2);
+    decoder.submit(request.with_sampling(greedy()).with_max_new_tokens(1)).unwrap();
+    assert!(run(&mut decoder).iter().all(|completion| completion.tokens() == [2]));
+    assert_eq!(model.calls(), [[vec![5, 4]], [vec![3, 2]], [vec![1]]]);
+
+    let fixed = counter().with_fixed_cache();
+    let mut decoder = Decoder::new(&fixed, sampler(10)).with_prefill_chunk(2).unwrap();
+    let request = Request::new(vec![3, 2, 1]).with_completions(2);
+    decoder.submit(request.with_sampling(greedy()).with_max_new_tokens(1)).unwrap();
+    assert!(run(&mut decoder).iter().all(|completion| completion.tokens() == [2]));
+    assert_eq!(fixed.calls(), [[vec![3, 2], vec![3, 2]], [vec![1], vec![1]]]);
+
+    let error = Decoder::new(&model, sampler(10)).with_prefill_chunk(0).err().unwrap();
+    assert_eq!(error.to_string(), "prefill_chunk: expected at least 1, got 0");
+}
+
+#[test]
+fn chunks_do_not_change_what_is_said() {
+    let model = TinyLm::new(7, &device());
+    let completions = |chunk: usize| {
+        let mut decoder =
+            Decoder::new(&model, sampler(TinyLm::D_MODEL)).with_prefill_chunk(chunk).unwrap();
+        let request = Request::new((0..40).map(|at| at * 7 % 64).collect()).with_completions(2);
+        let request = request.with_sampling(sampling(0.25)).with_max_new_tokens(6);
+        decoder.submit(request.with_reference_log_probs()).unwrap();
+        run(&mut decoder)
+    };
+    let whole = completions(40);
+    for chunk in [1, 7, 39] {
+        for (got, expected) in completions(chunk).iter().zip(&whole) {
+            assert_eq!(got.tokens(), expected.tokens());
+            for (got, expected) in got.choices.iter().zip(&expected.choices) {
+                let [got, expected] = [got, expected].map(|c| c.reference_log_prob.unwrap());
+                assert!((got - expected).abs() < 1e-4, "{got} {expected}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_prefill_that_fails_has_taken_time_too() {
+    let mut decoder = Decoder::new(counter().failing_at(0), sampler(10));
+    decoder.submit(count_from(1)).unwrap();
+    assert!(decoder.step().is_err());
+    assert!(decoder.stats().prefill_seconds > 0.0);
+}
+
+#[test]
 fn requests_join_a_running_batch() {
     let mut decoder = Decoder::new(counter(), sampler(10));
     decoder.submit(count_from(1)).unwrap();
