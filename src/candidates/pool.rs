@@ -43,14 +43,48 @@ pub(crate) fn log_sum_exp(logits: &[f32]) -> f64 {
     f64::from(max) + mass(logits, 1.0, max).ln()
 }
 
+/// The share of a row's probability mass, at `temperature`, that is not on `candidates`: what filters removed. Tokens
+/// that are masked, by `allowed` or by −inf, have no mass.
+///
+/// Cost: one pass over the row, with an exponential per token; a count where every token is a candidate. Absolute error
+/// below 1e-5.
+pub(crate) fn mass_outside(
+    logits: &[f32],
+    temperature: f32,
+    allowed: Option<&TokenMask>,
+    candidates: &Candidates,
+) -> f64 {
+    let masked;
+    let logits = match allowed {
+        None => logits,
+        Some(allowed) => {
+            masked = mask(allowed, logits);
+            &masked
+        }
+    };
+    if candidates.len() == logits.iter().filter(|&&logit| logit > f32::NEG_INFINITY).count() {
+        return 0.0;
+    }
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let total = mass(logits, temperature, max);
+    let weight = |token: TokenId| f64::from((logits[token as usize] - max) / temperature).exp();
+    let inside: f64 = candidates.as_slice().iter().map(|c| weight(c.token)).sum();
+    ((total - inside) / total).clamp(0.0, 1.0)
+}
+
 fn apply(allowed: &TokenMask, logits: &[f32]) -> Result<Vec<f32>, RowError> {
     if allowed.vocab_size() != logits.len() {
         return Err(RowError::MaskSize { expected: logits.len(), got: allowed.vocab_size() });
     }
+    Ok(mask(allowed, logits))
+}
+
+/// The row with −inf where a token is not allowed.
+fn mask(allowed: &TokenMask, logits: &[f32]) -> Vec<f32> {
     let keep = |(token, &logit): (usize, &f32)| {
         if allowed.allows(token as TokenId) { logit } else { f32::NEG_INFINITY }
     };
-    Ok(logits.iter().enumerate().map(keep).collect())
+    logits.iter().enumerate().map(keep).collect()
 }
 
 /// The largest logit of a row of numbers and −inf.
@@ -152,7 +186,8 @@ fn exp(x: f32) -> f32 {
 }
 
 fn candidate(token: usize, logit: f32, temperature: f32) -> Candidate {
-    Candidate { token: token as TokenId, logit: logit / temperature, expected: 0.0 }
+    let logit = logit / temperature;
+    Candidate { token: token as TokenId, logit, reference: logit, expected: 0.0 }
 }
 
 #[cfg(test)]
@@ -183,6 +218,21 @@ mod tests {
         let row = [1.0f32.ln(), 2.0f32.ln(), f32::NEG_INFINITY, 5.0f32.ln()];
         assert!((log_sum_exp(&row) - 8.0f64.ln()).abs() < 1e-6);
         assert!((log_sum_exp(&[1000.0, 1000.0]) - (1000.0 + 2.0f64.ln())).abs() < 1e-6);
+    }
+
+    #[test]
+    fn mass_outside_by_hand() {
+        // Masses 1, 2, 0, 5 at temperature 1, and 1, 4, 0, 25 at temperature 1/2.
+        let row = [1.0f32.ln(), 2.0f32.ln(), f32::NEG_INFINITY, 5.0f32.ln()];
+        let mut best = Candidates::from_logits(&row).unwrap();
+        assert_eq!(mass_outside(&row, 1.0, None, &best), 0.0, "nothing was removed");
+        best.truncate(1);
+        let close = |got: f64, expected: f64| assert!((got - expected).abs() < 1e-6, "{got}");
+        close(mass_outside(&row, 1.0, None, &best), 3.0 / 8.0);
+        close(mass_outside(&row, 0.5, None, &best), 5.0 / 30.0);
+        let mut allowed = TokenMask::all(4);
+        allowed.set(1, false);
+        close(mass_outside(&row, 1.0, Some(&allowed), &best), 1.0 / 6.0);
     }
 
     #[test]

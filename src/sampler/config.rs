@@ -107,6 +107,6 @@ impl SamplerConfig {
         let device = device.clone().inner();
         let template = distiller.to_device(&device).valid();
         let trainer = InlineTrainer::new(template, optimizer, self.sharing);
-        Ok(Sampler::new(Box::new(trainer), d_model, device))
+        Ok(Sampler::new(Box::new(trainer), self.sharing, d_model, device))
     }
 }

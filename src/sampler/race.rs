@@ -6,6 +6,7 @@ use super::{Choice, StepRow};
 use crate::{
     candidates::{Candidates, Reach, log_sum_exp, pool},
     error::{RowError, StepError},
+    id::TokenId,
     sampling::TemperatureOrder,
     select::select,
 };
@@ -50,17 +51,22 @@ pub(super) fn race(row: &StepRow<'_>, logits: &[f32]) -> Result<Candidates, RowE
 /// One token from the race.
 pub(super) fn choose(
     row: &StepRow<'_>,
-    candidates: Candidates,
+    candidates: &Candidates,
     logits: &[f32],
 ) -> Result<Choice, RowError> {
     if let Some(refused) = candidates.refused() {
         return Err(refused);
     }
-    let (token, log_prob) = select(&candidates, row.context().draw, row.sampling.is_greedy());
+    let (token, log_prob) = select(candidates, row.context().draw, row.sampling.is_greedy());
     let reference_log_prob = row
         .wants_reference_log_prob
         .then(|| (f64::from(logits[token as usize]) - log_sum_exp(logits)) as f32);
     Ok(Choice { token, log_prob, reference_log_prob, candidates: candidates.len(), novelty: None })
+}
+
+/// The token that the row's random number chooses from the race as it stands.
+pub(super) fn would_choose(row: &StepRow<'_>, candidates: &Candidates) -> TokenId {
+    select(candidates, row.context().draw, row.sampling.is_greedy()).0
 }
 
 /// Numbers that have come from the device.

@@ -75,8 +75,8 @@ impl<D: Distiller> OnlineTrainer for InlineTrainer<D> {
         let mut updates = 0;
         for (key, members) in groups {
             if let Some(learner) = self.bank.get_mut(key) {
-                learner.update(&hidden.at(&members));
-                updates += 1;
+                // One that has nothing to move has not learned, whatever it was shown.
+                updates += usize::from(learner.update(&hidden.at(&members)).learned);
             }
         }
         Ok(updates)

@@ -34,6 +34,6 @@ pub(crate) trait OnlineTrainer: Debug + Send {
     /// The expected deep states of `rows`, `[rows, d_model]`, from their shallow ones.
     fn predict(&mut self, rows: &[RowId], shallow: &Tensor<2>) -> Result<Tensor<2>, TrainError>;
 
-    /// One update of each distiller that has rows here. Returns the number of updates.
+    /// One update of each distiller that has rows here. Returns the number of updates that had something to move.
     fn learn(&mut self, rows: &[RowId], hidden: &HiddenStates) -> Result<usize, TrainError>;
 }

@@ -65,6 +65,8 @@ impl<D: Distiller> Learner<D> {
 
     /// One optimizer step on `hidden`. The loss and the gradient's norm are those before it.
     ///
+    /// A distiller without parameters, or with frozen ones, has nothing to move: [`Update::learned`] is false then.
+    ///
     /// Nothing is read back from the device.
     pub fn update(&mut self, hidden: &HiddenStates) -> Update {
         let shallow = hidden.shallow().clone().autodiff();
@@ -75,6 +77,7 @@ impl<D: Distiller> Learner<D> {
             true => GradientsParams::from_grads(loss.backward(), &self.training),
             false => GradientsParams::new(),
         };
+        let learned = !gradients.is_empty();
         let (gradients, grad_norm) = match self.config.max_grad_norm {
             Some(max_norm) => clip(gradients, &self.training, max_norm),
             None => (gradients, None),
@@ -82,7 +85,7 @@ impl<D: Distiller> Learner<D> {
         let rate = self.config.learning_rate;
         self.training = self.optimizer.step(rate, self.training.clone(), gradients);
         self.plain = self.training.valid();
-        Update { loss: loss.inner(), grad_norm }
+        Update { loss: loss.inner(), grad_norm, learned }
     }
 }
 
@@ -93,6 +96,9 @@ pub struct Update {
     pub loss: Tensor<1>,
     /// Norm of the gradient over all parameters together, before clipping, `[1]`; `None` where nothing is clipped.
     pub grad_norm: Option<Tensor<1>>,
+    /// Whether there was a gradient to follow. False for a distiller without parameters, or with frozen ones: nothing
+    /// has moved, and nobody should count it as an update.
+    pub learned: bool,
 }
 
 impl<D: std::fmt::Debug> std::fmt::Debug for Learner<D> {
