@@ -142,9 +142,7 @@ impl Sampler {
             .iter()
             .zip(&races)
             .enumerate()
-            .map(|(at, (row, race))| {
-                choose(row, race.as_ref().map_err(Clone::clone)?, logits.row(at))
-            }) // 6
+            .map(|(at, (row, race))| choose(row, race, logits.row(at))) // 6
             .collect();
         let updates = match steered {
             Some(steered) => self.learn(steered, &mut choices)?, // 7
@@ -228,7 +226,11 @@ impl Sampler {
                     counters.steered += 1;
                     counters.interventions += u64::from(plain != Some(choice.token));
                 }
-                Steering::Warming => counters.rows_warming += 1,
+                Steering::Warming => {
+                    counters.rows_warming += 1;
+                    continue;
+                }
+                // Those that are not finite were counted when there was nothing to learn from them.
                 Steering::Off | Steering::FirstToken | Steering::NotFinite => continue,
             }
             if let Some(novelty) = choice.novelty {

@@ -80,7 +80,8 @@ impl Chosen<'_> {
                 row.sampling.divisor(),
                 row.allowed,
                 race,
-            ),
+            )
+            .ok()?,
             log_prob: choice.log_prob,
             surprisal: measures.surprisal,
             model_surprisal: choice.reference_log_prob.map(|log_prob| -log_prob),

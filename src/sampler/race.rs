@@ -51,9 +51,10 @@ pub(super) fn race(row: &StepRow<'_>, logits: &[f32]) -> Result<Candidates, RowE
 /// One token from the race.
 pub(super) fn choose(
     row: &StepRow<'_>,
-    candidates: &Candidates,
+    race: &Result<Candidates, RowError>,
     logits: &[f32],
 ) -> Result<Choice, RowError> {
+    let candidates = race.as_ref().map_err(Clone::clone)?;
     if let Some(refused) = candidates.refused() {
         return Err(refused);
     }

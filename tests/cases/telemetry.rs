@@ -112,8 +112,8 @@ fn a_row_of_four_tokens_by_hand() {
         assert_eq!((trace.candidates, trace.mass_outside), (4, 0.0));
         assert_eq!((trace.reference_rank, trace.rank), (token, token), "order is as before");
         close("log_prob", f64::from(trace.log_prob), new[token].ln());
-        close("surprisal", trace.surprisal, -(p[token] as f64).ln());
-        close("model", f64::from(trace.model_surprisal.unwrap()), -(p[token] as f64).ln());
+        close("surprisal", trace.surprisal, -p[token].ln());
+        close("model", f64::from(trace.model_surprisal.unwrap()), -p[token].ln());
         let entropy = |p: [f64; 4]| -> f64 { p.iter().map(|p| -p * p.ln()).sum() };
         close("reference entropy", trace.reference_entropy, entropy(p));
         close("entropy", trace.entropy, entropy(new));
@@ -386,8 +386,11 @@ fn counters_are_the_sums_of_the_traces() {
         assert!(counters.interventions > 0, "steering did something");
         same("candidates", counters.candidates as f64, sum(&|t| Some(t.candidates as f64)));
         same("mass", counters.mass_outside, sum(&|t| Some(t.mass_outside)));
-        same("novelty", counters.novelty_sum, sum(&|t| t.novelty.map(f64::from)));
-        same("relative", counters.relative_novelty_sum, sum(&|t| t.relative_novelty));
+        let steered = |t: &RowTrace| t.steering == Steering::Steered;
+        let novelty = |t: &RowTrace| t.novelty.filter(|_| steered(t)).map(f64::from);
+        same("novelty", counters.novelty_sum, sum(&novelty));
+        let relative = |t: &RowTrace| t.relative_novelty.filter(|_| steered(t));
+        same("relative", counters.relative_novelty_sum, sum(&relative));
         same("loss", counters.loss_sum, sum(&|t| t.loss));
         assert_eq!(counters.updates, steps.iter().map(|step| step.updates as u64).sum::<u64>());
         assert_eq!(steps.last().unwrap().counters, counters);
