@@ -9,7 +9,7 @@ use super::{RowTrace, StepTrace};
 /// An observer changes nothing: with and without one, the same seeds give the same tokens and the same updates. What it
 /// is shown is computed for it; a run without one pays nothing. With one, a token costs a pass over its logits with an
 /// exponential each, and some passes over its candidates: about 0.1 ms on one CPU core for a vocabulary of 50,000, and
-/// 3 ms more where no filter has narrowed it down.
+/// 4 ms more where no filter has narrowed it down.
 ///
 /// It is called on the thread of the step, after learning, so it should be quick. Closures are observers of tokens;
 /// `Arc<Mutex<O>>` is one for every observer `O`, so that a handle stays outside.
