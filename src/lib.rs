@@ -28,7 +28,7 @@ pub mod testing;
 mod text;
 mod train;
 
-pub use bank::{AdaptiveConfig, AdaptiveStart, Sharing};
+pub use bank::{AdaptiveConfig, AdaptiveStart, Sharing, SlotKey};
 pub use candidates::{
     Candidate, CandidateFilter, Candidates, FilterConfig, MinP, Reach, RowContext, TokenMask, TopK,
     TopP,
@@ -44,7 +44,9 @@ pub use distiller::{
 pub use draw::{Draw, DrawKey};
 #[cfg(feature = "llama")]
 pub use error::LoadError;
-pub use error::{ConfigError, RequestError, RowError, StepError, TextError, TrainError};
+pub use error::{
+    ConfigError, RequestError, RowError, StepError, TextError, TraceError, TrainError,
+};
 pub use hidden::HiddenStates;
 pub use id::{PromptId, RequestId, RowId, TokenId};
 pub use lm_head::{LmHead, TiedHead};
@@ -54,7 +56,10 @@ pub use sampler::{
 };
 pub use sampling::{Sampling, SamplingConfig, TemperatureOrder};
 pub use tap::{HiddenStateTap, NoTap, PairTap, TapSite};
-pub use telemetry::Counters;
+pub use telemetry::{
+    Counters, Observer, Recorder, RowTrace, SlotTrace, Steering, StepTrace, TraceReader,
+    TraceRecord, TraceWriter, read_traces,
+};
 pub use text::{Detokenize, TextStream};
 pub use train::{
     Learner, LossReduction, OptimizerConfig, Schedule, SlotPath, Staleness, TrainRows,

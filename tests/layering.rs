@@ -8,9 +8,9 @@ use std::{collections::BTreeMap, fs, path::Path};
 const LAYERS: [&[&str]; 8] = [
     &["id"],
     &["draw", "error"],
-    &["hidden", "lm_head", "distiller", "candidates", "telemetry", "text"],
+    &["hidden", "lm_head", "distiller", "candidates", "text"],
     &["tap", "bank", "novelty", "select"],
-    &["causal_lm", "train", "sampling"],
+    &["causal_lm", "train", "sampling", "telemetry"],
     &["sampler"],
     &["decode", "llama", "testing"],
     &["prelude", "guide"],

@@ -14,6 +14,8 @@ mod golden;
 mod gradients;
 #[path = "cases/sampler_step.rs"]
 mod sampler_step;
+#[path = "cases/telemetry.rs"]
+mod telemetry;
 
 use burn::tensor::Device;
 

@@ -28,12 +28,26 @@ pub enum Sharing {
     Adaptive(AdaptiveConfig),
 }
 
-/// The name of a slot: who shares it.
+impl Sharing {
+    /// The slot that a row predicts with and trains: its own one where the sharing is adaptive.
+    pub fn slot(self, row: RowId) -> SlotKey {
+        match self {
+            Self::Global => SlotKey::Everyone,
+            Self::PerPrompt | Self::Adaptive(_) => SlotKey::Prompt(row.prompt),
+            Self::PerRequest => SlotKey::Request(row.request),
+        }
+    }
+}
+
+/// The name of a slot, which is one distiller in use: who shares it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum SlotKey {
+pub enum SlotKey {
+    /// All requests.
     Everyone,
+    /// The completions of one prompt.
     Prompt(PromptId),
+    /// One completion.
     Request(RequestId),
 }
 
@@ -143,11 +157,7 @@ impl<S> DistillerBank<S> {
     }
 
     fn key(&self, row: RowId) -> SlotKey {
-        match self.sharing {
-            Sharing::Global => SlotKey::Everyone,
-            Sharing::PerPrompt | Sharing::Adaptive(_) => SlotKey::Prompt(row.prompt),
-            Sharing::PerRequest => SlotKey::Request(row.request),
-        }
+        self.sharing.slot(row)
     }
 }
 

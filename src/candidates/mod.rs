@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 pub use mask::TokenMask;
 pub use min_p::MinP;
-pub(crate) use pool::{log_sum_exp, pool};
+pub(crate) use pool::{log_sum_exp, mass_outside, pool};
 pub use top_k::TopK;
 pub use top_p::TopP;
 
@@ -30,6 +30,9 @@ pub struct Candidate {
     /// Its score, in nats: the reference logit, divided by the temperature where temperature comes first, until a
     /// reweighter replaces it.
     pub logit: f32,
+    /// The reference logit, on the same scale. The pool sets it, and no rescoring touches it: behind a reweighter it
+    /// says where the score came from.
+    pub reference: f32,
     /// The logit that the distiller's prediction would have given, on the same scale. Filters run before it is known
     /// and see 0.
     pub expected: f32,
@@ -213,10 +216,11 @@ impl Candidates {
         self.unseen = 0.0;
     }
 
-    /// Divides every score: the temperature, where it comes after the filters.
+    /// Divides every score and its reference: the temperature, where it comes after the filters.
     pub(crate) fn divide(&mut self, temperature: f32) {
         if temperature != 1.0 {
             self.rescore(|c| c.logit / temperature);
+            self.items.iter_mut().for_each(|c| c.reference /= temperature);
         }
     }
 
@@ -276,6 +280,17 @@ mod tests {
         assert_eq!(candidates.refused(), None);
         candidates.rescore(|c| if c.token == 1 { f32::INFINITY } else { c.logit });
         assert_eq!(candidates.refused(), Some(RowError::Score { token: 1, got: f32::INFINITY }));
+    }
+
+    #[test]
+    fn the_reference_follows_the_temperature_and_no_rescoring() {
+        let mut candidates = Candidates::from_logits(&[1.0, 2.0, 3.0]).unwrap();
+        candidates.divide(2.0);
+        candidates.rescore(|c| -c.logit);
+        candidates.rescore(|c| c.logit + 7.0);
+        let scores: Vec<_> =
+            candidates.as_slice().iter().map(|c| (c.token, c.logit, c.reference)).collect();
+        assert_eq!(scores, [(0, 6.5, 0.5), (1, 6.0, 1.0), (2, 5.5, 1.5)]);
     }
 
     #[test]

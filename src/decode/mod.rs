@@ -17,6 +17,7 @@ use crate::{
     id::{PromptId, RequestId, RowId, TokenId},
     sampler::{Choice, Phase, Sampler, StepInput},
     tap::{HiddenStateTap, NoTap, PairTap, TapSite},
+    telemetry::Observer,
     text::Detokenize,
 };
 use row::Row;
@@ -141,6 +142,17 @@ impl<M: CausalLm> Decoder<M> {
     pub fn with_sites(mut self, shallow: TapSite, deep: TapSite) -> Self {
         self.sites = [shallow, deep];
         self
+    }
+
+    /// Shows every token and every step to `observer`. It changes nothing else: see [`Observer`].
+    pub fn with_observer(mut self, observer: Box<dyn Observer>) -> Self {
+        self.sampler.set_observer(observer);
+        self
+    }
+
+    /// Ends the observation and gives the observer back, if there is one.
+    pub fn take_observer(&mut self) -> Option<Box<dyn Observer>> {
+        self.sampler.take_observer()
     }
 
     /// The sampler, for its counters.

@@ -156,7 +156,7 @@ impl SamplerConfig {
             Some(slots) => self.trainer(slots),
             None => self.trainer(SeparateSlots::new(template, optimizer)),
         };
-        Ok((Sampler::new(trainer, d_model, device), worker))
+        Ok((Sampler::new(trainer, self.sharing, d_model, device), worker))
     }
 
     fn trainer(&self, slots: impl Slots) -> (Box<dyn OnlineTrainer>, Option<TrainingWorker>) {

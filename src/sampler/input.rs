@@ -79,9 +79,15 @@ pub struct Novelty {
 }
 
 impl Novelty {
-    /// The error in units of the deep state's own length.
+    /// The error in units of the deep state's own length; 0 where both are 0, infinite where only the deep state is.
     pub fn relative(&self) -> f32 {
-        self.error / self.deep
+        if self.error == 0.0 { 0.0 } else { self.error / self.deep }
+    }
+
+    /// The squared error, averaged over the model's width.
+    pub(super) fn loss(&self, d_model: usize) -> f64 {
+        let error = f64::from(self.error);
+        error * error / d_model as f64
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod config;
 mod input;
+mod observe;
 mod race;
 mod steered;
 
@@ -11,12 +12,15 @@ pub use config::{DistillerConfig, SamplerConfig};
 pub use input::{Choice, Novelty, Phase, StepInput, StepOutput, StepRow};
 
 use crate::{
+    bank::Sharing,
+    candidates::Candidates,
     error::{RowError, StepError, TrainError},
     hidden::{HiddenStates, select_rows},
-    id::RowId,
-    telemetry::Counters,
+    id::{RowId, TokenId},
+    telemetry::{Counters, Observer, Steering, StepTrace},
     train::{Learned, OnlineTrainer, Prediction},
 };
+use observe::{Chosen, steering, unsteered};
 use race::{Logits, choose, race};
 use steered::Steered;
 
@@ -27,14 +31,22 @@ use steered::Steered;
 #[derive(Debug)]
 pub struct Sampler {
     trainer: Box<dyn OnlineTrainer>,
+    sharing: Sharing,
     d_model: usize,
     device: Device,
     counters: Counters,
+    observer: Option<Box<dyn Observer>>,
 }
 
 impl Sampler {
-    fn new(trainer: Box<dyn OnlineTrainer>, d_model: usize, device: Device) -> Self {
-        Self { trainer, d_model, device, counters: Counters::default() }
+    fn new(
+        trainer: Box<dyn OnlineTrainer>,
+        sharing: Sharing,
+        d_model: usize,
+        device: Device,
+    ) -> Self {
+        let counters = Counters::default();
+        Self { trainer, sharing, d_model, device, counters, observer: None }
     }
 
     /// Makes room for a row's request, so that its prompt's distiller stays while the request waits for its turn.
@@ -64,13 +76,25 @@ impl Sampler {
         &self.counters
     }
 
+    /// Shows every token and every step from here on to `observer`, in the place of the one before. It changes nothing
+    /// else: see [`Observer`].
+    pub fn set_observer(&mut self, observer: Box<dyn Observer>) {
+        self.observer = Some(observer);
+    }
+
+    /// Ends the observation and gives the observer back, if there is one.
+    pub fn take_observer(&mut self) -> Option<Box<dyn Observer>> {
+        self.observer.take()
+    }
+
     /// Waits for an update that runs in the background, so that the next step sees it, and checks that steering did
     /// something. The sampler can be used on.
     ///
     /// # Errors
     ///
     /// [`TrainError::NothingLearned`] when rows were there to be learned, no update happened and none is being gathered
-    /// for; [`TrainError::Worker`] when learning in the background has failed.
+    /// for: their hidden states were not finite, or the distiller has no parameters that an update could move.
+    /// [`TrainError::Worker`] when learning in the background has failed.
     pub fn finish(&mut self) -> Result<(), TrainError> {
         let learned = self.trainer.finish()?;
         self.count_learned(learned);
@@ -117,21 +141,24 @@ impl Sampler {
             .enumerate()
             .map(|(at, row)| race(row, logits.row(at))) // 2, 3
             .collect();
+        let mut plain = Vec::new();
         if let Some(steered) = &mut steered {
             steered.expect(rows, &mut races, lm_head, logits.vocab)?; // 4
+            plain = unsteered(rows, &races, steered);
             steered.reweight(rows, &mut races); // 5
         }
         let mut choices: Vec<_> = rows
             .iter()
-            .zip(races)
+            .zip(&races)
             .enumerate()
-            .map(|(at, (row, race))| choose(row, race?, logits.row(at))) // 6
+            .map(|(at, (row, race))| choose(row, race, logits.row(at))) // 6
             .collect();
         let updates = match steered {
             Some(steered) => self.learn(steered, &mut choices)?, // 7
             None => 0,
         };
-        self.count(&choices);
+        self.count(rows, &choices, &plain);
+        self.observe(rows, &races, &logits, &choices, &plain, updates);
         Ok(StepOutput { choices, updates })
     }
 
@@ -166,8 +193,7 @@ impl Sampler {
             choice.novelty = steered.novelty[place];
             match choice.novelty {
                 Some(novelty) => {
-                    let error = f64::from(novelty.error);
-                    self.counters.loss_sum += error * error / self.d_model as f64;
+                    self.counters.loss_sum += novelty.loss(self.d_model);
                     learned.push(place);
                 }
                 None => self.counters.rows_not_finite += 1,
@@ -183,20 +209,65 @@ impl Sampler {
         Ok(done.updates)
     }
 
-    fn count(&mut self, choices: &[Result<Choice, RowError>]) {
-        self.counters.steps += 1;
-        for choice in choices {
+    /// Adds up a step. `plain` holds what steered rows would have been given without steering.
+    fn count(
+        &mut self,
+        rows: &[StepRow<'_>],
+        choices: &[Result<Choice, RowError>],
+        plain: &[Option<TokenId>],
+    ) {
+        let counters = &mut self.counters;
+        counters.steps += 1;
+        for (at, (row, choice)) in rows.iter().zip(choices).enumerate() {
             let Ok(choice) = choice else {
-                self.counters.failed += 1;
+                counters.failed += 1;
                 continue;
             };
-            self.counters.tokens += 1;
-            self.counters.candidates += choice.candidates as u64;
+            counters.tokens += 1;
+            counters.candidates += choice.candidates as u64;
+            match steering(row, choice) {
+                Steering::Steered => {
+                    let plain = plain.get(at).copied().flatten();
+                    counters.steered += 1;
+                    counters.interventions += u64::from(plain != Some(choice.token));
+                }
+                Steering::Warming => {
+                    counters.rows_warming += 1;
+                    continue;
+                }
+                // Those that are not finite were counted when there was nothing to learn from them.
+                Steering::Off | Steering::FirstToken | Steering::NotFinite => continue,
+            }
             if let Some(novelty) = choice.novelty {
-                self.counters.steered += 1;
-                self.counters.novelty_sum += f64::from(novelty.error);
-                self.counters.relative_novelty_sum += f64::from(novelty.relative());
+                counters.novelty_sum += f64::from(novelty.error);
+                let relative = f64::from(novelty.relative());
+                // Infinite where the deep state is 0.
+                counters.relative_novelty_sum += if relative.is_finite() { relative } else { 0.0 };
             }
         }
+    }
+
+    /// Shows the step to the observer, if there is one.
+    fn observe(
+        &mut self,
+        rows: &[StepRow<'_>],
+        races: &[Result<Candidates, RowError>],
+        logits: &Logits,
+        choices: &[Result<Choice, RowError>],
+        plain: &[Option<TokenId>],
+        updates: usize,
+    ) {
+        let Some(observer) = &mut self.observer else {
+            return;
+        };
+        let (step, d_model) = (self.counters.steps - 1, self.d_model);
+        let chosen = Chosen { step, d_model, rows, races, logits, choices, unsteered: plain };
+        let traces = chosen.traces();
+        self.counters.observed += traces.len() as u64;
+        self.counters.mass_outside += traces.iter().map(|trace| trace.mass_outside).sum::<f64>();
+        traces.iter().for_each(|trace| observer.token(trace));
+        let (failed, distillers) = (rows.len() - traces.len(), self.trainer.distillers());
+        let counters = self.counters;
+        observer.step(&StepTrace::of(&traces, self.sharing, failed, updates, distillers, counters));
     }
 }

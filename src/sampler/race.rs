@@ -51,18 +51,24 @@ pub(super) fn race(row: &StepRow<'_>, logits: &[f32]) -> Result<Candidates, RowE
 /// One token from the race.
 pub(super) fn choose(
     row: &StepRow<'_>,
-    candidates: Candidates,
+    race: &Result<Candidates, RowError>,
     logits: &[f32],
 ) -> Result<Choice, RowError> {
+    let candidates = race.as_ref().map_err(Clone::clone)?;
     if let Some(refused) = candidates.refused() {
         return Err(refused);
     }
-    let (token, log_prob) = select(&candidates, row.context().draw, row.sampling.is_greedy());
+    let (token, log_prob) = select(candidates, row.context().draw, row.sampling.is_greedy());
     let reference_log_prob = match row.wants_reference_log_prob {
         true => Some(log_prob_under(logits, token)?),
         false => None,
     };
     Ok(Choice { token, log_prob, reference_log_prob, candidates: candidates.len(), novelty: None })
+}
+
+/// The token that the row's random number chooses from the race as it stands.
+pub(super) fn would_choose(row: &StepRow<'_>, candidates: &Candidates) -> TokenId {
+    select(candidates, row.context().draw, row.sampling.is_greedy()).0
 }
 
 /// Log-probability of a token under the whole row. A mask may have hidden logits that are no numbers from the race, and

@@ -130,7 +130,7 @@ impl<D: Distiller> Slots for SeparateSlots<D> {
         let updated = work.iter().filter(|slot| {
             let learner = &mut self.learners[slot.slot];
             learner.updates = slot.done;
-            learner.update(&hidden.at(&slot.rows)).changes
+            learner.update(&hidden.at(&slot.rows)).learned
         });
         Ok(updated.count())
     }

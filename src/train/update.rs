@@ -101,7 +101,7 @@ impl<D: Distiller> Learner<D> {
             self.distiller = with_parameters(self.distiller.clone(), parameters);
         }
         let grad_norm = grad_norm.map(|norm| norm.reshape([1]));
-        Update { loss: loss.inner(), grad_norm, changes }
+        Update { loss: loss.inner(), grad_norm, learned: changes }
     }
 }
 
@@ -113,7 +113,7 @@ pub struct Update {
     /// Norm of the gradient over all parameters together, before clipping, `[1]`; `None` where nothing is clipped.
     pub grad_norm: Option<Tensor<1>>,
     /// Whether a parameter was changed: not, where there are none or all are frozen.
-    pub changes: bool,
+    pub learned: bool,
 }
 
 impl<D: std::fmt::Debug> std::fmt::Debug for Learner<D> {

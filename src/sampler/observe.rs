@@ -1,0 +1,101 @@
+//! What a step says about itself: the reasons, and what an observer is shown.
+
+use super::{Choice, Phase, StepRow, race::Logits, race::would_choose, steered::Steered};
+use crate::{
+    candidates::{Candidates, mass_outside},
+    error::RowError,
+    id::TokenId,
+    telemetry::{Measures, RowTrace, Steering},
+};
+
+/// The token that each row would be given if it were not steered; `None` for rows that will not be. To be asked before
+/// the scores are reweighted.
+///
+/// Cost: for each steered row, one exponential per candidate.
+pub(super) fn unsteered(
+    rows: &[StepRow<'_>],
+    races: &[Result<Candidates, RowError>],
+    steered: &Steered,
+) -> Vec<Option<TokenId>> {
+    let mut tokens = vec![None; rows.len()];
+    for (&at, novelty) in steered.at.iter().zip(&steered.novelty) {
+        if let (Ok(race), Some(_)) = (&races[at], novelty) {
+            tokens[at] = Some(would_choose(&rows[at], race));
+        }
+    }
+    tokens
+}
+
+/// Whether a row that was given a token was steered, and if not, why not.
+pub(super) fn steering(row: &StepRow<'_>, choice: &Choice) -> Steering {
+    match row.phase {
+        _ if !row.sampling.reweighter().uses_expected() => Steering::Off,
+        Phase::FirstToken => Steering::FirstToken,
+        Phase::Decode if choice.novelty.is_some() => Steering::Steered,
+        Phase::Decode => Steering::NotFinite,
+    }
+}
+
+/// A step whose tokens are chosen and learned from.
+pub(super) struct Chosen<'a> {
+    pub(super) step: u64,
+    pub(super) d_model: usize,
+    pub(super) rows: &'a [StepRow<'a>],
+    pub(super) races: &'a [Result<Candidates, RowError>],
+    pub(super) logits: &'a Logits,
+    pub(super) choices: &'a [Result<Choice, RowError>],
+    pub(super) unsteered: &'a [Option<TokenId>],
+}
+
+impl Chosen<'_> {
+    /// The traces of the rows that were given a token.
+    pub(super) fn traces(&self) -> Vec<RowTrace> {
+        (0..self.rows.len()).filter_map(|at| self.trace(at)).collect()
+    }
+
+    fn trace(&self, at: usize) -> Option<RowTrace> {
+        let row = &self.rows[at];
+        let (Ok(choice), Ok(race)) = (&self.choices[at], &self.races[at]) else {
+            return None;
+        };
+        // A token is always one of its candidates.
+        let measures = Measures::of(race, choice.token)?;
+        let steering = steering(row, choice);
+        let sharpening = measures.sharpening.filter(|_| steering == Steering::Steered);
+        let novelty = choice.novelty;
+        let relative = novelty
+            .filter(|novelty| novelty.deep > 0.0)
+            .map(|novelty| f64::from(novelty.error) / f64::from(novelty.deep));
+        Some(RowTrace {
+            step: self.step,
+            row: row.id,
+            position: row.context().position,
+            token: choice.token,
+            unsteered_token: self.unsteered.get(at).copied().flatten(),
+            steering,
+            temperature: row.sampling.temperature(),
+            candidates: race.len(),
+            mass_outside: mass_outside(
+                self.logits.row(at),
+                row.sampling.divisor(),
+                row.allowed,
+                race,
+            )
+            .ok()?,
+            log_prob: choice.log_prob,
+            surprisal: measures.surprisal,
+            model_surprisal: choice.reference_log_prob.map(|log_prob| -log_prob),
+            reference_entropy: measures.reference_entropy,
+            entropy: measures.entropy,
+            kl: measures.kl,
+            reference_rank: measures.reference_rank,
+            rank: measures.rank,
+            novelty: novelty.map(|novelty| novelty.error),
+            relative_novelty: relative,
+            loss: novelty.map(|novelty| novelty.loss(self.d_model)),
+            slope: measures.slope.filter(|_| novelty.is_some()),
+            sharpening,
+            sharpening_share: sharpening.and(measures.sharpening_share),
+        })
+    }
+}

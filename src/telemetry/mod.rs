@@ -1,0 +1,15 @@
+//! What happened, in numbers: totals, one trace per token, one per step, and their way into a file.
+
+mod counters;
+mod json_lines;
+mod measures;
+mod observer;
+mod recorder;
+mod trace;
+
+pub use counters::Counters;
+pub use json_lines::{TraceReader, TraceRecord, TraceWriter, read_traces};
+pub(crate) use measures::Measures;
+pub use observer::Observer;
+pub use recorder::Recorder;
+pub use trace::{RowTrace, SlotTrace, Steering, StepTrace};

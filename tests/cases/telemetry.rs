@@ -1,0 +1,484 @@
+//! What an observer is shown, against hand-made rows, and against the counters of whole runs.
+
+use std::{
+    ops::ControlFlow,
+    sync::{Arc, Mutex},
+};
+
+use crate::device;
+use burn::{
+    module::Module,
+    tensor::{Tensor, TensorData},
+};
+use esamp::{
+    CausalLm, Choice, Completion, Counters, Decoder, Distiller, DrawKey, HiddenStates, LmHead,
+    Observer, OptimizerConfig, Phase, Recorder, Request, RowId, RowTrace, Sampler, SamplerConfig,
+    Sampling, SamplingConfig, Sharing, SlotKey, Steering, StepInput, StepOutput, StepRow,
+    TemperatureOrder, TokenMask, TrainError, testing::TinyLm,
+};
+
+/// Predicts the shallow state itself, so that a test can say what is expected.
+#[derive(Module, Debug)]
+struct Repeat {}
+
+impl Distiller for Repeat {
+    fn predict(&self, shallow: Tensor<2>) -> Tensor<2> {
+        shallow
+    }
+}
+
+/// Logits that are the hidden state.
+struct Identity;
+
+impl LmHead for Identity {
+    fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
+        hidden
+    }
+}
+
+type Shared = Arc<Mutex<Recorder>>;
+
+/// A sampler over four tokens and its observer.
+fn watched() -> (Sampler, Shared) {
+    let mut sampler = SamplerConfig::new().init_with(Repeat {}, 4, &device()).unwrap();
+    let recorder = Shared::default();
+    sampler.set_observer(Box::new(recorder.clone()));
+    (sampler, recorder)
+}
+
+fn row(request: u64, sampling: &Sampling) -> StepRow<'_> {
+    StepRow {
+        id: RowId::new(0, request),
+        phase: Phase::Decode,
+        draw: DrawKey::new(7, &[1, 2, 3], request),
+        generated: &[5, 6],
+        sampling,
+        allowed: None,
+        wants_reference_log_prob: false,
+    }
+}
+
+fn tensor(rows: &[[f32; 4]]) -> Tensor<2> {
+    Tensor::from_data(TensorData::new(rows.concat(), [rows.len(), 4]), &device())
+}
+
+/// One step whose rows have these logits, and expect these.
+fn step(
+    sampler: &mut Sampler,
+    rows: &[StepRow<'_>],
+    logits: &[[f32; 4]],
+    expected: &[[f32; 4]],
+) -> StepOutput {
+    let hidden = HiddenStates::new(tensor(expected), tensor(logits)).unwrap();
+    let input =
+        StepInput { rows, logits: tensor(logits), hidden: Some(hidden), lm_head: &Identity };
+    sampler.step(input).unwrap()
+}
+
+fn tokens(recorder: &Shared) -> Vec<RowTrace> {
+    recorder.lock().unwrap().tokens().cloned().collect()
+}
+
+fn close(what: &str, got: f64, expected: f64) {
+    assert!((got - expected).abs() < 2e-6, "{what}: {got}, expected {expected}");
+}
+
+/// ln of tenths.
+fn ln(tenths: [f32; 4]) -> [f32; 4] {
+    tenths.map(|p| (p / 10.0).ln())
+}
+
+#[test]
+fn a_row_of_four_tokens_by_hand() {
+    // Reference .4 .3 .2 .1, expected the same turned over, β 1: new ∝ p²/q = .16/.1, .09/.2, .04/.3, .01/.4.
+    let (logits, expected) = (ln([4.0, 3.0, 2.0, 1.0]), ln([1.0, 2.0, 3.0, 4.0]));
+    let weights = [1.6, 0.45, 0.04 / 0.3, 0.025];
+    let total: f64 = weights.iter().sum();
+    let [p, new] = [[0.4, 0.3, 0.2, 0.1], weights.map(|w| w / total)];
+    let sampling = SamplingConfig::default().with_beta(1.0).init().unwrap();
+    let mut seen = [false; 4];
+    for request in 0..60 {
+        let (mut sampler, recorder) = watched();
+        let row = StepRow { wants_reference_log_prob: true, ..row(request, &sampling) };
+        let output = step(&mut sampler, &[row], &[logits], &[expected]);
+        let choice = output.choices[0].clone().unwrap();
+        let trace = tokens(&recorder).remove(0);
+        let token = choice.token as usize;
+        seen[token] = true;
+
+        assert_eq!((trace.step, trace.row, trace.position), (0, RowId::new(0, request), 2));
+        assert_eq!((trace.token, trace.log_prob), (choice.token, choice.log_prob));
+        assert_eq!((trace.steering, trace.temperature), (Steering::Steered, 1.0));
+        assert_eq!((trace.candidates, trace.mass_outside), (4, 0.0));
+        assert_eq!((trace.reference_rank, trace.rank), (token, token), "order is as before");
+        close("log_prob", f64::from(trace.log_prob), new[token].ln());
+        close("surprisal", trace.surprisal, -p[token].ln());
+        close("model", f64::from(trace.model_surprisal.unwrap()), -p[token].ln());
+        let entropy = |p: [f64; 4]| -> f64 { p.iter().map(|p| -p * p.ln()).sum() };
+        close("reference entropy", trace.reference_entropy, entropy(p));
+        close("entropy", trace.entropy, entropy(new));
+        close("kl", trace.kl, (0..4).map(|i| new[i] * (new[i] / p[i]).ln()).sum());
+
+        // The first token whose cumulated probability exceeds the row's number, in either distribution.
+        let uniform = DrawKey::new(7, &[1, 2, 3], request).at(2).uniform();
+        let invert =
+            |p: [f64; 4]| (0..4).find(|&i| p[..=i].iter().sum::<f64>() > uniform).unwrap() as u32;
+        assert_eq!(trace.token, invert(new));
+        assert_eq!(trace.unsteered_token, Some(invert(p)));
+        let counters = *sampler.counters();
+        assert_eq!(counters.interventions, u64::from(invert(new) != invert(p)));
+
+        // δ = ln p − ln q, q the turned-over p: its slope on ln p, by the definition.
+        let z = p.map(f64::ln);
+        let delta = [0, 1, 2, 3].map(|i| z[i] - z[3 - i]);
+        let mean = |x: [f64; 4]| x.iter().sum::<f64>() / 4.0;
+        let product = |x: [f64; 4], y: [f64; 4]| -> f64 {
+            (0..4).map(|i| (x[i] - mean(x)) * (y[i] - mean(y))).sum()
+        };
+        let slope = product(delta, z) / product(z, z);
+        close("slope", trace.slope.unwrap(), slope);
+        close("sharpening", trace.sharpening.unwrap(), slope); // β is 1
+        let share = product(delta, z).powi(2) / (product(z, z) * product(delta, delta));
+        close("share", trace.sharpening_share.unwrap(), share);
+
+        // e = ln p − ln q, too: this head is the identity.
+        let squares: f64 = delta.iter().map(|d| d * d).sum();
+        let deep: f64 = z.iter().map(|z| z * z).sum();
+        close("novelty", f64::from(trace.novelty.unwrap()), squares.sqrt());
+        close("relative", trace.relative_novelty.unwrap(), (squares / deep).sqrt());
+        close("loss", trace.loss.unwrap(), squares / 4.0);
+    }
+    assert!(seen.iter().filter(|&&seen| seen).count() >= 3, "{seen:?}");
+}
+
+#[test]
+fn temperature_and_filters_are_in_the_trace_as_they_were_in_the_race() {
+    // Masses 1, 2, 4, 8 at T 1; at T ½ they are 1, 4, 16, 64. Top-k 2 leaves the last two.
+    let logits = [1.0f32, 2.0, 4.0, 8.0].map(f32::ln);
+    for order in [TemperatureOrder::BeforeFilters, TemperatureOrder::AfterFilters] {
+        let sampling = SamplingConfig::default().with_beta(0.0).with_temperature(0.5).with_top_k(2);
+        let sampling = sampling.with_temperature_order(order).init().unwrap();
+        let greedy = SamplingConfig::default().with_temperature(0.0).with_top_k(2).init().unwrap();
+        let odd = TokenMask::allowing(4, [1, 3]);
+        let one = SamplingConfig::default().with_top_k(1).init().unwrap();
+        let (mut sampler, recorder) = watched();
+        let masked = StepRow { allowed: Some(&odd), ..row(2, &one) };
+        let rows = [row(0, &sampling), row(1, &greedy), masked];
+        step(&mut sampler, &rows, &[logits; 3], &[[0.0; 4]; 3]);
+        let traces = tokens(&recorder);
+        let p: f64 = if traces[0].token == 3 { 0.8 } else { 0.2 };
+        close("mass outside at ½", traces[0].mass_outside, 5.0 / 85.0);
+        close("surprisal at ½", traces[0].surprisal, -p.ln());
+        close("entropy at ½", traces[0].entropy, -0.8f64 * 0.8f64.ln() - 0.2 * 0.2f64.ln());
+        assert_eq!((traces[0].kl, traces[0].steering), (0.0, Steering::Off));
+        assert_eq!((traces[0].slope, traces[0].sharpening, traces[0].loss), (None, None, None));
+        assert_eq!((traces[0].unsteered_token, traces[0].novelty), (None, None));
+        // A greedy row is measured at temperature 1. Constant expectations sharpen: (8/12)^1.25 against (4/12)^1.25.
+        close("mass outside of a greedy row", traces[1].mass_outside, 3.0 / 15.0);
+        close("its surprisal", traces[1].surprisal, 1.5f64.ln());
+        close(
+            "its log-probability",
+            f64::from(traces[1].log_prob),
+            -(1.0 + 0.5f64.powf(1.25)).ln(),
+        );
+        assert_eq!((traces[1].token, traces[1].rank, traces[1].temperature), (3, 0, 0.0));
+        assert_eq!((traces[1].slope, traces[1].sharpening_share), (Some(1.0), None));
+        // Masked tokens have no mass: 2 of 2 + 8.
+        close("mass outside of a masked row", traces[2].mass_outside, 0.2);
+        let counters = sampler.counters();
+        assert_eq!((counters.observed, counters.candidates), (3, 5));
+        close("sum", counters.mass_outside, 5.0 / 85.0 + 0.2 + 0.2);
+    }
+}
+
+#[test]
+fn interventions_are_tokens_that_steering_has_changed() {
+    // β 1 on greedy rows: 2·logit − expected. Token 0 stays the best unless it was expected.
+    let sampling = SamplingConfig::default().with_beta(1.0).with_temperature(0.0).init().unwrap();
+    let logits = [2.0, 1.0, 0.0, -1.0];
+    let expected = [[0.0, 0.0, 0.0, 0.0], [4.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, -6.0]];
+    let (mut sampler, recorder) = watched();
+    let rows = [row(0, &sampling), row(1, &sampling), row(2, &sampling)];
+    step(&mut sampler, &rows, &[logits; 3], &expected);
+    let traces = tokens(&recorder);
+    let got: Vec<_> = traces.iter().map(|t| (t.token, t.unsteered_token)).collect();
+    assert_eq!(got, [(0, Some(0)), (1, Some(0)), (0, Some(0))]);
+    let ranks: Vec<_> = traces.iter().map(|t| (t.reference_rank, t.rank)).collect();
+    assert_eq!(ranks, [(0, 0), (1, 0), (0, 0)]);
+    assert_eq!((sampler.counters().steered, sampler.counters().interventions), (3, 1));
+    assert_eq!(sampler.counters().intervention_rate(), Some(1.0 / 3.0));
+}
+
+#[test]
+fn every_row_says_why_it_was_not_steered() {
+    let (on, off) = (SamplingConfig::default(), SamplingConfig::default().with_beta(0.0));
+    let (on, off) = (on.init().unwrap(), off.init().unwrap());
+    let (mut sampler, recorder) = watched();
+    let first = StepRow { phase: Phase::FirstToken, generated: &[], ..row(0, &on) };
+    let rows = [first, row(1, &off), row(2, &on), row(3, &on), row(4, &on)];
+    let fine = [0.0, 1.0, 2.0, 3.0];
+    let bad = [f32::NAN; 4];
+    step(&mut sampler, &rows, &[fine, fine, fine, fine, bad], &[fine, fine, bad, fine, fine]);
+    let got: Vec<_> = tokens(&recorder).iter().map(|t| (t.row.request.0, t.steering)).collect();
+    let expected =
+        [Steering::FirstToken, Steering::Off, Steering::NotFinite, Steering::Steered].into_iter();
+    assert_eq!(got, (0..4).zip(expected).collect::<Vec<_>>(), "a row that failed has no token");
+    let recorder = recorder.lock().unwrap();
+    let step = recorder.steps().next().unwrap();
+    assert_eq!((step.rows, step.failed, step.steered), (4, 1, 1));
+    assert_eq!(step.slots.iter().map(|s| s.rows).collect::<Vec<_>>(), [1]);
+}
+
+#[test]
+fn a_deep_state_of_zero_does_not_poison_the_sums() {
+    let sampling = SamplingConfig::default().init().unwrap();
+    let (mut sampler, recorder) = watched();
+    let rows = [row(0, &sampling), row(1, &sampling), row(2, &sampling)];
+    let logits = [[0.0; 4], [0.0; 4], [1.0, 0.0, 0.0, 0.0]];
+    let expected = [[0.0; 4], [3.0, 0.0, 0.0, 4.0], [1.0, 2.0, 0.0, 0.0]];
+    let output = step(&mut sampler, &rows, &logits, &expected);
+    let relative: Vec<f32> = output
+        .choices
+        .iter()
+        .map(|choice| choice.as_ref().unwrap().novelty.unwrap().relative())
+        .collect();
+    assert_eq!(relative, [0.0, f32::INFINITY, 2.0]);
+    let counters = sampler.counters();
+    assert_eq!((counters.novelty_sum, counters.relative_novelty_sum), (7.0, 2.0));
+    let relative: Vec<_> = tokens(&recorder).iter().map(|t| t.relative_novelty).collect();
+    assert_eq!(relative, [None, None, Some(2.0)]);
+}
+
+#[test]
+fn what_cannot_move_has_not_learned() {
+    let sampling = SamplingConfig::default().init().unwrap();
+    let sgd = OptimizerConfig::sgd(0.1);
+    let swiglu = || esamp::SwiGluConfig::new().init(4, 0, &device()).unwrap();
+    // SGD and a clip take different ways through an update.
+    for optimizer in [sgd, OptimizerConfig::paper()] {
+        let config = SamplerConfig::new().with_optimizer(Some(optimizer));
+        let frozen = config.init_with(swiglu().no_grad(), 4, &device()).unwrap();
+        let empty = config.init_with(Repeat {}, 4, &device()).unwrap();
+        let alive = config.init_with(swiglu(), 4, &device()).unwrap();
+        for (mut sampler, learns) in [(frozen, false), (empty, false), (alive, true)] {
+            let recorder = Shared::default();
+            sampler.set_observer(Box::new(recorder.clone()));
+            for _ in 0..2 {
+                let output = step(
+                    &mut sampler,
+                    &[row(0, &sampling)],
+                    &[[1.0, 2.0, 3.0, 4.0]],
+                    &[[4.0, 1.0, 0.0, 2.0]],
+                );
+                assert_eq!(output.updates, usize::from(learns));
+            }
+            let losses: Vec<f64> = tokens(&recorder).iter().map(|t| t.loss.unwrap()).collect();
+            let counters = *sampler.counters();
+            assert_eq!(losses[0] != losses[1], learns, "an update that moved nothing");
+            let counted = (counters.updates, counters.rows_learned, counters.mean_loss());
+            if learns {
+                assert_eq!((counted.0, counted.1), (2, 2));
+                close("mean loss", counted.2.unwrap(), (losses[0] + losses[1]) / 2.0);
+                assert_eq!(sampler.finish(), Ok(()));
+            } else {
+                assert_eq!(counted, (0, 0, None));
+                let nothing = TrainError::NothingLearned { eligible: 2, skipped: 0 };
+                assert_eq!(sampler.finish(), Err(nothing));
+            }
+        }
+    }
+}
+
+/// Requests of all kinds: greedy, filtered, plain, cold and hot, joining while others run.
+fn run(seed: u64, sharing: Sharing, observer: Option<Shared>) -> (Vec<Completion>, Counters) {
+    let model = TinyLm::new(seed, &device());
+    let config = SamplerConfig::new().with_sharing(sharing);
+    let sampler = config.init(model.d_model(), &device()).unwrap();
+    let mut decoder = Decoder::new(&model, sampler);
+    if let Some(observer) = observer {
+        decoder = decoder.with_observer(Box::new(observer));
+    }
+    let base = SamplingConfig::default;
+    let settings = [
+        base(),
+        base().with_beta(1.0).with_min_p(0.05),
+        base().with_beta(0.0).with_top_k(5),
+        base().with_beta(2.0).with_temperature(0.0),
+        base().with_temperature(1.5).with_top_p(0.7),
+        base()
+            .with_temperature(0.7)
+            .with_temperature_order(TemperatureOrder::AfterFilters)
+            .with_min_p(0.1)
+            .with_top_k(9),
+    ];
+    for (i, setting) in settings.iter().enumerate() {
+        let request = Request::new(vec![seed as u32 % 64, i as u32])
+            .with_completions(1 + (seed as usize + i) % 3)
+            .with_max_new_tokens(2 + (seed as usize * 7 + i * 5) % 9)
+            .with_seed(seed)
+            .with_sampling(setting.init().unwrap());
+        decoder.submit(request).unwrap();
+        decoder.step().unwrap();
+    }
+    let completions = decoder.run(|_| ControlFlow::Continue(())).unwrap();
+    let counters = *decoder.sampler().counters();
+    (completions, counters)
+}
+
+#[test]
+fn an_observer_changes_nothing() {
+    for seed in 0..3 {
+        let (plain, plain_counters) = run(seed, Sharing::PerPrompt, None);
+        let recorder = Shared::default();
+        let (watched, mut counters) = run(seed, Sharing::PerPrompt, Some(recorder.clone()));
+        let choices = |completions: &[Completion]| -> Vec<Choice> {
+            completions.iter().flat_map(|completion| completion.choices.clone()).collect()
+        };
+        assert_eq!(choices(&plain), choices(&watched)); // bit for bit: f32 are compared as such
+        assert!(!recorder.lock().unwrap().records().is_empty());
+        // What only an observer costs is the one difference.
+        assert_eq!((plain_counters.observed, plain_counters.mass_outside), (0, 0.0));
+        assert_eq!(plain_counters.mean_mass_outside(), None);
+        assert!(counters.mass_outside > 0.0);
+        (counters.observed, counters.mass_outside) = (0, 0.0);
+        assert_eq!(plain_counters, counters);
+    }
+}
+
+#[test]
+fn counters_are_the_sums_of_the_traces() {
+    for (seed, sharing) in [
+        (1, Sharing::PerPrompt),
+        (2, Sharing::Global),
+        (3, Sharing::PerRequest),
+        (4, Sharing::PerPrompt),
+    ] {
+        let recorder = Shared::default();
+        let (completions, counters) = run(seed, sharing, Some(recorder.clone()));
+        let recorder = recorder.lock().unwrap();
+        let traces: Vec<&RowTrace> = recorder.tokens().collect();
+        let steps: Vec<_> = recorder.steps().collect();
+        let count = |holds: &dyn Fn(&RowTrace) -> bool| -> u64 {
+            traces.iter().filter(|trace| holds(trace)).count() as u64
+        };
+        let sum = |number: &dyn Fn(&RowTrace) -> Option<f64>| -> f64 {
+            traces.iter().filter_map(|trace| number(trace)).sum()
+        };
+        let same = |what: &str, got: f64, expected: f64| {
+            assert!((got - expected).abs() <= 1e-6 * expected.abs(), "{what}: {got}, {expected}");
+        };
+        let is = |steering| count(&|trace| trace.steering == steering);
+        assert_eq!(counters.tokens, traces.len() as u64);
+        assert_eq!(counters.observed, counters.tokens);
+        assert_eq!(counters.steps, steps.len() as u64);
+        assert_eq!(counters.steered, is(Steering::Steered));
+        assert_eq!(counters.rows_warming, is(Steering::Warming));
+        assert_eq!(counters.rows_not_finite, is(Steering::NotFinite));
+        assert_eq!(
+            counters.eligible,
+            counters.steered + counters.rows_warming + counters.rows_not_finite
+        );
+        assert_eq!(counters.rows_learned, count(&|trace| trace.loss.is_some()));
+        let changed = |trace: &RowTrace| {
+            trace.steering == Steering::Steered && trace.unsteered_token != Some(trace.token)
+        };
+        assert_eq!(counters.interventions, count(&changed));
+        assert!(counters.interventions > 0, "steering did something");
+        same("candidates", counters.candidates as f64, sum(&|t| Some(t.candidates as f64)));
+        same("mass", counters.mass_outside, sum(&|t| Some(t.mass_outside)));
+        let steered = |t: &RowTrace| t.steering == Steering::Steered;
+        let novelty = |t: &RowTrace| t.novelty.filter(|_| steered(t)).map(f64::from);
+        same("novelty", counters.novelty_sum, sum(&novelty));
+        let relative = |t: &RowTrace| t.relative_novelty.filter(|_| steered(t));
+        same("relative", counters.relative_novelty_sum, sum(&relative));
+        same("loss", counters.loss_sum, sum(&|t| t.loss));
+        assert_eq!(counters.updates, steps.iter().map(|step| step.updates as u64).sum::<u64>());
+        assert_eq!(steps.last().unwrap().counters, counters);
+
+        // One loss per step is that of its rows, and of its slots weighted by their rows.
+        for (at, step) in steps.iter().enumerate() {
+            assert_eq!((step.step, step.counters.steps), (at as u64, at as u64 + 1));
+            let losses: Vec<f64> =
+                traces.iter().filter(|t| t.step == step.step).filter_map(|t| t.loss).collect();
+            assert_eq!(step.slots.iter().map(|s| s.rows).sum::<usize>(), losses.len());
+            assert_eq!(step.updates, step.slots.len(), "one update for each distiller with rows");
+            let Some(loss) = step.loss else {
+                assert!(losses.is_empty());
+                continue;
+            };
+            same("step", loss, losses.iter().sum::<f64>() / losses.len() as f64);
+            let weighted: f64 = step.slots.iter().map(|s| s.loss * s.rows as f64).sum();
+            same("slots", loss, weighted / losses.len() as f64);
+            if sharing == Sharing::Global {
+                assert_eq!(step.slots[0].slot, SlotKey::Everyone);
+            }
+        }
+
+        // And every trace agrees with the choice that the caller was given.
+        for completion in &completions {
+            let mine = traces.iter().filter(|trace| trace.row == completion.row);
+            for ((position, choice), trace) in completion.choices.iter().enumerate().zip(mine) {
+                assert_eq!((trace.position, trace.token), (position as u64, choice.token));
+                assert_eq!(
+                    (trace.log_prob, trace.candidates),
+                    (choice.log_prob, choice.candidates)
+                );
+                assert_eq!(trace.novelty, choice.novelty.map(|novelty| novelty.error));
+                assert!(trace.kl >= 0.0 && trace.rank < trace.candidates);
+                assert!(trace.reference_rank < trace.candidates);
+                if trace.temperature == 0.0 {
+                    assert_eq!(trace.rank, 0, "greedy takes the best");
+                }
+                if trace.steering != Steering::Steered {
+                    assert_eq!((trace.kl, trace.entropy), (0.0, trace.reference_entropy));
+                    assert_eq!(trace.rank, trace.reference_rank);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn closures_observe_and_an_observer_can_be_taken_back() {
+    let sampling = SamplingConfig::default().init().unwrap();
+    let (mut sampler, recorder) = watched();
+    let one = |sampler: &mut Sampler| {
+        step(sampler, &[row(0, &sampling)], &[[1.0, 0.0, 0.0, 0.0]], &[[0.0; 4]]);
+    };
+    one(&mut sampler);
+    sampler.reset();
+    one(&mut sampler);
+    let steps: Vec<u64> = tokens(&recorder).iter().map(|trace| trace.step).collect();
+    assert_eq!(steps, [0, 0], "a reset keeps the observer and counts from 0");
+    let taken = sampler.take_observer();
+    assert!(taken.is_some() && sampler.take_observer().is_none());
+    one(&mut sampler);
+    assert_eq!(tokens(&recorder).len(), 2);
+
+    let count = Arc::new(Mutex::new(0));
+    let inside = count.clone();
+    sampler.set_observer(Box::new(move |_: &RowTrace| *inside.lock().unwrap() += 1));
+    one(&mut sampler);
+    one(&mut sampler);
+    assert_eq!(*count.lock().unwrap(), 2);
+}
+
+#[test]
+fn an_observer_is_shown_tokens_in_the_order_of_the_rows_and_then_the_step() {
+    struct Order(Arc<Mutex<Vec<String>>>);
+    impl Observer for Order {
+        fn token(&mut self, trace: &RowTrace) {
+            self.0.lock().unwrap().push(trace.row.to_string());
+        }
+        fn step(&mut self, trace: &esamp::StepTrace) {
+            self.0.lock().unwrap().push(format!("step {}", trace.step));
+        }
+    }
+    let sampling = SamplingConfig::default().init().unwrap();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let (mut sampler, _) = watched();
+    sampler.set_observer(Box::new(Order(seen.clone())));
+    step(&mut sampler, &[row(8, &sampling), row(3, &sampling)], &[[0.0; 4]; 2], &[[0.0; 4]; 2]);
+    let expected = ["request 8 of prompt 0", "request 3 of prompt 0", "step 0"];
+    assert_eq!(*seen.lock().unwrap(), expected);
+}
