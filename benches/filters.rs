@@ -38,6 +38,8 @@ fn filters(criterion: &mut Criterion) {
                 id: RowId::new(0, row),
                 phase: Phase::Decode,
                 draw: DrawKey::new(0, &[], row),
+                code: None,
+                prompt: &[],
                 generated: &[],
                 sampling: &sampling,
                 allowed: None,

@@ -61,6 +61,7 @@ fn filtered(logits: &[f32], filter: &dyn CandidateFilter) -> Vec<TokenId> {
     let context = RowContext {
         row: RowId::new(0, 0),
         position: 0,
+        prompt: &[],
         generated: &[],
         draw: DrawKey::new(0, &[], 0).at(0),
     };
@@ -76,6 +77,8 @@ fn through_the_sampler(logits: &[f32], config: SamplingConfig) -> usize {
         id: RowId::new(0, 0),
         phase: Phase::Decode,
         draw: DrawKey::new(0, &[], 0),
+        code: None,
+        prompt: &[],
         generated: &[],
         sampling: &sampling,
         allowed: None,

@@ -20,6 +20,7 @@ fn survivors(filters: &[&dyn CandidateFilter], probabilities: &[f32]) -> Vec<Tok
     let context = RowContext {
         row: RowId::new(0, 0),
         position: 0,
+        prompt: &[],
         generated: &[],
         draw: DrawKey::new(0, &[], 0).at(0),
     };
@@ -96,6 +97,8 @@ fn kept_by_the_sampler(
             id: RowId::new(0, row as u64),
             phase: Phase::Decode,
             draw: DrawKey::new(0, &[], row as u64),
+            code: None,
+            prompt: &[],
             generated: &[],
             sampling: &sampling,
             allowed,

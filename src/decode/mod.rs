@@ -201,7 +201,12 @@ impl<M: CausalLm> Decoder<M> {
                 return Err(RequestError::Nothing { setting });
             }
         }
-        for (place, tokens) in [("prompt", &request.prompt), ("stop", &request.stop_tokens)] {
+        let biased: Vec<TokenId> = request.sampling.logit_bias().keys().copied().collect();
+        for (place, tokens) in [
+            ("prompt", &request.prompt),
+            ("stop", &request.stop_tokens),
+            ("logit bias", &biased),
+        ] {
             if let Some(&token) = tokens.iter().find(|&&token| token as usize >= vocab) {
                 return Err(RequestError::UnknownToken { place, token, vocab });
             }

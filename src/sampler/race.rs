@@ -4,10 +4,9 @@ use burn::tensor::{DType, Tensor, TensorData};
 
 use super::{Choice, StepRow};
 use crate::{
-    candidates::{Candidates, Reach, log_sum_exp, pool},
+    candidates::{Candidates, log_sum_exp},
     error::{RowError, StepError},
-    sampling::TemperatureOrder,
-    select::select,
+    select::{Selected, select},
 };
 
 /// The logits of a step on the host.
@@ -26,25 +25,15 @@ impl Logits {
     pub(super) fn row(&self, at: usize) -> &[f32] {
         &self.values[at * self.vocab..(at + 1) * self.vocab]
     }
+
+    pub(super) fn row_mut(&mut self, at: usize) -> &mut [f32] {
+        &mut self.values[at * self.vocab..(at + 1) * self.vocab]
+    }
 }
 
-/// The tokens of one row that its filters leave, on the reference distribution.
-pub(super) fn race(row: &StepRow<'_>, logits: &[f32]) -> Result<Candidates, RowError> {
-    let (before, after) = match row.sampling.temperature_order() {
-        _ if row.sampling.is_greedy() => (1.0, 1.0),
-        TemperatureOrder::BeforeFilters => (row.sampling.temperature(), 1.0),
-        TemperatureOrder::AfterFilters => (1.0, row.sampling.temperature()),
-    };
-    let filters = row.sampling.filters();
-    let reach = filters.first().map_or(Reach::Everything, |filter| filter.reach());
-    let mut candidates = pool(logits, before, row.allowed, reach)?;
-    let context = row.context();
-    for filter in filters {
-        filter.filter(&context, &mut candidates);
-    }
-    candidates.settle();
-    candidates.divide(after);
-    Ok(candidates)
+/// The tokens of one row that its filters leave, on the reference distribution. Logits are as before afterwards.
+pub(super) fn race(row: &StepRow<'_>, logits: &mut [f32]) -> Result<Candidates, RowError> {
+    row.sampling.race(&row.context(), logits, row.allowed)
 }
 
 /// One token from the race.
@@ -56,11 +45,18 @@ pub(super) fn choose(
     if let Some(refused) = candidates.refused() {
         return Err(refused);
     }
-    let (token, log_prob) = select(&candidates, row.context().draw, row.sampling.is_greedy());
+    let Selected { token, log_prob, code } = select(&candidates, row.chooser()?);
     let reference_log_prob = row
         .wants_reference_log_prob
         .then(|| (f64::from(logits[token as usize]) - log_sum_exp(logits)) as f32);
-    Ok(Choice { token, log_prob, reference_log_prob, candidates: candidates.len(), novelty: None })
+    Ok(Choice {
+        token,
+        log_prob,
+        reference_log_prob,
+        candidates: candidates.len(),
+        novelty: None,
+        code: code.or(row.code),
+    })
 }
 
 /// Numbers that have come from the device.
