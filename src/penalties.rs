@@ -132,10 +132,11 @@ mod tests {
 
     #[test]
     fn tokens_that_the_model_does_not_know() {
-        let wording = |penalties, bias: &[(TokenId, f32)], prompt: &[TokenId], generated: &[TokenId]| {
-            let bias = bias.iter().copied().collect();
-            adjustments(&penalties, &bias, prompt, generated, &LOGITS).unwrap_err().to_string()
-        };
+        let wording =
+            |penalties, bias: &[(TokenId, f32)], prompt: &[TokenId], generated: &[TokenId]| {
+                let bias = bias.iter().copied().collect();
+                adjustments(&penalties, &bias, prompt, generated, &LOGITS).unwrap_err().to_string()
+            };
         let off = Penalties::default();
         let repetition = Penalties { repetition: 1.1, ..off };
         let presence = Penalties { presence: 0.1, ..off };
@@ -144,7 +145,10 @@ mod tests {
             "logit bias token 6: expected an id below 6"
         );
         assert_eq!(wording(repetition, &[], &[7], &[]), "prompt token 7: expected an id below 6");
-        assert_eq!(wording(presence, &[], &[7], &[8]), "completion token 8: expected an id below 6");
+        assert_eq!(
+            wording(presence, &[], &[7], &[8]),
+            "completion token 8: expected an id below 6"
+        );
         assert!(adjustments(&off, &BTreeMap::new(), &[7], &[8], &LOGITS).is_ok(), "nobody looks");
     }
 

@@ -46,7 +46,7 @@ pub enum TemperatureOrder {
 ///
 /// ```
 /// use esamp::SamplingConfig;
-/// # use esamp::{ConfigError, DrawKey, RowContext, RowId, TokenId};
+/// # use esamp::{DrawKey, RowContext, RowId, TokenId};
 /// # fn left(config: SamplingConfig) -> Result<Vec<TokenId>, Box<dyn std::error::Error>> {
 /// #     let draw = DrawKey::new(0, &[], 0).at(0);
 /// #     let row = RowContext { row: RowId::new(0, 0), position: 0, prompt: &[], generated: &[], draw };
@@ -67,7 +67,7 @@ pub enum TemperatureOrder {
 ///
 /// ```
 /// use esamp::{SamplingConfig, TemperatureOrder};
-/// # use esamp::{ConfigError, DrawKey, RowContext, RowId, TokenId};
+/// # use esamp::{DrawKey, RowContext, RowId, TokenId};
 /// # fn left(config: SamplingConfig) -> Result<Vec<TokenId>, Box<dyn std::error::Error>> {
 /// #     let draw = DrawKey::new(0, &[], 0).at(0);
 /// #     let row = RowContext { row: RowId::new(0, 0), position: 0, prompt: &[], generated: &[], draw };
@@ -439,11 +439,7 @@ impl Sampling {
     /// # Errors
     ///
     /// [`RowError`], as the step would report it for the row.
-    pub fn candidates(
-        &self,
-        row: &RowContext<'_>,
-        logits: &[f32],
-    ) -> Result<Candidates, RowError> {
+    pub fn candidates(&self, row: &RowContext<'_>, logits: &[f32]) -> Result<Candidates, RowError> {
         let candidates = self.race(row, &mut logits.to_vec(), None)?;
         candidates.refused().map_or(Ok(candidates), Err)
     }

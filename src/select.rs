@@ -140,7 +140,7 @@ mod tests {
             (0.75, 0.5, 0.5, 0.0, 0.5),
             (0.5, 0.5, 0.25, 0.0, 0.0),
             (0.625, 0.5, 0.25, 0.0, 0.5),
-            (0.0, 0.0, 1.0, 0.5, 0.0), // half a step of the grid: below it
+            (0.0, 0.0, 1.0, 0.5, 0.0),  // half a step of the grid: below it
             (0.0, 0.0, 0.5, 0.5, GRID), // and what was below comes up
             (0.5, 0.5, GRID, 0.375, 0.375), // everything known is used up: the digits are the code
             (1.0 - GRID, 0.25, 0.5, 0.0, 1.0 - GRID), // behind the end: never 1

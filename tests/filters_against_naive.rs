@@ -5,8 +5,8 @@
 use burn::tensor::{Device, Tensor, TensorData};
 use esamp::{
     CandidateFilter, Candidates, DrawKey, EpsilonCutoff, EtaCutoff, MinP, Phase, RowContext, RowId,
-    SamplerConfig, Sampling, SamplingConfig, StepInput, StepRow, TiedHead, TokenId, TopK, TopNSigma,
-    TopP, Typical, Xtc,
+    SamplerConfig, Sampling, SamplingConfig, StepInput, StepRow, TiedHead, TokenId, TopK,
+    TopNSigma, TopP, Typical, Xtc,
 };
 use proptest::prelude::*;
 

@@ -7,8 +7,8 @@ mod golden;
 use burn::tensor::{Device, Tensor, TensorData};
 use esamp::{
     CandidateFilter, Candidates, DrawKey, EpsilonCutoff, EtaCutoff, MinP, Phase, RowContext, RowId,
-    SamplerConfig, Sampling, SamplingConfig, StepInput, StepRow, TemperatureOrder, TiedHead, TokenId,
-    TokenMask, TopK, TopNSigma, TopP, Typical, Xtc,
+    SamplerConfig, Sampling, SamplingConfig, StepInput, StepRow, TemperatureOrder, TiedHead,
+    TokenId, TokenMask, TopK, TopNSigma, TopP, Typical, Xtc,
 };
 use golden::Golden;
 

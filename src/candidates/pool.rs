@@ -189,8 +189,8 @@ mod tests {
     use super::*;
     use crate::{
         candidates::{
-            CandidateFilter, EpsilonCutoff, EtaCutoff, MinP, RowContext, TopK, TopNSigma, TopP, Typical,
-            Xtc,
+            CandidateFilter, EpsilonCutoff, EtaCutoff, MinP, RowContext, TopK, TopNSigma, TopP,
+            Typical, Xtc,
         },
         draw::DrawKey,
         id::RowId,

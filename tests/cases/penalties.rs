@@ -6,8 +6,8 @@ use crate::device;
 use burn::tensor::{Device, Tensor, TensorData};
 use esamp::{
     CausalLm, Choice, Decoder, Distiller, DrawKey, Fire, HiddenStates, LmHead, Penalties, Phase,
-    Request, RowContext, RowError, RowId, SamplerConfig, Sampling, SamplingConfig, StepInput, StepRow,
-    TemperatureOrder, TiedHead, TokenId, TokenMask, testing::ScriptedLm,
+    Request, RowContext, RowError, RowId, SamplerConfig, Sampling, SamplingConfig, StepInput,
+    StepRow, TemperatureOrder, TiedHead, TokenId, TokenMask, testing::ScriptedLm,
 };
 
 const D_MODEL: usize = 8;
