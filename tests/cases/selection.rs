@@ -245,7 +245,7 @@ fn steered_rows_cover_the_fused_distribution_evenly() {
             hidden: Some(hidden.clone()),
             lm_head: &head,
         };
-        let mut counts = vec![0.0; VOCAB];
+        let mut counts = [0.0; VOCAB];
         for choice in sampler.step(input).unwrap().choices {
             counts[choice.unwrap().token as usize] += 1.0;
         }
