@@ -25,6 +25,12 @@ fn filters(criterion: &mut Criterion) {
         ("min-p 0.05", plain.clone().with_min_p(0.05)),
         ("top-k 50", plain.clone().with_top_k(50)),
         ("top-p 0.95", plain.clone().with_top_p(0.95)),
+        ("top-n-sigma 1", plain.clone().with_top_n_sigma(1.0)),
+        ("epsilon 6e-4", plain.clone().with_epsilon_cutoff(6e-4)),
+        ("eta 6e-4", plain.clone().with_eta_cutoff(6e-4)),
+        ("typical 0.95", plain.clone().with_typical(0.95)),
+        ("min-p 0.05, xtc 0.1", plain.clone().with_min_p(0.05).with_xtc(0.1, 0.5)),
+        ("min-p 0.05, logit bias", plain.clone().with_min_p(0.05).with_logit_bias(7, 1.0)),
     ];
     let head = TiedHead::new(Tensor::zeros([VOCAB, 1], &device));
     let logits = logits();
@@ -38,6 +44,8 @@ fn filters(criterion: &mut Criterion) {
                 id: RowId::new(0, row),
                 phase: Phase::Decode,
                 draw: DrawKey::new(0, &[], row),
+                code: None,
+                prompt: &[],
                 generated: &[],
                 sampling: &sampling,
                 allowed: None,

@@ -175,6 +175,8 @@ fn own_loop(model: &MyModel) -> Result<(), Box<dyn Error>> {
             id,
             phase: if generated.is_empty() { Phase::FirstToken } else { Phase::Decode },
             draw,
+            code: None,
+            prompt: &prompt,
             generated: &generated,
             sampling: &sampling,
             allowed: None,

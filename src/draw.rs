@@ -24,6 +24,29 @@ impl DrawKey {
         Self(hash.finalize().into())
     }
 
+    /// The code that [`Selection::Arithmetic`](crate::Selection::Arithmetic) gives completion number `completion` of
+    /// `completions`: `(completion / completions + shift) mod 1`, where the shift is one uniform number of (seed, prompt).
+    ///
+    /// In `[0, 1)`, a multiple of 2⁻⁵³. Codes of one prompt are evenly spread; over seeds, each is uniform. The shift is
+    /// a SHA-256 digest, the same on every machine. NaN for 0 completions, which the step refuses.
+    pub fn arithmetic_code(
+        seed: u64,
+        prompt: &[TokenId],
+        completion: u64,
+        completions: u64,
+    ) -> f64 {
+        let mut hash = Sha256::new();
+        hash.update(b"esamp arithmetic shift 1");
+        hash.update(seed.to_le_bytes());
+        for token in prompt {
+            hash.update(token.to_le_bytes());
+        }
+        let digest: [u8; 32] = hash.finalize().into();
+        let [a, b, c, d, e, f, g, h, ..] = digest;
+        let shift = unit(u64::from_le_bytes([a, b, c, d, e, f, g, h]));
+        on_grid((completion as f64 / completions as f64 + shift).fract())
+    }
+
     /// The random numbers of the token at `position` (0 is the completion's first token).
     pub fn at(self, position: u64) -> Draw {
         Draw { key: self, position }
@@ -48,8 +71,19 @@ impl Draw {
 
     /// One number, uniform in `[0, 1)`, with 53 random bits: the one that selects the token.
     pub fn uniform(&self) -> f64 {
-        let bits = self.rng().next_u64() >> 11;
-        bits as f64 * (1.0 / (1u64 << 53) as f64)
+        unit(self.rng().next_u64())
+    }
+
+    /// Numbers of the same row and position that are independent of this draw's own: for a chance that must not be
+    /// decided by the number that selects the token. `purpose` names them; the same name gives the same numbers.
+    ///
+    /// The key is the SHA-256 digest of this draw's key and the name.
+    pub fn apart(&self, purpose: &str) -> Self {
+        let mut hash = Sha256::new();
+        hash.update(b"esamp draw apart 1");
+        hash.update(self.key.0);
+        hash.update(purpose.as_bytes());
+        Self { key: DrawKey(hash.finalize().into()), position: self.position }
     }
 
     /// A generator for those who need more numbers than one. Its first number is the one behind [`Draw::uniform`].
@@ -58,6 +92,19 @@ impl Draw {
         rng.set_stream(self.position);
         rng
     }
+}
+
+/// The steps of the numbers that [`Draw::uniform`] gives.
+pub(crate) const GRID: f64 = 1.0 / (1u64 << 53) as f64;
+
+/// The first 53 of these bits as a number in `[0, 1)`.
+fn unit(bits: u64) -> f64 {
+    (bits >> 11) as f64 * GRID
+}
+
+/// The largest multiple of [`GRID`] that is not above `number`.
+pub(crate) fn on_grid(number: f64) -> f64 {
+    (number / GRID).floor() * GRID
 }
 
 #[cfg(test)]
@@ -73,6 +120,48 @@ mod tests {
             got,
             [0.713_278_517_874_930_8, 0.237_969_625_237_757_44, 0.106_363_339_067_814_14]
         );
+        let codes: Vec<f64> =
+            (0..2).map(|i| DrawKey::arithmetic_code(42, &[1, 2, 3], i, 2)).collect();
+        assert_eq!(codes, [0.458_060_203_722_531_87, 0.958_060_203_722_531_9]);
+        assert_eq!(key.at(0).apart("xtc").uniform(), 0.203_612_101_320_788_55);
+    }
+
+    #[test]
+    fn streams_apart_differ_by_name_and_share_nothing_with_their_origin() {
+        let draws = 4_000;
+        let mut agreement = 0.0;
+        for position in 0..draws {
+            let draw = DrawKey::new(3, &[1], 0).at(position);
+            assert_eq!(draw.apart("a"), draw.apart("a"));
+            let numbers = [draw, draw.apart("a"), draw.apart("b")].map(|d| d.uniform() - 0.5);
+            agreement += numbers[0] * numbers[1] + numbers[1] * numbers[2];
+        }
+        // Each product has mean 0 and standard deviation 1/12; two of them a draw.
+        let deviation = (2.0 * f64::from(draws as u32)).sqrt() / 12.0;
+        assert!(agreement.abs() < 4.0 * deviation, "{agreement}");
+    }
+
+    #[test]
+    fn codes_are_evenly_spread_and_uniform_over_seeds() {
+        let completions = 7;
+        let mut mean = 0.0;
+        let seeds = 3_000;
+        for seed in 0..seeds {
+            let code = |i| DrawKey::arithmetic_code(seed, &[4, 5], i, completions);
+            let mut codes: Vec<f64> = (0..completions).map(code).collect();
+            mean += codes[3] / seeds as f64;
+            codes.sort_by(f64::total_cmp);
+            assert!(codes[0] >= 0.0 && codes[6] < 1.0);
+            for pair in codes.windows(2) {
+                assert!((pair[1] - pair[0] - 1.0 / 7.0).abs() < 1e-15);
+            }
+            assert!(codes.iter().all(|&code| on_grid(code) == code));
+        }
+        // The standard deviation of the mean is 0.0053.
+        assert!((mean - 0.5).abs() < 0.02, "{mean}");
+        let other = DrawKey::arithmetic_code(0, &[5, 4], 0, 1);
+        assert_ne!(other, DrawKey::arithmetic_code(0, &[4, 5], 0, 1), "the prompt shifts");
+        assert!(DrawKey::arithmetic_code(0, &[], 0, 0).is_nan());
     }
 
     #[test]

@@ -194,6 +194,33 @@ pub enum RowError {
         /// Size of the mask.
         got: usize,
     },
+    /// A logit is to be biased, or a token of the prompt or the completion penalised, that the model does not know.
+    #[error("{place} token {token}: expected an id below {vocab}")]
+    UnknownToken {
+        /// Where it stands: "logit bias", "prompt" or "completion".
+        place: &'static str,
+        /// The id.
+        token: TokenId,
+        /// Number of tokens in the vocabulary.
+        vocab: usize,
+    },
+    /// A filter was run without the statistics of the row.
+    #[error(
+        "{filter}: expected statistics of the row, got none (a filter that wraps it has to pass on `uses_row_stats`)"
+    )]
+    RowStatsMissing {
+        /// The filter.
+        filter: &'static str,
+    },
+    /// A row is to be selected arithmetically and came without its code.
+    #[error("arithmetic code: expected that of the row's last choice, got none")]
+    CodeMissing,
+    /// A row's arithmetic code cannot be one.
+    #[error("arithmetic code: expected a number in [0, 1), got {got}")]
+    Code {
+        /// The code that came.
+        got: f64,
+    },
     /// A reweighter or a filter produced something that cannot be a score.
     #[error("score of token {token}: expected a number, got {got}")]
     Score {
@@ -278,7 +305,7 @@ pub enum RequestError {
     /// A token id that is not in the vocabulary.
     #[error("{place} token {token}: expected an id below {vocab}")]
     UnknownToken {
-        /// Where it stands: "prompt" or "stop".
+        /// Where it stands: "prompt", "stop" or "logit bias".
         place: &'static str,
         /// The id.
         token: TokenId,

@@ -8,6 +8,7 @@ mod decode;
 mod distiller;
 mod draw;
 mod error;
+mod fire;
 #[cfg(test)]
 #[path = "../tests/golden/mod.rs"]
 mod golden;
@@ -18,6 +19,7 @@ mod id;
 pub mod llama;
 mod lm_head;
 mod novelty;
+mod penalties;
 pub mod prelude;
 mod sampler;
 mod sampling;
@@ -30,8 +32,8 @@ mod train;
 
 pub use bank::{AdaptiveConfig, AdaptiveStart, Sharing, SlotKey};
 pub use candidates::{
-    Candidate, CandidateFilter, Candidates, FilterConfig, MinP, Reach, RowContext, TokenMask, TopK,
-    TopP,
+    Candidate, CandidateFilter, Candidates, EpsilonCutoff, EtaCutoff, FilterConfig, MinP, Reach,
+    RowContext, RowStats, TokenMask, TopK, TopNSigma, TopP, Typical, Xtc,
 };
 pub use causal_lm::{CausalLm, KvCache};
 pub use decode::{
@@ -47,14 +49,17 @@ pub use error::LoadError;
 pub use error::{
     ConfigError, RequestError, RowError, StepError, TextError, TraceError, TrainError,
 };
+pub use fire::Fire;
 pub use hidden::HiddenStates;
 pub use id::{PromptId, RequestId, RowId, TokenId};
 pub use lm_head::{LmHead, TiedHead};
 pub use novelty::{Extrapolate, NoveltyReweighter};
+pub use penalties::Penalties;
 pub use sampler::{
     Choice, DistillerConfig, Novelty, Phase, Sampler, SamplerConfig, StepInput, StepOutput, StepRow,
 };
 pub use sampling::{Sampling, SamplingConfig, TemperatureOrder};
+pub use select::Selection;
 pub use tap::{HiddenStateTap, NoTap, PairTap, TapSite};
 pub use telemetry::{
     Counters, Observer, Recorder, RowTrace, SlotTrace, Steering, StepTrace, TraceReader,

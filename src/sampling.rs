@@ -1,13 +1,20 @@
-//! How one row's token is chosen: temperature, filters, reweighter.
+//! How one row's token is chosen: penalties, temperature, filters, reweighter, selection.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    candidates::{CandidateFilter, FilterConfig, MinP, TopK, TopP},
-    error::ConfigError,
+    candidates::{
+        CandidateFilter, Candidates, EpsilonCutoff, EtaCutoff, FilterConfig, MinP, Reach,
+        RowContext, TokenMask, TopK, TopNSigma, TopP, Typical, Xtc, pool,
+    },
+    error::{ConfigError, RowError},
+    fire::Fire,
+    id::TokenId,
     novelty::{Extrapolate, NoveltyReweighter},
+    penalties::{Penalties, adjustments, check_bias},
+    select::Selection,
 };
 
 /// What the temperature is applied to.
@@ -31,6 +38,49 @@ pub enum TemperatureOrder {
 /// assert!(explore.init().is_ok());
 /// assert!(explore.with_beta(-1.0).init().is_err());
 /// ```
+///
+/// # Order
+///
+/// [Penalties and bias](Penalties) change the logits first, then filters run in the order of their list, then the
+/// reweighter, then the selection. Two orders are yours, and they decide who is left. That of the filters:
+///
+/// ```
+/// use esamp::SamplingConfig;
+/// # use esamp::{DrawKey, RowContext, RowId, TokenId};
+/// # fn left(config: SamplingConfig) -> Result<Vec<TokenId>, Box<dyn std::error::Error>> {
+/// #     let draw = DrawKey::new(0, &[], 0).at(0);
+/// #     let row = RowContext { row: RowId::new(0, 0), position: 0, prompt: &[], generated: &[], draw };
+/// #     let candidates = config.init()?.candidates(&row, &[0.4f32, 0.3, 0.2, 0.1].map(f32::ln))?;
+/// #     Ok(candidates.as_slice().iter().map(|candidate| candidate.token).collect())
+/// # }
+///
+/// // Four tokens of probability .4, .3, .2 and .1.
+/// let config = SamplingConfig::default();
+/// // Half of the mass is reached by the second token.
+/// assert_eq!(left(config.clone().with_top_p(0.5).with_top_k(2))?, [0, 1]);
+/// // Of the best two the first has four sevenths: it is enough alone.
+/// assert_eq!(left(config.with_top_k(2).with_top_p(0.5))?, [0]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// And that of the temperature:
+///
+/// ```
+/// use esamp::{SamplingConfig, TemperatureOrder};
+/// # use esamp::{DrawKey, RowContext, RowId, TokenId};
+/// # fn left(config: SamplingConfig) -> Result<Vec<TokenId>, Box<dyn std::error::Error>> {
+/// #     let draw = DrawKey::new(0, &[], 0).at(0);
+/// #     let row = RowContext { row: RowId::new(0, 0), position: 0, prompt: &[], generated: &[], draw };
+/// #     let candidates = config.init()?.candidates(&row, &[0.4f32, 0.3, 0.2, 0.1].map(f32::ln))?;
+/// #     Ok(candidates.as_slice().iter().map(|candidate| candidate.token).collect())
+/// # }
+///
+/// // At T = 2 the four are .33, .28, .23 and .16: three of them hold 0.65. Without temperature two do.
+/// let config = SamplingConfig::default().with_temperature(2.0).with_top_p(0.65);
+/// assert_eq!(left(config.clone())?, [0, 1, 2]);
+/// assert_eq!(left(config.with_temperature_order(TemperatureOrder::AfterFilters))?, [0, 1]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SamplingConfig {
     /// The temperature: 0 or at least [`Sampling::LOWEST_TEMPERATURE`]; 0 takes the best token after reweighting. One temperature for the reference and
@@ -42,6 +92,19 @@ pub struct SamplingConfig {
     pub filters: Vec<FilterConfig>,
     /// The exploration strength β; 0 is plain sampling.
     pub beta: f32,
+    /// How tokens that have occurred are held back.
+    #[serde(default)]
+    pub penalties: Penalties,
+    /// What is added to the logits of single tokens, in nats, finite; to the reference and the expected logit alike
+    /// ([`Penalties`]). A token that the model does not know is an error of the request or the row.
+    #[serde(default)]
+    pub logit_bias: BTreeMap<TokenId, f32>,
+    /// A hot start.
+    #[serde(default)]
+    pub fire: Option<Fire>,
+    /// Where the number comes from that selects the token.
+    #[serde(default)]
+    pub selection: Selection,
 }
 
 impl SamplingConfig {
@@ -59,6 +122,10 @@ impl Default for SamplingConfig {
             temperature_order: TemperatureOrder::default(),
             filters: Vec::new(),
             beta: Self::DEFAULT_BETA,
+            penalties: Penalties::default(),
+            logit_bias: BTreeMap::new(),
+            fire: None,
+            selection: Selection::default(),
         }
     }
 }
@@ -103,6 +170,55 @@ impl SamplingConfig {
         self.with_filter(FilterConfig::MinP(MinP { p }))
     }
 
+    /// Adds a [`TopNSigma`] filter behind those that are there.
+    pub fn with_top_n_sigma(self, n: f32) -> Self {
+        self.with_filter(FilterConfig::TopNSigma(TopNSigma { n }))
+    }
+
+    /// Adds a [`Typical`] filter behind those that are there.
+    pub fn with_typical(self, mass: f32) -> Self {
+        self.with_filter(FilterConfig::Typical(Typical { mass }))
+    }
+
+    /// Adds an [`EpsilonCutoff`] filter behind those that are there.
+    pub fn with_epsilon_cutoff(self, epsilon: f32) -> Self {
+        self.with_filter(FilterConfig::EpsilonCutoff(EpsilonCutoff { epsilon }))
+    }
+
+    /// Adds an [`EtaCutoff`] filter behind those that are there.
+    pub fn with_eta_cutoff(self, epsilon: f32) -> Self {
+        self.with_filter(FilterConfig::EtaCutoff(EtaCutoff { epsilon }))
+    }
+
+    /// Adds an [`Xtc`] filter behind those that are there.
+    pub fn with_xtc(self, threshold: f32, probability: f32) -> Self {
+        self.with_filter(FilterConfig::Xtc(Xtc { threshold, probability }))
+    }
+
+    /// Sets all [`Penalties`].
+    pub fn with_penalties(mut self, penalties: Penalties) -> Self {
+        self.penalties = penalties;
+        self
+    }
+
+    /// Sets the bias of one token, in nats.
+    pub fn with_logit_bias(mut self, token: TokenId, bias: f32) -> Self {
+        self.logit_bias.insert(token, bias);
+        self
+    }
+
+    /// Sets a hot start.
+    pub fn with_fire(mut self, fire: Fire) -> Self {
+        self.fire = Some(fire);
+        self
+    }
+
+    /// Sets where the number comes from that selects the token.
+    pub fn with_selection(mut self, selection: Selection) -> Self {
+        self.selection = selection;
+        self
+    }
+
     /// Checks the settings and makes them ready for use.
     ///
     /// # Errors
@@ -111,12 +227,25 @@ impl SamplingConfig {
     pub fn init(&self) -> Result<Sampling, ConfigError> {
         let mut sampling = Sampling::new(Extrapolate { beta: self.beta })?
             .with_temperature(self.temperature)?
-            .with_temperature_order(self.temperature_order);
+            .with_temperature_order(self.temperature_order)
+            .with_penalties(self.penalties)?
+            .with_selection(self.selection);
+        for (&token, &bias) in &self.logit_bias {
+            sampling = sampling.with_logit_bias(token, bias)?;
+        }
+        if let Some(fire) = self.fire {
+            sampling = sampling.with_fire(fire)?;
+        }
         for filter in &self.filters {
             sampling = match *filter {
                 FilterConfig::TopK(filter) => sampling.with_filter(filter),
                 FilterConfig::TopP(filter) => sampling.with_filter(filter),
                 FilterConfig::MinP(filter) => sampling.with_filter(filter),
+                FilterConfig::TopNSigma(filter) => sampling.with_filter(filter),
+                FilterConfig::Typical(filter) => sampling.with_filter(filter),
+                FilterConfig::EpsilonCutoff(filter) => sampling.with_filter(filter),
+                FilterConfig::EtaCutoff(filter) => sampling.with_filter(filter),
+                FilterConfig::Xtc(filter) => sampling.with_filter(filter),
             }?;
         }
         Ok(sampling)
@@ -132,6 +261,10 @@ pub struct Sampling {
     temperature_order: TemperatureOrder,
     filters: Vec<Arc<dyn CandidateFilter>>,
     reweighter: Arc<dyn NoveltyReweighter>,
+    penalties: Penalties,
+    logit_bias: Arc<BTreeMap<TokenId, f32>>,
+    fire: Option<Fire>,
+    selection: Selection,
 }
 
 impl Default for Sampling {
@@ -142,6 +275,10 @@ impl Default for Sampling {
             temperature_order: TemperatureOrder::default(),
             filters: Vec::new(),
             reweighter: Arc::new(Extrapolate { beta: SamplingConfig::DEFAULT_BETA }),
+            penalties: Penalties::default(),
+            logit_bias: Arc::default(),
+            fire: None,
+            selection: Selection::default(),
         }
     }
 }
@@ -199,9 +336,56 @@ impl Sampling {
         Ok(self)
     }
 
-    /// The temperature; 0 is greedy.
+    /// Sets all [`Penalties`].
+    ///
+    /// # Errors
+    ///
+    /// What [`Penalties::validate`] finds.
+    pub fn with_penalties(mut self, penalties: Penalties) -> Result<Self, ConfigError> {
+        penalties.validate()?;
+        self.penalties = penalties;
+        Ok(self)
+    }
+
+    /// Sets the bias of one token, in nats ([`SamplingConfig::logit_bias`]).
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::OutOfRange`] for a bias that is not finite; a [`TokenMask`] is what bans tokens.
+    pub fn with_logit_bias(mut self, token: TokenId, bias: f32) -> Result<Self, ConfigError> {
+        check_bias(bias)?;
+        Arc::make_mut(&mut self.logit_bias).insert(token, bias);
+        Ok(self)
+    }
+
+    /// Sets a hot start.
+    ///
+    /// # Errors
+    ///
+    /// What [`Fire::validate`] finds.
+    pub fn with_fire(mut self, fire: Fire) -> Result<Self, ConfigError> {
+        fire.validate()?;
+        self.fire = Some(fire);
+        Ok(self)
+    }
+
+    /// Sets where the number comes from that selects the token.
+    pub fn with_selection(mut self, selection: Selection) -> Self {
+        self.selection = selection;
+        self
+    }
+
+    /// The temperature behind a [hot start](Fire), if there is one; 0 is greedy.
     pub fn temperature(&self) -> f32 {
         self.temperature
+    }
+
+    /// The temperature of the token at `position` (0 is the completion's first); 0 is greedy.
+    pub fn temperature_at(&self, position: u64) -> f32 {
+        match self.fire {
+            Some(fire) if position < fire.tokens => fire.temperature,
+            _ => self.temperature,
+        }
     }
 
     /// The place of the temperature.
@@ -219,13 +403,84 @@ impl Sampling {
         &*self.reweighter
     }
 
-    /// What logits are divided by before scores are compared: the temperature, or 1 for a greedy row.
-    pub(crate) fn divisor(&self) -> f32 {
-        if self.is_greedy() { 1.0 } else { self.temperature }
+    /// The penalties.
+    pub fn penalties(&self) -> &Penalties {
+        &self.penalties
     }
 
-    /// Whether the token is the best one instead of a random one.
+    /// What is added to the logits of single tokens.
+    pub fn logit_bias(&self) -> &BTreeMap<TokenId, f32> {
+        &self.logit_bias
+    }
+
+    /// The hot start, if there is one.
+    pub fn fire(&self) -> Option<Fire> {
+        self.fire
+    }
+
+    /// Where the number comes from that selects the token.
+    pub fn selection(&self) -> Selection {
+        self.selection
+    }
+
+    /// What logits are divided by before scores are compared: the temperature, or 1 for a greedy token.
+    pub(crate) fn divisor_at(&self, position: u64) -> f32 {
+        if self.is_greedy_at(position) { 1.0 } else { self.temperature_at(position) }
+    }
+
+    /// Whether tokens behind a [hot start](Fire), if there is one, are the best ones instead of random ones.
     pub fn is_greedy(&self) -> bool {
         self.temperature == 0.0
+    }
+
+    /// Whether the token at `position` is the best one instead of a random one.
+    pub fn is_greedy_at(&self, position: u64) -> bool {
+        self.temperature_at(position) == 0.0
+    }
+
+    /// What penalties, temperature and filters leave of a row of logits: the race that the reweighter finds, with
+    /// expected logits still 0. [`Sampler::step`](crate::Sampler::step) does this for every row; here it can be seen
+    /// without one. Copies the row.
+    ///
+    /// # Errors
+    ///
+    /// [`RowError`], as the step would report it for the row.
+    pub fn candidates(&self, row: &RowContext<'_>, logits: &[f32]) -> Result<Candidates, RowError> {
+        let candidates = self.race(row, &mut logits.to_vec(), None)?;
+        candidates.refused().map_or(Ok(candidates), Err)
+    }
+
+    /// [`candidates`](Self::candidates) under a mask, without a copy: adjusted logits are put back.
+    pub(crate) fn race(
+        &self,
+        row: &RowContext<'_>,
+        logits: &mut [f32],
+        allowed: Option<&TokenMask>,
+    ) -> Result<Candidates, RowError> {
+        let divisor = self.divisor_at(row.position);
+        let (before, after) = match self.temperature_order {
+            TemperatureOrder::BeforeFilters => (divisor, 1.0),
+            TemperatureOrder::AfterFilters => (1.0, divisor),
+        };
+        let reach = self.filters.first().map_or(Reach::Everything, |filter| filter.reach());
+        let wants_stats = self.filters.iter().any(|filter| filter.uses_row_stats());
+        let mut deltas =
+            adjustments(&self.penalties, &self.logit_bias, row.prompt, row.generated, logits)?;
+        let before_them: Vec<f32> =
+            deltas.iter().map(|&(token, _)| logits[token as usize]).collect();
+        deltas.iter().for_each(|&(token, delta)| logits[token as usize] += delta);
+        let pooled = pool(logits, before, allowed, reach, wants_stats);
+        for (&(token, _), logit) in deltas.iter().zip(before_them) {
+            logits[token as usize] = logit;
+        }
+        let mut candidates = pooled?;
+        for filter in &self.filters {
+            filter.filter(row, &mut candidates);
+        }
+        candidates.settle();
+        candidates.divide(after);
+        deltas.iter_mut().for_each(|(_, delta)| *delta /= divisor);
+        candidates.set_adjustments(deltas);
+        Ok(candidates)
     }
 }

@@ -1,15 +1,83 @@
 //! One token from the race.
 
-use crate::{candidates::Candidates, draw::Draw, id::TokenId};
+use serde::{Deserialize, Serialize};
 
-/// Chooses a token and gives its log-probability among the candidates, in nats.
-///
-/// Greedy takes the best one. Otherwise the cumulated probabilities of the candidates, best first and in `f64`, are
-/// compared with the draw's one uniform number.
-pub(crate) fn select(candidates: &Candidates, draw: Draw, greedy: bool) -> (TokenId, f32) {
+use crate::{
+    candidates::Candidates,
+    draw::{Draw, GRID, on_grid},
+    id::TokenId,
+};
+
+/// Where the number comes from that selects a token, for rows that are not greedy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Selection {
+    /// From the row's own random stream: completions are independent.
+    #[default]
+    Random,
+    /// From a code that the row carries through its completion; the codes of a prompt's completions are evenly spread
+    /// over `[0, 1)` (Vilnis et al., *Arithmetic Sampling: Parallel Diverse Decoding for Large Language Models*,
+    /// arXiv 2210.15458).
+    ///
+    /// A step takes the token whose interval of the cumulated probabilities holds the code, then stretches that interval
+    /// to `[0, 1)`, and the code with it. Each completion alone is a fair sample; together they repeat each other less:
+    /// as long as rows have the same distribution, K of them choose a token of probability p between `K·p − 1` and
+    /// `K·p + 1` times. A completion's tokens then depend on K as well.
+    ///
+    /// A code is a real number of which 53 binary digits are known at any time. Those that a step uses up are replaced
+    /// by random ones, from `draw.apart("arithmetic")`: codes do not run dry, however long the completion.
+    Arithmetic,
+}
+
+/// How the token of a row is to be chosen.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Chooser {
+    /// The best one.
+    Greedy,
+    /// By the draw's one uniform number.
+    Random(Draw),
+    /// By this code in `[0, 1)`, with fresh digits from the draw.
+    Arithmetic(f64, Draw),
+}
+
+/// What was chosen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Selected {
+    pub(crate) token: TokenId,
+    /// Log-probability of the token among the candidates, in nats.
+    pub(crate) log_prob: f32,
+    /// The code for the next token.
+    pub(crate) code: Option<f64>,
+}
+
+/// Chooses a token. A number in `[0, 1)` is compared with the cumulated probabilities of the candidates, best first and
+/// in `f64`.
+pub(crate) fn select(candidates: &Candidates, chooser: Chooser) -> Selected {
     let probabilities = candidates.probabilities();
-    let chosen = if greedy { 0 } else { invert(&probabilities, draw.uniform()) };
-    (candidates.as_slice()[chosen].token, probabilities[chosen].ln() as f32)
+    let chosen = match chooser {
+        Chooser::Greedy => 0,
+        Chooser::Random(draw) => invert(&probabilities, draw.uniform()),
+        Chooser::Arithmetic(code, _) => invert(&probabilities, code),
+    };
+    let code = match chooser {
+        Chooser::Arithmetic(code, draw) => {
+            let below = probabilities[..chosen].iter().sum();
+            let digits = draw.apart("arithmetic").uniform();
+            Some(stretch(code, below, probabilities[chosen], digits))
+        }
+        Chooser::Greedy | Chooser::Random(_) => None,
+    };
+    let log_prob = probabilities[chosen].ln() as f32;
+    Selected { token: candidates.as_slice()[chosen].token, log_prob, code }
+}
+
+/// The code's place in the interval `[below, below + width)` that holds it, as a number in `[0, 1)` on the grid; `digits`
+/// in `[0, 1)` stands for those of the code that come after the grid's.
+fn stretch(code: f64, below: f64, width: f64, digits: f64) -> f64 {
+    // Apart, so that rounding does not carry from the new digits into those that are known.
+    let stretched = on_grid((code - below) / width) + on_grid(digits * GRID / width);
+    // Rounding, and the last token where the sum of all falls short of 1, may leave the interval.
+    stretched.clamp(0.0, 1.0 - GRID)
 }
 
 /// The first place at which the cumulated probabilities exceed `uniform`; the last one that can be drawn where rounding
@@ -47,7 +115,8 @@ mod tests {
         let draws = 20_000;
         for position in 0..draws {
             let draw = DrawKey::new(1, &[4, 5], 0).at(position);
-            counts[select(&candidates, draw, false).0 as usize] += 1.0 / draws as f64;
+            let token = select(&candidates, Chooser::Random(draw)).token;
+            counts[token as usize] += 1.0 / draws as f64;
         }
         // Standard deviation of a share is below 0.0035.
         for (count, p) in counts.iter().zip([0.1, 0.6, 0.3]) {
@@ -58,9 +127,47 @@ mod tests {
     #[test]
     fn greedy_takes_the_best() {
         let candidates = Candidates::from_logits(&[0.0, 1.0, 0.5]).unwrap();
-        let (token, log_prob) = select(&candidates, DrawKey::new(0, &[], 0).at(0), true);
-        assert_eq!(token, 1);
+        let Selected { token, log_prob, code } = select(&candidates, Chooser::Greedy);
+        assert_eq!((token, code), (1, None));
         let total = 1.0f32.exp() + 0.5f32.exp() + 1.0;
         assert!((log_prob - (1.0 - total.ln())).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_code_is_stretched_with_its_interval() {
+        // (code, below, width, digits): what is left, by hand.
+        for (code, below, width, digits, left) in [
+            (0.75, 0.5, 0.5, 0.0, 0.5),
+            (0.5, 0.5, 0.25, 0.0, 0.0),
+            (0.625, 0.5, 0.25, 0.0, 0.5),
+            (0.0, 0.0, 1.0, 0.5, 0.0),  // half a step of the grid: below it
+            (0.0, 0.0, 0.5, 0.5, GRID), // and what was below comes up
+            (0.5, 0.5, GRID, 0.375, 0.375), // everything known is used up: the digits are the code
+            (1.0 - GRID, 0.25, 0.5, 0.0, 1.0 - GRID), // behind the end: never 1
+        ] {
+            assert_eq!(stretch(code, below, width, digits), left, "{code} {below} {width}");
+        }
+    }
+
+    /// Two tokens of probability ½ read the code's binary digits one by one.
+    #[test]
+    fn an_arithmetic_code_is_read_digit_by_digit_and_does_not_run_dry() {
+        let candidates = Candidates::from_logits(&[0.0, 0.0]).unwrap();
+        let (mut ones, steps) = (0u32, 4_000u32);
+        let mut code = DrawKey::arithmetic_code(8, &[1], 0, 1);
+        let digits = (code / GRID) as u64;
+        for step in 0..steps {
+            let draw = DrawKey::new(8, &[1], 0).at(u64::from(step));
+            let selected = select(&candidates, Chooser::Arithmetic(code, draw));
+            if step < 53 {
+                assert_eq!(u64::from(selected.token), digits >> (52 - step) & 1, "digit {step}");
+            } else {
+                ones += selected.token;
+            }
+            code = selected.code.unwrap();
+            assert!((0.0..1.0).contains(&code));
+        }
+        let (mean, deviation) = (f64::from(steps - 53) / 2.0, f64::from(steps - 53).sqrt() / 2.0);
+        assert!((f64::from(ones) - mean).abs() < 4.0 * deviation, "{ones} of {mean}");
     }
 }

@@ -4,8 +4,9 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 use esamp::{
-    CandidateFilter, Candidates, DrawKey, MinP, Phase, RowContext, RowId, SamplerConfig, Sampling,
-    SamplingConfig, StepInput, StepRow, TiedHead, TokenId, TopK, TopP,
+    CandidateFilter, Candidates, DrawKey, EpsilonCutoff, EtaCutoff, MinP, Phase, RowContext, RowId,
+    SamplerConfig, Sampling, SamplingConfig, StepInput, StepRow, TiedHead, TokenId, TopK,
+    TopNSigma, TopP, Typical, Xtc,
 };
 use proptest::prelude::*;
 
@@ -45,6 +46,65 @@ fn naive_min_p(logits: &[f32], p: f64) -> Vec<TokenId> {
     all.into_iter().filter(|(_, q)| *q >= p * best).map(|(token, _)| token).collect()
 }
 
+/// `None` where a token is so near to the border that rounding decides.
+fn naive_top_n_sigma(logits: &[f32], n: f64) -> Option<Vec<TokenId>> {
+    let finite: Vec<f64> = logits.iter().map(|&l| f64::from(l)).filter(|l| l.is_finite()).collect();
+    let count = finite.len() as f64;
+    let mean = finite.iter().sum::<f64>() / count;
+    let sigma = (finite.iter().map(|l| (l - mean).powi(2)).sum::<f64>() / count).sqrt();
+    let least = finite.iter().copied().fold(f64::MIN, f64::max) - n * sigma;
+    if finite.iter().any(|l| (l - least).abs() < 1e-4) {
+        return None;
+    }
+    let kept = ranked(logits).into_iter().map(|(token, _)| token);
+    Some(kept.filter(|&token| f64::from(logits[token as usize]) >= least).collect())
+}
+
+fn naive_entropy(all: &[(TokenId, f64)]) -> f64 {
+    -all.iter().map(|(_, p)| p * p.ln()).sum::<f64>()
+}
+
+fn naive_typical(logits: &[f32], tau: f64) -> Vec<TokenId> {
+    let all = ranked(logits);
+    let entropy = naive_entropy(&all);
+    let mut by_distance = all.clone();
+    by_distance.sort_by(|a, b| {
+        let [a, b] = [a, b].map(|(_, p)| (-p.ln() - entropy).abs());
+        a.partial_cmp(&b).unwrap() // stable: of equals the best, then the first
+    });
+    let mut kept = Vec::new();
+    let mut mass = 0.0;
+    for (token, p) in by_distance {
+        if mass >= tau {
+            break;
+        }
+        mass += p;
+        kept.push(token);
+    }
+    all.into_iter().map(|(token, _)| token).filter(|token| kept.contains(token)).collect()
+}
+
+fn naive_epsilon(logits: &[f32], epsilon: f64) -> Vec<TokenId> {
+    let all = ranked(logits);
+    let best = all[0].0;
+    let kept: Vec<TokenId> =
+        all.into_iter().filter(|(_, p)| *p > epsilon).map(|(token, _)| token).collect();
+    if kept.is_empty() { vec![best] } else { kept }
+}
+
+fn naive_eta(logits: &[f32], epsilon: f64) -> Vec<TokenId> {
+    let entropy = naive_entropy(&ranked(logits));
+    naive_epsilon(logits, epsilon.min(epsilon.sqrt() * (-entropy).exp()))
+}
+
+/// With probability 1.
+fn naive_xtc(logits: &[f32], threshold: f64) -> Vec<TokenId> {
+    let all = ranked(logits);
+    let top = all.iter().filter(|(_, p)| *p >= threshold).count();
+    let dropped = if top >= 2 { top - 1 } else { 0 };
+    all.into_iter().skip(dropped).map(|(token, _)| token).collect()
+}
+
 /// Rows with ties, masked tokens and a wide range.
 fn row() -> impl Strategy<Value = Vec<f32>> {
     let logit = prop_oneof![
@@ -61,6 +121,7 @@ fn filtered(logits: &[f32], filter: &dyn CandidateFilter) -> Vec<TokenId> {
     let context = RowContext {
         row: RowId::new(0, 0),
         position: 0,
+        prompt: &[],
         generated: &[],
         draw: DrawKey::new(0, &[], 0).at(0),
     };
@@ -76,6 +137,8 @@ fn through_the_sampler(logits: &[f32], config: SamplingConfig) -> usize {
         id: RowId::new(0, 0),
         phase: Phase::Decode,
         draw: DrawKey::new(0, &[], 0),
+        code: None,
+        prompt: &[],
         generated: &[],
         sampling: &sampling,
         allowed: None,
@@ -118,6 +181,50 @@ proptest! {
         let expected = naive_min_p(&logits, f64::from(p));
         prop_assert_eq!(&filtered(&logits, &MinP { p }), &expected);
         let config = SamplingConfig::default().with_min_p(p);
+        prop_assert_eq!(through_the_sampler(&logits, config), expected.len());
+    }
+
+    #[test]
+    fn top_n_sigma(logits in row(), n in 0.0f32..4.0, temperature in 0.3f32..3.0) {
+        let Some(expected) = naive_top_n_sigma(&logits, f64::from(n)) else {
+            return Ok(());
+        };
+        prop_assert_eq!(&filtered(&logits, &TopNSigma { n }), &expected);
+        let config = SamplingConfig::default().with_top_n_sigma(n).with_temperature(temperature);
+        prop_assert_eq!(through_the_sampler(&logits, config), expected.len());
+    }
+
+    #[test]
+    fn typical(logits in row(), mass in 0.001f32..0.999) {
+        let expected = naive_typical(&logits, f64::from(mass));
+        prop_assert_eq!(&filtered(&logits, &Typical { mass }), &expected);
+        let config = SamplingConfig::default().with_typical(mass);
+        prop_assert_eq!(through_the_sampler(&logits, config), expected.len());
+    }
+
+    #[test]
+    fn epsilon_cutoff(logits in row(), exponent in -12.0f32..-0.001) {
+        let epsilon = exponent.exp();
+        let expected = naive_epsilon(&logits, f64::from(epsilon));
+        prop_assert_eq!(&filtered(&logits, &EpsilonCutoff { epsilon }), &expected);
+        let config = SamplingConfig::default().with_epsilon_cutoff(epsilon);
+        prop_assert_eq!(through_the_sampler(&logits, config), expected.len());
+    }
+
+    #[test]
+    fn eta_cutoff(logits in row(), exponent in -12.0f32..-0.001) {
+        let epsilon = exponent.exp();
+        let expected = naive_eta(&logits, f64::from(epsilon));
+        prop_assert_eq!(&filtered(&logits, &EtaCutoff { epsilon }), &expected);
+        let config = SamplingConfig::default().with_eta_cutoff(epsilon);
+        prop_assert_eq!(through_the_sampler(&logits, config), expected.len());
+    }
+
+    #[test]
+    fn xtc(logits in row(), threshold in 0.001f32..0.5) {
+        let expected = naive_xtc(&logits, f64::from(threshold));
+        prop_assert_eq!(&filtered(&logits, &Xtc { threshold, probability: 1.0 }), &expected);
+        let config = SamplingConfig::default().with_xtc(threshold, 1.0);
         prop_assert_eq!(through_the_sampler(&logits, config), expected.len());
     }
 }

@@ -122,6 +122,7 @@ fn the_nucleus_is_that_of_pytorch() {
         let context = RowContext {
             row: RowId::new(0, 0),
             position: 0,
+            prompt: &[],
             generated: &[],
             draw: DrawKey::new(0, &[], 0).at(0),
         };

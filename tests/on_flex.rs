@@ -12,8 +12,12 @@ mod decode_loop;
 mod golden;
 #[path = "cases/gradients.rs"]
 mod gradients;
+#[path = "cases/penalties.rs"]
+mod penalties;
 #[path = "cases/sampler_step.rs"]
 mod sampler_step;
+#[path = "cases/selection.rs"]
+mod selection;
 #[path = "cases/telemetry.rs"]
 mod telemetry;
 

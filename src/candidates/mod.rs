@@ -1,20 +1,32 @@
 //! The tokens that are still in the race for one row, and the filters that narrow them down.
 
+mod epsilon_cutoff;
+mod eta_cutoff;
 mod mask;
 mod min_p;
 mod pool;
+mod stats;
 mod top_k;
+mod top_n_sigma;
 mod top_p;
+mod typical;
+mod xtc;
 
 use std::fmt::Debug;
 
 use serde::{Deserialize, Serialize};
 
+pub use epsilon_cutoff::EpsilonCutoff;
+pub use eta_cutoff::EtaCutoff;
 pub use mask::TokenMask;
 pub use min_p::MinP;
 pub(crate) use pool::{log_sum_exp, mass_outside, pool};
+pub use stats::RowStats;
 pub use top_k::TopK;
+pub use top_n_sigma::TopNSigma;
 pub use top_p::TopP;
+pub use typical::Typical;
+pub use xtc::Xtc;
 
 use crate::{
     draw::Draw,
@@ -48,7 +60,13 @@ pub struct Candidates {
     /// Mass of tokens that are in the race but were left out of `items` because the first filter cannot keep them, as
     /// a multiple of `exp(best logit)`. Zero once a filter has decided.
     unseen: f64,
-    refused: Option<Candidate>,
+    /// Statistics of the row that the items come from, where a filter asked for them.
+    stats: Option<RowStats>,
+    /// What penalties and bias have added, on the scale of the scores, by rising token: the expected logits of these
+    /// tokens get the same.
+    adjustments: Vec<(TokenId, f32)>,
+    /// Why the row cannot be given a token; the first reason stays.
+    refused: Option<RowError>,
 }
 
 /// What a filter or a reweighter may know about the row it works on.
@@ -58,6 +76,8 @@ pub struct RowContext<'a> {
     pub row: RowId,
     /// Position of the token to be chosen: 0 is the completion's first.
     pub position: u64,
+    /// The prompt.
+    pub prompt: &'a [TokenId],
     /// The completion so far, without the prompt.
     pub generated: &'a [TokenId],
     /// The row's random numbers at this position.
@@ -79,6 +99,10 @@ pub enum Reach {
     Nats(f32),
     /// The best tokens that together hold at least this share of the probability mass.
     Mass(f32),
+    /// Tokens at least this likely.
+    Probability(f32),
+    /// Tokens whose logit is at most so many standard deviations of the row below its best ([`RowStats`]).
+    Deviations(f32),
 }
 
 /// Narrows the race down, looking at the reference distribution only.
@@ -112,6 +136,12 @@ pub trait CandidateFilter: Debug + Send + Sync {
         Reach::Everything
     }
 
+    /// Whether the filter looks at [`Candidates::row_stats`], which costs a pass over the row and is left out where no
+    /// filter of the row says so. One that wraps another filter passes its answer on.
+    fn uses_row_stats(&self) -> bool {
+        false
+    }
+
     /// Checks the filter's settings, once, before any row is filtered.
     ///
     /// # Errors
@@ -133,6 +163,16 @@ pub enum FilterConfig {
     TopP(TopP),
     /// [`MinP`]
     MinP(MinP),
+    /// [`TopNSigma`]
+    TopNSigma(TopNSigma),
+    /// [`Typical`]
+    Typical(Typical),
+    /// [`EpsilonCutoff`]
+    EpsilonCutoff(EpsilonCutoff),
+    /// [`EtaCutoff`]
+    EtaCutoff(EtaCutoff),
+    /// [`Xtc`]
+    Xtc(Xtc),
 }
 
 impl Candidates {
@@ -143,13 +183,13 @@ impl Candidates {
     ///
     /// [`RowError`] when a logit is NaN or +inf, or all of them are −inf.
     pub fn from_logits(logits: &[f32]) -> Result<Self, RowError> {
-        pool(logits, 1.0, None, Reach::Everything)
+        pool(logits, 1.0, None, Reach::Everything, true)
     }
 
     /// Candidates from what a pool has gathered: not empty, every logit finite, any order.
     fn gathered(mut items: Vec<Candidate>, unseen: f64) -> Self {
         items.sort_unstable_by_key(place);
-        Self { items, unseen, refused: None }
+        Self { items, unseen, stats: None, adjustments: Vec::new(), refused: None }
     }
 
     /// The candidates, best first.
@@ -193,8 +233,9 @@ impl Candidates {
             let new = score(candidate);
             if new.is_finite() {
                 candidate.logit = new;
-            } else if self.refused.is_none() {
-                self.refused = Some(Candidate { logit: new, ..*candidate });
+            } else {
+                let refused = RowError::Score { token: candidate.token, got: new };
+                self.refused.get_or_insert(refused);
             }
         }
         self.items.sort_unstable_by_key(place);
@@ -211,9 +252,45 @@ impl Candidates {
         weights
     }
 
+    /// The natural logarithm of each of the [`probabilities`](Self::probabilities), finite also where these round to 0.
+    pub fn log_probabilities(&self) -> Vec<f64> {
+        let best = f64::from(self.items[0].logit);
+        let below: Vec<f64> = self.items.iter().map(|c| f64::from(c.logit) - best).collect();
+        let total = below.iter().map(|nats| nats.exp()).sum::<f64>() + self.unseen;
+        below.into_iter().map(|nats| nats - total.ln()).collect()
+    }
+
+    /// Statistics of the whole row that the candidates come from, without masked tokens. `None` where no filter of the
+    /// row [uses](CandidateFilter::uses_row_stats) them.
+    pub fn row_stats(&self) -> Option<RowStats> {
+        self.stats
+    }
+
+    /// Fails the row: the step reports `error` in its place and the other rows go on. The first error stays.
+    pub fn refuse(&mut self, error: RowError) {
+        self.refused.get_or_insert(error);
+    }
+
     /// Ends the filtering: what is not here is not in the race.
     pub(crate) fn settle(&mut self) {
         self.unseen = 0.0;
+        self.stats = None; // on a scale that reweighters do not know
+    }
+
+    /// Remembers what penalties and bias have added to some tokens, by rising token and on the scale of the scores, for
+    /// [`set_expected`](Self::set_expected).
+    pub(crate) fn set_adjustments(&mut self, adjustments: Vec<(TokenId, f32)>) {
+        self.adjustments = adjustments;
+    }
+
+    /// What penalties and bias have added, by rising token, on the scale of the scores.
+    pub(crate) fn adjustments(&self) -> &[(TokenId, f32)] {
+        &self.adjustments
+    }
+
+    fn adjustment(&self, token: TokenId) -> f32 {
+        let found = self.adjustments.binary_search_by_key(&token, |&(adjusted, _)| adjusted);
+        found.map_or(0.0, |at| self.adjustments[at].1)
     }
 
     /// Divides every score and its reference: the temperature, where it comes after the filters.
@@ -224,19 +301,26 @@ impl Candidates {
         }
     }
 
-    /// Sets every candidate's expected logit, from its place and token. Says whether all of them are finite.
+    /// Sets every candidate's expected logit, from its place and token. What penalties and bias have added to the
+    /// token's own logit is added here, so that a fusion of the two leaves it as it is. Says whether all expected
+    /// logits are finite.
     pub(crate) fn set_expected(&mut self, mut expected: impl FnMut(usize, TokenId) -> f32) -> bool {
         let mut finite = true;
-        for (place, candidate) in self.items.iter_mut().enumerate() {
-            candidate.expected = expected(place, candidate.token);
-            finite &= candidate.expected.is_finite();
+        for place in 0..self.items.len() {
+            let token = self.items[place].token;
+            let mut value = expected(place, token);
+            if !self.adjustments.is_empty() {
+                value += self.adjustment(token);
+            }
+            self.items[place].expected = value;
+            finite &= value.is_finite();
         }
         finite
     }
 
-    /// The first score that was not one.
+    /// Why the row cannot be given a token.
     pub(crate) fn refused(&self) -> Option<RowError> {
-        self.refused.map(|c| RowError::Score { token: c.token, got: c.logit })
+        self.refused.clone()
     }
 }
 
@@ -299,5 +383,22 @@ mod tests {
         let p = candidates.probabilities();
         assert_eq!(p.len(), 2);
         assert!((p[0] - 0.75).abs() < 1e-7 && (p[1] - 0.25).abs() < 1e-7);
+        for (log, p) in candidates.log_probabilities().iter().zip(p) {
+            assert!((log - p.ln()).abs() < 1e-12);
+        }
+        let far = Candidates::from_logits(&[0.0, -2000.0]).unwrap();
+        assert_eq!(far.probabilities()[1], 0.0);
+        assert_eq!(far.log_probabilities()[1], -2000.0);
+    }
+
+    #[test]
+    fn what_was_added_to_a_logit_is_added_to_its_expectation() {
+        let mut candidates = Candidates::from_logits(&[1.0, 2.0, 3.0]).unwrap();
+        candidates.set_adjustments(vec![(0, -4.0), (2, 0.5)]);
+        assert!(candidates.set_expected(|place, token| 10.0 * place as f32 + token as f32));
+        let expected: Vec<f32> = candidates.as_slice().iter().map(|c| c.expected).collect();
+        assert_eq!(expected, [2.5, 11.0, 16.0]);
+        candidates.set_adjustments(vec![(1, f32::NEG_INFINITY)]);
+        assert!(!candidates.set_expected(|_, _| 0.0));
     }
 }

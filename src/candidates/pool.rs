@@ -1,18 +1,20 @@
 //! From a row of logits to its candidates, without sorting the vocabulary.
 
-use super::{Candidate, Candidates, Reach, TokenMask, place};
+use super::{Candidate, Candidates, Reach, RowStats, TokenMask, place};
 use crate::{error::RowError, id::TokenId};
 
 /// The candidates of one row: every token that is neither masked nor sure to be dropped by the row's first filter,
-/// which sees `reach` of them. Logits are divided by `temperature`.
+/// which sees `reach` of them. Logits are divided by `temperature`. With `wants_stats` the candidates carry the
+/// statistics of the row.
 ///
 /// Cost: one pass for the largest logit and the check for numbers, one to gather (and one exponential per token where
-/// the reach is a mass).
+/// the reach is a mass or a probability), two short ones for statistics.
 pub(crate) fn pool(
     logits: &[f32],
     temperature: f32,
     allowed: Option<&TokenMask>,
     reach: Reach,
+    wants_stats: bool,
 ) -> Result<Candidates, RowError> {
     let masked;
     let logits = match allowed {
@@ -27,22 +29,36 @@ pub(crate) fn pool(
         let token = logits.iter().position(|&logit| logit == max).unwrap_or_default();
         return Err(RowError::Score { token: token as TokenId, got: max / temperature });
     }
-    let candidates = match reach {
+    let wants_stats = wants_stats || matches!(reach, Reach::Deviations(_));
+    let stats = wants_stats.then(|| RowStats::of(logits, max, temperature));
+    let mut candidates = match reach {
         Reach::Best(k) => {
             let k = k.clamp(1, logits.len());
             Candidates::gathered(best(logits, temperature, k), 0.0)
         }
         Reach::Nats(nats) => {
-            // The filter decides; the pool only must not lose what it would keep to rounding, nor the best token to a
-            // reach that is no number, nor take in masked ones for a reach without end.
-            let slack = 1e-3 + max.abs() / temperature * 1e-5;
-            let least = max - (nats.max(0.0) + slack) * temperature;
+            // Neither may the best token be lost to a reach that is no number, nor masked ones be taken in for a reach
+            // without end.
+            let least = max - (nats.max(0.0) + slack(max, temperature)) * temperature;
             Candidates::gathered(above(logits, temperature, least.max(f32::MIN)), 0.0)
         }
         Reach::Mass(p) if p < 1.0 => nucleus(logits, temperature, max, f64::from(p)),
+        Reach::Probability(p) => likely(logits, temperature, max, f64::from(p)),
+        Reach::Deviations(n) => {
+            let least = stats.map_or(f32::MIN, |stats| stats.least(n));
+            let least = least - slack(max, temperature) * temperature;
+            Candidates::gathered(above(logits, temperature, least), 0.0)
+        }
         _ => Candidates::gathered(above(logits, temperature, f32::MIN), 0.0),
     };
+    candidates.stats = stats;
     Ok(candidates)
+}
+
+/// By how many nats the pool reaches further than its first filter: the filter decides, and the pool only must not lose
+/// to rounding what it would keep.
+fn slack(max: f32, temperature: f32) -> f32 {
+    1e-3 + max.abs() / temperature * 1e-5
 }
 
 /// `log Σ exp(logit)` over a row, in nats. −inf logits count as nothing; the row has a finite one.
@@ -115,8 +131,9 @@ fn largest(logits: &[f32]) -> Result<f32, RowError> {
     Ok(max)
 }
 
-/// Every token whose logit is at least `least`.
+/// Every token whose logit is at least `least`, and none that is masked.
 fn above(logits: &[f32], temperature: f32, least: f32) -> Vec<Candidate> {
+    let least = least.max(f32::MIN);
     let mut items = Vec::new();
     for (token, &logit) in logits.iter().enumerate() {
         if logit >= least {
@@ -165,6 +182,17 @@ fn nucleus(logits: &[f32], temperature: f32, max: f32, p: f64) -> Candidates {
     Candidates::gathered(above(logits, temperature, f32::MIN), 0.0)
 }
 
+/// The tokens that are at least as likely as `p`, or at least the best one, and some more; the mass of the others is
+/// noted.
+fn likely(logits: &[f32], temperature: f32, max: f32, p: f64) -> Candidates {
+    let total = mass(logits, temperature, max);
+    let nats = (-(p * total).ln()).max(0.0) as f32 + slack(max, temperature);
+    let items = above(logits, temperature, max - nats * temperature);
+    let weight = |c: &Candidate| f64::from(c.logit - max / temperature).exp();
+    let seen: f64 = items.iter().map(weight).sum();
+    Candidates::gathered(items, (total - seen).max(0.0))
+}
+
 /// `Σ exp((logit − max) / temperature)`.
 fn mass(logits: &[f32], temperature: f32, max: f32) -> f64 {
     let mut total = 0.0f64;
@@ -211,7 +239,10 @@ mod tests {
 
     use super::*;
     use crate::{
-        candidates::{CandidateFilter, MinP, RowContext, TopK, TopP},
+        candidates::{
+            CandidateFilter, EpsilonCutoff, EtaCutoff, MinP, RowContext, TopK, TopNSigma, TopP,
+            Typical, Xtc,
+        },
         draw::DrawKey,
         id::RowId,
     };
@@ -258,15 +289,15 @@ mod tests {
             for at in 0..len {
                 let mut row = vec![0.5; len];
                 row[at] = f32::NAN;
-                let error = pool(&row, 1.0, None, Reach::Everything).unwrap_err();
+                let error = pool(&row, 1.0, None, Reach::Everything, false).unwrap_err();
                 assert!(
                     matches!(error, RowError::NotANumber { token, .. } if token as usize == at)
                 );
                 row[at] = f32::INFINITY;
-                assert!(pool(&row, 1.0, None, Reach::Best(1)).is_err());
+                assert!(pool(&row, 1.0, None, Reach::Best(1), false).is_err());
                 let mut allowed = TokenMask::all(len);
                 allowed.set(at as TokenId, false);
-                let rest = pool(&row, 1.0, Some(&allowed), Reach::Everything);
+                let rest = pool(&row, 1.0, Some(&allowed), Reach::Everything, true);
                 assert_eq!(rest.is_ok(), len > 1, "a masked token is not looked at");
             }
         }
@@ -324,13 +355,24 @@ mod tests {
             let context = RowContext {
                 row: RowId::new(0, 0),
                 position: 0,
+                prompt: &[],
                 generated: &[],
                 draw: DrawKey::new(0, &[], 0).at(0),
             };
-            let filters: [&dyn CandidateFilter; 3] = [&TopK { k }, &TopP { p }, &MinP { p }];
+            let filters: [&dyn CandidateFilter; 8] = [
+                &TopK { k },
+                &TopP { p },
+                &MinP { p },
+                &TopNSigma { n: p * 3.0 },
+                &Typical { mass: p },
+                &EpsilonCutoff { epsilon: p * 0.1 },
+                &EtaCutoff { epsilon: p * 0.1 },
+                &Xtc { threshold: p * 0.1, probability: 1.0 },
+            ];
             for filter in filters {
-                let narrow = pool(&row, temperature, Some(&allowed), filter.reach());
-                let wide = pool(&row, temperature, Some(&allowed), Reach::Everything);
+                let asks = filter.uses_row_stats();
+                let narrow = pool(&row, temperature, Some(&allowed), filter.reach(), asks);
+                let wide = pool(&row, temperature, Some(&allowed), Reach::Everything, asks);
                 let (Ok(mut narrow), Ok(mut wide)) = (narrow, wide) else {
                     continue;
                 };

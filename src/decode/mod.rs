@@ -241,7 +241,10 @@ impl<M: CausalLm> Decoder<M> {
             let (limit, got) = (Request::MAX_COMPLETIONS, request.completions);
             return Err(RequestError::TooManyCompletions { limit, got });
         }
-        for (place, tokens) in [("prompt", &request.prompt), ("stop", &request.stop_tokens)] {
+        let biased: Vec<TokenId> = request.sampling.logit_bias().keys().copied().collect();
+        for (place, tokens) in
+            [("prompt", &request.prompt), ("stop", &request.stop_tokens), ("logit bias", &biased)]
+        {
             if let Some(&token) = tokens.iter().find(|&&token| token as usize >= vocab) {
                 return Err(RequestError::UnknownToken { place, token, vocab });
             }

@@ -12,6 +12,7 @@ use crate::{
     error::RowError,
     id::{RowId, TokenId},
     sampler::{Choice, Phase, StepRow},
+    select::Selection,
     text::{Detokenize, TextStream},
 };
 
@@ -21,6 +22,7 @@ pub(super) struct Row {
     index: usize,
     request: Arc<Request>,
     draw: DrawKey,
+    code: Option<f64>,
     /// The most tokens, and why no more.
     limit: (usize, FinishReason),
     generated: Vec<TokenId>,
@@ -43,8 +45,18 @@ impl Row {
             true => (room, FinishReason::ContextFull),
             false => (request.max_new_tokens, FinishReason::MaxNewTokens),
         };
+        let code = match request.sampling.selection() {
+            Selection::Random => None,
+            Selection::Arithmetic => Some(DrawKey::arithmetic_code(
+                request.seed,
+                &request.prompt,
+                index as u64,
+                request.completions as u64,
+            )),
+        };
         Self {
             draw: DrawKey::new(request.seed, &request.prompt, index as u64),
+            code,
             stops: StopScanner::new(&request.stop_strings),
             id,
             index,
@@ -84,6 +96,8 @@ impl Row {
             id: self.id,
             phase,
             draw: self.draw,
+            code: self.code,
+            prompt: &self.request.prompt,
             generated: &self.generated,
             sampling: &self.request.sampling,
             allowed: self.mask.as_ref(),
@@ -103,6 +117,7 @@ impl Row {
             Err(error) => return Some(FinishReason::Failed(error)),
         };
         self.generated.push(choice.token);
+        self.code = choice.code;
         self.choices.push(choice);
         let stop_token = self.request.stop_tokens.contains(&choice.token);
         let mut finish = stop_token.then_some(FinishReason::StopToken(choice.token));

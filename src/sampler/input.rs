@@ -10,6 +10,7 @@ use crate::{
     id::{RowId, TokenId},
     lm_head::LmHead,
     sampling::Sampling,
+    select::{Chooser, Selection},
 };
 
 /// Where a row stands in its completion.
@@ -30,6 +31,11 @@ pub struct StepRow<'a> {
     pub phase: Phase,
     /// The completion's random stream.
     pub draw: DrawKey,
+    /// The code of a row that is selected [arithmetically](crate::Selection::Arithmetic), in `[0, 1)`: at first
+    /// [`DrawKey::arithmetic_code`], then what the row's last [`Choice::code`] was. Other rows need none and hand it on.
+    pub code: Option<f64>,
+    /// The prompt, for penalties that count its tokens.
+    pub prompt: &'a [TokenId],
     /// The completion so far, without the prompt; its length is the position of the token to be chosen.
     pub generated: &'a [TokenId],
     /// How to choose the token.
@@ -50,10 +56,34 @@ impl StepRow<'_> {
     pub(crate) fn context(&self) -> RowContext<'_> {
         RowContext {
             row: self.id,
-            position: self.generated.len() as u64,
+            position: self.position(),
+            prompt: self.prompt,
             generated: self.generated,
-            draw: self.draw.at(self.generated.len() as u64),
+            draw: self.draw.at(self.position()),
         }
+    }
+
+    /// What logits are divided by before scores are compared.
+    pub(crate) fn divisor(&self) -> f32 {
+        self.sampling.divisor_at(self.position())
+    }
+
+    /// How the token is chosen from the race.
+    pub(crate) fn chooser(&self) -> Result<Chooser, RowError> {
+        let draw = self.draw.at(self.position());
+        match (self.sampling.selection(), self.code) {
+            _ if self.sampling.is_greedy_at(self.position()) => Ok(Chooser::Greedy),
+            (Selection::Random, _) => Ok(Chooser::Random(draw)),
+            (Selection::Arithmetic, None) => Err(RowError::CodeMissing),
+            (Selection::Arithmetic, Some(code)) if (0.0..1.0).contains(&code) => {
+                Ok(Chooser::Arithmetic(code, draw))
+            }
+            (Selection::Arithmetic, Some(got)) => Err(RowError::Code { got }),
+        }
+    }
+
+    fn position(&self) -> u64 {
+        self.generated.len() as u64
     }
 }
 
@@ -99,13 +129,16 @@ pub struct Choice {
     /// Log-probability of the token in the distribution it was drawn from, in nats: after temperature, filters and
     /// reweighting. For a greedy row: at temperature 1.
     pub log_prob: f32,
-    /// Log-probability of the token under the model as it is (temperature 1, no filter, masks not applied), in nats,
-    /// where the row asked for it.
+    /// Log-probability of the token under the model as it is (temperature 1, no filter, neither masks nor penalties nor
+    /// bias applied), in nats, where the row asked for it.
     pub reference_log_prob: Option<f32>,
     /// How many candidates the filters left.
     pub candidates: usize,
     /// The novelty of the context; `None` where the row was not steered.
     pub novelty: Option<Novelty>,
+    /// The [code](StepRow::code) for the row's next token; what the row came with where it was not selected
+    /// arithmetically.
+    pub code: Option<f64>,
 }
 
 /// What a step gave.

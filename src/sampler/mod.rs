@@ -113,7 +113,7 @@ impl Sampler {
     /// Chooses a token for every row, then learns from the step.
     ///
     /// 1. predict the deep hidden state of every steered row, with the parameters from before this step;
-    /// 2. pool: the tokens of each row that its first filter could keep;
+    /// 2. pool: the tokens of each row that its first filter could keep, with penalties and bias in their logits;
     /// 3. filter them on the reference distribution;
     /// 4. expect: the head's logits of the predicted state, for the tokens that are left;
     /// 5. reweight: `(1 + β)·logit − β·expected`;
@@ -135,11 +135,11 @@ impl Sampler {
             return Ok(StepOutput::default());
         }
         let mut steered = self.predict(rows, hidden)?; // 1
-        let logits = Logits::read(logits)?;
+        let mut logits = Logits::read(logits)?;
         let mut races: Vec<_> = rows
             .iter()
             .enumerate()
-            .map(|(at, row)| race(row, logits.row(at))) // 2, 3
+            .map(|(at, row)| race(row, logits.row_mut(at))) // 2, 3
             .collect();
         let mut plain = Vec::new();
         if let Some(steered) = &mut steered {

@@ -1,5 +1,7 @@
 //! What a step says about itself: the reasons, and what an observer is shown.
 
+use std::borrow::Cow;
+
 use super::{Choice, Phase, StepRow, race::Logits, race::would_choose, steered::Steered};
 use crate::{
     candidates::{Candidates, mass_outside},
@@ -20,7 +22,7 @@ pub(super) fn unsteered(
     let mut tokens = vec![None; rows.len()];
     for (&at, novelty) in steered.at.iter().zip(&steered.novelty) {
         if let (Ok(race), Some(_)) = (&races[at], novelty) {
-            tokens[at] = Some(would_choose(&rows[at], race));
+            tokens[at] = would_choose(&rows[at], race);
         }
     }
     tokens
@@ -60,6 +62,8 @@ impl Chosen<'_> {
         };
         // A token is always one of its candidates.
         let measures = Measures::of(race, choice.token)?;
+        let position = row.context().position;
+        let divisor = row.sampling.divisor_at(position);
         let steering = steering(row, choice);
         let sharpening = measures.sharpening.filter(|_| steering == Steering::Steered);
         let novelty = choice.novelty;
@@ -69,15 +73,15 @@ impl Chosen<'_> {
         Some(RowTrace {
             step: self.step,
             row: row.id,
-            position: row.context().position,
+            position,
             token: choice.token,
             unsteered_token: self.unsteered.get(at).copied().flatten(),
             steering,
-            temperature: row.sampling.temperature(),
+            temperature: row.sampling.temperature_at(position),
             candidates: race.len(),
             mass_outside: mass_outside(
-                self.logits.row(at),
-                row.sampling.divisor(),
+                &adjusted(self.logits.row(at), race, divisor),
+                divisor,
                 row.allowed,
                 race,
             )
@@ -98,4 +102,13 @@ impl Chosen<'_> {
             sharpening_share: sharpening.and(measures.sharpening_share),
         })
     }
+}
+
+/// The logits of a row as its race saw them: with penalties and bias, which are undone once the pool is filled.
+fn adjusted<'a>(logits: &'a [f32], race: &Candidates, divisor: f32) -> Cow<'a, [f32]> {
+    let mut logits = Cow::Borrowed(logits);
+    for &(token, delta) in race.adjustments() {
+        logits.to_mut()[token as usize] += delta * divisor;
+    }
+    logits
 }

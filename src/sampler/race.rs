@@ -4,11 +4,10 @@ use burn::tensor::{DType, Tensor, TensorData};
 
 use super::{Choice, StepRow};
 use crate::{
-    candidates::{Candidates, Reach, log_sum_exp, pool},
+    candidates::{Candidates, log_sum_exp},
     error::{RowError, StepError},
     id::TokenId,
-    sampling::TemperatureOrder,
-    select::select,
+    select::{Selected, select},
 };
 
 /// The logits of a step on the host.
@@ -27,25 +26,15 @@ impl Logits {
     pub(super) fn row(&self, at: usize) -> &[f32] {
         &self.values[at * self.vocab..(at + 1) * self.vocab]
     }
+
+    pub(super) fn row_mut(&mut self, at: usize) -> &mut [f32] {
+        &mut self.values[at * self.vocab..(at + 1) * self.vocab]
+    }
 }
 
-/// The tokens of one row that its filters leave, on the reference distribution.
-pub(super) fn race(row: &StepRow<'_>, logits: &[f32]) -> Result<Candidates, RowError> {
-    let (before, after) = match row.sampling.temperature_order() {
-        _ if row.sampling.is_greedy() => (1.0, 1.0),
-        TemperatureOrder::BeforeFilters => (row.sampling.temperature(), 1.0),
-        TemperatureOrder::AfterFilters => (1.0, row.sampling.temperature()),
-    };
-    let filters = row.sampling.filters();
-    let reach = filters.first().map_or(Reach::Everything, |filter| filter.reach());
-    let mut candidates = pool(logits, before, row.allowed, reach)?;
-    let context = row.context();
-    for filter in filters {
-        filter.filter(&context, &mut candidates);
-    }
-    candidates.settle();
-    candidates.divide(after);
-    Ok(candidates)
+/// The tokens of one row that its filters leave, on the reference distribution. Logits are as before afterwards.
+pub(super) fn race(row: &StepRow<'_>, logits: &mut [f32]) -> Result<Candidates, RowError> {
+    row.sampling.race(&row.context(), logits, row.allowed)
 }
 
 /// One token from the race.
@@ -58,17 +47,25 @@ pub(super) fn choose(
     if let Some(refused) = candidates.refused() {
         return Err(refused);
     }
-    let (token, log_prob) = select(candidates, row.context().draw, row.sampling.is_greedy());
+    let Selected { token, log_prob, code } = select(candidates, row.chooser()?);
     let reference_log_prob = match row.wants_reference_log_prob {
         true => Some(log_prob_under(logits, token)?),
         false => None,
     };
-    Ok(Choice { token, log_prob, reference_log_prob, candidates: candidates.len(), novelty: None })
+    Ok(Choice {
+        token,
+        log_prob,
+        reference_log_prob,
+        candidates: candidates.len(),
+        novelty: None,
+        code: code.or(row.code),
+    })
 }
 
-/// The token that the row's random number chooses from the race as it stands.
-pub(super) fn would_choose(row: &StepRow<'_>, candidates: &Candidates) -> TokenId {
-    select(candidates, row.context().draw, row.sampling.is_greedy()).0
+/// The token that the row's random number or code chooses from the race as it stands; `None` where the row has no code
+/// to choose with, which [`choose`] reports.
+pub(super) fn would_choose(row: &StepRow<'_>, candidates: &Candidates) -> Option<TokenId> {
+    row.chooser().ok().map(|chooser| select(candidates, chooser).token)
 }
 
 /// Log-probability of a token under the whole row. A mask may have hidden logits that are no numbers from the race, and

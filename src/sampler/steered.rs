@@ -79,7 +79,7 @@ impl Steered {
                 continue;
             };
             let logits = &logits[row * width..(row + 1) * width];
-            let temperature = rows[self.at[i]].sampling.divisor();
+            let temperature = rows[self.at[i]].divisor();
             let finite = race.set_expected(|place, token| {
                 logits[if dense { token as usize } else { place }] / temperature
             });

@@ -66,6 +66,8 @@ fn row(prompt: u64, request: u64, sampling: &Sampling) -> StepRow<'_> {
         id: RowId::new(prompt, request),
         phase: Phase::Decode,
         draw: DrawKey::new(7, &[1, 2, 3], request),
+        code: None,
+        prompt: &[],
         generated: &[5, 6],
         sampling,
         allowed: None,

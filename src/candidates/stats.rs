@@ -1,0 +1,60 @@
+//! What a filter may want to know of the whole row, its low end included.
+
+/// Statistics of a row of logits, before temperature: over every token that is neither masked nor −inf, penalties and
+/// bias applied.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RowStats {
+    /// The largest logit.
+    pub best: f32,
+    /// The standard deviation σ of the logits, `√(Σ (l − mean)² / count)`.
+    pub deviation: f32,
+    /// What the candidates' logits have been divided by: the temperature where it comes before the filters, else 1.
+    pub temperature: f32,
+}
+
+impl RowStats {
+    /// Statistics of a row that has at least one finite logit, the largest of which is `best`.
+    pub(super) fn of(logits: &[f32], best: f32, temperature: f32) -> Self {
+        let count = sum(logits, |_| 1.0);
+        let mean = sum(logits, |logit| logit) / count;
+        let squares = sum(logits, |logit| (logit - mean) * (logit - mean));
+        Self { best, deviation: (squares / count).sqrt() as f32, temperature }
+    }
+
+    /// The logit that is `n` standard deviations below the best, before temperature.
+    pub(super) fn least(&self, n: f32) -> f32 {
+        self.best - n * self.deviation
+    }
+}
+
+/// The sum of `term` over the logits that are not −inf, in `f64`: a logit far below all others must not swallow them.
+fn sum(logits: &[f32], term: impl Fn(f64) -> f64) -> f64 {
+    const LANES: usize = 8;
+    let of = |&logit: &f32| if logit == f32::NEG_INFINITY { 0.0 } else { term(f64::from(logit)) };
+    // Independent lanes, so that the compiler can add several at once.
+    let mut lanes = [0.0; LANES];
+    let chunks = logits.chunks_exact(LANES);
+    let rest: f64 = chunks.remainder().iter().map(of).sum();
+    for chunk in chunks {
+        for (lane, logit) in lanes.iter_mut().zip(chunk) {
+            *lane += of(logit);
+        }
+    }
+    lanes.iter().sum::<f64>() + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn by_hand() {
+        let row = [1.0, f32::NEG_INFINITY, 5.0, 3.0, 3.0, f32::NEG_INFINITY];
+        let stats = RowStats::of(&row, 5.0, 2.0);
+        assert_eq!(stats, RowStats { best: 5.0, deviation: 2.0f32.sqrt(), temperature: 2.0 });
+        assert_eq!(RowStats::of(&[7.0], 7.0, 1.0).deviation, 0.0);
+        assert_eq!(RowStats::of(&[1e4 + 1.0, 1e4 - 1.0], 1e4 + 1.0, 1.0).deviation, 1.0);
+        let extreme = RowStats::of(&[f32::MAX, f32::MIN], f32::MAX, 1.0);
+        assert_eq!(extreme.deviation, f32::MAX, "no overflow on the way");
+    }
+}

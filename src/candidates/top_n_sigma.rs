@@ -1,0 +1,43 @@
+//! Tokens that stand out of the noise of the row.
+
+use serde::{Deserialize, Serialize};
+
+use super::{CandidateFilter, Candidates, Reach, RowContext};
+use crate::error::{ConfigError, RowError};
+
+/// Keeps tokens whose logit is at most `n` standard deviations below the best one (Tang et al., *Top-nσ: Not All Logits
+/// Are You Need*, arXiv 2411.07641): `l ≥ max − n·σ`.
+///
+/// Maximum and σ are those of the whole row before temperature, over its finite logits and whatever the filters before
+/// this one have dropped ([`RowStats`](super::RowStats)). Temperature divides both sides, so the tokens kept are the
+/// same at every temperature and in both [orders](crate::TemperatureOrder), up to the rounding of the division.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TopNSigma {
+    /// How many standard deviations, at least 0; the paper's is 1. 0 keeps the best and those equal to it.
+    pub n: f32,
+}
+
+impl CandidateFilter for TopNSigma {
+    fn filter(&self, _row: &RowContext<'_>, candidates: &mut Candidates) {
+        let Some(stats) = candidates.row_stats() else {
+            candidates.refuse(RowError::RowStatsMissing { filter: "top_n_sigma" });
+            return;
+        };
+        // Divided as the candidates were: rounding is monotone, so no token changes sides with the temperature.
+        let least = stats.least(self.n) / stats.temperature;
+        candidates.retain(|candidate| candidate.logit >= least);
+    }
+
+    fn reach(&self) -> Reach {
+        Reach::Deviations(self.n)
+    }
+
+    fn uses_row_stats(&self) -> bool {
+        true
+    }
+
+    fn validate(&self) -> Result<(), ConfigError> {
+        let holds = self.n.is_finite() && self.n >= 0.0;
+        ConfigError::check(holds, "top_n_sigma", "a number of at least 0", self.n)
+    }
+}

@@ -1,0 +1,300 @@
+//! Penalties, bias and the hot start, through the whole step: what they add, and that the fusion leaves it as it is.
+
+use std::collections::HashSet;
+
+use crate::device;
+use burn::tensor::{Device, Tensor, TensorData};
+use esamp::{
+    CausalLm, Choice, Decoder, Distiller, DrawKey, Fire, HiddenStates, LmHead, Penalties, Phase,
+    Request, RowContext, RowError, RowId, SamplerConfig, Sampling, SamplingConfig, StepInput,
+    StepRow, TemperatureOrder, TiedHead, TokenId, TokenMask, testing::ScriptedLm,
+};
+
+const D_MODEL: usize = 8;
+const VOCAB: usize = 12;
+const PROMPT: [TokenId; 4] = [1, 2, 2, 9];
+const GENERATED: [TokenId; 4] = [5, 6, 5, 2];
+
+/// One context of a model: hidden states, the logits that the head makes of them, and those that a fresh distiller
+/// expects.
+struct Context {
+    device: Device,
+    head: TiedHead,
+    hidden: HiddenStates,
+    reference: Vec<f32>,
+    expected: Vec<f32>,
+}
+
+impl Context {
+    fn new(seed: usize) -> Self {
+        let device = device();
+        let wave = |rows: usize, scale: f32| -> Tensor<2> {
+            let numbers: Vec<f32> =
+                (0..rows * D_MODEL).map(|i| ((i + 5 * seed) as f32 * scale).cos() * 1.5).collect();
+            Tensor::from_data(TensorData::new(numbers, [rows, D_MODEL]), &device)
+        };
+        let head = TiedHead::new(wave(VOCAB, 0.7));
+        let hidden = HiddenStates::new(wave(1, 0.9), wave(1, 1.3)).unwrap();
+        let distiller = esamp::SwiGluConfig::new().init(D_MODEL, 0, &device).unwrap();
+        let reference = values(head.logits(hidden.deep().clone()));
+        let expected = values(head.logits(distiller.predict(hidden.shallow().clone())));
+        Self { device, head, hidden, reference, expected }
+    }
+
+    fn step(&self, row: StepRow<'_>) -> Result<Choice, RowError> {
+        let mut sampler = SamplerConfig::new().init(D_MODEL, &self.device).unwrap();
+        let logits = self.head.logits(self.hidden.deep().clone());
+        let hidden = Some(self.hidden.clone());
+        let input = StepInput { rows: &[row], logits, hidden, lm_head: &self.head };
+        sampler.step(input).unwrap().choices.remove(0)
+    }
+}
+
+fn values(tensor: Tensor<2>) -> Vec<f32> {
+    tensor.into_data().try_into_vec().unwrap()
+}
+
+fn row(request: u64, sampling: &Sampling) -> StepRow<'_> {
+    StepRow {
+        id: RowId::new(0, request),
+        phase: Phase::Decode,
+        draw: DrawKey::new(7, &PROMPT, request),
+        code: None,
+        prompt: &PROMPT,
+        generated: &GENERATED,
+        sampling,
+        allowed: None,
+        wants_reference_log_prob: false,
+    }
+}
+
+fn everything(config: SamplingConfig) -> SamplingConfig {
+    config
+        .with_penalties(Penalties { repetition: 1.5, frequency: 0.4, presence: 0.3 })
+        .with_logit_bias(3, 1.25)
+        .with_logit_bias(5, -0.5)
+}
+
+/// Token by token, as the definitions say.
+fn naive_adjusted(logits: &[f32]) -> Vec<f32> {
+    let adjusted = |(token, &logit): (usize, &f32)| {
+        let token = token as TokenId;
+        let count = GENERATED.iter().filter(|&&g| g == token).count() as f32;
+        let mut new = logit;
+        if PROMPT.contains(&token) || count > 0.0 {
+            new = if logit > 0.0 { logit / 1.5 } else { logit * 1.5 };
+        }
+        new -= 0.4 * count;
+        new -= if count > 0.0 { 0.3 } else { 0.0 };
+        new + match token {
+            3 => 1.25,
+            5 => -0.5,
+            _ => 0.0,
+        }
+    };
+    logits.iter().enumerate().map(adjusted).collect()
+}
+
+/// `log softmax` of the scores, at one token.
+fn log_softmax(scores: &[f32], token: TokenId) -> f32 {
+    let best = scores.iter().copied().fold(f32::MIN, f32::max);
+    let sum: f64 = scores.iter().map(|s| f64::from(s - best).exp()).sum();
+    (f64::from(scores[token as usize] - best) - sum.ln()) as f32
+}
+
+#[test]
+fn what_is_added_to_a_logit_is_not_multiplied_by_the_fusion() {
+    let (beta, temperature) = (2.0, 0.8);
+    for seed in 0..3 {
+        let context = Context::new(seed);
+        let adjusted = naive_adjusted(&context.reference);
+        let fused: Vec<f32> = (0..VOCAB)
+            .map(|z| {
+                let delta = adjusted[z] - context.reference[z];
+                let fused = (1.0 + beta) * context.reference[z] - beta * context.expected[z];
+                (fused + delta) / temperature
+            })
+            .collect();
+        for order in [TemperatureOrder::BeforeFilters, TemperatureOrder::AfterFilters] {
+            let base = SamplingConfig::default().with_beta(beta).with_temperature(temperature);
+            let sampling = everything(base).with_temperature_order(order).init().unwrap();
+            for request in 0..20 {
+                let choice = context.step(row(request, &sampling)).unwrap();
+                let expected = log_softmax(&fused, choice.token);
+                let got = choice.log_prob;
+                assert!((got - expected).abs() < 2e-5, "{order:?} {got} {expected}");
+            }
+        }
+        let greedy = SamplingConfig::default().with_beta(beta).with_temperature(0.0);
+        let greedy = everything(greedy).init().unwrap();
+        let best = (0..VOCAB).max_by(|&a, &b| fused[a].total_cmp(&fused[b])).unwrap();
+        assert_eq!(context.step(row(0, &greedy)).unwrap().token as usize, best);
+    }
+}
+
+#[test]
+fn filters_see_the_adjusted_logits() {
+    let context = Context::new(1);
+    let adjusted = naive_adjusted(&context.reference);
+    let at = RowContext {
+        row: RowId::new(0, 0),
+        position: GENERATED.len() as u64,
+        prompt: &PROMPT,
+        generated: &GENERATED,
+        draw: DrawKey::new(7, &PROMPT, 0).at(4),
+    };
+    for (order, seen) in
+        [(TemperatureOrder::BeforeFilters, 2.0), (TemperatureOrder::AfterFilters, 1.0)]
+    {
+        let config = everything(SamplingConfig::default().with_temperature(2.0).with_min_p(0.3));
+        let sampling = config.with_temperature_order(order).init().unwrap();
+        let got = sampling.candidates(&at, &context.reference).unwrap();
+        let best = adjusted.iter().copied().fold(f32::MIN, f32::max);
+        let least = best + seen * 0.3f32.ln();
+        let mut expected: Vec<usize> = (0..VOCAB).filter(|&z| adjusted[z] >= least).collect();
+        expected.sort_by(|&a, &b| adjusted[b].total_cmp(&adjusted[a]));
+        let tokens: Vec<usize> = got.as_slice().iter().map(|c| c.token as usize).collect();
+        assert_eq!(tokens, expected, "{order:?}");
+        for candidate in got.as_slice() {
+            let expected = adjusted[candidate.token as usize] / 2.0;
+            assert!((candidate.logit - expected).abs() < 1e-6, "{order:?}");
+        }
+    }
+}
+
+#[test]
+fn a_masked_token_stays_masked_whatever_is_added() {
+    let context = Context::new(0);
+    let sampling =
+        SamplingConfig::default().with_logit_bias(4, 1e30).with_logit_bias(8, 50.0).init().unwrap();
+    let mut allowed = TokenMask::all(VOCAB);
+    allowed.set(4, false);
+    let masked = StepRow { allowed: Some(&allowed), ..row(0, &sampling) };
+    assert_eq!(context.step(masked).unwrap().token, 8);
+
+    let mut logits = context.reference.clone();
+    logits[4] = f32::NEG_INFINITY;
+    let at = RowContext {
+        row: RowId::new(0, 0),
+        position: 4,
+        prompt: &PROMPT,
+        generated: &[4, 4, 4, 4],
+        draw: DrawKey::new(7, &PROMPT, 0).at(4),
+    };
+    let penalised = Penalties { repetition: 0.5, frequency: -1.0, presence: -1.0 };
+    let sampling = sampling.with_penalties(penalised).unwrap();
+    let candidates = sampling.candidates(&at, &logits).unwrap();
+    assert_eq!(candidates.len(), VOCAB - 1);
+    assert!(candidates.as_slice().iter().all(|c| c.token != 4 && c.logit.is_finite()));
+
+    logits[4] = f32::NAN;
+    let error = sampling.candidates(&at, &logits).unwrap_err();
+    assert_eq!(error.to_string(), "logits: expected numbers or -inf, got NaN for token 4");
+    let far = SamplingConfig::default().with_logit_bias(4, f32::MAX).init().unwrap();
+    logits[4] = f32::MAX;
+    let error = far.candidates(&at, &logits).unwrap_err();
+    assert_eq!(error.to_string(), "logits: expected numbers or -inf, got inf for token 4");
+}
+
+#[test]
+fn log_probabilities_under_the_model_know_nothing_of_it() {
+    let context = Context::new(2);
+    let sampling = everything(SamplingConfig::default()).init().unwrap();
+    let asked = StepRow { wants_reference_log_prob: true, ..row(0, &sampling) };
+    let choice = context.step(asked).unwrap();
+    let expected = log_softmax(&context.reference, choice.token);
+    assert!((choice.reference_log_prob.unwrap() - expected).abs() < 1e-5);
+}
+
+#[test]
+fn a_bias_for_a_token_that_there_is_not_is_an_error_of_the_row() {
+    let context = Context::new(0);
+    let sampling = SamplingConfig::default().with_logit_bias(12, 1.0).init().unwrap();
+    let error = context.step(row(0, &sampling)).unwrap_err();
+    assert_eq!(error, RowError::UnknownToken { place: "logit bias", token: 12, vocab: VOCAB });
+}
+
+/// A model whose logits never change: token 3 first, 7 second.
+fn constant() -> ScriptedLm {
+    ScriptedLm::new(10, &device(), |_| {
+        let mut logits = vec![0.0; 10];
+        (logits[3], logits[7]) = (1.0, 0.9);
+        logits
+    })
+}
+
+fn said(config: SamplingConfig, prompt: Vec<TokenId>) -> Vec<TokenId> {
+    let model = constant();
+    let sampler = SamplerConfig::new().init(model.d_model(), &device()).unwrap();
+    let mut decoder = Decoder::new(&model, sampler);
+    let sampling = config.with_beta(0.0).with_temperature(0.0).init().unwrap();
+    let request = Request::new(prompt).with_sampling(sampling).with_max_new_tokens(5);
+    decoder.submit(request).unwrap();
+    decoder.run(|_| std::ops::ControlFlow::Continue(())).unwrap()[0].tokens()
+}
+
+#[test]
+fn the_decoder_counts_what_was_said() {
+    let penalties = |repetition, frequency, presence| {
+        SamplingConfig::default().with_penalties(Penalties { repetition, frequency, presence })
+    };
+    assert_eq!(said(penalties(1.0, 0.0, 0.0), vec![3]), [3; 5]);
+    // The prompt's 3 has .5 from the start; 7 has .45 once it is said.
+    assert_eq!(said(penalties(2.0, 0.0, 0.0), vec![3]), [7, 3, 3, 3, 3]);
+    assert_eq!(said(penalties(2.0, 0.0, 0.0), vec![1]), [3, 7, 3, 3, 3]);
+    // Each time .15 less; the prompt does not count.
+    assert_eq!(said(penalties(1.0, 0.15, 0.0), vec![3]), [3, 7, 3, 7, 3]);
+    assert_eq!(said(penalties(1.0, 0.0, 0.15), vec![3]), [3, 7, 3, 3, 3]);
+    assert_eq!(said(SamplingConfig::default().with_logit_bias(0, 1.5), vec![3]), [0; 5]);
+}
+
+#[test]
+fn a_request_whose_bias_names_no_token_is_refused() {
+    let model = constant();
+    let sampler = SamplerConfig::new().init(model.d_model(), &device()).unwrap();
+    let mut decoder = Decoder::new(&model, sampler);
+    let sampling = SamplingConfig::default().with_logit_bias(10, 1.0).init().unwrap();
+    let error = decoder.submit(Request::new(vec![1]).with_sampling(sampling)).unwrap_err();
+    assert_eq!(error.to_string(), "logit bias token 10: expected an id below 10");
+}
+
+#[test]
+fn a_hot_start_is_hot_for_as_many_tokens_as_it_says() {
+    let context = Context::new(1);
+    let beta = 0.5;
+    let fire = Fire::new(30.0).with_tokens(2);
+    let base = SamplingConfig::default().with_beta(beta).with_temperature(0.7).with_fire(fire);
+    let sampling = base.init().unwrap();
+    let fused: Vec<f32> = (0..VOCAB)
+        .map(|z| (1.0 + beta) * context.reference[z] - beta * context.expected[z])
+        .collect();
+    for (generated, phase, scores, temperature) in [
+        (&GENERATED[..0], Phase::FirstToken, &context.reference, 30.0),
+        (&GENERATED[..1], Phase::Decode, &fused, 30.0),
+        (&GENERATED[..2], Phase::Decode, &fused, 0.7),
+        (&GENERATED[..4], Phase::Decode, &fused, 0.7),
+    ] {
+        assert_eq!(sampling.temperature_at(generated.len() as u64), temperature);
+        let choice = context.step(StepRow { phase, generated, ..row(0, &sampling) }).unwrap();
+        let scores: Vec<f32> = scores.iter().map(|score| score / temperature).collect();
+        let expected = log_softmax(&scores, choice.token);
+        assert!((choice.log_prob - expected).abs() < 1e-5, "{} tokens", generated.len());
+    }
+}
+
+#[test]
+fn a_hot_start_before_greedy_tokens_is_random() {
+    let context = Context::new(1);
+    let sampling = SamplingConfig::default().with_temperature(0.0).with_fire(Fire::new(30.0));
+    let sampling = sampling.init().unwrap();
+    assert!(sampling.is_greedy() && sampling.is_greedy_at(1) && !sampling.is_greedy_at(0));
+    let seen = |generated: &'static [TokenId]| -> HashSet<TokenId> {
+        let token = |request| {
+            let row = StepRow { phase: Phase::FirstToken, generated, ..row(request, &sampling) };
+            context.step(row).unwrap().token
+        };
+        (0..60).map(token).collect()
+    };
+    assert!(seen(&[]).len() > 6, "nearly uniform over 12 tokens");
+    assert_eq!(seen(&[5]).len(), 1);
+}

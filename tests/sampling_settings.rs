@@ -1,0 +1,115 @@
+//! Sampling settings that are written down: all of them come back, and their names stay.
+
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+use esamp::{Fire, Penalties, SamplingConfig, Selection, TemperatureOrder};
+
+fn everything() -> SamplingConfig {
+    SamplingConfig::default()
+        .with_temperature(0.8)
+        .with_temperature_order(TemperatureOrder::AfterFilters)
+        .with_beta(0.5)
+        .with_top_k(40)
+        .with_top_p(0.95)
+        .with_min_p(0.05)
+        .with_top_n_sigma(1.0)
+        .with_typical(0.9)
+        .with_epsilon_cutoff(0.0006)
+        .with_eta_cutoff(0.002)
+        .with_xtc(0.1, 0.5)
+        .with_penalties(Penalties { repetition: 1.1, frequency: 0.2, presence: 0.3 })
+        .with_logit_bias(7, -2.5)
+        .with_logit_bias(50_000, 1.0)
+        .with_fire(Fire::new(30.0).with_tokens(2))
+        .with_selection(Selection::Arithmetic)
+}
+
+#[test]
+fn all_settings_come_back() {
+    let config = everything();
+    let written = serde_json::to_string(&config).unwrap();
+    assert_eq!(serde_json::from_str::<SamplingConfig>(&written).unwrap(), config);
+    assert!(config.init().is_ok());
+    let default = SamplingConfig::default();
+    let written = serde_json::to_string(&default).unwrap();
+    assert_eq!(serde_json::from_str::<SamplingConfig>(&written).unwrap(), default);
+}
+
+#[test]
+fn the_names_that_are_written_down() {
+    let expected = serde_json::json!({
+        "temperature": 0.8f32,
+        "temperature_order": "after_filters",
+        "filters": [
+            { "top_k": { "k": 40 } },
+            { "top_p": { "p": 0.95f32 } },
+            { "min_p": { "p": 0.05f32 } },
+            { "top_n_sigma": { "n": 1.0f32 } },
+            { "typical": { "mass": 0.9f32 } },
+            { "epsilon_cutoff": { "epsilon": 0.0006f32 } },
+            { "eta_cutoff": { "epsilon": 0.002f32 } },
+            { "xtc": { "threshold": 0.1f32, "probability": 0.5f32 } },
+        ],
+        "beta": 0.5f32,
+        "penalties": { "repetition": 1.1f32, "frequency": 0.2f32, "presence": 0.3f32 },
+        "logit_bias": { "7": -2.5f32, "50000": 1.0f32 },
+        "fire": { "temperature": 30.0f32, "tokens": 2 },
+        "selection": "arithmetic",
+    });
+    assert_eq!(serde_json::to_value(everything()).unwrap(), expected);
+}
+
+#[test]
+fn settings_that_are_left_out_are_off() {
+    let old = r#"{ "temperature": 1.0, "temperature_order": "before_filters", "filters": [], "beta": 0.25 }"#;
+    let read: SamplingConfig = serde_json::from_str(old).unwrap();
+    assert_eq!(read, SamplingConfig::default());
+    let some = r#"{ "temperature": 1.0, "temperature_order": "before_filters", "filters": [], "beta": 0.25,
+        "penalties": { "presence": 0.5 }, "fire": { "temperature": 10.0 } }"#;
+    let read: SamplingConfig = serde_json::from_str(some).unwrap();
+    let presence = Penalties { presence: 0.5, ..Penalties::default() };
+    let expected = SamplingConfig::default().with_penalties(presence).with_fire(Fire::new(10.0));
+    assert_eq!(read, expected);
+}
+
+#[test]
+fn every_setting_is_checked() {
+    let wording = |config: SamplingConfig| config.init().unwrap_err().to_string();
+    let base = SamplingConfig::default;
+    let repetition = Penalties { repetition: 0.0, ..Penalties::default() };
+    assert_eq!(
+        wording(base().with_penalties(repetition)),
+        "repetition penalty: expected a number above 0, got 0"
+    );
+    assert_eq!(
+        wording(base().with_logit_bias(3, f32::NEG_INFINITY)),
+        "logit bias: expected a finite number, got -inf"
+    );
+    for temperature in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+        assert_eq!(
+            wording(base().with_fire(Fire::new(temperature))),
+            format!("fire temperature: expected a number above 0, got {temperature}")
+        );
+    }
+    assert_eq!(
+        wording(base().with_fire(Fire::new(30.0).with_tokens(0))),
+        "fire tokens: expected at least 1, got 0"
+    );
+    assert_eq!(
+        wording(base().with_top_n_sigma(-1.0)),
+        "top_n_sigma: expected a number of at least 0, got -1"
+    );
+    assert_eq!(wording(base().with_typical(0.0)), "typical: expected a number in (0, 1], got 0");
+    assert_eq!(
+        wording(base().with_epsilon_cutoff(1.0)),
+        "epsilon_cutoff: expected a number in (0, 1), got 1"
+    );
+    assert_eq!(
+        wording(base().with_eta_cutoff(0.0)),
+        "eta_cutoff: expected a number in (0, 1), got 0"
+    );
+    assert_eq!(
+        wording(base().with_xtc(0.6, 0.5)),
+        "xtc threshold: expected a number in (0, 0.5], got 0.6"
+    );
+}
