@@ -75,7 +75,8 @@ impl MyModel {
 }
 
 /// This model has no key-value cache: it reads everything again at every step. What it remembers of its sequences is
-/// their tokens. It can repeat a row, so that a prompt is read once for all of its completions, and nothing else.
+/// their tokens. It can repeat and drop rows; but its rows all have the same length, so others cannot stand beside them,
+/// and a second prompt waits until the first has ended.
 #[derive(Default)]
 struct Tokens(Option<Tensor<2, Int>>);
 
@@ -91,6 +92,10 @@ impl KvCache for Tokens {
             self.0 = Some(tokens.select(0, rows));
         }
         Ok(())
+    }
+
+    fn can_append_rows(&self) -> bool {
+        false
     }
 
     fn append_rows(&mut self, _other: Self) -> Result<(), StepError> {
