@@ -21,7 +21,9 @@ use burn::{
     nn::{EmbeddingConfig, Initializer},
     tensor::Device,
 };
-use esamp::{CausalLm, Decoder, Event, OptimizerConfig, Request, SamplerConfig, SamplingConfig};
+use esamp::{
+    CausalLm, Decoder, Event, OptimizerConfig, Request, SamplerConfig, SamplingConfig, TokenId,
+};
 use qwen3::TappedQwen3;
 
 const VOCAB: usize = 96;
@@ -43,13 +45,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     let config = SamplerConfig::new().with_optimizer(Some(optimizer));
     let sampler = config.init(model.d_model(), &model.device())?;
     let sampling = SamplingConfig::default().with_min_p(0.05).init()?;
+    // Tokens that end a completion: enough of them that completions end at different times.
+    let stop_tokens: Vec<TokenId> = (0..VOCAB as TokenId).step_by(8).collect();
 
     let mut decoder = Decoder::new(model, sampler);
     for prompt in [vec![1, 2, 3], vec![4, 5, 6, 7, 8]] {
         let request = Request::new(prompt)
             .with_completions(COMPLETIONS)
             .with_max_new_tokens(60)
-            .with_stop_tokens([0, 17, 42])
+            .with_stop_tokens(stop_tokens.clone())
             .with_sampling(sampling.clone());
         decoder.submit(request)?;
     }

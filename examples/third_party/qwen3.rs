@@ -9,7 +9,7 @@ use burn::tensor::{Device, Int, Tensor};
 use esamp::{CausalLm, HiddenStateTap, KvCache, LmHead, StepError, TapSite, TiedHead};
 
 /// A foreign model, and what the decode loop wants to know about it.
-pub struct TappedQwen3 {
+pub(crate) struct TappedQwen3 {
     model: Qwen3Model,
     /// Tables for all positions; the model is shown a part of them at each pass.
     rotary: RotaryEmbedding,
@@ -20,7 +20,7 @@ pub struct TappedQwen3 {
 
 impl TappedQwen3 {
     /// `model`, for sequences of up to `context` tokens.
-    pub fn new(model: Qwen3Model, context: usize) -> Self {
+    pub(crate) fn new(model: Qwen3Model, context: usize) -> Self {
         let embedding = model.embed_tokens.weight.val();
         let device = embedding.device();
         let rotary = model.rotary(context, &device);
@@ -29,7 +29,7 @@ impl TappedQwen3 {
 
     /// The model itself, as it was given.
     #[allow(dead_code, reason = "for the tests, which include this file")]
-    pub fn model(&self) -> &Qwen3Model {
+    pub(crate) fn model(&self) -> &Qwen3Model {
         &self.model
     }
 }
@@ -108,7 +108,7 @@ impl CausalLm for TappedQwen3 {
 /// The foreign cache, made at the first pass. Its number of rows is fixed from then on: it cannot drop a row, nor take in
 /// those of another cache. All that it can do is to be seeded with a single row, many times over, and that is enough for
 /// a prompt to be read once for all of its completions.
-pub struct Qwen3Cache(Option<KVCache>);
+pub(crate) struct Qwen3Cache(Option<KVCache>);
 
 impl KvCache for Qwen3Cache {
     fn rows(&self) -> usize {
