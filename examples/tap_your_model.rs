@@ -75,12 +75,8 @@ impl MyModel {
 }
 
 /// This model has no key-value cache: it reads everything again at every step. What it remembers of its sequences is
-/// their tokens, `[rows, seq]`: all of the same length, so a prompt of another length cannot join them.
-///
-/// A cache that can do nothing with its rows says so in `can_drop_rows`. The decode loop then reads a prompt once for each
-/// of its completions, keeps rows that have ended until the last one has, and lets the next prompt wait until then. For
-/// more, let `keep_rows` select rows and `append_rows` stack sequences of different lengths, which takes padding that the
-/// model's attention does not see.
+/// their tokens, `[rows, seq]`. It can repeat and drop rows; but its rows all have the same length, so others cannot stand
+/// beside them, and a second prompt waits until the first has ended.
 #[derive(Default)]
 struct Tokens(Option<Tensor<2, Int>>);
 
@@ -89,12 +85,17 @@ impl KvCache for Tokens {
         self.0.as_ref().map_or(0, |tokens| tokens.dims()[0])
     }
 
-    fn can_drop_rows(&self) -> bool {
-        false
+    fn keep_rows(&mut self, rows: &[usize]) -> Result<(), StepError> {
+        if let Some(tokens) = self.0.take() {
+            let rows: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
+            let rows = Tensor::from_data(rows.as_slice(), &tokens.device());
+            self.0 = Some(tokens.select(0, rows));
+        }
+        Ok(())
     }
 
-    fn keep_rows(&mut self, _rows: &[usize]) -> Result<(), StepError> {
-        Err(StepError::CacheFixed { operation: "drop rows" })
+    fn can_append_rows(&self) -> bool {
+        false
     }
 
     fn append_rows(&mut self, _other: Self) -> Result<(), StepError> {

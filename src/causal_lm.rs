@@ -70,6 +70,22 @@ pub trait KvCache {
         true
     }
 
+    /// Whether a cache of one row can be made one of many, `keep_rows(&[0, 0, …])`. Where not, the loop reads a prompt once
+    /// for each of its completions.
+    ///
+    /// Default: as [`can_drop_rows`](Self::can_drop_rows).
+    fn can_repeat_rows(&self) -> bool {
+        self.can_drop_rows()
+    }
+
+    /// Whether [`append_rows`](Self::append_rows) works for sequences of other lengths. Where not, or where rows cannot be
+    /// dropped, a prompt waits until everything that runs has ended.
+    ///
+    /// Default: as [`can_drop_rows`](Self::can_drop_rows).
+    fn can_append_rows(&self) -> bool {
+        self.can_drop_rows()
+    }
+
     /// Keeps the given rows, in the given order, and drops the others. An index may repeat: that is how one prompt's
     /// prefill becomes the beginning of all its completions.
     ///

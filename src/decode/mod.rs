@@ -46,7 +46,8 @@ use row::Row;
 /// ```
 ///
 /// Each prompt is prefilled once and its cache shared among its completions. Requests may be submitted while others
-/// run; they join at the next step. Rows that have ended leave the batch at once.
+/// run; they join at the next step. Rows that have ended leave the batch at once. A cache that cannot do all of this says so
+/// ([`KvCache`]), and the loop asks it for nothing else: rows that have ended stay, prompts wait.
 ///
 /// # When a step fails
 ///
@@ -364,7 +365,7 @@ impl<M: CausalLm> Decoder<M> {
         let Some(batch) = &self.batch else {
             return true;
         };
-        if !batch.cache.can_drop_rows() {
+        if !batch.cache.can_drop_rows() || !batch.cache.can_append_rows() {
             return false;
         }
         let Some(limit) = self.kv_limit else {
@@ -434,7 +435,7 @@ impl<M: CausalLm> Decoder<M> {
         rows: &mut [Row],
     ) -> Result<(M::Cache, Choices), StepError> {
         let mut cache = self.model.new_cache();
-        let shares = cache.can_drop_rows();
+        let shares = cache.can_repeat_rows();
         let copies = if shares { 1 } else { rows.len() };
         let device = self.model.device();
         let mut chunks = prompt

@@ -2,10 +2,12 @@
 
 use std::ops::ControlFlow;
 
+use burn::tensor::{Device, Int, Tensor};
+
 use crate::device;
 use burn::tensor::{Device, Int, Tensor};
 use esamp::{
-    CausalLm, Completion, Decoder, Event, FinishReason, HiddenStateTap, LmHead, Request,
+    CausalLm, Completion, Decoder, Event, FinishReason, HiddenStateTap, KvCache, LmHead, Request,
     RequestError, RequestId, RowId, Sampler, SamplerConfig, Sampling, SamplingConfig, StepError,
     TextError, TokenId, TokenMask,
     testing::{ScriptedLm, TinyLm},
@@ -342,6 +344,129 @@ fn a_cache_that_cannot_drop_rows_works_too() {
     assert_eq!(counters_a.tokens, counters_b.tokens, "nor sampled");
     // The second prompt waits until the first has ended, and both of its rows stand in the batch from the start.
     assert!(fixed.calls().iter().all(|rows| [2, 3].contains(&rows.len())));
+}
+
+/// A model whose cache can do only what it says it can, and fails otherwise.
+struct Limited {
+    inner: ScriptedLm,
+    can: Can,
+}
+
+#[derive(Clone, Copy)]
+struct Can {
+    repeat: bool,
+    drop: bool,
+    append: bool,
+}
+
+struct LimitedCache {
+    inner: <ScriptedLm as CausalLm>::Cache,
+    can: Can,
+}
+
+impl KvCache for LimitedCache {
+    fn rows(&self) -> usize {
+        self.inner.rows()
+    }
+
+    fn can_drop_rows(&self) -> bool {
+        self.can.drop
+    }
+
+    fn can_repeat_rows(&self) -> bool {
+        self.can.repeat
+    }
+
+    fn can_append_rows(&self) -> bool {
+        self.can.append
+    }
+
+    fn keep_rows(&mut self, rows: &[usize]) -> Result<(), StepError> {
+        let repeats = (1..rows.len()).any(|at| rows[..at].contains(&rows[at]));
+        let drops = (0..self.rows()).any(|row| !rows.contains(&row));
+        if repeats && !self.can.repeat || drops && !self.can.drop {
+            return Err(StepError::CacheFixed { operation: "keep these rows" });
+        }
+        self.inner.keep_rows(rows)
+    }
+
+    fn append_rows(&mut self, other: Self) -> Result<(), StepError> {
+        if !self.can.append {
+            return Err(StepError::CacheFixed { operation: "append rows" });
+        }
+        self.inner.append_rows(other.inner)
+    }
+}
+
+impl CausalLm for Limited {
+    type Cache = LimitedCache;
+
+    fn new_cache(&self) -> LimitedCache {
+        LimitedCache { inner: self.inner.new_cache(), can: self.can }
+    }
+
+    fn forward(
+        &self,
+        tokens: Tensor<2, Int>,
+        cache: &mut LimitedCache,
+        tap: &mut dyn HiddenStateTap,
+    ) -> Result<Tensor<2>, StepError> {
+        self.inner.forward(tokens, &mut cache.inner, tap)
+    }
+
+    fn lm_head(&self) -> &dyn LmHead {
+        self.inner.lm_head()
+    }
+
+    fn device(&self) -> Device {
+        self.inner.device()
+    }
+
+    fn d_model(&self) -> usize {
+        self.inner.d_model()
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.inner.vocab_size()
+    }
+}
+
+#[test]
+fn a_cache_is_asked_for_nothing_that_it_cannot_do() {
+    // Three completions that end after 2, 3 and 4 tokens, then two of another prompt that end after 3. What is fed at each
+    // forward pass, worked out by hand.
+    let table: [([bool; 3], &[usize]); 6] = [
+        // repeat, drop, append
+        ([true, true, true], &[1, 1, 5, 4, 1]),
+        ([false, true, true], &[3, 2, 5, 4, 1]),
+        ([true, true, false], &[1, 3, 2, 1, 1, 2, 2]),
+        ([true, false, true], &[1, 3, 3, 3, 1, 2, 2]),
+        ([true, false, false], &[1, 3, 3, 3, 1, 2, 2]),
+        ([false, false, false], &[3, 3, 3, 3, 2, 2, 2]),
+    ];
+    for ([repeat, drop, append], fed) in table {
+        let model = Limited { inner: counter(), can: Can { repeat, drop, append } };
+        let mut decoder = Decoder::new(&model, sampler(10));
+        let steered = SamplingConfig::default().with_beta(0.5).with_temperature(0.0);
+        let steered = steered.init().unwrap();
+        let masker = |row: RowId, generated: &[TokenId]| -> Option<TokenMask> {
+            let end = generated.len() as u64 == row.request.0 + 1;
+            Some(TokenMask::allowing(10, [if end { 9 } else { 1 }]))
+        };
+        let first = count_from(1).with_completions(3).with_masker(masker).with_stop_tokens([9]);
+        decoder.submit(first.with_sampling(steered.clone())).unwrap();
+        let second = count_from(6).with_completions(2).with_max_new_tokens(3);
+        decoder.submit(second.with_sampling(steered)).unwrap();
+
+        let tokens: Vec<_> = run(&mut decoder).iter().map(Completion::tokens).collect();
+        let expected: [&[TokenId]; 5] =
+            [&[1, 9], &[1, 1, 9], &[1, 1, 1, 9], &[7, 8, 9], &[7, 8, 9]];
+        assert_eq!(tokens, expected, "repeat {repeat}, drop {drop}, append {append}");
+        let rows: Vec<usize> = model.inner.calls().iter().map(Vec::len).collect();
+        assert_eq!(rows, fed, "repeat {repeat}, drop {drop}, append {append}");
+        let counters = decoder.sampler().counters();
+        assert_eq!((counters.tokens, counters.rows_learned), (15, 10), "dead rows do not count");
+    }
 }
 
 #[test]
