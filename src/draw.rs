@@ -58,6 +58,19 @@ impl Draw {
         rng.set_stream(self.position);
         rng
     }
+
+    /// A generator for random numbers that must not depend on those that select the token: a control's noise. Its key
+    /// is the SHA-256 digest of this completion's key and `purpose`, its stream number the position, so that the
+    /// streams of two purposes share nothing either.
+    pub fn apart(&self, purpose: &str) -> ChaCha8Rng {
+        let mut hash = Sha256::new();
+        hash.update(b"esamp draw apart 1");
+        hash.update(self.key.0);
+        hash.update(purpose);
+        let mut rng = ChaCha8Rng::from_seed(hash.finalize().into());
+        rng.set_stream(self.position);
+        rng
+    }
 }
 
 #[cfg(test)]
@@ -89,6 +102,22 @@ mod tests {
         }
         assert_eq!(first(base), first(DrawKey::new(1, &[2, 3], 4)));
         assert_ne!(base.at(0).uniform(), base.at(1).uniform());
+    }
+
+    #[test]
+    fn a_stream_apart_has_numbers_of_its_own() {
+        let first = |draw: Draw, purpose: &str| draw.apart(purpose).next_u64();
+        let key = DrawKey::new(1, &[2, 3], 4);
+        let noise = first(key.at(0), "noise");
+        assert_ne!(noise, key.at(0).rng().next_u64());
+        for other in [
+            first(key.at(0), "another"),
+            first(key.at(1), "noise"),
+            first(DrawKey::new(2, &[2, 3], 4).at(0), "noise"),
+        ] {
+            assert_ne!(noise, other);
+        }
+        assert_eq!(noise, first(key.at(0), "noise"), "a counter, not a state");
     }
 
     #[test]

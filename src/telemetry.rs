@@ -10,8 +10,19 @@ pub struct Counters {
     pub steps: u64,
     /// Tokens chosen.
     pub tokens: u64,
-    /// Tokens chosen from reweighted scores.
+    /// Tokens chosen from scores reweighted with what a distiller expected.
     pub steered: u64,
+    /// Those of them whose states were mixed before the head: one projection instead of two
+    /// ([`StepInput::from_head_input`](crate::StepInput::from_head_input)).
+    pub mixed: u64,
+    /// Tokens chosen from scores reweighted with the logits of another model.
+    pub contrasted: u64,
+    /// Rows that were to be contrasted with another model and were sampled plainly, because one of its logits for a
+    /// candidate was not finite.
+    pub other_not_finite: u64,
+    /// Steered rows whose error could not be exchanged with another row's, because theirs was the only one of the step
+    /// ([`ExpectedControl::ShuffledErrors`](crate::ExpectedControl::ShuffledErrors)).
+    pub errors_not_shuffled: u64,
     /// Rows that could not be given a token: not a number, or everything masked.
     pub failed: u64,
     /// Rows that steering and learning were switched on for, and that were given a token.

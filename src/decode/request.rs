@@ -8,6 +8,7 @@ use crate::{
     candidates::TokenMask,
     error::{RowError, TextError},
     id::{PromptId, RequestId, RowId, TokenId},
+    novelty::Expects,
     sampler::Choice,
     sampling::Sampling,
 };
@@ -61,6 +62,11 @@ impl Request {
     pub(super) fn longest(&self, context_length: Option<usize>) -> usize {
         let length = self.prompt.len().saturating_add(self.max_new_tokens);
         length.min(context_length.unwrap_or(usize::MAX))
+    }
+
+    /// Where its expected logits come from.
+    pub(super) fn expects(&self) -> Expects {
+        self.sampling.reweighter().expects()
     }
 
     /// How many completions of the prompt to make, at least 1. They share its prefill and, by default, its distiller.

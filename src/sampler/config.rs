@@ -3,7 +3,7 @@
 use burn::{config::Config, tensor::Device};
 use serde::{Deserialize, Serialize};
 
-use super::Sampler;
+use super::{ExpectedControl, Sampler};
 use crate::{
     bank::Sharing,
     distiller::{Distiller, LowRankConfig, SwiGluConfig},
@@ -61,6 +61,9 @@ pub struct SamplerConfig {
     /// Seed of the distiller's starting parameters. The tokens' seeds come with the requests.
     #[config(default = 0)]
     pub distiller_seed: u64,
+    /// What stands in for the distiller's error, in a control run.
+    #[config(default = "ExpectedControl::None")]
+    pub expected_control: ExpectedControl,
 }
 
 impl Default for SamplerConfig {
@@ -107,6 +110,6 @@ impl SamplerConfig {
         let device = device.clone().inner();
         let template = distiller.to_device(&device).valid();
         let trainer = InlineTrainer::new(template, optimizer, self.sharing);
-        Ok(Sampler::new(Box::new(trainer), d_model, device))
+        Ok(Sampler::new(Box::new(trainer), d_model, device).controlled_by(self.expected_control))
     }
 }

@@ -1,22 +1,32 @@
 //! The step: predict, pool, filter, expect, reweight, select, learn.
 
 mod config;
+mod control;
 mod input;
+mod latent;
+mod other;
+mod output;
 mod race;
 mod steered;
 
 use burn::tensor::Device;
 
 pub use config::{DistillerConfig, SamplerConfig};
-pub use input::{Choice, Novelty, Phase, StepInput, StepOutput, StepRow};
+pub use control::ExpectedControl;
+pub use input::{Phase, StepInput, StepRow};
+pub use output::{Choice, Novelty, StepOutput};
 
 use crate::{
     error::{RowError, StepError, TrainError},
     hidden::HiddenStates,
     id::RowId,
+    novelty::Expects,
     telemetry::Counters,
     train::OnlineTrainer,
 };
+use input::Reference;
+use latent::project;
+use other::expect_other;
 use race::{Logits, choose, race};
 use steered::Steered;
 
@@ -29,12 +39,19 @@ pub struct Sampler {
     trainer: Box<dyn OnlineTrainer>,
     d_model: usize,
     device: Device,
+    control: ExpectedControl,
     counters: Counters,
 }
 
 impl Sampler {
     fn new(trainer: Box<dyn OnlineTrainer>, d_model: usize, device: Device) -> Self {
-        Self { trainer, d_model, device, counters: Counters::default() }
+        let control = ExpectedControl::default();
+        Self { trainer, d_model, device, control, counters: Counters::default() }
+    }
+
+    fn controlled_by(mut self, control: ExpectedControl) -> Self {
+        self.control = control;
+        self
     }
 
     /// Makes room for a row's request, so that its prompt's distiller stays while the request waits for its turn.
@@ -82,14 +99,15 @@ impl Sampler {
     /// 1. predict the deep hidden state of every steered row, with the parameters from before this step;
     /// 2. pool: the tokens of each row that its first filter could keep;
     /// 3. filter them on the reference distribution;
-    /// 4. expect: the head's logits of the predicted state, for the tokens that are left;
-    /// 5. reweight: `(1 + β)·logit − β·expected`;
+    /// 4. expect: the head's logits of the predicted state, or another model's, for the tokens that are left;
+    /// 5. reweight: `(1 + β)·logit − β·expected`, or what the row's reweighter makes of the two;
     /// 6. select one token, from the row's own random stream;
     /// 7. learn: one update of each distiller, on all of its rows.
     ///
-    /// A row is steered when it is in [`Phase::Decode`] and its reweighter uses expected logits; all others skip 1, 4, 5
-    /// and 7. A steered row whose hidden state, prediction or expected logits are not finite is sampled plainly,
-    /// counted in [`Counters::rows_not_finite`], and not learned.
+    /// A row is steered when it is in [`Phase::Decode`] and its reweighter expects a distiller; all others skip 1 and 7. A
+    /// steered row whose hidden state, prediction or expected logits are not finite is sampled plainly, counted in
+    /// [`Counters::rows_not_finite`], and not learned. A row contrasted with another model whose logits are not finite is
+    /// sampled plainly too, counted in [`Counters::other_not_finite`].
     ///
     /// # Errors
     ///
@@ -97,20 +115,31 @@ impl Sampler {
     /// one row is in its place in [`StepOutput::choices`], and the other rows go on.
     pub fn step(&mut self, input: StepInput<'_>) -> Result<StepOutput, StepError> {
         input.check(self.d_model, &self.device)?;
-        let StepInput { rows, logits, hidden, lm_head } = input;
+        let StepInput { rows, reference, hidden, other_logits, lm_head } = input;
         if rows.is_empty() {
             return Ok(StepOutput::default());
         }
         let mut steered = self.predict(rows, hidden)?; // 1
-        let logits = Logits::read(logits)?;
+        let logits = Logits::read(match reference {
+            Reference::Logits(logits) => logits,
+            Reference::HeadInput(states) => project(rows, states, steered.as_mut(), lm_head)?,
+        })?;
         let mut races: Vec<_> = rows
             .iter()
             .enumerate()
             .map(|(at, row)| race(row, logits.row(at))) // 2, 3
             .collect();
-        if let Some(steered) = &mut steered {
-            steered.expect(rows, &mut races, lm_head, logits.vocab)?; // 4
-            steered.reweight(rows, &mut races); // 5
+        let mut ready = match &mut steered {
+            Some(steered) => steered.expect(rows, &mut races, lm_head, logits.vocab)?, // 4
+            None => Vec::new(),
+        };
+        let counters = &mut self.counters;
+        ready.extend(expect_other(rows, &mut races, other_logits, logits.vocab, counters)?); // 4
+        let alone = |&at: &usize| rows[at].expects() == Some(Expects::Nothing);
+        for at in ready.into_iter().chain((0..rows.len()).filter(alone)) {
+            if let Ok(race) = &mut races[at] {
+                rows[at].sampling.reweighter().reweight(&rows[at].context(), race); // 5
+            }
         }
         let mut choices: Vec<_> = rows
             .iter()
@@ -138,8 +167,11 @@ impl Sampler {
         };
         let hidden = hidden.at(&at);
         let ids: Vec<RowId> = at.iter().map(|&at| rows[at].id).collect();
-        let expected = self.trainer.predict(&ids, hidden.shallow())?;
-        Ok(Some(Steered { novelty: vec![None; at.len()], at, ids, hidden, expected }))
+        let predicted = self.trainer.predict(&ids, hidden.shallow())?;
+        let steered_rows = at.iter().map(|&at| &rows[at]);
+        let (deep, counters) = (hidden.deep(), &mut self.counters);
+        let expected = self.control.apply(steered_rows, deep, predicted.clone(), counters)?;
+        Ok(Some(Steered::new(at, ids, hidden, predicted, expected)))
     }
 
     /// One update of each distiller on the steered rows that were given a token.
@@ -159,6 +191,7 @@ impl Sampler {
                 Some(novelty) => {
                     let error = f64::from(novelty.error);
                     self.counters.loss_sum += error * error / self.d_model as f64;
+                    self.counters.mixed += u64::from(steered.settled[place]);
                     learned.push(place);
                 }
                 None => self.counters.rows_not_finite += 1,

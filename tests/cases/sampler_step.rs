@@ -47,7 +47,7 @@ impl World {
     ) -> Result<StepOutput, StepError> {
         let hidden = self.hidden(contexts);
         let logits = self.head.logits(hidden.deep().clone());
-        sampler.step(StepInput { rows, logits, hidden: Some(hidden), lm_head: &self.head })
+        sampler.step(StepInput::new(rows, logits, &self.head).with_hidden(hidden))
     }
 }
 
@@ -138,12 +138,11 @@ fn beta_zero_is_plain_sampling_and_no_distiller_work() {
         let zero = choices(world.step(&mut with_zero, &zero, &contexts).unwrap());
         let hidden = world.hidden(&contexts);
         let plain = sampler()
-            .step(StepInput {
-                rows: &[row(0, 0, &plain), row(0, 1, &plain)],
-                logits: world.head.logits(hidden.deep().clone()),
-                hidden: None, // a plain run needs no tap
-                lm_head: &world.head,
-            })
+            .step(StepInput::new(
+                &[row(0, 0, &plain), row(0, 1, &plain)],
+                world.head.logits(hidden.deep().clone()),
+                &world.head, // and no hidden states: a plain run needs no tap
+            ))
             .unwrap();
         assert_eq!(zero, choices(plain));
     }
@@ -153,17 +152,17 @@ fn beta_zero_is_plain_sampling_and_no_distiller_work() {
     assert!(with_zero.finish().is_ok(), "nothing was to be learned");
 }
 
-/// A reweighter that has nothing to do with novelty.
+/// A reweighter that has nothing to do with novelty and does nothing.
 #[derive(Debug)]
 struct Never;
 
 impl esamp::NoveltyReweighter for Never {
-    fn reweight(&self, _row: &esamp::RowContext<'_>, _candidates: &mut esamp::Candidates) {
-        panic!("asked to reweight although it uses no expected logits");
+    fn reweight(&self, _row: &esamp::RowContext<'_>, candidates: &mut esamp::Candidates) {
+        assert!(candidates.as_slice().iter().all(|candidate| candidate.expected == 0.0));
     }
 
-    fn uses_expected(&self) -> bool {
-        false
+    fn expects(&self) -> esamp::Expects {
+        esamp::Expects::Nothing
     }
 }
 
@@ -188,10 +187,8 @@ fn a_perfect_distiller_changes_nothing() {
         let mut token = |sampling| {
             let logits = world.head.logits(deep.clone());
             let rows = [row(0, context as u64, sampling)];
-            let hidden = Some(hidden.clone());
-            let output = sampler
-                .step(StepInput { rows: &rows, logits, hidden, lm_head: &world.head })
-                .unwrap();
+            let input = StepInput::new(&rows, logits, &world.head).with_hidden(hidden.clone());
+            let output = sampler.step(input).unwrap();
             choices(output)[0].token
         };
         assert_eq!(token(&strong), token(&off));
@@ -323,7 +320,7 @@ fn zero_rows_and_one_row() {
     let sampling = esamp(0.25);
     let mut sampler = sampler();
     let empty = Tensor::<2>::zeros([0, VOCAB], &world.device);
-    let input = StepInput { rows: &[], logits: empty, hidden: None, lm_head: &world.head };
+    let input = StepInput::new(&[], empty, &world.head);
     assert!(sampler.step(input).unwrap().choices.is_empty());
     assert_eq!(sampler.counters().steps, 0);
     assert_eq!(world.step(&mut sampler, &[row(0, 0, &sampling)], &[0]).unwrap().updates, 1);
@@ -343,9 +340,8 @@ fn one_bad_row_does_not_stop_the_others() {
     rows[2].allowed = Some(&nobody);
     rows[3].allowed = Some(&small);
     let mut sampler = sampler();
-    let output = sampler
-        .step(StepInput { rows: &rows, logits, hidden: Some(hidden), lm_head: &world.head })
-        .unwrap();
+    let output =
+        sampler.step(StepInput::new(&rows, logits, &world.head).with_hidden(hidden)).unwrap();
     assert!(output.choices[0].is_ok());
     let wording: Vec<String> =
         output.choices[1..].iter().map(|c| c.as_ref().unwrap_err().to_string()).collect();
@@ -371,9 +367,8 @@ fn masked_tokens_stay_masked_through_the_fusion() {
     let masked = Tensor::<2>::full([2, VOCAB - 2], f32::NEG_INFINITY, &world.device);
     let logits = world.head.logits(hidden.deep().clone()).slice_assign([0..2, 2..VOCAB], masked);
     let rows = [row(0, 0, &sampling), row(0, 1, &sampling)];
-    let output = sampler
-        .step(StepInput { rows: &rows, logits, hidden: Some(hidden), lm_head: &world.head })
-        .unwrap();
+    let output =
+        sampler.step(StepInput::new(&rows, logits, &world.head).with_hidden(hidden)).unwrap();
     assert!(choices(output).iter().all(|choice| choice.token < 2 && choice.log_prob.is_finite()));
 }
 
@@ -396,9 +391,8 @@ fn a_row_whose_hidden_state_is_not_finite_is_sampled_plainly_and_not_learned() {
         let logits = world.head.logits(clean.deep().clone());
         let rows = [row(0, 0, &sampling), row(0, 1, &sampling)];
         let mut sampler = sampler();
-        let output = sampler
-            .step(StepInput { rows: &rows, logits, hidden: Some(hidden), lm_head: &world.head })
-            .unwrap();
+        let output =
+            sampler.step(StepInput::new(&rows, logits, &world.head).with_hidden(hidden)).unwrap();
         let got = choices(output);
         let plain = [row(0, 0, &off), row(0, 1, &off)];
         let plain = choices(world.step(&mut self::sampler(), &plain, &[0, 1]).unwrap());
@@ -422,9 +416,7 @@ fn steering_that_learned_nothing_is_an_error() {
     let hidden = HiddenStates::new(bad.clone(), bad).unwrap();
     let logits = world.head.logits(world.hidden(&[0]).deep().clone());
     let rows = [row(0, 0, &sampling)];
-    sampler
-        .step(StepInput { rows: &rows, logits, hidden: Some(hidden), lm_head: &world.head })
-        .unwrap();
+    sampler.step(StepInput::new(&rows, logits, &world.head).with_hidden(hidden)).unwrap();
     assert_eq!(sampler.finish(), Err(TrainError::NothingLearned { eligible: 1, skipped: 1 }));
 }
 
@@ -458,7 +450,7 @@ fn the_place_of_the_temperature_decides_what_filters_see() {
         let sampling = sampling.with_temperature_order(order).init().unwrap();
         let logits = Tensor::from_data(TensorData::new(logits.clone(), [1, VOCAB]), &world.device);
         let rows = [row(0, 0, &sampling)];
-        let input = StepInput { rows: &rows, logits, hidden: None, lm_head: &world.head };
+        let input = StepInput::new(&rows, logits, &world.head);
         let choice = choices(sampler().step(input).unwrap())[0];
         assert_eq!(choice.candidates, left, "{order:?}");
         let scores: Vec<f32> = [0.0, -0.5, -1.0][..left].to_vec();
@@ -497,9 +489,8 @@ fn half_precision_models_have_full_precision_distillers() {
         assert_eq!(logits.dtype(), dtype);
         let rows = [row(0, 0, &sampling), row(0, 1, &sampling)];
         let mut sampler = sampler();
-        let output = sampler
-            .step(StepInput { rows: &rows, logits, hidden: Some(hidden), lm_head: &head })
-            .unwrap();
+        let output =
+            sampler.step(StepInput::new(&rows, logits, &head).with_hidden(hidden)).unwrap();
         assert!(choices(output).iter().all(|choice| choice.novelty.is_some()));
         assert_eq!(sampler.counters().rows_learned, 2);
     }
@@ -514,7 +505,7 @@ fn what_does_not_fit_together_is_said_before_any_work() {
     let logits = || world.head.logits(hidden().deep().clone());
     let mut sampler = sampler();
     let mut wording = |rows: &[StepRow<'_>], logits: Tensor<2>, hidden: Option<HiddenStates>| {
-        let input = StepInput { rows, logits, hidden, lm_head: &world.head };
+        let input = StepInput::new(rows, logits, &world.head).with_hidden(hidden);
         sampler.step(input).unwrap_err().to_string()
     };
     assert_eq!(wording(&rows[..1], logits(), Some(hidden())), "logits: expected 1 rows, got 2");
@@ -562,9 +553,8 @@ fn a_head_or_a_distiller_that_returns_the_wrong_shape_is_an_error() {
     let hidden = world.hidden(&[0]);
     let logits = world.head.logits(hidden.deep().clone());
     let head = |hidden: Tensor<2>| hidden; // d_model logits instead of vocab
-    let error = sampler()
-        .step(StepInput { rows: &rows, logits, hidden: Some(hidden), lm_head: &head })
-        .unwrap_err();
+    let error =
+        sampler().step(StepInput::new(&rows, logits, &head).with_hidden(hidden)).unwrap_err();
     assert_eq!(
         error.to_string(),
         "expected logits of the LM head: expected shape [1, 12], got [1, 8]"
