@@ -11,24 +11,24 @@ use esamp::{
     TemperatureOrder, TiedHead, TokenMask, TrainError,
 };
 
-const D_MODEL: usize = 8;
-const VOCAB: usize = 12;
+pub(crate) const D_MODEL: usize = 8;
+pub(crate) const VOCAB: usize = 12;
 
 /// A model's numbers without a model: hidden states from a formula, logits from a real head.
-struct World {
-    device: Device,
-    head: TiedHead,
+pub(crate) struct World {
+    pub(crate) device: Device,
+    pub(crate) head: TiedHead,
 }
 
 impl World {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let device = device();
         let head = TiedHead::new(wave([VOCAB, D_MODEL], 0.7, &device));
         Self { device, head }
     }
 
     /// Hidden states of rows that stand in `contexts`: equal contexts give equal states.
-    fn hidden(&self, contexts: &[usize]) -> HiddenStates {
+    pub(crate) fn hidden(&self, contexts: &[usize]) -> HiddenStates {
         let state = |scale: f32, context: usize| -> Vec<f32> {
             (0..D_MODEL).map(|i| ((i + 3 * context) as f32 * scale).sin() * 2.0).collect()
         };
@@ -39,7 +39,7 @@ impl World {
         HiddenStates::new(tensor(0.9), tensor(1.3)).unwrap()
     }
 
-    fn step(
+    pub(crate) fn step(
         &self,
         sampler: &mut Sampler,
         rows: &[StepRow<'_>],
@@ -51,17 +51,17 @@ impl World {
     }
 }
 
-fn wave<const D: usize>(shape: [usize; D], scale: f32, device: &Device) -> Tensor<D> {
+pub(crate) fn wave<const D: usize>(shape: [usize; D], scale: f32, device: &Device) -> Tensor<D> {
     let count = shape.iter().product::<usize>();
     let numbers: Vec<f32> = (0..count).map(|i| (i as f32 * scale).cos()).collect();
     Tensor::from_data(TensorData::new(numbers, shape), device)
 }
 
-fn sampler() -> Sampler {
+pub(crate) fn sampler() -> Sampler {
     SamplerConfig::new().init(D_MODEL, &device()).unwrap()
 }
 
-fn row(prompt: u64, request: u64, sampling: &Sampling) -> StepRow<'_> {
+pub(crate) fn row(prompt: u64, request: u64, sampling: &Sampling) -> StepRow<'_> {
     StepRow {
         id: RowId::new(prompt, request),
         phase: Phase::Decode,
@@ -73,11 +73,11 @@ fn row(prompt: u64, request: u64, sampling: &Sampling) -> StepRow<'_> {
     }
 }
 
-fn esamp(beta: f32) -> Sampling {
+pub(crate) fn esamp(beta: f32) -> Sampling {
     SamplingConfig::default().with_beta(beta).init().unwrap()
 }
 
-fn choices(output: StepOutput) -> Vec<Choice> {
+pub(crate) fn choices(output: StepOutput) -> Vec<Choice> {
     output.choices.into_iter().map(Result::unwrap).collect()
 }
 
@@ -86,7 +86,7 @@ fn novelty(choice: &Choice) -> f32 {
 }
 
 /// `log softmax` of the scores, at one token.
-fn log_softmax(scores: &[f32], token: u32) -> f32 {
+pub(crate) fn log_softmax(scores: &[f32], token: u32) -> f32 {
     let best = scores.iter().copied().fold(f32::MIN, f32::max);
     let sum: f64 = scores.iter().map(|s| f64::from(s - best).exp()).sum();
     (f64::from(scores[token as usize] - best) - sum.ln()) as f32
