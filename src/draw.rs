@@ -86,6 +86,9 @@ mod tests {
             got,
             [0.713_278_517_874_930_8, 0.237_969_625_237_757_44, 0.106_363_339_067_814_14]
         );
+        // A change here changes every control run.
+        let apart = ["random reward", "gaussian error"].map(|p| key.at(1).apart(p).next_u64());
+        assert_eq!(apart, [12_536_949_362_901_053_973, 5_713_341_623_464_580_280]);
     }
 
     #[test]

@@ -168,6 +168,21 @@ fn the_other_model_reads_only_what_wants_it_and_each_token_once() {
 }
 
 #[test]
+fn rows_that_have_ended_leave_the_other_models_cache() {
+    let amateur = hashing(2);
+    let mut decoder = decoder(hashing(1)).with_other_model(amateur.clone()).unwrap();
+    let plain = SamplingConfig::default().with_beta(0.0).init().unwrap();
+    for (length, sampling) in [(2, contrast(0.5)), (4, contrast(0.5)), (8, plain)] {
+        let request = Request::new(vec![1]).with_max_new_tokens(length);
+        decoder.submit(request.with_sampling(sampling)).unwrap();
+    }
+    run(&mut decoder);
+    // Two prompts, two rows, one row twice; nothing while only the plain one runs.
+    let rows: Vec<usize> = amateur.calls().iter().map(Vec::len).collect();
+    assert_eq!(rows, [1, 1, 2, 1, 1]);
+}
+
+#[test]
 fn what_a_contrasted_request_needs_is_said_when_it_is_submitted() {
     let mut plain = decoder(hashing(1));
     let request = || Request::new(vec![1]).with_sampling(contrast(0.5));

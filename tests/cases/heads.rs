@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use burn::{
     module::Param,
     nn::{Linear, LinearConfig},
-    tensor::{Int, Tensor, TensorData},
+    tensor::{DType, Int, Tensor, TensorData},
 };
 use esamp::{
     Choice, HiddenStates, LmHead, Phase, ReweighterConfig, RowError, Sampler, Sampling,
@@ -278,6 +278,32 @@ fn mixed_rows_need_one_projection() {
         let input = StepInput::from_head_input(&rows, hidden.deep().clone(), &head);
         sampler().step(input.with_hidden(hidden)).unwrap();
         assert_eq!(head.calls(), calls);
+    }
+}
+
+/// A model in half precision hands over its states as they are; they are mixed in `f32`.
+#[test]
+fn half_precision_states_are_mixed_too() {
+    let world = World::new();
+    let steered = esamp(0.5);
+    for dtype in [DType::F16, DType::BF16] {
+        if !world.device.supports_dtype(dtype) {
+            continue; // ndarray has neither
+        }
+        let states = world.hidden(&[4, 5]);
+        let (shallow, deep) =
+            (states.shallow().clone().cast(dtype), states.deep().clone().cast(dtype));
+        let hidden = HiddenStates::new(shallow, deep.clone()).unwrap();
+        // A head in f32 shows what the mixing itself loses: nothing.
+        let head = TiedHead::new(weight());
+        let rows = [row(0, 0, &steered), row(0, 1, &steered)];
+        let long = StepInput::new(&rows, head.logits(deep.clone()), &head);
+        let long = choices(sampler().step(long.with_hidden(hidden.clone())).unwrap());
+        let mut sampler = sampler();
+        let short = StepInput::from_head_input(&rows, deep, &head).with_hidden(hidden);
+        let short = choices(sampler.step(short).unwrap());
+        assert_eq!(sampler.counters().mixed, 2);
+        long.iter().zip(&short).for_each(|(long, short)| assert_same(long, short));
     }
 }
 

@@ -5,8 +5,9 @@ use burn::{
     tensor::{Tensor, TensorData},
 };
 use esamp::{
-    Choice, Distiller, LmHead, Phase, ReweighterConfig, RowId, Sampler, SamplerConfig, Sampling,
-    SamplingConfig, StepError, StepInput, StepRow, SwiGluConfig,
+    CausalLm, Choice, Completion, Decoder, Distiller, ExpectedControl, LmHead, Matched, Phase,
+    Request, ReweighterConfig, RowId, Sampler, SamplerConfig, Sampling, SamplingConfig, Sharing,
+    StepError, StepInput, StepRow, SwiGluConfig, TokenId, testing::TinyLm,
 };
 
 use crate::{
@@ -226,8 +227,8 @@ fn all_reweighters_in_one_batch() {
         sampling(ReweighterConfig::Orthogonal, 1.0).with_top_p(0.9),
         sampling(ReweighterConfig::RandomReward, 0.5),
         sampling(ReweighterConfig::Surprisal, 0.5),
-        sampling(ReweighterConfig::MatchedRandom(esamp::Matched::Extrapolate), 0.5),
-        sampling(ReweighterConfig::MatchedRandom(esamp::Matched::Orthogonal), 0.5),
+        sampling(ReweighterConfig::MatchedRandom(Matched::Extrapolate), 0.5),
+        sampling(ReweighterConfig::MatchedRandom(Matched::Orthogonal), 0.5),
     ];
     let samplings: Vec<Sampling> = kinds.iter().map(|kind| kind.init().unwrap()).collect();
     let rows: Vec<StepRow<'_>> =
@@ -345,4 +346,58 @@ fn settings_from_before_reweighters_had_names_are_esamp() {
     assert_eq!(serde_json::from_str::<SamplingConfig>(&written).unwrap(), orthogonal);
     let contrastive = SamplingConfig::contrastive();
     assert_eq!((contrastive.beta, contrastive.filters.len()), (0.5, 1));
+}
+
+/// Each reweighter, and ESamp with a Gaussian error, in the decode loop: alone and beside others, the same tokens.
+#[test]
+fn a_rows_tokens_do_not_depend_on_its_company_whatever_reweights_it() {
+    let model = TinyLm::new(5, &device());
+    let base = || SamplingConfig::default().with_min_p(0.02);
+    let gaussian = (base(), ExpectedControl::GaussianError);
+    let arms: Vec<(SamplingConfig, ExpectedControl)> = [
+        ReweighterConfig::Subtract,
+        ReweighterConfig::Orthogonal,
+        ReweighterConfig::Contrast,
+        ReweighterConfig::Sharpen,
+        ReweighterConfig::RandomReward,
+        ReweighterConfig::Surprisal,
+        ReweighterConfig::MatchedRandom(Matched::Extrapolate),
+        ReweighterConfig::MatchedRandom(Matched::Orthogonal),
+    ]
+    .map(|reweighter| {
+        let config = base().with_reweighter(reweighter).with_beta(reweighter.usual_beta());
+        (config, ExpectedControl::None)
+    })
+    .into_iter()
+    .chain([gaussian])
+    .collect();
+    let mut seen = std::collections::HashSet::new();
+    for (config, control) in arms {
+        let decoder = || {
+            let sampler = SamplerConfig::new()
+                .with_sharing(Sharing::PerRequest)
+                .with_expected_control(control)
+                .init(model.d_model(), &device())
+                .unwrap();
+            Decoder::new(&model, sampler).with_other_model(TinyLm::new(6, &device())).unwrap()
+        };
+        let request = |prompt: &[TokenId], seed| {
+            let request = Request::new(prompt.to_vec()).with_seed(seed).with_max_new_tokens(16);
+            request.with_completions(2).with_sampling(config.init().unwrap())
+        };
+        let run = |mut decoder: Decoder<&TinyLm>| -> Vec<Vec<TokenId>> {
+            let completions = decoder.run(|_| std::ops::ControlFlow::Continue(())).unwrap();
+            completions.iter().map(Completion::tokens).collect()
+        };
+        let mut alone = decoder();
+        alone.submit(request(&[7, 8, 9], 11)).unwrap();
+        let alone = run(alone);
+        let mut late = decoder();
+        late.submit(request(&[1], 2)).unwrap();
+        late.submit(request(&[3; 20], 4).with_max_new_tokens(5)).unwrap();
+        (0..3).for_each(|_| drop(late.step().unwrap()));
+        late.submit(request(&[7, 8, 9], 11)).unwrap();
+        assert_eq!(run(late)[4..], alone, "{config:?} {control:?}");
+        assert!(seen.insert(alone), "{config:?} {control:?} gave another one's tokens");
+    }
 }
