@@ -37,7 +37,8 @@ pub struct StepRow<'a> {
     pub sampling: &'a Sampling,
     /// The tokens allowed here; `None` allows all of them.
     pub allowed: Option<&'a TokenMask>,
-    /// Whether to compute [`Choice::reference_log_prob`], which reads the whole vocabulary once more.
+    /// Whether to compute [`Choice::reference_log_prob`](super::Choice::reference_log_prob), which reads the whole
+    /// vocabulary once more.
     pub wants_reference_log_prob: bool,
 }
 

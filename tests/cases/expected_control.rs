@@ -115,10 +115,10 @@ fn gaussian_errors_are_the_rows_own_in_any_company() {
         choices(world.step(&mut sampler(ExpectedControl::GaussianError), &rows, places).unwrap())
     };
     let together = step(&[0, 1, 2, 3]);
-    for place in 0..4 {
+    for (place, together) in together.iter().enumerate() {
         let alone = step(&[place])[0];
-        assert_eq!(alone.token, together[place].token);
-        assert!((alone.log_prob - together[place].log_prob).abs() < 1e-4);
+        assert_eq!(alone.token, together.token);
+        assert!((alone.log_prob - together.log_prob).abs() < 1e-4);
     }
     let moved = StepRow { id: RowId::new(9, 9), ..rows[0] };
     let again =

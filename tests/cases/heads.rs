@@ -117,10 +117,10 @@ fn the_narrow_way_the_wide_way_and_the_formula_agree_for_every_head() {
         };
         // 3 rows of 5 candidates reach the 12 tokens of the vocabulary: one product with the whole matrix.
         let wide = step(&[0, 1, 2]);
-        for context in 0..3 {
+        for (context, wide) in wide.iter().enumerate() {
             let narrow = step(&[context])[0];
-            assert_eq!(narrow.token, wide[context].token, "{name}");
-            let difference = (narrow.log_prob - wide[context].log_prob).abs();
+            assert_eq!(narrow.token, wide.token, "{name}");
+            let difference = (narrow.log_prob - wide.log_prob).abs();
             assert!(difference <= 1e-5 * narrow.log_prob.abs().max(1.0), "{name}: {difference}");
 
             let hidden = world.hidden(&[context]);
