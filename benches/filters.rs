@@ -56,7 +56,7 @@ fn filters(criterion: &mut Criterion) {
             bencher.iter_batched(
                 || Tensor::from_data(TensorData::new(logits.clone(), [ROWS, VOCAB]), &device),
                 |logits| {
-                    let input = StepInput { rows: &rows, logits, hidden: None, lm_head: &head };
+                    let input = StepInput::new(&rows, logits, &head);
                     black_box(sampler.step(input).map(|output| output.choices.len()).ok())
                 },
                 criterion::BatchSize::LargeInput,

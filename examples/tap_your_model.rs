@@ -183,9 +183,9 @@ fn own_loop(model: &MyModel) -> Result<(), Box<dyn Error>> {
             allowed: None,
             wants_reference_log_prob: false,
         };
-        let hidden = Some(tap.take()?);
-        let output =
-            sampler.step(StepInput { rows: &[row], logits, hidden, lm_head: &model.head })?;
+        let rows = [row];
+        let input = StepInput::new(&rows, logits, &model.head).with_hidden(tap.take()?);
+        let output = sampler.step(input)?;
         let choice = output.choices[0].clone()?;
         let novelty = choice.novelty.map_or(0.0, |novelty| novelty.relative());
         println!(

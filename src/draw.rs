@@ -124,6 +124,9 @@ mod tests {
             (0..2).map(|i| DrawKey::arithmetic_code(42, &[1, 2, 3], i, 2)).collect();
         assert_eq!(codes, [0.458_060_203_722_531_87, 0.958_060_203_722_531_9]);
         assert_eq!(key.at(0).apart("xtc").uniform(), 0.203_612_101_320_788_55);
+        let noise =
+            ["random reward", "gaussian error"].map(|p| key.at(1).apart(p).rng().next_u64());
+        assert_eq!(noise, [12_536_949_362_901_053_973, 5_713_341_623_464_580_280]);
     }
 
     #[test]
@@ -178,6 +181,22 @@ mod tests {
         }
         assert_eq!(first(base), first(DrawKey::new(1, &[2, 3], 4)));
         assert_ne!(base.at(0).uniform(), base.at(1).uniform());
+    }
+
+    #[test]
+    fn a_stream_apart_has_numbers_of_its_own() {
+        let first = |draw: Draw, purpose: &str| draw.apart(purpose).rng().next_u64();
+        let key = DrawKey::new(1, &[2, 3], 4);
+        let noise = first(key.at(0), "noise");
+        assert_ne!(noise, key.at(0).rng().next_u64());
+        for other in [
+            first(key.at(0), "another"),
+            first(key.at(1), "noise"),
+            first(DrawKey::new(2, &[2, 3], 4).at(0), "noise"),
+        ] {
+            assert_ne!(noise, other);
+        }
+        assert_eq!(noise, first(key.at(0), "noise"), "a counter, not a state");
     }
 
     #[test]

@@ -28,6 +28,14 @@ pub enum ConfigError {
         /// What the system says.
         reason: String,
     },
+    /// Another model speaks another language: its logits cannot be compared with the model's.
+    #[error("other model: expected a vocabulary of {expected} tokens, got {got}")]
+    Vocabulary {
+        /// Tokens of the model.
+        expected: usize,
+        /// Tokens of the other one.
+        got: usize,
+    },
 }
 
 impl ConfigError {
@@ -127,6 +135,14 @@ pub enum StepError {
         "hidden states: expected them for {row}, whose reweighter uses expected logits, got none"
     )]
     HiddenMissing {
+        /// The first such row.
+        row: RowId,
+    },
+    /// A row is to be contrasted with another model, but the step came without that model's logits.
+    #[error(
+        "logits of the other model: expected them for {row}, whose reweighter contrasts with them, got none"
+    )]
+    OtherLogitsMissing {
         /// The first such row.
         row: RowId,
     },
@@ -323,6 +339,9 @@ pub enum RequestError {
     /// Stop strings were given to a loop that has no text decoder.
     #[error("stop strings: expected a decoder built with a detokenizer, got none")]
     NoDetokenizer,
+    /// A request is to be contrasted with another model, and the loop has none.
+    #[error("sampling: expected a decoder built with another model to contrast with, got none")]
+    NoOtherModel,
     /// A request that is not, or no longer, in the loop.
     #[error("request {}: expected one that is waiting or running, got one that has ended or never was", .request.0)]
     UnknownRequest {

@@ -53,10 +53,14 @@ pub use fire::Fire;
 pub use hidden::HiddenStates;
 pub use id::{PromptId, RequestId, RowId, TokenId};
 pub use lm_head::{LmHead, TiedHead};
-pub use novelty::{Extrapolate, NoveltyReweighter};
+pub use novelty::{
+    Contrast, Expects, Extrapolate, Matched, MatchedRandom, NoveltyReweighter, Orthogonal,
+    RandomReward, ReweighterConfig, Sharpen, Subtract, Surprisal,
+};
 pub use penalties::Penalties;
 pub use sampler::{
-    Choice, DistillerConfig, Novelty, Phase, Sampler, SamplerConfig, StepInput, StepOutput, StepRow,
+    Choice, DistillerConfig, ExpectedControl, Novelty, Phase, Sampler, SamplerConfig, StepInput,
+    StepOutput, StepRow,
 };
 pub use sampling::{Sampling, SamplingConfig, TemperatureOrder};
 pub use select::Selection;

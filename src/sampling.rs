@@ -12,7 +12,7 @@ use crate::{
     error::{ConfigError, RowError},
     fire::Fire,
     id::TokenId,
-    novelty::{Extrapolate, NoveltyReweighter},
+    novelty::{Contrast, Extrapolate, NoveltyReweighter, ReweighterConfig},
     penalties::{Penalties, adjustments, check_bias},
     select::Selection,
 };
@@ -92,6 +92,9 @@ pub struct SamplingConfig {
     pub filters: Vec<FilterConfig>,
     /// The exploration strength β; 0 is plain sampling.
     pub beta: f32,
+    /// What β is the strength of: ESamp, or one of the reweighters that it is compared with.
+    #[serde(default)]
+    pub reweighter: ReweighterConfig,
     /// How tokens that have occurred are held back.
     #[serde(default)]
     pub penalties: Penalties,
@@ -109,7 +112,7 @@ pub struct SamplingConfig {
 
 impl SamplingConfig {
     /// The paper's exploration strength.
-    pub const DEFAULT_BETA: f32 = 0.25;
+    pub const DEFAULT_BETA: f32 = Extrapolate::USUAL_BETA;
     /// The paper's temperature.
     pub const DEFAULT_TEMPERATURE: f32 = 1.0;
 }
@@ -122,6 +125,7 @@ impl Default for SamplingConfig {
             temperature_order: TemperatureOrder::default(),
             filters: Vec::new(),
             beta: Self::DEFAULT_BETA,
+            reweighter: ReweighterConfig::default(),
             penalties: Penalties::default(),
             logit_bias: BTreeMap::new(),
             fire: None,
@@ -147,6 +151,40 @@ impl SamplingConfig {
     pub fn with_beta(mut self, beta: f32) -> Self {
         self.beta = beta;
         self
+    }
+
+    /// Sets the reweighter and leaves β as it is; [`ReweighterConfig::usual_beta`] has the usual one.
+    ///
+    /// ```
+    /// use esamp::{ReweighterConfig, SamplingConfig};
+    ///
+    /// let orthogonal = ReweighterConfig::Orthogonal;
+    /// let sampling = SamplingConfig::default()
+    ///     .with_min_p(0.05)
+    ///     .with_reweighter(orthogonal)
+    ///     .with_beta(orthogonal.usual_beta());
+    /// assert_eq!(sampling.beta, 1.0);
+    /// ```
+    pub fn with_reweighter(mut self, reweighter: ReweighterConfig) -> Self {
+        self.reweighter = reweighter;
+        self
+    }
+
+    /// Contrastive decoding with its usual settings: [`Contrast`] with β 0.5 behind a [`MinP`] filter of 0.1. It needs
+    /// the logits of a second model.
+    pub fn contrastive() -> Self {
+        Self::default()
+            .with_reweighter(ReweighterConfig::Contrast)
+            .with_beta(Contrast::USUAL_BETA)
+            .with_min_p(Contrast::USUAL_ALPHA)
+    }
+
+    /// The control for sharpening as it is usually written: the plain sampler at `T / (1 + β)`, β 0.
+    ///
+    /// Its filters see the sharpened logits where the temperature comes first; [`Sharpen`](crate::Sharpen) is the control
+    /// that keeps the candidates of `ref / T`.
+    pub fn sharpened_plain(&self) -> Self {
+        self.clone().with_temperature(self.temperature / (1.0 + self.beta)).with_beta(0.0)
     }
 
     /// Adds a filter behind those that are there.
@@ -225,7 +263,8 @@ impl SamplingConfig {
     ///
     /// [`ConfigError::OutOfRange`] for the first setting that cannot work.
     pub fn init(&self) -> Result<Sampling, ConfigError> {
-        let mut sampling = Sampling::new(Extrapolate { beta: self.beta })?
+        let reweighter = self.reweighter.init(self.beta)?;
+        let mut sampling = Sampling { reweighter, ..Sampling::default() }
             .with_temperature(self.temperature)?
             .with_temperature_order(self.temperature_order)
             .with_penalties(self.penalties)?
@@ -448,6 +487,11 @@ impl Sampling {
     pub fn candidates(&self, row: &RowContext<'_>, logits: &[f32]) -> Result<Candidates, RowError> {
         let candidates = self.race(row, &mut logits.to_vec(), None)?;
         candidates.refused().map_or(Ok(candidates), Err)
+    }
+
+    /// Whether penalties or a bias may change logits.
+    pub(crate) fn adjusts_logits(&self) -> bool {
+        self.penalties != Penalties::default() || !self.logit_bias.is_empty()
     }
 
     /// [`candidates`](Self::candidates) under a mask, without a copy: adjusted logits are put back.

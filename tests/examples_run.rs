@@ -45,8 +45,8 @@ fn hello_says_something_plainly_and_something_else_under_esamp() {
 #[test]
 fn tap_your_model_runs_in_both_loops() {
     let text = run("tap_your_model");
-    assert_eq!(text.matches("completion ").count(), 3);
-    assert!(text.contains("updates: 11\n"), "{text}");
+    assert_eq!(text.matches("completion ").count(), 5, "3 of one prompt and 2 of another");
+    assert!(text.contains("updates: 22\n"), "11 of each prompt\n{text}");
     assert_eq!(text.matches("log-prob").count(), 12);
 }
 

@@ -146,7 +146,7 @@ fn through_the_sampler(logits: &[f32], config: SamplingConfig) -> usize {
     }];
     let head = TiedHead::new(Tensor::zeros([logits.len(), 1], &device));
     let logits = Tensor::from_data(TensorData::new(logits.to_vec(), [1, logits.len()]), &device);
-    let input = StepInput { rows: &rows, logits, hidden: None, lm_head: &head };
+    let input = StepInput::new(&rows, logits, &head);
     let mut sampler = SamplerConfig::new().init(1, &device).unwrap();
     sampler.step(input).unwrap().choices[0].clone().unwrap().candidates
 }

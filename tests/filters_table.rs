@@ -299,7 +299,7 @@ fn kept_by_the_sampler(
     let logits = Tensor::from_data(TensorData::new(logits.to_vec(), [rows.len(), vocab]), &device);
     let head = TiedHead::new(Tensor::zeros([vocab, 1], &device));
     let mut sampler = SamplerConfig::new().init(1, &device).unwrap();
-    let input = StepInput { rows: &rows, logits, hidden: None, lm_head: &head };
+    let input = StepInput::new(&rows, logits, &head);
     let choices = sampler.step(input).unwrap().choices;
     choices.into_iter().map(|choice| choice.unwrap().candidates).collect()
 }

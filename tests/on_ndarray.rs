@@ -7,13 +7,21 @@
 mod background;
 #[path = "cases/batch_independence.rs"]
 mod batch_independence;
+#[path = "cases/contrast.rs"]
+mod contrast;
 #[path = "cases/decode_loop.rs"]
 mod decode_loop;
+#[path = "cases/expected_control.rs"]
+mod expected_control;
 mod golden;
 #[path = "cases/gradients.rs"]
 mod gradients;
+#[path = "cases/heads.rs"]
+mod heads;
 #[path = "cases/penalties.rs"]
 mod penalties;
+#[path = "cases/reweighters.rs"]
+mod reweighters;
 #[path = "cases/sampler_step.rs"]
 mod sampler_step;
 #[path = "cases/selection.rs"]

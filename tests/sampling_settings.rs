@@ -51,6 +51,7 @@ fn the_names_that_are_written_down() {
             { "xtc": { "threshold": 0.1f32, "probability": 0.5f32 } },
         ],
         "beta": 0.5f32,
+        "reweighter": "extrapolate",
         "penalties": { "repetition": 1.1f32, "frequency": 0.2f32, "presence": 0.3f32 },
         "logit_bias": { "7": -2.5f32, "50000": 1.0f32 },
         "fire": { "temperature": 30.0f32, "tokens": 2 },

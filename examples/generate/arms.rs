@@ -114,7 +114,7 @@ impl<'m> Arm<'m> {
     }
 
     /// Refuses a run of which nothing came, and one that should have learned and did not.
-    pub fn check(&self) -> Result<(), Failure> {
+    pub fn check(&mut self) -> Result<(), Failure> {
         let failures: Vec<String> = self.completions.iter().filter_map(failure_of).collect();
         match failures.first() {
             Some(first) if failures.len() == self.completions.len() => Err(Failure::new(

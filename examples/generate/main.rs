@@ -66,7 +66,7 @@ fn run(args: &Args) -> Result<(), End> {
         true => report::print(&source.name(), args, prompt.len(), &arms)?,
         false => screen.result(&arms)?,
     }
-    for arm in &arms {
+    for arm in &mut arms {
         arm.check()?;
     }
     Ok(())

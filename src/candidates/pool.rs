@@ -307,7 +307,7 @@ mod tests {
     fn no_reach_empties_the_race_or_lets_masked_tokens_in() {
         let row = [1.0, f32::NEG_INFINITY, 3.0, 2.0];
         let tokens = |reach| -> Vec<TokenId> {
-            let pool = pool(&row, 1.0, None, reach).unwrap();
+            let pool = pool(&row, 1.0, None, reach, false).unwrap();
             pool.as_slice().iter().map(|c| c.token).collect()
         };
         for nats in [f32::NAN, -5.0, f32::NEG_INFINITY, 0.0] {
@@ -326,9 +326,9 @@ mod tests {
 
     #[test]
     fn scores_are_finite_or_the_row_says_which_is_not() {
-        let huge = pool(&[0.0, 3.0e38], 1e-4, None, Reach::Everything).unwrap_err();
+        let huge = pool(&[0.0, 3.0e38], 1e-4, None, Reach::Everything, false).unwrap_err();
         assert_eq!(huge, RowError::Score { token: 1, got: f32::INFINITY });
-        let deep = pool(&[0.0, -3.0e38], 1e-4, None, Reach::Everything).unwrap();
+        let deep = pool(&[0.0, -3.0e38], 1e-4, None, Reach::Everything, false).unwrap();
         assert!(deep.as_slice().iter().all(|c| c.logit.is_finite()));
     }
 

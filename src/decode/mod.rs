@@ -1,25 +1,28 @@
 //! The ready decode loop: many prompts, many completions of each, in one batch.
 
+mod admission;
+mod forward;
+mod other;
 mod request;
 mod row;
 mod stop;
 
 use std::{collections::VecDeque, ops::ControlFlow, sync::Arc, time::Instant};
 
-use burn::tensor::{Device, Int, Tensor};
-
 pub use request::{Completion, DecodeStats, Event, FinishReason, Request, Submitted, TokenMasker};
 
 use crate::{
     causal_lm::{CausalLm, KvCache},
     error::{ConfigError, RequestError, RowError, StepError},
-    hidden::HiddenStates,
     id::{PromptId, RequestId, RowId, TokenId},
+    novelty::Expects,
     sampler::{Choice, Phase, Sampler, StepInput},
     tap::{HiddenStateTap, NoTap, PairTap, TapSite},
     telemetry::Observer,
     text::Detokenize,
 };
+use forward::{expect_logits, int_tensor, prefill, rows_of};
+use other::{Beside, OtherModel, other_logits, other_requests};
 use row::Row;
 
 /// Decodes with any [`CausalLm`]: submits prompts, runs them in one batch, streams what comes.
@@ -57,6 +60,7 @@ use row::Row;
 /// decoder can be used again.
 pub struct Decoder<M: CausalLm> {
     model: M,
+    other: Option<Box<dyn OtherModel>>,
     sampler: Sampler,
     detokenizer: Option<Arc<dyn Detokenize>>,
     kv_limit: Option<usize>,
@@ -94,6 +98,7 @@ impl<M: CausalLm> Decoder<M> {
     pub fn new(model: M, sampler: Sampler) -> Self {
         Self {
             model,
+            other: None,
             sampler,
             detokenizer: None,
             kv_limit: None,
@@ -113,6 +118,46 @@ impl<M: CausalLm> Decoder<M> {
     pub fn with_detokenizer(mut self, detokenizer: impl Detokenize + 'static) -> Self {
         self.detokenizer = Some(Arc::new(detokenizer));
         self
+    }
+
+    /// Puts another model beside the first, whose logits are the expected ones of requests that are contrasted with it
+    /// ([`Contrast`](crate::Contrast)). Before the first request.
+    ///
+    /// It has a cache of its own, which holds only the requests that want it: the others cost nothing. A clone of a model
+    /// shares its tensors, so `with_other_model(model.clone())` does not double the weights.
+    ///
+    /// ```
+    /// use std::ops::ControlFlow;
+    ///
+    /// use burn::tensor::Device;
+    /// use esamp::{CausalLm, Decoder, Request, SamplerConfig, SamplingConfig, testing::TinyLm};
+    ///
+    /// let expert = TinyLm::new(1, &Device::flex());
+    /// let amateur = TinyLm::new(2, &Device::flex()); // the same vocabulary
+    /// let sampler = SamplerConfig::new().init(expert.d_model(), &expert.device())?;
+    /// let mut decoder = Decoder::new(&expert, sampler).with_other_model(amateur)?;
+    /// let sampling = SamplingConfig::contrastive().init()?;
+    /// decoder.submit(Request::new(vec![1, 2, 3]).with_sampling(sampling).with_max_new_tokens(8))?;
+    /// decoder.run(|_| ControlFlow::Continue(()))?;
+    /// assert_eq!(decoder.sampler().counters().contrasted, 8);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Vocabulary`] when the two have vocabularies of different size. That equal ids mean equal tokens is
+    /// for the caller to know.
+    pub fn with_other_model<A>(mut self, other: A) -> Result<Self, ConfigError>
+    where
+        A: CausalLm + Send + 'static,
+        A::Cache: Send,
+    {
+        let (expected, got) = (self.model.vocab_size(), other.vocab_size());
+        if expected != got {
+            return Err(ConfigError::Vocabulary { expected, got });
+        }
+        self.other = Some(Box::new(Beside::new(other)));
+        Ok(self)
     }
 
     /// The most bytes of cache that running rows may need at their longest, as
@@ -191,18 +236,6 @@ impl<M: CausalLm> Decoder<M> {
         self.waiting.is_empty() && self.batch.is_none() && self.events.is_empty()
     }
 
-    /// Bytes of cache that a request takes when it runs alone and all of its completions grow to their full length.
-    ///
-    /// The cache of [`Llama`](crate::llama::Llama) doubles its room when it is full and may take up to twice as much; it
-    /// has room for at least 64 tokens a row.
-    pub fn kv_bytes_needed(&self, request: &Request) -> usize {
-        self.kv_bytes(request.completions, request.longest(self.model.context_length()))
-    }
-
-    fn kv_bytes(&self, rows: usize, columns: usize) -> usize {
-        rows.saturating_mul(columns).saturating_mul(self.model.kv_bytes_per_token())
-    }
-
     /// Takes a request. Its prompt is prefilled at the next step that has room for it.
     ///
     /// # Errors
@@ -219,50 +252,11 @@ impl<M: CausalLm> Decoder<M> {
         let requests = completions.iter().map(|&(_, request)| request).collect();
         let waiting = Waiting { prompt, request: Arc::new(request), completions };
         // A distiller that the prompt shares must outlive the first of its completions.
-        if waiting.request.sampling.reweighter().uses_expected() {
+        if waiting.request.expects() == Expects::Distiller {
             waiting.rows().for_each(|row| self.sampler.begin(row));
         }
         self.waiting.push_back(waiting);
         Ok(Submitted { prompt, requests })
-    }
-
-    fn check(&self, request: &Request) -> Result<(), RequestError> {
-        let vocab = self.model.vocab_size();
-        if request.prompt.is_empty() {
-            return Err(RequestError::EmptyPrompt);
-        }
-        for (setting, value) in
-            [("completions", request.completions), ("max_new_tokens", request.max_new_tokens)]
-        {
-            if value == 0 {
-                return Err(RequestError::Nothing { setting });
-            }
-        }
-        if request.completions > Request::MAX_COMPLETIONS {
-            let (limit, got) = (Request::MAX_COMPLETIONS, request.completions);
-            return Err(RequestError::TooManyCompletions { limit, got });
-        }
-        let biased: Vec<TokenId> = request.sampling.logit_bias().keys().copied().collect();
-        for (place, tokens) in
-            [("prompt", &request.prompt), ("stop", &request.stop_tokens), ("logit bias", &biased)]
-        {
-            if let Some(&token) = tokens.iter().find(|&&token| token as usize >= vocab) {
-                return Err(RequestError::UnknownToken { place, token, vocab });
-            }
-        }
-        if let Some(limit) = self.model.context_length()
-            && request.prompt.len() >= limit
-        {
-            return Err(RequestError::PromptTooLong { prompt: request.prompt.len(), limit });
-        }
-        if !request.stop_strings.is_empty() && self.detokenizer.is_none() {
-            return Err(RequestError::NoDetokenizer);
-        }
-        let needed = self.kv_bytes_needed(request);
-        match self.kv_limit {
-            Some(limit) if needed > limit => Err(RequestError::CacheLimit { limit, needed }),
-            _ => Ok(()),
-        }
     }
 
     /// Ends one request, waiting or running. Its completion comes with [`FinishReason::Cancelled`].
@@ -286,10 +280,12 @@ impl<M: CausalLm> Decoder<M> {
             };
             let (index, _) = waiting.completions.remove(at);
             let id = RowId { prompt: waiting.prompt, request };
-            let row = Row::new(id, index, waiting.request.clone(), self.model.context_length());
+            let request = waiting.request.clone();
             if waiting.completions.is_empty() {
                 self.waiting.remove(place);
             }
+            let context = self.context_length(&request);
+            let row = Row::new(id, index, request, context);
             self.hand_over(row, FinishReason::Cancelled);
             return Ok(());
         }
@@ -360,27 +356,9 @@ impl<M: CausalLm> Decoder<M> {
         decoded
     }
 
-    /// Whether a prompt can start now.
-    fn has_room(&self, waiting: &Waiting) -> bool {
-        let Some(batch) = &self.batch else {
-            return true;
-        };
-        if !batch.cache.can_drop_rows() || !batch.cache.can_append_rows() {
-            return false;
-        }
-        let Some(limit) = self.kv_limit else {
-            return true;
-        };
-        // All rows end at the same column, so each takes as many as the longest will.
-        let newcomer = waiting.request.longest(self.model.context_length());
-        let running: Vec<usize> = batch.rows.iter().flatten().map(Row::longest).collect();
-        let longest = running.iter().copied().fold(newcomer, usize::max);
-        self.kv_bytes(running.len() + waiting.completions.len(), longest) <= limit
-    }
-
     /// Runs a prompt through the model once, chooses the first token of each completion, and lets them join the batch.
     fn prefill(&mut self, waiting: Waiting) -> Result<(), StepError> {
-        let context = self.model.context_length();
+        let context = self.context_length(&waiting.request);
         let mut rows: Vec<Row> = waiting
             .completions
             .iter()
@@ -434,31 +412,20 @@ impl<M: CausalLm> Decoder<M> {
         prompt: &[TokenId],
         rows: &mut [Row],
     ) -> Result<(M::Cache, Choices), StepError> {
-        let mut cache = self.model.new_cache();
-        let shares = cache.can_repeat_rows();
-        let copies = if shares { 1 } else { rows.len() };
-        let device = self.model.device();
-        let mut chunks = prompt
-            .chunks(self.prefill_chunk)
-            .map(|chunk| int_tensor(&chunk.repeat(copies), [copies, chunk.len()], &device));
-        let last = chunks.next_back().ok_or_else(|| StepError::model(RequestError::EmptyPrompt))?;
-        for tokens in chunks {
-            self.model.forward(tokens, &mut cache, &mut NoTap)?;
-        }
-        let logits = self.model.forward(last, &mut cache, &mut NoTap)?;
-        expect_logits(&logits, [copies, self.model.vocab_size()])?;
-        let logits = match shares {
-            true if rows.len() > 1 => {
-                cache.keep_rows(&vec![0; rows.len()])?;
-                logits.repeat_dim(0, rows.len())
+        let chunk = self.prefill_chunk;
+        let (cache, logits) = prefill(&self.model, prompt, rows.len(), chunk, &mut NoTap)?;
+        let contrasted: Vec<RequestId> =
+            other_requests(rows.iter()).map(|row| row.id.request).collect();
+        let other_logits = match &mut self.other {
+            Some(other) if !contrasted.is_empty() => {
+                Some(other.prefill(prompt, &contrasted, chunk)?)
             }
-            _ => logits,
+            _ => None,
         };
         rows.iter_mut().for_each(Row::prepare);
         let step_rows: Vec<_> = rows.iter().map(|row| row.step_row(Phase::FirstToken)).collect();
-        let lm_head = self.model.lm_head();
-        let output =
-            self.sampler.step(StepInput { rows: &step_rows, logits, hidden: None, lm_head })?;
+        let input = StepInput::new(&step_rows, logits, self.model.lm_head());
+        let output = self.sampler.step(input.with_other_logits(other_logits))?;
         Ok((cache, output.choices))
     }
 
@@ -471,7 +438,7 @@ impl<M: CausalLm> Decoder<M> {
         let tokens: Vec<TokenId> =
             batch.rows.iter().map(|row| row.as_ref().map_or(0, Row::last_token)).collect();
         let live = batch.live();
-        let steered = batch.rows.iter().flatten().any(Row::uses_expected);
+        let steered = batch.rows.iter().flatten().any(|row| row.expects() == Expects::Distiller);
         let mut pair = PairTap::new(self.sites[0], self.sites[1]);
         let tap: &mut dyn HiddenStateTap = if steered { &mut pair } else { &mut NoTap };
 
@@ -480,12 +447,18 @@ impl<M: CausalLm> Decoder<M> {
         expect_logits(&logits, [batch.rows.len(), self.model.vocab_size()])?;
         let hidden = if steered { Some(pair.take()?) } else { None };
         let (logits, hidden) = rows_of(logits, hidden, batch.rows.len(), &live)?;
+        let other_logits = match &mut self.other {
+            Some(other) => other_logits(&mut **other, batch)?,
+            None => None,
+        };
 
         batch.rows.iter_mut().flatten().for_each(Row::prepare);
         let rows: Vec<_> =
             batch.rows.iter().flatten().map(|row| row.step_row(Phase::Decode)).collect();
-        let lm_head = self.model.lm_head();
-        let output = self.sampler.step(StepInput { rows: &rows, logits, hidden, lm_head })?;
+        let input = StepInput::new(&rows, logits, self.model.lm_head())
+            .with_hidden(hidden)
+            .with_other_logits(other_logits);
+        let output = self.sampler.step(input)?;
         self.stats.steps += 1;
         self.stats.decoded_tokens += output.choices.iter().flatten().count() as u64;
         self.accept(output.choices);
@@ -529,6 +502,11 @@ impl<M: CausalLm> Decoder<M> {
 
     /// Drops rows that have ended from the cache. One that cannot do so keeps them, and they are fed a dummy token.
     fn compact(&mut self) -> Result<(), StepError> {
+        if let Some(other) = &mut self.other {
+            let rows = self.batch.iter().flat_map(|batch| batch.rows.iter().flatten());
+            let kept: Vec<RequestId> = other_requests(rows).map(|row| row.id.request).collect();
+            other.keep(&kept)?;
+        }
         let Some(batch) = &mut self.batch else {
             return Ok(());
         };
@@ -566,33 +544,4 @@ impl Waiting {
         let prompt = self.prompt;
         self.completions.iter().map(move |&(_, request)| RowId { prompt, request })
     }
-}
-
-fn int_tensor(tokens: &[TokenId], shape: [usize; 2], device: &Device) -> Tensor<2, Int> {
-    let tokens: Vec<i32> = tokens.iter().map(|&token| token as i32).collect();
-    Tensor::<1, Int>::from_data(tokens.as_slice(), device).reshape(shape)
-}
-
-/// A model that returns other rows or another vocabulary than it was asked for must not be read as if it had.
-fn expect_logits(logits: &Tensor<2>, expected: [usize; 2]) -> Result<(), StepError> {
-    let got = logits.dims();
-    if got == expected {
-        return Ok(());
-    }
-    Err(StepError::Shape { what: "logits", expected: expected.to_vec(), got: got.to_vec() })
-}
-
-/// The live ones of the `rows` rows that a forward pass gave.
-fn rows_of(
-    logits: Tensor<2>,
-    hidden: Option<HiddenStates>,
-    rows: usize,
-    live: &[usize],
-) -> Result<(Tensor<2>, Option<HiddenStates>), StepError> {
-    if let Some(got) = hidden.as_ref().map(HiddenStates::rows).filter(|&got| got != rows) {
-        return Err(StepError::RowCount { what: "hidden states", expected: rows, got });
-    }
-    let logits = crate::hidden::select_rows(&logits, live);
-    let hidden = hidden.map(|hidden| hidden.select(live)).transpose()?;
-    Ok((logits, hidden))
 }

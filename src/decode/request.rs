@@ -8,6 +8,7 @@ use crate::{
     candidates::TokenMask,
     error::{RowError, TextError},
     id::{PromptId, RequestId, RowId, TokenId},
+    novelty::Expects,
     sampler::Choice,
     sampling::Sampling,
 };
@@ -66,7 +67,13 @@ impl Request {
         length.min(context_length.unwrap_or(usize::MAX))
     }
 
-    /// How many completions of the prompt to make, 1 to [`MAX_COMPLETIONS`](Self::MAX_COMPLETIONS). They share its prefill and, by default, its distiller.
+    /// Where its expected logits come from.
+    pub(super) fn expects(&self) -> Expects {
+        self.sampling.reweighter().expects()
+    }
+
+    /// How many completions of the prompt to make, 1 to [`MAX_COMPLETIONS`](Self::MAX_COMPLETIONS). They share its prefill
+    /// and, by default, its distiller.
     pub fn with_completions(mut self, completions: usize) -> Self {
         self.completions = completions;
         self

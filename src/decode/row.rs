@@ -11,6 +11,7 @@ use crate::{
     draw::DrawKey,
     error::RowError,
     id::{RowId, TokenId},
+    novelty::Expects,
     sampler::{Choice, Phase, StepRow},
     select::Selection,
     text::{Detokenize, TextStream},
@@ -80,8 +81,8 @@ impl Row {
         self.request.prompt.len() + self.limit.0
     }
 
-    pub(super) fn uses_expected(&self) -> bool {
-        self.request.sampling.reweighter().uses_expected()
+    pub(super) fn expects(&self) -> Expects {
+        self.request.expects()
     }
 
     /// Asks for the tokens allowed next. Before [`step_row`](Self::step_row), which borrows the answer.

@@ -3,7 +3,7 @@
 use burn::{config::Config, tensor::Device};
 use serde::{Deserialize, Serialize};
 
-use super::Sampler;
+use super::{ExpectedControl, Sampler};
 use crate::{
     bank::Sharing,
     distiller::{Distiller, LowRankConfig, SwiGluConfig},
@@ -68,6 +68,9 @@ pub struct SamplerConfig {
     /// Seed of the distiller's starting parameters. The tokens' seeds come with the requests.
     #[config(default = 0)]
     pub distiller_seed: u64,
+    /// What stands in for the distiller's error, in a control run.
+    #[config(default = "ExpectedControl::None")]
+    pub expected_control: ExpectedControl,
 }
 
 impl Default for SamplerConfig {
@@ -156,7 +159,8 @@ impl SamplerConfig {
             Some(slots) => self.trainer(slots),
             None => self.trainer(SeparateSlots::new(template, optimizer)),
         };
-        Ok((Sampler::new(trainer, self.sharing, d_model, device), worker))
+        let sampler = Sampler::new(trainer, self.sharing, d_model, device);
+        Ok((sampler.controlled_by(self.expected_control), worker))
     }
 
     fn trainer(&self, slots: impl Slots) -> (Box<dyn OnlineTrainer>, Option<TrainingWorker>) {

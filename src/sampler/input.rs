@@ -1,14 +1,15 @@
-//! What goes into a step and what comes out.
+//! What goes into a step.
 
 use burn::tensor::{Device, Tensor};
 
 use crate::{
-    candidates::{RowContext, TokenMask},
+    candidates::{Candidates, RowContext, TokenMask},
     draw::DrawKey,
     error::{RowError, StepError},
     hidden::HiddenStates,
     id::{RowId, TokenId},
     lm_head::LmHead,
+    novelty::Expects,
     sampling::Sampling,
     select::{Chooser, Selection},
 };
@@ -16,7 +17,7 @@ use crate::{
 /// Where a row stands in its completion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// The logits come from the prompt's last position: neither steered nor learned.
+    /// The logits come from the prompt's last position: neither steered by a distiller nor learned.
     FirstToken,
     /// The logits come from a token that this loop has chosen.
     Decode,
@@ -42,14 +43,32 @@ pub struct StepRow<'a> {
     pub sampling: &'a Sampling,
     /// The tokens allowed here; `None` allows all of them.
     pub allowed: Option<&'a TokenMask>,
-    /// Whether to compute [`Choice::reference_log_prob`], which reads the whole vocabulary once more.
+    /// Whether to compute [`Choice::reference_log_prob`](super::Choice::reference_log_prob), which reads the whole
+    /// vocabulary once more.
     pub wants_reference_log_prob: bool,
 }
 
 impl StepRow<'_> {
-    /// Whether the row's scores are to be reweighted with expected logits.
+    /// Where the logits come from that the row's scores are to be reweighted with; `None` where they are left alone.
+    pub(crate) fn expects(&self) -> Option<Expects> {
+        let expects = self.sampling.reweighter().expects();
+        (self.phase == Phase::Decode || expects == Expects::OtherModel).then_some(expects)
+    }
+
+    /// Whether the row's scores are to be reweighted with what a distiller expects.
     pub(crate) fn is_steered(&self) -> bool {
-        self.phase == Phase::Decode && self.sampling.reweighter().uses_expected()
+        self.expects() == Some(Expects::Distiller)
+    }
+
+    /// Gives every candidate its expected logit, on the scale of its score, from its place and token. Says whether all
+    /// of them are finite.
+    pub(super) fn set_expected(
+        &self,
+        race: &mut Candidates,
+        logit: impl Fn(usize, TokenId) -> f32,
+    ) -> bool {
+        let divisor = self.divisor();
+        race.set_expected(|place, token| logit(place, token) / divisor)
     }
 
     /// What filters, reweighters and the selection may know.
@@ -88,80 +107,113 @@ impl StepRow<'_> {
 }
 
 /// What one forward pass of the model gave, for every row that wants a token.
+///
+/// ```
+/// use burn::tensor::{Device, Tensor};
+/// use esamp::{DrawKey, HiddenStates, Phase, RowId, SamplerConfig, SamplingConfig, StepInput, StepRow, TiedHead};
+///
+/// let device = Device::flex();
+/// let mut sampler = SamplerConfig::new().init(2, &device)?;
+/// let lm_head = TiedHead::new(Tensor::from_floats([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], &device));
+/// let [shallow, deep] = [[[0.3, 0.1]], [[0.2, 0.4]]].map(|state| Tensor::<2>::from_floats(state, &device));
+/// let logits = Tensor::<2>::from_floats([[0.2, 0.4, 0.6]], &device);
+///
+/// let sampling = SamplingConfig::default().init()?;
+/// let rows = [StepRow {
+///     id: RowId::new(0, 0),
+///     phase: Phase::Decode,
+///     draw: DrawKey::new(42, &[1], 0),
+///     code: None,
+///     prompt: &[1],
+///     generated: &[2],
+///     sampling: &sampling,
+///     allowed: None,
+///     wants_reference_log_prob: false,
+/// }];
+/// let input = StepInput::new(&rows, logits, &lm_head).with_hidden(HiddenStates::new(shallow, deep)?);
+/// let token = sampler.step(input)?.choices[0].clone()?.token;
+/// assert!(token < 3);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct StepInput<'a> {
-    /// The rows, in the order of the tensors' first dimension.
-    pub rows: &'a [StepRow<'a>],
-    /// The model's logits, `[rows, vocab]`, any floating-point type.
-    pub logits: Tensor<2>,
-    /// The hidden states of the same rows. Needed as soon as one row in [`Phase::Decode`] is steered.
-    pub hidden: Option<HiddenStates>,
-    /// The model's head.
-    pub lm_head: &'a dyn LmHead,
+    pub(super) rows: &'a [StepRow<'a>],
+    pub(super) reference: Reference,
+    pub(super) hidden: Option<HiddenStates>,
+    pub(super) other_logits: Option<Tensor<2>>,
+    pub(super) lm_head: &'a dyn LmHead,
 }
 
-/// How far the model departed from what the distiller expected.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Novelty {
-    /// `‖deep − expected deep‖`
-    pub error: f32,
-    /// `‖deep‖`
-    pub deep: f32,
+/// What the reference logits are, or come from.
+pub(super) enum Reference {
+    Logits(Tensor<2>),
+    HeadInput(Tensor<2>),
 }
 
-impl Novelty {
-    /// The error in units of the deep state's own length; 0 where both are 0, infinite where only the deep state is.
-    pub fn relative(&self) -> f32 {
-        if self.error == 0.0 { 0.0 } else { self.error / self.deep }
+impl<'a> StepInput<'a> {
+    /// A step over `rows`, in the order of the tensors' first dimension, with the model's `logits`, `[rows, vocab]`, any
+    /// floating-point type, and the model's head.
+    pub fn new(rows: &'a [StepRow<'a>], logits: Tensor<2>, lm_head: &'a dyn LmHead) -> Self {
+        let reference = Reference::Logits(logits);
+        Self { rows, reference, hidden: None, other_logits: None, lm_head }
     }
 
-    /// The squared error, averaged over the model's width.
-    pub(super) fn loss(&self, d_model: usize) -> f64 {
-        let error = f64::from(self.error);
-        error * error / d_model as f64
+    /// A step that is given what the head is applied to, `[rows, d_model]`, instead of logits. The sampler applies the
+    /// head, and may mix states before it: `head((1 + β)·hL − β·ĥ)`, one projection for both distributions (the paper's
+    /// latent form).
+    ///
+    /// A row is mixed when a distiller steers it, its reweighter says that it is an
+    /// [extrapolation](crate::NoveltyReweighter::extrapolation), it has no filter, it does not ask for
+    /// [`Choice::reference_log_prob`](super::Choice::reference_log_prob), and the head says that it is
+    /// [linear](LmHead::is_linear). All other rows go the long way: the head on the reference, then on what is expected of
+    /// the candidates. Which way a row goes depends on the row alone, and both give the same scores up to rounding.
+    /// [`Counters::mixed`](crate::Counters::mixed) counts the rows that were mixed.
+    ///
+    /// One difference: where a mixed row's states are finite and their logits are not (a head in `f16` that overflows), the
+    /// row gets a [`RowError`](crate::RowError); on the long way it would be sampled plainly if the reference logits were
+    /// finite.
+    pub fn from_head_input(
+        rows: &'a [StepRow<'a>],
+        head_input: Tensor<2>,
+        lm_head: &'a dyn LmHead,
+    ) -> Self {
+        let reference = Reference::HeadInput(head_input);
+        Self { rows, reference, hidden: None, other_logits: None, lm_head }
     }
-}
 
-/// The token chosen for a row.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Choice {
-    /// The token.
-    pub token: TokenId,
-    /// Log-probability of the token in the distribution it was drawn from, in nats: after temperature, filters and
-    /// reweighting. For a greedy row: at temperature 1.
-    pub log_prob: f32,
-    /// Log-probability of the token under the model as it is (temperature 1, no filter, neither masks nor penalties nor
-    /// bias applied), in nats, where the row asked for it.
-    pub reference_log_prob: Option<f32>,
-    /// How many candidates the filters left.
-    pub candidates: usize,
-    /// The novelty of the context; `None` where the row was not steered.
-    pub novelty: Option<Novelty>,
-    /// The [code](StepRow::code) for the row's next token; what the row came with where it was not selected
-    /// arithmetically.
-    pub code: Option<f64>,
-}
+    /// Adds the hidden states of the same rows. Needed as soon as a distiller steers one of them: a row in
+    /// [`Phase::Decode`] whose reweighter expects [`Expects::Distiller`].
+    pub fn with_hidden(mut self, hidden: impl Into<Option<HiddenStates>>) -> Self {
+        self.hidden = hidden.into();
+        self
+    }
 
-/// What a step gave.
-#[derive(Clone, Debug, Default)]
-pub struct StepOutput {
-    /// One token per row, in the order of the input's rows; a row that could not be given one says why.
-    pub choices: Vec<Result<Choice, RowError>>,
-    /// Optimizer steps done, one for each distiller that had rows. With learning in the background: those of the step
-    /// before.
-    pub updates: usize,
-}
+    /// Adds the logits of another model for the same rows, `[rows, vocab]`, any floating-point type, on any device.
+    /// Needed as soon as the reweighter of one row expects [`Expects::OtherModel`]; what stands in the other rows is not
+    /// looked at.
+    pub fn with_other_logits(mut self, logits: impl Into<Option<Tensor<2>>>) -> Self {
+        self.other_logits = logits.into();
+        self
+    }
 
-impl StepInput<'_> {
     /// Checks that everything is there and fits together, before any work is done.
     pub(super) fn check(&self, d_model: usize, device: &Device) -> Result<(), StepError> {
         let rows = self.rows.len();
-        expect_rows("logits", rows, self.logits.dims()[0])?;
-        if !self.logits.dtype().is_float() {
-            return Err(StepError::DType {
-                what: "logits",
-                expected: "a floating-point type",
-                got: format!("{:?}", self.logits.dtype()),
-            });
+        match &self.reference {
+            Reference::Logits(logits) => {
+                expect_rows("logits", rows, logits.dims()[0])?;
+                expect_float("logits", logits)?;
+                self.check_other(logits.dims()[1])?;
+            }
+            Reference::HeadInput(states) => {
+                expect_rows("head input", rows, states.dims()[0])?;
+                expect_shape("head input", [rows, d_model], states.dims())?;
+                expect_float("head input", states)?;
+                expect_device("head input", device, &states.device())?;
+                self.check_head(d_model, device)?;
+                if let Some([_, vocab]) = self.lm_head.shape() {
+                    self.check_other(vocab)?;
+                }
+            }
         }
         let mut seen = std::collections::HashSet::with_capacity(rows);
         if let Some(twice) = self.rows.iter().find(|row| !seen.insert(row.id.request)) {
@@ -174,24 +226,34 @@ impl StepInput<'_> {
             return Err(StepError::HiddenMissing { row: steered.id });
         };
         expect_rows("hidden states", rows, hidden.rows())?;
-        if hidden.d_model() != d_model {
-            return Err(StepError::Shape {
-                what: "hidden states",
-                expected: vec![rows, d_model],
-                got: vec![rows, hidden.d_model()],
-            });
-        }
+        expect_shape("hidden states", [rows, d_model], [rows, hidden.d_model()])?;
         expect_device("hidden states", device, &hidden.device())?;
-        let vocab = self.logits.dims()[1];
-        match self.lm_head.shape() {
-            Some(got) if got != [d_model, vocab] => {
-                return Err(StepError::Shape {
-                    what: "LM head",
-                    expected: vec![d_model, vocab],
-                    got: got.to_vec(),
-                });
+        self.check_head(d_model, device)
+    }
+
+    /// Checks the logits of the other model against the size of the vocabulary.
+    fn check_other(&self, vocab: usize) -> Result<(), StepError> {
+        let rows = self.rows.len();
+        let contrasted = |row: &&StepRow<'_>| row.expects() == Some(Expects::OtherModel);
+        match (self.rows.iter().find(contrasted), &self.other_logits) {
+            (Some(row), None) => Err(StepError::OtherLogitsMissing { row: row.id }),
+            (Some(_), Some(logits)) => {
+                expect_shape("logits of the other model", [rows, vocab], logits.dims())?;
+                expect_float("logits of the other model", logits)
             }
-            _ => {}
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks that the head is that of the model, as far as it tells: before it is applied, because a foreign one would
+    /// be asked for rows that its matrix does not have.
+    fn check_head(&self, d_model: usize, device: &Device) -> Result<(), StepError> {
+        if let Some(got) = self.lm_head.shape() {
+            let vocab = match &self.reference {
+                Reference::Logits(logits) => logits.dims()[1],
+                Reference::HeadInput(_) => got[1],
+            };
+            expect_shape("LM head", [d_model, vocab], got)?;
         }
         match self.lm_head.device() {
             Some(got) => expect_device("LM head", device, &got),
@@ -212,4 +274,23 @@ fn expect_rows(what: &'static str, expected: usize, got: usize) -> Result<(), St
         return Ok(());
     }
     Err(StepError::RowCount { what, expected, got })
+}
+
+pub(super) fn expect_shape(
+    what: &'static str,
+    expected: [usize; 2],
+    got: [usize; 2],
+) -> Result<(), StepError> {
+    if expected == got {
+        return Ok(());
+    }
+    Err(StepError::Shape { what, expected: expected.to_vec(), got: got.to_vec() })
+}
+
+fn expect_float(what: &'static str, tensor: &Tensor<2>) -> Result<(), StepError> {
+    if tensor.dtype().is_float() {
+        return Ok(());
+    }
+    let got = format!("{:?}", tensor.dtype());
+    Err(StepError::DType { what, expected: "a floating-point type", got })
 }

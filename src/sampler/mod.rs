@@ -1,15 +1,21 @@
 //! The step: predict, pool, filter, expect, reweight, select, learn.
 
 mod config;
+mod control;
 mod input;
+mod latent;
 mod observe;
+mod other;
+mod output;
 mod race;
 mod steered;
 
 use burn::tensor::Device;
 
 pub use config::{DistillerConfig, SamplerConfig};
-pub use input::{Choice, Novelty, Phase, StepInput, StepOutput, StepRow};
+pub use control::ExpectedControl;
+pub use input::{Phase, StepInput, StepRow};
+pub use output::{Choice, Novelty, StepOutput};
 
 use crate::{
     bank::Sharing,
@@ -17,10 +23,14 @@ use crate::{
     error::{RowError, StepError, TrainError},
     hidden::{HiddenStates, select_rows},
     id::{RowId, TokenId},
+    novelty::Expects,
     telemetry::{Counters, Observer, Steering, StepTrace},
     train::{Learned, OnlineTrainer, Prediction},
 };
+use input::Reference;
+use latent::project;
 use observe::{Chosen, steering, unsteered};
+use other::expect_other;
 use race::{Logits, choose, race};
 use steered::Steered;
 
@@ -34,6 +44,7 @@ pub struct Sampler {
     sharing: Sharing,
     d_model: usize,
     device: Device,
+    control: ExpectedControl,
     counters: Counters,
     observer: Option<Box<dyn Observer>>,
 }
@@ -45,8 +56,13 @@ impl Sampler {
         d_model: usize,
         device: Device,
     ) -> Self {
-        let counters = Counters::default();
-        Self { trainer, sharing, d_model, device, counters, observer: None }
+        let (counters, control) = (Counters::default(), ExpectedControl::default());
+        Self { trainer, sharing, d_model, device, control, counters, observer: None }
+    }
+
+    fn controlled_by(mut self, control: ExpectedControl) -> Self {
+        self.control = control;
+        self
     }
 
     /// Makes room for a row's request, so that its prompt's distiller stays while the request waits for its turn.
@@ -115,14 +131,15 @@ impl Sampler {
     /// 1. predict the deep hidden state of every steered row, with the parameters from before this step;
     /// 2. pool: the tokens of each row that its first filter could keep, with penalties and bias in their logits;
     /// 3. filter them on the reference distribution;
-    /// 4. expect: the head's logits of the predicted state, for the tokens that are left;
-    /// 5. reweight: `(1 + β)·logit − β·expected`;
+    /// 4. expect: the head's logits of the predicted state, or another model's, for the tokens that are left;
+    /// 5. reweight: `(1 + β)·logit − β·expected`, or what the row's reweighter makes of the two;
     /// 6. select one token, from the row's own random stream;
     /// 7. learn: one update of each distiller, on all of its rows.
     ///
-    /// A row is steered when it is in [`Phase::Decode`] and its reweighter uses expected logits; all others skip 1, 4, 5
-    /// and 7. A steered row whose hidden state, prediction or expected logits are not finite is sampled plainly,
-    /// counted in [`Counters::rows_not_finite`], and not learned.
+    /// A row is steered when it is in [`Phase::Decode`] and its reweighter expects a distiller; all others skip 1 and 7. A
+    /// steered row whose hidden state, prediction or expected logits are not finite is sampled plainly, counted in
+    /// [`Counters::rows_not_finite`], and not learned. A row contrasted with another model whose logits are not finite is
+    /// sampled plainly too, counted in [`Counters::other_not_finite`].
     ///
     /// # Errors
     ///
@@ -130,22 +147,36 @@ impl Sampler {
     /// one row is in its place in [`StepOutput::choices`], and the other rows go on.
     pub fn step(&mut self, input: StepInput<'_>) -> Result<StepOutput, StepError> {
         input.check(self.d_model, &self.device)?;
-        let StepInput { rows, logits, hidden, lm_head } = input;
+        let StepInput { rows, reference, hidden, other_logits, lm_head } = input;
         if rows.is_empty() {
             return Ok(StepOutput::default());
         }
         let mut steered = self.predict(rows, hidden)?; // 1
-        let mut logits = Logits::read(logits)?;
+        let mut logits = Logits::read(match reference {
+            Reference::Logits(logits) => logits,
+            Reference::HeadInput(states) => {
+                // An observer wants to see both distributions: nothing is mixed before the head then.
+                let mixable = steered.as_mut().filter(|_| self.observer.is_none());
+                project(rows, states, mixable, lm_head)?
+            }
+        })?;
         let mut races: Vec<_> = rows
             .iter()
             .enumerate()
             .map(|(at, row)| race(row, logits.row_mut(at))) // 2, 3
             .collect();
-        let mut plain = Vec::new();
-        if let Some(steered) = &mut steered {
-            steered.expect(rows, &mut races, lm_head, logits.vocab)?; // 4
-            plain = unsteered(rows, &races, steered);
-            steered.reweight(rows, &mut races); // 5
+        let mut ready = match &mut steered {
+            Some(steered) => steered.expect(rows, &mut races, lm_head, logits.vocab)?, // 4
+            None => Vec::new(),
+        };
+        let plain = unsteered(rows, &races, &ready);
+        let counters = &mut self.counters;
+        ready.extend(expect_other(rows, &mut races, other_logits, logits.vocab, counters)?); // 4
+        let alone = |&at: &usize| rows[at].expects() == Some(Expects::Nothing);
+        for at in ready.into_iter().chain((0..rows.len()).filter(alone)) {
+            if let Ok(race) = &mut races[at] {
+                rows[at].sampling.reweighter().reweight(&rows[at].context(), race); // 5
+            }
         }
         let mut choices: Vec<_> = rows
             .iter()
@@ -174,8 +205,12 @@ impl Sampler {
         };
         let hidden = hidden.at(&at);
         let ids: Vec<RowId> = at.iter().map(|&at| rows[at].id).collect();
-        let Prediction { expected, parts } = self.trainer.predict(&ids, hidden.shallow())?;
-        Ok(Some(Steered { novelty: vec![None; at.len()], at, ids, hidden, expected, parts }))
+        let Prediction { expected: predicted, parts } =
+            self.trainer.predict(&ids, hidden.shallow())?;
+        let steered_rows = at.iter().map(|&at| &rows[at]);
+        let (deep, counters) = (hidden.deep(), &mut self.counters);
+        let expected = self.control.apply(steered_rows, deep, predicted.clone(), counters)?;
+        Ok(Some(Steered::new(at, ids, hidden, predicted, expected, parts)))
     }
 
     /// One update of each distiller on the steered rows that were given a token.
@@ -194,6 +229,7 @@ impl Sampler {
             match choice.novelty {
                 Some(novelty) => {
                     self.counters.loss_sum += novelty.loss(self.d_model);
+                    self.counters.mixed += u64::from(steered.settled[place]);
                     learned.push(place);
                 }
                 None => self.counters.rows_not_finite += 1,
@@ -229,14 +265,17 @@ impl Sampler {
                 Steering::Steered => {
                     let plain = plain.get(at).copied().flatten();
                     counters.steered += 1;
-                    counters.interventions += u64::from(plain != Some(choice.token));
+                    counters.interventions += u64::from(plain.is_some_and(|t| t != choice.token));
                 }
                 Steering::Warming => {
                     counters.rows_warming += 1;
                     continue;
                 }
                 // Those that are not finite were counted when there was nothing to learn from them.
-                Steering::Off | Steering::FirstToken | Steering::NotFinite => continue,
+                Steering::Off
+                | Steering::Contrasted
+                | Steering::FirstToken
+                | Steering::NotFinite => continue,
             }
             if let Some(novelty) = choice.novelty {
                 counters.novelty_sum += f64::from(novelty.error);

@@ -2,26 +2,27 @@
 
 use std::borrow::Cow;
 
-use super::{Choice, Phase, StepRow, race::Logits, race::would_choose, steered::Steered};
+use super::{Choice, Phase, StepRow, race::Logits, race::would_choose};
 use crate::{
     candidates::{Candidates, mass_outside},
     error::RowError,
     id::TokenId,
+    novelty::Expects,
     telemetry::{Measures, RowTrace, Steering},
 };
 
-/// The token that each row would be given if it were not steered; `None` for rows that will not be. To be asked before
-/// the scores are reweighted.
+/// The token that each row would be given if it were not steered; `None` for rows that are not `ready` to be. To be asked
+/// before the scores are reweighted.
 ///
 /// Cost: for each steered row, one exponential per candidate.
 pub(super) fn unsteered(
     rows: &[StepRow<'_>],
     races: &[Result<Candidates, RowError>],
-    steered: &Steered,
+    ready: &[usize],
 ) -> Vec<Option<TokenId>> {
     let mut tokens = vec![None; rows.len()];
-    for (&at, novelty) in steered.at.iter().zip(&steered.novelty) {
-        if let (Ok(race), Some(_)) = (&races[at], novelty) {
+    for &at in ready {
+        if let Ok(race) = &races[at] {
             tokens[at] = would_choose(&rows[at], race);
         }
     }
@@ -30,11 +31,12 @@ pub(super) fn unsteered(
 
 /// Whether a row that was given a token was steered, and if not, why not.
 pub(super) fn steering(row: &StepRow<'_>, choice: &Choice) -> Steering {
-    match row.phase {
-        _ if !row.sampling.reweighter().uses_expected() => Steering::Off,
-        Phase::FirstToken => Steering::FirstToken,
-        Phase::Decode if choice.novelty.is_some() => Steering::Steered,
-        Phase::Decode => Steering::NotFinite,
+    match (row.sampling.reweighter().expects(), row.phase) {
+        (Expects::OtherModel, _) => Steering::Contrasted,
+        (Expects::Distiller, Phase::FirstToken) => Steering::FirstToken,
+        (Expects::Distiller, Phase::Decode) if choice.novelty.is_some() => Steering::Steered,
+        (Expects::Distiller, Phase::Decode) => Steering::NotFinite,
+        (_, _) => Steering::Off,
     }
 }
 

@@ -1,8 +1,8 @@
-//! The rows of a step that are steered: from the expected hidden state to new scores.
+//! The rows of a step that a distiller steers: from the expected hidden state to expected logits.
 
 use burn::tensor::{DType, Int, Tensor, TensorData, Transaction};
 
-use super::{Novelty, StepRow, race::host};
+use super::{Novelty, StepRow, input::expect_shape, race::host};
 use crate::{
     candidates::Candidates,
     error::{RowError, StepError},
@@ -17,15 +17,33 @@ pub(super) struct Steered {
     pub(super) at: Vec<usize>,
     pub(super) ids: Vec<RowId>,
     pub(super) hidden: HiddenStates,
+    /// What the distillers predict: novelty and loss are measured against it.
+    pub(super) predicted: Tensor<2>,
+    /// What scores are reweighted with: the prediction, unless a control has put another error in its place.
     pub(super) expected: Tensor<2>,
-    /// What the trainer mixed `expected` from, for it to judge by when it learns.
+    /// What the trainer mixed the prediction from, for it to judge by when it learns.
     pub(super) parts: Vec<Tensor<2>>,
-    /// `None` where something was not finite, and before [`expect`](Self::expect).
+    /// `None` where something was not finite, and before [`expect`](Self::expect) or [`mix`](super::latent).
     pub(super) novelty: Vec<Option<Novelty>>,
+    /// Whether the row's logits are the fused ones already, or stay plain because its states are not finite.
+    pub(super) settled: Vec<bool>,
 }
 
 impl Steered {
-    /// Gives every candidate its expected logit and every row its novelty, in one transfer from the device.
+    pub(super) fn new(
+        at: Vec<usize>,
+        ids: Vec<RowId>,
+        hidden: HiddenStates,
+        predicted: Tensor<2>,
+        expected: Tensor<2>,
+        parts: Vec<Tensor<2>>,
+    ) -> Self {
+        let (novelty, settled) = (vec![None; at.len()], vec![false; at.len()]);
+        Self { at, ids, hidden, predicted, expected, parts, novelty, settled }
+    }
+
+    /// Gives every candidate its expected logit and every row its novelty, in one transfer from the device. Returns the
+    /// places in the step of the rows that can be reweighted.
     ///
     /// Rows for which one of these numbers is not finite get none, and the rest of the step passes them by.
     pub(super) fn expect(
@@ -34,74 +52,74 @@ impl Steered {
         races: &mut [Result<Candidates, RowError>],
         lm_head: &dyn LmHead,
         vocab: usize,
-    ) -> Result<(), StepError> {
-        let live: Vec<usize> = (0..self.at.len()).filter(|&i| races[self.at[i]].is_ok()).collect();
+    ) -> Result<Vec<usize>, StepError> {
+        let is_live = |&i: &usize| !self.settled[i] && races[self.at[i]].is_ok();
+        let live: Vec<usize> = (0..self.at.len()).filter(is_live).collect();
         let widest =
             live.iter().filter_map(|&i| races[self.at[i]].as_ref().ok()).map(Candidates::len).max();
         let Some(widest) = widest else {
-            return Ok(());
+            return Ok(Vec::new());
         };
         let expected = select_rows(&self.expected, &live);
-        let deep = select_rows(self.hidden.deep(), &live);
 
         // Beyond this many candidates, one product with the whole matrix moves less memory than gathering its rows.
         let dense = live.len() * widest >= vocab;
         let width = if dense { vocab } else { widest };
         let logits = if dense {
-            lm_head.logits(expected.clone())
+            lm_head.logits(expected)
         } else {
             let tokens =
                 padded_tokens(live.iter().filter_map(|&i| races[self.at[i]].as_ref().ok()), widest);
             let tokens = TensorData::new(tokens, [live.len(), widest]);
-            lm_head.logits_at(expected.clone(), Tensor::<2, Int>::from_data(tokens, &deep.device()))
+            let tokens = Tensor::<2, Int>::from_data(tokens, &expected.device());
+            lm_head.logits_at(expected, tokens)
         };
-        if logits.dims() != [live.len(), width] {
-            return Err(StepError::Shape {
-                what: "expected logits of the LM head",
-                expected: vec![live.len(), width],
-                got: logits.dims().to_vec(),
-            });
-        }
-        let error = (deep.clone() - expected).square().sum_dim(1).sqrt();
-        let deep = deep.square().sum_dim(1).sqrt();
-        let read = Transaction::default()
-            .register(logits.inner().cast(DType::F32))
-            .register(error)
-            .register(deep)
-            .try_execute()?;
-        let [logits, error, deep] = <[TensorData; 3]>::try_from(read).map_err(|read| {
-            StepError::Execution(format!("expected 3 tensors, got {}", read.len()))
-        })?;
-        let (logits, error, deep) = (host(logits)?, host(error)?, host(deep)?);
+        expect_shape("expected logits of the LM head", [live.len(), width], logits.dims())?;
+        let [error, deep] = self.lengths(&live);
+        let [logits, error, deep] = read([logits.inner().cast(DType::F32), error, deep])?;
 
+        let mut ready = Vec::with_capacity(live.len());
         for (row, &i) in live.iter().enumerate() {
             let Ok(race) = &mut races[self.at[i]] else {
                 continue;
             };
             let logits = &logits[row * width..(row + 1) * width];
-            let temperature = rows[self.at[i]].divisor();
-            let finite = race.set_expected(|place, token| {
-                logits[if dense { token as usize } else { place }] / temperature
+            let finite = rows[self.at[i]].set_expected(race, |place, token| {
+                logits[if dense { token as usize } else { place }]
             });
-            if finite && error[row].is_finite() && deep[row].is_finite() {
-                self.novelty[i] = Some(Novelty { error: error[row], deep: deep[row] });
+            self.novelty[i] = Novelty::if_finite(error[row], deep[row]).filter(|_| finite);
+            if self.novelty[i].is_some() {
+                ready.push(self.at[i]);
             }
         }
-        Ok(())
+        Ok(ready)
     }
 
-    /// Rescores the candidates of every row that has finite expectations.
-    pub(super) fn reweight(
-        &self,
-        rows: &[StepRow<'_>],
-        races: &mut [Result<Candidates, RowError>],
-    ) {
-        for (&at, novelty) in self.at.iter().zip(&self.novelty) {
-            if let (Ok(race), Some(_)) = (&mut races[at], novelty) {
-                rows[at].sampling.reweighter().reweight(&rows[at].context(), race);
-            }
-        }
+    /// `‖deep − predicted‖` and `‖deep‖` of some rows, `[rows, 1]` each.
+    pub(super) fn lengths(&self, rows: &[usize]) -> [Tensor<2>; 2] {
+        let predicted = select_rows(&self.predicted, rows);
+        let deep = select_rows(self.hidden.deep(), rows);
+        [length(deep.clone() - predicted), length(deep)]
     }
+}
+
+impl Novelty {
+    pub(super) fn if_finite(error: f32, deep: f32) -> Option<Self> {
+        (error.is_finite() && deep.is_finite()).then_some(Self { error, deep })
+    }
+}
+
+/// The length of each row, `[rows, 1]`.
+pub(super) fn length(vectors: Tensor<2>) -> Tensor<2> {
+    vectors.square().sum_dim(1).sqrt()
+}
+
+/// Brings tensors to the host in one transfer.
+pub(super) fn read<const N: usize>(tensors: [Tensor<2>; N]) -> Result<[Vec<f32>; N], StepError> {
+    let transaction = tensors.into_iter().fold(Transaction::default(), Transaction::register);
+    let read = transaction.try_execute()?.into_iter().map(host).collect::<Result<Vec<_>, _>>()?;
+    <[Vec<f32>; N]>::try_from(read)
+        .map_err(|read| StepError::Execution(format!("expected {N} tensors, got {}", read.len())))
 }
 
 /// The tokens of each row, best first, filled up with the row's best token to `width`.

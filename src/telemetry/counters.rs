@@ -13,9 +13,20 @@ pub struct Counters {
     pub steps: u64,
     /// Tokens chosen.
     pub tokens: u64,
-    /// Tokens chosen from reweighted scores.
+    /// Tokens chosen from scores reweighted with what a distiller expected.
     pub steered: u64,
-    /// Steered tokens that differ from the one that the same random number would have chosen from the same candidates
+    /// Those of them whose states were mixed before the head: one projection instead of two
+    /// ([`StepInput::from_head_input`](crate::StepInput::from_head_input)).
+    pub mixed: u64,
+    /// Tokens chosen from scores reweighted with the logits of another model.
+    pub contrasted: u64,
+    /// Rows that were to be contrasted with another model and were sampled plainly, because one of its logits for a
+    /// candidate was not finite.
+    pub other_not_finite: u64,
+    /// Steered rows whose error could not be exchanged with another row's, because theirs was the only one of the step
+    /// ([`ExpectedControl::ShuffledErrors`](crate::ExpectedControl::ShuffledErrors)).
+    pub errors_not_shuffled: u64,
+    /// Steered tokens, without those [mixed](Self::mixed) before the head, that differ from the one that the same random number would have chosen from the same candidates
     /// without steering.
     ///
     /// The two choices are coupled by their random number, candidates best first. On average the share of such tokens

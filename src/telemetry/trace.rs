@@ -13,8 +13,10 @@ use crate::{
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Steering {
-    /// Its reweighter uses no expected logits (β = 0): plain sampling was asked for.
+    /// Its reweighter uses no expected logits: plain sampling (β = 0), or a control.
     Off,
+    /// Its reweighter expects the logits of another model.
+    Contrasted,
     /// Its logits came from the prompt, which is neither steered nor learned.
     FirstToken,
     /// Learned but not steered: its distiller was still warming up.

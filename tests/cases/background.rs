@@ -38,13 +38,16 @@ fn step(sampler: &mut Sampler, sampling: &Sampling, step: usize) -> Result<f32, 
         id: RowId::new(0, 0),
         phase: Phase::Decode,
         draw: DrawKey::new(7, &[1], 0),
+        code: None,
+        prompt: &[],
         generated: &[5],
         sampling,
         allowed: None,
         wants_reference_log_prob: false,
     };
     let logits = head.logits(hidden.deep().clone());
-    let input = StepInput { rows: &[row], logits, hidden: Some(hidden), lm_head: &head };
+    let rows = [row];
+    let input = StepInput::new(&rows, logits, &head).with_hidden(hidden);
     let output = sampler.step(input).map_err(|error| error.to_string())?;
     Ok(output.choices[0].as_ref().unwrap().novelty.unwrap().error)
 }
@@ -88,7 +91,8 @@ fn decode(config: &SamplerConfig) -> (Vec<Vec<TokenId>>, u64) {
     }
     let completions = decoder.run(|_| std::ops::ControlFlow::Continue(())).unwrap();
     decoder.sampler_mut().finish().unwrap();
-    assert_eq!(decoder.sampler().distillers(), usize::from(config.sharing == Sharing::Global));
+    let shared = matches!(config.sharing, Sharing::Global | Sharing::Adaptive(_));
+    assert_eq!(decoder.sampler().distillers(), usize::from(shared));
     (completions.iter().map(|c| c.tokens()).collect(), decoder.sampler().counters().updates)
 }
 

@@ -2,8 +2,6 @@
 
 use std::ops::ControlFlow;
 
-use burn::tensor::{Device, Int, Tensor};
-
 use crate::device;
 use burn::tensor::{Device, Int, Tensor};
 use esamp::{

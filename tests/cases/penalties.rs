@@ -45,7 +45,8 @@ impl Context {
         let mut sampler = SamplerConfig::new().init(D_MODEL, &self.device).unwrap();
         let logits = self.head.logits(self.hidden.deep().clone());
         let hidden = Some(self.hidden.clone());
-        let input = StepInput { rows: &[row], logits, hidden, lm_head: &self.head };
+        let rows = [row];
+        let input = StepInput::new(&rows, logits, &self.head).with_hidden(hidden);
         sampler.step(input).unwrap().choices.remove(0)
     }
 }

@@ -11,24 +11,24 @@ use esamp::{
     TemperatureOrder, TiedHead, TokenMask, TrainError,
 };
 
-const D_MODEL: usize = 8;
-const VOCAB: usize = 12;
+pub(crate) const D_MODEL: usize = 8;
+pub(crate) const VOCAB: usize = 12;
 
 /// A model's numbers without a model: hidden states from a formula, logits from a real head.
-struct World {
-    device: Device,
-    head: TiedHead,
+pub(crate) struct World {
+    pub(crate) device: Device,
+    pub(crate) head: TiedHead,
 }
 
 impl World {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let device = device();
         let head = TiedHead::new(wave([VOCAB, D_MODEL], 0.7, &device));
         Self { device, head }
     }
 
     /// Hidden states of rows that stand in `contexts`: equal contexts give equal states.
-    fn hidden(&self, contexts: &[usize]) -> HiddenStates {
+    pub(crate) fn hidden(&self, contexts: &[usize]) -> HiddenStates {
         let state = |scale: f32, context: usize| -> Vec<f32> {
             (0..D_MODEL).map(|i| ((i + 3 * context) as f32 * scale).sin() * 2.0).collect()
         };
@@ -39,7 +39,7 @@ impl World {
         HiddenStates::new(tensor(0.9), tensor(1.3)).unwrap()
     }
 
-    fn step(
+    pub(crate) fn step(
         &self,
         sampler: &mut Sampler,
         rows: &[StepRow<'_>],
@@ -47,21 +47,21 @@ impl World {
     ) -> Result<StepOutput, StepError> {
         let hidden = self.hidden(contexts);
         let logits = self.head.logits(hidden.deep().clone());
-        sampler.step(StepInput { rows, logits, hidden: Some(hidden), lm_head: &self.head })
+        sampler.step(StepInput::new(rows, logits, &self.head).with_hidden(hidden))
     }
 }
 
-fn wave<const D: usize>(shape: [usize; D], scale: f32, device: &Device) -> Tensor<D> {
+pub(crate) fn wave<const D: usize>(shape: [usize; D], scale: f32, device: &Device) -> Tensor<D> {
     let count = shape.iter().product::<usize>();
     let numbers: Vec<f32> = (0..count).map(|i| (i as f32 * scale).cos()).collect();
     Tensor::from_data(TensorData::new(numbers, shape), device)
 }
 
-fn sampler() -> Sampler {
+pub(crate) fn sampler() -> Sampler {
     SamplerConfig::new().init(D_MODEL, &device()).unwrap()
 }
 
-fn row(prompt: u64, request: u64, sampling: &Sampling) -> StepRow<'_> {
+pub(crate) fn row(prompt: u64, request: u64, sampling: &Sampling) -> StepRow<'_> {
     StepRow {
         id: RowId::new(prompt, request),
         phase: Phase::Decode,
@@ -75,11 +75,11 @@ fn row(prompt: u64, request: u64, sampling: &Sampling) -> StepRow<'_> {
     }
 }
 
-fn esamp(beta: f32) -> Sampling {
+pub(crate) fn esamp(beta: f32) -> Sampling {
     SamplingConfig::default().with_beta(beta).init().unwrap()
 }
 
-fn choices(output: StepOutput) -> Vec<Choice> {
+pub(crate) fn choices(output: StepOutput) -> Vec<Choice> {
     output.choices.into_iter().map(Result::unwrap).collect()
 }
 
@@ -88,7 +88,7 @@ fn novelty(choice: &Choice) -> f32 {
 }
 
 /// `log softmax` of the scores, at one token.
-fn log_softmax(scores: &[f32], token: u32) -> f32 {
+pub(crate) fn log_softmax(scores: &[f32], token: u32) -> f32 {
     let best = scores.iter().copied().fold(f32::MIN, f32::max);
     let sum: f64 = scores.iter().map(|s| f64::from(s - best).exp()).sum();
     (f64::from(scores[token as usize] - best) - sum.ln()) as f32
@@ -140,12 +140,11 @@ fn beta_zero_is_plain_sampling_and_no_distiller_work() {
         let zero = choices(world.step(&mut with_zero, &zero, &contexts).unwrap());
         let hidden = world.hidden(&contexts);
         let plain = sampler()
-            .step(StepInput {
-                rows: &[row(0, 0, &plain), row(0, 1, &plain)],
-                logits: world.head.logits(hidden.deep().clone()),
-                hidden: None, // a plain run needs no tap
-                lm_head: &world.head,
-            })
+            .step(StepInput::new(
+                &[row(0, 0, &plain), row(0, 1, &plain)],
+                world.head.logits(hidden.deep().clone()),
+                &world.head, // and no hidden states: a plain run needs no tap
+            ))
             .unwrap();
         assert_eq!(zero, choices(plain));
     }
@@ -155,17 +154,17 @@ fn beta_zero_is_plain_sampling_and_no_distiller_work() {
     assert!(with_zero.finish().is_ok(), "nothing was to be learned");
 }
 
-/// A reweighter that has nothing to do with novelty.
+/// A reweighter that has nothing to do with novelty and does nothing.
 #[derive(Debug)]
 struct Never;
 
 impl esamp::NoveltyReweighter for Never {
-    fn reweight(&self, _row: &esamp::RowContext<'_>, _candidates: &mut esamp::Candidates) {
-        panic!("asked to reweight although it uses no expected logits");
+    fn reweight(&self, _row: &esamp::RowContext<'_>, candidates: &mut esamp::Candidates) {
+        assert!(candidates.as_slice().iter().all(|candidate| candidate.expected == 0.0));
     }
 
-    fn uses_expected(&self) -> bool {
-        false
+    fn expects(&self) -> esamp::Expects {
+        esamp::Expects::Nothing
     }
 }
 
@@ -190,10 +189,8 @@ fn a_perfect_distiller_changes_nothing() {
         let mut token = |sampling| {
             let logits = world.head.logits(deep.clone());
             let rows = [row(0, context as u64, sampling)];
-            let hidden = Some(hidden.clone());
-            let output = sampler
-                .step(StepInput { rows: &rows, logits, hidden, lm_head: &world.head })
-                .unwrap();
+            let input = StepInput::new(&rows, logits, &world.head).with_hidden(hidden.clone());
+            let output = sampler.step(input).unwrap();
             choices(output)[0].token
         };
         assert_eq!(token(&strong), token(&off));
@@ -325,7 +322,7 @@ fn zero_rows_and_one_row() {
     let sampling = esamp(0.25);
     let mut sampler = sampler();
     let empty = Tensor::<2>::zeros([0, VOCAB], &world.device);
-    let input = StepInput { rows: &[], logits: empty, hidden: None, lm_head: &world.head };
+    let input = StepInput::new(&[], empty, &world.head);
     assert!(sampler.step(input).unwrap().choices.is_empty());
     assert_eq!(sampler.counters().steps, 0);
     assert_eq!(world.step(&mut sampler, &[row(0, 0, &sampling)], &[0]).unwrap().updates, 1);
@@ -345,9 +342,8 @@ fn one_bad_row_does_not_stop_the_others() {
     rows[2].allowed = Some(&nobody);
     rows[3].allowed = Some(&small);
     let mut sampler = sampler();
-    let output = sampler
-        .step(StepInput { rows: &rows, logits, hidden: Some(hidden), lm_head: &world.head })
-        .unwrap();
+    let output =
+        sampler.step(StepInput::new(&rows, logits, &world.head).with_hidden(hidden)).unwrap();
     assert!(output.choices[0].is_ok());
     let wording: Vec<String> =
         output.choices[1..].iter().map(|c| c.as_ref().unwrap_err().to_string()).collect();
@@ -373,9 +369,8 @@ fn masked_tokens_stay_masked_through_the_fusion() {
     let masked = Tensor::<2>::full([2, VOCAB - 2], f32::NEG_INFINITY, &world.device);
     let logits = world.head.logits(hidden.deep().clone()).slice_assign([0..2, 2..VOCAB], masked);
     let rows = [row(0, 0, &sampling), row(0, 1, &sampling)];
-    let output = sampler
-        .step(StepInput { rows: &rows, logits, hidden: Some(hidden), lm_head: &world.head })
-        .unwrap();
+    let output =
+        sampler.step(StepInput::new(&rows, logits, &world.head).with_hidden(hidden)).unwrap();
     assert!(choices(output).iter().all(|choice| choice.token < 2 && choice.log_prob.is_finite()));
 }
 
@@ -398,9 +393,8 @@ fn a_row_whose_hidden_state_is_not_finite_is_sampled_plainly_and_not_learned() {
         let logits = world.head.logits(clean.deep().clone());
         let rows = [row(0, 0, &sampling), row(0, 1, &sampling)];
         let mut sampler = sampler();
-        let output = sampler
-            .step(StepInput { rows: &rows, logits, hidden: Some(hidden), lm_head: &world.head })
-            .unwrap();
+        let output =
+            sampler.step(StepInput::new(&rows, logits, &world.head).with_hidden(hidden)).unwrap();
         let got = choices(output);
         let plain = [row(0, 0, &off), row(0, 1, &off)];
         let plain = choices(world.step(&mut self::sampler(), &plain, &[0, 1]).unwrap());
@@ -424,9 +418,7 @@ fn steering_that_learned_nothing_is_an_error() {
     let hidden = HiddenStates::new(bad.clone(), bad).unwrap();
     let logits = world.head.logits(world.hidden(&[0]).deep().clone());
     let rows = [row(0, 0, &sampling)];
-    sampler
-        .step(StepInput { rows: &rows, logits, hidden: Some(hidden), lm_head: &world.head })
-        .unwrap();
+    sampler.step(StepInput::new(&rows, logits, &world.head).with_hidden(hidden)).unwrap();
     assert_eq!(sampler.finish(), Err(TrainError::NothingLearned { eligible: 1, skipped: 1 }));
 }
 
@@ -460,7 +452,7 @@ fn the_place_of_the_temperature_decides_what_filters_see() {
         let sampling = sampling.with_temperature_order(order).init().unwrap();
         let logits = Tensor::from_data(TensorData::new(logits.clone(), [1, VOCAB]), &world.device);
         let rows = [row(0, 0, &sampling)];
-        let input = StepInput { rows: &rows, logits, hidden: None, lm_head: &world.head };
+        let input = StepInput::new(&rows, logits, &world.head);
         let choice = choices(sampler().step(input).unwrap())[0];
         assert_eq!(choice.candidates, left, "{order:?}");
         let scores: Vec<f32> = [0.0, -0.5, -1.0][..left].to_vec();
@@ -499,9 +491,8 @@ fn half_precision_models_have_full_precision_distillers() {
         assert_eq!(logits.dtype(), dtype);
         let rows = [row(0, 0, &sampling), row(0, 1, &sampling)];
         let mut sampler = sampler();
-        let output = sampler
-            .step(StepInput { rows: &rows, logits, hidden: Some(hidden), lm_head: &head })
-            .unwrap();
+        let output =
+            sampler.step(StepInput::new(&rows, logits, &head).with_hidden(hidden)).unwrap();
         assert!(choices(output).iter().all(|choice| choice.novelty.is_some()));
         assert_eq!(sampler.counters().rows_learned, 2);
     }
@@ -516,7 +507,7 @@ fn what_does_not_fit_together_is_said_before_any_work() {
     let logits = || world.head.logits(hidden().deep().clone());
     let mut sampler = sampler();
     let mut wording = |rows: &[StepRow<'_>], logits: Tensor<2>, hidden: Option<HiddenStates>| {
-        let input = StepInput { rows, logits, hidden, lm_head: &world.head };
+        let input = StepInput::new(rows, logits, &world.head).with_hidden(hidden);
         sampler.step(input).unwrap_err().to_string()
     };
     assert_eq!(wording(&rows[..1], logits(), Some(hidden())), "logits: expected 1 rows, got 2");
@@ -564,9 +555,8 @@ fn a_head_or_a_distiller_that_returns_the_wrong_shape_is_an_error() {
     let hidden = world.hidden(&[0]);
     let logits = world.head.logits(hidden.deep().clone());
     let head = |hidden: Tensor<2>| hidden; // d_model logits instead of vocab
-    let error = sampler()
-        .step(StepInput { rows: &rows, logits, hidden: Some(hidden), lm_head: &head })
-        .unwrap_err();
+    let error =
+        sampler().step(StepInput::new(&rows, logits, &head).with_hidden(hidden)).unwrap_err();
     assert_eq!(
         error.to_string(),
         "expected logits of the LM head: expected shape [1, 12], got [1, 8]"
@@ -584,7 +574,7 @@ fn a_head_of_another_model_is_refused_before_it_is_applied() {
     let mut wording = |head: &dyn LmHead| {
         let logits = world.head.logits(hidden.deep().clone());
         let hidden = Some(hidden.clone());
-        let input = StepInput { rows: &rows, logits, hidden, lm_head: head };
+        let input = StepInput::new(&rows, logits, head).with_hidden(hidden);
         sampler.step(input).unwrap_err().to_string()
     };
     assert_eq!(
@@ -608,8 +598,8 @@ fn a_log_probability_that_does_not_exist_is_said() {
     let plain = StepRow { allowed: Some(&only), ..row(0, 0, &sampling) };
     let asked = StepRow { wants_reference_log_prob: true, ..plain };
     let choice = |row| {
-        let input =
-            StepInput { rows: &[row], logits: logits.clone(), hidden: None, lm_head: &world.head };
+        let rows = [row];
+        let input = StepInput::new(&rows, logits.clone(), &world.head);
         sampler().step(input).unwrap().choices[0].clone()
     };
     assert!(choice(plain).is_ok(), "the mask hides token 7 from the race");

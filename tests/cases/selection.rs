@@ -133,7 +133,8 @@ impl Loop {
         };
         let logits = probabilities.map(|p| p.ln() as f32).to_vec();
         let logits = Tensor::from_data(TensorData::new(logits, [1, 4]), &self.device);
-        let input = StepInput { rows: &[row], logits, hidden: None, lm_head: &self.head };
+        let rows = [row];
+        let input = StepInput::new(&rows, logits, &self.head);
         self.sampler.step(input).unwrap().choices.remove(0)
     }
 }
@@ -239,12 +240,8 @@ fn steered_rows_cover_the_fused_distribution_evenly() {
             })
             .collect();
         let mut sampler = SamplerConfig::new().init(D_MODEL, &device).unwrap();
-        let input = StepInput {
-            rows: &rows,
-            logits: reference.clone(),
-            hidden: Some(hidden.clone()),
-            lm_head: &head,
-        };
+        let input =
+            StepInput::new(&rows, reference.clone(), &head).with_hidden(Some(hidden.clone()));
         let mut counts = [0.0; VOCAB];
         for choice in sampler.step(input).unwrap().choices {
             counts[choice.unwrap().token as usize] += 1.0;

@@ -1,0 +1,106 @@
+//! Which requests can run at all, and when there is room for them.
+
+use super::{Decoder, Request, Waiting, row::Row};
+use crate::{
+    causal_lm::{CausalLm, KvCache},
+    error::RequestError,
+    id::TokenId,
+    novelty::Expects,
+};
+
+impl<M: CausalLm> Decoder<M> {
+    /// Bytes of cache that a request takes when it runs alone and all of its completions grow to their full length.
+    ///
+    /// The cache of [`Llama`](crate::llama::Llama) doubles its room when it is full and may take up to twice as much; it
+    /// has room for at least 64 tokens a row.
+    pub fn kv_bytes_needed(&self, request: &Request) -> usize {
+        let others = if request.expects() == Expects::OtherModel { request.completions } else { 0 };
+        self.kv_bytes(request.completions, others, self.longest(request))
+    }
+
+    /// Bytes of cache for so many rows of the model, and so many of the other one, of `columns` tokens each.
+    fn kv_bytes(&self, rows: usize, others: usize, columns: usize) -> usize {
+        let bytes =
+            |rows: usize, per_token: usize| rows.saturating_mul(columns).saturating_mul(per_token);
+        let other = self.other.as_ref().map_or(0, |other| other.kv_bytes_per_token());
+        bytes(rows, self.model.kv_bytes_per_token()).saturating_add(bytes(others, other))
+    }
+
+    /// The most tokens that a request's sequences may have: what every model that reads them can take.
+    pub(super) fn context_length(&self, request: &Request) -> Option<usize> {
+        let other = self.other.as_ref().filter(|_| request.expects() == Expects::OtherModel);
+        let other = other.and_then(|other| other.context_length());
+        self.model.context_length().into_iter().chain(other).min()
+    }
+
+    fn longest(&self, request: &Request) -> usize {
+        request.longest(self.context_length(request))
+    }
+
+    pub(super) fn check(&self, request: &Request) -> Result<(), RequestError> {
+        let vocab = self.model.vocab_size();
+        if request.prompt.is_empty() {
+            return Err(RequestError::EmptyPrompt);
+        }
+        for (setting, value) in
+            [("completions", request.completions), ("max_new_tokens", request.max_new_tokens)]
+        {
+            if value == 0 {
+                return Err(RequestError::Nothing { setting });
+            }
+        }
+        if request.completions > Request::MAX_COMPLETIONS {
+            let (limit, got) = (Request::MAX_COMPLETIONS, request.completions);
+            return Err(RequestError::TooManyCompletions { limit, got });
+        }
+        let biased: Vec<TokenId> = request.sampling.logit_bias().keys().copied().collect();
+        for (place, tokens) in
+            [("prompt", &request.prompt), ("stop", &request.stop_tokens), ("logit bias", &biased)]
+        {
+            if let Some(&token) = tokens.iter().find(|&&token| token as usize >= vocab) {
+                return Err(RequestError::UnknownToken { place, token, vocab });
+            }
+        }
+        if request.expects() == Expects::OtherModel && self.other.is_none() {
+            return Err(RequestError::NoOtherModel);
+        }
+        if let Some(limit) = self.context_length(request)
+            && request.prompt.len() >= limit
+        {
+            return Err(RequestError::PromptTooLong { prompt: request.prompt.len(), limit });
+        }
+        if !request.stop_strings.is_empty() && self.detokenizer.is_none() {
+            return Err(RequestError::NoDetokenizer);
+        }
+        let needed = self.kv_bytes_needed(request);
+        match self.kv_limit {
+            Some(limit) if needed > limit => Err(RequestError::CacheLimit { limit, needed }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a prompt can start now.
+    pub(super) fn has_room(&self, waiting: &Waiting) -> bool {
+        let wants_other = waiting.request.expects() == Expects::OtherModel;
+        if wants_other && self.other.as_ref().is_some_and(|other| !other.has_room()) {
+            return false;
+        }
+        let Some(batch) = &self.batch else {
+            return true;
+        };
+        if !batch.cache.can_drop_rows() || !batch.cache.can_append_rows() {
+            return false;
+        }
+        let Some(limit) = self.kv_limit else {
+            return true;
+        };
+        // All rows end at the same column, so each takes as many as the longest will.
+        let newcomer = self.longest(&waiting.request);
+        let running: Vec<&Row> = batch.rows.iter().flatten().collect();
+        let longest = running.iter().map(|row| row.longest()).fold(newcomer, usize::max);
+        let newcomers = waiting.completions.len();
+        let others = running.iter().filter(|row| row.expects() == Expects::OtherModel).count();
+        let others = others + if wants_other { newcomers } else { 0 };
+        self.kv_bytes(running.len() + newcomers, others, longest) <= limit
+    }
+}

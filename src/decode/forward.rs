@@ -1,0 +1,69 @@
+//! Tokens into a model, logits and hidden states out of it.
+
+use burn::tensor::{Device, Int, Tensor};
+
+use crate::{
+    causal_lm::{CausalLm, KvCache},
+    error::{RequestError, StepError},
+    hidden::{HiddenStates, select_rows},
+    id::TokenId,
+    tap::{HiddenStateTap, NoTap},
+};
+
+/// Reads a prompt once for `rows` rows, `chunk` tokens at a time. Returns a cache with as many rows and the last
+/// position's logits, `[rows, vocab]`.
+pub(super) fn prefill<M: CausalLm>(
+    model: &M,
+    prompt: &[TokenId],
+    rows: usize,
+    chunk: usize,
+    tap: &mut dyn HiddenStateTap,
+) -> Result<(M::Cache, Tensor<2>), StepError> {
+    let mut cache = model.new_cache();
+    let shares = cache.can_repeat_rows();
+    let copies = if shares { 1 } else { rows };
+    let device = model.device();
+    let mut chunks = prompt
+        .chunks(chunk)
+        .map(|chunk| int_tensor(&chunk.repeat(copies), [copies, chunk.len()], &device));
+    let last = chunks.next_back().ok_or_else(|| StepError::model(RequestError::EmptyPrompt))?;
+    for tokens in chunks {
+        model.forward(tokens, &mut cache, &mut NoTap)?;
+    }
+    let mut logits = model.forward(last, &mut cache, tap)?;
+    expect_logits(&logits, [copies, model.vocab_size()])?;
+    if shares && rows > 1 {
+        cache.keep_rows(&vec![0; rows])?;
+        logits = logits.repeat_dim(0, rows);
+    }
+    Ok((cache, logits))
+}
+
+pub(super) fn int_tensor(tokens: &[TokenId], shape: [usize; 2], device: &Device) -> Tensor<2, Int> {
+    let tokens: Vec<i32> = tokens.iter().map(|&token| token as i32).collect();
+    Tensor::<1, Int>::from_data(tokens.as_slice(), device).reshape(shape)
+}
+
+/// A model that returns other rows or another vocabulary than it was asked for must not be read as if it had.
+pub(super) fn expect_logits(logits: &Tensor<2>, expected: [usize; 2]) -> Result<(), StepError> {
+    let got = logits.dims();
+    if got == expected {
+        return Ok(());
+    }
+    Err(StepError::Shape { what: "logits", expected: expected.to_vec(), got: got.to_vec() })
+}
+
+/// The live ones of the `rows` rows that a forward pass gave.
+pub(super) fn rows_of(
+    logits: Tensor<2>,
+    hidden: Option<HiddenStates>,
+    rows: usize,
+    live: &[usize],
+) -> Result<(Tensor<2>, Option<HiddenStates>), StepError> {
+    if let Some(got) = hidden.as_ref().map(HiddenStates::rows).filter(|&got| got != rows) {
+        return Err(StepError::RowCount { what: "hidden states", expected: rows, got });
+    }
+    let logits = select_rows(&logits, live);
+    let hidden = hidden.map(|hidden| hidden.select(live)).transpose()?;
+    Ok((logits, hidden))
+}

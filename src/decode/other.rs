@@ -1,0 +1,169 @@
+//! A second model beside the first, for requests that are contrasted with it.
+
+use burn::tensor::Tensor;
+
+use super::{
+    Batch,
+    forward::{expect_logits, int_tensor, prefill},
+    row::Row,
+};
+use crate::{
+    causal_lm::{CausalLm, KvCache},
+    error::StepError,
+    hidden::select_rows,
+    id::{RequestId, TokenId},
+    novelty::Expects,
+    tap::NoTap,
+};
+
+/// Another model with a cache of its own, its type forgotten.
+///
+/// It holds only the requests that want it, and knows them by name: whatever the first model's batch does, each call says
+/// who is there, and rows that are not are dropped.
+pub(super) trait OtherModel: Send {
+    /// Reads a prompt for these requests, `chunk` tokens at a time. Returns its last position's logits, `[requests, vocab]`.
+    fn prefill(
+        &mut self,
+        prompt: &[TokenId],
+        requests: &[RequestId],
+        chunk: usize,
+    ) -> Result<Tensor<2>, StepError>;
+
+    /// Drops every request that is not among these.
+    fn keep(&mut self, requests: &[RequestId]) -> Result<(), StepError>;
+
+    /// Reads one more token of each request. All requests that were kept. Returns `[requests, vocab]`, in their order.
+    fn step(&mut self, last: &[(RequestId, TokenId)]) -> Result<Tensor<2>, StepError>;
+
+    /// Whether a prompt can be read now.
+    fn has_room(&self) -> bool;
+
+    fn context_length(&self) -> Option<usize>;
+
+    fn kv_bytes_per_token(&self) -> usize;
+}
+
+/// The rows of the other model, in the order of its cache. `None` is a row that is gone and still in the cache.
+pub(super) struct Beside<M: CausalLm> {
+    model: M,
+    running: Option<(M::Cache, Vec<Option<RequestId>>)>,
+}
+
+impl<M: CausalLm> Beside<M> {
+    pub(super) fn new(model: M) -> Self {
+        Self { model, running: None }
+    }
+}
+
+impl<M: CausalLm + Send> OtherModel for Beside<M>
+where
+    M::Cache: Send,
+{
+    fn prefill(
+        &mut self,
+        prompt: &[TokenId],
+        requests: &[RequestId],
+        chunk: usize,
+    ) -> Result<Tensor<2>, StepError> {
+        let (cache, logits) = prefill(&self.model, prompt, requests.len(), chunk, &mut NoTap)?;
+        let newcomers = requests.iter().copied().map(Some);
+        match &mut self.running {
+            Some((running, rows)) => {
+                running.append_rows(cache)?;
+                rows.extend(newcomers);
+            }
+            None => self.running = Some((cache, newcomers.collect())),
+        }
+        Ok(logits)
+    }
+
+    fn keep(&mut self, requests: &[RequestId]) -> Result<(), StepError> {
+        let Some((cache, rows)) = &mut self.running else {
+            return Ok(());
+        };
+        for row in rows.iter_mut() {
+            *row = row.filter(|request| requests.contains(request));
+        }
+        if rows.iter().all(Option::is_none) {
+            self.running = None;
+        } else if cache.can_drop_rows() && rows.contains(&None) {
+            let kept: Vec<usize> = (0..rows.len()).filter(|&at| rows[at].is_some()).collect();
+            cache.keep_rows(&kept)?;
+            rows.retain(Option::is_some);
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, last: &[(RequestId, TokenId)]) -> Result<Tensor<2>, StepError> {
+        let (cache, rows) = match &mut self.running {
+            Some((cache, rows)) => (Some(cache), rows.as_slice()),
+            None => (None, &[][..]),
+        };
+        let mut tokens = vec![0; rows.len()];
+        let mut places = Vec::with_capacity(last.len());
+        for &(request, token) in last {
+            if let Some(at) = rows.iter().position(|&row| row == Some(request)) {
+                tokens[at] = token;
+                places.push(at);
+            }
+        }
+        match cache {
+            Some(cache) if places.len() == last.len() => {
+                let tokens = int_tensor(&tokens, [tokens.len(), 1], &self.model.device());
+                let logits = self.model.forward(tokens, cache, &mut NoTap)?;
+                expect_logits(&logits, [rows.len(), self.model.vocab_size()])?;
+                Ok(select_rows(&logits, &places))
+            }
+            _ => Err(StepError::RowCount {
+                what: "rows of the other model",
+                expected: last.len(),
+                got: places.len(),
+            }),
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        self.running
+            .as_ref()
+            .is_none_or(|(cache, _)| cache.can_drop_rows() && cache.can_append_rows())
+    }
+
+    fn context_length(&self) -> Option<usize> {
+        self.model.context_length()
+    }
+
+    fn kv_bytes_per_token(&self) -> usize {
+        self.model.kv_bytes_per_token()
+    }
+}
+
+/// The rows that are contrasted with the other model.
+pub(super) fn other_requests<'a>(
+    rows: impl IntoIterator<Item = &'a Row>,
+) -> impl Iterator<Item = &'a Row> {
+    rows.into_iter().filter(|row| row.expects() == Expects::OtherModel)
+}
+
+/// The other model's logits for the live rows of a batch, `[rows, vocab]`, after one more token of each row that wants
+/// them; what stands in the other rows means nothing.
+pub(super) fn other_logits<C>(
+    other: &mut dyn OtherModel,
+    batch: &Batch<C>,
+) -> Result<Option<Tensor<2>>, StepError> {
+    let live: Vec<&Row> = batch.rows.iter().flatten().collect();
+    let last: Vec<(RequestId, TokenId)> = other_requests(live.iter().copied())
+        .map(|row| (row.id.request, row.last_token()))
+        .collect();
+    if last.is_empty() {
+        return Ok(None);
+    }
+    let logits = other.step(&last)?;
+    let mut next = 0;
+    let place = |row: &&Row| {
+        let at = next.min(last.len() - 1);
+        next += usize::from(row.expects() == Expects::OtherModel);
+        at
+    };
+    let places: Vec<usize> = live.iter().map(place).collect();
+    Ok(Some(select_rows(&logits, &places)))
+}

@@ -1,0 +1,79 @@
+//! The control for what a reward of this size does whatever it says.
+
+use super::{Expects, NoveltyReweighter, check_beta, direction, distiller_if};
+use crate::{
+    candidates::{Candidates, RowContext},
+    error::ConfigError,
+};
+
+/// A control: `logit + s·g`, a random reward per candidate with the variance that ESamp's perturbation has in this row.
+///
+/// `g` is one standard normal number for each token, from the row's [`Draw`](crate::Draw) in the stream
+/// `"random reward"` ([`Draw::apart`](crate::Draw::apart)), centred and scaled over the row's candidates so that the
+/// variance of `s·g` is exactly that of `β·(logit − expected)`. (The reward is what is random in the paper's control,
+/// arXiv 2604.24927; it still has a slope on the reference, by chance, in small races. The control that matches ESamp's
+/// slope is [`MatchedRandom`](super::MatchedRandom).)
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RandomReward {
+    /// The strength β of the ESamp run that this is the control of, at least 0; with 0 the sampler is the plain one.
+    pub beta: f32,
+}
+
+impl NoveltyReweighter for RandomReward {
+    fn reweight(&self, row: &RowContext<'_>, candidates: &mut Candidates) {
+        if self.beta == 0.0 {
+            return;
+        }
+        let reward = direction::random(row, "random reward", candidates);
+        let length = direction::norm(&reward);
+        if length > 0.0 {
+            let matched =
+                f64::from(self.beta) * direction::norm(&direction::perturbation(candidates));
+            direction::add(candidates, matched / length, &reward);
+        }
+    }
+
+    fn expects(&self) -> Expects {
+        distiller_if(self.beta)
+    }
+
+    fn validate(&self) -> Result<(), ConfigError> {
+        check_beta(self.beta)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::*;
+    use super::*;
+
+    #[test]
+    fn the_variance_is_that_of_the_perturbation_and_the_direction_is_random() {
+        let control = RandomReward { beta: 0.5 };
+        let variance = |values: &[f64]| {
+            let mean = values.iter().sum::<f64>() / values.len() as f64;
+            values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / values.len() as f64
+        };
+        let difference = |a: &[f32], b: &[f32]| -> Vec<f64> {
+            a.iter().zip(b).map(|(a, b)| f64::from(a - b)).collect()
+        };
+        let wanted = 0.25 * variance(&difference(&REFERENCE, &EXPECTED));
+        let mut mean = [0.0; 6];
+        for position in 0..400 {
+            let new = scores(&control, position, &REFERENCE, &EXPECTED);
+            let reward = difference(&new, &REFERENCE);
+            assert!((variance(&reward) - wanted).abs() < 1e-5);
+            mean.iter_mut().zip(&reward).for_each(|(m, r)| *m += r / 400.0);
+        }
+        // Each reward has standard deviation √wanted = 0.63, so its mean over 400 positions 0.03.
+        assert!(mean.iter().all(|m| m.abs() < 0.14), "{mean:?}");
+    }
+
+    #[test]
+    fn the_numbers_are_the_rows_own_and_not_those_that_select() {
+        let control = RandomReward { beta: 0.5 };
+        let a = scores(&control, 3, &REFERENCE, &EXPECTED);
+        assert_eq!(a, scores(&control, 3, &REFERENCE, &EXPECTED));
+        assert_ne!(a, scores(&control, 4, &REFERENCE, &EXPECTED));
+    }
+}

@@ -1,0 +1,53 @@
+//! ESamp's ablation.
+
+use super::{Expects, NoveltyReweighter, check_beta, distiller_if};
+use crate::{
+    candidates::{Candidates, RowContext},
+    error::ConfigError,
+};
+
+/// `logit − β·expected`: what ESamp's paper compares its fusion with (arXiv 2604.24927, where it does far worse).
+///
+/// Without `1 + β` on the reference a perfect distiller does not leave the model alone: `expected = logit` gives
+/// `(1 − β)·logit`, the plain model at temperature `1 / (1 − β)`, and at β = 1 every candidate is as likely as any
+/// other.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Subtract {
+    /// The strength β, at least 0; with 0 the sampler is the plain one. The paper's table has 0.5.
+    pub beta: f32,
+}
+
+impl NoveltyReweighter for Subtract {
+    fn reweight(&self, _row: &RowContext<'_>, candidates: &mut Candidates) {
+        let beta = self.beta;
+        if beta != 0.0 {
+            candidates.rescore(|c| c.logit - beta * c.expected);
+        }
+    }
+
+    fn expects(&self) -> Expects {
+        distiller_if(self.beta)
+    }
+
+    fn validate(&self) -> Result<(), ConfigError> {
+        check_beta(self.beta)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::*;
+    use super::*;
+
+    #[test]
+    fn by_hand() {
+        let got = scores(&Subtract { beta: 0.5 }, 0, &[2.0, 1.0], &[1.0, 3.0]);
+        assert_eq!(got, [1.5, -0.5]); // 2 − 0.5·1, 1 − 0.5·3
+    }
+
+    #[test]
+    fn a_distiller_that_expected_everything_flattens() {
+        let flat = scores(&Subtract { beta: 1.0 }, 0, &REFERENCE, &REFERENCE);
+        assert_eq!(flat, [0.0; 6]);
+    }
+}

@@ -1,0 +1,75 @@
+//! The control for novelty that is only rarity.
+
+use super::{Expects, NoveltyReweighter, check_beta, direction, distiller_if};
+use crate::{
+    candidates::{Candidates, RowContext},
+    error::ConfigError,
+};
+
+/// A control: `logit + s·(−log p_ref)`, the model's own surprisal as the reward, with the variance that ESamp's
+/// perturbation has in this row.
+///
+/// Surprisal is the reference logit with its sign turned, up to a constant, so this is the plain model at a higher
+/// temperature, one for each row: `logit·(1 − s)` with `s = β·σ(logit − expected) / σ(logit)` over the row's candidates.
+/// Where the perturbation is larger than the reference (`s > 1`) it turns the order round. What ESamp gains over it is not
+/// a matter of preferring rare tokens. Rows whose reference logits are all equal are left alone. A control of this crate's
+/// own, scaled as [`RandomReward`](super::RandomReward) is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Surprisal {
+    /// The strength β of the ESamp run that this is the control of, at least 0; with 0 the sampler is the plain one.
+    pub beta: f32,
+}
+
+impl NoveltyReweighter for Surprisal {
+    fn reweight(&self, _row: &RowContext<'_>, candidates: &mut Candidates) {
+        if self.beta == 0.0 {
+            return;
+        }
+        // −log p = −logit + constant: centred, the reference with its sign turned.
+        let reference = direction::reference(candidates);
+        let length = direction::norm(&reference);
+        if length > 0.0 {
+            let matched =
+                f64::from(self.beta) * direction::norm(&direction::perturbation(candidates));
+            direction::add(candidates, -matched / length, &reference);
+        }
+    }
+
+    fn expects(&self) -> Expects {
+        distiller_if(self.beta)
+    }
+
+    fn validate(&self) -> Result<(), ConfigError> {
+        check_beta(self.beta)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::*;
+    use super::*;
+
+    #[test]
+    fn by_hand() {
+        // z = (1, 0, −1), ‖z‖ = √2. δ = (2, 0, 1) − 1 = (1, −1, 0), ‖δ‖ = √2. Half of it: new = ref − ½ z.
+        let got = scores(&Surprisal { beta: 0.5 }, 0, &[3.0, 2.0, 1.0], &[1.0, 2.0, 0.0]);
+        assert_near(&got, &[2.5, 2.0, 1.5], 1e-6);
+        let flat = scores(&Surprisal { beta: 0.5 }, 0, &[1.0; 3], &[1.0, 2.0, 0.0]);
+        assert_eq!(flat, [1.0; 3]);
+    }
+
+    #[test]
+    fn the_reward_is_the_surprisal() {
+        let new = scores(&Surprisal { beta: 0.25 }, 0, &REFERENCE, &EXPECTED);
+        let total: f64 = REFERENCE.iter().map(|&r| f64::from(r).exp()).sum();
+        let surprisal: Vec<f64> = REFERENCE.iter().map(|&r| total.ln() - f64::from(r)).collect();
+        let rate = |a: usize, b: usize| {
+            f64::from((new[a] - REFERENCE[a]) - (new[b] - REFERENCE[b]))
+                / (surprisal[a] - surprisal[b])
+        };
+        for other in 2..6 {
+            assert!((rate(0, other) - rate(0, 1)).abs() < 1e-5, "proportional to the surprisal");
+        }
+        assert!(rate(0, 1) > 0.0, "rare tokens gain");
+    }
+}

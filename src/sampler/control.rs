@@ -1,0 +1,168 @@
+//! Controls that put another error in the place of the distiller's.
+
+use burn::tensor::{DType, Tensor, TensorData};
+use rand_distr::{Distribution, StandardNormal};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    StepRow,
+    steered::{length, read},
+};
+use crate::{draw::Draw, error::StepError, hidden::select_rows, telemetry::Counters};
+
+/// What stands in for the error `e = deep − ĥ` of a distiller: the expected state becomes `deep − e'`.
+///
+/// A control acts on what scores are reweighted with, not on what is learned: distillers predict, are measured
+/// ([`Choice::novelty`](crate::Choice::novelty), the counters) and learn as they would without it. Controls on scores are
+/// reweighters: [`RandomReward`](crate::RandomReward), [`MatchedRandom`](crate::MatchedRandom) and others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum ExpectedControl {
+    /// The distiller's own error.
+    #[default]
+    None,
+    /// `e' = ‖e‖·g / ‖g‖` with `g` normal: the same length, a random direction (the paper's noise control, arXiv
+    /// 2604.24927).
+    ///
+    /// The numbers come from the row's [`Draw`], stream `"gaussian error"`, so a row has its own noise in any company.
+    /// Through a head it is no noise of the same size: in SmolLM2-135M it moves logits 1.8 times as far as the
+    /// distiller's error. [`MatchedRandom`](crate::MatchedRandom) is the control that matches what reaches the logits.
+    GaussianError,
+    /// `e'` is the error of the next steered row of the step, the last row's that of the first: learned directions, of
+    /// the wrong context.
+    ///
+    /// Rows whose states are not finite stand aside. A row that is alone keeps its own error, counted in
+    /// [`Counters::errors_not_shuffled`]. With this control, and only with it, a row's tokens depend on who else is in
+    /// the batch.
+    ShuffledErrors,
+}
+
+impl ExpectedControl {
+    /// The expected states after the control, `[rows, d_model]`, from the deep and the predicted ones.
+    pub(super) fn apply<'a>(
+        self,
+        rows: impl Iterator<Item = &'a StepRow<'a>>,
+        deep: &Tensor<2>,
+        predicted: Tensor<2>,
+        counters: &mut Counters,
+    ) -> Result<Tensor<2>, StepError> {
+        let predicted = predicted.inner();
+        match self {
+            Self::None => Ok(predicted),
+            Self::GaussianError => {
+                let draws: Vec<Draw> = rows.map(|row| row.context().draw).collect();
+                Ok(gaussian(&draws, deep, predicted))
+            }
+            Self::ShuffledErrors => shuffled(deep, predicted, counters),
+        }
+    }
+}
+
+fn gaussian(draws: &[Draw], deep: &Tensor<2>, predicted: Tensor<2>) -> Tensor<2> {
+    let [rows, d_model] = deep.dims();
+    let mut directions = Vec::with_capacity(rows * d_model);
+    for draw in draws {
+        let mut rng = draw.apart("gaussian error").rng();
+        let numbers: Vec<f64> = (0..d_model).map(|_| StandardNormal.sample(&mut rng)).collect();
+        let norm = numbers.iter().map(|number| number * number).sum::<f64>().sqrt();
+        directions.extend(numbers.iter().map(|number| (number / norm) as f32));
+    }
+    let directions = TensorData::new(directions, [rows, d_model]);
+    let directions = Tensor::<2>::from_data(directions, (&deep.device(), DType::F32));
+    deep.clone() - directions * length(deep.clone() - predicted)
+}
+
+fn shuffled(
+    deep: &Tensor<2>,
+    predicted: Tensor<2>,
+    counters: &mut Counters,
+) -> Result<Tensor<2>, StepError> {
+    let error = deep.clone() - predicted;
+    let [lengths] = read([length(error.clone())])?;
+    let finite: Vec<usize> = (0..lengths.len()).filter(|&row| lengths[row].is_finite()).collect();
+    if finite.len() == 1 {
+        counters.errors_not_shuffled += 1;
+    }
+    let mut source: Vec<usize> = (0..lengths.len()).collect();
+    for (place, &row) in finite.iter().enumerate() {
+        source[row] = finite[(place + 1) % finite.len()];
+    }
+    Ok(deep.clone() - select_rows(&error, &source))
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::draw::DrawKey;
+
+    fn states(rows: usize, d_model: usize, scale: f32) -> Tensor<2> {
+        let numbers = (0..rows * d_model).map(|i| (i as f32 * scale).sin() * 2.0).collect();
+        Tensor::from_data(TensorData::new::<f32, _>(numbers, [rows, d_model]), &Device::flex())
+    }
+
+    fn values(tensor: Tensor<2>) -> Vec<Vec<f64>> {
+        let width = tensor.dims()[1];
+        let values: Vec<f32> = tensor.into_data().try_into_vec().unwrap();
+        values.chunks(width).map(|row| row.iter().map(|&v| f64::from(v)).collect()).collect()
+    }
+
+    fn dot(a: &[f64], b: &[f64]) -> f64 {
+        a.iter().zip(b).map(|(a, b)| a * b).sum()
+    }
+
+    #[test]
+    fn a_gaussian_error_has_the_same_length_and_a_direction_of_its_own() {
+        let (rows, d_model) = (500, 64);
+        let (deep, predicted) = (states(rows, d_model, 0.7), states(rows, d_model, 1.9));
+        let draws: Vec<Draw> = (0..rows as u64).map(|p| DrawKey::new(1, &[2], 0).at(p)).collect();
+        let error = values(deep.clone() - predicted.clone());
+        let got = values(deep.clone() - gaussian(&draws, &deep, predicted.clone()));
+        let mut mean = 0.0;
+        for (error, got) in error.iter().zip(&got) {
+            let lengths = (dot(error, error).sqrt(), dot(got, got).sqrt());
+            assert!((lengths.0 - lengths.1).abs() < 1e-4 * lengths.0, "{lengths:?}");
+            mean += dot(error, got) / (lengths.0 * lengths.1) / rows as f64;
+        }
+        // A cosine in 64 dimensions has standard deviation 1/8, its mean over 500 rows 0.0056.
+        assert!(mean.abs() < 0.025, "{mean}");
+
+        // A row alone has the noise that it has in company.
+        let alone =
+            gaussian(&draws[7..8], &select_rows(&deep, &[7]), select_rows(&predicted, &[7]));
+        let alone = values(select_rows(&deep, &[7]) - alone);
+        for (a, b) in alone[0].iter().zip(&got[7]) {
+            assert!((a - b).abs() < 1e-5);
+        }
+    }
+
+    #[test]
+    fn errors_go_round_among_the_rows_that_have_one() {
+        let (deep, predicted) = (states(4, 3, 0.7), states(4, 3, 1.9));
+        let error = values(deep.clone() - predicted.clone());
+        let nan = Tensor::<2>::full([1, 1], f32::NAN, &Device::flex());
+        for (bad, sources) in [(None, [1, 2, 3, 0]), (Some(2), [1, 3, 2, 0])] {
+            let predicted = match bad {
+                Some(row) => predicted.clone().slice_assign([row..row + 1, 0..1], nan.clone()),
+                None => predicted.clone(),
+            };
+            let mut counters = Counters::default();
+            let got = values(deep.clone() - shuffled(&deep, predicted, &mut counters).unwrap());
+            for (row, source) in
+                sources.into_iter().enumerate().filter(|&(row, _)| bad != Some(row))
+            {
+                for (got, error) in got[row].iter().zip(&error[source]) {
+                    assert!((got - error).abs() < 1e-6, "row {row}");
+                }
+            }
+            assert_eq!(counters.errors_not_shuffled, 0);
+        }
+        let mut counters = Counters::default();
+        let one = |tensor: &Tensor<2>| select_rows(tensor, &[1]);
+        let alone = shuffled(&one(&deep), one(&predicted), &mut counters).unwrap();
+        assert!((values(alone)[0][0] - values(predicted)[1][0]).abs() < 1e-6, "its own error");
+        assert_eq!(counters.errors_not_shuffled, 1);
+    }
+}

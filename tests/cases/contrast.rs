@@ -1,0 +1,246 @@
+//! A second model beside the first in the decode loop.
+
+use std::ops::ControlFlow;
+
+use esamp::{
+    CausalLm, Completion, Decoder, FinishReason, Request, ReweighterConfig, SamplerConfig,
+    Sampling, SamplingConfig, TokenId,
+    testing::{ScriptedLm, TinyLm},
+};
+
+use crate::device;
+
+const VOCAB: usize = 10;
+
+fn decoder<M: CausalLm>(model: M) -> Decoder<M> {
+    let sampler = SamplerConfig::new().init(model.d_model(), &device()).unwrap();
+    Decoder::new(model, sampler)
+}
+
+fn run<M: CausalLm>(decoder: &mut Decoder<M>) -> Vec<Completion> {
+    decoder.run(|_| ControlFlow::Continue(())).unwrap()
+}
+
+fn contrast(beta: f32) -> Sampling {
+    let config = SamplingConfig::default().with_reweighter(ReweighterConfig::Contrast);
+    config.with_beta(beta).init().unwrap()
+}
+
+/// Logits that depend on every token of the sequence and its place: a cache that is out of step gives others.
+fn hashing(salt: u64) -> ScriptedLm {
+    ScriptedLm::new(VOCAB, &device(), move |sequence| {
+        let hash = sequence.iter().fold(salt, |hash, &token| {
+            (hash ^ u64::from(token)).wrapping_mul(0x0100_0000_01b3).rotate_left(17)
+        });
+        (0..VOCAB as u64)
+            .map(|token| {
+                let bits = (hash ^ token.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+                    .wrapping_mul(0xff51_afd7_ed55_8ccd);
+                (bits >> 40) as f32 / (1u64 << 22) as f32
+            })
+            .collect()
+    })
+}
+
+#[test]
+fn a_model_contrasted_with_itself_is_the_plain_model() {
+    let model = TinyLm::new(5, &device());
+    let tokens = |reweighter: ReweighterConfig, beta: f32| {
+        let mut decoder = decoder(&model).with_other_model(model.clone()).unwrap();
+        let sampling = SamplingConfig::default().with_min_p(0.05).with_reweighter(reweighter);
+        let sampling = sampling.with_beta(beta).init().unwrap();
+        for prompt in [vec![7, 8, 9], vec![1]] {
+            let request =
+                Request::new(prompt).with_completions(2).with_seed(11).with_max_new_tokens(20);
+            decoder.submit(request.with_sampling(sampling.clone())).unwrap();
+        }
+        let tokens: Vec<_> = run(&mut decoder).iter().map(Completion::tokens).collect();
+        (tokens, *decoder.sampler().counters())
+    };
+    let (itself, counters) = tokens(ReweighterConfig::Contrast, 0.7);
+    let (plain, _) = tokens(ReweighterConfig::Extrapolate, 0.0);
+    assert_eq!(itself, plain);
+    assert_eq!((counters.contrasted, counters.tokens), (80, 80), "the first token too");
+    assert_eq!((counters.updates, counters.eligible), (0, 0), "no distiller work");
+}
+
+/// The expert likes 0 best and 1 nearly as much; so does the amateur 0. (1 + β)·e − β·a by hand:
+/// 0: 1.5·2.0 − 0.5·3.0 = 1.5; 1: 1.5·1.8 − 0.5·1.0 = 2.2; 2: 1.5·0 − 0.5·(−4) = 2, if min-p lets it in.
+#[test]
+fn an_amateur_changes_the_choice_as_the_formula_says() {
+    let expert = ScriptedLm::new(3, &device(), |_| vec![2.0, 1.8, 0.0]);
+    let amateur = ScriptedLm::new(3, &device(), |_| vec![3.0, 1.0, -4.0]);
+    let greedy = |config: SamplingConfig| config.with_temperature(0.0).init().unwrap();
+    for (config, token) in [
+        (SamplingConfig::default().with_beta(0.0), 0),
+        (SamplingConfig::contrastive(), 1), // min-p 0.1: 2.0 − 2.3 < 0, so 2 is in
+        (SamplingConfig::contrastive().with_beta(1.0), 2), // 0: 1, 1: 2.6, 2: 4
+        (SamplingConfig::contrastive().with_beta(1.0).with_min_p(0.2), 1), // 2 is out
+    ] {
+        let mut decoder = decoder(&expert).with_other_model(amateur.clone()).unwrap();
+        let request = Request::new(vec![0]).with_max_new_tokens(3).with_sampling(greedy(config));
+        decoder.submit(request).unwrap();
+        assert_eq!(run(&mut decoder)[0].tokens(), [token; 3]);
+    }
+}
+
+/// What a request gives when it is alone.
+fn alone(request: Request) -> Vec<TokenId> {
+    let mut decoder = decoder(hashing(1)).with_other_model(hashing(2)).unwrap();
+    decoder.submit(request).unwrap();
+    run(&mut decoder)[0].tokens()
+}
+
+/// Requests of different lengths and kinds join, end and are cancelled; the amateur follows those that want it.
+#[test]
+fn the_other_models_cache_keeps_step_with_ragged_joins_and_leaves() {
+    let steered = SamplingConfig::default().with_beta(0.0).init().unwrap();
+    let request = |prompt: &[TokenId], length: usize, sampling: &Sampling| {
+        let request = Request::new(prompt.to_vec()).with_max_new_tokens(length);
+        request.with_seed(3).with_sampling(sampling.clone())
+    };
+    let contrasted = contrast(0.5);
+    let requests = [
+        request(&[1, 2, 3, 4, 5], 6, &contrasted),
+        request(&[7], 9, &steered),
+        request(&[8, 9], 3, &contrasted),
+        request(&[0, 0, 0], 12, &contrasted),
+        request(&[4], 5, &contrasted),
+        request(&[5, 6, 7, 8, 9, 1, 2], 4, &steered),
+        request(&[2, 2], 7, &contrasted),
+    ];
+    let wanted: Vec<Vec<TokenId>> = requests.iter().cloned().map(alone).collect();
+    // Cancelled after some steps: what it had by then.
+    let cancelled = 3;
+    for (expert, amateur) in [
+        (hashing(1), hashing(2)),
+        (hashing(1).with_fixed_cache(), hashing(2)),
+        (hashing(1), hashing(2).with_fixed_cache()),
+        (hashing(1).with_fixed_cache(), hashing(2).with_fixed_cache()),
+    ] {
+        let mut decoder = decoder(&expert).with_other_model(amateur.clone()).unwrap();
+        let mut names = Vec::new();
+        for (at, request) in requests.iter().enumerate() {
+            names.push(decoder.submit(request.clone()).unwrap().requests[0]);
+            if at % 2 == 1 {
+                decoder.step().unwrap();
+                decoder.step().unwrap();
+            }
+            if at == 5 {
+                decoder.cancel(names[cancelled]).unwrap();
+            }
+        }
+        let completions = run(&mut decoder);
+        for (at, completion) in completions.iter().enumerate() {
+            let tokens = completion.tokens();
+            match at == cancelled {
+                true => assert_eq!(tokens, wanted[at][..tokens.len()]),
+                false => assert_eq!(tokens, wanted[at], "request {at}"),
+            }
+        }
+        assert!(decoder.is_idle());
+        let other_tokens: usize = completions
+            .iter()
+            .enumerate()
+            .filter(|(at, _)| ![1, 5].contains(at))
+            .map(|(_, c)| c.choices.len())
+            .sum();
+        assert_eq!(decoder.sampler().counters().contrasted as usize, other_tokens);
+    }
+}
+
+#[test]
+fn the_other_model_reads_only_what_wants_it_and_each_token_once() {
+    let (expert, amateur) = (hashing(1), hashing(2));
+    let mut decoder = decoder(&expert).with_other_model(amateur.clone()).unwrap();
+    let plain = SamplingConfig::default().with_beta(0.0).init().unwrap();
+    let base = |prompt: &[TokenId], sampling| {
+        Request::new(prompt.to_vec()).with_max_new_tokens(3).with_sampling(sampling)
+    };
+    decoder.submit(base(&[1, 2], plain.clone())).unwrap();
+    decoder.submit(base(&[3, 4, 5], contrast(0.5)).with_completions(2)).unwrap();
+    decoder.submit(base(&[6], plain)).unwrap();
+    let completions = run(&mut decoder);
+    let [a, b] = [&completions[1], &completions[2]].map(Completion::tokens);
+    // The prompt once for both completions, then one token of each; the last one chosen is read by nobody.
+    let wanted = [vec![vec![3, 4, 5]], vec![vec![a[0]], vec![b[0]]], vec![vec![a[1]], vec![b[1]]]];
+    assert_eq!(amateur.calls(), wanted);
+}
+
+#[test]
+fn rows_that_have_ended_leave_the_other_models_cache() {
+    let amateur = hashing(2);
+    let mut decoder = decoder(hashing(1)).with_other_model(amateur.clone()).unwrap();
+    let plain = SamplingConfig::default().with_beta(0.0).init().unwrap();
+    for (length, sampling) in [(2, contrast(0.5)), (4, contrast(0.5)), (8, plain)] {
+        let request = Request::new(vec![1]).with_max_new_tokens(length);
+        decoder.submit(request.with_sampling(sampling)).unwrap();
+    }
+    run(&mut decoder);
+    // Two prompts, two rows, one row twice; nothing while only the plain one runs.
+    let rows: Vec<usize> = amateur.calls().iter().map(Vec::len).collect();
+    assert_eq!(rows, [1, 1, 2, 1, 1]);
+}
+
+#[test]
+fn what_a_contrasted_request_needs_is_said_when_it_is_submitted() {
+    let mut plain = decoder(hashing(1));
+    let request = || Request::new(vec![1]).with_sampling(contrast(0.5));
+    assert_eq!(
+        plain.submit(request()).unwrap_err().to_string(),
+        "sampling: expected a decoder built with another model to contrast with, got none"
+    );
+    let odd = ScriptedLm::new(VOCAB + 1, &device(), |_| vec![0.0; VOCAB + 1]);
+    let error = decoder(hashing(1)).with_other_model(odd).err().unwrap();
+    assert_eq!(error.to_string(), "other model: expected a vocabulary of 10 tokens, got 11");
+
+    // The shorter context of the two decides, for those that both read.
+    let short = hashing(2).with_context_length(4);
+    let mut decoder = decoder(hashing(1).with_context_length(6)).with_other_model(short).unwrap();
+    assert_eq!(
+        decoder
+            .submit(Request::new(vec![1; 4]).with_sampling(contrast(0.5)))
+            .unwrap_err()
+            .to_string(),
+        "prompt of 4 tokens: expected at most 3, to leave room for one new token in the model's context"
+    );
+    decoder.submit(request()).unwrap();
+    let plain = SamplingConfig::default().with_beta(0.0).init().unwrap();
+    decoder.submit(request().with_sampling(plain)).unwrap();
+    let completions = run(&mut decoder);
+    assert_eq!(completions.iter().map(|c| c.choices.len()).collect::<Vec<_>>(), [3, 5]);
+    assert!(completions.iter().all(|c| c.finish == FinishReason::ContextFull));
+}
+
+#[test]
+fn memory_of_both_caches_counts() {
+    // One byte a token in either model: (1 + 5) tokens of 2 rows, in two caches.
+    let decoder = decoder(hashing(1)).with_other_model(hashing(2)).unwrap();
+    let request = Request::new(vec![1]).with_max_new_tokens(5).with_completions(2);
+    assert_eq!(decoder.kv_bytes_needed(&request), 12);
+    assert_eq!(decoder.kv_bytes_needed(&request.clone().with_sampling(contrast(0.5))), 24);
+    let amateur = hashing(2);
+    let mut decoder = self::decoder(hashing(1)).with_other_model(amateur.clone()).unwrap();
+    decoder = decoder.with_kv_limit(24);
+    for _ in 0..2 {
+        decoder.submit(request.clone().with_sampling(contrast(0.5))).unwrap();
+    }
+    run(&mut decoder);
+    assert!(amateur.calls().iter().all(|rows| rows.len() <= 2), "one after the other");
+}
+
+#[test]
+fn another_model_that_fails_ends_what_was_running_and_nothing_else() {
+    for call in 0..3 {
+        let amateur = hashing(2).failing_at(call);
+        let mut decoder = decoder(hashing(1)).with_other_model(amateur).unwrap();
+        let request = Request::new(vec![1, 2]).with_max_new_tokens(5).with_sampling(contrast(0.5));
+        decoder.submit(request.clone()).unwrap();
+        assert!(decoder.run(|_| ControlFlow::Continue(())).is_err());
+        decoder.submit(request.clone()).unwrap();
+        let completions = run(&mut decoder);
+        assert_eq!(completions[0].finish, FinishReason::Aborted);
+        assert_eq!(completions[0].choices.len(), call);
+        assert_eq!(completions[1].tokens(), alone(request));
+    }
+}

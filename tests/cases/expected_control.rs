@@ -1,0 +1,140 @@
+//! Controls that replace the distiller's error: what they change, and what they leave alone.
+
+use burn::tensor::Tensor;
+use esamp::{
+    Choice, Counters, ExpectedControl, HiddenStates, LmHead, RowId, Sampler, SamplerConfig,
+    Sampling, SamplingConfig, Sharing, StepInput, StepRow,
+};
+
+use crate::sampler_step::{D_MODEL, World, choices, esamp, log_softmax, row};
+
+fn sampler(control: ExpectedControl) -> Sampler {
+    let config =
+        SamplerConfig::new().with_expected_control(control).with_sharing(Sharing::PerRequest);
+    config.init(D_MODEL, &crate::device()).unwrap()
+}
+
+fn rows(sampling: &Sampling, count: u64) -> Vec<StepRow<'_>> {
+    (0..count).map(|request| row(request / 2, request, sampling)).collect()
+}
+
+/// 20 steps of 4 rows.
+fn run(control: ExpectedControl) -> (Vec<Choice>, Counters) {
+    let world = World::new();
+    let sampling = esamp(1.0);
+    let mut sampler = sampler(control);
+    let mut all = Vec::new();
+    for step in 0..20 {
+        let contexts: Vec<usize> = (0..4).map(|row| row * 5 + step).collect();
+        all.extend(choices(world.step(&mut sampler, &rows(&sampling, 4), &contexts).unwrap()));
+    }
+    (all, *sampler.counters())
+}
+
+#[test]
+fn what_is_learned_and_measured_is_the_same_bit_for_bit() {
+    let (own, counters) = run(ExpectedControl::None);
+    for control in [ExpectedControl::GaussianError, ExpectedControl::ShuffledErrors] {
+        let (other, other_counters) = run(control);
+        let novelty =
+            |all: &[Choice]| -> Vec<_> { all.iter().map(|c| c.novelty.unwrap()).collect() };
+        assert_eq!(novelty(&own), novelty(&other), "{control:?}");
+        assert_eq!(other_counters.loss_sum, counters.loss_sum);
+        assert_eq!(other_counters.updates, counters.updates);
+        let differ = own.iter().zip(&other).filter(|(a, b)| a.log_prob != b.log_prob).count();
+        assert!(differ > 70, "{control:?} changes scores: {differ} of 80");
+    }
+}
+
+#[test]
+fn a_shuffled_error_is_the_next_rows() {
+    let world = World::new();
+    let sampling = esamp(1.0);
+    let distiller = esamp::SwiGluConfig::new().init(D_MODEL, 0, &world.device).unwrap();
+    let hidden = world.hidden(&[0, 1, 2]);
+    let predicted = esamp::Distiller::predict(&distiller, hidden.shallow().clone());
+    let error = hidden.deep().clone() - predicted;
+    let next = Tensor::cat(
+        vec![error.clone().slice([1..3, 0..D_MODEL]), error.slice([0..1, 0..D_MODEL])],
+        0,
+    );
+    let reference = world.head.logits(hidden.deep().clone());
+    // (1 + β)·ref − β·head(deep − e') = ref + β·head(e') for β = 1 and a head without bias
+    let fused = reference + world.head.logits(next);
+    let fused: Vec<f32> = fused.into_data().try_into_vec().unwrap();
+    let mut sampler = sampler(ExpectedControl::ShuffledErrors);
+    let got = choices(world.step(&mut sampler, &rows(&sampling, 3), &[0, 1, 2]).unwrap());
+    for (choice, fused) in got.iter().zip(fused.chunks(fused.len() / 3)) {
+        assert!((choice.log_prob - log_softmax(fused, choice.token)).abs() < 1e-4);
+    }
+    assert_eq!(sampler.counters().errors_not_shuffled, 0);
+}
+
+#[test]
+fn a_row_alone_keeps_its_own_error_and_is_counted() {
+    let world = World::new();
+    let sampling = esamp(1.0);
+    let (mut plain, mut shuffled) =
+        (sampler(ExpectedControl::None), sampler(ExpectedControl::ShuffledErrors));
+    for step in 0..10 {
+        let a = choices(world.step(&mut plain, &rows(&sampling, 1), &[step]).unwrap())[0];
+        let b = choices(world.step(&mut shuffled, &rows(&sampling, 1), &[step]).unwrap())[0];
+        assert_eq!(a.token, b.token);
+        assert!((a.log_prob - b.log_prob).abs() < 1e-5);
+    }
+    assert_eq!(shuffled.counters().errors_not_shuffled, 10);
+}
+
+#[test]
+fn a_row_that_is_not_finite_spoils_nobody_elses_error() {
+    let world = World::new();
+    let sampling = esamp(1.0);
+    for control in [ExpectedControl::GaussianError, ExpectedControl::ShuffledErrors] {
+        let clean = world.hidden(&[0, 1, 2]);
+        let nan = Tensor::<2>::full([1, 1], f32::NAN, &world.device);
+        let shallow = clean.shallow().clone().slice_assign([1..2, 0..1], nan);
+        let hidden = HiddenStates::new(shallow, clean.deep().clone()).unwrap();
+        let logits = world.head.logits(clean.deep().clone());
+        let rows = rows(&sampling, 3);
+        let mut sampler = sampler(control);
+        let input = StepInput::new(&rows, logits, &world.head).with_hidden(hidden);
+        let got = choices(sampler.step(input).unwrap());
+        let has: Vec<bool> = got.iter().map(|choice| choice.novelty.is_some()).collect();
+        assert_eq!(has, [true, false, true], "{control:?}");
+        assert_eq!(sampler.counters().rows_learned, 2);
+    }
+}
+
+#[test]
+fn gaussian_errors_are_the_rows_own_in_any_company() {
+    let world = World::new();
+    let sampling = SamplingConfig::default().with_beta(1.0).with_top_k(3).init().unwrap();
+    let rows = rows(&sampling, 4);
+    let step = |places: &[usize]| {
+        let rows: Vec<_> = places.iter().map(|&place| rows[place]).collect();
+        choices(world.step(&mut sampler(ExpectedControl::GaussianError), &rows, places).unwrap())
+    };
+    let together = step(&[0, 1, 2, 3]);
+    for (place, together) in together.iter().enumerate() {
+        let alone = step(&[place])[0];
+        assert_eq!(alone.token, together.token);
+        assert!((alone.log_prob - together.log_prob).abs() < 1e-4);
+    }
+    let moved = StepRow { id: RowId::new(9, 9), ..rows[0] };
+    let again =
+        choices(world.step(&mut sampler(ExpectedControl::GaussianError), &[moved], &[0]).unwrap());
+    assert_eq!(again[0].token, together[0].token, "the stream belongs to the draw, not to the id");
+}
+
+#[test]
+fn controls_are_written_down_by_name() {
+    for (control, name) in [
+        (ExpectedControl::None, r#""none""#),
+        (ExpectedControl::GaussianError, r#""gaussian_error""#),
+        (ExpectedControl::ShuffledErrors, r#""shuffled_errors""#),
+    ] {
+        assert_eq!(serde_json::to_string(&control).unwrap(), name);
+        assert_eq!(serde_json::from_str::<ExpectedControl>(name).unwrap(), control);
+    }
+    assert_eq!(SamplerConfig::new().expected_control, ExpectedControl::None);
+}

@@ -1,0 +1,403 @@
+//! Reweighters in a step: what each makes of the two numbers, what it costs, what it needs.
+
+use burn::{
+    module::Module,
+    tensor::{Tensor, TensorData},
+};
+use esamp::{
+    CausalLm, Choice, Completion, Decoder, Distiller, ExpectedControl, LmHead, Matched, Phase,
+    Request, ReweighterConfig, RowId, Sampler, SamplerConfig, Sampling, SamplingConfig, Sharing,
+    StepError, StepInput, StepRow, SwiGluConfig, TokenId, testing::TinyLm,
+};
+
+use crate::{
+    device,
+    sampler_step::{D_MODEL, VOCAB, World, choices, esamp, log_softmax, row, sampler, wave},
+};
+
+fn sampling(reweighter: ReweighterConfig, beta: f32) -> SamplingConfig {
+    SamplingConfig::default().with_reweighter(reweighter).with_beta(beta)
+}
+
+fn host(tensor: Tensor<2>) -> Vec<f32> {
+    tensor.into_data().try_into_vec().unwrap()
+}
+
+/// The other model's logits, one row for each context.
+fn other_logits(world: &World, contexts: &[usize]) -> Tensor<2> {
+    let rows = contexts.iter().map(|&context| {
+        wave([VOCAB], 0.37 + context as f32 * 0.11, &world.device).reshape([1, VOCAB])
+    });
+    Tensor::cat(rows.collect(), 0) * 2.0
+}
+
+/// `(reference, expected) → new`, one number per candidate.
+type Formula = fn(&[f64], &[f64], f64) -> Vec<f64>;
+
+fn extrapolated(reference: &[f64], expected: &[f64], beta: f64) -> Vec<f64> {
+    reference.iter().zip(expected).map(|(r, e)| (1.0 + beta) * r - beta * e).collect()
+}
+
+fn subtracted(reference: &[f64], expected: &[f64], beta: f64) -> Vec<f64> {
+    reference.iter().zip(expected).map(|(r, e)| r - beta * e).collect()
+}
+
+fn sharpened(reference: &[f64], _expected: &[f64], beta: f64) -> Vec<f64> {
+    reference.iter().map(|r| (1.0 + beta) * r).collect()
+}
+
+/// The residual of a least-squares line through (reference, reference − expected), times β.
+fn orthogonal(reference: &[f64], expected: &[f64], beta: f64) -> Vec<f64> {
+    let n = reference.len() as f64;
+    let delta: Vec<f64> = reference.iter().zip(expected).map(|(r, e)| r - e).collect();
+    let (sx, sy) = (reference.iter().sum::<f64>(), delta.iter().sum::<f64>());
+    let sxx: f64 = reference.iter().map(|x| x * x).sum();
+    let sxy: f64 = reference.iter().zip(&delta).map(|(x, y)| x * y).sum();
+    let slope = (n * sxy - sx * sy) / (n * sxx - sx * sx);
+    let intercept = (sy - slope * sx) / n;
+    let residual = reference.iter().zip(&delta).map(|(x, y)| y - slope * x - intercept);
+    reference.iter().zip(residual).map(|(r, d)| r + beta * d).collect()
+}
+
+/// Each reweighter against its formula, with and without a filter, at a temperature other than 1.
+#[test]
+fn a_token_is_drawn_from_what_the_formula_says() {
+    let world = World::new();
+    let distiller = SwiGluConfig::new().init(D_MODEL, 0, &world.device).unwrap();
+    let (beta, temperature) = (0.5, 0.8);
+    let formulas: [(ReweighterConfig, Formula); 4] = [
+        (ReweighterConfig::Extrapolate, extrapolated),
+        (ReweighterConfig::Subtract, subtracted),
+        (ReweighterConfig::Sharpen, sharpened),
+        (ReweighterConfig::Orthogonal, orthogonal),
+    ];
+    for (reweighter, formula) in formulas {
+        for k in [3, 5, VOCAB] {
+            let config = sampling(reweighter, beta).with_temperature(temperature).with_top_k(k);
+            let sampling = config.init().unwrap();
+            for context in 0..6 {
+                let hidden = world.hidden(&[context]);
+                let scaled = |logits: Tensor<2>| host(logits / temperature);
+                let reference = scaled(world.head.logits(hidden.deep().clone()));
+                let expected =
+                    scaled(world.head.logits(distiller.predict(hidden.shallow().clone())));
+                let mut kept: Vec<usize> = (0..VOCAB).collect();
+                kept.sort_by(|&a, &b| reference[b].total_cmp(&reference[a]));
+                kept.truncate(k);
+                let of = |all: &[f32]| kept.iter().map(|&t| f64::from(all[t])).collect::<Vec<_>>();
+                let new = formula(&of(&reference), &of(&expected), f64::from(beta));
+                let new: Vec<f32> = new.into_iter().map(|score| score as f32).collect();
+
+                let rows = [row(0, context as u64, &sampling)];
+                let choice = choices(world.step(&mut sampler(), &rows, &[context]).unwrap())[0];
+                let place = kept.iter().position(|&t| t == choice.token as usize).unwrap();
+                let wanted = log_softmax(&new, place as u32);
+                assert!(
+                    (choice.log_prob - wanted).abs() < 1e-5,
+                    "{reweighter:?}, {k} candidates: {} {wanted}",
+                    choice.log_prob
+                );
+            }
+        }
+    }
+}
+
+/// Same tokens, same log-probabilities, and no distiller anywhere.
+#[test]
+fn sharpening_is_a_temperature_and_costs_nothing() {
+    let world = World::new();
+    let config = sampling(ReweighterConfig::Sharpen, 0.5).with_temperature(0.9);
+    let (sharp, plain) = (config.init().unwrap(), config.sharpened_plain());
+    assert_eq!(plain.beta, 0.0);
+    assert!((plain.temperature - 0.6).abs() < 1e-6);
+    let plain = plain.init().unwrap();
+    let mut sampler = sampler();
+    for context in 0..30 {
+        let hidden = world.hidden(&[context, context]);
+        let logits = world.head.logits(hidden.deep().clone());
+        let rows = [row(0, context as u64, &sharp), row(1, context as u64 + 100, &plain)];
+        let rows = [rows[0], StepRow { draw: rows[0].draw, ..rows[1] }];
+        // No hidden states are handed over: nothing here asks for them.
+        let got = choices(sampler.step(StepInput::new(&rows, logits, &world.head)).unwrap());
+        assert_eq!(got[0].token, got[1].token);
+        assert!((got[0].log_prob - got[1].log_prob).abs() < 1e-5);
+    }
+    let counters = sampler.counters();
+    assert_eq!((sampler.distillers(), counters.eligible, counters.steered), (0, 0, 0));
+    assert!(sampler.finish().is_ok());
+}
+
+/// Logits 0, −1, −2; min-p 0.2 keeps what is at most 1.61 below the best. With β = 1 the plain sampler at T/2 sees 0, −2, −4.
+#[test]
+fn sharpening_keeps_the_candidates_that_a_lower_temperature_would_drop() {
+    let world = World::new();
+    let config = sampling(ReweighterConfig::Sharpen, 1.0).with_min_p(0.2);
+    let mut logits = vec![f32::NEG_INFINITY; VOCAB];
+    logits[..3].copy_from_slice(&[0.0, -1.0, -2.0]);
+    for (config, scores) in
+        [(config.clone(), &[0.0f32, -2.0][..]), (config.sharpened_plain(), &[0.0][..])]
+    {
+        let sampling = config.init().unwrap();
+        let logits = Tensor::from_data(TensorData::new(logits.clone(), [1, VOCAB]), &world.device);
+        let rows = [row(0, 0, &sampling)];
+        let output = sampler().step(StepInput::new(&rows, logits, &world.head)).unwrap();
+        let choice = choices(output)[0];
+        assert_eq!(choice.candidates, scores.len());
+        assert!((choice.log_prob - log_softmax(scores, choice.token)).abs() < 1e-6);
+    }
+}
+
+/// Expects the zero state, whose logits are all 0.
+#[derive(Module, Debug)]
+struct Blank {}
+
+impl Distiller for Blank {
+    fn predict(&self, shallow: Tensor<2>) -> Tensor<2> {
+        shallow.zeros_like()
+    }
+}
+
+#[test]
+fn sharpening_is_esamp_with_a_distiller_of_constant_logits() {
+    let world = World::new();
+    let mut blank = SamplerConfig::new().init_with(Blank {}, D_MODEL, &world.device).unwrap();
+    let [esamp, sharp] = [ReweighterConfig::Extrapolate, ReweighterConfig::Sharpen]
+        .map(|reweighter| sampling(reweighter, 0.7).with_min_p(0.05).init().unwrap());
+    for context in 0..30 {
+        let one = choices(world.step(&mut blank, &[row(0, 0, &esamp)], &[context]).unwrap())[0];
+        let two = choices(world.step(&mut sampler(), &[row(0, 0, &sharp)], &[context]).unwrap())[0];
+        assert_eq!((one.token, one.candidates), (two.token, two.candidates));
+        assert!((one.log_prob - two.log_prob).abs() < 1e-5);
+    }
+}
+
+/// Orthogonal novelty of the same distiller is the reference itself: there is nothing new in constant logits.
+#[test]
+fn orthogonal_novelty_of_constant_logits_is_nothing() {
+    let world = World::new();
+    let mut blank = SamplerConfig::new().init_with(Blank {}, D_MODEL, &world.device).unwrap();
+    let orthogonal = sampling(ReweighterConfig::Orthogonal, 1.0).init().unwrap();
+    for context in 0..30 {
+        let one =
+            choices(world.step(&mut blank, &[row(0, 0, &orthogonal)], &[context]).unwrap())[0];
+        let two =
+            choices(world.step(&mut sampler(), &[row(0, 0, &esamp(0.0))], &[context]).unwrap())[0];
+        assert_eq!(one.token, two.token);
+        assert!((one.log_prob - two.log_prob).abs() < 1e-5);
+    }
+}
+
+#[test]
+fn only_the_first_token_of_a_contrasted_row_is_reweighted() {
+    let world = World::new();
+    let plain = esamp(0.0);
+    let step = |sampling: &Sampling| {
+        let logits = world.head.logits(world.hidden(&[3]).deep().clone());
+        let rows = [StepRow { phase: Phase::FirstToken, generated: &[], ..row(0, 0, sampling) }];
+        let input = StepInput::new(&rows, logits, &world.head);
+        choices(sampler().step(input.with_other_logits(other_logits(&world, &[3]))).unwrap())[0]
+    };
+    for reweighter in [
+        ReweighterConfig::Extrapolate,
+        ReweighterConfig::Orthogonal,
+        ReweighterConfig::Sharpen,
+        ReweighterConfig::RandomReward,
+    ] {
+        let sampling = sampling(reweighter, 3.0).init().unwrap();
+        assert_eq!(step(&sampling), step(&plain), "{reweighter:?}");
+    }
+    let contrast = sampling(ReweighterConfig::Contrast, 0.5).init().unwrap();
+    let reference = host(world.head.logits(world.hidden(&[3]).deep().clone()));
+    let other = host(other_logits(&world, &[3]));
+    let fused: Vec<f32> = reference.iter().zip(&other).map(|(r, o)| 1.5 * r - 0.5 * o).collect();
+    let choice = step(&contrast);
+    assert!((choice.log_prob - log_softmax(&fused, choice.token)).abs() < 1e-5);
+}
+
+/// Rows of every kind in one step choose what they choose alone, and only ESamp's are learned.
+#[test]
+fn all_reweighters_in_one_batch() {
+    let world = World::new();
+    let kinds = [
+        sampling(ReweighterConfig::Contrast, 0.5).with_min_p(0.1),
+        sampling(ReweighterConfig::Extrapolate, 0.5).with_top_k(4),
+        sampling(ReweighterConfig::Sharpen, 0.5),
+        sampling(ReweighterConfig::Contrast, 0.5).with_temperature(0.7),
+        sampling(ReweighterConfig::Extrapolate, 0.0),
+        sampling(ReweighterConfig::Orthogonal, 1.0).with_top_p(0.9),
+        sampling(ReweighterConfig::RandomReward, 0.5),
+        sampling(ReweighterConfig::Surprisal, 0.5),
+        sampling(ReweighterConfig::MatchedRandom(Matched::Extrapolate), 0.5),
+        sampling(ReweighterConfig::MatchedRandom(Matched::Orthogonal), 0.5),
+    ];
+    let samplings: Vec<Sampling> = kinds.iter().map(|kind| kind.init().unwrap()).collect();
+    let rows: Vec<StepRow<'_>> =
+        samplings.iter().enumerate().map(|(at, s)| row(at as u64, at as u64, s)).collect();
+    let contexts: Vec<usize> = (0..rows.len()).collect();
+    let step = |sampler: &mut Sampler, places: &[usize]| -> Vec<Choice> {
+        let rows: Vec<_> = places.iter().map(|&p| rows[p]).collect();
+        let contexts: Vec<_> = places.iter().map(|&p| contexts[p]).collect();
+        let hidden = world.hidden(&contexts);
+        let logits = world.head.logits(hidden.deep().clone());
+        let input = StepInput::new(&rows, logits, &world.head)
+            .with_hidden(hidden)
+            .with_other_logits(other_logits(&world, &contexts));
+        choices(sampler.step(input).unwrap())
+    };
+    let mut all = sampler();
+    let together = step(&mut all, &contexts);
+    for place in 0..rows.len() {
+        let alone = step(&mut sampler(), &[place])[0];
+        assert_eq!(together[place].token, alone.token, "{:?}", kinds[place]);
+        assert!((together[place].log_prob - alone.log_prob).abs() < 1e-4, "{:?}", kinds[place]);
+        assert_eq!(together[place].novelty.is_some(), alone.novelty.is_some());
+    }
+    let counters = all.counters();
+    assert_eq!((counters.contrasted, counters.other_not_finite), (2, 0));
+    assert_eq!((counters.steered, counters.rows_learned, counters.eligible), (6, 6, 6));
+    assert_eq!(all.distillers(), 6, "the others have none");
+}
+
+#[test]
+fn a_row_that_the_other_model_has_no_number_for_is_sampled_plainly() {
+    let world = World::new();
+    let contrast = sampling(ReweighterConfig::Contrast, 0.5).init().unwrap();
+    let narrow = sampling(ReweighterConfig::Contrast, 0.5).with_top_k(1).init().unwrap();
+    let plain = esamp(0.0);
+    let rows = [row(0, 0, &contrast), row(0, 1, &contrast), row(0, 2, &narrow)];
+    let hidden = world.hidden(&[1, 2, 3]);
+    let logits = world.head.logits(hidden.deep().clone());
+    let best: Vec<f32> = host(logits.clone())[2 * VOCAB..].to_vec();
+    let best = (0..VOCAB).max_by(|&a, &b| best[a].total_cmp(&best[b])).unwrap();
+    let bad = Tensor::<2>::full([1, 1], f32::NEG_INFINITY, &world.device);
+    let outside = (best + 1) % VOCAB;
+    let other = other_logits(&world, &[1, 2, 3])
+        .slice_assign([0..1, 4..5], bad.clone())
+        .slice_assign([2..3, outside..outside + 1], bad);
+    let mut sampler = sampler();
+    let input = StepInput::new(&rows, logits, &world.head).with_other_logits(other);
+    let got = choices(sampler.step(input).unwrap());
+    let expected = [StepRow { sampling: &plain, ..rows[0] }];
+    let expected = choices(world.step(&mut self::sampler(), &expected, &[1]).unwrap())[0];
+    assert_eq!(got[0], expected);
+    let counters = sampler.counters();
+    assert_eq!((counters.contrasted, counters.other_not_finite, counters.failed), (2, 1, 0));
+}
+
+#[test]
+fn what_a_contrasted_row_needs_is_said_before_any_work() {
+    let world = World::new();
+    let (contrast, steered) =
+        (sampling(ReweighterConfig::Contrast, 0.5).init().unwrap(), esamp(0.25));
+    let rows = [row(4, 7, &contrast), row(0, 1, &steered)];
+    let mut sampler = sampler();
+    let mut wording = |other: Option<Tensor<2>>| {
+        let hidden = world.hidden(&[0, 1]);
+        let logits = world.head.logits(hidden.deep().clone());
+        let input = StepInput::new(&rows, logits, &world.head).with_hidden(hidden.clone());
+        let long = sampler.step(input.with_other_logits(other.clone())).unwrap_err();
+        let input = StepInput::from_head_input(&rows, hidden.deep().clone(), &world.head);
+        let input = input.with_hidden(hidden).with_other_logits(other);
+        let short: StepError = sampler.step(input).unwrap_err();
+        assert_eq!(long.to_string(), short.to_string());
+        long.to_string()
+    };
+    assert_eq!(
+        wording(None),
+        "logits of the other model: expected them for request 7 of prompt 4, whose reweighter contrasts with them, got none"
+    );
+    for (shape, text) in [([1, VOCAB], "[1, 12]"), ([2, VOCAB + 1], "[2, 13]")] {
+        assert_eq!(
+            wording(Some(Tensor::zeros(shape, &device()))),
+            format!("logits of the other model: expected shape [2, 12], got {text}")
+        );
+    }
+    assert_eq!((sampler.counters().steps, sampler.distillers()), (0, 0));
+    // Rows that need no other model do not mind one, or none.
+    let rows = [StepRow { id: RowId::new(0, 3), ..rows[1] }];
+    let hidden = world.hidden(&[1]);
+    let logits = world.head.logits(hidden.deep().clone());
+    let input = StepInput::new(&rows, logits, &world.head).with_hidden(hidden);
+    let odd = Tensor::<2>::zeros([5, 5], &world.device);
+    assert!(sampler.step(input.with_other_logits(odd)).is_ok());
+}
+
+/// A closure knows no shape: the size of the vocabulary shows when it has been applied.
+#[test]
+fn other_logits_of_the_wrong_width_behind_a_head_without_a_shape() {
+    let world = World::new();
+    let contrast = sampling(ReweighterConfig::Contrast, 0.5).init().unwrap();
+    let rows = [row(0, 0, &contrast)];
+    let head = |hidden: Tensor<2>| world.head.logits(hidden);
+    let input = StepInput::from_head_input(&rows, world.hidden(&[1]).deep().clone(), &head);
+    let odd = Tensor::<2>::zeros([1, VOCAB + 1], &world.device);
+    let error = sampler().step(input.with_other_logits(odd)).unwrap_err();
+    assert_eq!(error.to_string(), "logits of the other model: expected shape [1, 12], got [1, 13]");
+}
+
+#[test]
+fn settings_from_before_reweighters_had_names_are_esamp() {
+    let old = r#"{"temperature":0.8,"temperature_order":"before_filters","filters":[],"beta":0.5}"#;
+    let read: SamplingConfig = serde_json::from_str(old).unwrap();
+    assert_eq!(read, SamplingConfig::default().with_temperature(0.8).with_beta(0.5));
+    let orthogonal = sampling(ReweighterConfig::Orthogonal, 1.0);
+    let written = serde_json::to_string(&orthogonal).unwrap();
+    assert!(written.contains(r#""beta":1.0,"reweighter":"orthogonal""#), "{written}");
+    assert_eq!(serde_json::from_str::<SamplingConfig>(&written).unwrap(), orthogonal);
+    let contrastive = SamplingConfig::contrastive();
+    assert_eq!((contrastive.beta, contrastive.filters.len()), (0.5, 1));
+}
+
+/// Each reweighter, and ESamp with a Gaussian error, in the decode loop: alone and beside others, the same tokens.
+#[test]
+fn a_rows_tokens_do_not_depend_on_its_company_whatever_reweights_it() {
+    let model = TinyLm::new(5, &device());
+    let base = || SamplingConfig::default().with_min_p(0.02);
+    let gaussian = (base(), ExpectedControl::GaussianError);
+    let arms: Vec<(SamplingConfig, ExpectedControl)> = [
+        ReweighterConfig::Subtract,
+        ReweighterConfig::Orthogonal,
+        ReweighterConfig::Contrast,
+        ReweighterConfig::Sharpen,
+        ReweighterConfig::RandomReward,
+        ReweighterConfig::Surprisal,
+        ReweighterConfig::MatchedRandom(Matched::Extrapolate),
+        ReweighterConfig::MatchedRandom(Matched::Orthogonal),
+    ]
+    .map(|reweighter| {
+        let config = base().with_reweighter(reweighter).with_beta(reweighter.usual_beta());
+        (config, ExpectedControl::None)
+    })
+    .into_iter()
+    .chain([gaussian])
+    .collect();
+    let mut seen = std::collections::HashSet::new();
+    for (config, control) in arms {
+        let decoder = || {
+            let sampler = SamplerConfig::new()
+                .with_sharing(Sharing::PerRequest)
+                .with_expected_control(control)
+                .init(model.d_model(), &device())
+                .unwrap();
+            Decoder::new(&model, sampler).with_other_model(TinyLm::new(6, &device())).unwrap()
+        };
+        let request = |prompt: &[TokenId], seed| {
+            let request = Request::new(prompt.to_vec()).with_seed(seed).with_max_new_tokens(16);
+            request.with_completions(2).with_sampling(config.init().unwrap())
+        };
+        let run = |mut decoder: Decoder<&TinyLm>| -> Vec<Vec<TokenId>> {
+            let completions = decoder.run(|_| std::ops::ControlFlow::Continue(())).unwrap();
+            completions.iter().map(Completion::tokens).collect()
+        };
+        let mut alone = decoder();
+        alone.submit(request(&[7, 8, 9], 11)).unwrap();
+        let alone = run(alone);
+        let mut late = decoder();
+        late.submit(request(&[1], 2)).unwrap();
+        late.submit(request(&[3; 20], 4).with_max_new_tokens(5)).unwrap();
+        (0..3).for_each(|_| drop(late.step().unwrap()));
+        late.submit(request(&[7, 8, 9], 11)).unwrap();
+        assert_eq!(run(late)[4..], alone, "{config:?} {control:?}");
+        assert!(seen.insert(alone), "{config:?} {control:?} gave another one's tokens");
+    }
+}
