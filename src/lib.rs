@@ -38,8 +38,8 @@ pub use decode::{
     Completion, DecodeStats, Decoder, Event, FinishReason, Request, Submitted, TokenMasker,
 };
 pub use distiller::{
-    Distiller, LowRankConfig, LowRankDistiller, OutputStart, SourceNorm, SwiGluBlock, SwiGluConfig,
-    SwiGluDistiller,
+    Distiller, LowRankConfig, LowRankDistiller, LowRankStart, OutputStart, SourceNorm, SwiGluBlock,
+    SwiGluConfig, SwiGluDistiller,
 };
 pub use draw::{Draw, DrawKey};
 #[cfg(feature = "llama")]
@@ -53,7 +53,7 @@ pub use sampler::{
     Choice, DistillerConfig, Novelty, Phase, Sampler, SamplerConfig, StepInput, StepOutput, StepRow,
 };
 pub use sampling::{Sampling, SamplingConfig, TemperatureOrder};
-pub use tap::{HiddenStateTap, NoTap, PairTap, TapSite};
+pub use tap::{HiddenStateTap, NoTap, PairTap, SequenceTap, TapSite};
 pub use telemetry::Counters;
 pub use text::{Detokenize, TextStream};
 pub use train::{Learner, OptimizerConfig, Update, UpdateRule};

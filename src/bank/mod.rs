@@ -98,6 +98,11 @@ impl<S> DistillerBank<S> {
         self.slots.get_mut(&key).map(|slot| &mut slot.state)
     }
 
+    /// What is kept about the slot of a row.
+    pub(crate) fn of(&self, row: RowId) -> Option<&S> {
+        self.slots.get(&self.key(row)).map(|slot| &slot.state)
+    }
+
     fn key(&self, row: RowId) -> SlotKey {
         match self.sharing {
             Sharing::Global => SlotKey::Everyone,

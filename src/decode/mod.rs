@@ -3,6 +3,7 @@
 mod request;
 mod row;
 mod stop;
+mod warm_up;
 
 use std::{collections::VecDeque, ops::ControlFlow, sync::Arc, time::Instant};
 
@@ -20,6 +21,7 @@ use crate::{
     text::Detokenize,
 };
 use row::Row;
+use warm_up::PromptWarmUp;
 
 /// Decodes with any [`CausalLm`]: submits prompts, runs them in one batch, streams what comes.
 ///
@@ -394,7 +396,10 @@ impl<M: CausalLm> Decoder<M> {
         let copies = if shares { 1 } else { rows.len() };
         let tokens =
             int_tensor(&prompt.repeat(copies), [copies, prompt.len()], &self.model.device());
-        let logits = self.model.forward(tokens, &mut cache, &mut NoTap)?;
+        let mut warm_up = PromptWarmUp::new(rows, self.sites);
+        let logits = self.model.forward(tokens, &mut cache, warm_up.tap())?;
+        warm_up.end_pass(prompt.len())?;
+        warm_up.learn(&mut self.sampler, rows)?;
         let logits = match shares {
             true if rows.len() > 1 => {
                 cache.keep_rows(&vec![0; rows.len()])?;

@@ -72,6 +72,11 @@ impl Row {
         self.request.sampling.reweighter().uses_expected()
     }
 
+    /// Updates on the prompt before the first token; 0 where the row's distiller is not used.
+    pub(super) fn prompt_warm_up(&self) -> usize {
+        if self.uses_expected() { self.request.prompt_warm_up } else { 0 }
+    }
+
     /// Asks for the tokens allowed next. Before [`step_row`](Self::step_row), which borrows the answer.
     pub(super) fn prepare(&mut self) {
         let masker = self.request.masker.as_ref();

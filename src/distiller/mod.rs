@@ -2,12 +2,16 @@
 
 mod init;
 mod low_rank;
+mod ridge;
+mod source;
+mod svd;
 mod swiglu;
 
 use burn::{module::Module, tensor::Tensor};
 
-pub use low_rank::{LowRankConfig, LowRankDistiller};
-pub use swiglu::{OutputStart, SourceNorm, SwiGluBlock, SwiGluConfig, SwiGluDistiller};
+pub use low_rank::{LowRankConfig, LowRankDistiller, LowRankStart};
+pub use source::SourceNorm;
+pub use swiglu::{OutputStart, SwiGluBlock, SwiGluConfig, SwiGluDistiller};
 
 /// Predicts the deep hidden state of a row from its shallow one.
 ///
@@ -47,5 +51,23 @@ pub trait Distiller: Module + 'static {
     /// - output: `[1]`
     fn loss(&self, shallow: Tensor<2>, deep: Tensor<2>) -> Tensor<1> {
         (self.predict(shallow) - deep).square().mean()
+    }
+
+    /// How many rows [`fit`](Self::fit) wants to see; 0, the default, when there is nothing to fit.
+    ///
+    /// The trainer collects the first rows of a slot until it has as many, updates the distiller on them in the meantime
+    /// as on any others, and then replaces it by what `fit` makes of them, with a fresh optimizer state.
+    fn rows_to_fit(&self) -> usize {
+        0
+    }
+
+    /// A better starting point from the first rows of a slot, in one go and without an optimizer; `None`, the default,
+    /// when there is none, and the distiller stays what it is.
+    ///
+    /// # Shapes
+    ///
+    /// - shallow, deep: `[rows, d_model]`, `f32`, finite
+    fn fit(&self, _shallow: &Tensor<2>, _deep: &Tensor<2>) -> Option<Self> {
+        None
     }
 }

@@ -58,6 +58,11 @@ pub struct SamplerConfig {
     /// Which requests share a distiller.
     #[config(default = "Sharing::PerPrompt")]
     pub sharing: Sharing,
+    /// Updates that a distiller must have had before its rows are steered. Until then they are predicted and learned, and
+    /// draw the tokens of the plain model; [`Counters::rows_warming`](crate::Counters::rows_warming) counts them. Updates of
+    /// [`Sampler::warm_up`] count too. 0, as in the paper, steers from the first decode step on.
+    #[config(default = 0)]
+    pub steps_before_steering: usize,
     /// Seed of the distiller's starting parameters. The tokens' seeds come with the requests.
     #[config(default = 0)]
     pub distiller_seed: u64,
@@ -107,6 +112,6 @@ impl SamplerConfig {
         let device = device.clone().inner();
         let template = distiller.to_device(&device).valid();
         let trainer = InlineTrainer::new(template, optimizer, self.sharing);
-        Ok(Sampler::new(Box::new(trainer), d_model, device))
+        Ok(Sampler::new(Box::new(trainer), self, d_model, device))
     }
 }

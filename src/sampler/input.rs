@@ -98,7 +98,8 @@ pub struct Choice {
     pub reference_log_prob: Option<f32>,
     /// How many candidates the filters left.
     pub candidates: usize,
-    /// The novelty of the context; `None` where the row was not steered.
+    /// The novelty of the context; `None` where nothing was expected of the row. Rows that are not steered yet
+    /// ([`SamplerConfig::steps_before_steering`](crate::SamplerConfig::steps_before_steering)) have one.
     pub novelty: Option<Novelty>,
 }
 
@@ -134,22 +135,32 @@ impl StepInput<'_> {
             return Err(StepError::HiddenMissing { row: steered.id });
         };
         expect_rows("hidden states", rows, hidden.rows())?;
-        if hidden.d_model() != d_model {
-            return Err(StepError::Shape {
-                what: "hidden states",
-                expected: vec![rows, d_model],
-                got: vec![rows, hidden.d_model()],
-            });
-        }
-        if hidden.device() != *device {
-            return Err(StepError::Device {
-                what: "hidden states",
-                expected: format!("{device:?}"),
-                got: format!("{:?}", hidden.device()),
-            });
-        }
-        Ok(())
+        check_states("hidden states", hidden, d_model, device)
     }
+}
+
+/// Checks that hidden states are those of the sampler's model.
+pub(super) fn check_states(
+    what: &'static str,
+    hidden: &HiddenStates,
+    d_model: usize,
+    device: &Device,
+) -> Result<(), StepError> {
+    if hidden.d_model() != d_model {
+        return Err(StepError::Shape {
+            what,
+            expected: vec![hidden.rows(), d_model],
+            got: vec![hidden.rows(), hidden.d_model()],
+        });
+    }
+    if hidden.device() != *device {
+        return Err(StepError::Device {
+            what,
+            expected: format!("{device:?}"),
+            got: format!("{:?}", hidden.device()),
+        });
+    }
+    Ok(())
 }
 
 fn expect_rows(what: &'static str, expected: usize, got: usize) -> Result<(), StepError> {

@@ -11,6 +11,7 @@ pub use config::{DistillerConfig, SamplerConfig};
 pub use input::{Choice, Novelty, Phase, StepInput, StepOutput, StepRow};
 
 use crate::{
+    bank::Sharing,
     error::{RowError, StepError, TrainError},
     hidden::HiddenStates,
     id::RowId,
@@ -27,14 +28,28 @@ use steered::Steered;
 #[derive(Debug)]
 pub struct Sampler {
     trainer: Box<dyn OnlineTrainer>,
+    sharing: Sharing,
+    steps_before_steering: u64,
     d_model: usize,
     device: Device,
     counters: Counters,
 }
 
 impl Sampler {
-    fn new(trainer: Box<dyn OnlineTrainer>, d_model: usize, device: Device) -> Self {
-        Self { trainer, d_model, device, counters: Counters::default() }
+    fn new(
+        trainer: Box<dyn OnlineTrainer>,
+        config: &SamplerConfig,
+        d_model: usize,
+        device: Device,
+    ) -> Self {
+        Self {
+            trainer,
+            sharing: config.sharing,
+            steps_before_steering: config.steps_before_steering as u64,
+            d_model,
+            device,
+            counters: Counters::default(),
+        }
     }
 
     /// Makes room for a row's request, so that its prompt's distiller stays while the request waits for its turn.
@@ -59,9 +74,49 @@ impl Sampler {
         self.trainer.distillers()
     }
 
+    /// Which requests share a distiller.
+    pub fn sharing(&self) -> Sharing {
+        self.sharing
+    }
+
     /// Totals since the beginning or the last reset.
     pub fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// Lets a row's distiller learn from the prompt before the first token: `updates` optimizer steps, each on all
+    /// positions of `prompt` together. Returns the number of steps done, which [`Counters::warm_up_updates`] counts.
+    ///
+    /// The paper never trains on a prompt. In a study on SmolLM2-135M, 20 steps brought the relative error of the first five
+    /// tokens from 1.0 down to 0.8 (docs/guide/starting-points.md).
+    ///
+    /// All positions are used, the last one too: what it predicts is the first token, and that is not steered. Positions
+    /// whose states are not finite are left out and counted in [`Counters::warm_up_rows_not_finite`]; where none is left, or
+    /// with 0 updates, nothing happens. Where several rows share a distiller, warm it up with one of them: every call
+    /// learns again.
+    ///
+    /// # Errors
+    ///
+    /// [`StepError::Shape`] or [`StepError::Device`] when the states are not those of this sampler's model, and what the
+    /// trainer reports.
+    pub fn warm_up(
+        &mut self,
+        row: RowId,
+        prompt: &HiddenStates,
+        updates: usize,
+    ) -> Result<usize, StepError> {
+        input::check_states("prompt's hidden states", prompt, self.d_model, &self.device)?;
+        if updates == 0 {
+            return Ok(0);
+        }
+        let finite = prompt.finite_rows()?;
+        self.counters.warm_up_rows_not_finite += (prompt.rows() - finite.len()) as u64;
+        if finite.is_empty() {
+            return Ok(0);
+        }
+        let done = self.trainer.warm_up(row, &prompt.at(&finite), updates)?;
+        self.counters.warm_up_updates += done as u64;
+        Ok(done)
     }
 
     /// Checks that steering did something.
@@ -88,7 +143,7 @@ impl Sampler {
     /// 7. learn: one update of each distiller, on all of its rows.
     ///
     /// A row is steered when it is in [`Phase::Decode`] and its reweighter uses expected logits; all others skip 1, 4, 5
-    /// and 7. A steered row whose hidden state, prediction or expected logits are not finite is sampled plainly,
+    /// and 7. A steered row whose distiller has had fewer updates than [`SamplerConfig::steps_before_steering`] skips 5. A steered row whose hidden state, prediction or expected logits are not finite is sampled plainly,
     /// counted in [`Counters::rows_not_finite`], and not learned.
     ///
     /// # Errors
@@ -139,7 +194,9 @@ impl Sampler {
         let hidden = hidden.at(&at);
         let ids: Vec<RowId> = at.iter().map(|&at| rows[at].id).collect();
         let expected = self.trainer.predict(&ids, hidden.shallow())?;
-        Ok(Some(Steered { novelty: vec![None; at.len()], at, ids, hidden, expected }))
+        let warming = |&row: &RowId| self.trainer.updates(row) < self.steps_before_steering;
+        let warming = ids.iter().map(warming).collect();
+        Ok(Some(Steered { novelty: vec![None; at.len()], warming, at, ids, hidden, expected }))
     }
 
     /// One update of each distiller on the steered rows that were given a token.
@@ -160,6 +217,13 @@ impl Sampler {
                     let error = f64::from(novelty.error);
                     self.counters.loss_sum += error * error / self.d_model as f64;
                     learned.push(place);
+                    if steered.warming[place] {
+                        self.counters.rows_warming += 1;
+                    } else {
+                        self.counters.steered += 1;
+                        self.counters.novelty_sum += error;
+                        self.counters.relative_novelty_sum += f64::from(novelty.relative());
+                    }
                 }
                 None => self.counters.rows_not_finite += 1,
             }
@@ -183,11 +247,6 @@ impl Sampler {
             };
             self.counters.tokens += 1;
             self.counters.candidates += choice.candidates as u64;
-            if let Some(novelty) = choice.novelty {
-                self.counters.steered += 1;
-                self.counters.novelty_sum += f64::from(novelty.error);
-                self.counters.relative_novelty_sum += f64::from(novelty.relative());
-            }
         }
     }
 }

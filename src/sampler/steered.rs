@@ -18,6 +18,8 @@ pub(super) struct Steered {
     pub(super) ids: Vec<RowId>,
     pub(super) hidden: HiddenStates,
     pub(super) expected: Tensor<2>,
+    /// Rows whose distiller is not ready: predicted and learned, not reweighted.
+    pub(super) warming: Vec<bool>,
     /// `None` where something was not finite, and before [`expect`](Self::expect).
     pub(super) novelty: Vec<Option<Novelty>>,
 }
@@ -88,14 +90,15 @@ impl Steered {
         Ok(())
     }
 
-    /// Rescores the candidates of every row that has finite expectations.
+    /// Rescores the candidates of every row that has finite expectations and a distiller that is ready.
     pub(super) fn reweight(
         &self,
         rows: &[StepRow<'_>],
         races: &mut [Result<Candidates, RowError>],
     ) {
-        for (&at, novelty) in self.at.iter().zip(&self.novelty) {
-            if let (Ok(race), Some(_)) = (&mut races[at], novelty) {
+        let rows_at = self.at.iter().zip(&self.novelty).zip(&self.warming);
+        for ((&at, novelty), &warming) in rows_at {
+            if let (Ok(race), Some(_), false) = (&mut races[at], novelty, warming) {
                 rows[at].sampling.reweighter().reweight(&rows[at].context(), race);
             }
         }

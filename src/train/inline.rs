@@ -81,6 +81,10 @@ impl<D: Distiller> OnlineTrainer for InlineTrainer<D> {
         }
         Ok(updates)
     }
+
+    fn updates(&self, row: RowId) -> u64 {
+        self.bank.of(row).map_or(0, Learner::updates)
+    }
 }
 
 #[cfg(test)]
@@ -89,7 +93,11 @@ mod tests {
 
     use super::*;
     use crate::golden::*;
-    use crate::{bank::SlotKey, distiller::LowRankDistiller, id::PromptId};
+    use crate::{
+        bank::SlotKey,
+        distiller::{LowRankDistiller, LowRankStart, SourceNorm},
+        id::PromptId,
+    };
 
     fn template(device: &Device) -> LowRankDistiller {
         let init = Golden::open("lowrank.init.safetensors");
@@ -100,6 +108,8 @@ mod tests {
             b: Param::from_tensor(init.tensor("b", device)),
             norm_weight: Param::from_tensor(init.tensor("w", device)),
             norm_bias: Param::from_tensor(init.tensor("bb", device)),
+            source_norm: SourceNorm::None,
+            start: LowRankStart::Normal,
         }
     }
 

@@ -36,4 +36,21 @@ pub(crate) trait OnlineTrainer: Debug + Send {
 
     /// One update of each distiller that has rows here. Returns the number of updates.
     fn learn(&mut self, rows: &[RowId], hidden: &HiddenStates) -> Result<usize, TrainError>;
+
+    /// The number of updates that the distiller of `row` has had, warm-up included; 0 where there is none yet.
+    fn updates(&self, row: RowId) -> u64;
+
+    /// `updates` updates of the distiller of `row` on all positions of its prompt together, seen by the next prediction.
+    /// Returns the number of updates. Every position counts, whatever [`learn`](Self::learn) makes of several rows of one
+    /// request.
+    fn warm_up(
+        &mut self,
+        row: RowId,
+        prompt: &HiddenStates,
+        updates: usize,
+    ) -> Result<usize, TrainError> {
+        self.begin(row);
+        let rows = vec![row; prompt.rows()];
+        (0..updates).map(|_| self.learn(&rows, prompt)).sum()
+    }
 }

@@ -39,6 +39,7 @@ pub struct Learner<D> {
     training: D,
     optimizer: ModuleOptimizer,
     config: OptimizerConfig,
+    updates: u64,
 }
 
 impl<D: Distiller> Learner<D> {
@@ -55,12 +56,17 @@ impl<D: Distiller> Learner<D> {
     /// [`new`](Self::new) for settings that have been checked.
     pub(crate) fn start(distiller: D, config: OptimizerConfig) -> Self {
         let training = distiller.train();
-        Self { plain: training.valid(), training, optimizer: config.init(), config }
+        Self { plain: training.valid(), training, optimizer: config.init(), config, updates: 0 }
     }
 
     /// The distiller as it is now, without autodiff.
     pub fn distiller(&self) -> &D {
         &self.plain
+    }
+
+    /// How many updates there have been.
+    pub fn updates(&self) -> u64 {
+        self.updates
     }
 
     /// One optimizer step on `hidden`. The loss and the gradient's norm are those before it.
@@ -82,6 +88,7 @@ impl<D: Distiller> Learner<D> {
         let rate = self.config.learning_rate;
         self.training = self.optimizer.step(rate, self.training.clone(), gradients);
         self.plain = self.training.valid();
+        self.updates += 1;
         Update { loss: loss.inner(), grad_norm }
     }
 }
