@@ -12,6 +12,10 @@ mod golden;
 mod gradients;
 #[path = "cases/sampler_step.rs"]
 mod sampler_step;
+#[path = "cases/starting_points.rs"]
+mod starting_points;
+#[path = "cases/warm_up.rs"]
+mod warm_up;
 
 use burn::tensor::Device;
 

@@ -259,7 +259,9 @@ mod tests {
     fn jacobi_is_a_singular_value_decomposition() {
         // [[4, 0], [3, -5]]: singular values √40 and √10, worked out by hand from AᵀA = [[25, -15], [-15, 25]].
         let (values, left, right) = jacobi(vec![vec![4.0, 3.0], vec![0.0, -5.0]]);
-        assert!((values[0] - 40f64.sqrt()).abs() < 1e-12 && (values[1] - 10f64.sqrt()).abs() < 1e-12);
+        assert!(
+            (values[0] - 40f64.sqrt()).abs() < 1e-12 && (values[1] - 10f64.sqrt()).abs() < 1e-12
+        );
         assert_orthonormal(&left, 1e-12);
         assert_orthonormal(&right, 1e-12);
         // A column of zeros, and two equal columns: a value of 0 each.
@@ -327,13 +329,9 @@ mod tests {
         // In factors that are no identity: U·S and Vᵀ.
         let left: Vec<Vec<f64>> =
             (0..m).map(|r| (0..n).map(|i| known.left[i][r] * values[i]).collect()).collect();
-        let svd = truncated_svd(
-            &tensor(&left, n, &device),
-            &tensor(&known.right, n, &device),
-            rank,
-            7,
-        )
-        .unwrap();
+        let svd =
+            truncated_svd(&tensor(&left, n, &device), &tensor(&known.right, n, &device), rank, 7)
+                .unwrap();
         for (got, value) in svd.values.iter().zip(&values) {
             assert!((got - value).abs() < 1e-5 * values[0], "{got} {value}");
         }
@@ -365,7 +363,10 @@ mod tests {
         let known = Known::new(30, 30, vec![3.0, 2.0]);
         let mut matrix = known.rows(2);
         let eye = tensor(&identity(30), 30, &device);
-        assert_eq!(truncated_svd(&tensor(&matrix, 30, &device), &eye, 8, 0).unwrap().values.len(), 2);
+        assert_eq!(
+            truncated_svd(&tensor(&matrix, 30, &device), &eye, 8, 0).unwrap().values.len(),
+            2
+        );
         let zero = vec![vec![0.0; 30]; 30];
         assert_eq!(truncated_svd(&tensor(&zero, 30, &device), &eye, 8, 0).unwrap().values.len(), 0);
         matrix[3][4] = f64::NAN;

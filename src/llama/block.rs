@@ -25,10 +25,7 @@ impl Block {
             attention_norm: self.attention_norm.cast(dtype),
             attention: self.attention.cast(dtype),
             mlp_norm: self.mlp_norm.cast(dtype),
-            mlp: Mlp {
-                gate_up: self.mlp.gate_up.cast(dtype),
-                down: self.mlp.down.cast(dtype),
-            },
+            mlp: Mlp { gate_up: self.mlp.gate_up.cast(dtype), down: self.mlp.down.cast(dtype) },
         }
     }
 
