@@ -2,3 +2,6 @@
 
 #[doc = include_str!("../docs/guide/your-model.md")]
 pub mod your_model {}
+
+#[doc = include_str!("../docs/guide/starting-points.md")]
+pub mod starting_points {}

@@ -102,8 +102,9 @@ impl LowRankConfig {
     ///
     /// # Cost
     ///
-    /// A randomised decomposition on `device` (Halko, Martinsson and Tropp, 2011): some `20·(rank + 16)` products of a
-    /// vector with one of the matrices, 1e11 multiply-adds at width 4096. Once: every slot copies the result.
+    /// A randomised decomposition on `device` (Halko, Martinsson and Tropp, 2011): `20·(rank + 16)` products of a vector with
+    /// one of the matrices, 1e11 multiply-adds at width 4096. On two busy CPU cores 0.4 s at width 576, 10 s at 4096. Once:
+    /// every slot copies the result. `½(up + gate)` is made in `f32`.
     ///
     /// # Errors
     ///

@@ -30,7 +30,7 @@ const NEGLIGIBLE: f64 = 1e-6;
 ///
 /// Cost: `2·POWER_ITERATIONS + 2` products of it with `l = rank + 16` columns on the device, each `(m + n)·k·l`
 /// multiply-adds, and `O((m + n)·l²)` on the host. For a feed-forward map of width 4096 and 14,336 at rank 64 that is
-/// 1e11 multiply-adds, about 2 s on two CPU cores; a full decomposition takes some 1e12 and the product as well.
+/// 1e11 multiply-adds, 10 s on two busy CPU cores; a full decomposition takes some 1e12, and the product before it.
 ///
 /// Accuracy: exact where `l` reaches the smaller side of the product, up to the `f32` of the products. Otherwise the
 /// expected error in the spectral norm is at most `(1 + √(rank/15) + e·√l/16·√(min(m, n) − rank))^(1/9)` times the best
