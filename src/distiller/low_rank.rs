@@ -124,6 +124,7 @@ impl LowRankConfig {
         {
             ConfigError::check_shape(setting, &expected, &got)?;
         }
+        ConfigError::at_least_one("d_hidden", d_hidden)?;
         let normal = self.start == LowRankStart::Normal;
         ConfigError::check(
             normal,

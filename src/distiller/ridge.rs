@@ -52,10 +52,10 @@ fn solve(mut matrix: Vec<Vec<f64>>, mut rows: Vec<Vec<f64>>) -> Option<Vec<Vec<f
         }
         row[i] = pivot.sqrt();
     }
-    for i in 0..size {
+    for (i, factors) in matrix.iter().enumerate() {
         let (before, rest) = rows.split_at_mut(i);
-        subtract(&mut rest[0], before.iter().zip(&matrix[i]));
-        rest[0].iter_mut().for_each(|v| *v /= matrix[i][i]);
+        subtract(&mut rest[0], before.iter().zip(factors));
+        rest[0].iter_mut().for_each(|v| *v /= factors[i]);
     }
     for i in (0..size).rev() {
         let (before, after) = rows.split_at_mut(i + 1);

@@ -82,7 +82,9 @@ impl Llama {
     /// The model in another precision: `f32`, `f16` or `bf16`. Its caches hold that type, and so do its hidden states
     /// until [`HiddenStates::new`](crate::HiddenStates::new) casts them to the `f32` that distillers learn in.
     ///
-    /// Norms are computed in `f32` whatever the precision. A cache belongs to the precision that filled it.
+    /// Norms are computed in `f32` whatever the precision. A cache belongs to the precision that filled it. States beyond
+    /// 65,504 overflow in `f16`; `bf16` has the range of `f32` and an eighth of the digits of `f16`. On the CPU backends `f32`
+    /// is the fast one: flex multiplies `bf16` by converting the weights on every call, and ndarray has neither.
     ///
     /// # Errors
     ///

@@ -347,6 +347,9 @@ fn weights_that_do_not_fit_together_are_refused() {
         wording(&ridge, &ffn.gate, &ffn.up, &ffn.down),
         "start: expected normal beside init_from_ffn, got Ridge { rows: 4, lambda: 0.01 }"
     );
+    let empty = |shape: [usize; 2]| Tensor::<2>::zeros(shape, &device);
+    let refused = config.init_from_ffn(empty([0, 5]), empty([0, 5]), empty([5, 0]), 0, &device);
+    assert_eq!(refused.unwrap_err().to_string(), "d_hidden: expected at least 1, got 0");
     let none = config.with_rank(0);
     assert_eq!(wording(&none, &ffn.gate, &ffn.up, &ffn.down), "rank: expected at least 1, got 0");
 }
