@@ -83,8 +83,8 @@ impl Llama {
     /// until [`HiddenStates::new`](crate::HiddenStates::new) casts them to the `f32` that distillers learn in.
     ///
     /// Norms are computed in `f32` whatever the precision. A cache belongs to the precision that filled it. States beyond
-    /// 65,504 overflow in `f16`; `bf16` has the range of `f32` and an eighth of the digits of `f16`. On the CPU backends `f32`
-    /// is the fast one: flex multiplies `bf16` by converting the weights on every call, and ndarray has neither.
+    /// 65,504 overflow in `f16`; `bf16` has the range of `f32` and is eight times coarser than `f16`. On the CPU backends
+    /// `f32` is the fast one: flex multiplies `bf16` by converting the weights on every call, and ndarray has neither.
     ///
     /// # Errors
     ///
