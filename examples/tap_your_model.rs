@@ -22,8 +22,8 @@ use burn::{
     tensor::{Device, Int, Tensor},
 };
 use esamp::{
-    CausalLm, Decoder, DrawKey, HiddenStateTap, KvCache, LmHead, PairTap, Phase, Request, RowId,
-    SamplerConfig, SamplingConfig, StepError, StepInput, StepRow, TapSite, TokenId,
+    CausalLm, Decoder, DrawKey, FinishReason, HiddenStateTap, KvCache, LmHead, PairTap, Phase,
+    Request, RowId, SamplerConfig, SamplingConfig, StepError, StepInput, StepRow, TapSite, TokenId,
 };
 
 const VOCAB: usize = 100;
@@ -75,7 +75,12 @@ impl MyModel {
 }
 
 /// This model has no key-value cache: it reads everything again at every step. What it remembers of its sequences is
-/// their tokens. It can repeat a row, so that a prompt is read once for all of its completions, and nothing else.
+/// their tokens, `[rows, seq]`: all of the same length, so a prompt of another length cannot join them.
+///
+/// A cache that can do nothing with its rows says so in `can_drop_rows`. The decode loop then reads a prompt once for each
+/// of its completions, keeps rows that have ended until the last one has, and lets the next prompt wait until then. For
+/// more, let `keep_rows` select rows and `append_rows` stack sequences of different lengths, which takes padding that the
+/// model's attention does not see.
 #[derive(Default)]
 struct Tokens(Option<Tensor<2, Int>>);
 
@@ -84,13 +89,12 @@ impl KvCache for Tokens {
         self.0.as_ref().map_or(0, |tokens| tokens.dims()[0])
     }
 
-    fn keep_rows(&mut self, rows: &[usize]) -> Result<(), StepError> {
-        if let Some(tokens) = self.0.take() {
-            let rows: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
-            let rows = Tensor::from_data(rows.as_slice(), &tokens.device());
-            self.0 = Some(tokens.select(0, rows));
-        }
-        Ok(())
+    fn can_drop_rows(&self) -> bool {
+        false
+    }
+
+    fn keep_rows(&mut self, _rows: &[usize]) -> Result<(), StepError> {
+        Err(StepError::CacheFixed { operation: "drop rows" })
     }
 
     fn append_rows(&mut self, _other: Self) -> Result<(), StepError> {
@@ -136,13 +140,17 @@ impl CausalLm for MyModel {
     }
 }
 
-/// The ready loop: submit, run.
+/// The ready loop: submit, run. The second prompt is longer than the first and runs behind it.
 fn ready_loop(model: &MyModel) -> Result<(), Box<dyn Error>> {
     let sampler = SamplerConfig::new().init(model.d_model(), &model.device())?;
     let mut decoder = Decoder::new(model, sampler);
     decoder.submit(Request::new(vec![1, 2, 3]).with_completions(3).with_max_new_tokens(12))?;
+    let longer = Request::new(vec![4, 5, 6, 7, 8]);
+    decoder.submit(longer.with_completions(2).with_max_new_tokens(12))?;
     for completion in decoder.run(|_event| ControlFlow::Continue(()))? {
-        println!("completion {}: {:?}", completion.index, completion.tokens());
+        let (prompt, index) = (completion.row.prompt.0, completion.index);
+        println!("prompt {prompt}, completion {index}: {:?}", completion.tokens());
+        assert_eq!(completion.finish, FinishReason::MaxNewTokens);
     }
     println!("updates: {}\n", decoder.sampler().counters().updates);
     Ok(())

@@ -19,6 +19,8 @@ pub trait CausalLm {
     ///
     /// Token ids are below [`vocab_size`](Self::vocab_size): the loop has checked them, and a model need not.
     ///
+    /// Any `seq`, whether the cache is empty or not: the loop feeds long prompts in chunks.
+    ///
     /// Calls `tap` once for each site it wants. Every row of the cache gets `seq` more tokens: rows whose sequences
     /// differ in length stand side by side because the cache knows each row's own length.
     ///

@@ -270,6 +270,14 @@ pub enum RequestError {
         /// Which setting is zero.
         setting: &'static str,
     },
+    /// More completions than one batch can hold.
+    #[error("completions: expected at most {limit}, got {got}")]
+    TooManyCompletions {
+        /// The limit.
+        limit: usize,
+        /// How many were asked for.
+        got: usize,
+    },
     /// Prompt and completion do not fit into the model's context.
     #[error(
         "prompt of {prompt} tokens: expected at most {}, to leave room for one new token in the model's context",

@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 pub type TokenId = u32;
 
 /// One completion: a sequence that grows by one token each step until it ends.
+///
+/// The number is the request's own, across all prompts: two completions of different prompts must not share it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct RequestId(pub u64);
 

@@ -2,7 +2,7 @@
 
 use burn::{
     nn::Linear,
-    tensor::{DType, Int, Tensor},
+    tensor::{DType, Device, Int, Tensor},
 };
 
 /// The head of a language model: hidden state in, one logit per token out.
@@ -41,6 +41,17 @@ pub trait LmHead {
     fn logits_at(&self, hidden: Tensor<2>, tokens: Tensor<2, Int>) -> Tensor<2> {
         self.logits(hidden).gather(1, tokens)
     }
+
+    /// `[d_model, vocab]`, where the head knows it: the sampler then refuses a head that does not belong to the model
+    /// before it is applied. What a closure returns is checked afterwards.
+    fn shape(&self) -> Option<[usize; 2]> {
+        None
+    }
+
+    /// Where the head's weights live, if it knows.
+    fn device(&self) -> Option<Device> {
+        None
+    }
 }
 
 impl<F: Fn(Tensor<2>) -> Tensor<2>> LmHead for F {
@@ -63,6 +74,14 @@ impl LmHead for Linear {
     fn logits_at(&self, hidden: Tensor<2>, tokens: Tensor<2, Int>) -> Tensor<2> {
         let bias = self.bias.as_ref().map(|bias| bias.val());
         rows_of(self.weight.val().transpose(), bias, hidden, tokens)
+    }
+
+    fn shape(&self) -> Option<[usize; 2]> {
+        Some(self.weight.val().dims())
+    }
+
+    fn device(&self) -> Option<Device> {
+        Some(self.weight.val().device().inner())
     }
 }
 
@@ -91,6 +110,15 @@ impl LmHead for TiedHead {
 
     fn logits_at(&self, hidden: Tensor<2>, tokens: Tensor<2, Int>) -> Tensor<2> {
         rows_of(self.weight.clone(), None, hidden, tokens)
+    }
+
+    fn shape(&self) -> Option<[usize; 2]> {
+        let [vocab, d_model] = self.weight.dims();
+        Some([d_model, vocab])
+    }
+
+    fn device(&self) -> Option<Device> {
+        Some(self.weight.device().inner())
     }
 }
 

@@ -33,7 +33,7 @@ pub enum TemperatureOrder {
 /// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SamplingConfig {
-    /// The temperature, at least 0; 0 takes the best token after reweighting. One temperature for the reference and
+    /// The temperature: 0 or at least [`Sampling::LOWEST_TEMPERATURE`]; 0 takes the best token after reweighting. One temperature for the reference and
     /// the expected logits.
     pub temperature: f32,
     /// Whether filters see logits before or after the temperature.
@@ -147,6 +147,10 @@ impl Default for Sampling {
 }
 
 impl Sampling {
+    /// The lowest temperature above 0, which is greedy. Logits divided by less could leave the range of `f32`, and long
+    /// before that the best token is the only one left.
+    pub const LOWEST_TEMPERATURE: f32 = 1e-4;
+
     /// Temperature 1, no filter, and this reweighter.
     ///
     /// # Errors
@@ -161,12 +165,14 @@ impl Sampling {
     ///
     /// # Errors
     ///
-    /// [`ConfigError::OutOfRange`] for a temperature that is negative or not finite.
+    /// [`ConfigError::OutOfRange`] for a temperature that is neither 0 nor between
+    /// [`LOWEST_TEMPERATURE`](Self::LOWEST_TEMPERATURE) and infinity.
     pub fn with_temperature(mut self, temperature: f32) -> Result<Self, ConfigError> {
+        let holds = temperature == 0.0 || temperature >= Self::LOWEST_TEMPERATURE;
         ConfigError::check(
-            temperature.is_finite() && temperature >= 0.0,
+            temperature.is_finite() && holds,
             "temperature",
-            "a number of at least 0",
+            "0 or a number of at least 0.0001",
             temperature,
         )?;
         self.temperature = temperature;

@@ -23,7 +23,9 @@ impl<F: Fn(&[TokenId]) -> Result<String, TextError> + Send + Sync> Detokenize fo
 /// The text of a growing run of tokens, piece by piece.
 ///
 /// A character may be spread over several tokens: its piece comes with the last of them. The pieces together are the
-/// text of all tokens.
+/// text of all tokens, unless a detokenizer changes its mind about text that has been shown: `ByteFallback` decodes a
+/// run of bytes as a whole, and one wrong byte makes U+FFFD of the whole run. What has been shown stays then, and only
+/// the bytes after it are U+FFFD.
 #[derive(Clone, Debug, Default)]
 pub struct TextStream {
     tokens: Vec<TokenId>,
@@ -72,7 +74,11 @@ impl TextStream {
     fn unseen(&self, detokenizer: &dyn Detokenize) -> Result<(String, bool), TextError> {
         let before = detokenizer.decode(&self.tokens[self.context..self.shown])?;
         let after = detokenizer.decode(&self.tokens[self.context..])?;
-        let piece = after.get(before.len()..).unwrap_or_default().to_owned();
+        let piece = match after.strip_prefix(&before) {
+            Some(piece) => piece.to_owned(),
+            // The new tokens have changed the text of the old ones: only their own can be shown.
+            None => detokenizer.decode(&self.tokens[self.shown..])?,
+        };
         let inside = piece.ends_with(char::REPLACEMENT_CHARACTER);
         Ok((piece, inside))
     }
@@ -124,7 +130,56 @@ mod tests {
         assert_eq!(all, ["w0", " w1", " w2", " w3"]);
     }
 
+    /// As `ByteFallback` does: a token below 256 is a byte, and a run of bytes is decoded as a whole. Larger ones are
+    /// words, and the first space of a text is dropped.
+    fn byte_fallback(tokens: &[TokenId]) -> Result<String, TextError> {
+        let mut text = String::new();
+        for run in tokens.chunk_by(|a, b| *a < 256 && *b < 256) {
+            if run[0] >= 256 {
+                text.push_str(&format!(" w{}", run[0]));
+                continue;
+            }
+            let bytes: Vec<u8> = run.iter().map(|&token| token as u8).collect();
+            let invalid = "\u{fffd}".repeat(run.len());
+            text.push_str(&String::from_utf8(bytes).unwrap_or(invalid));
+        }
+        Ok(text.strip_prefix(' ').unwrap_or(&text).to_owned())
+    }
+
+    #[test]
+    fn a_wrong_byte_behind_a_character_does_not_stop_the_text() {
+        let mut stream = TextStream::default();
+        let tokens = [tokens("😀"), vec![0xf0, 300, 301]].concat();
+        let pieces: Vec<String> =
+            tokens.iter().map(|&token| stream.push(token, &byte_fallback).unwrap()).collect();
+        assert_eq!(pieces, ["", "", "", "😀", "", "\u{fffd} w300", " w301"]);
+        assert_eq!(stream.finish(&byte_fallback).unwrap(), "");
+    }
+
     proptest! {
+        #[test]
+        fn words_come_at_once_whatever_bytes_came_before(
+            tokens in prop::collection::vec(prop_oneof![3 => 0u32..256, 1 => 256u32..300], 0..60)
+        ) {
+            let mut stream = TextStream::default();
+            for (at, &token) in tokens.iter().enumerate() {
+                let piece = stream.push(token, &byte_fallback).unwrap();
+                if token >= 256 {
+                    let word = if at == 0 { format!("w{token}") } else { format!(" w{token}") };
+                    prop_assert!(piece.ends_with(&word), "{piece:?} for {word:?}");
+                }
+            }
+        }
+
+        #[test]
+        fn the_pieces_of_valid_bytes_are_their_text(text in "\\PC{0,40}", word in 256u32..300) {
+            let mut stream = TextStream::default();
+            let tokens = [tokens(&text), vec![word]].concat();
+            let pieces: Result<String, TextError> =
+                tokens.iter().map(|&token| stream.push(token, &byte_fallback)).collect();
+            prop_assert_eq!(pieces.unwrap(), byte_fallback(&tokens).unwrap());
+        }
+
         #[test]
         fn the_pieces_of_valid_text_are_the_text(text in "\\PC{0,40}") {
             prop_assert_eq!(pieces(&tokens(&text)).concat(), text);

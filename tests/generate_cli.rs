@@ -2,13 +2,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+#[path = "../examples/generate/columns.rs"]
+mod columns;
 #[path = "../examples/model_source/mod.rs"]
 mod model_source;
 
 use std::{
     fs,
     path::PathBuf,
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
 };
 
 use model_source::{Cache, ModelSource};
@@ -99,15 +101,9 @@ fn ndarray_runs_it_too() {
 
 #[test]
 fn a_hugging_face_folder_is_a_model_too() {
-    let folder = copy_of_golden("llama");
-    fs::write(
-        folder.path().join("tokenizer.json"),
-        r#"{"version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "WhitespaceSplit"},
-            "model": {"type": "WordLevel", "vocab": {"a": 10, "b": 11, "?": 12}, "unk_token": "?"}}"#,
-    )
-    .unwrap();
+    let folder = small_model(|id| format!("w{id}"));
     let path = folder.path().to_str().unwrap();
-    let report = json(&["--model", path, "--prompt", "a b a"]);
+    let report = json(&["--model", path, "--prompt", "w1 w2 w1"]);
     assert_eq!(report["prompt_tokens"], 3);
     assert!(report["arms"][1]["counters"]["updates"].as_u64().unwrap() > 0);
 }
@@ -129,7 +125,14 @@ fn wrong_settings_are_said_before_anything_is_loaded() {
     assert!(refused(&["--learning-rate", "-2"], 2).contains("learning_rate: expected"));
     assert!(refused(&["--no-such-flag"], 2).contains("--no-such-flag"));
     assert!(refused(&["--model", "no-such-file"], 2).contains("next step: give a .gguf file"));
-    assert!(refused(&["--samples", "0"], 1).contains("completions: expected at least 1, got 0"));
+    // Nothing is loaded: the model that is named with them does not exist, and is not what is complained about.
+    for (flag, value) in [("--samples", "0"), ("--samples", "4097"), ("--max-new-tokens", "0")]
+        .into_iter()
+        .chain([("--samples", "18446744073709551615"), ("--samples", "99999999999999999999")])
+    {
+        let message = refused(&["--model", "no-such-file", flag, value], 2);
+        assert!(message.contains(flag) && message.contains(value), "{message}");
+    }
 }
 
 #[test]
@@ -167,6 +170,109 @@ fn the_other_examples_run() {
         let output = Command::new(example(name)).output().unwrap();
         assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
         assert!(String::from_utf8(output.stdout).unwrap().contains(word), "{name}");
+    }
+}
+
+/// A model of 96 words, `word(id)` each; all of its weights are in `model.safetensors`.
+fn small_model(word: impl Fn(usize) -> String) -> tempfile::TempDir {
+    let folder = copy_of_golden("llama");
+    let vocab: serde_json::Map<String, Value> = (0..96).map(|id| (word(id), id.into())).collect();
+    let tokenizer = serde_json::json!({
+        "version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": word(0)},
+    });
+    fs::write(folder.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    folder
+}
+
+/// Overwrites some of a tensor's numbers.
+fn spoil(folder: &tempfile::TempDir, name: &str, numbers: std::ops::Range<usize>) {
+    let path = folder.path().join("model.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let json: Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
+    assert_eq!(json[name]["dtype"], "F32");
+    let start = 8 + header + json[name]["data_offsets"][0].as_u64().unwrap() as usize;
+    for number in numbers {
+        bytes[start + number * 4..][..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    }
+    fs::write(&path, bytes).unwrap();
+}
+
+#[test]
+fn a_run_in_which_every_sample_fails_fails() {
+    let folder = small_model(|id| format!("w{id}"));
+    spoil(&folder, "model.norm.weight", 0..32);
+    let path = folder.path().to_str().unwrap();
+    let output = run(&["--model", path, "--prompt", "w1", "--samples", "2"]);
+    let (text, message) = (String::from_utf8(output.stdout), String::from_utf8(output.stderr));
+    let (text, message) = (text.unwrap(), message.unwrap());
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    let reason = "logits: expected numbers or -inf, got NaN for token 0";
+    assert!(message.contains("2 of 2 failed") && message.contains(reason), "{message}");
+    assert_eq!(text.matches("[failed: logits: expected").count(), 4, "{text}");
+
+    let output = run(&["--model", path, "--prompt", "w1", "--samples", "2", "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["arms"][1]["samples"][1]["finish"], "failed");
+    assert_eq!(report["arms"][1]["samples"][1]["error"], reason);
+}
+
+#[test]
+fn a_sample_that_fails_says_why_and_the_others_go_on() {
+    let folder = small_model(|id| format!("w{id}"));
+    let path = folder.path().to_str().unwrap();
+    let common = ["--model", path, "--prompt", "w1", "--plain", "--samples", "8"];
+    let run = || json(&[&common[..], &["--max-new-tokens", "3"]].concat());
+    // A word that the first sample says and not every sample does: whoever says it has no logits for the next one.
+    let word = run()["arms"][0]["samples"][0]["tokens"][1].as_u64().unwrap() as usize;
+    spoil(&folder, "model.embed_tokens.weight", 32 * word..32 * (word + 1));
+    let report = run();
+    let samples = report["arms"][0]["samples"].as_array().unwrap();
+    let failed: Vec<bool> = samples.iter().map(|sample| sample["finish"] == "failed").collect();
+    assert!(failed[0] && failed.contains(&false), "{report}");
+    for (sample, failed) in samples.iter().zip(failed) {
+        assert_eq!(sample["error"].is_string(), failed);
+    }
+}
+
+#[test]
+fn a_model_cannot_steer_the_terminal() {
+    let folder = small_model(|id| format!("\u{1b}[2J\u{9b}{id}"));
+    let path = folder.path().to_str().unwrap();
+    let output = run(&["--model", path, "--prompt", "x", "--max-new-tokens", "20"]);
+    assert!(output.status.success());
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("\\u{1b}[2J\\u{9b}"), "{text}");
+    assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "{text:?}");
+    assert!(text.lines().all(|line| line.chars().count() <= 110), "{text}");
+}
+
+#[test]
+fn a_line_is_as_wide_as_it_looks() {
+    let wrap = columns::wrap;
+    assert_eq!(wrap("one two three", 7), ["one two", "three"]);
+    assert_eq!(wrap("abcdefgh", 3), ["abc", "def", "gh"]);
+    assert_eq!(wrap("a\u{1b}[31mb", 20), ["a\\u{1b}[31mb"]);
+    assert_eq!(wrap("\u{7}\u{202e}\u{7f}", 20), ["\\u{7}\\u{202e}\\u{7f}"]);
+    assert_eq!(wrap("a\rb\tc\u{b}d", 20), ["a b c d"]);
+    let both = columns::side_by_side(&[wrap("x\u{8}", 10), wrap("y", 10)], 10);
+    assert_eq!(both, [format!("x\\u{{8}}    {}y         ", columns::GAP)]);
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_ends_it_quietly() {
+    let folder = small_model(|id| format!("w{id}"));
+    let path = folder.path().to_str().unwrap();
+    for extra in [&["--json"][..], &[]] {
+        let mut command = Command::new(example("generate"));
+        command.args(["--model", path, "--prompt", "w1"]).args(extra);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success());
+        assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
     }
 }
 

@@ -7,7 +7,10 @@ mod golden;
 use std::{fs, path::PathBuf};
 
 use burn::tensor::{Device, Int, Tensor};
-use esamp::{CausalLm, KvCache, NoTap, PairTap, SequenceTap, StepError, TokenId, llama::Llama};
+use esamp::{
+    CausalLm, KvCache, NoTap, PairTap, SequenceTap, StepError, TokenId,
+    llama::{Llama, LlamaConfig, RopeScaling},
+};
 use golden::{Golden, assert_close, devices, values};
 
 const MODELS: [&str; 6] = ["llama", "llama3", "linear_rope", "qwen2", "qwen3", "sharded_bf16"];
@@ -130,6 +133,25 @@ fn decoding_with_the_cache_gives_the_tokens_of_decoding_without() {
     }
 }
 
+#[test]
+fn a_prompt_in_chunks_gives_the_logits_of_the_whole() {
+    let device = Device::flex();
+    for name in MODELS {
+        let (model, golden) = (load(name, &device), expected(name));
+        let prompt = ids(&golden, "prompt0_ids");
+        let whole = &alone(&model, &prompt, &[])[0];
+        for size in [1, 3, prompt.len() - 1] {
+            let mut cache = model.new_cache();
+            let mut logits = Vec::new();
+            for chunk in prompt.chunks(size) {
+                let ids = tokens(&[chunk], &device);
+                logits = values(model.forward(ids, &mut cache, &mut NoTap).unwrap());
+            }
+            assert_close(name, &logits, whole, 1e-4);
+        }
+    }
+}
+
 /// The logits that a prompt and then some tokens give when nobody else is in the batch.
 fn alone(model: &Llama, prompt: &[TokenId], then: &[TokenId]) -> Vec<Vec<f32>> {
     let (device, mut cache) = (model.device(), model.new_cache());
@@ -238,6 +260,30 @@ fn what_does_not_fit_is_an_error() {
     );
 }
 
+#[test]
+fn the_cache_of_another_model_is_an_error() {
+    let device = Device::flex();
+    let (model, other) = (load("llama", &device), load("qwen3", &device)); // other head width
+    let mut theirs = other.new_cache();
+    other.forward(tokens(&[&[1, 2]], &device), &mut theirs, &mut NoTap).unwrap();
+    let error = model.forward(tokens(&[&[3]], &device), &mut theirs, &mut NoTap).unwrap_err();
+    assert_eq!(error.to_string(), "key-value cache: expected shape [2, 8], got [2, 16]");
+    other.forward(tokens(&[&[3]], &device), &mut theirs, &mut NoTap).unwrap();
+
+    let shallow = LlamaConfig { n_layers: 1, ..model.config().clone() };
+    let shallow = Llama::random(shallow, 1, &device).unwrap();
+    let error = model.forward(tokens(&[&[3]], &device), &mut shallow.new_cache(), &mut NoTap);
+    let message = "key-value cache, in blocks: expected shape [2], got [1]";
+    assert_eq!(error.unwrap_err().to_string(), message);
+
+    #[allow(deprecated, reason = "ndarray is deprecated upstream and supported here")]
+    let elsewhere = Device::ndarray();
+    let (there, mut theirs) = (load("llama", &elsewhere), model.new_cache());
+    there.forward(tokens(&[&[1]], &elsewhere), &mut theirs, &mut NoTap).unwrap();
+    let error = model.forward(tokens(&[&[3]], &device), &mut theirs, &mut NoTap).unwrap_err();
+    assert!(matches!(error, StepError::Device { what: "key-value cache", .. }), "{error}");
+}
+
 /// A copy of a golden folder to damage.
 fn copy(name: &str) -> tempfile::TempDir {
     let copy = tempfile::tempdir().unwrap();
@@ -312,6 +358,67 @@ fn a_damaged_folder_is_an_error_that_names_what_is_wrong() {
     assert!(refused(&sharded).ends_with("model.safetensors: cannot be read"));
     fs::write(&index, "{}").unwrap();
     assert!(refused(&sharded).contains("key weight_map: expected an object"));
+}
+
+/// A GGUF file with a number, or a text, more in its metadata.
+fn with_metadata(whole: &[u8], entries: &[(&str, Result<f32, &str>)]) -> Vec<u8> {
+    let string = |text: &str| [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat();
+    let mut added = Vec::new();
+    for (key, value) in entries {
+        added.extend(string(key));
+        match value {
+            Ok(number) => added.extend([6u32.to_le_bytes(), number.to_le_bytes()].concat()),
+            Err(text) => added.extend([&8u32.to_le_bytes()[..], &string(text)].concat()),
+        }
+    }
+    // One entry more, of a length that leaves the tensors aligned as they were.
+    added.extend([&string("filler")[..], &8u32.to_le_bytes()].concat());
+    added.extend(string(&"x".repeat((32 - (added.len() + 8) % 32) % 32)));
+    let count = u64::from_le_bytes(whole[16..24].try_into().unwrap()) + entries.len() as u64 + 1;
+    [&whole[..16], &count.to_le_bytes(), &added, &whole[24..]].concat()
+}
+
+#[test]
+fn linear_scaling_of_gguf_files_has_two_names_and_needs_no_type() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("scaled.gguf");
+    let scaling = |name: &str, entries: &[(&str, Result<f32, &str>)]| {
+        let whole =
+            fs::read(self::folder("llama").join(format!("../../gguf/{name}.gguf"))).unwrap();
+        fs::write(&path, with_metadata(&whole, entries)).unwrap();
+        Llama::from_gguf(&path, &Device::flex()).map(|model| model.config().rope_scaling.clone())
+    };
+    let (kind, factor, older) =
+        ("llama.rope.scaling.type", "llama.rope.scaling.factor", "llama.rope.scale_linear");
+    assert_eq!(scaling("llama", &[]).unwrap(), RopeScaling::None);
+    for entries in [
+        &[(older, Ok(4.0))][..],
+        &[(factor, Ok(4.0))],
+        &[(kind, Err("linear")), (older, Ok(4.0))],
+        &[(kind, Err("linear")), (factor, Ok(4.0))],
+        &[(older, Ok(2.0)), (factor, Ok(4.0))],
+    ] {
+        let linear = RopeScaling::Linear { factor: 4.0 };
+        assert_eq!(scaling("llama", entries).unwrap(), linear, "{entries:?}");
+    }
+    let none = scaling("llama", &[(kind, Err("none")), (older, Ok(4.0))]).unwrap();
+    assert_eq!(none, RopeScaling::None);
+    for (entries, message) in [
+        (
+            &[(older, Ok(0.0))][..],
+            "key rope_scaling.factor: expected a finite number above 0, got 0",
+        ),
+        (&[(kind, Err("linear"))], "key llama.rope.scaling.factor: expected a number, got none"),
+        (&[(kind, Err("yarn"))], "key llama.rope.scaling.type: expected none or linear, got yarn"),
+    ] {
+        assert_eq!(scaling("llama", entries).unwrap_err().to_string(), message);
+    }
+
+    let RopeScaling::Factors(plain) = scaling("llama3", &[]).unwrap() else { panic!() };
+    let RopeScaling::Factors(scaled) = scaling("llama3", &[(older, Ok(4.0))]).unwrap() else {
+        panic!()
+    };
+    assert_eq!(scaled, plain.iter().map(|factor| factor * 4.0).collect::<Vec<_>>());
 }
 
 /// Whatever is cut off or overwritten: an answer, not a crash, and no allocation by a number that the file made up.

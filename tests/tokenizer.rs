@@ -8,7 +8,7 @@ mod model_source;
 use std::path::{Path, PathBuf};
 
 use esamp::{
-    Detokenize, TokenId,
+    Detokenize, TextStream, TokenId,
     llama::{ChatMessage, ChatTemplate, Tokenizer},
 };
 use model_source::{Cache, ModelSource};
@@ -78,6 +78,68 @@ fn a_sentencepiece_vocabulary_reads_as_sentencepiece_does() {
 }
 
 #[test]
+fn a_wrong_byte_does_not_stop_the_text_of_a_sentencepiece_model() {
+    let tokenizer = Tokenizer::from_gguf(golden("tokenizer/sentencepiece.gguf")).unwrap();
+    let byte = |byte: u8| tokenizer.token_id(&format!("<0x{byte:02X}>")).unwrap();
+    let mut tokens: Vec<TokenId> = "😀".bytes().map(byte).collect();
+    tokens.push(byte(0xf0));
+    tokens.extend(tokenizer.encode_rendered("the lighthouse").unwrap());
+    let mut stream = TextStream::default();
+    let pieces: Vec<String> =
+        tokens.iter().map(|&token| stream.push(token, &tokenizer).unwrap()).collect();
+    assert_eq!(pieces.concat(), "😀\u{fffd} the lighthouse");
+}
+
+/// A GGUF file of nothing but a byte-level vocabulary, `<s> a b ab`.
+fn byte_level_gguf(path: &Path, pre: &str, add_bos: Option<bool>) {
+    const UINT32: u32 = 4;
+    const BOOL: u32 = 7;
+    const STRING: u32 = 8;
+    let string = |text: &str| [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat();
+    let entry = |key: &str, kind: u32, value: Vec<u8>| {
+        [string(key), kind.to_le_bytes().to_vec(), value].concat()
+    };
+    let strings = |texts: &[&str]| {
+        let head = [&STRING.to_le_bytes()[..], &(texts.len() as u64).to_le_bytes()].concat();
+        texts.iter().fold(head, |head, text| [head, string(text)].concat())
+    };
+    let mut entries = vec![
+        entry("tokenizer.ggml.model", STRING, string("gpt2")),
+        entry("tokenizer.ggml.pre", STRING, string(pre)),
+        entry("tokenizer.ggml.tokens", 9, strings(&["<s>", "a", "b", "ab"])),
+        entry("tokenizer.ggml.merges", 9, strings(&["a b"])),
+        entry("tokenizer.ggml.bos_token_id", UINT32, 0u32.to_le_bytes().to_vec()),
+    ];
+    entries.extend(
+        add_bos.map(|flag| entry("tokenizer.ggml.add_bos_token", BOOL, vec![u8::from(flag)])),
+    );
+    let mut file = b"GGUF\x03\0\0\0\0\0\0\0\0\0\0\0".to_vec(); // version 3, no tensors
+    file.extend((entries.len() as u64).to_le_bytes());
+    std::fs::write(path, [file, entries.concat()].concat()).unwrap();
+}
+
+#[test]
+fn llama_3_prompts_begin_with_the_first_token_unless_the_file_says_no() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("vocabulary.gguf");
+    let encode = |pre: &str, add_bos: Option<bool>| {
+        byte_level_gguf(&path, pre, add_bos);
+        let tokenizer = Tokenizer::from_gguf(&path).unwrap();
+        assert_eq!(tokenizer.encode_rendered("ab").unwrap(), [3]);
+        tokenizer.encode("ab").unwrap()
+    };
+    for pre in ["llama-bpe", "llama3", "llama-v3"] {
+        assert_eq!(encode(pre, None), [0, 3], "{pre}");
+        assert_eq!(encode(pre, Some(true)), [0, 3], "{pre}");
+        assert_eq!(encode(pre, Some(false)), [3], "{pre}");
+    }
+    for pre in ["gpt-2", "smollm", "qwen2"] {
+        assert_eq!(encode(pre, None), [3], "{pre}");
+        assert_eq!(encode(pre, Some(true)), [0, 3], "{pre}");
+    }
+}
+
+#[test]
 fn a_hugging_face_folder_brings_tokenizer_stop_tokens_and_template() {
     let folder = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
@@ -94,8 +156,23 @@ fn a_hugging_face_folder_brings_tokenizer_stop_tokens_and_template() {
     write("generation_config.json", r#"{"eos_token_id": [3, 1]}"#);
     let tokenizer = Tokenizer::from_hf_folder(folder.path()).unwrap();
     assert_eq!(tokenizer.stop_tokens(), [3, 1]);
+    for silent in ["{}", r#"{"eos_token_id": null}"#] {
+        write("generation_config.json", silent);
+        assert_eq!(Tokenizer::from_hf_folder(folder.path()).unwrap().stop_tokens(), [1]);
+    }
     assert_eq!(tokenizer.encode("a b c </s>").unwrap(), [0, 1, 2, 3]);
     assert_eq!(tokenizer.decode(&[0, 3]).unwrap(), "a");
+
+    write(
+        "tokenizer.json",
+        r#"{"version": "1.0", "truncation": {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0},
+            "padding": {"strategy": {"Fixed": 8}, "direction": "Right", "pad_to_multiple_of": null, "pad_id": 2,
+            "pad_type_id": 0, "pad_token": "?"}, "added_tokens": [], "pre_tokenizer": {"type": "WhitespaceSplit"},
+            "model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1, "?": 2}, "unk_token": "?"}}"#,
+    );
+    let tokenizer = Tokenizer::from_hf_folder(folder.path()).unwrap();
+    assert_eq!(tokenizer.encode("a b a").unwrap(), [0, 1, 0]);
+    assert_eq!(tokenizer.encode_rendered("b").unwrap(), [1]);
 
     assert!(ChatTemplate::from_hf_folder(folder.path()).unwrap().is_none());
     write(

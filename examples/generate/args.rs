@@ -1,9 +1,9 @@
 //! The command line, and what is wrong with it.
 
-use std::fmt;
+use std::{fmt, io};
 
 use burn::tensor::Device;
-use clap::{Parser, ValueEnum};
+use clap::{Parser, ValueEnum, builder::RangedU64ValueParser};
 use esamp::{
     ConfigError, DistillerConfig, LowRankConfig, OptimizerConfig, SamplerConfig, Sampling,
     SamplingConfig, SwiGluConfig,
@@ -23,10 +23,10 @@ pub struct Args {
     )]
     pub prompt: String,
     /// Completions per arm.
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 4, value_parser = RangedU64ValueParser::<usize>::new().range(1..=4096))]
     pub samples: usize,
     /// The most tokens of a completion.
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, default_value_t = 64, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     pub max_new_tokens: usize,
     /// Exploration strength; 0 is plain sampling.
     #[arg(long, default_value_t = SamplingConfig::DEFAULT_BETA, allow_negative_numbers = true)]
@@ -190,7 +190,37 @@ fn not_built(name: &str) -> Failure {
     }
 }
 
-/// Why the program ends, and what to do about it.
+/// Why the program ends early.
+#[derive(Debug)]
+pub enum End {
+    Failed(Failure),
+    /// Whoever was reading the output has what it wanted: `| head`.
+    ReaderGone,
+}
+
+impl From<Failure> for End {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+impl From<FetchError> for End {
+    fn from(error: FetchError) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+impl From<io::Error> for End {
+    /// Of standard output.
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Self::ReaderGone,
+            _ => Self::Failed(Failure::runtime(error, "check where standard output goes")),
+        }
+    }
+}
+
+/// What went wrong, and what to do about it.
 #[derive(Debug)]
 pub struct Failure {
     pub code: u8,
@@ -210,7 +240,12 @@ impl Failure {
             message.push_str(&format!(": {cause}"));
             source = cause.source();
         }
-        Self { code: Self::RUNTIME, error: message, next_step: next_step.to_owned() }
+        Self::new(message, next_step)
+    }
+
+    /// Something went wrong while running, in words.
+    pub fn new(error: String, next_step: &str) -> Self {
+        Self { code: Self::RUNTIME, error, next_step: next_step.to_owned() }
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use esamp::{
-    CausalLm, Completion, Counters, DecodeStats, Decoder, Event, Request, TokenId,
+    CausalLm, Completion, Counters, DecodeStats, Decoder, Event, FinishReason, Request, TokenId,
     llama::{ChatMessage, ChatTemplate, Llama, Tokenizer},
 };
 
@@ -103,12 +103,33 @@ impl<'m> Arm<'m> {
         self.decoder.is_idle()
     }
 
-    /// Takes the completions, and refuses a run that should have learned and did not.
-    pub fn finish(&mut self) -> Result<(), Failure> {
+    /// Takes the completions.
+    pub fn finish(&mut self) {
         self.completions = self.decoder.take_completions();
-        self.decoder.sampler().finish().map_err(|error| {
-            Failure::runtime(error, "check the model: its hidden states are not finite")
-        })
+    }
+
+    /// Why a completion failed, if it did.
+    pub fn failure(&self, sample: usize) -> Option<String> {
+        self.completions.iter().find(|c| c.index == sample).and_then(failure_of)
+    }
+
+    /// Refuses a run of which nothing came, and one that should have learned and did not.
+    pub fn check(&self) -> Result<(), Failure> {
+        let failures: Vec<String> = self.completions.iter().filter_map(failure_of).collect();
+        match failures.first() {
+            Some(first) if failures.len() == self.completions.len() => Err(Failure::new(
+                format!(
+                    "{}: expected completions, got none: {} of {} failed, the first with: {first}",
+                    self.name,
+                    failures.len(),
+                    self.completions.len()
+                ),
+                "check the model; try another --temperature or --beta",
+            )),
+            _ => self.decoder.sampler().finish().map_err(|error| {
+                Failure::runtime(error, "check the model: its hidden states are not finite")
+            }),
+        }
     }
 
     pub fn counters(&self) -> &Counters {
@@ -117,5 +138,15 @@ impl<'m> Arm<'m> {
 
     pub fn stats(&self) -> &DecodeStats {
         self.decoder.stats()
+    }
+}
+
+/// Why a completion failed, if it did.
+pub fn failure_of(completion: &Completion) -> Option<String> {
+    match &completion.finish {
+        FinishReason::Failed(error) => Some(error.to_string()),
+        FinishReason::NoText(error) => Some(error.to_string()),
+        FinishReason::Aborted => Some("the step failed as a whole".to_owned()),
+        _ => None,
     }
 }

@@ -7,20 +7,22 @@
 //! ```
 
 #![allow(unreachable_pub, reason = "a program: there is nobody outside to reach it")]
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program speaks to its user")]
-
 mod args;
 mod arms;
+mod columns;
 #[path = "../model_source/mod.rs"]
 mod model_source;
 mod render;
 mod report;
 
-use std::process::ExitCode;
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
 
 use clap::Parser;
 
-use args::{Args, Failure};
+use args::{Args, End};
 use arms::{Arm, Loaded};
 use model_source::Cache;
 use render::Screen;
@@ -29,15 +31,16 @@ fn main() -> ExitCode {
     // A wrong flag ends the program here, with exit code 2.
     let args = Args::parse();
     match run(&args) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            eprintln!("{failure}");
+        Ok(()) | Err(End::ReaderGone) => ExitCode::SUCCESS,
+        Err(End::Failed(failure)) => {
+            // Where nobody reads this either, the exit code says it.
+            let _ = writeln!(io::stderr(), "{failure}");
             ExitCode::from(failure.code)
         }
     }
 }
 
-fn run(args: &Args) -> Result<(), Failure> {
+fn run(args: &Args) -> Result<(), End> {
     let arms = args.arms()?; // settings that cannot work are said before anything is fetched
     let device = args.device.open()?;
     let source = args.source()?;
@@ -50,7 +53,7 @@ fn run(args: &Args) -> Result<(), Failure> {
         .collect::<Result<_, _>>()?;
 
     let mut screen = Screen::new(args.json);
-    screen.headline(&source.name(), args, prompt.len());
+    screen.headline(&source.name(), args, prompt.len())?;
     // Step by step in turns, so that both columns grow together and both arms meet the same noise of the machine.
     while arms.iter().any(|arm| !arm.is_done()) {
         for arm in &mut arms {
@@ -58,12 +61,13 @@ fn run(args: &Args) -> Result<(), Failure> {
         }
         screen.live(&arms);
     }
-    for arm in &mut arms {
-        arm.finish()?;
-    }
+    arms.iter_mut().for_each(Arm::finish);
     match args.json {
         true => report::print(&source.name(), args, prompt.len(), &arms)?,
-        false => screen.result(&arms),
+        false => screen.result(&arms)?,
+    }
+    for arm in &arms {
+        arm.check()?;
     }
     Ok(())
 }

@@ -1,8 +1,14 @@
 //! Two columns of text, while it grows and when it is done.
 
-use console::{Term, measure_text_width, style, truncate_str};
+use std::io::{self, Write};
 
-use crate::{args::Args, arms::Arm};
+use console::{Term, measure_text_width, style};
+
+use crate::{
+    args::Args,
+    arms::Arm,
+    columns::{GAP, side_by_side, wrap},
+};
 
 /// The terminal, if there is one.
 pub struct Screen {
@@ -15,7 +21,6 @@ pub struct Screen {
 
 /// Columns of the page where standard output is no terminal.
 const PAGE_WIDTH: usize = 110;
-const GAP: &str = "  │  ";
 
 impl Screen {
     /// A screen; a silent one shows nothing.
@@ -29,21 +34,22 @@ impl Screen {
     }
 
     /// What is about to happen.
-    pub fn headline(&self, model: &str, args: &Args, prompt_tokens: usize) {
+    pub fn headline(&self, model: &str, args: &Args, prompt_tokens: usize) -> io::Result<()> {
         if self.silent {
-            return;
+            return Ok(());
         }
         let esamp = if args.plain { String::new() } else { format!(", β {}", args.beta) };
-        println!(
+        writeln!(
+            io::stdout(),
             "{}  {} completions, seed {}, T {}, min-p {}{esamp}",
             style(model).bold(),
             args.samples,
             args.seed,
             args.temperature,
             args.min_p,
-        );
+        )?;
         let prompt = format!("prompt ({prompt_tokens} tokens): {}\n\n", args.prompt);
-        print_lines(wrap(&prompt, self.width));
+        print_lines(wrap(&prompt, self.width))
     }
 
     /// The ends of all completions, drawn over the last picture.
@@ -72,30 +78,33 @@ impl Screen {
     }
 
     /// All completions in full, and the numbers.
-    pub fn result(&mut self, arms: &[Arm<'_>]) {
+    pub fn result(&mut self, arms: &[Arm<'_>]) -> io::Result<()> {
         if self.drawn > 0 {
             let _ = self.term.clear_last_lines(self.drawn);
         }
         let column = self.column(arms.len());
         let titles: Vec<Vec<String>> =
             arms.iter().map(|arm| vec![style(title(arm.name)).bold().to_string()]).collect();
-        print_lines(side_by_side(&titles, column));
+        print_lines(side_by_side(&titles, column))?;
         let rule: Vec<String> = arms.iter().map(|_| "─".repeat(column)).collect();
-        println!("{}", rule.join("──┼──"));
+        writeln!(io::stdout(), "{}", rule.join("──┼──"))?;
         for sample in 0..arms.first().map_or(0, |arm| arm.texts.len()) {
             let texts: Vec<Vec<String>> = arms
                 .iter()
                 .map(|arm| {
                     let text = format!("{}. {}", sample + 1, arm.texts[sample].trim());
                     let mut lines = wrap(&text, column);
+                    if let Some(failure) = arm.failure(sample) {
+                        lines.extend(wrap(&format!("[failed: {failure}]"), column));
+                    }
                     lines.push(String::new());
                     lines
                 })
                 .collect();
-            print_lines(side_by_side(&texts, column));
+            print_lines(side_by_side(&texts, column))?;
         }
         let numbers = arms.iter().map(|arm| wrap(&numbers(arm).join("\n"), column));
-        print_lines(side_by_side(&numbers.collect::<Vec<_>>(), column));
+        print_lines(side_by_side(&numbers.collect::<Vec<_>>(), column))
     }
 
     fn column(&self, arms: usize) -> usize {
@@ -126,51 +135,7 @@ fn numbers(arm: &Arm<'_>) -> Vec<String> {
     lines
 }
 
-fn print_lines(lines: Vec<String>) {
-    for line in lines {
-        println!("{}", line.trim_end());
-    }
-}
-
-/// Line by line, each column filled up to its width.
-fn side_by_side(columns: &[Vec<String>], width: usize) -> Vec<String> {
-    let height = columns.iter().map(Vec::len).max().unwrap_or(0);
-    let cell = |column: &Vec<String>, line: usize| {
-        let text = column.get(line).map(String::as_str).unwrap_or_default();
-        let fill = width.saturating_sub(measure_text_width(text));
-        format!("{text}{}", " ".repeat(fill))
-    };
-    (0..height)
-        .map(|line| columns.iter().map(|c| cell(c, line)).collect::<Vec<_>>().join(GAP))
-        .collect()
-}
-
-/// Breaks a text into lines of at most `width` columns, between words where it can.
-fn wrap(text: &str, width: usize) -> Vec<String> {
-    let mut lines = Vec::new();
-    for paragraph in text.lines() {
-        let mut line = String::new();
-        for word in paragraph.split_whitespace() {
-            let mut word = word.to_owned();
-            let gap = usize::from(!line.is_empty());
-            if measure_text_width(&line) + gap + measure_text_width(&word) > width {
-                if !line.is_empty() {
-                    lines.push(std::mem::take(&mut line));
-                }
-                while measure_text_width(&word) > width {
-                    let head = truncate_str(&word, width, "").into_owned();
-                    if head.is_empty() {
-                        break;
-                    }
-                    word = word[head.len()..].to_owned();
-                    lines.push(head);
-                }
-            } else if gap == 1 {
-                line.push(' ');
-            }
-            line.push_str(&word);
-        }
-        lines.push(line);
-    }
-    lines
+fn print_lines(lines: Vec<String>) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    lines.iter().try_for_each(|line| writeln!(out, "{}", line.trim_end()))
 }

@@ -1,11 +1,13 @@
 //! The run as one JSON object.
 
+use std::io::{self, Write};
+
 use esamp::{Counters, DecodeStats, TokenId};
 use serde::Serialize;
 
 use crate::{
-    args::{Args, Failure},
-    arms::Arm,
+    args::{Args, End, Failure},
+    arms::{Arm, failure_of},
 };
 
 #[derive(Serialize)]
@@ -34,15 +36,12 @@ struct Sample<'a> {
     text: &'a str,
     tokens: Vec<TokenId>,
     finish: &'static str,
+    /// Why a sample that failed did so.
+    error: Option<String>,
 }
 
 /// Prints the report on standard output.
-pub fn print(
-    model: &str,
-    args: &Args,
-    prompt_tokens: usize,
-    arms: &[Arm<'_>],
-) -> Result<(), Failure> {
+pub fn print(model: &str, args: &Args, prompt_tokens: usize, arms: &[Arm<'_>]) -> Result<(), End> {
     let arms = arms.iter().map(|arm| ArmReport {
         name: arm.name,
         samples: arm
@@ -52,6 +51,7 @@ pub fn print(
                 text: completion.text.as_deref().unwrap_or_default(),
                 tokens: completion.tokens(),
                 finish: completion.finish.name(),
+                error: failure_of(completion),
             })
             .collect(),
         tokens_per_second: arm.stats().tokens_per_second(),
@@ -70,6 +70,6 @@ pub fn print(
     };
     let text = serde_json::to_string(&report)
         .map_err(|error| Failure::runtime(error, "report this with the command line"))?;
-    println!("{text}");
+    writeln!(io::stdout(), "{text}")?;
     Ok(())
 }

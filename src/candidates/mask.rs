@@ -21,7 +21,11 @@ impl TokenMask {
 
     /// Allows every token of a vocabulary of `vocab`.
     pub fn all(vocab: usize) -> Self {
-        Self { words: vec![u64::MAX; vocab.div_ceil(64)], vocab }
+        let mut words = vec![u64::MAX; vocab.div_ceil(64)];
+        if let Some(last) = words.last_mut().filter(|_| !vocab.is_multiple_of(64)) {
+            *last >>= 64 - vocab % 64; // two masks that allow the same tokens are equal
+        }
+        Self { words, vocab }
     }
 
     /// Allows or forbids one token; ids outside of the vocabulary are ignored.
@@ -41,5 +45,19 @@ impl TokenMask {
     /// Size of the vocabulary.
     pub fn vocab_size(&self) -> usize {
         self.vocab
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masks_that_allow_the_same_tokens_are_equal() {
+        for vocab in [0, 1, 3, 63, 64, 65, 128, 130] {
+            let all = TokenMask::all(vocab);
+            assert_eq!(all, TokenMask::allowing(vocab, 0..vocab as TokenId), "{vocab}");
+            assert!(!all.allows(vocab as TokenId));
+        }
     }
 }

@@ -23,13 +23,21 @@ pub(crate) fn pool(
         }
     };
     let max = largest(logits)?;
+    if !(max / temperature).is_finite() {
+        let token = logits.iter().position(|&logit| logit == max).unwrap_or_default();
+        return Err(RowError::Score { token: token as TokenId, got: max / temperature });
+    }
     let candidates = match reach {
-        Reach::Best(k) => Candidates::gathered(best(logits, temperature, k.max(1)), 0.0),
+        Reach::Best(k) => {
+            let k = k.clamp(1, logits.len());
+            Candidates::gathered(best(logits, temperature, k), 0.0)
+        }
         Reach::Nats(nats) => {
-            // The filter decides; the pool only must not lose what it would keep to rounding.
+            // The filter decides; the pool only must not lose what it would keep to rounding, nor the best token to a
+            // reach that is no number, nor take in masked ones for a reach without end.
             let slack = 1e-3 + max.abs() / temperature * 1e-5;
-            let least = max - (nats + slack) * temperature;
-            Candidates::gathered(above(logits, temperature, least), 0.0)
+            let least = max - (nats.max(0.0) + slack) * temperature;
+            Candidates::gathered(above(logits, temperature, least.max(f32::MIN)), 0.0)
         }
         Reach::Mass(p) if p < 1.0 => nucleus(logits, temperature, max, f64::from(p)),
         _ => Candidates::gathered(above(logits, temperature, f32::MIN), 0.0),
@@ -117,7 +125,8 @@ fn nucleus(logits: &[f32], temperature: f32, max: f32, p: f64) -> Candidates {
     // Above p by more than the error of the sums, or the filter would want a token that is not there.
     let target = p * total * (1.0 + 1e-5);
     for nats in [6.0, 12.0, 24.0] {
-        let items = above(logits, temperature, max - nats * temperature);
+        let least = (max - nats * temperature).max(f32::MIN);
+        let items = above(logits, temperature, least);
         let weight = |c: &Candidate| f64::from(c.logit - max / temperature).exp();
         let seen: f64 = items.iter().map(weight).sum();
         if seen >= target {
@@ -152,7 +161,9 @@ fn exp(x: f32) -> f32 {
 }
 
 fn candidate(token: usize, logit: f32, temperature: f32) -> Candidate {
-    Candidate { token: token as TokenId, logit: logit / temperature, expected: 0.0 }
+    // A logit that leaves the range of numbers downwards stays the least likely one.
+    let logit = (logit / temperature).max(f32::MIN);
+    Candidate { token: token as TokenId, logit, expected: 0.0 }
 }
 
 #[cfg(test)]
@@ -203,6 +214,35 @@ mod tests {
                 assert_eq!(rest.is_ok(), len > 1, "a masked token is not looked at");
             }
         }
+    }
+
+    #[test]
+    fn no_reach_empties_the_race_or_lets_masked_tokens_in() {
+        let row = [1.0, f32::NEG_INFINITY, 3.0, 2.0];
+        let tokens = |reach| -> Vec<TokenId> {
+            let pool = pool(&row, 1.0, None, reach).unwrap();
+            pool.as_slice().iter().map(|c| c.token).collect()
+        };
+        for nats in [f32::NAN, -5.0, f32::NEG_INFINITY, 0.0] {
+            assert_eq!(tokens(Reach::Nats(nats)), [2], "{nats}");
+        }
+        assert_eq!(tokens(Reach::Nats(f32::INFINITY)), [2, 3, 0]);
+        for k in [usize::MAX, 1 << 63, 4] {
+            assert_eq!(tokens(Reach::Best(k)), [2, 3, 0]);
+        }
+        assert_eq!(tokens(Reach::Best(0)), [2]);
+        for p in [f32::NAN, 1.0, 7.0] {
+            assert_eq!(tokens(Reach::Mass(p)), [2, 3, 0], "{p}");
+        }
+        assert_eq!(tokens(Reach::Mass(-1.0))[0], 2);
+    }
+
+    #[test]
+    fn scores_are_finite_or_the_row_says_which_is_not() {
+        let huge = pool(&[0.0, 3.0e38], 1e-4, None, Reach::Everything).unwrap_err();
+        assert_eq!(huge, RowError::Score { token: 1, got: f32::INFINITY });
+        let deep = pool(&[0.0, -3.0e38], 1e-4, None, Reach::Everything).unwrap();
+        assert!(deep.as_slice().iter().all(|c| c.logit.is_finite()));
     }
 
     /// Rows with ties, masked tokens and extreme values.

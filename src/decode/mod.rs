@@ -13,7 +13,7 @@ pub use request::{Completion, DecodeStats, Event, FinishReason, Request, Submitt
 
 use crate::{
     causal_lm::{CausalLm, KvCache},
-    error::{RequestError, RowError, StepError},
+    error::{ConfigError, RequestError, RowError, StepError},
     hidden::HiddenStates,
     id::{PromptId, RequestId, RowId, TokenId},
     sampler::{Choice, Phase, Sampler, StepInput},
@@ -60,6 +60,7 @@ pub struct Decoder<M: CausalLm> {
     sampler: Sampler,
     detokenizer: Option<Arc<dyn Detokenize>>,
     kv_limit: Option<usize>,
+    prefill_chunk: usize,
     sites: [TapSite; 2],
     waiting: VecDeque<Waiting>,
     batch: Option<Batch<M::Cache>>,
@@ -96,6 +97,7 @@ impl<M: CausalLm> Decoder<M> {
             sampler,
             detokenizer: None,
             kv_limit: None,
+            prefill_chunk: Self::DEFAULT_PREFILL_CHUNK,
             sites: [TapSite::AfterBlock(0), TapSite::HeadInput],
             waiting: VecDeque::new(),
             batch: None,
@@ -118,6 +120,22 @@ impl<M: CausalLm> Decoder<M> {
     pub fn with_kv_limit(mut self, bytes: usize) -> Self {
         self.kv_limit = Some(bytes);
         self
+    }
+
+    /// Tokens of a prompt in one forward pass where none are set: the memory of a prefill is bounded, and a matrix product
+    /// of this many rows is large enough to be fast.
+    pub const DEFAULT_PREFILL_CHUNK: usize = 512;
+
+    /// The most tokens of a prompt that one forward pass reads, at least 1. Attention takes memory for `tokens` × the
+    /// prompt's length and not for its square; the logits are the same.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] when `tokens` is 0.
+    pub fn with_prefill_chunk(mut self, tokens: usize) -> Result<Self, ConfigError> {
+        ConfigError::at_least_one("prefill_chunk", tokens)?;
+        self.prefill_chunk = tokens;
+        Ok(self)
     }
 
     /// Other sites for the shallow and the deep hidden state than the paper's, which are `AfterBlock(0)` and
@@ -159,7 +177,8 @@ impl<M: CausalLm> Decoder<M> {
 
     /// Bytes of cache that a request takes when it runs alone and all of its completions grow to their full length.
     ///
-    /// The cache of [`Llama`](crate::llama::Llama) doubles its room when it is full and may take up to twice as much.
+    /// The cache of [`Llama`](crate::llama::Llama) doubles its room when it is full and may take up to twice as much; it
+    /// has room for at least 64 tokens a row.
     pub fn kv_bytes_needed(&self, request: &Request) -> usize {
         self.kv_bytes(request.completions, request.longest(self.model.context_length()))
     }
@@ -202,6 +221,10 @@ impl<M: CausalLm> Decoder<M> {
             if value == 0 {
                 return Err(RequestError::Nothing { setting });
             }
+        }
+        if request.completions > Request::MAX_COMPLETIONS {
+            let (limit, got) = (Request::MAX_COMPLETIONS, request.completions);
+            return Err(RequestError::TooManyCompletions { limit, got });
         }
         for (place, tokens) in [("prompt", &request.prompt), ("stop", &request.stop_tokens)] {
             if let Some(&token) = tokens.iter().find(|&&token| token as usize >= vocab) {
@@ -305,8 +328,9 @@ impl<M: CausalLm> Decoder<M> {
                 break;
             }
             let started = Instant::now();
-            self.prefill(waiting)?;
+            let prefilled = self.prefill(waiting);
             self.stats.prefill_seconds += started.elapsed().as_secs_f64();
+            prefilled?;
         }
         let started = Instant::now();
         let decoded = self.decode();
@@ -394,11 +418,21 @@ impl<M: CausalLm> Decoder<M> {
         let mut cache = self.model.new_cache();
         let shares = cache.can_drop_rows();
         let copies = if shares { 1 } else { rows.len() };
-        let tokens =
-            int_tensor(&prompt.repeat(copies), [copies, prompt.len()], &self.model.device());
+        let device = self.model.device();
         let mut warm_up = PromptWarmUp::new(rows, self.sites);
-        let logits = self.model.forward(tokens, &mut cache, warm_up.tap())?;
-        warm_up.end_pass(prompt.len())?;
+        let mut chunks = prompt
+            .chunks(self.prefill_chunk)
+            .map(|chunk| int_tensor(&chunk.repeat(copies), [copies, chunk.len()], &device));
+        let last = chunks.next_back().ok_or_else(|| StepError::model(RequestError::EmptyPrompt))?;
+        for tokens in chunks {
+            let positions = tokens.dims()[1];
+            self.model.forward(tokens, &mut cache, warm_up.tap())?;
+            warm_up.end_pass(positions)?;
+        }
+        let positions = last.dims()[1];
+        let logits = self.model.forward(last, &mut cache, warm_up.tap())?;
+        warm_up.end_pass(positions)?;
+        expect_logits(&logits, [copies, self.model.vocab_size()])?;
         warm_up.learn(&mut self.sampler, rows)?;
         let logits = match shares {
             true if rows.len() > 1 => {
@@ -430,8 +464,9 @@ impl<M: CausalLm> Decoder<M> {
 
         let tokens = int_tensor(&tokens, [tokens.len(), 1], &self.model.device());
         let logits = self.model.forward(tokens, &mut batch.cache, tap)?;
+        expect_logits(&logits, [batch.rows.len(), self.model.vocab_size()])?;
         let hidden = if steered { Some(pair.take()?) } else { None };
-        let (logits, hidden) = rows_of(logits, hidden, &live)?;
+        let (logits, hidden) = rows_of(logits, hidden, batch.rows.len(), &live)?;
 
         batch.rows.iter_mut().flatten().for_each(Row::prepare);
         let rows: Vec<_> =
@@ -525,12 +560,25 @@ fn int_tensor(tokens: &[TokenId], shape: [usize; 2], device: &Device) -> Tensor<
     Tensor::<1, Int>::from_data(tokens.as_slice(), device).reshape(shape)
 }
 
-/// The live rows of what a forward pass gave.
+/// A model that returns other rows or another vocabulary than it was asked for must not be read as if it had.
+fn expect_logits(logits: &Tensor<2>, expected: [usize; 2]) -> Result<(), StepError> {
+    let got = logits.dims();
+    if got == expected {
+        return Ok(());
+    }
+    Err(StepError::Shape { what: "logits", expected: expected.to_vec(), got: got.to_vec() })
+}
+
+/// The live ones of the `rows` rows that a forward pass gave.
 fn rows_of(
     logits: Tensor<2>,
     hidden: Option<HiddenStates>,
+    rows: usize,
     live: &[usize],
 ) -> Result<(Tensor<2>, Option<HiddenStates>), StepError> {
+    if let Some(got) = hidden.as_ref().map(HiddenStates::rows).filter(|&got| got != rows) {
+        return Err(StepError::RowCount { what: "hidden states", expected: rows, got });
+    }
     let logits = crate::hidden::select_rows(&logits, live);
     let hidden = hidden.map(|hidden| hidden.select(live)).transpose()?;
     Ok((logits, hidden))

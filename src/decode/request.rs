@@ -59,13 +59,16 @@ impl Request {
     /// Length of a completion where none is set.
     pub const DEFAULT_MAX_NEW_TOKENS: usize = 128;
 
+    /// The most completions of one request: all of them run in one batch.
+    pub const MAX_COMPLETIONS: usize = 1 << 16;
+
     /// Tokens of prompt and completion together, at their longest.
     pub(super) fn longest(&self, context_length: Option<usize>) -> usize {
         let length = self.prompt.len().saturating_add(self.max_new_tokens);
         length.min(context_length.unwrap_or(usize::MAX))
     }
 
-    /// How many completions of the prompt to make, at least 1. They share its prefill and, by default, its distiller.
+    /// How many completions of the prompt to make, 1 to [`MAX_COMPLETIONS`](Self::MAX_COMPLETIONS). They share its prefill and, by default, its distiller.
     pub fn with_completions(mut self, completions: usize) -> Self {
         self.completions = completions;
         self

@@ -1,7 +1,8 @@
 //! Keys and values of the sequences seen so far.
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 
+use super::config::LlamaConfig;
 use crate::{causal_lm::KvCache, error::StepError};
 
 /// The cache of a [`Llama`](super::Llama): for each block, keys and values `[rows, kv_heads, capacity, head_dim]`.
@@ -10,7 +11,8 @@ use crate::{causal_lm::KvCache, error::StepError};
 /// padding that no query sees. See docs/design/ragged-batches.md.
 ///
 /// New columns are written in place. The capacity doubles when it is full, so that a sequence of `n` tokens is copied
-/// `log n` times and not `n` times.
+/// `log n` times and not `n` times. It is never more than twice the columns in use, or 64: what long rows needed is given
+/// back when they leave.
 #[derive(Clone, Debug)]
 pub struct LlamaCache {
     /// `None` before the first forward pass.
@@ -39,6 +41,27 @@ impl LlamaCache {
     /// Number of tokens in each row's sequence.
     pub fn lengths(&self) -> Vec<usize> {
         self.starts.iter().map(|start| self.len - start).collect()
+    }
+
+    /// Columns that there is room for.
+    #[cfg(test)]
+    fn capacity(&self) -> usize {
+        self.blocks.iter().flatten().map(|kept| kept.keys.dims()[2]).max().unwrap_or(0)
+    }
+
+    /// Refuses a cache that belongs to a model of another shape, element type or device.
+    pub(super) fn check(
+        &self,
+        config: &LlamaConfig,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<(), StepError> {
+        same_blocks("key-value cache, in blocks", config.n_layers, self.blocks.len())?;
+        let Some(kept) = self.blocks.iter().flatten().next() else {
+            return Ok(());
+        };
+        let shape = [config.n_kv_heads, config.head_dim];
+        kept.check("key-value cache", shape, dtype, device)
     }
 
     /// Makes room for `seq` more tokens in each of `rows` rows and gives the position of each.
@@ -134,7 +157,8 @@ impl KvCache for LlamaCache {
             let index = Tensor::from_data(index.as_slice(), &kept.keys.device());
             let pick = |states: &Tensor<4>| columns(states, first, to).select(0, index.clone());
             let picked = KeysValues { keys: pick(&kept.keys), values: pick(&kept.values) };
-            *kept = picked.with_capacity(kept.keys.dims()[2], to - first);
+            let capacity = kept.keys.dims()[2].min(most_capacity(to - first));
+            *kept = picked.with_capacity(capacity, to - first);
         }
         self.starts = starts.into_iter().map(|start| start - first).collect();
         self.len -= first;
@@ -143,42 +167,36 @@ impl KvCache for LlamaCache {
 
     /// Copies both caches, once; the shorter one gets padding on the left.
     fn append_rows(&mut self, other: Self) -> Result<(), StepError> {
+        same_blocks("key-value cache to append, in blocks", self.blocks.len(), other.blocks.len())?;
+        if other.starts.is_empty() {
+            return Ok(());
+        }
         if self.starts.is_empty() {
             *self = other;
             return Ok(());
         }
-        if self.blocks.len() != other.blocks.len() {
-            return Err(StepError::Shape {
-                what: "key-value cache to append, in blocks",
-                expected: vec![self.blocks.len()],
-                got: vec![other.blocks.len()],
-            });
+        // All blocks are looked at before the first is touched: after an error this cache is as it was.
+        for (kept, joined) in self.blocks.iter().flatten().zip(other.blocks.iter().flatten()) {
+            let [_, heads, _, width] = kept.keys.dims();
+            let (dtype, device) = (kept.keys.dtype(), kept.keys.device());
+            joined.check("key-value cache to append", [heads, width], dtype, &device)?;
         }
         let len = self.len.max(other.len);
         let (shift, other_shift) = (len - self.len, len - other.len);
         let rows = self.starts.len() + other.starts.len();
-        for (mine, theirs) in self.blocks.iter_mut().zip(other.blocks) {
-            let (Some(kept), Some(joined)) = (mine.take(), theirs) else {
-                continue;
-            };
+        let pairs = self.blocks.iter_mut().flatten().zip(other.blocks.iter().flatten());
+        for (kept, joined) in pairs {
             let [my_rows, heads, capacity, width] = kept.keys.dims();
-            if joined.keys.dims()[1] != heads || joined.keys.dims()[3] != width {
-                return Err(StepError::Shape {
-                    what: "key-value cache to append",
-                    expected: vec![heads, width],
-                    got: vec![joined.keys.dims()[1], joined.keys.dims()[3]],
-                });
-            }
             let shape = [rows, heads, capacity.max(len).max(MIN_CAPACITY), width];
             let join = |mine: &Tensor<4>, theirs: &Tensor<4>| {
                 let both = Tensor::zeros(shape, (&mine.device(), mine.dtype()));
                 let both = write(both, columns(mine, 0, self.len), 0, shift);
                 write(both, columns(theirs, 0, other.len), my_rows, other_shift)
             };
-            *mine = Some(KeysValues {
+            *kept = KeysValues {
                 keys: join(&kept.keys, &joined.keys),
                 values: join(&kept.values, &joined.values),
-            });
+            };
         }
         self.starts.iter_mut().for_each(|start| *start += shift);
         self.starts.extend(other.starts.into_iter().map(|start| start + other_shift));
@@ -188,6 +206,33 @@ impl KvCache for LlamaCache {
 }
 
 impl KeysValues {
+    /// Refuses keys and values that are not `[_, heads, _, width]` of this element type on this device.
+    fn check(
+        &self,
+        what: &'static str,
+        shape: [usize; 2],
+        dtype: DType,
+        device: &Device,
+    ) -> Result<(), StepError> {
+        let [_, heads, _, width] = self.keys.dims();
+        if [heads, width] != shape {
+            return Err(StepError::Shape {
+                what,
+                expected: shape.to_vec(),
+                got: vec![heads, width],
+            });
+        }
+        if self.keys.dtype() != dtype {
+            let got = format!("{:?}", self.keys.dtype());
+            return Err(StepError::DType { what, expected: "the model's element type", got });
+        }
+        if self.keys.device() != *device {
+            let (expected, got) = (format!("{device:?}"), format!("{:?}", self.keys.device()));
+            return Err(StepError::Device { what, expected, got });
+        }
+        Ok(())
+    }
+
     /// Room for `capacity` columns of rows and heads like those of `like`.
     fn empty(like: &Tensor<4>, capacity: usize) -> Self {
         let [rows, heads, _, width] = like.dims();
@@ -206,6 +251,18 @@ impl KeysValues {
     }
 }
 
+/// The most columns to keep room for when `len` are in use.
+fn most_capacity(len: usize) -> usize {
+    (2 * len).max(MIN_CAPACITY)
+}
+
+fn same_blocks(what: &'static str, expected: usize, got: usize) -> Result<(), StepError> {
+    match expected == got {
+        true => Ok(()),
+        false => Err(StepError::Shape { what, expected: vec![expected], got: vec![got] }),
+    }
+}
+
 /// Writes `states` into `buffer` from row `row` and column `column` on.
 fn write(buffer: Tensor<4>, states: Tensor<4>, row: usize, column: usize) -> Tensor<4> {
     let [rows, heads, columns, width] = states.dims();
@@ -216,4 +273,78 @@ fn write(buffer: Tensor<4>, states: Tensor<4>, row: usize, column: usize) -> Ten
 fn columns(states: &Tensor<4>, from: usize, to: usize) -> Tensor<4> {
     let [rows, heads, _, width] = states.dims();
     states.clone().slice([0..rows, 0..heads, from..to, 0..width])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONTEXT: usize = 4096;
+
+    /// A cache of `rows` rows that have seen `len` tokens, with `blocks` blocks of `[heads, width]`.
+    fn cache(rows: usize, len: usize, blocks: &[[usize; 2]]) -> LlamaCache {
+        let mut cache = LlamaCache::new(blocks.len(), CONTEXT);
+        feed(&mut cache, rows, len, blocks);
+        cache
+    }
+
+    fn feed(cache: &mut LlamaCache, rows: usize, seq: usize, blocks: &[[usize; 2]]) {
+        cache.begin(rows, seq).unwrap();
+        for (block, &[heads, width]) in blocks.iter().enumerate() {
+            let states = Tensor::ones([rows, heads, seq, width], &Device::flex());
+            cache.extend(block, states.clone(), states);
+        }
+        cache.commit(seq);
+    }
+
+    fn assert_bounded(cache: &LlamaCache) {
+        let columns = cache.lengths().into_iter().max().unwrap();
+        let most = (2 * columns).max(64);
+        assert!((columns..=most).contains(&cache.capacity()), "{columns}: {}", cache.capacity());
+    }
+
+    #[test]
+    fn room_is_at_most_twice_the_columns_in_use() {
+        let one = [[1, 2]];
+        for (long, short) in [(2000, 100), (2000, 10), (65, 64), (64, 1), (300, 299)] {
+            let mut batch = cache(1, long, &one);
+            assert_bounded(&batch);
+            batch.append_rows(cache(2, short, &one)).unwrap();
+            assert_bounded(&batch);
+            feed(&mut batch, 3, 1, &one);
+            assert_bounded(&batch);
+            batch.keep_rows(&[1, 2]).unwrap(); // the long row leaves
+            assert_bounded(&batch);
+            batch.append_rows(cache(1, short, &one)).unwrap();
+            assert_bounded(&batch);
+            feed(&mut batch, 3, 1, &one);
+            assert_bounded(&batch);
+        }
+    }
+
+    #[test]
+    fn a_cache_that_does_not_fit_leaves_the_batch_whole() {
+        // The first block fits, the second does not.
+        let mut batch = cache(2, 5, &[[2, 4], [2, 4]]);
+        let error = batch.append_rows(cache(1, 3, &[[2, 4], [2, 6]])).unwrap_err();
+        let message = "key-value cache to append: expected shape [2, 4], got [2, 6]";
+        assert_eq!(error.to_string(), message);
+        let error = batch.append_rows(cache(1, 3, &[[2, 4]])).unwrap_err();
+        let message = "key-value cache to append, in blocks: expected shape [2], got [1]";
+        assert_eq!(error.to_string(), message);
+        let mut half = cache(1, 3, &[[2, 4], [2, 4]]);
+        for kept in half.blocks.iter_mut().flatten() {
+            kept.keys = kept.keys.clone().cast(DType::F16);
+        }
+        let error = batch.append_rows(half).unwrap_err();
+        let message = "key-value cache to append: expected the model's element type, got F16";
+        assert_eq!(error.to_string(), message);
+        batch.append_rows(LlamaCache::new(2, CONTEXT)).unwrap(); // nothing to append
+
+        assert_eq!(batch.lengths(), [5, 5]);
+        assert!(batch.blocks.iter().flatten().all(|kept| kept.keys.dims()[0] == 2));
+        feed(&mut batch, 2, 1, &[[2, 4], [2, 4]]);
+        let mut empty = LlamaCache::new(2, CONTEXT);
+        assert!(empty.append_rows(cache(1, 3, &[[2, 4]])).is_err());
+    }
 }

@@ -111,11 +111,11 @@ impl LlamaConfig {
     /// Larger sizes than this are damage, and their products would overflow.
     const MAX_SIZE: usize = 1 << 24;
 
-    /// Checks that the sizes fit together.
+    /// Checks that the sizes fit together, and that no other number would make a NaN of every state.
     ///
     /// # Errors
     ///
-    /// [`LoadError::Key`] for the first that does not.
+    /// [`LoadError::Key`] for the first that does not do.
     pub fn validate(&self) -> Result<(), LoadError> {
         for (key, size) in [
             ("d_model", self.d_model),
@@ -138,25 +138,72 @@ impl LlamaConfig {
         if !self.head_dim.is_multiple_of(2) {
             return Err(unusable("head_dim", "an even number", self.head_dim));
         }
-        if let RopeScaling::Factors(factors) = &self.rope_scaling
-            && factors.len() != self.head_dim / 2
-        {
-            let expected = format!("{} factors", self.head_dim / 2);
-            return Err(unusable("rope_freqs.weight", expected, factors.len()));
+        let eps = self.rms_norm_eps;
+        if !(eps.is_finite() && eps >= 0.0) {
+            return Err(unusable("rms_norm_eps", "a finite number of at least 0", eps));
         }
-        Ok(())
+        positive("rope_theta", self.rope_theta)?;
+        self.rope_scaling.validate(self.head_dim)
     }
 
-    /// Number of parameters.
+    /// Number of parameters; `usize::MAX` where there are more.
     pub fn num_params(&self) -> usize {
-        let heads = (self.n_heads + 2 * self.n_kv_heads) * self.head_dim;
-        let attention = self.d_model * (heads + self.n_heads * self.head_dim)
+        // Sizes are at most 2^24, so no product of up to four of them leaves 128 bits.
+        let [d_model, d_hidden, n_layers, n_heads, n_kv_heads, head_dim, vocab_size] = [
+            self.d_model,
+            self.d_hidden,
+            self.n_layers,
+            self.n_heads,
+            self.n_kv_heads,
+            self.head_dim,
+            self.vocab_size,
+        ]
+        .map(|size| size as u128);
+        let heads = (n_heads + 2 * n_kv_heads) * head_dim;
+        let attention = d_model * (heads + n_heads * head_dim)
             + if self.qkv_bias { heads } else { 0 }
-            + if self.o_bias { self.d_model } else { 0 }
-            + if self.qk_norm { 2 * self.head_dim } else { 0 };
-        let block = attention + 3 * self.d_model * self.d_hidden + 2 * self.d_model;
+            + if self.o_bias { d_model } else { 0 }
+            + if self.qk_norm { 2 * head_dim } else { 0 };
+        let block = attention + 3 * d_model * d_hidden + 2 * d_model;
         let embeddings = if self.tied_embeddings { 1 } else { 2 };
-        self.n_layers * block + embeddings * self.vocab_size * self.d_model + self.d_model
+        let all = n_layers * block + embeddings * vocab_size * d_model + d_model;
+        usize::try_from(all).unwrap_or(usize::MAX)
+    }
+}
+
+impl RopeScaling {
+    /// Checks that every frequency stays a positive number.
+    fn validate(&self, head_dim: usize) -> Result<(), LoadError> {
+        match self {
+            Self::None => Ok(()),
+            Self::Linear { factor } => positive("rope_scaling.factor", *factor),
+            Self::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
+                positive("rope_scaling.factor", *factor)?;
+                positive("rope_scaling.low_freq_factor", *low_freq_factor)?;
+                positive("rope_scaling.high_freq_factor", *high_freq_factor)?;
+                positive("rope_scaling.original_max_position_embeddings", *original_context)?;
+                if high_freq_factor <= low_freq_factor {
+                    let expected = format!("more than the low_freq_factor, {low_freq_factor}");
+                    let key = "rope_scaling.high_freq_factor";
+                    return Err(unusable(key, expected, high_freq_factor));
+                }
+                Ok(())
+            }
+            Self::Factors(factors) => {
+                if factors.len() != head_dim / 2 {
+                    let expected = format!("{} factors", head_dim / 2);
+                    return Err(unusable("rope_freqs.weight", expected, factors.len()));
+                }
+                factors.iter().try_for_each(|&factor| positive("rope_freqs.weight", factor))
+            }
+        }
+    }
+}
+
+fn positive(key: &str, value: f32) -> Result<(), LoadError> {
+    match value.is_finite() && value > 0.0 {
+        true => Ok(()),
+        false => Err(unusable(key, "a finite number above 0", value)),
     }
 }
 
@@ -247,4 +294,113 @@ impl Keys<'_> {
 /// An error about a key of a configuration.
 pub(super) fn unusable(key: &str, expected: impl ToString, got: impl ToString) -> LoadError {
     LoadError::Key { key: key.to_owned(), expected: expected.to_string(), got: got.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn small() -> LlamaConfig {
+        LlamaConfig {
+            d_model: 8,
+            d_hidden: 12,
+            n_layers: 3,
+            n_heads: 4,
+            n_kv_heads: 2,
+            head_dim: 2,
+            vocab_size: 10,
+            context_length: 16,
+            rms_norm_eps: 1e-6,
+            rope_theta: 1e4,
+            rope_scaling: RopeScaling::None,
+            tied_embeddings: false,
+            qkv_bias: false,
+            o_bias: false,
+            qk_norm: false,
+        }
+    }
+
+    fn refused(change: impl Fn(&mut LlamaConfig)) -> String {
+        let mut config = small();
+        change(&mut config);
+        config.validate().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn numbers_that_would_spoil_every_state_are_refused() {
+        for wrong in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+            let ends =
+                |key: &str| format!("key {key}: expected a finite number above 0, got {wrong}");
+            assert_eq!(refused(|c| c.rope_theta = wrong), ends("rope_theta"));
+            let linear = RopeScaling::Linear { factor: wrong };
+            assert_eq!(refused(|c| c.rope_scaling = linear.clone()), ends("rope_scaling.factor"));
+            let factors = RopeScaling::Factors(vec![wrong]);
+            assert_eq!(refused(|c| c.rope_scaling = factors.clone()), ends("rope_freqs.weight"));
+            for (at, key) in [
+                "factor",
+                "low_freq_factor",
+                "high_freq_factor",
+                "original_max_position_embeddings",
+            ]
+            .into_iter()
+            .enumerate()
+            {
+                let mut numbers = [8.0, 1.0, 4.0, 8192.0];
+                numbers[at] = wrong;
+                let message = refused(|c| c.rope_scaling = llama3(numbers));
+                assert_eq!(message, ends(&format!("rope_scaling.{key}")));
+            }
+        }
+        for wrong in [-1e-6, f32::NAN, f32::INFINITY] {
+            let message = refused(|c| c.rms_norm_eps = wrong);
+            let expected = "key rms_norm_eps: expected a finite number of at least 0, got ";
+            assert_eq!(message, format!("{expected}{wrong}"));
+        }
+        for high in [1.0, 0.5] {
+            let message = refused(|c| c.rope_scaling = llama3([8.0, 1.0, high, 8192.0]));
+            let expected = "key rope_scaling.high_freq_factor: expected more than the low_freq_factor, 1, got ";
+            assert_eq!(message, format!("{expected}{high}"));
+        }
+        let message = refused(|c| c.rope_scaling = RopeScaling::Factors(vec![1.0; 2]));
+        assert_eq!(message, "key rope_freqs.weight: expected 1 factors, got 2");
+
+        let right = |scaling: RopeScaling| {
+            LlamaConfig { rms_norm_eps: 0.0, rope_scaling: scaling, ..small() }.validate().unwrap();
+        };
+        right(RopeScaling::Linear { factor: 0.5 });
+        right(RopeScaling::Factors(vec![2.0]));
+        right(llama3([8.0, 1.0, 1.5, 8192.0]));
+    }
+
+    fn llama3([factor, low, high, context]: [f32; 4]) -> RopeScaling {
+        RopeScaling::Llama3 {
+            factor,
+            low_freq_factor: low,
+            high_freq_factor: high,
+            original_context: context,
+        }
+    }
+
+    #[test]
+    fn parameters_are_counted_without_overflow() {
+        // Per block: q 8×8, k and v 4×8 each, o 8×8, three MLP matrices 12×8, two norms of 8.
+        let block = 64 + 2 * 32 + 64 + 3 * 96 + 16;
+        assert_eq!(small().num_params(), 3 * block + 2 * 80 + 8);
+        let most = LlamaConfig::MAX_SIZE;
+        let huge = LlamaConfig {
+            d_model: most,
+            d_hidden: most,
+            n_layers: most,
+            n_heads: most,
+            n_kv_heads: most,
+            head_dim: most,
+            vocab_size: most,
+            qkv_bias: true,
+            o_bias: true,
+            qk_norm: true,
+            ..small()
+        };
+        huge.validate().unwrap();
+        assert_eq!(huge.num_params(), usize::MAX);
+    }
 }

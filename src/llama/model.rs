@@ -142,6 +142,7 @@ impl CausalLm for Llama {
                 got: vec![rows, seq],
             });
         }
+        cache.check(&self.config, self.embedding.dtype(), &self.device)?;
         let positions = cache.begin(rows, seq)?;
         let d_model = self.config.d_model;
         let mut x = self

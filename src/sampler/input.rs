@@ -135,7 +135,22 @@ impl StepInput<'_> {
             return Err(StepError::HiddenMissing { row: steered.id });
         };
         expect_rows("hidden states", rows, hidden.rows())?;
-        check_states("hidden states", hidden, d_model, device)
+        check_states("hidden states", hidden, d_model, device)?;
+        let vocab = self.logits.dims()[1];
+        match self.lm_head.shape() {
+            Some(got) if got != [d_model, vocab] => {
+                return Err(StepError::Shape {
+                    what: "LM head",
+                    expected: vec![d_model, vocab],
+                    got: got.to_vec(),
+                });
+            }
+            _ => {}
+        }
+        match self.lm_head.device() {
+            Some(got) => expect_device("LM head", device, &got),
+            None => Ok(()),
+        }
     }
 }
 
@@ -153,14 +168,14 @@ pub(super) fn check_states(
             got: vec![hidden.rows(), hidden.d_model()],
         });
     }
-    if hidden.device() != *device {
-        return Err(StepError::Device {
-            what,
-            expected: format!("{device:?}"),
-            got: format!("{:?}", hidden.device()),
-        });
+    expect_device(what, device, &hidden.device())
+}
+
+fn expect_device(what: &'static str, expected: &Device, got: &Device) -> Result<(), StepError> {
+    if expected == got {
+        return Ok(());
     }
-    Ok(())
+    Err(StepError::Device { what, expected: format!("{expected:?}"), got: format!("{got:?}") })
 }
 
 fn expect_rows(what: &'static str, expected: usize, got: usize) -> Result<(), StepError> {

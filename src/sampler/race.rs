@@ -6,6 +6,7 @@ use super::{Choice, StepRow};
 use crate::{
     candidates::{Candidates, Reach, log_sum_exp, pool},
     error::{RowError, StepError},
+    id::TokenId,
     sampling::TemperatureOrder,
     select::select,
 };
@@ -57,10 +58,22 @@ pub(super) fn choose(
         return Err(refused);
     }
     let (token, log_prob) = select(&candidates, row.context().draw, row.sampling.is_greedy());
-    let reference_log_prob = row
-        .wants_reference_log_prob
-        .then(|| (f64::from(logits[token as usize]) - log_sum_exp(logits)) as f32);
+    let reference_log_prob = match row.wants_reference_log_prob {
+        true => Some(log_prob_under(logits, token)?),
+        false => None,
+    };
     Ok(Choice { token, log_prob, reference_log_prob, candidates: candidates.len(), novelty: None })
+}
+
+/// Log-probability of a token under the whole row. A mask may have hidden logits that are no numbers from the race, and
+/// they count here.
+fn log_prob_under(logits: &[f32], token: TokenId) -> Result<f32, RowError> {
+    let log_prob = (f64::from(logits[token as usize]) - log_sum_exp(logits)) as f32;
+    let is_bad = |logit: &f32| logit.is_nan() || *logit == f32::INFINITY;
+    match logits.iter().position(is_bad) {
+        Some(bad) => Err(RowError::NotANumber { token: bad as TokenId, got: logits[bad] }),
+        None => Ok(log_prob),
+    }
 }
 
 /// Numbers that have come from the device.

@@ -3,9 +3,11 @@
 use std::ops::ControlFlow;
 
 use crate::device;
+use burn::tensor::{Device, Int, Tensor};
 use esamp::{
-    CausalLm, Completion, Decoder, Event, FinishReason, Request, RequestError, RequestId, RowId,
-    Sampler, SamplerConfig, Sampling, SamplingConfig, StepError, TextError, TokenId, TokenMask,
+    CausalLm, Completion, Decoder, Event, FinishReason, HiddenStateTap, LmHead, Request,
+    RequestError, RequestId, RowId, Sampler, SamplerConfig, Sampling, SamplingConfig, StepError,
+    TextError, TokenId, TokenMask,
     testing::{ScriptedLm, TinyLm},
 };
 
@@ -202,6 +204,57 @@ fn a_request_can_be_cancelled_while_it_waits_and_while_it_runs() {
 }
 
 #[test]
+fn a_long_prompt_is_read_in_chunks() {
+    let model = counter();
+    let mut decoder = Decoder::new(&model, sampler(10)).with_prefill_chunk(2).unwrap();
+    let request = Request::new(vec![5, 4, 3, 2, 1]).with_completions(2);
+    decoder.submit(request.with_sampling(greedy()).with_max_new_tokens(1)).unwrap();
+    assert!(run(&mut decoder).iter().all(|completion| completion.tokens() == [2]));
+    assert_eq!(model.calls(), [[vec![5, 4]], [vec![3, 2]], [vec![1]]]);
+
+    let fixed = counter().with_fixed_cache();
+    let mut decoder = Decoder::new(&fixed, sampler(10)).with_prefill_chunk(2).unwrap();
+    let request = Request::new(vec![3, 2, 1]).with_completions(2);
+    decoder.submit(request.with_sampling(greedy()).with_max_new_tokens(1)).unwrap();
+    assert!(run(&mut decoder).iter().all(|completion| completion.tokens() == [2]));
+    assert_eq!(fixed.calls(), [[vec![3, 2], vec![3, 2]], [vec![1], vec![1]]]);
+
+    let error = Decoder::new(&model, sampler(10)).with_prefill_chunk(0).err().unwrap();
+    assert_eq!(error.to_string(), "prefill_chunk: expected at least 1, got 0");
+}
+
+#[test]
+fn chunks_do_not_change_what_is_said() {
+    let model = TinyLm::new(7, &device());
+    let completions = |chunk: usize| {
+        let mut decoder =
+            Decoder::new(&model, sampler(TinyLm::D_MODEL)).with_prefill_chunk(chunk).unwrap();
+        let request = Request::new((0..40).map(|at| at * 7 % 64).collect()).with_completions(2);
+        let request = request.with_sampling(sampling(0.25)).with_max_new_tokens(6);
+        decoder.submit(request.with_reference_log_probs()).unwrap();
+        run(&mut decoder)
+    };
+    let whole = completions(40);
+    for chunk in [1, 7, 39] {
+        for (got, expected) in completions(chunk).iter().zip(&whole) {
+            assert_eq!(got.tokens(), expected.tokens());
+            for (got, expected) in got.choices.iter().zip(&expected.choices) {
+                let [got, expected] = [got, expected].map(|c| c.reference_log_prob.unwrap());
+                assert!((got - expected).abs() < 1e-4, "{got} {expected}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_prefill_that_fails_has_taken_time_too() {
+    let mut decoder = Decoder::new(counter().failing_at(0), sampler(10));
+    decoder.submit(count_from(1)).unwrap();
+    assert!(decoder.step().is_err());
+    assert!(decoder.stats().prefill_seconds > 0.0);
+}
+
+#[test]
 fn requests_join_a_running_batch() {
     let mut decoder = Decoder::new(counter(), sampler(10));
     decoder.submit(count_from(1)).unwrap();
@@ -331,6 +384,10 @@ fn what_could_never_run_is_refused() {
         refused(count_from(1).with_max_new_tokens(0)),
         "max_new_tokens: expected at least 1, got 0"
     );
+    assert_eq!(
+        refused(count_from(1).with_completions(usize::MAX)),
+        format!("completions: expected at most 65536, got {}", usize::MAX)
+    );
     assert_eq!(refused(count_from(10)), "prompt token 10: expected an id below 10");
     assert_eq!(
         refused(count_from(1).with_stop_tokens([12])),
@@ -345,6 +402,65 @@ fn what_could_never_run_is_refused() {
         "stop strings: expected a decoder built with a detokenizer, got none"
     );
     assert!(decoder.is_idle());
+}
+
+/// A model whose answers have the wrong number of rows or the wrong width.
+struct Misshapen {
+    inner: ScriptedLm,
+    answer: fn(Tensor<2>) -> Tensor<2>,
+}
+
+impl CausalLm for Misshapen {
+    type Cache = <ScriptedLm as CausalLm>::Cache;
+
+    fn new_cache(&self) -> Self::Cache {
+        self.inner.new_cache()
+    }
+
+    fn forward(
+        &self,
+        tokens: Tensor<2, Int>,
+        cache: &mut Self::Cache,
+        tap: &mut dyn HiddenStateTap,
+    ) -> Result<Tensor<2>, StepError> {
+        Ok((self.answer)(self.inner.forward(tokens, cache, tap)?))
+    }
+
+    fn lm_head(&self) -> &dyn LmHead {
+        self.inner.lm_head()
+    }
+
+    fn device(&self) -> Device {
+        self.inner.device()
+    }
+
+    fn d_model(&self) -> usize {
+        self.inner.d_model()
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.inner.vocab_size()
+    }
+}
+
+#[test]
+fn a_model_that_answers_for_other_rows_or_tokens_is_refused() {
+    let twice: fn(Tensor<2>) -> Tensor<2> = |logits| logits.repeat_dim(0, 2);
+    let wide: fn(Tensor<2>) -> Tensor<2> = |logits| logits.repeat_dim(1, 2);
+    let fewer: fn(Tensor<2>) -> Tensor<2> = |logits| match logits.dims()[0] {
+        1 => logits,
+        _ => logits.narrow(0, 0, 1),
+    };
+    for (answer, message) in [
+        (twice, "logits: expected shape [1, 10], got [2, 10]"),
+        (wide, "logits: expected shape [1, 10], got [1, 20]"),
+        (fewer, "logits: expected shape [2, 10], got [1, 10]"),
+    ] {
+        let mut decoder = Decoder::new(Misshapen { inner: counter(), answer }, sampler(10));
+        decoder.submit(count_from(1).with_completions(2)).unwrap();
+        let error = decoder.run(|_| ControlFlow::Continue(())).unwrap_err();
+        assert_eq!(error.to_string(), message);
+    }
 }
 
 #[test]

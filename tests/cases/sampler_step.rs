@@ -572,6 +572,49 @@ fn a_head_or_a_distiller_that_returns_the_wrong_shape_is_an_error() {
 }
 
 #[test]
+fn a_head_of_another_model_is_refused_before_it_is_applied() {
+    let world = World::new();
+    // With a filter: the head's matrix would be asked for rows that it does not have.
+    let sampling = SamplingConfig::default().with_top_k(2).init().unwrap();
+    let rows = [row(0, 0, &sampling)];
+    let hidden = world.hidden(&[0]);
+    let mut sampler = sampler();
+    let mut wording = |head: &dyn LmHead| {
+        let logits = world.head.logits(hidden.deep().clone());
+        let hidden = Some(hidden.clone());
+        let input = StepInput { rows: &rows, logits, hidden, lm_head: head };
+        sampler.step(input).unwrap_err().to_string()
+    };
+    assert_eq!(
+        wording(&TiedHead::new(wave([3, D_MODEL], 0.7, &world.device))),
+        "LM head: expected shape [8, 12], got [8, 3]"
+    );
+    let linear = burn::nn::LinearConfig::new(D_MODEL + 1, VOCAB).init(&world.device);
+    assert_eq!(wording(&linear), "LM head: expected shape [8, 12], got [9, 12]");
+    let elsewhere = TiedHead::new(wave([VOCAB, D_MODEL], 0.7, &crate::another_device()));
+    assert!(wording(&elsewhere).starts_with("LM head: expected device"));
+    assert_eq!(sampler.counters().steps, 0);
+}
+
+#[test]
+fn a_log_probability_that_does_not_exist_is_said() {
+    let world = World::new();
+    let sampling = SamplingConfig::default().with_beta(0.0).init().unwrap();
+    let only = TokenMask::allowing(VOCAB, [2, 3]);
+    let nan = Tensor::<2>::full([1, 1], f32::NAN, &world.device);
+    let logits = wave([1, VOCAB], 0.3, &world.device).slice_assign([0..1, 7..8], nan);
+    let plain = StepRow { allowed: Some(&only), ..row(0, 0, &sampling) };
+    let asked = StepRow { wants_reference_log_prob: true, ..plain };
+    let choice = |row| {
+        let input =
+            StepInput { rows: &[row], logits: logits.clone(), hidden: None, lm_head: &world.head };
+        sampler().step(input).unwrap().choices[0].clone()
+    };
+    assert!(choice(plain).is_ok(), "the mask hides token 7 from the race");
+    assert!(matches!(choice(asked), Err(RowError::NotANumber { token: 7, .. })));
+}
+
+#[test]
 fn a_reweighter_that_returns_no_number_fails_its_row_only() {
     #[derive(Debug)]
     struct Broken;
@@ -599,8 +642,10 @@ fn settings_out_of_range_are_refused_when_they_are_made() {
     );
     assert_eq!(
         wording(base().with_temperature(-1.0)),
-        "temperature: expected a number of at least 0, got -1"
+        "temperature: expected 0 or a number of at least 0.0001, got -1"
     );
+    assert!(base().with_temperature(1e-5).init().is_err(), "logits would leave the range of f32");
+    assert!(base().with_temperature(Sampling::LOWEST_TEMPERATURE).init().is_ok());
     let refused = |config: SamplerConfig| config.init(D_MODEL, &device()).unwrap_err().to_string();
     let rate = esamp::OptimizerConfig::sgd(0.0);
     assert_eq!(

@@ -166,6 +166,31 @@ fn all_positions_are_the_last_ones_of_every_beginning() {
     }
 }
 
+/// A prompt that is read in chunks is learned as a whole.
+#[test]
+fn the_chunks_of_a_prefill_do_not_matter() {
+    let model = TinyLm::new(5, &device());
+    let completions = |chunk: usize| {
+        let sampler = config().init(TinyLm::D_MODEL, &device()).unwrap();
+        let decoder = Decoder::new(&model, sampler);
+        let mut decoder = decoder.with_prefill_chunk(chunk).unwrap();
+        let warm = request(3).with_sampling(sampling(0.5)).with_prompt_warm_up(6);
+        decoder.submit(warm).unwrap();
+        let mut completions = decoder.run(|_| ControlFlow::Continue(())).unwrap();
+        assert_eq!(decoder.sampler().counters().warm_up_updates, 6);
+        completions.remove(0)
+    };
+    let whole = completions(512);
+    for chunk in [1, 7, 23, 24] {
+        let chunked = completions(chunk);
+        assert_eq!(chunked.tokens(), whole.tokens(), "{chunk}");
+        let errors = |completion: &Completion| -> Vec<f32> {
+            completion.choices[1..].iter().map(|choice| choice.novelty.unwrap().error).collect()
+        };
+        crate::golden::assert_close("novelty", &errors(&chunked), &errors(&whole), 1e-3);
+    }
+}
+
 const D_MODEL: usize = 8;
 
 /// `[rows, D_MODEL]` of a prompt.

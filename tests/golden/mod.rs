@@ -15,8 +15,9 @@ pub struct Golden {
 impl Golden {
     pub fn open(name: &str) -> Self {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
-        let bytes =
-            std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let bytes = std::fs::read(&path).unwrap_or_else(|error| {
+            panic!("{}: {error} (golden files come with the repository only)", path.display())
+        });
         Self { bytes, name: name.to_owned() }
     }
 

@@ -22,7 +22,8 @@ pub struct Tokenizer {
 
 impl Tokenizer {
     /// Reads `tokenizer.json` of a Hugging Face folder, and the stop tokens of its `generation_config.json` or, where
-    /// there is none, of its `config.json`.
+    /// that has none, of its `config.json`. Truncation and padding that `tokenizer.json` asks for are left out: a prompt
+    /// is never cut.
     ///
     /// # Errors
     ///
@@ -30,13 +31,13 @@ impl Tokenizer {
     pub fn from_hf_folder(folder: impl AsRef<Path>) -> Result<Self, LoadError> {
         let folder = folder.as_ref();
         let json = read_json(&folder.join("tokenizer.json"))?;
-        let generation = folder.join("generation_config.json");
-        let has_own = generation.exists();
-        let settings = if has_own { generation } else { folder.join("config.json") };
-        let stop_tokens = match settings.exists() {
-            true => vocabulary::stop_tokens(&read_json(&settings)?)?,
-            false => Vec::new(),
-        };
+        let mut stop_tokens = Vec::new();
+        for settings in ["generation_config.json", "config.json"] {
+            let settings = folder.join(settings);
+            if stop_tokens.is_empty() && settings.exists() {
+                stop_tokens = vocabulary::stop_tokens(&read_json(&settings)?)?;
+            }
+        }
         Ok(Self { inner: parse(json)?, begin: None, stop_tokens })
     }
 
@@ -57,10 +58,9 @@ impl Tokenizer {
             stop_tokens.push(id?);
         }
         stop_tokens.dedup();
-        let sentence_piece = file.string("tokenizer.ggml.model")? == "llama";
         let adds_begin = match file.has_key("tokenizer.ggml.add_bos_token") {
             true => file.flag("tokenizer.ggml.add_bos_token")?,
-            false => sentence_piece,
+            false => vocabulary::begins_by_default(&file)?,
         };
         let begin = token("tokenizer.ggml.bos_token_id")?.filter(|_| adds_begin);
         Ok(Self { inner: parse(vocabulary::tokenizer_json(&file)?)?, begin, stop_tokens })
@@ -77,8 +77,8 @@ impl Tokenizer {
         Ok(tokens)
     }
 
-    /// The tokens of a text that a [`ChatTemplate`](super::ChatTemplate) has rendered: nothing is put in front, for the
-    /// template has done so.
+    /// The tokens of a text that a [`ChatTemplate`](super::ChatTemplate) has rendered: nothing is put in front, for that is
+    /// the template's part. A prompt whose template writes no first token has none.
     ///
     /// # Errors
     ///
@@ -117,5 +117,9 @@ impl Detokenize for Tokenizer {
 }
 
 fn parse(json: serde_json::Value) -> Result<tokenizers::Tokenizer, LoadError> {
-    serde_json::from_value(json).map_err(|error| LoadError::Tokenizer(error.to_string()))
+    let wrong = |error: &dyn std::fmt::Display| LoadError::Tokenizer(error.to_string());
+    let mut tokenizer: tokenizers::Tokenizer =
+        serde_json::from_value(json).map_err(|error| wrong(&error))?;
+    tokenizer.with_truncation(None).map_err(|error| wrong(&error))?.with_padding(None);
+    Ok(tokenizer)
 }

@@ -10,6 +10,18 @@ use crate::{
     llama::{config::unusable, load::Gguf},
 };
 
+/// What GGUF files call the pre-tokenizer of Llama 3.
+const LLAMA_3: [&str; 3] = ["llama-bpe", "llama3", "llama-v3"];
+
+/// Whether prompts get the model's first token where the file does not say: as llama.cpp has it, those of SentencePiece
+/// and of Llama 3 do.
+pub(super) fn begins_by_default(file: &Gguf) -> Result<bool, LoadError> {
+    if file.string("tokenizer.ggml.model")? == "llama" {
+        return Ok(true);
+    }
+    Ok(LLAMA_3.contains(&file.string("tokenizer.ggml.pre")?))
+}
+
 /// Token types of the format.
 const CONTROL: usize = 3;
 const USER_DEFINED: usize = 4;
@@ -59,7 +71,10 @@ fn byte_level(file: &Gguf, vocab: Map<String, Value>) -> Result<Value, LoadError
         merges.push(json!([left, right]));
     }
     let key = "tokenizer.ggml.pre";
-    let pre = file.string(key)?;
+    let pre = match file.string(key)? {
+        pre if LLAMA_3.contains(&pre) => LLAMA_3[0],
+        pre => pre,
+    };
     let byte_level = |use_regex: bool| {
         json!({
             "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,

@@ -81,20 +81,34 @@ impl LlamaConfig {
 }
 
 fn rope_scaling(file: &mut Gguf, architecture: &str) -> Result<RopeScaling, LoadError> {
-    if file.tensor("rope_freqs.weight").is_some() {
-        return Ok(RopeScaling::Factors(file.read("rope_freqs.weight")?));
+    let linear = linear_factor(file, architecture)?;
+    if file.tensor("rope_freqs.weight").is_none() {
+        return Ok(linear.map_or(RopeScaling::None, |factor| RopeScaling::Linear { factor }));
     }
-    let key = format!("{architecture}.rope.scaling.type");
-    if !file.has_key(&key) {
-        return Ok(RopeScaling::None);
-    }
-    match file.string(&key)? {
-        "none" => Ok(RopeScaling::None),
-        "linear" => {
-            let factor = file.number(&format!("{architecture}.rope.scaling.factor"))?;
-            Ok(RopeScaling::Linear { factor })
-        }
-        other => Err(unusable(&key, "none or linear", other)),
+    let mut factors = file.read("rope_freqs.weight")?;
+    factors.iter_mut().for_each(|each| *each *= linear.unwrap_or(1.0));
+    Ok(RopeScaling::Factors(factors))
+}
+
+/// What every frequency is divided by. A file that names no type of scaling means the linear one, and older files have
+/// another name for its factor.
+fn linear_factor(file: &Gguf, architecture: &str) -> Result<Option<f32>, LoadError> {
+    let kind = format!("{architecture}.rope.scaling.type");
+    let [factor, older] =
+        ["rope.scaling.factor", "rope.scale_linear"].map(|name| format!("{architecture}.{name}"));
+    let named = match file.has_key(&kind) {
+        true => Some(file.string(&kind)?),
+        false => None,
+    };
+    match named {
+        Some("none") => Ok(None),
+        Some("linear") if !file.has_key(&older) => file.number(&factor).map(Some),
+        Some("linear") | None => [factor, older]
+            .iter()
+            .find(|key| file.has_key(key))
+            .map(|key| file.number(key))
+            .transpose(),
+        Some(other) => Err(unusable(&kind, "none or linear", other)),
     }
 }
 

@@ -82,14 +82,18 @@ impl Gguf {
             reader.what = format!("metadata key {key}");
             let kind = reader.u32()?;
             let value = reader.value(kind, 0)?;
-            metadata.insert(key, value);
+            if metadata.insert(key, value).is_some() {
+                return Err(reader.wrong("it once", "it twice"));
+            }
         }
         let mut tensors = HashMap::new();
         for entry in 0..tensor_count {
             reader.what = format!("tensor entry {entry}");
             let name = reader.string()?;
             reader.what = format!("tensor entry {name}");
-            tensors.insert(name, reader.tensor_info()?);
+            if tensors.insert(name, reader.tensor_info()?).is_some() {
+                return Err(reader.wrong("it once", "it twice"));
+            }
         }
         let alignment = match metadata.get("general.alignment") {
             None => DEFAULT_ALIGNMENT,
@@ -328,5 +332,46 @@ impl Cursor<'_> {
         }
         shape.reverse();
         Ok(TensorInfo { shape, kind: self.u32()?, offset: self.u64()? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn string(text: &str) -> Vec<u8> {
+        [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat()
+    }
+
+    /// A file with `true` under these keys and tensors of one number under these names.
+    fn open(keys: &[&str], tensors: &[&str]) -> Result<Gguf, LoadError> {
+        let mut bytes = [&MAGIC.to_le_bytes()[..], &3u32.to_le_bytes()].concat();
+        bytes.extend((tensors.len() as u64).to_le_bytes());
+        bytes.extend((keys.len() as u64).to_le_bytes());
+        for key in keys {
+            bytes.extend([&string(key)[..], &7u32.to_le_bytes(), &[1]].concat());
+        }
+        for name in tensors {
+            bytes.extend(string(name));
+            bytes.extend(1u32.to_le_bytes()); // dimensions
+            bytes.extend(1u64.to_le_bytes()); // of this size
+            bytes.extend(0u32.to_le_bytes()); // F32
+            bytes.extend(0u64.to_le_bytes()); // where it begins
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("names.gguf");
+        std::fs::write(&path, bytes).unwrap();
+        Gguf::open(&path)
+    }
+
+    #[test]
+    fn a_name_stands_for_one_thing() {
+        assert!(open(&["a", "b"], &["a", "b"]).is_ok());
+        let message =
+            |keys: &[&str], tensors: &[&str]| open(keys, tensors).unwrap_err().to_string();
+        let twice = message(&["a", "b", "a"], &[]);
+        assert!(twice.ends_with("metadata key a: expected it once, got it twice"), "{twice}");
+        let twice = message(&[], &["t", "t"]);
+        assert!(twice.ends_with("tensor entry t: expected it once, got it twice"), "{twice}");
     }
 }
