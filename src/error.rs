@@ -36,9 +36,31 @@ pub enum ConfigError {
         /// Tokens of the other one.
         got: usize,
     },
+    /// A tensor to start from has the wrong shape.
+    #[error("{setting}: expected shape {expected:?}, got {got:?}")]
+    Shape {
+        /// Which tensor.
+        setting: &'static str,
+        /// The shape that fits.
+        expected: Vec<usize>,
+        /// The shape that came.
+        got: Vec<usize>,
+    },
 }
 
 impl ConfigError {
+    /// A [`Shape`](Self::Shape) error unless the two are the same.
+    pub(crate) fn check_shape(
+        setting: &'static str,
+        expected: &[usize],
+        got: &[usize],
+    ) -> Result<(), Self> {
+        if expected == got {
+            return Ok(());
+        }
+        Err(Self::Shape { setting, expected: expected.to_vec(), got: got.to_vec() })
+    }
+
     /// An [`OutOfRange`](Self::OutOfRange) error unless `got` is at least 1.
     pub(crate) fn at_least_one(setting: &'static str, got: usize) -> Result<(), Self> {
         Self::check(got >= 1, setting, "at least 1", got)
@@ -129,6 +151,19 @@ pub enum StepError {
     SiteRecordedTwice {
         /// The site.
         site: TapSite,
+    },
+    /// The model showed fewer positions at a site than it read tokens.
+    #[error(
+        "tap site {site}: expected the states of {expected} positions, got {got} (a model that norms its last position only \
+         must do so for all of them when `HiddenStateTap::wants_all_positions` says so)"
+    )]
+    Positions {
+        /// The site.
+        site: TapSite,
+        /// Tokens of the forward pass.
+        expected: usize,
+        /// Positions that were shown.
+        got: usize,
     },
     /// A row is to be steered, but the step came without hidden states.
     #[error(

@@ -5,3 +5,6 @@ pub mod your_model {}
 
 #[doc = include_str!("../docs/guide/telemetry.md")]
 pub mod telemetry {}
+
+#[doc = include_str!("../docs/guide/starting-points.md")]
+pub mod starting_points {}

@@ -88,6 +88,15 @@ impl HiddenStates {
         Self { shallow: cat(Self::shallow), deep: cat(Self::deep) }
     }
 
+    /// The rows whose states are finite, both of them. Reads one number a row back from the device.
+    pub(crate) fn finite_rows(&self) -> Result<Vec<usize>, StepError> {
+        let finite = |states: &Tensor<2>| states.clone().is_finite().all_dim(1).int();
+        let both = (finite(&self.shallow) * finite(&self.deep)).try_into_data()?;
+        let flags = both.convert::<i64>().try_into_vec::<i64>();
+        let flags = flags.map_err(|error| StepError::Execution(format!("{error:?}")))?;
+        Ok((0..flags.len()).filter(|&row| flags[row] != 0).collect())
+    }
+
     /// [`select`](Self::select) for rows that are known to exist.
     pub(crate) fn at(&self, rows: &[usize]) -> Self {
         Self { shallow: select_rows(&self.shallow, rows), deep: select_rows(&self.deep, rows) }

@@ -40,8 +40,8 @@ pub use decode::{
     Completion, DecodeStats, Decoder, Event, FinishReason, Request, Submitted, TokenMasker,
 };
 pub use distiller::{
-    Distiller, LowRankConfig, LowRankDistiller, OutputStart, SourceNorm, StackedDistiller,
-    SwiGluBlock, SwiGluConfig, SwiGluDistiller,
+    Distiller, LowRankConfig, LowRankDistiller, LowRankStart, OutputStart, SourceNorm,
+    StackedDistiller, SwiGluBlock, SwiGluConfig, SwiGluDistiller,
 };
 pub use draw::{Draw, DrawKey};
 #[cfg(feature = "llama")]
@@ -64,7 +64,7 @@ pub use sampler::{
 };
 pub use sampling::{Sampling, SamplingConfig, TemperatureOrder};
 pub use select::Selection;
-pub use tap::{HiddenStateTap, NoTap, PairTap, TapSite};
+pub use tap::{HiddenStateTap, NoTap, PairTap, SequenceTap, TapSite};
 pub use telemetry::{
     Counters, Observer, Recorder, RowTrace, SlotTrace, Steering, StepTrace, TraceReader,
     TraceRecord, TraceWriter, read_traces,

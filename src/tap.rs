@@ -53,8 +53,15 @@ pub trait HiddenStateTap {
     /// Whether this tap will look at `site`.
     fn wants(&self, site: TapSite) -> bool;
 
+    /// Whether this tap needs the states of all positions that a forward pass reads, and not only the last one's. False
+    /// unless a tap says otherwise: it is asked for while a prompt is read, and only for learning from that prompt.
+    fn wants_all_positions(&self) -> bool {
+        false
+    }
+
     /// Shows the hidden state at `site`, `[batch, seq, d_model]`. A model that computes its head for the last position
-    /// only may show just that one, `seq = 1`.
+    /// only may show just that one, `seq = 1`, unless [`wants_all_positions`](Self::wants_all_positions) says that all
+    /// are needed.
     ///
     /// Sites that are not wanted are ignored. What is wrong with a state is reported when the tap is asked for its
     /// result, so that a model need not handle it.
@@ -138,6 +145,116 @@ impl HiddenStateTap for PairTap {
     }
 }
 
+/// Keeps every position of two sites: the shallow and the deep hidden states of a whole prompt.
+///
+/// A prompt may be read in several forward passes; [`end_pass`](Self::end_pass) ends each. Of a batch the first row is
+/// kept: rows that read one prompt are copies of one another.
+///
+/// ```
+/// use burn::tensor::{Device, Int, Tensor};
+/// use esamp::{CausalLm, SequenceTap, testing::TinyLm};
+///
+/// let device = Device::flex();
+/// let model = TinyLm::new(1, &device);
+/// let (mut cache, mut tap) = (model.new_cache(), SequenceTap::default());
+/// for chunk in [[3, 1, 4], [1, 5, 9]] {
+///     let tokens = Tensor::<1, Int>::from_data(chunk, &device).reshape([1, 3]);
+///     model.forward(tokens, &mut cache, &mut tap)?;
+///     tap.end_pass(3)?;
+/// }
+/// assert_eq!(tap.take()?.rows(), 6);
+/// # Ok::<(), esamp::StepError>(())
+/// ```
+#[derive(Debug)]
+pub struct SequenceTap {
+    sites: [TapSite; 2],
+    /// Of the pass that is running.
+    seen: [Option<Tensor<2>>; 2],
+    twice: Option<TapSite>,
+    /// Of the passes that have ended.
+    kept: [Vec<Tensor<2>>; 2],
+}
+
+impl Default for SequenceTap {
+    fn default() -> Self {
+        Self::new(TapSite::AfterBlock(0), TapSite::HeadInput)
+    }
+}
+
+impl SequenceTap {
+    /// Listens at `shallow` and at `deep`.
+    pub fn new(shallow: TapSite, deep: TapSite) -> Self {
+        Self { sites: [shallow, deep], seen: [None, None], twice: None, kept: [vec![], vec![]] }
+    }
+
+    /// Says that a forward pass over `positions` tokens a row has ended. What it showed is kept; where this returns an
+    /// error, nothing of the pass is.
+    ///
+    /// # Errors
+    ///
+    /// [`StepError::SiteNotRecorded`] or [`StepError::SiteRecordedTwice`] when the model did not call once per site,
+    /// [`StepError::Positions`] when it showed another number of positions, as a model that norms its last one only does.
+    pub fn end_pass(&mut self, positions: usize) -> Result<(), StepError> {
+        let seen = std::mem::take(&mut self.seen);
+        if let Some(site) = self.twice.take() {
+            return Err(StepError::SiteRecordedTwice { site });
+        }
+        for (&site, seen) in self.sites.iter().zip(&seen) {
+            let got = match seen {
+                Some(states) => states.dims()[0],
+                None => return Err(StepError::SiteNotRecorded { site }),
+            };
+            if got != positions {
+                return Err(StepError::Positions { site, expected: positions, got });
+            }
+        }
+        for (kept, seen) in self.kept.iter_mut().zip(seen) {
+            kept.extend(seen);
+        }
+        Ok(())
+    }
+
+    /// Hands over the states of all passes, one row a position, and is empty again.
+    ///
+    /// # Errors
+    ///
+    /// [`StepError::SiteNotRecorded`] when no pass has ended, and what [`HiddenStates::new`] finds wrong.
+    pub fn take(&mut self) -> Result<HiddenStates, StepError> {
+        let [shallow, deep] = std::mem::take(&mut self.kept);
+        if shallow.is_empty() {
+            return Err(StepError::SiteNotRecorded { site: self.sites[0] });
+        }
+        HiddenStates::new(Tensor::cat(shallow, 0), Tensor::cat(deep, 0))
+    }
+}
+
+impl HiddenStateTap for SequenceTap {
+    fn wants(&self, site: TapSite) -> bool {
+        self.sites.contains(&site)
+    }
+
+    fn wants_all_positions(&self) -> bool {
+        true
+    }
+
+    fn record(&mut self, site: TapSite, hidden: &Tensor<3>) {
+        for (wanted, seen) in self.sites.iter().zip(&mut self.seen) {
+            if *wanted != site {
+                continue;
+            }
+            if seen.is_some() {
+                self.twice = Some(site);
+            }
+            let [rows, positions, width] = hidden.dims();
+            // Without a row or a position there is nothing to keep: the site stays unrecorded, which is reported.
+            if rows > 0 && positions > 0 {
+                let first = hidden.clone().slice([0..1, 0..positions, 0..width]);
+                *seen = Some(first.reshape([positions, width]));
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use burn::tensor::Device;
@@ -190,5 +307,48 @@ mod tests {
         tap.record(TapSite::AfterBlock(0), &Tensor::zeros([2, 0, 4], &Device::flex()));
         tap.record(TapSite::HeadInput, &state(4));
         assert!(wording(&mut tap).contains("got none"), "no position, no state");
+    }
+
+    #[test]
+    fn a_sequence_tap_puts_the_positions_of_all_passes_behind_one_another() {
+        let device = Device::flex();
+        let numbers = |t: &Tensor<2>| -> Vec<f32> { t.clone().into_data().try_into_vec().unwrap() };
+        let mut tap = SequenceTap::default();
+        for (from, seq) in [(0, 3), (3, 1), (4, 2)] {
+            // Two rows that read the same prompt; the second is off by 100 so that it would be noticed.
+            let row = |offset: usize| (from..from + seq).map(move |at| (at + offset) as f32);
+            let states: Vec<f32> = row(0).chain(row(100)).collect();
+            let states = Tensor::<1>::from_data(states.as_slice(), &device).reshape([2, seq, 1]);
+            tap.record(TapSite::AfterBlock(0), &states);
+            tap.record(TapSite::AfterBlock(1), &states);
+            tap.record(TapSite::HeadInput, &(states * -1.0));
+            tap.end_pass(seq).unwrap();
+        }
+        let hidden = tap.take().unwrap();
+        assert_eq!(numbers(hidden.shallow()), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
+        assert_eq!(numbers(hidden.deep()), [0.0, -1.0, -2.0, -3.0, -4.0, -5.0]);
+        assert!(tap.take().is_err(), "it is empty again");
+    }
+
+    #[test]
+    fn a_model_that_norms_its_last_position_only_is_told_what_to_do() {
+        let mut tap = SequenceTap::default();
+        let last = Tensor::<3>::ones([2, 1, 4], &Device::flex());
+        tap.record(TapSite::AfterBlock(0), &state(4));
+        tap.record(TapSite::HeadInput, &last);
+        assert_eq!(
+            tap.end_pass(3).unwrap_err().to_string(),
+            "tap site HeadInput: expected the states of 3 positions, got 1 (a model that norms its last position only \
+             must do so for all of them when `HiddenStateTap::wants_all_positions` says so)"
+        );
+        tap.record(TapSite::AfterBlock(0), &state(4));
+        let missing = "tap site HeadInput: expected one `record` in the forward pass, got none";
+        assert_eq!(tap.end_pass(3).unwrap_err().to_string(), missing);
+        for _ in 0..2 {
+            tap.record(TapSite::HeadInput, &state(4));
+        }
+        assert!(matches!(tap.end_pass(3), Err(StepError::SiteRecordedTwice { .. })));
+        assert!(matches!(tap.take(), Err(StepError::SiteNotRecorded { .. })), "no pass was kept");
+        assert!(!PairTap::default().wants_all_positions() && !NoTap.wants_all_positions());
     }
 }

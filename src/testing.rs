@@ -158,7 +158,8 @@ impl CausalLm for TinyLm {
         cache: &mut TokenCache,
         tap: &mut dyn HiddenStateTap,
     ) -> Result<Tensor<2>, StepError> {
-        let longest = cache.sequences.iter().map(Vec::len).max().unwrap_or(0) + tokens.dims()[1];
+        let seq = tokens.dims()[1];
+        let longest = cache.sequences.iter().map(Vec::len).max().unwrap_or(0) + seq;
         if longest > Self::CONTEXT {
             return Err(StepError::ContextFull { limit: Self::CONTEXT, got: longest });
         }
@@ -176,13 +177,15 @@ impl CausalLm for TinyLm {
         let positions = self.positions.clone().slice([0..longest, 0..d]).unsqueeze();
         let mask = causal_mask(longest, &self.device);
         let mut x = embedded + positions;
+        let shown = if tap.wants_all_positions() { seq.max(1) } else { 1 };
         for (i, block) in self.blocks.iter().enumerate() {
             x = block.forward(x, &mask);
-            tap.record(TapSite::AfterBlock(i), &last_positions(&x, &cache.sequences));
+            tap.record(TapSite::AfterBlock(i), &end_positions(&x, &cache.sequences, shown));
         }
-        let head_input = rms_norm(last_positions(&x, &cache.sequences));
+        let head_input = rms_norm(end_positions(&x, &cache.sequences, shown));
         tap.record(TapSite::HeadInput, &head_input);
-        Ok(self.head.logits(head_input.reshape([rows, d])))
+        let last = head_input.narrow(1, shown - 1, 1);
+        Ok(self.head.logits(last.reshape([rows, d])))
     }
 
     fn lm_head(&self) -> &dyn LmHead {
@@ -234,13 +237,14 @@ fn causal_mask(seq: usize, device: &Device) -> Tensor<3> {
     Tensor::from_data(TensorData::new(numbers, [1, seq, seq]), device)
 }
 
-/// The state at the end of each sequence, `[rows, 1, d_model]`.
-fn last_positions(x: &Tensor<3>, sequences: &[Vec<TokenId>]) -> Tensor<3> {
+/// The states of the last `count` positions of each sequence, `[rows, count, d_model]`.
+fn end_positions(x: &Tensor<3>, sequences: &[Vec<TokenId>], count: usize) -> Tensor<3> {
     let [rows, seq, d] = x.dims();
-    let ends = sequences.iter().enumerate().map(|(row, s)| (row * seq + s.len() - 1) as i32);
-    let ends: Vec<i32> = ends.collect();
-    let ends = Tensor::<1, Int>::from_data(ends.as_slice(), &x.device());
-    x.clone().reshape([rows * seq, d]).select(0, ends).reshape([rows, 1, d])
+    let ends = sequences.iter().enumerate().map(|(row, s)| row * seq + s.len());
+    let places = ends.flat_map(|end| (end - count..end).map(|place| place as i32));
+    let places: Vec<i32> = places.collect();
+    let places = Tensor::<1, Int>::from_data(places.as_slice(), &x.device());
+    x.clone().reshape([rows * seq, d]).select(0, places).reshape([rows, count, d])
 }
 
 /// What a [`ScriptedLm`] answers: from a sequence to the logits of its next token.

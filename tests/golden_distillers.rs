@@ -9,8 +9,8 @@ use burn::{
     tensor::{Device, Tensor},
 };
 use esamp::{
-    Distiller, HiddenStates, Learner, LmHead, LowRankDistiller, OptimizerConfig, SourceNorm,
-    SwiGluBlock, SwiGluDistiller, UpdateRule,
+    Distiller, HiddenStates, Learner, LmHead, LowRankDistiller, LowRankStart, OptimizerConfig,
+    SourceNorm, SwiGluBlock, SwiGluDistiller, UpdateRule,
 };
 use golden::{Golden, assert_close, devices, values};
 
@@ -36,6 +36,8 @@ fn low_rank(golden: &Golden, prefix: &str, device: &Device) -> LowRankDistiller 
         b: matrix("b"),
         norm_weight: vector("w"),
         norm_bias: vector("bb"),
+        source_norm: SourceNorm::None,
+        start: LowRankStart::Normal,
     }
 }
 

@@ -8,7 +8,7 @@ use std::{fs, path::PathBuf};
 
 use burn::tensor::{Device, Int, Tensor};
 use esamp::{
-    CausalLm, KvCache, NoTap, PairTap, StepError, TokenId,
+    CausalLm, KvCache, NoTap, PairTap, SequenceTap, StepError, TokenId,
     llama::{Llama, LlamaConfig, RopeScaling},
 };
 use golden::{Golden, assert_close, devices, values};
@@ -31,6 +31,35 @@ fn expected(name: &str) -> Golden {
 
 fn ids(golden: &Golden, key: &str) -> Vec<TokenId> {
     golden.ints(key).into_iter().map(|id| id as TokenId).collect()
+}
+
+/// A whole prompt at once, for learning from it: every position of both sites, in one pass and in several.
+#[test]
+fn a_sequence_tap_sees_what_transformers_has_at_every_position() {
+    for device in devices() {
+        for name in MODELS {
+            let (model, golden) = (load(name, &device), expected(name));
+            let prompt = ids(&golden, "prompt0_ids");
+            let split = prompt.len() / 3;
+            for chunks in [vec![&prompt[..]], vec![&prompt[..split], &prompt[split..]]] {
+                let (mut cache, mut tap) = (model.new_cache(), SequenceTap::default());
+                let mut logits = Vec::new();
+                for chunk in chunks {
+                    let input = tokens(&[chunk], &device);
+                    logits = values(model.forward(input, &mut cache, &mut tap).unwrap());
+                    tap.end_pass(chunk.len()).unwrap();
+                }
+                let hidden = tap.take().unwrap();
+                let shallow = golden.values("block0_0");
+                assert_close(name, &values(hidden.shallow().clone()), &shallow, 1e-4);
+                let deep = golden.values("head_input_0");
+                assert_close(name, &values(hidden.deep().clone()), &deep, 1e-4);
+                let input = tokens(&[&prompt], &device);
+                let plain = model.forward(input, &mut model.new_cache(), &mut NoTap).unwrap();
+                assert_close(name, &logits, &values(plain), 1e-4);
+            }
+        }
+    }
 }
 
 /// `[rows, seq]` from rows of the same length.

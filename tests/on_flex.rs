@@ -26,8 +26,12 @@ mod reweighters;
 mod sampler_step;
 #[path = "cases/selection.rs"]
 mod selection;
+#[path = "cases/starting_points.rs"]
+mod starting_points;
 #[path = "cases/telemetry.rs"]
 mod telemetry;
+#[path = "cases/warm_up.rs"]
+mod warm_up;
 
 use burn::tensor::Device;
 

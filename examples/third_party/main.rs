@@ -83,7 +83,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     if let Some(novelty) = counters.mean_relative_novelty() {
         println!("relative novelty {novelty:.2} (a distiller that knows nothing has 1)");
     }
-    decoder.into_sampler().finish()?; // an error if nothing was learned
+    decoder.sampler_mut().finish()?; // an error if nothing was learned
     println!("ESamp has learned");
     Ok(())
 }

@@ -2,35 +2,34 @@
 
 use burn::tensor::{Device, Int, Tensor};
 
+use super::warm_up::PromptWarmUp;
 use crate::{
     causal_lm::{CausalLm, KvCache},
     error::{RequestError, StepError},
     hidden::{HiddenStates, select_rows},
     id::TokenId,
-    tap::{HiddenStateTap, NoTap},
 };
 
-/// Reads a prompt once for `rows` rows, `chunk` tokens at a time. Returns a cache with as many rows and the last
+/// Reads a prompt once for `rows` rows, `chunk` tokens at a time, watched by `warm_up`. Returns a cache with as many rows and the last
 /// position's logits, `[rows, vocab]`.
 pub(super) fn prefill<M: CausalLm>(
     model: &M,
     prompt: &[TokenId],
     rows: usize,
     chunk: usize,
-    tap: &mut dyn HiddenStateTap,
+    warm_up: &mut PromptWarmUp,
 ) -> Result<(M::Cache, Tensor<2>), StepError> {
     let mut cache = model.new_cache();
     let shares = cache.can_repeat_rows();
     let copies = if shares { 1 } else { rows };
     let device = model.device();
-    let mut chunks = prompt
-        .chunks(chunk)
-        .map(|chunk| int_tensor(&chunk.repeat(copies), [copies, chunk.len()], &device));
-    let last = chunks.next_back().ok_or_else(|| StepError::model(RequestError::EmptyPrompt))?;
-    for tokens in chunks {
-        model.forward(tokens, &mut cache, &mut NoTap)?;
+    let mut last = None;
+    for chunk in prompt.chunks(chunk) {
+        let tokens = int_tensor(&chunk.repeat(copies), [copies, chunk.len()], &device);
+        last = Some(model.forward(tokens, &mut cache, warm_up.tap())?);
+        warm_up.end_pass(chunk.len())?;
     }
-    let mut logits = model.forward(last, &mut cache, tap)?;
+    let mut logits = last.ok_or_else(|| StepError::model(RequestError::EmptyPrompt))?;
     expect_logits(&logits, [copies, model.vocab_size()])?;
     if shares && rows > 1 {
         cache.keep_rows(&vec![0; rows])?;

@@ -6,6 +6,7 @@ mod other;
 mod request;
 mod row;
 mod stop;
+mod warm_up;
 
 use std::{collections::VecDeque, ops::ControlFlow, sync::Arc, time::Instant};
 
@@ -24,6 +25,7 @@ use crate::{
 use forward::{expect_logits, int_tensor, prefill, rows_of};
 use other::{Beside, OtherModel, other_logits, other_requests};
 use row::Row;
+use warm_up::PromptWarmUp;
 
 /// Decodes with any [`CausalLm`]: submits prompts, runs them in one batch, streams what comes.
 ///
@@ -413,7 +415,9 @@ impl<M: CausalLm> Decoder<M> {
         rows: &mut [Row],
     ) -> Result<(M::Cache, Choices), StepError> {
         let chunk = self.prefill_chunk;
-        let (cache, logits) = prefill(&self.model, prompt, rows.len(), chunk, &mut NoTap)?;
+        let mut warm_up = PromptWarmUp::new(rows, self.sites);
+        let (cache, logits) = prefill(&self.model, prompt, rows.len(), chunk, &mut warm_up)?;
+        warm_up.learn(&mut self.sampler, rows)?;
         let contrasted: Vec<RequestId> =
             other_requests(rows.iter()).map(|row| row.id.request).collect();
         let other_logits = match &mut self.other {

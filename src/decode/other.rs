@@ -6,6 +6,7 @@ use super::{
     Batch,
     forward::{expect_logits, int_tensor, prefill},
     row::Row,
+    warm_up::PromptWarmUp,
 };
 use crate::{
     causal_lm::{CausalLm, KvCache},
@@ -65,7 +66,8 @@ where
         requests: &[RequestId],
         chunk: usize,
     ) -> Result<Tensor<2>, StepError> {
-        let (cache, logits) = prefill(&self.model, prompt, requests.len(), chunk, &mut NoTap)?;
+        let (cache, logits) =
+            prefill(&self.model, prompt, requests.len(), chunk, &mut PromptWarmUp::off())?;
         let newcomers = requests.iter().copied().map(Some);
         match &mut self.running {
             Some((running, rows)) => {

@@ -32,6 +32,7 @@ pub struct Request {
     pub(super) max_new_tokens: usize,
     pub(super) seed: u64,
     pub(super) sampling: Sampling,
+    pub(super) prompt_warm_up: usize,
     pub(super) stop_tokens: Vec<TokenId>,
     pub(super) stop_strings: Vec<String>,
     pub(super) wants_reference_log_probs: bool,
@@ -48,6 +49,7 @@ impl Request {
             max_new_tokens: Self::DEFAULT_MAX_NEW_TOKENS,
             seed: 0,
             sampling: Sampling::default(),
+            prompt_warm_up: 0,
             stop_tokens: Vec::new(),
             stop_strings: Vec::new(),
             wants_reference_log_probs: false,
@@ -95,6 +97,23 @@ impl Request {
     /// How tokens are chosen.
     pub fn with_sampling(mut self, sampling: Sampling) -> Self {
         self.sampling = sampling;
+        self
+    }
+
+    /// Lets the prompt's distiller learn from the prompt before the first token: `updates` optimizer steps, each on all
+    /// positions of the prompt together ([`Sampler::warm_up`](crate::Sampler::warm_up)). 0, the default, is the paper's way:
+    /// a prefill never trains. Completions that are not steered ignore it.
+    ///
+    /// With [`Sharing::PerPrompt`](crate::Sharing::PerPrompt) it happens once for the prompt, with
+    /// [`Sharing::PerRequest`](crate::Sharing::PerRequest) once for each completion, on its own distiller, and with
+    /// [`Sharing::Global`](crate::Sharing::Global) once for the prompt, on the distiller that all prompts share.
+    ///
+    /// The model must show both tap sites at every position of the prompt
+    /// ([`HiddenStateTap::wants_all_positions`](crate::HiddenStateTap::wants_all_positions)); one that does not fails the
+    /// request with [`StepError::Positions`](crate::StepError::Positions). Cost: the model's final norm over the prompt, and
+    /// `updates` updates on as many rows as the prompt has tokens.
+    pub fn with_prompt_warm_up(mut self, updates: usize) -> Self {
+        self.prompt_warm_up = updates;
         self
     }
 

@@ -85,6 +85,11 @@ impl Row {
         self.request.expects()
     }
 
+    /// Updates on the prompt before the first token; 0 where the row's distiller is not used.
+    pub(super) fn prompt_warm_up(&self) -> usize {
+        if self.expects() == Expects::Distiller { self.request.prompt_warm_up } else { 0 }
+    }
+
     /// Asks for the tokens allowed next. Before [`step_row`](Self::step_row), which borrows the answer.
     pub(super) fn prepare(&mut self) {
         let masker = self.request.masker.as_ref();

@@ -2,16 +2,20 @@
 
 mod init;
 mod low_rank;
+mod ridge;
+mod source;
 mod stacked;
+mod svd;
 mod swiglu;
 
 use std::sync::Arc;
 
 use burn::{module::Module, tensor::Tensor};
 
-pub use low_rank::{LowRankConfig, LowRankDistiller};
+pub use low_rank::{LowRankConfig, LowRankDistiller, LowRankStart};
+pub use source::SourceNorm;
 pub use stacked::StackedDistiller;
-pub use swiglu::{OutputStart, SourceNorm, SwiGluBlock, SwiGluConfig, SwiGluDistiller};
+pub use swiglu::{OutputStart, SwiGluBlock, SwiGluConfig, SwiGluDistiller};
 
 /// Predicts the deep hidden state of a row from its shallow one.
 ///
@@ -56,6 +60,25 @@ pub trait Distiller: Module + 'static {
     /// The same network over many slots at once, where somebody has written it: a bank of many slots then works in one
     /// batched product. Without one it works slot by slot, with autodiff.
     fn stacked(&self) -> Option<Arc<dyn StackedDistiller>> {
+        None
+    }
+
+    /// How many rows [`fit`](Self::fit) wants to see; 0, the default, when there is nothing to fit.
+    ///
+    /// The trainer collects the first rows that a slot learns from, those of a warm-up on the prompt among them, until it
+    /// has as many. It updates the distiller on them in the meantime as on any others, and then replaces it by what `fit`
+    /// makes of them, with a fresh optimizer state.
+    fn rows_to_fit(&self) -> usize {
+        0
+    }
+
+    /// A better starting point from the first rows of a slot, in one go and without an optimizer; `None`, the default,
+    /// when there is none, and the distiller stays what it is. Asked of the distiller that slots start from.
+    ///
+    /// # Shapes
+    ///
+    /// - shallow, deep: `[rows, d_model]`, `f32`, finite
+    fn fit(&self, _shallow: &Tensor<2>, _deep: &Tensor<2>) -> Option<Self> {
         None
     }
 }

@@ -4,8 +4,7 @@ use std::fmt::Debug;
 
 use burn::tensor::{Tensor, activation::sigmoid};
 
-use super::{low_rank::LAYER_NORM_EPSILON, swiglu::rms_norm};
-use crate::distiller::SourceNorm;
+use super::{SourceNorm, low_rank::LAYER_NORM_EPSILON};
 
 /// A distiller's network as a function of its parameters, for many slots at once: what lets a bank predict and update
 /// all of its slots in one batched product instead of one after the other.
@@ -122,9 +121,9 @@ impl BlockPass {
 
 impl StackedDistiller for StackedSwiGlu {
     fn predict(&self, parameters: &[Tensor<3>], shallow: Tensor<3>) -> Tensor<3> {
-        parameters
-            .chunks_exact(3)
-            .fold(self.source(shallow), |x, block| BlockPass::forward(block, x).output(block))
+        parameters.chunks_exact(3).fold(self.source_norm.apply(shallow), |x, block| {
+            BlockPass::forward(block, x).output(block)
+        })
     }
 
     fn gradients(
@@ -134,7 +133,7 @@ impl StackedDistiller for StackedSwiGlu {
         deep: Tensor<3>,
         weight: Tensor<3>,
     ) -> Vec<Tensor<3>> {
-        let mut x = self.source(shallow);
+        let mut x = self.source_norm.apply(shallow);
         let mut passes = Vec::with_capacity(parameters.len() / 3);
         for block in parameters.chunks_exact(3) {
             let pass = BlockPass::forward(block, x);
@@ -162,18 +161,11 @@ impl StackedDistiller for StackedSwiGlu {
     }
 }
 
-impl StackedSwiGlu {
-    fn source(&self, shallow: Tensor<3>) -> Tensor<3> {
-        match self.source_norm {
-            SourceNorm::None => shallow,
-            SourceNorm::Rms => rms_norm(shallow),
-        }
-    }
-}
-
 /// [`LowRankDistiller`](super::LowRankDistiller) over many slots, with analytic gradients.
 #[derive(Debug)]
-pub(super) struct StackedLowRank;
+pub(super) struct StackedLowRank {
+    pub(super) source_norm: SourceNorm,
+}
 
 /// What the low-rank block computes on the way to its output: the product before the gate, the gate's argument and
 /// value, and the normed residual with the inverse standard deviation that normed it.
@@ -206,7 +198,7 @@ impl LowRankPass {
 
 impl StackedDistiller for StackedLowRank {
     fn predict(&self, parameters: &[Tensor<3>], shallow: Tensor<3>) -> Tensor<3> {
-        LowRankPass::forward(parameters, &shallow).output(parameters)
+        LowRankPass::forward(parameters, &self.source_norm.apply(shallow)).output(parameters)
     }
 
     fn gradients(
@@ -216,7 +208,7 @@ impl StackedDistiller for StackedLowRank {
         deep: Tensor<3>,
         weight: Tensor<3>,
     ) -> Vec<Tensor<3>> {
-        let x = shallow;
+        let x = self.source_norm.apply(shallow);
         let pass = LowRankPass::forward(parameters, &x);
         let upstream = (pass.output(parameters) - deep) * weight.mul_scalar(2.0); // ∂L/∂y
         let LowRankPass { low, z, gate, normed, inverse } = pass;

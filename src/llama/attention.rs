@@ -1,6 +1,6 @@
 //! Grouped-query attention with a cache.
 
-use burn::tensor::{Tensor, activation::softmax};
+use burn::tensor::{DType, Tensor, activation::softmax};
 
 use super::{cache::LlamaCache, config::LlamaConfig, linear::Linear, norm::RmsNorm, rope::Angles};
 
@@ -40,6 +40,12 @@ impl Attention {
             n_kv_heads: config.n_kv_heads,
             head_dim: config.head_dim,
         }
+    }
+
+    /// The same in another precision.
+    pub(super) fn cast(self, dtype: DType) -> Self {
+        let qk_norm = self.qk_norm.map(|(query, key)| (query.cast(dtype), key.cast(dtype)));
+        Self { qkv: self.qkv.cast(dtype), output: self.output.cast(dtype), qk_norm, ..self }
     }
 
     /// `[rows, seq, d_model]` to the same.

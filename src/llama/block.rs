@@ -1,6 +1,6 @@
 //! One transformer block.
 
-use burn::tensor::{Tensor, activation::silu};
+use burn::tensor::{DType, Tensor, activation::silu};
 
 use super::{
     attention::{Attention, Pass},
@@ -19,6 +19,16 @@ pub(super) struct Block {
 }
 
 impl Block {
+    /// The same block in another precision.
+    pub(super) fn cast(self, dtype: DType) -> Self {
+        Self {
+            attention_norm: self.attention_norm.cast(dtype),
+            attention: self.attention.cast(dtype),
+            mlp_norm: self.mlp_norm.cast(dtype),
+            mlp: Mlp { gate_up: self.mlp.gate_up.cast(dtype), down: self.mlp.down.cast(dtype) },
+        }
+    }
+
     /// `[rows, seq, d_model]` to the same.
     pub(super) fn forward(
         &self,

@@ -1,6 +1,6 @@
 //! A linear map with its matrix the way checkpoints keep it.
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
 /// `x·Wᵀ + b` with `W` `[out, in]`: the layout of checkpoints, and the one in which a single row runs at the speed of
 /// memory.
@@ -13,6 +13,16 @@ pub(super) struct Linear {
 impl Linear {
     pub(super) fn new(weight: Tensor<2>, bias: Option<Tensor<1>>) -> Self {
         Self { weight, bias }
+    }
+
+    /// `W`, `[out, in]`.
+    pub(super) fn weight(&self) -> &Tensor<2> {
+        &self.weight
+    }
+
+    /// The same map in another precision.
+    pub(super) fn cast(self, dtype: DType) -> Self {
+        Self { weight: self.weight.cast(dtype), bias: self.bias.map(|bias| bias.cast(dtype)) }
     }
 
     /// `[rows, in]` to `[rows, out]`.

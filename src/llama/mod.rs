@@ -21,5 +21,5 @@ mod tokenizer;
 pub use cache::LlamaCache;
 pub use chat::{ChatMessage, ChatTemplate};
 pub use config::{LlamaConfig, RopeScaling};
-pub use model::Llama;
+pub use model::{FfnWeights, Llama};
 pub use tokenizer::Tokenizer;

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     causal_lm::CausalLm,
-    error::{LoadError, StepError},
+    error::{ConfigError, LoadError, StepError},
     lm_head::{LmHead, TiedHead},
     tap::{HiddenStateTap, TapSite},
 };
@@ -65,6 +65,60 @@ impl Llama {
     pub fn config(&self) -> &LlamaConfig {
         &self.config
     }
+
+    /// The weights of the feed-forward map of one block, counted from 0, as checkpoints have them; `None` past the last
+    /// block. Gate and up are views of one tensor: nothing is copied.
+    pub fn ffn_weights(&self, block: usize) -> Option<FfnWeights> {
+        let mlp = &self.blocks.get(block)?.mlp;
+        let gate_up = mlp.gate_up.weight();
+        let d_hidden = gate_up.dims()[0] / 2;
+        Some(FfnWeights {
+            gate: gate_up.clone().narrow(0, 0, d_hidden),
+            up: gate_up.clone().narrow(0, d_hidden, d_hidden),
+            down: mlp.down.weight().clone(),
+        })
+    }
+
+    /// The model in another precision: `f32`, `f16` or `bf16`. Its caches hold that type, and so do its hidden states
+    /// until [`HiddenStates::new`](crate::HiddenStates::new) casts them to the `f32` that distillers learn in.
+    ///
+    /// Norms are computed in `f32` whatever the precision. A cache belongs to the precision that filled it. States beyond
+    /// 65,504 overflow in `f16`; `bf16` has the range of `f32` and is eight times coarser than `f16`. On the CPU backends
+    /// `f32` is the fast one: flex multiplies `bf16` by converting the weights on every call, and ndarray has neither.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::OutOfRange`] for another type, and for one that the device does not have.
+    pub fn cast(self, dtype: DType) -> Result<Self, ConfigError> {
+        let known = matches!(dtype, DType::F32 | DType::F16 | DType::BF16);
+        ConfigError::check(known, "dtype", "f32, f16 or bf16", format!("{dtype:?}"))?;
+        let there = self.device.supports_dtype(dtype);
+        ConfigError::check(there, "dtype", "a type that the device has", format!("{dtype:?}"))?;
+        let embedding = self.embedding.cast(dtype);
+        let head = match self.config.tied_embeddings {
+            true => embedding.clone(),
+            false => self.head.weight().clone().cast(dtype),
+        };
+        Ok(Self {
+            head: TiedHead::new(head),
+            embedding,
+            blocks: self.blocks.into_iter().map(|block| block.cast(dtype)).collect(),
+            norm: self.norm.cast(dtype),
+            ..self
+        })
+    }
+}
+
+/// The weights of a SwiGLU feed-forward map, `[out, in]`: what
+/// [`LowRankConfig::init_from_ffn`](crate::LowRankConfig::init_from_ffn) starts from.
+#[derive(Clone, Debug)]
+pub struct FfnWeights {
+    /// `[d_hidden, d_model]`
+    pub gate: Tensor<2>,
+    /// `[d_hidden, d_model]`
+    pub up: Tensor<2>,
+    /// `[d_model, d_hidden]`
+    pub down: Tensor<2>,
 }
 
 impl CausalLm for Llama {
@@ -105,10 +159,13 @@ impl CausalLm for Llama {
             tap.record(TapSite::AfterBlock(i), &x);
         }
         cache.commit(seq);
-        let last = x.narrow(1, seq - 1, 1);
-        let head_input = self.norm.forward(last);
+        // The norm of a whole prompt is only worth its time to a tap that looks at it.
+        let all = tap.wants_all_positions() && tap.wants(TapSite::HeadInput);
+        let shown = if all { x } else { x.narrow(1, seq - 1, 1) };
+        let head_input = self.norm.forward(shown);
         tap.record(TapSite::HeadInput, &head_input);
-        Ok(self.head.logits(head_input.reshape([rows, d_model])))
+        let last = head_input.dims()[1] - 1;
+        Ok(self.head.logits(head_input.narrow(1, last, 1).reshape([rows, d_model])))
     }
 
     fn lm_head(&self) -> &dyn LmHead {

@@ -16,6 +16,11 @@ impl RmsNorm {
         Self { weight, eps }
     }
 
+    /// The same norm for states of another precision.
+    pub(super) fn cast(self, dtype: DType) -> Self {
+        Self { weight: self.weight.cast(dtype), ..self }
+    }
+
     pub(super) fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let dtype = x.dtype();
         let x = if dtype == DType::F32 { x } else { x.cast(DType::F32) };

@@ -65,6 +65,11 @@ pub struct SamplerConfig {
     /// When distillers learn, from which rows, and on which path.
     #[config(default = "TrainingConfig::default()")]
     pub training: TrainingConfig,
+    /// Updates that a distiller must have had before its rows are steered. Until then they are predicted and learned, and
+    /// draw the tokens of the plain model; [`Counters::rows_warming`](crate::Counters::rows_warming) counts them. Updates of
+    /// [`Sampler::warm_up`] count too. 0, as in the paper, steers from the first decode step on.
+    #[config(default = 0)]
+    pub steps_before_steering: usize,
     /// Seed of the distiller's starting parameters. The tokens' seeds come with the requests.
     #[config(default = 0)]
     pub distiller_seed: u64,
@@ -159,8 +164,8 @@ impl SamplerConfig {
             Some(slots) => self.trainer(slots),
             None => self.trainer(SeparateSlots::new(template, optimizer)),
         };
-        let sampler = Sampler::new(trainer, self.sharing, d_model, device);
-        Ok((sampler.controlled_by(self.expected_control), worker))
+        let sampler = Sampler::new(trainer, self, d_model, device);
+        Ok((sampler, worker))
     }
 
     fn trainer(&self, slots: impl Slots) -> (Box<dyn OnlineTrainer>, Option<TrainingWorker>) {

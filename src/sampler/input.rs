@@ -226,8 +226,7 @@ impl<'a> StepInput<'a> {
             return Err(StepError::HiddenMissing { row: steered.id });
         };
         expect_rows("hidden states", rows, hidden.rows())?;
-        expect_shape("hidden states", [rows, d_model], [rows, hidden.d_model()])?;
-        expect_device("hidden states", device, &hidden.device())?;
+        check_states("hidden states", hidden, d_model, device)?;
         self.check_head(d_model, device)
     }
 
@@ -260,6 +259,23 @@ impl<'a> StepInput<'a> {
             None => Ok(()),
         }
     }
+}
+
+/// Checks that hidden states are those of the sampler's model.
+pub(super) fn check_states(
+    what: &'static str,
+    hidden: &HiddenStates,
+    d_model: usize,
+    device: &Device,
+) -> Result<(), StepError> {
+    if hidden.d_model() != d_model {
+        return Err(StepError::Shape {
+            what,
+            expected: vec![hidden.rows(), d_model],
+            got: vec![hidden.rows(), hidden.d_model()],
+        });
+    }
+    expect_device(what, device, &hidden.device())
 }
 
 fn expect_device(what: &'static str, expected: &Device, got: &Device) -> Result<(), StepError> {

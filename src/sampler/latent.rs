@@ -29,8 +29,10 @@ impl Steered {
         rows: &[StepRow<'_>],
         head_input: Tensor<2>,
     ) -> Result<Tensor<2>, StepError> {
-        let (mixed, weights): (Vec<usize>, Vec<f32>) =
-            (0..self.at.len()).filter_map(|i| Some((i, rows[self.at[i]].latent_weight()?))).unzip();
+        let (mixed, weights): (Vec<usize>, Vec<f32>) = (0..self.at.len())
+            .filter(|&i| !self.warming[i])
+            .filter_map(|i| Some((i, rows[self.at[i]].latent_weight()?)))
+            .unzip();
         if mixed.is_empty() {
             return Ok(head_input);
         }

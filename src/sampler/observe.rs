@@ -30,12 +30,13 @@ pub(super) fn unsteered(
 }
 
 /// Whether a row that was given a token was steered, and if not, why not.
-pub(super) fn steering(row: &StepRow<'_>, choice: &Choice) -> Steering {
+pub(super) fn steering(row: &StepRow<'_>, choice: &Choice, warming: bool) -> Steering {
     match (row.sampling.reweighter().expects(), row.phase) {
         (Expects::OtherModel, _) => Steering::Contrasted,
         (Expects::Distiller, Phase::FirstToken) => Steering::FirstToken,
-        (Expects::Distiller, Phase::Decode) if choice.novelty.is_some() => Steering::Steered,
-        (Expects::Distiller, Phase::Decode) => Steering::NotFinite,
+        (Expects::Distiller, Phase::Decode) if choice.novelty.is_none() => Steering::NotFinite,
+        (Expects::Distiller, Phase::Decode) if warming => Steering::Warming,
+        (Expects::Distiller, Phase::Decode) => Steering::Steered,
         (_, _) => Steering::Off,
     }
 }
@@ -49,6 +50,7 @@ pub(super) struct Chosen<'a> {
     pub(super) logits: &'a Logits,
     pub(super) choices: &'a [Result<Choice, RowError>],
     pub(super) unsteered: &'a [Option<TokenId>],
+    pub(super) warming: &'a [bool],
 }
 
 impl Chosen<'_> {
@@ -66,7 +68,7 @@ impl Chosen<'_> {
         let measures = Measures::of(race, choice.token)?;
         let position = row.context().position;
         let divisor = row.sampling.divisor_at(position);
-        let steering = steering(row, choice);
+        let steering = steering(row, choice, self.warming[at]);
         let sharpening = measures.sharpening.filter(|_| steering == Steering::Steered);
         let novelty = choice.novelty;
         let relative = novelty

@@ -37,7 +37,8 @@ pub struct Choice {
     pub reference_log_prob: Option<f32>,
     /// How many candidates the filters left.
     pub candidates: usize,
-    /// The novelty of the context; `None` where no distiller steered the row.
+    /// The novelty of the context; `None` where no distiller expected anything of the row. Rows that are not steered yet
+    /// ([`SamplerConfig::steps_before_steering`](crate::SamplerConfig::steps_before_steering)) have one.
     pub novelty: Option<Novelty>,
     /// The [code](super::StepRow::code) for the row's next token; what the row came with where it was not selected
     /// arithmetically.

@@ -9,6 +9,7 @@ use crate::{
     hidden::{HiddenStates, select_rows},
     id::{RowId, TokenId},
     lm_head::LmHead,
+    train::Prediction,
 };
 
 /// The rows of a step that are steered, and what the distillers expect of them. Everything here is in the order of
@@ -23,6 +24,8 @@ pub(super) struct Steered {
     pub(super) expected: Tensor<2>,
     /// What the trainer mixed the prediction from, for it to judge by when it learns.
     pub(super) parts: Vec<Tensor<2>>,
+    /// Rows whose distiller is not ready: predicted and learned, not reweighted.
+    pub(super) warming: Vec<bool>,
     /// `None` where something was not finite, and before [`expect`](Self::expect) or [`mix`](super::latent).
     pub(super) novelty: Vec<Option<Novelty>>,
     /// Whether the row's logits are the fused ones already, or stay plain because its states are not finite.
@@ -30,16 +33,18 @@ pub(super) struct Steered {
 }
 
 impl Steered {
+    /// Rows at the places `at` of a step, before anything is expected of their tokens.
     pub(super) fn new(
         at: Vec<usize>,
         ids: Vec<RowId>,
         hidden: HiddenStates,
-        predicted: Tensor<2>,
+        prediction: Prediction,
         expected: Tensor<2>,
-        parts: Vec<Tensor<2>>,
+        warming: Vec<bool>,
     ) -> Self {
         let (novelty, settled) = (vec![None; at.len()], vec![false; at.len()]);
-        Self { at, ids, hidden, predicted, expected, parts, novelty, settled }
+        let Prediction { expected: predicted, parts } = prediction;
+        Self { at, ids, hidden, predicted, expected, parts, warming, novelty, settled }
     }
 
     /// Gives every candidate its expected logit and every row its novelty, in one transfer from the device. Returns the
@@ -88,7 +93,7 @@ impl Steered {
                 logits[if dense { token as usize } else { place }]
             });
             self.novelty[i] = Novelty::if_finite(error[row], deep[row]).filter(|_| finite);
-            if self.novelty[i].is_some() {
+            if self.novelty[i].is_some() && !self.warming[i] {
                 ready.push(self.at[i]);
             }
         }

@@ -43,8 +43,13 @@ pub struct Counters {
     pub rows_learned: u64,
     /// Rows neither steered nor learned because a hidden state, or what came of it, was not finite.
     pub rows_not_finite: u64,
-    /// Rows learned but not steered, because their distiller was still warming up.
+    /// Rows predicted and learned, but not steered yet, because their distiller had not had enough updates
+    /// ([`SamplerConfig::steps_before_steering`](crate::SamplerConfig::steps_before_steering)).
     pub rows_warming: u64,
+    /// Optimizer steps on prompts, over all distillers; `updates` does not count them.
+    pub warm_up_updates: u64,
+    /// Positions of prompts left out of a warm-up because a hidden state was not finite.
+    pub warm_up_rows_not_finite: u64,
     /// Candidates left by the filters, summed over tokens.
     pub candidates: u64,
     /// Tokens chosen while an observer was attached.

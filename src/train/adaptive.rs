@@ -214,14 +214,14 @@ impl<S: Slots> OnlineTrainer for AdaptiveTrainer<S> {
 mod tests {
     use super::*;
     use crate::{
-        distiller::SwiGluConfig,
+        distiller::{SwiGluConfig, SwiGluDistiller},
         golden::{assert_close, values},
         train::{OptimizerConfig, StackedSlots},
     };
 
     const D_MODEL: usize = 6;
 
-    fn slots() -> StackedSlots {
+    fn slots() -> StackedSlots<SwiGluDistiller> {
         let distiller = SwiGluConfig::new().with_blocks(1).with_d_hidden(8);
         let distiller = distiller.init(D_MODEL, 1, &Device::flex()).unwrap();
         // A plain descent: what is compared is what the distillers know, not how Adam starts.
@@ -229,11 +229,11 @@ mod tests {
         StackedSlots::new(&distiller, optimizer).unwrap()
     }
 
-    fn adaptive(config: AdaptiveConfig) -> AdaptiveTrainer<StackedSlots> {
+    fn adaptive(config: AdaptiveConfig) -> AdaptiveTrainer<StackedSlots<SwiGluDistiller>> {
         AdaptiveTrainer::new(slots(), config, TrainingConfig::default())
     }
 
-    fn single(sharing: Sharing) -> InlineTrainer<StackedSlots> {
+    fn single(sharing: Sharing) -> InlineTrainer<StackedSlots<SwiGluDistiller>> {
         InlineTrainer::new(slots(), sharing, TrainingConfig::default())
     }
 

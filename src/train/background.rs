@@ -21,6 +21,8 @@ pub(crate) struct BackgroundTrainer<T> {
     visible: T,
     jobs: SyncSender<Job<T>>,
     results: Receiver<Done<T>>,
+    /// What was done and not reported yet.
+    unreported: Learned,
     /// Whether a job is with the worker.
     under_way: bool,
     /// Requests that have begun or ended since the last job: the worker hears of them with the next one.
@@ -88,6 +90,7 @@ impl<T: OnlineTrainer + Clone + 'static> BackgroundTrainer<T> {
             visible: trainer,
             jobs,
             results,
+            unreported: Learned::default(),
             under_way: false,
             changes: Vec::new(),
             failed: None,
@@ -202,6 +205,7 @@ impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> 
     fn reset(&mut self) {
         // What is under way is forgotten too. A failure is not: there is no worker any more.
         if self.join().is_ok() {
+            self.unreported = Learned::default();
             self.visible.reset();
             let _ = self.replace();
         }
@@ -233,7 +237,8 @@ impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> 
         hidden: &HiddenStates,
         parts: &[Tensor<2>],
     ) -> Result<Learned, TrainError> {
-        let learned = self.join()?;
+        let mut learned = self.join()?;
+        learned += std::mem::take(&mut self.unreported);
         let changes = std::mem::take(&mut self.changes);
         let (rows, hidden, parts) = (rows.to_vec(), hidden.clone(), parts.to_vec());
         self.hand_over(Job::Learn { changes, rows, hidden, parts })?;
@@ -247,18 +252,23 @@ impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> 
         hidden: &HiddenStates,
         updates: usize,
     ) -> Result<Learned, TrainError> {
-        let mut learned = self.join()?;
-        learned += self.visible.warm_up(row, hidden, updates)?;
+        // The job under way is no part of this warm-up: it is reported with the next one.
+        let joined = self.join()?;
+        self.unreported += joined;
+        let learned = self.visible.warm_up(row, hidden, updates)?;
         self.replace()?;
         Ok(learned)
     }
 
     fn finish(&mut self) -> Result<Learned, TrainError> {
-        self.join()
+        let mut learned = self.join()?;
+        learned += std::mem::take(&mut self.unreported);
+        Ok(learned)
     }
 
     fn export(&mut self) -> Result<TrainerState, TrainError> {
-        self.join()?;
+        let joined = self.join()?;
+        self.unreported += joined;
         self.visible.export()
     }
 

@@ -28,9 +28,15 @@ pub(crate) struct InlineTrainer<S> {
 struct Seat {
     /// Its place among the slots; `None` until it predicts for the first time.
     place: Option<usize>,
+    /// Updates that it has had.
     updates: u64,
+    /// Those of them that its optimizer state knows of: the ones since it was fitted.
+    age: u64,
     /// Rows of the steps that are to make one update together.
     gathered: Vec<HiddenStates>,
+    /// Its first rows, where they are still being collected for a fit.
+    first_rows: Vec<HiddenStates>,
+    is_fitted: bool,
 }
 
 /// Everything that a trainer has learned.
@@ -48,7 +54,10 @@ pub(crate) struct SlotState {
     pub(crate) key: SlotKey,
     pub(crate) members: Vec<RequestId>,
     pub(crate) updates: u64,
+    pub(crate) age: u64,
     pub(crate) gathered: Vec<HiddenStates>,
+    pub(crate) first_rows: Vec<HiddenStates>,
+    pub(crate) is_fitted: bool,
     /// `None` for a slot that has not predicted yet.
     pub(crate) tensors: Option<SlotTensors>,
 }
@@ -64,7 +73,7 @@ impl<S: Slots> InlineTrainer<S> {
         self.seat(&groups);
         let work = groups.into_iter().filter_map(|(key, rows)| {
             let seat = self.bank.get_mut(key)?;
-            Some(SlotRows { slot: seat.place?, done: seat.updates, rows })
+            Some(SlotRows { slot: seat.place?, done: seat.age, rows })
         });
         work.collect()
     }
@@ -122,10 +131,35 @@ impl<S: Slots> InlineTrainer<S> {
             for (key, _) in self.bank.groups(rows) {
                 if let Some(seat) = self.bank.get_mut(key) {
                     seat.updates += 1;
+                    seat.age += 1;
                 }
             }
         }
         Ok(Learned { updates, rows: if updates > 0 { rows.len() } else { 0 } })
+    }
+
+    /// Collects the first rows of slots whose distiller wants to be fitted, and fits those that have seen enough.
+    fn fit(&mut self, rows: &[RowId], hidden: &HiddenStates) {
+        let wanted = self.slots.rows_to_fit();
+        if wanted == 0 || rows.is_empty() {
+            return;
+        }
+        self.work(rows); // every slot has its place
+        for (key, members) in self.bank.groups(rows) {
+            let Some(seat) = self.bank.get_mut(key).filter(|seat| !seat.is_fitted) else {
+                continue;
+            };
+            seat.first_rows.push(hidden.at(&members));
+            let seen: usize = seat.first_rows.iter().map(HiddenStates::rows).sum();
+            if seen < wanted {
+                continue;
+            }
+            let first_rows = HiddenStates::concat(&std::mem::take(&mut seat.first_rows));
+            seat.is_fitted = true;
+            if seat.place.is_some_and(|place| self.slots.fit(place, &first_rows)) {
+                seat.age = 0;
+            }
+        }
     }
 
     /// Adds the step's rows to what their slots have gathered, and gives the rows of the slots that have enough.
@@ -223,13 +257,16 @@ impl<S: Slots> OnlineTrainer for InlineTrainer<S> {
         let train = self.rows_to_train(rows);
         let picked: Vec<RowId> = train.iter().map(|&at| rows[at]).collect();
         let hidden = hidden.at(&train);
-        if self.config.update_every == 1 {
-            return self.update(&picked, &hidden);
-        }
-        match self.gather(&picked, &hidden) {
-            Some((rows, hidden)) => self.update(&rows, &hidden),
-            None => Ok(Learned::default()),
-        }
+        let learned = if self.config.update_every == 1 {
+            self.update(&picked, &hidden)?
+        } else {
+            match self.gather(&picked, &hidden) {
+                Some((rows, hidden)) => self.update(&rows, &hidden)?,
+                None => Learned::default(),
+            }
+        };
+        self.fit(&picked, &hidden);
+        Ok(learned)
     }
 
     fn warm_up(
@@ -240,6 +277,7 @@ impl<S: Slots> OnlineTrainer for InlineTrainer<S> {
     ) -> Result<Learned, TrainError> {
         self.begin(row);
         let rows = vec![row; hidden.rows()];
+        self.fit(&rows, hidden);
         let mut learned = Learned::default();
         for _ in 0..updates {
             learned += self.update(&rows, hidden)?;
@@ -256,7 +294,10 @@ impl<S: Slots> OnlineTrainer for InlineTrainer<S> {
             key,
             members,
             updates: seat.updates,
+            age: seat.age,
             gathered: seat.gathered.clone(),
+            first_rows: seat.first_rows.clone(),
+            is_fitted: seat.is_fitted,
             tensors: seat.place.map(|place| self.slots.export(place)),
         });
         Ok(TrainerState { slots: slots.collect(), ..TrainerState::default() })
@@ -270,7 +311,14 @@ impl<S: Slots> OnlineTrainer for InlineTrainer<S> {
                 self.slots.add(1);
                 self.slots.import(place, tensors)?;
             }
-            let seat = Seat { place, updates: slot.updates, gathered: slot.gathered };
+            let seat = Seat {
+                place,
+                updates: slot.updates,
+                age: slot.age,
+                gathered: slot.gathered,
+                first_rows: slot.first_rows,
+                is_fitted: slot.is_fitted,
+            };
             self.bank.restore(slot.key, slot.members, seat);
         }
         Ok(())
@@ -284,7 +332,9 @@ mod tests {
     use super::*;
     use crate::golden::*;
     use crate::{
-        distiller::{Distiller, LowRankDistiller, OutputStart, SourceNorm, SwiGluConfig},
+        distiller::{
+            Distiller, LowRankDistiller, LowRankStart, OutputStart, SourceNorm, SwiGluConfig,
+        },
         train::{
             LossReduction, OptimizerConfig, Schedule, SeparateSlots, StackedSlots, UpdateRule,
         },
@@ -299,6 +349,8 @@ mod tests {
             b: Param::from_tensor(init.tensor("b", device)),
             norm_weight: Param::from_tensor(init.tensor("w", device)),
             norm_bias: Param::from_tensor(init.tensor("bb", device)),
+            source_norm: SourceNorm::None,
+            start: LowRankStart::Normal,
         }
     }
 
@@ -464,7 +516,11 @@ mod tests {
             ]
             .map(|config| config.init(12, 3, &device).unwrap());
             let low_rank = crate::distiller::LowRankConfig::new().with_rank(3);
-            let low_rank = low_rank.init(12, 4, &device).unwrap();
+            let low_rank = low_rank.with_source_norm(SourceNorm::Rms).init(12, 4, &device).unwrap();
+            let ridge = crate::distiller::LowRankConfig::new()
+                .with_rank(3)
+                .with_start(LowRankStart::Ridge { rows: 4, lambda: 1e-2 });
+            let ridge = ridge.init(12, 4, &device).unwrap();
             let rate = 0.01;
             let optimizers = [
                 OptimizerConfig::paper().with_learning_rate(rate),
@@ -486,6 +542,7 @@ mod tests {
                         agree(&swiglu[0], optimizer, sharing, config, &device);
                         agree(&swiglu[1], optimizer, sharing, config, &device);
                         agree(&low_rank, optimizer, sharing, config, &device);
+                        agree(&ridge, optimizer, sharing, config, &device);
                     }
                 }
             }
@@ -505,16 +562,19 @@ mod tests {
         let slow = eventful(&mut InlineTrainer::new(separate, sharing, config), device);
         assert_eq!(fast.1, slow.1, "updates");
         assert_eq!(fast.0.len(), slow.0.len());
-        // Adam's steps are as large for a gradient that is rounding as for any other: 1e-5 of the largest, and a little
-        // more where a parameter has hardly moved.
-        let tolerance = match optimizer.rule {
-            UpdateRule::AdamW { .. } => 1e-4,
+        // Predictions agree to 1e-5. Parameters do too; but Adam's steps are as large for a gradient that is rounding as for
+        // any other, so where it is the rule, those are let off with 1e-4.
+        let steps = 9;
+        let parameters = match optimizer.rule {
+            UpdateRule::Adam { .. } | UpdateRule::AdamW { .. } => 1e-4,
             _ => 1e-5,
         };
-        for (fast, slow) in fast.0.iter().zip(&slow.0) {
+        for (at, (fast, slow)) in fast.0.iter().zip(&slow.0).enumerate() {
+            let tolerance = if at < steps { 1e-5 } else { parameters };
             let largest = slow.iter().fold(0.0f32, |a, b| a.max(b.abs())).max(1e-2);
             for (fast, slow) in fast.iter().zip(slow) {
-                assert!((fast - slow).abs() <= tolerance * largest, "{fast} {slow} {optimizer:?}");
+                let close = (fast - slow).abs() <= tolerance * largest;
+                assert!(close, "{at}: {fast} {slow} {optimizer:?} {sharing:?} {config:?}");
             }
         }
     }

@@ -55,6 +55,12 @@ pub(crate) trait Slots: Clone + Debug + Send + 'static {
     /// One update of each slot that has work. Slots without work do not move. Says how many slots have changed.
     fn update(&mut self, work: &[SlotRows], hidden: &HiddenStates) -> Result<usize, TrainError>;
 
+    /// How many rows a slot wants to see before it is fitted; 0 where there is nothing to fit.
+    fn rows_to_fit(&self) -> usize;
+
+    /// Starts a slot again from what can be fitted to rows, with a fresh optimizer state. Says whether it did.
+    fn fit(&mut self, place: usize, rows: &HiddenStates) -> bool;
+
     /// What a slot has learned.
     fn export(&self, place: usize) -> SlotTensors;
 
@@ -133,6 +139,18 @@ impl<D: Distiller> Slots for SeparateSlots<D> {
             learner.update(&hidden.at(&slot.rows)).learned
         });
         Ok(updated.count())
+    }
+
+    fn rows_to_fit(&self) -> usize {
+        self.template.rows_to_fit()
+    }
+
+    fn fit(&mut self, place: usize, rows: &HiddenStates) -> bool {
+        let fitted = self.template.fit(rows.shallow(), rows.deep());
+        fitted.is_some_and(|distiller| {
+            self.learners[place] = Learner::start(distiller.valid(), self.optimizer);
+            true
+        })
     }
 
     fn export(&self, place: usize) -> SlotTensors {

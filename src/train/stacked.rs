@@ -23,25 +23,27 @@ use crate::{
 /// A step in which all slots have work, which is the rule, touches these tensors in place. One in which some rest works
 /// on a copy of the active slots and writes it back: the others do not move by a bit.
 #[derive(Clone, Debug)]
-pub(crate) struct StackedSlots {
+pub(crate) struct StackedSlots<D> {
     network: Arc<dyn StackedDistiller>,
     optimizer: OptimizerConfig,
-    /// `[1, a, b]` each.
+    distiller: D,
+    /// The parameters of `distiller`, `[1, a, b]` each.
     template: Vec<Tensor<3>>,
     parameters: Vec<Tensor<3>>,
     moments: Moments,
     count: usize,
 }
 
-impl StackedSlots {
+impl<D: Distiller> StackedSlots<D> {
     /// Slots for a distiller that has a stacked form; `None` for one that has none, or whose parameters are no vectors
     /// and matrices.
-    pub(crate) fn new<D: Distiller>(distiller: &D, optimizer: OptimizerConfig) -> Option<Self> {
+    pub(crate) fn new(distiller: &D, optimizer: OptimizerConfig) -> Option<Self> {
         let network = distiller.stacked()?;
         let template = stackable_parameters(distiller)?;
         Some(Self {
             network,
             optimizer,
+            distiller: distiller.clone(),
             parameters: Vec::new(),
             moments: Moments::default(),
             template,
@@ -67,7 +69,7 @@ impl StackedSlots {
     }
 }
 
-impl Slots for StackedSlots {
+impl<D: Distiller> Slots for StackedSlots<D> {
     fn len(&self) -> usize {
         self.count
     }
@@ -147,6 +149,27 @@ impl Slots for StackedSlots {
             all.into_iter().zip(parameters).map(|(all, some)| write(all, some)).collect();
         self.moments = std::mem::take(&mut self.moments).zip(moments, write);
         Ok(work.len())
+    }
+
+    fn rows_to_fit(&self) -> usize {
+        self.distiller.rows_to_fit()
+    }
+
+    fn fit(&mut self, place: usize, rows: &HiddenStates) -> bool {
+        let fitted = self.distiller.fit(rows.shallow(), rows.deep());
+        let Some(parameters) = fitted.and_then(|distiller| stackable_parameters(&distiller)) else {
+            return false;
+        };
+        let flat = |tensors: Vec<Tensor<3>>| {
+            tensors.into_iter().map(|tensor| tensor.flatten::<1>(0, 2)).collect::<Vec<_>>()
+        };
+        let fresh = Moments::fresh(self.optimizer.rule, &parameters);
+        let tensors = SlotTensors {
+            parameters: flat(parameters),
+            first: flat(fresh.first),
+            second: flat(fresh.second),
+        };
+        self.import(place, tensors).is_ok()
     }
 
     fn export(&self, place: usize) -> SlotTensors {

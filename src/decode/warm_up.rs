@@ -1,0 +1,59 @@
+//! Learning from a prompt while it is prefilled, for requests that ask for it.
+
+use super::row::Row;
+use crate::{
+    bank::Sharing,
+    error::StepError,
+    sampler::Sampler,
+    tap::{HiddenStateTap, NoTap, SequenceTap, TapSite},
+};
+
+/// Watches one prefill where its request asks for a warm-up, and looks at nothing otherwise.
+pub(super) struct PromptWarmUp {
+    tap: Option<SequenceTap>,
+    plain: NoTap,
+    updates: usize,
+}
+
+impl PromptWarmUp {
+    /// For the rows of one prompt.
+    pub(super) fn new(rows: &[Row], [shallow, deep]: [TapSite; 2]) -> Self {
+        let updates = rows.first().map_or(0, Row::prompt_warm_up);
+        let tap = (updates > 0).then(|| SequenceTap::new(shallow, deep));
+        Self { tap, plain: NoTap, updates }
+    }
+
+    /// Watches nothing.
+    pub(super) fn off() -> Self {
+        Self { tap: None, plain: NoTap, updates: 0 }
+    }
+
+    /// The tap of the next forward pass.
+    pub(super) fn tap(&mut self) -> &mut dyn HiddenStateTap {
+        match &mut self.tap {
+            Some(tap) => tap,
+            None => &mut self.plain,
+        }
+    }
+
+    /// Ends a forward pass over `positions` tokens of the prompt.
+    pub(super) fn end_pass(&mut self, positions: usize) -> Result<(), StepError> {
+        self.tap.as_mut().map_or(Ok(()), |tap| tap.end_pass(positions))
+    }
+
+    /// Warms up the distillers of the rows, each once.
+    pub(super) fn learn(self, sampler: &mut Sampler, rows: &[Row]) -> Result<(), StepError> {
+        let Some(mut tap) = self.tap else {
+            return Ok(());
+        };
+        let prompt = tap.take()?;
+        let distillers = match sampler.sharing() {
+            Sharing::PerRequest => rows.len(),
+            Sharing::Global | Sharing::PerPrompt | Sharing::Adaptive(_) => 1,
+        };
+        for row in &rows[..distillers.min(rows.len())] {
+            sampler.warm_up(row.id, &prompt, self.updates)?;
+        }
+        Ok(())
+    }
+}
