@@ -2,6 +2,7 @@
 
 use burn::{config::Config, tensor::Device};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::{ExpectedControl, Sampler};
 use crate::{
@@ -124,7 +125,7 @@ impl SamplerConfig {
         device: &Device,
     ) -> Result<(Sampler, Option<TrainingWorker>), ConfigError> {
         let inner = device.clone().inner();
-        match &self.distiller {
+        let (mut sampler, worker) = match &self.distiller {
             DistillerConfig::SwiGlu(config) => {
                 let distiller = config.init(d_model, self.distiller_seed, &inner)?;
                 self.init_pair_with(distiller, d_model, device)
@@ -133,7 +134,9 @@ impl SamplerConfig {
                 let distiller = config.init(d_model, self.distiller_seed, &inner)?;
                 self.init_pair_with(distiller, d_model, device)
             }
-        }
+        }?;
+        sampler.custom_distiller = false;
+        Ok((sampler, worker))
     }
 
     /// [`init_with`](Self::init_with) for a caller with threads of its own.
@@ -164,8 +167,21 @@ impl SamplerConfig {
             Some(slots) => self.trainer(slots),
             None => self.trainer(SeparateSlots::new(template, optimizer)),
         };
-        let sampler = Sampler::new(trainer, self, d_model, device);
+        let sampler = Sampler::new(trainer, self.clone(), true, d_model, device);
         Ok((sampler, worker))
+    }
+
+    /// Reads settings that an earlier version may have written: those that it did not know have their defaults.
+    pub(crate) fn from_partial_json(written: &Value) -> Result<Self, String> {
+        let mut all = serde_json::to_value(Self::new()).map_err(|error| error.to_string())?;
+        let distiller = written.get("distiller").cloned().unwrap_or(Value::Null);
+        let defaults = match distiller.as_object().and_then(|names| names.keys().next()) {
+            Some(name) if name == "low_rank" => DistillerConfig::LowRank(LowRankConfig::new()),
+            _ => DistillerConfig::SwiGlu(SwiGluConfig::new()),
+        };
+        all["distiller"] = serde_json::to_value(defaults).map_err(|error| error.to_string())?;
+        overlay(&mut all, written);
+        serde_json::from_value(all).map_err(|error| error.to_string())
     }
 
     fn trainer(&self, slots: impl Slots) -> (Box<dyn OnlineTrainer>, Option<TrainingWorker>) {
@@ -197,4 +213,16 @@ fn start((sampler, worker): (Sampler, Option<TrainingWorker>)) -> Result<Sampler
         spawn(worker).map_err(|error| ConfigError::Thread { reason: error.to_string() })?;
     }
     Ok(sampler)
+}
+
+/// Puts the values of `written` over those of `all`, key by key.
+fn overlay(all: &mut Value, written: &Value) {
+    match (all, written) {
+        (Value::Object(all), Value::Object(written)) => {
+            for (key, value) in written {
+                overlay(all.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (all, written) => *all = written.clone(),
+    }
 }

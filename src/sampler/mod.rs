@@ -24,7 +24,7 @@ use crate::{
     id::RowId,
     novelty::Expects,
     telemetry::{Counters, Observer, Steering, StepTrace},
-    train::{Learned, OnlineTrainer},
+    train::{Learned, Misfit, OnlineTrainer, TrainerState},
 };
 use input::Reference;
 use latent::project;
@@ -40,32 +40,34 @@ use steered::Steered;
 #[derive(Debug)]
 pub struct Sampler {
     trainer: Box<dyn OnlineTrainer>,
-    sharing: Sharing,
-    steps_before_steering: u64,
+    config: SamplerConfig,
+    /// Whether slots start from a distiller that the configuration does not know.
+    custom_distiller: bool,
     d_model: usize,
     device: Device,
-    control: ExpectedControl,
     counters: Counters,
     observer: Option<Box<dyn Observer>>,
+}
+
+/// Everything that makes a sampler what it is.
+pub(crate) struct SamplerState {
+    pub(crate) trainer: TrainerState,
+    pub(crate) config: SamplerConfig,
+    pub(crate) custom_distiller: bool,
+    pub(crate) d_model: usize,
+    pub(crate) counters: Counters,
 }
 
 impl Sampler {
     fn new(
         trainer: Box<dyn OnlineTrainer>,
-        config: &SamplerConfig,
+        config: SamplerConfig,
+        custom_distiller: bool,
         d_model: usize,
         device: Device,
     ) -> Self {
-        Self {
-            trainer,
-            sharing: config.sharing,
-            steps_before_steering: config.steps_before_steering as u64,
-            control: config.expected_control,
-            d_model,
-            device,
-            counters: Counters::default(),
-            observer: None,
-        }
+        let counters = Counters::default();
+        Self { trainer, config, custom_distiller, d_model, device, counters, observer: None }
     }
 
     /// Makes room for a row's request, so that its prompt's distiller stays while the request waits for its turn.
@@ -92,7 +94,34 @@ impl Sampler {
 
     /// Which requests share a distiller.
     pub fn sharing(&self) -> Sharing {
-        self.sharing
+        self.config.sharing
+    }
+
+    /// The settings that it was made from.
+    pub fn config(&self) -> &SamplerConfig {
+        &self.config
+    }
+
+    /// Everything that makes this sampler what it is. It goes on unchanged.
+    pub(crate) fn export(&mut self) -> Result<SamplerState, TrainError> {
+        Ok(SamplerState {
+            trainer: self.trainer.export()?,
+            config: self.config.clone(),
+            custom_distiller: self.custom_distiller,
+            d_model: self.d_model,
+            counters: self.counters,
+        })
+    }
+
+    /// Puts back what [`export`](Self::export) has given to a sampler with the same settings.
+    pub(crate) fn import(
+        &mut self,
+        counters: Counters,
+        trainer: TrainerState,
+    ) -> Result<(), Misfit> {
+        self.trainer.import(trainer)?;
+        self.counters = counters;
+        Ok(())
     }
 
     /// Totals since the beginning or the last reset.
@@ -267,9 +296,14 @@ impl Sampler {
         let prediction = self.trainer.predict(&ids, hidden.shallow())?;
         let steered_rows = at.iter().map(|&at| &rows[at]);
         let (deep, counters) = (hidden.deep(), &mut self.counters);
-        let expected =
-            self.control.apply(steered_rows, deep, prediction.expected.clone(), counters)?;
-        let warming = |&row: &RowId| self.trainer.updates(row) < self.steps_before_steering;
+        let expected = self.config.expected_control.apply(
+            steered_rows,
+            deep,
+            prediction.expected.clone(),
+            counters,
+        )?;
+        let before = self.config.steps_before_steering as u64;
+        let warming = |&row: &RowId| self.trainer.updates(row) < before;
         let warming = ids.iter().map(warming).collect();
         Ok(Some(Steered::new(at, ids, hidden, prediction, expected, warming)))
     }
@@ -354,6 +388,13 @@ impl Sampler {
         traces.iter().for_each(|trace| observer.token(trace));
         let (failed, distillers) = (chosen.rows.len() - traces.len(), self.trainer.distillers());
         let counters = self.counters;
-        observer.step(&StepTrace::of(&traces, self.sharing, failed, updates, distillers, counters));
+        observer.step(&StepTrace::of(
+            &traces,
+            self.config.sharing,
+            failed,
+            updates,
+            distillers,
+            counters,
+        ));
     }
 }

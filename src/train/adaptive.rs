@@ -183,7 +183,7 @@ impl<S: Slots> OnlineTrainer for AdaptiveTrainer<S> {
 
     fn export(&mut self) -> Result<TrainerState, TrainError> {
         let mut state = self.own.export()?;
-        state.global = Some(Box::new(self.shared.export()?));
+        state.shared = Some(Box::new(self.shared.export()?));
         let evidence = self.evidence.iter();
         state.evidence =
             evidence.map(|(&prompt, e)| (prompt, e.clone().reshape([EVIDENCE]))).collect();
@@ -200,7 +200,7 @@ impl<S: Slots> OnlineTrainer for AdaptiveTrainer<S> {
             }
             evidence.insert(prompt, values.reshape([1, EVIDENCE]));
         }
-        match state.global.take() {
+        match state.shared.take() {
             Some(shared) => self.shared.import(*shared)?,
             None => self.shared.reset(),
         }

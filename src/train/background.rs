@@ -23,8 +23,10 @@ pub(crate) struct BackgroundTrainer<T> {
     results: Receiver<Done<T>>,
     /// What was done and not reported yet.
     unreported: Learned,
-    /// Whether a job is with the worker.
+    /// Whether a job is with the worker, or its result in `arrived`.
     under_way: bool,
+    /// The result of the job under way, where somebody had to wait for it before its time.
+    arrived: Option<Done<T>>,
     /// Requests that have begun or ended since the last job: the worker hears of them with the next one.
     changes: Vec<Change>,
     /// Why the worker is gone, if it is.
@@ -92,6 +94,7 @@ impl<T: OnlineTrainer + Clone + 'static> BackgroundTrainer<T> {
             results,
             unreported: Learned::default(),
             under_way: false,
+            arrived: None,
             changes: Vec::new(),
             failed: None,
         };
@@ -101,14 +104,13 @@ impl<T: OnlineTrainer + Clone + 'static> BackgroundTrainer<T> {
     /// Waits for the job under way, if there is one, and makes its result visible.
     fn join(&mut self) -> Result<Learned, TrainError> {
         self.check()?;
-        if !std::mem::take(&mut self.under_way) {
+        if !self.under_way {
             return Ok(Learned::default());
         }
-        let done = match self.results.recv() {
-            Ok(done) => done,
-            Err(_) => Err(TrainError::Worker { got: "one that has ended".to_owned() }),
-        };
-        match done {
+        self.receive();
+        self.under_way = false;
+        let ended = || Err(TrainError::Worker { got: "one that has ended".to_owned() });
+        match self.arrived.take().unwrap_or_else(ended) {
             Ok((trainer, learned)) => {
                 self.visible = trainer;
                 // What has happened since the job was handed over.
@@ -119,6 +121,13 @@ impl<T: OnlineTrainer + Clone + 'static> BackgroundTrainer<T> {
                 self.failed = Some(error.clone());
                 Err(error)
             }
+        }
+    }
+
+    /// Waits for the result of the job under way without making it visible.
+    fn receive(&mut self) {
+        if self.under_way && self.arrived.is_none() {
+            self.arrived = self.results.recv().ok();
         }
     }
 
@@ -267,15 +276,31 @@ impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> 
     }
 
     fn export(&mut self) -> Result<TrainerState, TrainError> {
-        let joined = self.join()?;
-        self.unreported += joined;
-        self.visible.export()
+        self.check()?;
+        self.receive();
+        let mut state = self.visible.export()?;
+        match &mut self.arrived {
+            Some(Ok((ahead, learned))) => {
+                self.changes.iter().for_each(|&change| apply(change, ahead));
+                state.ahead = Some((Box::new(ahead.export()?), *learned));
+            }
+            // What has failed is reported where it would have been.
+            Some(Err(_)) | None => {}
+        }
+        Ok(state)
     }
 
-    fn import(&mut self, state: TrainerState) -> Result<(), Misfit> {
+    fn import(&mut self, mut state: TrainerState) -> Result<(), Misfit> {
         let _ = self.join();
+        let ahead = state.ahead.take();
         self.visible.import(state)?;
         let _ = self.replace();
+        if let Some((ahead, learned)) = ahead {
+            let mut trainer = self.visible.clone();
+            trainer.import(*ahead)?;
+            let _ = self.hand_over(Job::Replace(trainer.clone()));
+            (self.arrived, self.under_way) = (Some(Ok((trainer, learned))), true);
+        }
         Ok(())
     }
 }

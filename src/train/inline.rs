@@ -43,9 +43,11 @@ struct Seat {
 #[derive(Debug, Default)]
 pub(crate) struct TrainerState {
     pub(crate) slots: Vec<SlotState>,
-    /// What an adaptive trainer knows besides: the slot that all prompts share, and its evidence about each prompt.
-    pub(crate) global: Option<Box<TrainerState>>,
+    /// What an adaptive trainer knows besides: its evidence about each prompt, and the slot that all prompts share.
     pub(crate) evidence: Vec<(PromptId, Tensor<1>)>,
+    pub(crate) shared: Option<Box<TrainerState>>,
+    /// What a trainer in the background knows besides: an update that is done and not visible yet, and what it learned.
+    pub(crate) ahead: Option<(Box<TrainerState>, Learned)>,
 }
 
 /// Everything about one slot.
@@ -643,5 +645,49 @@ mod tests {
         let trainer = InlineTrainer::new(slots, Sharing::Global, config);
         let rows = [(1, 7), (0, 5), (1, 3), (0, 6), (0, 4)].map(|(p, r)| RowId::new(p, r));
         assert_eq!(trainer.rows_to_train(&rows), [2, 4]);
+    }
+
+    #[test]
+    fn a_slot_starts_again_from_what_is_fitted_to_its_first_rows() {
+        let device = Device::flex();
+        let config = crate::distiller::LowRankConfig::new().with_rank(3);
+        let config = config.with_start(LowRankStart::Ridge { rows: 5, lambda: 1e-2 });
+        let distiller = config.init(12, 4, &device).unwrap();
+        let optimizer = OptimizerConfig::reference();
+        let slots = StackedSlots::new(&distiller, optimizer).unwrap();
+        let steps: Vec<HiddenStates> = (0..5).map(|i| hidden(2, i as f32, &device)).collect();
+        let rows = [RowId::new(0, 0), RowId::new(0, 1)];
+        let x = wave(2, 12, 0.5, &device);
+
+        // Two rows a step: the third step brings the sixth row.
+        let mut trainer =
+            InlineTrainer::new(slots.clone(), Sharing::PerPrompt, TrainingConfig::default());
+        for step in &steps[..3] {
+            trainer.predict(&rows, step.shallow()).unwrap();
+            trainer.learn(&rows, step, &[]).unwrap();
+        }
+        let first = HiddenStates::concat(&steps[..3]);
+        let fitted = distiller.fit(first.shallow(), first.deep()).unwrap();
+        let got = values(trainer.predict(&rows, &x).unwrap().expected);
+        assert_close("fitted", &got, &values(fitted.predict(x.clone())), 1e-5);
+        assert_eq!(trainer.updates(rows[0]), 3, "a fit forgets no update");
+
+        // From there on it learns as a fresh learner does that starts from the fit: Adam's moments are forgotten.
+        let mut learner = crate::train::Learner::new(fitted, optimizer).unwrap();
+        for step in &steps[3..] {
+            trainer.learn(&rows, step, &[]).unwrap();
+            learner.update(step);
+        }
+        let got = values(trainer.predict(&rows, &x).unwrap().expected);
+        assert_close("after", &got, &values(learner.distiller().predict(x.clone())), 1e-4);
+
+        // A warm-up brings the prompt's positions: fitted before they are learned.
+        let mut warm = InlineTrainer::new(slots, Sharing::PerPrompt, TrainingConfig::default());
+        warm.warm_up(rows[0], &first, 2).unwrap();
+        let fitted = distiller.fit(first.shallow(), first.deep()).unwrap();
+        let mut learner = crate::train::Learner::new(fitted, optimizer).unwrap();
+        (0..2).for_each(|_| drop(learner.update(&first)));
+        let got = values(warm.predict(&rows, &x).unwrap().expected);
+        assert_close("warm", &got, &values(learner.distiller().predict(x)), 1e-4);
     }
 }

@@ -18,7 +18,7 @@ pub(crate) use adaptive::AdaptiveTrainer;
 pub use background::TrainingWorker;
 pub(crate) use background::{BackgroundTrainer, spawn};
 pub use config::{SlotPath, Staleness, TrainRows, TrainingConfig};
-pub(crate) use inline::{InlineTrainer, TrainerState};
+pub(crate) use inline::{InlineTrainer, SlotState, TrainerState};
 pub use optimizer::{LossReduction, OptimizerConfig, Schedule, UpdateRule};
 pub(crate) use slots::{Misfit, SeparateSlots, SlotTensors, Slots};
 pub(crate) use stacked::StackedSlots;
