@@ -5,9 +5,10 @@ use std::{
     fs::{self, File},
     io::Write,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
 };
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use half::f16;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde::{Deserialize, Serialize};
@@ -67,7 +68,7 @@ struct TrainerHeader {
     evidence: Vec<PromptId>,
     shared: Option<Box<TrainerHeader>>,
     /// An update that is done and not visible yet, and what it has learned.
-    ahead: Option<(Box<TrainerHeader>, usize, usize)>,
+    ahead: Option<(Box<TrainerHeader>, Learned)>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -116,7 +117,8 @@ impl Sampler {
         write(path.as_ref(), header, &tensors)
     }
 
-    /// Reads a sampler that [`save`](Self::save) has written, onto `device`. Requests are known by the ids that they had.
+    /// Reads a sampler that [`save`](Self::save) has written, onto `device`. Requests are known by the ids that they had:
+    /// those that were running are in [`requests`](Self::requests), to be gone on with or released.
     ///
     /// # Errors
     ///
@@ -181,9 +183,9 @@ impl Tensors {
             None => None,
         };
         let ahead = match state.ahead {
-            Some((ahead, Learned { updates, rows })) => {
+            Some((ahead, learned)) => {
                 let ahead = self.trainer(&format!("{place}.ahead"), *ahead)?;
-                Some((Box::new(ahead), updates, rows))
+                Some((Box::new(ahead), learned))
             }
             None => None,
         };
@@ -255,6 +257,9 @@ fn values<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, SnapshotError> 
     data.try_into_vec::<f32>().map_err(|error| device(format!("{error:?}")))
 }
 
+/// Files begun by this process: two threads that save to one place must not share one.
+static ATTEMPTS: AtomicU64 = AtomicU64::new(0);
+
 /// Writes the file beside its place and renames it.
 fn write(path: &Path, header: String, tensors: &Tensors) -> Result<(), SnapshotError> {
     let io = |source| SnapshotError::Io { path: path.to_owned(), source };
@@ -279,7 +284,8 @@ fn write(path: &Path, header: String, tensors: &Tensors) -> Result<(), SnapshotE
     let bytes = safetensors::serialize(views, Some(metadata)).map_err(SnapshotError::header)?;
 
     let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.partial", std::process::id()));
+    let attempt = ATTEMPTS.fetch_add(1, Ordering::Relaxed);
+    name.push(format!(".{}.{attempt}.partial", std::process::id()));
     let partial = path.with_file_name(name);
     let written = File::create(&partial)
         .and_then(|mut file| {
@@ -439,9 +445,9 @@ impl Snapshot {
             None => None,
         };
         let ahead = match header.ahead {
-            Some((ahead, updates, rows)) => {
+            Some((ahead, learned)) => {
                 let ahead = self.trainer(&format!("{place}.ahead"), *ahead, device)?;
-                Some((Box::new(ahead), Learned { updates, rows }))
+                Some((Box::new(ahead), learned))
             }
             None => None,
         };
@@ -505,6 +511,6 @@ impl Snapshot {
             let (expected, got) = (format!("{D} dimensions"), format!("shape {shape:?}"));
             return Err(self.format(&format!("tensor {name}"), &expected, &got));
         }
-        Ok(Tensor::from_data(TensorData::new(values, shape), device))
+        Ok(Tensor::from_data(TensorData::new(values, shape), (device, DType::F32)))
     }
 }

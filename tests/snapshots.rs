@@ -271,3 +271,59 @@ fn old_config() -> SamplerConfig {
         .with_sharing(Sharing::Adaptive(AdaptiveConfig::default()))
         .with_training(TrainingConfig { update_every: 2, ..TrainingConfig::default() })
 }
+
+#[test]
+fn a_decoder_does_not_take_a_new_prompt_for_one_that_the_sampler_knows() {
+    let model = esamp::testing::TinyLm::new(1, &Device::flex());
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("sampler");
+    let config = SamplerConfig::new();
+    let width = esamp::testing::TinyLm::D_MODEL;
+    let mut decoder = esamp::Decoder::new(&model, config.init(width, &Device::flex()).unwrap());
+    decoder.submit(esamp::Request::new(vec![1, 2]).with_completions(2)).unwrap();
+    (0..20).for_each(|_| drop(decoder.step().unwrap()));
+    decoder.sampler_mut().save(&path, SnapshotPrecision::F32).unwrap();
+
+    let loaded = Sampler::load(&path, &Device::flex()).unwrap();
+    let running = loaded.requests();
+    assert_eq!(running, [RowId::new(0, 0), RowId::new(0, 1)]);
+    let tokens = |sampler: Sampler| {
+        let mut decoder = esamp::Decoder::new(&model, sampler);
+        decoder.submit(esamp::Request::new(vec![3]).with_max_new_tokens(12)).unwrap();
+        let run = decoder.run(|_| std::ops::ControlFlow::Continue(())).unwrap();
+        (run[0].tokens(), run[0].row, decoder.into_sampler())
+    };
+    let fresh = tokens(config.init(width, &Device::flex()).unwrap());
+    let (after, row, mut sampler) = tokens(loaded);
+    assert_eq!((after, row), (fresh.0, RowId::new(1, 2)), "a distiller of its own");
+    assert_eq!(sampler.distillers(), 1, "the old prompt's is still there");
+    running.into_iter().for_each(|row| sampler.release(row));
+    assert_eq!(sampler.distillers(), 0);
+}
+
+#[test]
+fn a_job_that_has_failed_is_no_snapshot() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x");
+    let background = TrainingConfig { staleness: Staleness::Background, ..Default::default() };
+    let config = SamplerConfig::new().with_training(background);
+    let mut sampler = config.init_with(Fails {}, D_MODEL, &Device::flex()).unwrap();
+    step(&mut sampler, 0);
+    let error = sampler.save(&path, SnapshotPrecision::F32).unwrap_err();
+    assert!(matches!(error, SnapshotError::Train(esamp::TrainError::Worker { .. })), "{error}");
+    assert!(!path.exists());
+}
+
+/// Cannot learn.
+#[derive(Module, Debug)]
+struct Fails {}
+
+impl Distiller for Fails {
+    fn predict(&self, shallow: Tensor<2>) -> Tensor<2> {
+        shallow
+    }
+
+    fn loss(&self, _shallow: Tensor<2>, _deep: Tensor<2>) -> Tensor<1> {
+        panic!("never")
+    }
+}

@@ -1,6 +1,10 @@
 //! The settings of a sampler: which distiller, how it learns, who shares it.
 
-use burn::{config::Config, tensor::Device};
+use burn::{
+    config::Config,
+    module::{ModuleMapper, Param},
+    tensor::{DType, Device, Tensor},
+};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -11,8 +15,8 @@ use crate::{
     error::ConfigError,
     train::{
         AdaptiveTrainer, BackgroundTrainer, InlineTrainer, OnlineTrainer, OptimizerConfig,
-        SeparateSlots, SlotPath, Slots, StackedSlots, Staleness, TrainingConfig, TrainingWorker,
-        spawn,
+        SeparateSlots, SlotPath, Slots, StackedSlots, Staleness, TrainRows, TrainingConfig,
+        TrainingWorker, spawn,
     },
 };
 
@@ -156,9 +160,16 @@ impl SamplerConfig {
         if let Sharing::Adaptive(adaptive) = self.sharing {
             adaptive.validate()?;
         }
+        let alone = self.sharing == Sharing::PerRequest;
+        ConfigError::check(
+            !alone || self.training.train_rows == TrainRows::All,
+            "train_rows",
+            "all, where every request has a distiller of its own",
+            "first_per_prompt",
+        )?;
         ConfigError::at_least_one("d_model", d_model)?;
         let device = device.clone().inner();
-        let template = distiller.to_device(&device).valid();
+        let template = distiller.to_device(&device).valid().map(&mut FullPrecision);
         let stacked = match self.training.slot_path {
             SlotPath::Stacked => StackedSlots::new(&template, optimizer),
             SlotPath::OneByOne => None,
@@ -203,6 +214,18 @@ impl SamplerConfig {
                 let (trainer, worker) = BackgroundTrainer::pair(trainer);
                 (Box::new(trainer), Some(worker))
             }
+        }
+    }
+}
+
+/// Distillers learn in `f32`, whatever they came in: steps as small as theirs are lost in less.
+struct FullPrecision;
+
+impl ModuleMapper for FullPrecision {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        match param.val().dtype() {
+            DType::F32 => param,
+            _ => param.map(|tensor| tensor.cast(DType::F32)),
         }
     }
 }

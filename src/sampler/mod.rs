@@ -87,6 +87,13 @@ impl Sampler {
         self.counters = Counters::default();
     }
 
+    /// The requests that have begun and not ended, as far as distillers know of them; a prompt that does not decide whose
+    /// distiller it is, is 0. After [`load`](Self::load), those that were running when the file was written: go on with
+    /// them, or release them.
+    pub fn requests(&self) -> Vec<RowId> {
+        self.trainer.requests()
+    }
+
     /// Number of distillers in use.
     pub fn distillers(&self) -> usize {
         self.trainer.distillers()
@@ -159,9 +166,11 @@ impl Sampler {
         if finite.is_empty() {
             return Ok(0);
         }
-        let done = self.trainer.warm_up(row, &prompt.at(&finite), updates)?.updates;
-        self.counters.warm_up_updates += done as u64;
-        Ok(done)
+        let done = self.trainer.warm_up(row, &prompt.at(&finite), updates)?;
+        self.counters.warm_up_updates += done.updates as u64;
+        self.counters.fits += done.fits as u64;
+        self.counters.fits_failed += done.fits_failed as u64;
+        Ok(done.updates)
     }
 
     /// Shows every token and every step from here on to `observer`, in the place of the one before. It changes nothing
@@ -196,6 +205,8 @@ impl Sampler {
     fn count_learned(&mut self, learned: Learned) {
         self.counters.updates += learned.updates as u64;
         self.counters.rows_learned += learned.rows as u64;
+        self.counters.fits += learned.fits as u64;
+        self.counters.fits_failed += learned.fits_failed as u64;
     }
 
     /// Chooses a token for every row, then learns from the step.
@@ -327,7 +338,10 @@ impl Sampler {
                     self.counters.mixed += u64::from(steered.settled[place]);
                     learned.push(place);
                 }
-                None => self.counters.rows_not_finite += 1,
+                None => {
+                    self.counters.rows_not_finite += 1;
+                    self.counters.predictions_not_finite += u64::from(steered.diverged[place]);
+                }
             }
         }
         if learned.is_empty() {

@@ -15,14 +15,14 @@ use crate::{error::TrainError, hidden::HiddenStates, id::RowId};
 ///
 /// Two copies of the trainer: `visible` predicts, the worker's learns. [`learn`](OnlineTrainer::learn) of step `t` first
 /// waits for the update of step `t − 1`, makes it visible, and only then hands over step `t`. So step `t + 1` predicts
-/// with the update of step `t − 1`, whatever the threads' timing, and at most one job is under way.
+/// with the update of step `t − 1`, whatever the threads' timing, and at most one job is under way. (Steps in which nothing
+/// is learned do not count.) What the caller does in between, releasing a request or learning from a prompt, is done to
+/// both copies, on either side of the update that it falls into.
 #[derive(Debug)]
 pub(crate) struct BackgroundTrainer<T> {
     visible: T,
     jobs: SyncSender<Job<T>>,
     results: Receiver<Done<T>>,
-    /// What was done and not reported yet.
-    unreported: Learned,
     /// Whether a job is with the worker, or its result in `arrived`.
     under_way: bool,
     /// The result of the job under way, where somebody had to wait for it before its time.
@@ -33,10 +33,16 @@ pub(crate) struct BackgroundTrainer<T> {
     failed: Option<TrainError>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum Change {
     Begin(RowId),
     Release(RowId),
+    /// Learning from a prompt happens on both sides: what is under way must not become visible for it.
+    WarmUp {
+        row: RowId,
+        hidden: HiddenStates,
+        updates: usize,
+    },
 }
 
 /// What the worker is to do.
@@ -84,7 +90,9 @@ pub(crate) fn spawn(worker: TrainingWorker) -> std::io::Result<()> {
 impl<T: OnlineTrainer + Clone + 'static> BackgroundTrainer<T> {
     /// A trainer and its worker, which share `trainer`'s starting state.
     pub(crate) fn pair(trainer: T) -> (Self, TrainingWorker) {
-        let (jobs, to_do) = sync_channel(1);
+        // One update is under way at most. What else is sent, after a reset or a load, must not wait for a worker that the
+        // caller has not started yet.
+        let (jobs, to_do) = sync_channel(4);
         let (done, results) = sync_channel(1);
         let learner = trainer.clone();
         let worker = TrainingWorker(Box::new(move || work(learner, &to_do, &done)));
@@ -92,7 +100,6 @@ impl<T: OnlineTrainer + Clone + 'static> BackgroundTrainer<T> {
             visible: trainer,
             jobs,
             results,
-            unreported: Learned::default(),
             under_way: false,
             arrived: None,
             changes: Vec::new(),
@@ -114,7 +121,9 @@ impl<T: OnlineTrainer + Clone + 'static> BackgroundTrainer<T> {
             Ok((trainer, learned)) => {
                 self.visible = trainer;
                 // What has happened since the job was handed over.
-                self.changes.iter().for_each(|&change| apply(change, &mut self.visible));
+                for change in &self.changes {
+                    apply(change, &mut self.visible)?;
+                }
                 Ok(learned)
             }
             Err(error) => {
@@ -144,9 +153,11 @@ impl<T: OnlineTrainer + Clone + 'static> BackgroundTrainer<T> {
         self.failed.clone().map_or(Ok(()), Err)
     }
 
-    fn change(&mut self, change: Change) {
-        apply(change, &mut self.visible);
+    /// Does something here, and lets the worker hear of it with the next job.
+    fn change(&mut self, change: Change) -> Result<Learned, TrainError> {
+        let learned = apply(&change, &mut self.visible)?;
         self.changes.push(change);
+        Ok(learned)
     }
 
     /// Lets the worker go on from what is visible, after something that was done to it here.
@@ -157,11 +168,15 @@ impl<T: OnlineTrainer + Clone + 'static> BackgroundTrainer<T> {
     }
 }
 
-fn apply(change: Change, trainer: &mut impl OnlineTrainer) {
-    match change {
+fn apply(change: &Change, trainer: &mut impl OnlineTrainer) -> Result<Learned, TrainError> {
+    match *change {
         Change::Begin(row) => trainer.begin(row),
         Change::Release(row) => trainer.release(row),
+        Change::WarmUp { row, ref hidden, updates } => {
+            return trainer.warm_up(row, hidden, updates);
+        }
     }
+    Ok(Learned::default())
 }
 
 /// The worker's loop: ends when the other half is gone, or after a failure that has been reported.
@@ -180,7 +195,9 @@ fn work<T: OnlineTrainer + Clone>(
         };
         // A distiller is the user's code: its panic ends this worker, not the program, and is reported.
         let learned = catch_unwind(AssertUnwindSafe(|| {
-            changes.into_iter().for_each(|change| apply(change, &mut trainer));
+            for change in &changes {
+                apply(change, &mut trainer)?;
+            }
             let learned = trainer.learn(&rows, &hidden, &parts)?;
             // On a device that queues its work, nothing may start before somebody asks for it.
             let _ = hidden.device().flush();
@@ -204,17 +221,21 @@ fn work<T: OnlineTrainer + Clone>(
 
 impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> {
     fn begin(&mut self, row: RowId) {
-        self.change(Change::Begin(row));
+        // Only what changes something: a sampler that decodes for days without learning must not keep a list of it.
+        if !self.visible.has(row) {
+            let _ = self.change(Change::Begin(row));
+        }
     }
 
     fn release(&mut self, row: RowId) {
-        self.change(Change::Release(row));
+        if self.visible.has(row) {
+            let _ = self.change(Change::Release(row));
+        }
     }
 
     fn reset(&mut self) {
         // What is under way is forgotten too. A failure is not: there is no worker any more.
         if self.join().is_ok() {
-            self.unreported = Learned::default();
             self.visible.reset();
             let _ = self.replace();
         }
@@ -228,15 +249,21 @@ impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> 
         self.visible.updates(row)
     }
 
+    fn requests(&self) -> Vec<RowId> {
+        self.visible.requests()
+    }
+
+    fn has(&self, row: RowId) -> bool {
+        self.visible.has(row)
+    }
+
     fn waiting_rows(&self) -> usize {
         self.visible.waiting_rows()
     }
 
     fn predict(&mut self, rows: &[RowId], shallow: &Tensor<2>) -> Result<Prediction, TrainError> {
         self.check()?;
-        for &row in rows {
-            self.change(Change::Begin(row));
-        }
+        rows.iter().for_each(|&row| self.begin(row));
         self.visible.predict(rows, shallow)
     }
 
@@ -246,8 +273,7 @@ impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> 
         hidden: &HiddenStates,
         parts: &[Tensor<2>],
     ) -> Result<Learned, TrainError> {
-        let mut learned = self.join()?;
-        learned += std::mem::take(&mut self.unreported);
+        let learned = self.join()?;
         let changes = std::mem::take(&mut self.changes);
         let (rows, hidden, parts) = (rows.to_vec(), hidden.clone(), parts.to_vec());
         self.hand_over(Job::Learn { changes, rows, hidden, parts })?;
@@ -261,33 +287,35 @@ impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> 
         hidden: &HiddenStates,
         updates: usize,
     ) -> Result<Learned, TrainError> {
-        // The job under way is no part of this warm-up: it is reported with the next one.
-        let joined = self.join()?;
-        self.unreported += joined;
-        let learned = self.visible.warm_up(row, hidden, updates)?;
-        self.replace()?;
-        Ok(learned)
+        self.check()?;
+        self.change(Change::WarmUp { row, hidden: hidden.clone(), updates })
     }
 
     fn finish(&mut self) -> Result<Learned, TrainError> {
-        let mut learned = self.join()?;
-        learned += std::mem::take(&mut self.unreported);
-        Ok(learned)
+        self.join()
     }
 
     fn export(&mut self) -> Result<TrainerState, TrainError> {
         self.check()?;
         self.receive();
+        if !self.under_way {
+            return self.visible.export();
+        }
         let mut state = self.visible.export()?;
+        let ended = || TrainError::Worker { got: "one that has ended".to_owned() };
         match &mut self.arrived {
             Some(Ok((ahead, learned))) => {
-                self.changes.iter().for_each(|&change| apply(change, ahead));
+                // A copy: what is to be handed over with the next job must not be done to it twice.
+                let mut ahead = ahead.clone();
+                for change in &self.changes {
+                    apply(change, &mut ahead)?;
+                }
                 state.ahead = Some((Box::new(ahead.export()?), *learned));
+                Ok(state)
             }
-            // What has failed is reported where it would have been.
-            Some(Err(_)) | None => {}
+            Some(Err(error)) => Err(error.clone()),
+            None => Err(ended()),
         }
-        Ok(state)
     }
 
     fn import(&mut self, mut state: TrainerState) -> Result<(), Misfit> {

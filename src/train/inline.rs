@@ -77,7 +77,10 @@ impl<S: Slots> InlineTrainer<S> {
             let seat = self.bank.get_mut(key)?;
             Some(SlotRows { slot: seat.place?, done: seat.age, rows })
         });
-        work.collect()
+        let mut work: Vec<SlotRows> = work.collect();
+        // In the order of their places: where all slots have work, nothing has to be picked out.
+        work.sort_unstable_by_key(|slot| slot.slot);
+        work
     }
 
     /// Gives a place to every slot that has none. Slots that were released have left holes, which are closed first: that
@@ -137,14 +140,16 @@ impl<S: Slots> InlineTrainer<S> {
                 }
             }
         }
-        Ok(Learned { updates, rows: if updates > 0 { rows.len() } else { 0 } })
+        let rows = if updates > 0 { rows.len() } else { 0 };
+        Ok(Learned { updates, rows, ..Learned::default() })
     }
 
     /// Collects the first rows of slots whose distiller wants to be fitted, and fits those that have seen enough.
-    fn fit(&mut self, rows: &[RowId], hidden: &HiddenStates) {
+    fn fit(&mut self, rows: &[RowId], hidden: &HiddenStates) -> Learned {
+        let mut learned = Learned::default();
         let wanted = self.slots.rows_to_fit();
         if wanted == 0 || rows.is_empty() {
-            return;
+            return learned;
         }
         self.work(rows); // every slot has its place
         for (key, members) in self.bank.groups(rows) {
@@ -160,8 +165,12 @@ impl<S: Slots> InlineTrainer<S> {
             seat.is_fitted = true;
             if seat.place.is_some_and(|place| self.slots.fit(place, &first_rows)) {
                 seat.age = 0;
+                learned.fits += 1;
+            } else {
+                learned.fits_failed += 1;
             }
         }
+        learned
     }
 
     /// Adds the step's rows to what their slots have gathered, and gives the rows of the slots that have enough.
@@ -198,6 +207,11 @@ impl<S: Slots> InlineTrainer<S> {
             let fresh = self.slots.export(work.slot);
             // Both come from one template, so this cannot misfit.
             let _ = self.slots.import(work.slot, SlotTensors { parameters, ..fresh });
+            // A fit would throw away what it has just been given.
+            let seat = self.bank.groups(&[row]).first().map(|&(key, _)| key);
+            if let Some(seat) = seat.and_then(|key| self.bank.get_mut(key)) {
+                seat.is_fitted = true;
+            }
         }
     }
 
@@ -239,6 +253,14 @@ impl<S: Slots> OnlineTrainer for InlineTrainer<S> {
         self.bank.of(row).map_or(0, |seat| seat.updates)
     }
 
+    fn requests(&self) -> Vec<RowId> {
+        self.bank.requests()
+    }
+
+    fn has(&self, row: RowId) -> bool {
+        self.bank.has(row)
+    }
+
     fn waiting_rows(&self) -> usize {
         let entries = self.bank.entries();
         entries.iter().flat_map(|(_, _, seat)| &seat.gathered).map(HiddenStates::rows).sum()
@@ -259,7 +281,7 @@ impl<S: Slots> OnlineTrainer for InlineTrainer<S> {
         let train = self.rows_to_train(rows);
         let picked: Vec<RowId> = train.iter().map(|&at| rows[at]).collect();
         let hidden = hidden.at(&train);
-        let learned = if self.config.update_every == 1 {
+        let mut learned = if self.config.update_every == 1 {
             self.update(&picked, &hidden)?
         } else {
             match self.gather(&picked, &hidden) {
@@ -267,7 +289,7 @@ impl<S: Slots> OnlineTrainer for InlineTrainer<S> {
                 None => Learned::default(),
             }
         };
-        self.fit(&picked, &hidden);
+        learned += self.fit(&picked, &hidden);
         Ok(learned)
     }
 
@@ -279,8 +301,7 @@ impl<S: Slots> OnlineTrainer for InlineTrainer<S> {
     ) -> Result<Learned, TrainError> {
         self.begin(row);
         let rows = vec![row; hidden.rows()];
-        self.fit(&rows, hidden);
-        let mut learned = Learned::default();
+        let mut learned = self.fit(&rows, hidden);
         for _ in 0..updates {
             learned += self.update(&rows, hidden)?;
         }
@@ -623,7 +644,7 @@ mod tests {
             learned.push(trainer.learn(&rows, step, &[]).unwrap());
         }
         let nothing = Learned::default();
-        assert_eq!(learned, [nothing, nothing, Learned { updates: 1, rows: 6 }]);
+        assert_eq!(learned, [nothing, nothing, Learned { updates: 1, rows: 6, ..nothing }]);
 
         let mut at_once = crate::train::Learner::new(distiller, optimizer).unwrap();
         at_once.update(&HiddenStates::concat(&steps));

@@ -3,7 +3,7 @@
 //! Written as tensor operations, an update of Adam reads and writes each parameter's numbers some fourteen times over; here
 //! it is once. For networks as small as these that is most of what an update costs.
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::{
     super::{OptimizerConfig, UpdateRule},
@@ -62,7 +62,8 @@ pub(super) fn apply(
             }
         });
     }
-    norms.map(|norms| Tensor::from_data(TensorData::new(norms, [slots, 1, 1]), device))
+    norms
+        .map(|norms| Tensor::from_data(TensorData::new(norms, [slots, 1, 1]), (device, DType::F32)))
 }
 
 /// The numbers of a rule for one slot, all that does not change from parameter to parameter.
@@ -161,6 +162,6 @@ fn in_place(tensor: &mut Tensor<3>, change: impl FnOnce(&mut [f32])) {
         let (shape, device) = (tensor.dims(), tensor.device());
         let mut numbers = numbers(tensor);
         change(&mut numbers);
-        Tensor::from_data(TensorData::new(numbers, shape), &device)
+        Tensor::from_data(TensorData::new(numbers, shape), (&device, DType::F32))
     });
 }

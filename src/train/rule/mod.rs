@@ -3,7 +3,7 @@
 #[cfg(feature = "flex")]
 mod host;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::{OptimizerConfig, UpdateRule};
 
@@ -186,7 +186,8 @@ impl PerSlot {
             return Self::Same(value(first));
         }
         let values: Vec<f32> = done.iter().map(|&done| value(done) as f32).collect();
-        Self::Each(Tensor::from_data(TensorData::new(values, [done.len(), 1, 1]), device))
+        let values = TensorData::new(values, [done.len(), 1, 1]);
+        Self::Each(Tensor::from_data(values, (device, DType::F32)))
     }
 
     fn times(&self, x: Tensor<3>) -> Tensor<3> {
