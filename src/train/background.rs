@@ -39,24 +39,24 @@ enum Change {
     Begin(RowId),
     Release(RowId),
     /// Learning from a prompt happens on both sides: what is under way must not become visible for it.
-    WarmUp {
-        row: RowId,
-        hidden: HiddenStates,
-        updates: usize,
-    },
+    WarmUp(Box<(RowId, HiddenStates, usize)>),
 }
 
 /// What the worker is to do.
 #[derive(Debug)]
 enum Job<T> {
-    Learn {
-        changes: Vec<Change>,
-        rows: Vec<RowId>,
-        hidden: HiddenStates,
-        parts: Vec<Tensor<2>>,
-    },
+    Learn(Box<Lesson>),
     /// Go on from this state instead: after a reset, or something that was done on the caller's thread.
-    Replace(T),
+    Replace(Box<T>),
+}
+
+/// One step's rows, and what has happened before it.
+#[derive(Debug)]
+struct Lesson {
+    changes: Vec<Change>,
+    rows: Vec<RowId>,
+    hidden: HiddenStates,
+    parts: Vec<Tensor<2>>,
 }
 
 type Done<T> = Result<(T, Learned), TrainError>;
@@ -165,16 +165,17 @@ impl<T: OnlineTrainer + Clone + 'static> BackgroundTrainer<T> {
     fn replace(&mut self) -> Result<(), TrainError> {
         self.changes.clear();
         let visible = self.visible.clone();
-        self.hand_over(Job::Replace(visible))
+        self.hand_over(Job::Replace(Box::new(visible)))
     }
 }
 
 fn apply(change: &Change, trainer: &mut impl OnlineTrainer) -> Result<Learned, TrainError> {
-    match *change {
-        Change::Begin(row) => trainer.begin(row),
-        Change::Release(row) => trainer.release(row),
-        Change::WarmUp { row, ref hidden, updates } => {
-            return trainer.warm_up(row, hidden, updates);
+    match change {
+        Change::Begin(row) => trainer.begin(*row),
+        Change::Release(row) => trainer.release(*row),
+        Change::WarmUp(prompt) => {
+            let (row, hidden, updates) = &**prompt;
+            return trainer.warm_up(*row, hidden, *updates);
         }
     }
     Ok(Learned::default())
@@ -194,12 +195,12 @@ fn work<T: OnlineTrainer + Clone>(
     done: &SyncSender<Done<T>>,
 ) {
     while let Ok(job) = jobs.recv() {
-        let (changes, rows, hidden, parts) = match job {
+        let Lesson { changes, rows, hidden, parts } = match job {
             Job::Replace(other) => {
-                trainer = other;
+                trainer = *other;
                 continue;
             }
-            Job::Learn { changes, rows, hidden, parts } => (changes, rows, hidden, parts),
+            Job::Learn(lesson) => *lesson,
         };
         // A distiller is the user's code: its panic ends this worker, not the program, and is reported.
         let learned = catch_unwind(AssertUnwindSafe(|| {
@@ -279,7 +280,7 @@ impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> 
         let learned = self.join()?;
         let changes = std::mem::take(&mut self.changes);
         let (rows, hidden, parts) = (rows.to_vec(), hidden.clone(), parts.to_vec());
-        self.hand_over(Job::Learn { changes, rows, hidden, parts })?;
+        self.hand_over(Job::Learn(Box::new(Lesson { changes, rows, hidden, parts })))?;
         self.under_way = true;
         Ok(learned)
     }
@@ -291,7 +292,7 @@ impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> 
         updates: usize,
     ) -> Result<Learned, TrainError> {
         self.check()?;
-        self.change(Change::WarmUp { row, hidden: hidden.clone(), updates })
+        self.change(Change::WarmUp(Box::new((row, hidden.clone(), updates))))
     }
 
     fn finish(&mut self) -> Result<Learned, TrainError> {
@@ -329,7 +330,7 @@ impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> 
         if let Some((ahead, learned)) = ahead {
             let mut trainer = self.visible.clone();
             trainer.import(*ahead)?;
-            let _ = self.hand_over(Job::Replace(trainer.clone()));
+            let _ = self.hand_over(Job::Replace(Box::new(trainer.clone())));
             (self.arrived, self.under_way) = (Some(Ok((trainer, learned))), true);
         }
         Ok(())
