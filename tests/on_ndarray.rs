@@ -30,6 +30,8 @@ mod selection;
 mod starting_points;
 #[path = "cases/telemetry.rs"]
 mod telemetry;
+#[path = "cases/traps.rs"]
+mod traps;
 #[path = "cases/warm_up.rs"]
 mod warm_up;
 
