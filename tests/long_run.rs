@@ -4,11 +4,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor};
 use esamp::{
-    Completion, Counters, Decoder, Event, FinishReason, Request, RequestId, SamplerConfig,
-    Sampling, SamplingConfig, Sharing, Staleness, SwiGluConfig, TokenId, TrainingConfig,
-    testing::TinyLm,
+    AdaptiveConfig, Completion, Counters, Decoder, Event, FinishReason, HiddenStates, Request,
+    RequestId, SamplerConfig, Sampling, SamplingConfig, Sharing, Staleness, SwiGluConfig, TokenId,
+    TrainingConfig, testing::TinyLm,
 };
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 
@@ -39,7 +39,8 @@ fn run(config: &SamplerConfig, steps: u64) -> (Outcome, Memory) {
     let mut running: Vec<RequestId> = Vec::new();
     let mut totals = Totals::default();
     let mut memory = Memory::default();
-    let limit_of_slots = |running: usize| running.max(1) + 1;
+    // One for each running request at most, and the one that all prompts share.
+    let shared = usize::from(matches!(config.sharing, Sharing::Global | Sharing::Adaptive(_)));
 
     while decoder.stats().steps < steps {
         let wants = rng.random_bool(0.3) && running.len() < 8;
@@ -65,7 +66,7 @@ fn run(config: &SamplerConfig, steps: u64) -> (Outcome, Memory) {
             }
         }
         drop(decoder.take_completions());
-        assert!(decoder.sampler().distillers() <= limit_of_slots(running.len()), "a slot leaked");
+        assert!(decoder.sampler().distillers() <= running.len() + shared, "a slot leaked");
         measure(&mut memory, decoder.stats().steps, steps);
     }
     while !decoder.is_idle() {
@@ -81,7 +82,8 @@ fn run(config: &SamplerConfig, steps: u64) -> (Outcome, Memory) {
         completions: totals.completions,
         counters: *decoder.sampler().counters(),
     };
-    check(config, &outcome, &totals, decoder.sampler().distillers());
+    check(&outcome, &totals);
+    assert_eq!(decoder.sampler().distillers(), shared, "slots after the last request");
     (outcome, memory)
 }
 
@@ -136,18 +138,19 @@ impl Totals {
     }
 }
 
-fn check(config: &SamplerConfig, outcome: &Outcome, totals: &Totals, distillers: usize) {
+fn check(outcome: &Outcome, totals: &Totals) {
     let Outcome { counters, .. } = outcome;
     assert_eq!(counters.tokens, totals.tokens, "every token is in a completion");
-    assert_eq!(counters.eligible, counters.steered + counters.rows_warming + counters.rows_not_finite);
+    assert_eq!(
+        counters.eligible,
+        counters.steered + counters.rows_warming + counters.rows_not_finite
+    );
     assert_eq!((counters.failed, counters.rows_not_finite, counters.rows_warming), (0, 0, 0));
     assert_eq!(counters.eligible, totals.predicted);
     assert_eq!(counters.rows_learned, counters.eligible - counters.rows_not_finite);
     assert!(counters.updates > 0 && counters.updates <= counters.rows_learned);
     assert!((counters.novelty_sum - totals.novelty).abs() < 1e-6 * totals.novelty);
     assert!(counters.interventions > 0 && counters.interventions < counters.steered);
-    let kept = usize::from(config.sharing == Sharing::Global);
-    assert_eq!(distillers, kept, "slots after the last request");
 }
 
 /// Resident memory of this process in KiB, where the system tells.
@@ -169,14 +172,61 @@ fn measure(memory: &mut Memory, step: u64, steps: u64) {
 
 const STEPS: u64 = 10_000;
 
-/// KiB by which the second half's peak may exceed the first's.
-const MARGIN: u64 = 1024;
+/// KiB by which the second half's peak may exceed the first's: half of what one hidden row leaked at every step would add.
+/// That is 2 states × 32 numbers × 4 bytes × 4,000 steps = 1,000 KiB, without the tensors' own bookkeeping
+/// ([`a_leak_would_show`] measures both). What was measured without a leak is below 64.
+const MARGIN: u64 = 512;
+
+fn config() -> SamplerConfig {
+    let small = esamp::DistillerConfig::SwiGlu(SwiGluConfig::new().with_d_hidden(16));
+    SamplerConfig::new().with_distiller(small)
+}
+
+fn assert_flat(memory: &Memory) {
+    let [first, second] = memory.halves;
+    if resident().is_none() {
+        println!("memory: not measured, there is no /proc/self/status here");
+        return;
+    }
+    println!("memory: at most {first} KiB in the first half, {second} KiB in the second");
+    assert!(second < first + MARGIN, "from {first} KiB to {second} KiB in {STEPS} steps");
+}
+
+/// Leaks on purpose what one row shows at each step of a half, and looks whether the margin would break.
+fn a_leak_would_show() {
+    let Some(before) = resident() else {
+        return;
+    };
+    let row = || Tensor::<2>::ones([1, TinyLm::D_MODEL], &Device::flex());
+    let leaked: Vec<_> =
+        (0..STEPS * 2 / 5).map(|_| HiddenStates::new(row(), row()).unwrap()).collect();
+    let grown = resident().unwrap() - before;
+    println!("memory: {} leaked rows take {grown} KiB", leaked.len());
+    assert!(grown > MARGIN, "a leak of one row a step would not be seen: {grown} KiB");
+}
 
 #[test]
-fn ten_thousand_steps() {
-    let small = esamp::DistillerConfig::SwiGlu(SwiGluConfig::new().with_d_hidden(16));
-    let config = SamplerConfig::new().with_distiller(small);
-    let (first, memory) = run(&config, STEPS);
-    println!("{memory:?}");
-    println!("{first:?}");
+fn ten_thousand_steps_with_requests_that_come_and_go() {
+    let (first, memory) = run(&config(), STEPS);
+    assert_flat(&memory);
+    let (second, _) = run(&config(), STEPS);
+    assert_eq!(first, second, "the same tokens, the same counters");
+    a_leak_would_show();
+
+    let background =
+        TrainingConfig { staleness: Staleness::Background, ..TrainingConfig::default() };
+    let mut seen = vec![first.tokens];
+    for config in [
+        config(),
+        config().with_sharing(Sharing::PerRequest),
+        config().with_sharing(Sharing::Global),
+        config().with_sharing(Sharing::Adaptive(AdaptiveConfig::default())),
+        config().with_training(background),
+    ] {
+        let (first, memory) = run(&config, STEPS / 5);
+        println!("{:?}: {memory:?}", config.sharing);
+        assert_eq!(run(&config, STEPS / 5).0, first, "{config:?}");
+        assert!(!seen.contains(&first.tokens), "every setting says something else: {config:?}");
+        seen.push(first.tokens);
+    }
 }

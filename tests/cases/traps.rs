@@ -345,8 +345,7 @@ fn trap_12_a_batch_is_its_rows_one_by_one() {
         request.with_sampling(esamp(0.5)).with_reference_log_probs()
     };
     let decode = |requests: Vec<Request>| {
-        let mut decoder =
-            Decoder::new(&model, config().init(TinyLm::D_MODEL, &device()).unwrap());
+        let mut decoder = Decoder::new(&model, config().init(TinyLm::D_MODEL, &device()).unwrap());
         requests.into_iter().for_each(|request| drop(decoder.submit(request).unwrap()));
         run(&mut decoder)
     };
