@@ -116,6 +116,10 @@ impl<S: Slots> OnlineTrainer for AdaptiveTrainer<S> {
         self.evidence.retain(|prompt, _| prompts.binary_search(prompt).is_ok());
     }
 
+    fn has(&self, row: RowId) -> bool {
+        self.own.has(row)
+    }
+
     fn reset(&mut self) {
         self.own.reset();
         self.shared.reset();

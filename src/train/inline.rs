@@ -224,6 +224,10 @@ impl<S: Slots> OnlineTrainer for InlineTrainer<S> {
         self.bank.leave(row);
     }
 
+    fn has(&self, row: RowId) -> bool {
+        self.bank.has(row)
+    }
+
     fn reset(&mut self) {
         self.bank.clear();
         self.slots.keep(&[]);

@@ -63,6 +63,9 @@ pub(crate) trait OnlineTrainer: Debug + Send {
     /// Ends a request.
     fn release(&mut self, row: RowId);
 
+    /// Whether a request has begun and not ended.
+    fn has(&self, row: RowId) -> bool;
+
     /// Forgets everything that was learned.
     fn reset(&mut self);
 
