@@ -34,7 +34,8 @@ pub struct StepRow<'a> {
     /// The completion's random stream.
     pub draw: DrawKey,
     /// The code of a row that is selected [arithmetically](crate::Selection::Arithmetic), in `[0, 1)`: at first
-    /// [`DrawKey::arithmetic_code`], then what the row's last [`Choice::code`](super::Choice::code) was. Other rows need none and hand it on.
+    /// [`DrawKey::arithmetic_code`], then what the row's last [`Choice::code`](super::Choice::code) was. Other rows need none
+    /// and hand it on.
     pub code: Option<f64>,
     /// The prompt, for penalties that count its tokens.
     pub prompt: &'a [TokenId],

@@ -161,6 +161,19 @@ impl<T: OnlineTrainer + Clone + 'static> BackgroundTrainer<T> {
         Ok(learned)
     }
 
+    /// The place of a request's beginning in the list of changes, where the worker has not heard of it and need not.
+    ///
+    /// It must hear of it when another request of the prompt has ended since, because the slot lived on with this one, or
+    /// when it has learned from its prompt, because a slot that others share has learned too.
+    fn unheard(&self, row: RowId) -> Option<usize> {
+        let is_begin = |change: &Change| matches!(change, Change::Begin(other) if other.request == row.request);
+        let at = self.changes.iter().rposition(is_begin)?;
+        let ends = |change: &Change| matches!(change, Change::Release(other) if other.prompt == row.prompt);
+        let warms = |change: &Change| matches!(change, Change::WarmUp(prompt) if prompt.0 == row);
+        let matters = |change: &Change| ends(change) || warms(change);
+        (!self.changes[at..].iter().any(matters)).then_some(at)
+    }
+
     /// Lets the worker go on from what is visible, after something that was done to it here.
     fn replace(&mut self) -> Result<(), TrainError> {
         self.changes.clear();
@@ -230,8 +243,19 @@ impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> 
     }
 
     fn release(&mut self, row: RowId) {
-        if self.visible.has(row) {
-            let _ = self.change(Change::Release(row));
+        // Requests that are never learned from, plain ones above all, come and go without a job: what the worker need not
+        // hear of must not pile up until there is one.
+        if !self.visible.has(row) {
+            return;
+        }
+        match self.unheard(row) {
+            Some(at) => {
+                self.changes.remove(at);
+                self.visible.release(row);
+            }
+            None => {
+                let _ = self.change(Change::Release(row));
+            }
         }
     }
 
@@ -334,5 +358,69 @@ impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> 
             (self.arrived, self.under_way) = (Some(Ok((trainer, learned))), true);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{Device, Tensor};
+
+    use super::*;
+    use crate::{
+        bank::Sharing,
+        distiller::SwiGluConfig,
+        train::{InlineTrainer, OptimizerConfig, SeparateSlots, TrainingConfig},
+    };
+
+    fn background() -> BackgroundTrainer<impl OnlineTrainer + Clone> {
+        let distiller = SwiGluConfig::new().with_d_hidden(4).init(4, 0, &Device::flex()).unwrap();
+        let slots = SeparateSlots::new(distiller, OptimizerConfig::paper());
+        let trainer = InlineTrainer::new(slots, Sharing::PerPrompt, TrainingConfig::default());
+        let (trainer, worker) = BackgroundTrainer::pair(trainer);
+        spawn(worker).unwrap();
+        trainer
+    }
+
+    fn learn(trainer: &mut impl OnlineTrainer, row: RowId) {
+        let states = || Tensor::<2>::ones([1, 4], &Device::flex());
+        trainer.predict(&[row], &states()).unwrap();
+        let hidden = HiddenStates::new(states(), states().mul_scalar(2.0)).unwrap();
+        trainer.learn(&[row], &hidden, &[]).unwrap();
+    }
+
+    #[test]
+    fn what_the_worker_need_not_hear_of_does_not_pile_up() {
+        let mut trainer = background();
+        learn(&mut trainer, RowId::new(0, 0)); // a job under way that nothing follows for a while
+        for request in 1..1000 {
+            trainer.release(RowId::new(request, request)); // plain: it never began
+            let steered = RowId::new(2000 + request, 2000 + request);
+            trainer.begin(steered);
+            trainer.begin(steered);
+            trainer.release(steered); // steered, and ended before there was anything to learn
+        }
+        assert!(trainer.changes.is_empty(), "{:?}", trainer.changes);
+        assert_eq!(trainer.distillers(), 1);
+    }
+
+    #[test]
+    fn a_slot_lives_on_with_whoever_joined_it_in_time() {
+        // The worker has heard of 0. Before its next job 1 joins, 0 ends, 2 joins, 1 ends: the slot has never been empty.
+        for (joins_in_time, updates) in [(true, 2), (false, 1)] {
+            let mut trainer = background();
+            let row = |request| RowId::new(0, request);
+            learn(&mut trainer, row(0));
+            if joins_in_time {
+                trainer.begin(row(1));
+            }
+            trainer.release(row(0));
+            trainer.begin(row(2));
+            trainer.release(row(1));
+            learn(&mut trainer, row(2));
+            trainer.finish().unwrap();
+            assert_eq!(trainer.updates(row(2)), updates, "in time: {joins_in_time}");
+            trainer.release(row(2));
+            assert_eq!(trainer.distillers(), 0);
+        }
     }
 }
