@@ -28,8 +28,8 @@ struct Memory {
     halves: [u64; 2],
 }
 
-/// `steps` decode steps of up to eight rows; seeded. About every third step brings a request: 1 to 3 completions of 1 to 30
-/// tokens, plain ones and steered ones with several settings; one in twenty is cancelled.
+/// `steps` decode steps of one to ten rows; seeded. While fewer than eight run, three steps in ten bring a request: 1 to 3
+/// completions of 1 to 30 tokens, plain ones and steered ones with several settings. Two steps in a hundred cancel one.
 fn run(config: &SamplerConfig, steps: u64) -> (Outcome, Memory) {
     let device = Device::flex();
     let mut rng = ChaCha8Rng::seed_from_u64(11);
