@@ -24,6 +24,7 @@ pub mod prelude;
 mod sampler;
 mod sampling;
 mod select;
+mod snapshot;
 mod tap;
 mod telemetry;
 pub mod testing;
@@ -47,7 +48,8 @@ pub use draw::{Draw, DrawKey};
 #[cfg(feature = "llama")]
 pub use error::LoadError;
 pub use error::{
-    ConfigError, RequestError, RowError, StepError, TextError, TraceError, TrainError,
+    ConfigError, RequestError, RowError, SnapshotError, StepError, TextError, TraceError,
+    TrainError,
 };
 pub use fire::Fire;
 pub use hidden::HiddenStates;
@@ -64,6 +66,7 @@ pub use sampler::{
 };
 pub use sampling::{Sampling, SamplingConfig, TemperatureOrder};
 pub use select::Selection;
+pub use snapshot::SnapshotPrecision;
 pub use tap::{HiddenStateTap, NoTap, PairTap, SequenceTap, TapSite};
 pub use telemetry::{
     Counters, Observer, Recorder, RowTrace, SlotTrace, Steering, StepTrace, TraceReader,

@@ -12,7 +12,7 @@ const LAYERS: [&[&str]; 8] = [
     &["tap", "bank", "novelty", "select"],
     &["causal_lm", "train", "sampling", "telemetry"],
     &["sampler"],
-    &["decode", "llama", "testing"],
+    &["decode", "snapshot", "llama", "testing"],
     &["prelude", "guide"],
 ];
 

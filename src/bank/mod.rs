@@ -97,6 +97,25 @@ impl<S> DistillerBank<S> {
         self.slots.get(&self.key(row)).map(|slot| &slot.state)
     }
 
+    /// Whether a request has joined its slot.
+    pub(crate) fn has(&self, row: RowId) -> bool {
+        self.slots.get(&self.key(row)).is_some_and(|slot| slot.members.contains(&row.request))
+    }
+
+    /// Every request that has joined a slot, in order; its prompt where the slot is named by it, else 0.
+    pub(crate) fn requests(&self) -> Vec<RowId> {
+        let rows = self.slots.iter().flat_map(|(key, slot)| {
+            let prompt = match key {
+                SlotKey::Prompt(prompt) => *prompt,
+                SlotKey::Everyone | SlotKey::Request(_) => PromptId(0),
+            };
+            slot.members.iter().map(move |&request| RowId { prompt, request })
+        });
+        let mut rows: Vec<RowId> = rows.collect();
+        rows.sort_unstable();
+        rows
+    }
+
     /// What is kept about every slot, in no order.
     pub(crate) fn states_mut(&mut self) -> impl Iterator<Item = &mut S> {
         self.slots.values_mut().map(|slot| &mut slot.state)

@@ -97,7 +97,13 @@ type Choices = Vec<Result<Choice, RowError>>;
 
 impl<M: CausalLm> Decoder<M> {
     /// A loop over `model`, owned or borrowed, that chooses tokens with `sampler`.
+    ///
+    /// Its prompts and requests are numbered from behind those that the sampler knows already, so that a sampler that was
+    /// [loaded](Sampler::load) does not take them for others.
     pub fn new(model: M, sampler: Sampler) -> Self {
+        let known = sampler.requests();
+        let next = |ids: fn(&RowId) -> u64| known.iter().map(ids).max().map_or(0, |id| id + 1);
+        let (next_prompt, next_request) = (next(|row| row.prompt.0), next(|row| row.request.0));
         Self {
             model,
             other: None,
@@ -110,8 +116,8 @@ impl<M: CausalLm> Decoder<M> {
             batch: None,
             events: VecDeque::new(),
             completions: Vec::new(),
-            next_prompt: 0,
-            next_request: 0,
+            next_prompt,
+            next_request,
             stats: DecodeStats::default(),
         }
     }

@@ -2,7 +2,7 @@
 
 use burn::{
     module::Param,
-    tensor::{Device, Tensor, TensorData},
+    tensor::{DType, Device, Tensor, TensorData},
 };
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 use rand_distr::{Distribution, Normal};
@@ -35,7 +35,7 @@ impl<'a> ParamInit<'a> {
         shape: [usize; D],
         value: f32,
     ) -> Param<Tensor<D>> {
-        Param::from_tensor(Tensor::full(shape, value, self.device))
+        Param::from_tensor(Tensor::full(shape, value, (self.device, DType::F32)))
     }
 
     fn matrix(
@@ -44,6 +44,7 @@ impl<'a> ParamInit<'a> {
         mut draw: impl FnMut(&mut ChaCha8Rng) -> f32,
     ) -> Param<Tensor<2>> {
         let values: Vec<f32> = (0..shape[0] * shape[1]).map(|_| draw(&mut self.rng)).collect();
-        Param::from_data(TensorData::new(values, shape), self.device)
+        let values = TensorData::new(values, shape);
+        Param::from_tensor(Tensor::from_data(values, (self.device, DType::F32)))
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use burn::{
     config::Config,
     module::{Module, Param},
-    tensor::{Device, Tensor, activation::silu},
+    tensor::{DType, Device, Tensor, activation::silu},
 };
 use serde::{Deserialize, Serialize};
 
@@ -136,8 +136,8 @@ impl LowRankConfig {
             format!("{:?}", self.start),
         )?;
         let distiller = self.init(d_model, seed, device)?;
-        let [gate, up, down] = [gate, up, down]
-            .map(|weight| weight.inner().to_device(device).cast(burn::tensor::DType::F32));
+        let [gate, up, down] =
+            [gate, up, down].map(|weight| weight.inner().to_device(device).cast(DType::F32));
         let left = (up + gate).mul_scalar(0.5).transpose();
         let svd = truncated_svd(&left, &down.transpose(), self.rank, seed);
         let svd = svd.ok_or_else(|| not_finite("weights of the feed-forward map"))?;
@@ -247,7 +247,7 @@ impl LowRankDistiller {
         let mut b = tensor(&scaled(&svd.right, OPEN_GATE), d_model, &device);
         if kept < rank {
             let spare = self.a.val().inner().narrow(1, kept, rank - kept);
-            let zeros = Tensor::zeros([rank - kept, d_model], &device);
+            let zeros = Tensor::zeros([rank - kept, d_model], (&device, DType::F32));
             (a, b) = match kept {
                 0 => (spare, zeros),
                 _ => (Tensor::cat(vec![a, spare], 1), Tensor::cat(vec![b, zeros], 0)),
@@ -255,8 +255,8 @@ impl LowRankDistiller {
         }
         Self {
             a: Param::from_tensor(a),
-            g: Param::from_tensor(Tensor::zeros([d_model, rank], &device)),
-            g_bias: Param::from_tensor(Tensor::ones([rank], &device)),
+            g: Param::from_tensor(Tensor::zeros([d_model, rank], (&device, DType::F32))),
+            g_bias: Param::from_tensor(Tensor::ones([rank], (&device, DType::F32))),
             b: Param::from_tensor(b),
             norm_weight: Param::from_tensor(self.norm_weight.val().inner()),
             norm_bias: Param::from_tensor(self.norm_bias.val().inner()),

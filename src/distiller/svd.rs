@@ -1,6 +1,6 @@
 //! The best low-rank approximation of a product of two matrices.
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use rand::{SeedableRng, rngs::ChaCha8Rng};
 use rand_distr::{Distribution, StandardNormal};
 
@@ -169,7 +169,7 @@ fn norm(vector: &[f64]) -> f64 {
 /// Vectors of `length` numbers as the rows of a tensor.
 pub(super) fn tensor(rows: &[Vec<f64>], length: usize, device: &Device) -> Tensor<2> {
     let values: Vec<f32> = rows.iter().flatten().map(|&v| v as f32).collect();
-    Tensor::from_data(TensorData::new(values, [rows.len(), length]), device)
+    Tensor::from_data(TensorData::new(values, [rows.len(), length]), (device, DType::F32))
 }
 
 /// The rows of an `f32` tensor as vectors; `None` where a number is not finite or cannot be read.

@@ -1,7 +1,12 @@
 //! The settings of a sampler: which distiller, how it learns, who shares it.
 
-use burn::{config::Config, tensor::Device};
+use burn::{
+    config::Config,
+    module::{ModuleMapper, Param},
+    tensor::{DType, Device, Tensor},
+};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::{ExpectedControl, Sampler};
 use crate::{
@@ -10,8 +15,8 @@ use crate::{
     error::ConfigError,
     train::{
         AdaptiveTrainer, BackgroundTrainer, InlineTrainer, OnlineTrainer, OptimizerConfig,
-        SeparateSlots, SlotPath, Slots, StackedSlots, Staleness, TrainingConfig, TrainingWorker,
-        spawn,
+        SeparateSlots, SlotPath, Slots, StackedSlots, Staleness, TrainRows, TrainingConfig,
+        TrainingWorker, spawn,
     },
 };
 
@@ -124,7 +129,7 @@ impl SamplerConfig {
         device: &Device,
     ) -> Result<(Sampler, Option<TrainingWorker>), ConfigError> {
         let inner = device.clone().inner();
-        match &self.distiller {
+        let (mut sampler, worker) = match &self.distiller {
             DistillerConfig::SwiGlu(config) => {
                 let distiller = config.init(d_model, self.distiller_seed, &inner)?;
                 self.init_pair_with(distiller, d_model, device)
@@ -133,7 +138,9 @@ impl SamplerConfig {
                 let distiller = config.init(d_model, self.distiller_seed, &inner)?;
                 self.init_pair_with(distiller, d_model, device)
             }
-        }
+        }?;
+        sampler.custom_distiller = false;
+        Ok((sampler, worker))
     }
 
     /// [`init_with`](Self::init_with) for a caller with threads of its own.
@@ -153,9 +160,16 @@ impl SamplerConfig {
         if let Sharing::Adaptive(adaptive) = self.sharing {
             adaptive.validate()?;
         }
+        let alone = self.sharing == Sharing::PerRequest;
+        ConfigError::check(
+            !alone || self.training.train_rows == TrainRows::All,
+            "train_rows",
+            "all, where every request has a distiller of its own",
+            "first_per_prompt",
+        )?;
         ConfigError::at_least_one("d_model", d_model)?;
         let device = device.clone().inner();
-        let template = distiller.to_device(&device).valid();
+        let template = distiller.to_device(&device).valid().map(&mut FullPrecision);
         let stacked = match self.training.slot_path {
             SlotPath::Stacked => StackedSlots::new(&template, optimizer),
             SlotPath::OneByOne => None,
@@ -164,8 +178,21 @@ impl SamplerConfig {
             Some(slots) => self.trainer(slots),
             None => self.trainer(SeparateSlots::new(template, optimizer)),
         };
-        let sampler = Sampler::new(trainer, self, d_model, device);
+        let sampler = Sampler::new(trainer, self.clone(), true, d_model, device);
         Ok((sampler, worker))
+    }
+
+    /// Reads settings that an earlier version may have written: those that it did not know have their defaults.
+    pub(crate) fn from_partial_json(written: &Value) -> Result<Self, String> {
+        let mut all = serde_json::to_value(Self::new()).map_err(|error| error.to_string())?;
+        let distiller = written.get("distiller").cloned().unwrap_or(Value::Null);
+        let defaults = match distiller.as_object().and_then(|names| names.keys().next()) {
+            Some(name) if name == "low_rank" => DistillerConfig::LowRank(LowRankConfig::new()),
+            _ => DistillerConfig::SwiGlu(SwiGluConfig::new()),
+        };
+        all["distiller"] = serde_json::to_value(defaults).map_err(|error| error.to_string())?;
+        overlay(&mut all, written);
+        serde_json::from_value(all).map_err(|error| error.to_string())
     }
 
     fn trainer(&self, slots: impl Slots) -> (Box<dyn OnlineTrainer>, Option<TrainingWorker>) {
@@ -191,10 +218,34 @@ impl SamplerConfig {
     }
 }
 
+/// Distillers learn in `f32`, whatever they came in: steps as small as theirs are lost in less.
+struct FullPrecision;
+
+impl ModuleMapper for FullPrecision {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        match param.val().dtype() {
+            DType::F32 => param,
+            _ => param.map(|tensor| tensor.cast(DType::F32)),
+        }
+    }
+}
+
 /// Runs the worker, if there is one, on a thread of its own.
 fn start((sampler, worker): (Sampler, Option<TrainingWorker>)) -> Result<Sampler, ConfigError> {
     if let Some(worker) = worker {
         spawn(worker).map_err(|error| ConfigError::Thread { reason: error.to_string() })?;
     }
     Ok(sampler)
+}
+
+/// Puts the values of `written` over those of `all`, key by key.
+fn overlay(all: &mut Value, written: &Value) {
+    match (all, written) {
+        (Value::Object(all), Value::Object(written)) => {
+            for (key, value) in written {
+                overlay(all.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (all, written) => *all = written.clone(),
+    }
 }

@@ -40,6 +40,7 @@ impl Steered {
         for (place, &i) in mixed.iter().enumerate() {
             self.settled[i] = true;
             self.novelty[i] = Novelty::if_finite(error[place], deep[place]);
+            self.diverged[i] = deep[place].is_finite() && !error[place].is_finite();
         }
         let (mixed, weights): (Vec<usize>, Vec<f32>) =
             mixed.into_iter().zip(weights).filter(|&(i, _)| self.novelty[i].is_some()).unzip();
@@ -48,7 +49,7 @@ impl Steered {
         }
         let places: Vec<usize> = mixed.iter().map(|&i| self.at[i]).collect();
         let weights = TensorData::new(weights, [mixed.len(), 1]);
-        let weights = Tensor::<2>::from_data(weights, &head_input.device());
+        let weights = Tensor::<2>::from_data(weights, (&head_input.device(), DType::F32));
         let head_input = head_input.cast(DType::F32);
         let reference = select_rows(&head_input, &places);
         let expected = select_rows(&self.expected, &mixed);

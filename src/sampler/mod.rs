@@ -24,7 +24,7 @@ use crate::{
     id::RowId,
     novelty::Expects,
     telemetry::{Counters, Observer, Steering, StepTrace},
-    train::{Learned, OnlineTrainer},
+    train::{Learned, Misfit, OnlineTrainer, TrainerState},
 };
 use input::Reference;
 use latent::project;
@@ -40,32 +40,34 @@ use steered::Steered;
 #[derive(Debug)]
 pub struct Sampler {
     trainer: Box<dyn OnlineTrainer>,
-    sharing: Sharing,
-    steps_before_steering: u64,
+    config: SamplerConfig,
+    /// Whether slots start from a distiller that the configuration does not know.
+    custom_distiller: bool,
     d_model: usize,
     device: Device,
-    control: ExpectedControl,
     counters: Counters,
     observer: Option<Box<dyn Observer>>,
+}
+
+/// Everything that makes a sampler what it is.
+pub(crate) struct SamplerState {
+    pub(crate) trainer: TrainerState,
+    pub(crate) config: SamplerConfig,
+    pub(crate) custom_distiller: bool,
+    pub(crate) d_model: usize,
+    pub(crate) counters: Counters,
 }
 
 impl Sampler {
     fn new(
         trainer: Box<dyn OnlineTrainer>,
-        config: &SamplerConfig,
+        config: SamplerConfig,
+        custom_distiller: bool,
         d_model: usize,
         device: Device,
     ) -> Self {
-        Self {
-            trainer,
-            sharing: config.sharing,
-            steps_before_steering: config.steps_before_steering as u64,
-            control: config.expected_control,
-            d_model,
-            device,
-            counters: Counters::default(),
-            observer: None,
-        }
+        let counters = Counters::default();
+        Self { trainer, config, custom_distiller, d_model, device, counters, observer: None }
     }
 
     /// Makes room for a row's request, so that its prompt's distiller stays while the request waits for its turn.
@@ -85,6 +87,13 @@ impl Sampler {
         self.counters = Counters::default();
     }
 
+    /// The requests that have begun and not ended, as far as distillers know of them; a prompt that does not decide whose
+    /// distiller it is, is 0. After [`load`](Self::load), those that were running when the file was written: go on with
+    /// them, or release them.
+    pub fn requests(&self) -> Vec<RowId> {
+        self.trainer.requests()
+    }
+
     /// Number of distillers in use.
     pub fn distillers(&self) -> usize {
         self.trainer.distillers()
@@ -92,7 +101,34 @@ impl Sampler {
 
     /// Which requests share a distiller.
     pub fn sharing(&self) -> Sharing {
-        self.sharing
+        self.config.sharing
+    }
+
+    /// The settings that it was made from.
+    pub fn config(&self) -> &SamplerConfig {
+        &self.config
+    }
+
+    /// Everything that makes this sampler what it is. It goes on unchanged.
+    pub(crate) fn export(&mut self) -> Result<SamplerState, TrainError> {
+        Ok(SamplerState {
+            trainer: self.trainer.export()?,
+            config: self.config.clone(),
+            custom_distiller: self.custom_distiller,
+            d_model: self.d_model,
+            counters: self.counters,
+        })
+    }
+
+    /// Puts back what [`export`](Self::export) has given to a sampler with the same settings.
+    pub(crate) fn import(
+        &mut self,
+        counters: Counters,
+        trainer: TrainerState,
+    ) -> Result<(), Misfit> {
+        self.trainer.import(trainer)?;
+        self.counters = counters;
+        Ok(())
     }
 
     /// Totals since the beginning or the last reset.
@@ -130,9 +166,11 @@ impl Sampler {
         if finite.is_empty() {
             return Ok(0);
         }
-        let done = self.trainer.warm_up(row, &prompt.at(&finite), updates)?.updates;
-        self.counters.warm_up_updates += done as u64;
-        Ok(done)
+        let done = self.trainer.warm_up(row, &prompt.at(&finite), updates)?;
+        self.counters.warm_up_updates += done.updates as u64;
+        self.counters.fits += done.fits as u64;
+        self.counters.fits_failed += done.fits_failed as u64;
+        Ok(done.updates)
     }
 
     /// Shows every token and every step from here on to `observer`, in the place of the one before. It changes nothing
@@ -167,6 +205,8 @@ impl Sampler {
     fn count_learned(&mut self, learned: Learned) {
         self.counters.updates += learned.updates as u64;
         self.counters.rows_learned += learned.rows as u64;
+        self.counters.fits += learned.fits as u64;
+        self.counters.fits_failed += learned.fits_failed as u64;
     }
 
     /// Chooses a token for every row, then learns from the step.
@@ -267,9 +307,14 @@ impl Sampler {
         let prediction = self.trainer.predict(&ids, hidden.shallow())?;
         let steered_rows = at.iter().map(|&at| &rows[at]);
         let (deep, counters) = (hidden.deep(), &mut self.counters);
-        let expected =
-            self.control.apply(steered_rows, deep, prediction.expected.clone(), counters)?;
-        let warming = |&row: &RowId| self.trainer.updates(row) < self.steps_before_steering;
+        let expected = self.config.expected_control.apply(
+            steered_rows,
+            deep,
+            prediction.expected.clone(),
+            counters,
+        )?;
+        let before = self.config.steps_before_steering as u64;
+        let warming = |&row: &RowId| self.trainer.updates(row) < before;
         let warming = ids.iter().map(warming).collect();
         Ok(Some(Steered::new(at, ids, hidden, prediction, expected, warming)))
     }
@@ -293,7 +338,10 @@ impl Sampler {
                     self.counters.mixed += u64::from(steered.settled[place]);
                     learned.push(place);
                 }
-                None => self.counters.rows_not_finite += 1,
+                None => {
+                    self.counters.rows_not_finite += 1;
+                    self.counters.predictions_not_finite += u64::from(steered.diverged[place]);
+                }
             }
         }
         if learned.is_empty() {
@@ -354,6 +402,13 @@ impl Sampler {
         traces.iter().for_each(|trace| observer.token(trace));
         let (failed, distillers) = (chosen.rows.len() - traces.len(), self.trainer.distillers());
         let counters = self.counters;
-        observer.step(&StepTrace::of(&traces, self.sharing, failed, updates, distillers, counters));
+        observer.step(&StepTrace::of(
+            &traces,
+            self.config.sharing,
+            failed,
+            updates,
+            distillers,
+            counters,
+        ));
     }
 }

@@ -30,6 +30,8 @@ pub(super) struct Steered {
     pub(super) novelty: Vec<Option<Novelty>>,
     /// Whether the row's logits are the fused ones already, or stay plain because its states are not finite.
     pub(super) settled: Vec<bool>,
+    /// Whether the deep state is finite and its error is not.
+    pub(super) diverged: Vec<bool>,
 }
 
 impl Steered {
@@ -42,9 +44,20 @@ impl Steered {
         expected: Tensor<2>,
         warming: Vec<bool>,
     ) -> Self {
-        let (novelty, settled) = (vec![None; at.len()], vec![false; at.len()]);
+        let count = at.len();
         let Prediction { expected: predicted, parts } = prediction;
-        Self { at, ids, hidden, predicted, expected, parts, warming, novelty, settled }
+        Self {
+            at,
+            ids,
+            hidden,
+            predicted,
+            expected,
+            parts,
+            warming,
+            novelty: vec![None; count],
+            settled: vec![false; count],
+            diverged: vec![false; count],
+        }
     }
 
     /// Gives every candidate its expected logit and every row its novelty, in one transfer from the device. Returns the
@@ -80,6 +93,16 @@ impl Steered {
             lm_head.logits_at(expected, tokens)
         };
         expect_shape("expected logits of the LM head", [live.len(), width], logits.dims())?;
+        // What was computed for all tokens need not be brought to the host for all of them.
+        let (logits, width, dense) = match dense && widest < vocab {
+            true => {
+                let races = live.iter().filter_map(|&i| races[self.at[i]].as_ref().ok());
+                let tokens = TensorData::new(padded_tokens(races, widest), [live.len(), widest]);
+                let tokens = Tensor::<2, Int>::from_data(tokens, &logits.device());
+                (logits.gather(1, tokens), widest, false)
+            }
+            false => (logits, width, dense),
+        };
         let [error, deep] = self.lengths(&live);
         let [logits, error, deep] = read([logits.inner().cast(DType::F32), error, deep])?;
 
@@ -93,6 +116,7 @@ impl Steered {
                 logits[if dense { token as usize } else { place }]
             });
             self.novelty[i] = Novelty::if_finite(error[row], deep[row]).filter(|_| finite);
+            self.diverged[i] = deep[row].is_finite() && !error[row].is_finite();
             if self.novelty[i].is_some() && !self.warming[i] {
                 ready.push(self.at[i]);
             }

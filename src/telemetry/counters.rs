@@ -43,6 +43,13 @@ pub struct Counters {
     pub rows_learned: u64,
     /// Rows neither steered nor learned because a hidden state, or what came of it, was not finite.
     pub rows_not_finite: u64,
+    /// Those of them whose deep state is finite: the distiller's prediction or the shallow state is not. A distiller that
+    /// has diverged shows here.
+    pub predictions_not_finite: u64,
+    /// Distillers that started again from what was fitted to their first rows ([`Distiller::fit`](crate::Distiller::fit)).
+    pub fits: u64,
+    /// Distillers that were to be fitted and could not be: they have gone on as they were.
+    pub fits_failed: u64,
     /// Rows predicted and learned, but not steered yet, because their distiller had not had enough updates
     /// ([`SamplerConfig::steps_before_steering`](crate::SamplerConfig::steps_before_steering)).
     pub rows_warming: u64,
@@ -81,9 +88,10 @@ impl Counters {
         mean(self.loss_sum, self.eligible.saturating_sub(self.rows_not_finite))
     }
 
-    /// Share of the steered tokens that steering has changed; `None` before the first.
+    /// Share of the steered tokens, without those mixed before the head, that steering has changed; `None` before the
+    /// first.
     pub fn intervention_rate(&self) -> Option<f64> {
-        mean(self.interventions as f64, self.steered)
+        mean(self.interventions as f64, self.steered.saturating_sub(self.mixed))
     }
 
     /// Mean probability mass that filters removed, over the tokens chosen while an observer was attached; `None` before

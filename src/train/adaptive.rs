@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use burn::tensor::{Device, Tensor, TensorData, activation::sigmoid};
+use burn::tensor::{DType, Device, Tensor, TensorData, activation::sigmoid};
 
 use super::{
     InlineTrainer, Learned, Misfit, OnlineTrainer, Prediction, TrainerState, TrainingConfig,
@@ -26,6 +26,9 @@ pub(crate) struct AdaptiveTrainer<S> {
     evidence: BTreeMap<PromptId, Tensor<2>>,
 }
 
+/// A relative squared error counts at most this much: a deep state near 0 must not decide for ever.
+const LARGEST_ERROR: f32 = 4.0;
+
 /// Columns of the evidence.
 const EVIDENCE: usize = 3;
 
@@ -44,7 +47,7 @@ impl<S: Slots> AdaptiveTrainer<S> {
         let (prompts, index) = prompts_of(rows);
         let known = prompts.iter().map(|prompt| match self.evidence.get(prompt) {
             Some(evidence) => evidence.clone(),
-            None => Tensor::zeros([1, EVIDENCE], device),
+            None => Tensor::zeros([1, EVIDENCE], (device, DType::F32)),
         });
         let evidence = Tensor::cat(known.collect(), 0);
         let column = |at: usize| evidence.clone().narrow(1, at, 1);
@@ -52,6 +55,20 @@ impl<S: Slots> AdaptiveTrainer<S> {
         let steps = column(2).clamp_min(f32::MIN_POSITIVE);
         let lead = (column(1) - column(0)) / steps;
         select_rows(&sigmoid(lead.mul_scalar(self.config.sharpness)), &index)
+    }
+
+    /// Lets the prompts that have no distiller of their own yet start from what the shared one knows, where they are to.
+    /// Before they predict, and before they learn: a trainer in the background learns without ever predicting.
+    fn start_own(&mut self, rows: &[RowId]) {
+        if self.config.start != AdaptiveStart::Shared {
+            return;
+        }
+        for &row in rows {
+            self.own.begin(row);
+            if !self.own.is_seated(row) {
+                self.own.start_from(row, &self.shared, row);
+            }
+        }
     }
 
     /// Adds the errors of a step to the evidence.
@@ -62,7 +79,8 @@ impl<S: Slots> AdaptiveTrainer<S> {
         let deep = hidden.deep();
         let length = deep.clone().square().sum_dim(1).clamp_min(f32::MIN_POSITIVE);
         let error = |expected: &Tensor<2>| {
-            (expected.clone() - deep.clone()).square().sum_dim(1) / length.clone()
+            let error = (expected.clone() - deep.clone()).square().sum_dim(1) / length.clone();
+            error.clamp_max(LARGEST_ERROR)
         };
         let errors = Tensor::cat(vec![error(own), error(shared), length.ones_like()], 1);
         let (prompts, index) = prompts_of(rows);
@@ -100,7 +118,7 @@ fn averages(index: &[usize], groups: usize, device: &Device) -> Tensor<2> {
     for (row, &group) in index.iter().enumerate() {
         weights[group * index.len() + row] = 1.0 / counts[group] as f32;
     }
-    Tensor::from_data(TensorData::new(weights, [groups, index.len()]), device)
+    Tensor::from_data(TensorData::new(weights, [groups, index.len()]), (device, DType::F32))
 }
 
 impl<S: Slots> OnlineTrainer for AdaptiveTrainer<S> {
@@ -130,20 +148,21 @@ impl<S: Slots> OnlineTrainer for AdaptiveTrainer<S> {
         self.own.updates(row)
     }
 
+    fn requests(&self) -> Vec<RowId> {
+        self.own.requests()
+    }
+
+    fn has(&self, row: RowId) -> bool {
+        self.own.has(row)
+    }
+
     fn waiting_rows(&self) -> usize {
         self.own.waiting_rows() + self.shared.waiting_rows()
     }
 
     fn predict(&mut self, rows: &[RowId], shallow: &Tensor<2>) -> Result<Prediction, TrainError> {
         let shared = self.shared.predict(rows, shallow)?.expected;
-        if self.config.start == AdaptiveStart::Shared {
-            for &row in rows {
-                self.own.begin(row);
-                if !self.own.is_seated(row) {
-                    self.own.start_from(row, &self.shared, row);
-                }
-            }
-        }
+        self.start_own(rows);
         let own = self.own.predict(rows, shallow)?.expected;
         let weight = self.weights(rows, &shallow.device());
         let expected = shared.clone() + (own.clone() - shared.clone()) * weight;
@@ -157,10 +176,16 @@ impl<S: Slots> OnlineTrainer for AdaptiveTrainer<S> {
         parts: &[Tensor<2>],
     ) -> Result<Learned, TrainError> {
         self.observe(rows, hidden, parts);
+        self.start_own(rows);
         let own = self.own.learn(rows, hidden, &[])?;
         let shared = self.shared.learn(rows, hidden, &[])?;
         // A row that both learn from is one row.
-        Ok(Learned { updates: own.updates + shared.updates, rows: own.rows.max(shared.rows) })
+        Ok(Learned {
+            rows: own.rows.max(shared.rows),
+            updates: own.updates + shared.updates,
+            fits: own.fits + shared.fits,
+            fits_failed: own.fits_failed + shared.fits_failed,
+        })
     }
 
     fn warm_up(
@@ -171,9 +196,7 @@ impl<S: Slots> OnlineTrainer for AdaptiveTrainer<S> {
     ) -> Result<Learned, TrainError> {
         // The shared distiller is no prompt's: warming it up on each would be learning from prompts.
         self.begin(row);
-        if self.config.start == AdaptiveStart::Shared && !self.own.is_seated(row) {
-            self.own.start_from(row, &self.shared, row);
-        }
+        self.start_own(&[row]);
         self.own.warm_up(row, hidden, updates)
     }
 
@@ -183,7 +206,7 @@ impl<S: Slots> OnlineTrainer for AdaptiveTrainer<S> {
 
     fn export(&mut self) -> Result<TrainerState, TrainError> {
         let mut state = self.own.export()?;
-        state.global = Some(Box::new(self.shared.export()?));
+        state.shared = Some(Box::new(self.shared.export()?));
         let evidence = self.evidence.iter();
         state.evidence =
             evidence.map(|(&prompt, e)| (prompt, e.clone().reshape([EVIDENCE]))).collect();
@@ -200,7 +223,7 @@ impl<S: Slots> OnlineTrainer for AdaptiveTrainer<S> {
             }
             evidence.insert(prompt, values.reshape([1, EVIDENCE]));
         }
-        match state.global.take() {
+        match state.shared.take() {
             Some(shared) => self.shared.import(*shared)?,
             None => self.shared.reset(),
         }
@@ -365,5 +388,42 @@ mod tests {
             wording(AdaptiveConfig { sharpness: f32::NAN, ..Default::default() }),
             "sharpness: expected a number of at least 0, got NaN"
         );
+    }
+
+    #[test]
+    fn a_trainer_that_learns_without_predicting_starts_prompts_the_same_way() {
+        // As the worker of a trainer in the background does: it is handed rows that the other half has predicted.
+        let known = |trainer: &mut AdaptiveTrainer<_>| {
+            for at in 0..10 {
+                let (rows, hidden) = step(&[0], at, |_| 1.0);
+                let parts = trainer.predict(&rows, hidden.shallow()).unwrap().parts;
+                trainer.learn(&rows, &hidden, &parts).unwrap();
+            }
+        };
+        let (mut predicts, mut learns) =
+            (adaptive(AdaptiveConfig::default()), adaptive(AdaptiveConfig::default()));
+        known(&mut predicts);
+        known(&mut learns);
+        let (rows, hidden) = step(&[1], 3, |_| 1.0);
+        let parts = predicts.predict(&rows, hidden.shallow()).unwrap().parts;
+        predicts.learn(&rows, &hidden, &parts).unwrap();
+        learns.begin(rows[0]);
+        learns.learn(&rows, &hidden, &parts).unwrap();
+        let own = |trainer: &mut AdaptiveTrainer<_>| {
+            values(trainer.own.predict(&rows, hidden.shallow()).unwrap().expected)
+        };
+        assert_eq!(own(&mut predicts), own(&mut learns));
+    }
+
+    #[test]
+    fn a_deep_state_of_zero_does_not_decide_for_ever() {
+        let mut trainer = adaptive(AdaptiveConfig::default());
+        let (rows, hidden) = step(&[0], 0, |_| 1.0);
+        let zero = HiddenStates::new(hidden.shallow().clone(), hidden.deep().zeros_like()).unwrap();
+        for states in [&zero, &hidden, &hidden] {
+            let prediction = trainer.predict(&rows, states.shallow()).unwrap();
+            assert!(values(prediction.expected).iter().all(|x| x.is_finite()));
+            trainer.learn(&rows, states, &prediction.parts).unwrap();
+        }
     }
 }

@@ -15,26 +15,34 @@ use crate::{error::TrainError, hidden::HiddenStates, id::RowId};
 ///
 /// Two copies of the trainer: `visible` predicts, the worker's learns. [`learn`](OnlineTrainer::learn) of step `t` first
 /// waits for the update of step `t − 1`, makes it visible, and only then hands over step `t`. So step `t + 1` predicts
-/// with the update of step `t − 1`, whatever the threads' timing, and at most one job is under way.
+/// with the update of step `t − 1`, whatever the threads' timing, and at most one job is under way. (Steps in which nothing
+/// is learned do not count.) What the caller does in between, releasing a request or learning from a prompt, is done to
+/// both copies, on either side of the update that it falls into.
 #[derive(Debug)]
 pub(crate) struct BackgroundTrainer<T> {
     visible: T,
     jobs: SyncSender<Job<T>>,
     results: Receiver<Done<T>>,
-    /// What was done and not reported yet.
-    unreported: Learned,
-    /// Whether a job is with the worker.
+    /// Whether a job is with the worker, or its result in `arrived`.
     under_way: bool,
+    /// The result of the job under way, where somebody had to wait for it before its time.
+    arrived: Option<Done<T>>,
     /// Requests that have begun or ended since the last job: the worker hears of them with the next one.
     changes: Vec<Change>,
     /// Why the worker is gone, if it is.
     failed: Option<TrainError>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum Change {
     Begin(RowId),
     Release(RowId),
+    /// Learning from a prompt happens on both sides: what is under way must not become visible for it.
+    WarmUp {
+        row: RowId,
+        hidden: HiddenStates,
+        updates: usize,
+    },
 }
 
 /// What the worker is to do.
@@ -82,7 +90,9 @@ pub(crate) fn spawn(worker: TrainingWorker) -> std::io::Result<()> {
 impl<T: OnlineTrainer + Clone + 'static> BackgroundTrainer<T> {
     /// A trainer and its worker, which share `trainer`'s starting state.
     pub(crate) fn pair(trainer: T) -> (Self, TrainingWorker) {
-        let (jobs, to_do) = sync_channel(1);
+        // One update is under way at most. What else is sent, after a reset or a load, must not wait for a worker that the
+        // caller has not started yet.
+        let (jobs, to_do) = sync_channel(4);
         let (done, results) = sync_channel(1);
         let learner = trainer.clone();
         let worker = TrainingWorker(Box::new(move || work(learner, &to_do, &done)));
@@ -90,8 +100,8 @@ impl<T: OnlineTrainer + Clone + 'static> BackgroundTrainer<T> {
             visible: trainer,
             jobs,
             results,
-            unreported: Learned::default(),
             under_way: false,
+            arrived: None,
             changes: Vec::new(),
             failed: None,
         };
@@ -101,24 +111,32 @@ impl<T: OnlineTrainer + Clone + 'static> BackgroundTrainer<T> {
     /// Waits for the job under way, if there is one, and makes its result visible.
     fn join(&mut self) -> Result<Learned, TrainError> {
         self.check()?;
-        if !std::mem::take(&mut self.under_way) {
+        if !self.under_way {
             return Ok(Learned::default());
         }
-        let done = match self.results.recv() {
-            Ok(done) => done,
-            Err(_) => Err(TrainError::Worker { got: "one that has ended".to_owned() }),
-        };
-        match done {
+        self.receive();
+        self.under_way = false;
+        let ended = || Err(TrainError::Worker { got: "one that has ended".to_owned() });
+        match self.arrived.take().unwrap_or_else(ended) {
             Ok((trainer, learned)) => {
                 self.visible = trainer;
                 // What has happened since the job was handed over.
-                self.changes.iter().for_each(|&change| apply(change, &mut self.visible));
+                for change in &self.changes {
+                    apply(change, &mut self.visible)?;
+                }
                 Ok(learned)
             }
             Err(error) => {
                 self.failed = Some(error.clone());
                 Err(error)
             }
+        }
+    }
+
+    /// Waits for the result of the job under way without making it visible.
+    fn receive(&mut self) {
+        if self.under_way && self.arrived.is_none() {
+            self.arrived = self.results.recv().ok();
         }
     }
 
@@ -135,9 +153,11 @@ impl<T: OnlineTrainer + Clone + 'static> BackgroundTrainer<T> {
         self.failed.clone().map_or(Ok(()), Err)
     }
 
-    fn change(&mut self, change: Change) {
-        apply(change, &mut self.visible);
+    /// Does something here, and lets the worker hear of it with the next job.
+    fn change(&mut self, change: Change) -> Result<Learned, TrainError> {
+        let learned = apply(&change, &mut self.visible)?;
         self.changes.push(change);
+        Ok(learned)
     }
 
     /// Lets the worker go on from what is visible, after something that was done to it here.
@@ -148,11 +168,15 @@ impl<T: OnlineTrainer + Clone + 'static> BackgroundTrainer<T> {
     }
 }
 
-fn apply(change: Change, trainer: &mut impl OnlineTrainer) {
-    match change {
+fn apply(change: &Change, trainer: &mut impl OnlineTrainer) -> Result<Learned, TrainError> {
+    match *change {
         Change::Begin(row) => trainer.begin(row),
         Change::Release(row) => trainer.release(row),
+        Change::WarmUp { row, ref hidden, updates } => {
+            return trainer.warm_up(row, hidden, updates);
+        }
     }
+    Ok(Learned::default())
 }
 
 /// The worker's loop: ends when the other half is gone, or after a failure that has been reported.
@@ -171,7 +195,9 @@ fn work<T: OnlineTrainer + Clone>(
         };
         // A distiller is the user's code: its panic ends this worker, not the program, and is reported.
         let learned = catch_unwind(AssertUnwindSafe(|| {
-            changes.into_iter().for_each(|change| apply(change, &mut trainer));
+            for change in &changes {
+                apply(change, &mut trainer)?;
+            }
             let learned = trainer.learn(&rows, &hidden, &parts)?;
             // On a device that queues its work, nothing may start before somebody asks for it.
             let _ = hidden.device().flush();
@@ -195,17 +221,21 @@ fn work<T: OnlineTrainer + Clone>(
 
 impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> {
     fn begin(&mut self, row: RowId) {
-        self.change(Change::Begin(row));
+        // Only what changes something: a sampler that decodes for days without learning must not keep a list of it.
+        if !self.visible.has(row) {
+            let _ = self.change(Change::Begin(row));
+        }
     }
 
     fn release(&mut self, row: RowId) {
-        self.change(Change::Release(row));
+        if self.visible.has(row) {
+            let _ = self.change(Change::Release(row));
+        }
     }
 
     fn reset(&mut self) {
         // What is under way is forgotten too. A failure is not: there is no worker any more.
         if self.join().is_ok() {
-            self.unreported = Learned::default();
             self.visible.reset();
             let _ = self.replace();
         }
@@ -219,15 +249,21 @@ impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> 
         self.visible.updates(row)
     }
 
+    fn requests(&self) -> Vec<RowId> {
+        self.visible.requests()
+    }
+
+    fn has(&self, row: RowId) -> bool {
+        self.visible.has(row)
+    }
+
     fn waiting_rows(&self) -> usize {
         self.visible.waiting_rows()
     }
 
     fn predict(&mut self, rows: &[RowId], shallow: &Tensor<2>) -> Result<Prediction, TrainError> {
         self.check()?;
-        for &row in rows {
-            self.change(Change::Begin(row));
-        }
+        rows.iter().for_each(|&row| self.begin(row));
         self.visible.predict(rows, shallow)
     }
 
@@ -237,8 +273,7 @@ impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> 
         hidden: &HiddenStates,
         parts: &[Tensor<2>],
     ) -> Result<Learned, TrainError> {
-        let mut learned = self.join()?;
-        learned += std::mem::take(&mut self.unreported);
+        let learned = self.join()?;
         let changes = std::mem::take(&mut self.changes);
         let (rows, hidden, parts) = (rows.to_vec(), hidden.clone(), parts.to_vec());
         self.hand_over(Job::Learn { changes, rows, hidden, parts })?;
@@ -252,30 +287,48 @@ impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> 
         hidden: &HiddenStates,
         updates: usize,
     ) -> Result<Learned, TrainError> {
-        // The job under way is no part of this warm-up: it is reported with the next one.
-        let joined = self.join()?;
-        self.unreported += joined;
-        let learned = self.visible.warm_up(row, hidden, updates)?;
-        self.replace()?;
-        Ok(learned)
+        self.check()?;
+        self.change(Change::WarmUp { row, hidden: hidden.clone(), updates })
     }
 
     fn finish(&mut self) -> Result<Learned, TrainError> {
-        let mut learned = self.join()?;
-        learned += std::mem::take(&mut self.unreported);
-        Ok(learned)
+        self.join()
     }
 
     fn export(&mut self) -> Result<TrainerState, TrainError> {
-        let joined = self.join()?;
-        self.unreported += joined;
-        self.visible.export()
+        self.check()?;
+        self.receive();
+        if !self.under_way {
+            return self.visible.export();
+        }
+        let mut state = self.visible.export()?;
+        let ended = || TrainError::Worker { got: "one that has ended".to_owned() };
+        match &mut self.arrived {
+            Some(Ok((ahead, learned))) => {
+                // A copy: what is to be handed over with the next job must not be done to it twice.
+                let mut ahead = ahead.clone();
+                for change in &self.changes {
+                    apply(change, &mut ahead)?;
+                }
+                state.ahead = Some((Box::new(ahead.export()?), *learned));
+                Ok(state)
+            }
+            Some(Err(error)) => Err(error.clone()),
+            None => Err(ended()),
+        }
     }
 
-    fn import(&mut self, state: TrainerState) -> Result<(), Misfit> {
+    fn import(&mut self, mut state: TrainerState) -> Result<(), Misfit> {
         let _ = self.join();
+        let ahead = state.ahead.take();
         self.visible.import(state)?;
         let _ = self.replace();
+        if let Some((ahead, learned)) = ahead {
+            let mut trainer = self.visible.clone();
+            trainer.import(*ahead)?;
+            let _ = self.hand_over(Job::Replace(trainer.clone()));
+            (self.arrived, self.under_way) = (Some(Ok((trainer, learned))), true);
+        }
         Ok(())
     }
 }

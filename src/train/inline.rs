@@ -43,9 +43,11 @@ struct Seat {
 #[derive(Debug, Default)]
 pub(crate) struct TrainerState {
     pub(crate) slots: Vec<SlotState>,
-    /// What an adaptive trainer knows besides: the slot that all prompts share, and its evidence about each prompt.
-    pub(crate) global: Option<Box<TrainerState>>,
+    /// What an adaptive trainer knows besides: its evidence about each prompt, and the slot that all prompts share.
     pub(crate) evidence: Vec<(PromptId, Tensor<1>)>,
+    pub(crate) shared: Option<Box<TrainerState>>,
+    /// What a trainer in the background knows besides: an update that is done and not visible yet, and what it learned.
+    pub(crate) ahead: Option<(Box<TrainerState>, Learned)>,
 }
 
 /// Everything about one slot.
@@ -75,7 +77,10 @@ impl<S: Slots> InlineTrainer<S> {
             let seat = self.bank.get_mut(key)?;
             Some(SlotRows { slot: seat.place?, done: seat.age, rows })
         });
-        work.collect()
+        let mut work: Vec<SlotRows> = work.collect();
+        // In the order of their places: where all slots have work, nothing has to be picked out.
+        work.sort_unstable_by_key(|slot| slot.slot);
+        work
     }
 
     /// Gives a place to every slot that has none. Slots that were released have left holes, which are closed first: that
@@ -135,14 +140,16 @@ impl<S: Slots> InlineTrainer<S> {
                 }
             }
         }
-        Ok(Learned { updates, rows: if updates > 0 { rows.len() } else { 0 } })
+        let rows = if updates > 0 { rows.len() } else { 0 };
+        Ok(Learned { updates, rows, ..Learned::default() })
     }
 
     /// Collects the first rows of slots whose distiller wants to be fitted, and fits those that have seen enough.
-    fn fit(&mut self, rows: &[RowId], hidden: &HiddenStates) {
+    fn fit(&mut self, rows: &[RowId], hidden: &HiddenStates) -> Learned {
+        let mut learned = Learned::default();
         let wanted = self.slots.rows_to_fit();
         if wanted == 0 || rows.is_empty() {
-            return;
+            return learned;
         }
         self.work(rows); // every slot has its place
         for (key, members) in self.bank.groups(rows) {
@@ -158,8 +165,12 @@ impl<S: Slots> InlineTrainer<S> {
             seat.is_fitted = true;
             if seat.place.is_some_and(|place| self.slots.fit(place, &first_rows)) {
                 seat.age = 0;
+                learned.fits += 1;
+            } else {
+                learned.fits_failed += 1;
             }
         }
+        learned
     }
 
     /// Adds the step's rows to what their slots have gathered, and gives the rows of the slots that have enough.
@@ -196,6 +207,11 @@ impl<S: Slots> InlineTrainer<S> {
             let fresh = self.slots.export(work.slot);
             // Both come from one template, so this cannot misfit.
             let _ = self.slots.import(work.slot, SlotTensors { parameters, ..fresh });
+            // A fit would throw away what it has just been given.
+            let seat = self.bank.groups(&[row]).first().map(|&(key, _)| key);
+            if let Some(seat) = seat.and_then(|key| self.bank.get_mut(key)) {
+                seat.is_fitted = true;
+            }
         }
     }
 
@@ -237,6 +253,14 @@ impl<S: Slots> OnlineTrainer for InlineTrainer<S> {
         self.bank.of(row).map_or(0, |seat| seat.updates)
     }
 
+    fn requests(&self) -> Vec<RowId> {
+        self.bank.requests()
+    }
+
+    fn has(&self, row: RowId) -> bool {
+        self.bank.has(row)
+    }
+
     fn waiting_rows(&self) -> usize {
         let entries = self.bank.entries();
         entries.iter().flat_map(|(_, _, seat)| &seat.gathered).map(HiddenStates::rows).sum()
@@ -257,7 +281,7 @@ impl<S: Slots> OnlineTrainer for InlineTrainer<S> {
         let train = self.rows_to_train(rows);
         let picked: Vec<RowId> = train.iter().map(|&at| rows[at]).collect();
         let hidden = hidden.at(&train);
-        let learned = if self.config.update_every == 1 {
+        let mut learned = if self.config.update_every == 1 {
             self.update(&picked, &hidden)?
         } else {
             match self.gather(&picked, &hidden) {
@@ -265,7 +289,7 @@ impl<S: Slots> OnlineTrainer for InlineTrainer<S> {
                 None => Learned::default(),
             }
         };
-        self.fit(&picked, &hidden);
+        learned += self.fit(&picked, &hidden);
         Ok(learned)
     }
 
@@ -277,8 +301,7 @@ impl<S: Slots> OnlineTrainer for InlineTrainer<S> {
     ) -> Result<Learned, TrainError> {
         self.begin(row);
         let rows = vec![row; hidden.rows()];
-        self.fit(&rows, hidden);
-        let mut learned = Learned::default();
+        let mut learned = self.fit(&rows, hidden);
         for _ in 0..updates {
             learned += self.update(&rows, hidden)?;
         }
@@ -621,7 +644,7 @@ mod tests {
             learned.push(trainer.learn(&rows, step, &[]).unwrap());
         }
         let nothing = Learned::default();
-        assert_eq!(learned, [nothing, nothing, Learned { updates: 1, rows: 6 }]);
+        assert_eq!(learned, [nothing, nothing, Learned { updates: 1, rows: 6, ..nothing }]);
 
         let mut at_once = crate::train::Learner::new(distiller, optimizer).unwrap();
         at_once.update(&HiddenStates::concat(&steps));
@@ -643,5 +666,49 @@ mod tests {
         let trainer = InlineTrainer::new(slots, Sharing::Global, config);
         let rows = [(1, 7), (0, 5), (1, 3), (0, 6), (0, 4)].map(|(p, r)| RowId::new(p, r));
         assert_eq!(trainer.rows_to_train(&rows), [2, 4]);
+    }
+
+    #[test]
+    fn a_slot_starts_again_from_what_is_fitted_to_its_first_rows() {
+        let device = Device::flex();
+        let config = crate::distiller::LowRankConfig::new().with_rank(3);
+        let config = config.with_start(LowRankStart::Ridge { rows: 5, lambda: 1e-2 });
+        let distiller = config.init(12, 4, &device).unwrap();
+        let optimizer = OptimizerConfig::reference();
+        let slots = StackedSlots::new(&distiller, optimizer).unwrap();
+        let steps: Vec<HiddenStates> = (0..5).map(|i| hidden(2, i as f32, &device)).collect();
+        let rows = [RowId::new(0, 0), RowId::new(0, 1)];
+        let x = wave(2, 12, 0.5, &device);
+
+        // Two rows a step: the third step brings the sixth row.
+        let mut trainer =
+            InlineTrainer::new(slots.clone(), Sharing::PerPrompt, TrainingConfig::default());
+        for step in &steps[..3] {
+            trainer.predict(&rows, step.shallow()).unwrap();
+            trainer.learn(&rows, step, &[]).unwrap();
+        }
+        let first = HiddenStates::concat(&steps[..3]);
+        let fitted = distiller.fit(first.shallow(), first.deep()).unwrap();
+        let got = values(trainer.predict(&rows, &x).unwrap().expected);
+        assert_close("fitted", &got, &values(fitted.predict(x.clone())), 1e-5);
+        assert_eq!(trainer.updates(rows[0]), 3, "a fit forgets no update");
+
+        // From there on it learns as a fresh learner does that starts from the fit: Adam's moments are forgotten.
+        let mut learner = crate::train::Learner::new(fitted, optimizer).unwrap();
+        for step in &steps[3..] {
+            trainer.learn(&rows, step, &[]).unwrap();
+            learner.update(step);
+        }
+        let got = values(trainer.predict(&rows, &x).unwrap().expected);
+        assert_close("after", &got, &values(learner.distiller().predict(x.clone())), 1e-4);
+
+        // A warm-up brings the prompt's positions: fitted before they are learned.
+        let mut warm = InlineTrainer::new(slots, Sharing::PerPrompt, TrainingConfig::default());
+        warm.warm_up(rows[0], &first, 2).unwrap();
+        let fitted = distiller.fit(first.shallow(), first.deep()).unwrap();
+        let mut learner = crate::train::Learner::new(fitted, optimizer).unwrap();
+        (0..2).for_each(|_| drop(learner.update(&first)));
+        let got = values(warm.predict(&rows, &x).unwrap().expected);
+        assert_close("warm", &got, &values(learner.distiller().predict(x)), 1e-4);
     }
 }

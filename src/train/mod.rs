@@ -13,12 +13,13 @@ mod update;
 use std::fmt::Debug;
 
 use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
 
 pub(crate) use adaptive::AdaptiveTrainer;
 pub use background::TrainingWorker;
 pub(crate) use background::{BackgroundTrainer, spawn};
 pub use config::{SlotPath, Staleness, TrainRows, TrainingConfig};
-pub(crate) use inline::{InlineTrainer, TrainerState};
+pub(crate) use inline::{InlineTrainer, SlotState, TrainerState};
 pub use optimizer::{LossReduction, OptimizerConfig, Schedule, UpdateRule};
 pub(crate) use slots::{Misfit, SeparateSlots, SlotTensors, Slots};
 pub(crate) use stacked::StackedSlots;
@@ -37,18 +38,24 @@ pub(crate) struct Prediction {
 }
 
 /// What a call of [`OnlineTrainer::learn`] has done.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Learned {
     /// Optimizer steps, over all distillers.
     pub(crate) updates: usize,
     /// Rows that they learned from.
     pub(crate) rows: usize,
+    /// Distillers that have started again from what was fitted to their first rows.
+    pub(crate) fits: usize,
+    /// Distillers that were to be fitted and could not be.
+    pub(crate) fits_failed: usize,
 }
 
 impl std::ops::AddAssign for Learned {
     fn add_assign(&mut self, other: Self) {
         self.updates += other.updates;
         self.rows += other.rows;
+        self.fits += other.fits;
+        self.fits_failed += other.fits_failed;
     }
 }
 
@@ -71,6 +78,12 @@ pub(crate) trait OnlineTrainer: Debug + Send {
 
     /// Updates that the distiller of a row has had, as far as predictions see them.
     fn updates(&self, row: RowId) -> u64;
+
+    /// The requests that have begun and not ended. A prompt that does not matter for finding the distiller is 0.
+    fn requests(&self) -> Vec<RowId>;
+
+    /// Whether a request has begun and not ended.
+    fn has(&self, row: RowId) -> bool;
 
     /// Rows that have been handed over and are still to be learned.
     fn waiting_rows(&self) -> usize;

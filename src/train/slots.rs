@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     distiller::Distiller,
-    error::TrainError,
+    error::{SnapshotError, TrainError},
     hidden::{HiddenStates, select_rows},
 };
 
@@ -32,6 +32,13 @@ pub(crate) struct SlotTensors {
     pub(crate) parameters: Vec<Tensor<1>>,
     pub(crate) first: Vec<Tensor<1>>,
     pub(crate) second: Vec<Tensor<1>>,
+}
+
+impl SlotTensors {
+    /// Numbers of parameters, first and second moments.
+    pub(crate) fn counts(&self) -> [usize; 3] {
+        [&self.parameters, &self.first, &self.second].map(Vec::len)
+    }
 }
 
 /// The parameters and optimizer states of all slots, by place. Slots start as copies of one template, so what a slot
@@ -75,6 +82,12 @@ pub(crate) struct Misfit {
     pub(crate) what: String,
     pub(crate) expected: usize,
     pub(crate) got: usize,
+}
+
+impl From<Misfit> for SnapshotError {
+    fn from(Misfit { what, expected, got }: Misfit) -> Self {
+        Self::Misfit { what, expected, got }
+    }
 }
 
 /// Compares lists of tensors by their numbers of values.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use burn::{
     module::{Module, ModuleVisitor, Param},
-    tensor::{Device, Int, Tensor, TensorData},
+    tensor::{DType, Device, Int, Tensor, TensorData},
 };
 
 use super::{
@@ -35,11 +35,11 @@ pub(crate) struct StackedSlots<D> {
 }
 
 impl<D: Distiller> StackedSlots<D> {
-    /// Slots for a distiller that has a stacked form; `None` for one that has none, or whose parameters are no vectors
-    /// and matrices.
+    /// Slots for a distiller that has a stacked form; `None` for one that has none, that has no parameters, or whose
+    /// parameters are not all vectors and matrices that can be trained.
     pub(crate) fn new(distiller: &D, optimizer: OptimizerConfig) -> Option<Self> {
         let network = distiller.stacked()?;
-        let template = stackable_parameters(distiller)?;
+        let template = stackable_parameters(distiller).filter(|template| !template.is_empty())?;
         Some(Self {
             network,
             optimizer,
@@ -113,7 +113,7 @@ impl<D: Distiller> Slots for StackedSlots<D> {
     }
 
     fn update(&mut self, work: &[SlotRows], hidden: &HiddenStates) -> Result<usize, TrainError> {
-        if work.is_empty() || self.template.is_empty() {
+        if work.is_empty() {
             return Ok(0);
         }
         let active: Vec<usize> = work.iter().map(|slot| slot.slot).collect();
@@ -275,7 +275,7 @@ impl<'a> Grid<'a> {
         });
         let weights =
             TensorData::new(weights.collect::<Vec<f32>>(), [self.work.len(), self.width, 1]);
-        Tensor::from_data(weights, &self.device)
+        Tensor::from_data(weights, (&self.device, DType::F32))
     }
 }
 

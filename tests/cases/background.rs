@@ -216,3 +216,40 @@ fn reset_and_release_reach_the_worker() {
     sampler.reset();
     assert_eq!(run(&mut sampler), first);
 }
+
+#[test]
+fn a_warm_up_next_door_does_not_remove_the_lag() {
+    let sampling = SamplingConfig::default().init().unwrap();
+    let run = |neighbour: bool| -> (Vec<f32>, u64) {
+        let mut sampler = background().init(D_MODEL, &device()).unwrap();
+        let errors = (0..6).map(|at| {
+            if neighbour && at == 3 {
+                let done = sampler.warm_up(RowId::new(9, 9), &hidden(50), 4).unwrap();
+                assert_eq!(done, 4);
+            }
+            step(&mut sampler, &sampling, at).unwrap()
+        });
+        let errors = errors.collect();
+        sampler.finish().unwrap();
+        (errors, sampler.counters().updates)
+    };
+    assert_eq!(run(true), run(false));
+}
+
+#[test]
+fn a_warm_up_is_seen_at_once_and_stays() {
+    let sampling = SamplingConfig::default().init().unwrap();
+    let errors = |config: SamplerConfig| -> Vec<f32> {
+        let mut sampler = config.init(D_MODEL, &device()).unwrap();
+        sampler.warm_up(RowId::new(0, 0), &hidden(1), 6).unwrap();
+        (0..4).map(|at| step(&mut sampler, &sampling, at).unwrap()).collect()
+    };
+    let (late, now) = (errors(background()), errors(SamplerConfig::new()));
+    assert!((late[0] - now[0]).abs() < 1e-6, "the first step sees the warm-up");
+    assert!((late[1] - now[1]).abs() > 1e-6, "and the second does not see the first");
+    let unwarmed: Vec<f32> = {
+        let mut sampler = background().init(D_MODEL, &device()).unwrap();
+        (0..4).map(|at| step(&mut sampler, &sampling, at).unwrap()).collect()
+    };
+    assert!(late.iter().zip(&unwarmed).all(|(a, b)| (a - b).abs() > 1e-6), "{late:?} {unwarmed:?}");
+}

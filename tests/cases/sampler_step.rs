@@ -650,4 +650,66 @@ fn settings_out_of_range_are_refused_when_they_are_made() {
         "blocks: expected at least 1, got 0"
     );
     assert!(SamplerConfig::new().init(0, &device()).is_err());
+    let first = esamp::TrainRows::FirstPerPrompt;
+    let training = esamp::TrainingConfig { train_rows: first, ..Default::default() };
+    let alone = SamplerConfig::new().with_sharing(Sharing::PerRequest).with_training(training);
+    assert_eq!(
+        refused(alone),
+        "train_rows: expected all, where every request has a distiller of its own, got first_per_prompt"
+    );
+}
+
+/// A stacked form without parameters.
+#[derive(Module, Debug)]
+struct Nothing {}
+
+impl Distiller for Nothing {
+    fn predict(&self, shallow: Tensor<2>) -> Tensor<2> {
+        shallow
+    }
+
+    fn stacked(&self) -> Option<std::sync::Arc<dyn esamp::StackedDistiller>> {
+        Some(std::sync::Arc::new(StackedNothing))
+    }
+}
+
+#[derive(Debug)]
+struct StackedNothing;
+
+impl esamp::StackedDistiller for StackedNothing {
+    fn predict(&self, _parameters: &[Tensor<3>], shallow: Tensor<3>) -> Tensor<3> {
+        shallow
+    }
+}
+
+#[test]
+fn a_distiller_without_parameters_predicts_in_any_company() {
+    let world = World::new();
+    let sampling = esamp(0.25);
+    let mut sampler = SamplerConfig::new().init_with(Nothing {}, D_MODEL, &world.device).unwrap();
+    let (a, b) = (row(0, 0, &sampling), row(1, 1, &sampling));
+    for rows in [&[a, b][..], &[b, a], &[b]] {
+        let contexts: Vec<usize> = (0..rows.len()).collect();
+        assert!(choices(world.step(&mut sampler, rows, &contexts).unwrap())[0].novelty.is_some());
+    }
+    sampler.release(a.id);
+    world.step(&mut sampler, &[b], &[1]).unwrap();
+    assert_eq!(sampler.counters().updates, 0);
+}
+
+#[test]
+fn a_distiller_that_has_diverged_is_counted_apart() {
+    let world = World::new();
+    let sampling = esamp(0.25);
+    #[derive(Module, Debug)]
+    struct Diverged {}
+    impl Distiller for Diverged {
+        fn predict(&self, shallow: Tensor<2>) -> Tensor<2> {
+            shallow * f32::NAN
+        }
+    }
+    let mut sampler = SamplerConfig::new().init_with(Diverged {}, D_MODEL, &world.device).unwrap();
+    world.step(&mut sampler, &[row(0, 0, &sampling)], &[0]).unwrap();
+    let counters = sampler.counters();
+    assert_eq!((counters.rows_not_finite, counters.predictions_not_finite), (1, 1));
 }

@@ -1,0 +1,56 @@
+//! The least that ESamp can cost, from counted work.
+
+use esamp::{DistillerConfig, llama::LlamaConfig};
+
+use crate::run::Case;
+
+/// The best ratios of plain to steered time that the counted work allows: if a machine did nothing but multiply, and if
+/// it did nothing but move memory. The smaller one is the floor.
+#[derive(Clone, Copy, Debug)]
+pub struct Work {
+    pub floor_flops: f64,
+    pub floor_bytes: f64,
+}
+
+/// Bytes that Adam moves per parameter and step: it reads parameter, gradient and both moments, and writes all but the
+/// gradient, `4 + 4 + 8 + 12 = 28`; the gradient is written once before. A fused update that never stores the gradient would
+/// move 24.
+const ADAM_BYTES: f64 = 32.0;
+
+impl Work {
+    pub fn of(config: &LlamaConfig, case: &Case, candidates: f64, tokens: usize) -> Self {
+        let (rows, slots) = ((case.prompts * case.completions) as f64, case.prompts as f64);
+        let d = config.d_model as f64;
+        // Every weight is read once a step and multiplied with every row; the embedding is read only as the head.
+        let weights = config.num_params() as f64;
+        // Attention: keys and values of half the completion on average, and the prompt.
+        let columns = 12.0 + tokens as f64 / 2.0;
+        let kv = 2.0 * (config.n_layers * config.n_kv_heads * config.head_dim) as f64;
+        let attention = 2.0 * (config.n_layers * config.n_heads * config.head_dim) as f64;
+        let model_flops = rows * (2.0 * weights + 2.0 * attention * columns);
+        let model_bytes = 4.0 * (weights + rows * kv * columns);
+        if case.beta == 0.0 {
+            return Self { floor_flops: 1.0, floor_bytes: 1.0 };
+        }
+
+        let parameters = match case.distiller.config() {
+            DistillerConfig::SwiGlu(swiglu) => {
+                (swiglu.blocks * 3 * swiglu.d_hidden * config.d_model) as f64
+            }
+            DistillerConfig::LowRank(low_rank) => {
+                3.0 * d * low_rank.rank as f64 + low_rank.rank as f64 + 2.0 * d
+            }
+            _ => 0.0,
+        };
+        // Forward once to predict; forward again, and back with respect to parameters and inputs, to learn.
+        let distiller_flops = rows * 2.0 * parameters * 4.0 + slots * 12.0 * parameters;
+        let distiller_bytes = slots * parameters * (4.0 + ADAM_BYTES);
+        let expected_flops = rows * 2.0 * candidates * d;
+        let expected_bytes = 4.0 * rows * candidates * d;
+        let ratio = |model: f64, extra: f64| model / (model + extra);
+        Self {
+            floor_flops: ratio(model_flops, distiller_flops + expected_flops),
+            floor_bytes: ratio(model_bytes, distiller_bytes + expected_bytes),
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! Snapshots: a run that is interrupted is the run, and a file that is not whole is an error.
+
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+use std::{fs, path::Path};
+
+use burn::{
+    module::{Module, Param},
+    tensor::{Device, Tensor, TensorData},
+};
+use esamp::{
+    AdaptiveConfig, Distiller, DistillerConfig, DrawKey, HiddenStates, LmHead, LowRankConfig,
+    LowRankStart, OptimizerConfig, Phase, RowId, Sampler, SamplerConfig, SamplingConfig, Sharing,
+    SnapshotError, SnapshotPrecision, Staleness, StepInput, StepRow, SwiGluConfig, TiedHead,
+    TokenId, TrainingConfig,
+};
+
+const D_MODEL: usize = 6;
+
+fn wave(rows: usize, phase: f32) -> Tensor<2> {
+    let numbers = (0..rows * D_MODEL).map(|i| (i as f32 * 0.71 + phase).sin());
+    let data = TensorData::new(numbers.collect::<Vec<f32>>(), [rows, D_MODEL]);
+    Tensor::from_data(data, &Device::flex())
+}
+
+/// One step of four rows of two prompts, of which some rest and one comes late. What comes out, bit for bit.
+fn step(sampler: &mut Sampler, at: usize) -> Vec<(TokenId, u32, Option<u32>)> {
+    let sampling = SamplingConfig::default().with_beta(0.7).init().unwrap();
+    let head = TiedHead::new(wave(11, 0.3));
+    let rows: Vec<StepRow<'_>> = [(0, 0), (0, 1), (1, 2), (2, 3)]
+        .into_iter()
+        .filter(|&(prompt, _)| at % 3 != 1 || prompt != 1)
+        .filter(|&(prompt, _)| at > 7 || prompt != 2)
+        .map(|(prompt, request)| StepRow {
+            id: RowId::new(prompt, request),
+            phase: Phase::Decode,
+            draw: DrawKey::new(9, &[prompt as TokenId], request),
+            code: None,
+            prompt: &[],
+            generated: &[1],
+            sampling: &sampling,
+            allowed: None,
+            wants_reference_log_prob: false,
+        })
+        .collect();
+    let (shallow, deep) = (wave(rows.len(), at as f32), wave(rows.len(), 2.0 * at as f32 + 1.0));
+    let hidden = HiddenStates::new(shallow, deep.clone()).unwrap();
+    let input = StepInput::new(&rows, head.logits(deep), &head).with_hidden(hidden);
+    let choices = sampler.step(input).unwrap().choices;
+    choices
+        .into_iter()
+        .map(Result::unwrap)
+        .map(|c| (c.token, c.log_prob.to_bits(), c.novelty.map(|n| n.error.to_bits())))
+        .collect()
+}
+
+fn configs() -> Vec<SamplerConfig> {
+    let swiglu = || DistillerConfig::SwiGlu(SwiGluConfig::new().with_d_hidden(5));
+    let base = || SamplerConfig::new().with_distiller(swiglu());
+    let training = |training: TrainingConfig| base().with_training(training);
+    let low_rank = |config: LowRankConfig| {
+        SamplerConfig::new().with_distiller(DistillerConfig::LowRank(config.with_rank(2)))
+    };
+    let ridge = LowRankStart::Ridge { rows: 17, lambda: 0.01 };
+    let background = TrainingConfig { staleness: Staleness::Background, ..Default::default() };
+    vec![
+        base(),
+        base().with_sharing(Sharing::Global),
+        base().with_sharing(Sharing::PerRequest),
+        base().with_sharing(Sharing::Adaptive(AdaptiveConfig::default())),
+        training(TrainingConfig { update_every: 4, ..Default::default() }),
+        training(background),
+        training(background).with_sharing(Sharing::Adaptive(AdaptiveConfig::default())),
+        training(TrainingConfig { slot_path: esamp::SlotPath::OneByOne, ..Default::default() }),
+        base().with_optimizer(Some(OptimizerConfig::momentum(0.05, 0.9))),
+        base().with_optimizer(Some(OptimizerConfig::sgd(0.05))),
+        low_rank(LowRankConfig::new()),
+        low_rank(LowRankConfig::new().with_start(ridge)),
+        base().with_steps_before_steering(7),
+    ]
+}
+
+#[test]
+fn a_run_that_is_interrupted_gives_the_tokens_of_one_that_is_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("sampler.safetensors");
+    for config in configs() {
+        let mut whole = config.init(D_MODEL, &Device::flex()).unwrap();
+        let expected: Vec<_> = (0..14).map(|at| step(&mut whole, at)).collect();
+        for interrupted_at in [0, 1, 5, 9] {
+            let mut first = config.init(D_MODEL, &Device::flex()).unwrap();
+            (0..interrupted_at).for_each(|at| assert_eq!(step(&mut first, at), expected[at]));
+            first.save(&path, SnapshotPrecision::F32).unwrap();
+            let mut second = Sampler::load(&path, &Device::flex()).unwrap();
+            assert_eq!(second.config(), &config);
+            for at in interrupted_at..14 {
+                assert_eq!(step(&mut second, at), expected[at], "{config:?} at {interrupted_at}");
+                assert_eq!(step(&mut first, at), expected[at], "saving changes nothing");
+            }
+            whole.finish().unwrap();
+            second.finish().unwrap();
+            assert_eq!(second.counters(), whole.counters());
+            assert_eq!(second.distillers(), whole.distillers());
+            let last = RowId::new(2, 3);
+            second.release(last);
+            assert_eq!(
+                second.distillers() < whole.distillers(),
+                !matches!(config.sharing, Sharing::Global),
+                "members are known"
+            );
+        }
+    }
+}
+
+#[test]
+fn half_precision_is_half_the_size_and_close() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = SamplerConfig::new().with_optimizer(Some(OptimizerConfig::sgd(0.05)));
+    let mut sampler = config.init(D_MODEL, &Device::flex()).unwrap();
+    (0..10).for_each(|at| drop(step(&mut sampler, at)));
+    let size = |name: &str, precision, sampler: &mut Sampler| {
+        let path = folder.path().join(name);
+        sampler.save(&path, precision).unwrap();
+        (fs::metadata(&path).unwrap().len() as f64, path)
+    };
+    let (full, _) = size("full", SnapshotPrecision::F32, &mut sampler);
+    let (half, path) = size("half", SnapshotPrecision::F16, &mut sampler);
+    assert!((half / full - 0.5).abs() < 0.02, "{half} {full}");
+    let mut loaded = Sampler::load(&path, &Device::flex()).unwrap();
+    for (a, b) in step(&mut loaded, 10).into_iter().zip(step(&mut sampler, 10)) {
+        let [a, b] = [a.2, b.2].map(|bits| f32::from_bits(bits.unwrap()));
+        assert!((a - b).abs() < 2e-3 * b && a != b, "{a} {b}");
+    }
+}
+
+#[test]
+fn a_parameter_that_half_precision_cannot_hold_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let scale = Param::from_tensor(Tensor::full([D_MODEL], 1e6, &Device::flex()));
+    let mut sampler =
+        SamplerConfig::new().init_with(Scale { scale }, D_MODEL, &Device::flex()).unwrap();
+    step(&mut sampler, 0);
+    let path = folder.path().join("x");
+    let error = sampler.save(&path, SnapshotPrecision::F16).unwrap_err().to_string();
+    assert!(error.contains("expected a number that f16 can hold, got"), "{error}");
+    assert!(!path.exists());
+}
+
+/// A distiller of the user's own.
+#[derive(Module, Debug)]
+struct Scale {
+    scale: Param<Tensor<1>>,
+}
+
+impl Distiller for Scale {
+    fn predict(&self, shallow: Tensor<2>) -> Tensor<2> {
+        shallow * self.scale.val().unsqueeze()
+    }
+}
+
+fn scale(width: usize) -> Scale {
+    Scale { scale: Param::from_tensor(Tensor::ones([width], &Device::flex())) }
+}
+
+#[test]
+fn a_distiller_of_the_users_own_is_brought_by_the_user() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("own");
+    let device = Device::flex();
+    let mut whole = SamplerConfig::new().init_with(scale(D_MODEL), D_MODEL, &device).unwrap();
+    let expected: Vec<_> = (0..10).map(|at| step(&mut whole, at)).collect();
+    let mut first = SamplerConfig::new().init_with(scale(D_MODEL), D_MODEL, &device).unwrap();
+    (0..5).for_each(|at| drop(step(&mut first, at)));
+    first.save(&path, SnapshotPrecision::F32).unwrap();
+    let mut second = Sampler::load_with(scale(D_MODEL), &path, &device).unwrap();
+    (5..10).for_each(|at| assert_eq!(step(&mut second, at), expected[at]));
+
+    let error = Sampler::load(&path, &device).unwrap_err().to_string();
+    assert!(error.ends_with("distiller: expected one of this crate's, got one of the user's own"));
+    let error = Sampler::load_with(scale(D_MODEL + 1), &path, &device).unwrap_err();
+    assert_eq!(error.to_string(), "values in parameters 0: expected 7, got 6");
+}
+
+fn wording(path: &Path) -> String {
+    let error = Sampler::load(path, &Device::flex()).unwrap_err();
+    assert!(matches!(error, SnapshotError::Format { .. }), "{error:?}");
+    let name = path.display().to_string();
+    error.to_string().strip_prefix(&format!("{name}: ")).unwrap().to_owned()
+}
+
+#[test]
+fn a_file_that_is_cut_off_or_changed_anywhere_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("whole");
+    let config = SamplerConfig::new()
+        .with_distiller(DistillerConfig::LowRank(LowRankConfig::new().with_rank(1)));
+    let mut sampler = config.init(D_MODEL, &Device::flex()).unwrap();
+    step(&mut sampler, 0);
+    sampler.save(&path, SnapshotPrecision::F32).unwrap();
+    let whole = fs::read(&path).unwrap();
+    let damaged = folder.path().join("damaged");
+    for cut in (0..whole.len()).step_by(97) {
+        fs::write(&damaged, &whole[..cut]).unwrap();
+        assert!(Sampler::load(&damaged, &Device::flex()).is_err(), "cut at {cut}");
+    }
+    for at in (0..whole.len()).step_by(53) {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 0x10;
+        fs::write(&damaged, &bytes).unwrap();
+        assert!(Sampler::load(&damaged, &Device::flex()).is_err(), "changed at {at}");
+    }
+}
+
+#[test]
+fn what_is_no_snapshot_is_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("file");
+    fs::write(&path, b"GGUF and so on").unwrap();
+    assert!(wording(&path).starts_with("content: expected a whole safetensors file, got "));
+
+    let one = [0u8; 4];
+    let one = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![1], &one).unwrap();
+    let tagged = |pairs: &[(&str, &str)]| {
+        let tags = pairs.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect();
+        let bytes = safetensors::serialize([("x", &one)], Some(tags)).unwrap();
+        fs::write(&path, bytes).unwrap();
+        wording(&path)
+    };
+    assert_eq!(tagged(&[]), "format: expected esamp snapshot, got none");
+    assert_eq!(
+        tagged(&[("format", "esamp snapshot"), ("version", "2")]),
+        "version: expected 1, got 2"
+    );
+    let missing = Sampler::load(folder.path().join("nobody"), &Device::flex()).unwrap_err();
+    assert!(matches!(missing, SnapshotError::Io { .. }));
+    let mut sampler = SamplerConfig::new().init(D_MODEL, &Device::flex()).unwrap();
+    let nowhere = folder.path().join("no/such/folder");
+    assert!(matches!(
+        sampler.save(&nowhere, SnapshotPrecision::F32),
+        Err(SnapshotError::Io { .. })
+    ));
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left behind");
+}
+
+/// One file of each version, made once and kept for ever. Its sampler has done the first five steps.
+#[test]
+fn files_of_earlier_versions_can_be_read_for_ever() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/old_snapshots/1.safetensors");
+    if std::env::var_os("ESAMP_WRITE_OLD_SNAPSHOT").is_some() {
+        let mut sampler = old_config().init(D_MODEL, &Device::flex()).unwrap();
+        (0..5).for_each(|at| drop(step(&mut sampler, at)));
+        sampler.save(&path, SnapshotPrecision::F32).unwrap();
+    }
+    let mut loaded = Sampler::load(&path, &Device::flex()).unwrap();
+    assert_eq!(loaded.config(), &old_config());
+    let mut whole = old_config().init(D_MODEL, &Device::flex()).unwrap();
+    (0..5).for_each(|at| drop(step(&mut whole, at)));
+    assert_eq!(loaded.counters().steps, 5);
+    let steps = |sampler: &mut Sampler| (5..12).map(|at| step(sampler, at)).collect::<Vec<_>>();
+    // The file's numbers are those of the machine that wrote it: close, and the same tokens.
+    for (loaded, whole) in steps(&mut loaded).concat().into_iter().zip(steps(&mut whole).concat()) {
+        let [a, b] = [loaded.2, whole.2].map(|bits| f32::from_bits(bits.unwrap()));
+        assert!((a - b).abs() < 1e-4 * b, "{a} {b}");
+        assert_eq!(loaded.0, whole.0);
+    }
+}
+
+fn old_config() -> SamplerConfig {
+    SamplerConfig::new()
+        .with_distiller(DistillerConfig::SwiGlu(SwiGluConfig::new().with_d_hidden(4)))
+        .with_sharing(Sharing::Adaptive(AdaptiveConfig::default()))
+        .with_training(TrainingConfig { update_every: 2, ..TrainingConfig::default() })
+}
+
+#[test]
+fn a_decoder_does_not_take_a_new_prompt_for_one_that_the_sampler_knows() {
+    let model = esamp::testing::TinyLm::new(1, &Device::flex());
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("sampler");
+    let config = SamplerConfig::new();
+    let width = esamp::testing::TinyLm::D_MODEL;
+    let mut decoder = esamp::Decoder::new(&model, config.init(width, &Device::flex()).unwrap());
+    decoder.submit(esamp::Request::new(vec![1, 2]).with_completions(2)).unwrap();
+    (0..20).for_each(|_| drop(decoder.step().unwrap()));
+    decoder.sampler_mut().save(&path, SnapshotPrecision::F32).unwrap();
+
+    let loaded = Sampler::load(&path, &Device::flex()).unwrap();
+    let running = loaded.requests();
+    assert_eq!(running, [RowId::new(0, 0), RowId::new(0, 1)]);
+    let tokens = |sampler: Sampler| {
+        let mut decoder = esamp::Decoder::new(&model, sampler);
+        decoder.submit(esamp::Request::new(vec![3]).with_max_new_tokens(12)).unwrap();
+        let run = decoder.run(|_| std::ops::ControlFlow::Continue(())).unwrap();
+        (run[0].tokens(), run[0].row, decoder.into_sampler())
+    };
+    let fresh = tokens(config.init(width, &Device::flex()).unwrap());
+    let (after, row, mut sampler) = tokens(loaded);
+    assert_eq!((after, row), (fresh.0, RowId::new(1, 2)), "a distiller of its own");
+    assert_eq!(sampler.distillers(), 1, "the old prompt's is still there");
+    running.into_iter().for_each(|row| sampler.release(row));
+    assert_eq!(sampler.distillers(), 0);
+}
+
+#[test]
+fn a_job_that_has_failed_is_no_snapshot() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x");
+    let background = TrainingConfig { staleness: Staleness::Background, ..Default::default() };
+    let config = SamplerConfig::new().with_training(background);
+    let mut sampler = config.init_with(Fails {}, D_MODEL, &Device::flex()).unwrap();
+    step(&mut sampler, 0);
+    let error = sampler.save(&path, SnapshotPrecision::F32).unwrap_err();
+    assert!(matches!(error, SnapshotError::Train(esamp::TrainError::Worker { .. })), "{error}");
+    assert!(!path.exists());
+}
+
+/// Cannot learn.
+#[derive(Module, Debug)]
+struct Fails {}
+
+impl Distiller for Fails {
+    fn predict(&self, shallow: Tensor<2>) -> Tensor<2> {
+        shallow
+    }
+
+    fn loss(&self, _shallow: Tensor<2>, _deep: Tensor<2>) -> Tensor<1> {
+        panic!("never")
+    }
+}
