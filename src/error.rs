@@ -181,6 +181,14 @@ pub enum StepError {
         /// The first such row.
         row: RowId,
     },
+    /// A prediction was started for other rows than those that the step steers.
+    #[error("early prediction: expected one for {expected:?}, got one for {got:?}")]
+    EarlyRows {
+        /// The rows that the step steers.
+        expected: Vec<RowId>,
+        /// The rows that were predicted.
+        got: Vec<RowId>,
+    },
     /// A cache cannot drop, reorder or append rows.
     #[error("key-value cache: expected one that can {operation}, got a fixed one")]
     CacheFixed {

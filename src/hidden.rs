@@ -117,7 +117,8 @@ fn row_index(rows: &[usize], device: &Device) -> Tensor<1, Int> {
     Tensor::from_data(rows.as_slice(), device)
 }
 
-fn to_f32(what: &'static str, tensor: Tensor<2>) -> Result<Tensor<2>, StepError> {
+/// In the precision that distillers see.
+pub(crate) fn to_f32(what: &'static str, tensor: Tensor<2>) -> Result<Tensor<2>, StepError> {
     match tensor.dtype() {
         DType::F32 => Ok(tensor),
         DType::F64 | DType::F16 | DType::BF16 | DType::Flex32 => Ok(tensor.cast(DType::F32)),

@@ -61,8 +61,8 @@ pub use novelty::{
 };
 pub use penalties::Penalties;
 pub use sampler::{
-    Choice, DistillerConfig, ExpectedControl, Novelty, Phase, Sampler, SamplerConfig, StepInput,
-    StepOutput, StepRow,
+    Choice, DistillerConfig, Early, EarlyTap, ExpectedControl, Novelty, Overlap, Phase, Sampler,
+    SamplerConfig, StepInput, StepOutput, StepRow,
 };
 pub use sampling::{Sampling, SamplingConfig, TemperatureOrder};
 pub use select::Selection;

@@ -122,6 +122,13 @@ impl PairTap {
     }
 }
 
+/// The last position of `[batch, seq, d_model]`, `[batch, d_model]`; `None` where there is none.
+pub(crate) fn last_position(hidden: &Tensor<3>) -> Option<Tensor<2>> {
+    let [rows, seq, width] = hidden.dims();
+    let last = seq.checked_sub(1)?;
+    Some(hidden.clone().slice([0..rows, last..seq, 0..width]).reshape([rows, width]))
+}
+
 impl HiddenStateTap for PairTap {
     fn wants(&self, site: TapSite) -> bool {
         self.sites.contains(&site)
@@ -135,11 +142,9 @@ impl HiddenStateTap for PairTap {
             if seen.is_some() {
                 self.twice = Some(site);
             }
-            let [rows, seq, width] = hidden.dims();
             // A sequence without positions has no last one: leave the site unrecorded, which is reported.
-            if seq > 0 {
-                let last = hidden.clone().slice([0..rows, seq - 1..seq, 0..width]);
-                *seen = Some(last.reshape([rows, width]));
+            if let Some(last) = last_position(hidden) {
+                *seen = Some(last);
             }
         }
     }

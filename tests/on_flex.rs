@@ -18,6 +18,8 @@ mod golden;
 mod gradients;
 #[path = "cases/heads.rs"]
 mod heads;
+#[path = "cases/overlap.rs"]
+mod overlap;
 #[path = "cases/penalties.rs"]
 mod penalties;
 #[path = "cases/reweighters.rs"]

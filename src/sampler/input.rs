@@ -2,6 +2,7 @@
 
 use burn::tensor::{Device, Tensor};
 
+use super::Early;
 use crate::{
     candidates::{Candidates, RowContext, TokenMask},
     draw::DrawKey,
@@ -139,6 +140,7 @@ pub struct StepInput<'a> {
     pub(super) rows: &'a [StepRow<'a>],
     pub(super) reference: Reference,
     pub(super) hidden: Option<HiddenStates>,
+    pub(super) early: Option<Early>,
     pub(super) other_logits: Option<Tensor<2>>,
     pub(super) lm_head: &'a dyn LmHead,
 }
@@ -154,7 +156,7 @@ impl<'a> StepInput<'a> {
     /// floating-point type, and the model's head.
     pub fn new(rows: &'a [StepRow<'a>], logits: Tensor<2>, lm_head: &'a dyn LmHead) -> Self {
         let reference = Reference::Logits(logits);
-        Self { rows, reference, hidden: None, other_logits: None, lm_head }
+        Self { rows, reference, hidden: None, early: None, other_logits: None, lm_head }
     }
 
     /// A step that is given what the head is applied to, `[rows, d_model]`, instead of logits. The sampler applies the
@@ -177,13 +179,20 @@ impl<'a> StepInput<'a> {
         lm_head: &'a dyn LmHead,
     ) -> Self {
         let reference = Reference::HeadInput(head_input);
-        Self { rows, reference, hidden: None, other_logits: None, lm_head }
+        Self { rows, reference, hidden: None, early: None, other_logits: None, lm_head }
     }
 
     /// Adds the hidden states of the same rows. Needed as soon as a distiller steers one of them: a row in
     /// [`Phase::Decode`] whose reweighter expects [`Expects::Distiller`].
     pub fn with_hidden(mut self, hidden: impl Into<Option<HiddenStates>>) -> Self {
         self.hidden = hidden.into();
+        self
+    }
+
+    /// Adds the prediction that an [`EarlyTap`](super::EarlyTap) has started during the forward pass: the step takes it in the
+    /// place of predicting by itself. It must be for exactly the rows that a distiller steers, in their order.
+    pub fn with_early(mut self, early: impl Into<Option<Early>>) -> Self {
+        self.early = early.into();
         self
     }
 

@@ -2,6 +2,7 @@
 
 mod config;
 mod control;
+mod early;
 mod input;
 mod latent;
 mod observe;
@@ -14,6 +15,7 @@ use burn::tensor::Device;
 
 pub use config::{DistillerConfig, SamplerConfig};
 pub use control::ExpectedControl;
+pub use early::{Early, EarlyTap, Overlap};
 pub use input::{Phase, StepInput, StepRow};
 pub use output::{Choice, Novelty, StepOutput};
 
@@ -24,7 +26,7 @@ use crate::{
     id::RowId,
     novelty::Expects,
     telemetry::{Counters, Observer, Steering, StepTrace},
-    train::{Learned, Misfit, OnlineTrainer, TrainerState},
+    train::{Learned, Misfit, OnlineTrainer, PredictionThread, TrainerState},
 };
 use input::Reference;
 use latent::project;
@@ -47,6 +49,8 @@ pub struct Sampler {
     device: Device,
     counters: Counters,
     observer: Option<Box<dyn Observer>>,
+    /// Started when first needed.
+    predictions: Option<PredictionThread>,
 }
 
 /// Everything that makes a sampler what it is.
@@ -67,7 +71,8 @@ impl Sampler {
         device: Device,
     ) -> Self {
         let counters = Counters::default();
-        Self { trainer, config, custom_distiller, d_model, device, counters, observer: None }
+        let (observer, predictions) = (None, None);
+        Self { trainer, config, custom_distiller, d_model, device, counters, observer, predictions }
     }
 
     /// Makes room for a row's request, so that its prompt's distiller stays while the request waits for its turn.
@@ -231,11 +236,11 @@ impl Sampler {
     /// one row is in its place in [`StepOutput::choices`], and the other rows go on.
     pub fn step(&mut self, input: StepInput<'_>) -> Result<StepOutput, StepError> {
         input.check(self.d_model, &self.device)?;
-        let StepInput { rows, reference, hidden, other_logits, lm_head } = input;
+        let StepInput { rows, reference, hidden, early, other_logits, lm_head } = input;
         if rows.is_empty() {
             return Ok(StepOutput::default());
         }
-        let mut steered = self.predict(rows, hidden)?; // 1
+        let mut steered = self.predict(rows, hidden, early)?; // 1
         let mut logits = Logits::read(match reference {
             Reference::Logits(logits) => logits,
             Reference::HeadInput(states) => {
@@ -297,6 +302,7 @@ impl Sampler {
         &mut self,
         rows: &[StepRow<'_>],
         hidden: Option<HiddenStates>,
+        early: Option<Early>,
     ) -> Result<Option<Steered>, StepError> {
         let at: Vec<usize> = (0..rows.len()).filter(|&at| rows[at].is_steered()).collect();
         let Some(hidden) = hidden.filter(|_| !at.is_empty()) else {
@@ -304,7 +310,10 @@ impl Sampler {
         };
         let hidden = hidden.at(&at);
         let ids: Vec<RowId> = at.iter().map(|&at| rows[at].id).collect();
-        let prediction = self.trainer.predict(&ids, hidden.shallow())?;
+        let prediction = match early {
+            Some(early) => self.early_prediction(early, &ids)?,
+            None => self.trainer.predict(&ids, hidden.shallow())?,
+        };
         let steered_rows = at.iter().map(|&at| &rows[at]);
         let (deep, counters) = (hidden.deep(), &mut self.counters);
         let expected = self.config.expected_control.apply(

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use burn::tensor::{DType, Device, Tensor, TensorData, activation::sigmoid};
 
 use super::{
-    InlineTrainer, Learned, Misfit, OnlineTrainer, Prediction, TrainerState, TrainingConfig,
-    slots::Slots,
+    InlineTrainer, Learned, Misfit, OnlineTrainer, Prediction, PredictionJob, TrainerState,
+    TrainingConfig, slots::Slots,
 };
 use crate::{
     bank::{AdaptiveConfig, AdaptiveStart, Sharing},
@@ -160,13 +160,16 @@ impl<S: Slots> OnlineTrainer for AdaptiveTrainer<S> {
         self.own.waiting_rows() + self.shared.waiting_rows()
     }
 
-    fn predict(&mut self, rows: &[RowId], shallow: &Tensor<2>) -> Result<Prediction, TrainError> {
-        let shared = self.shared.predict(rows, shallow)?.expected;
+    fn prediction(&mut self, rows: &[RowId], shallow: &Tensor<2>) -> PredictionJob {
+        let shared = self.shared.prediction(rows, shallow);
         self.start_own(rows);
-        let own = self.own.predict(rows, shallow)?.expected;
+        let own = self.own.prediction(rows, shallow);
         let weight = self.weights(rows, &shallow.device());
-        let expected = shared.clone() + (own.clone() - shared.clone()) * weight;
-        Ok(Prediction { expected, parts: vec![own, shared] })
+        Box::new(move || {
+            let (own, shared) = (own()?.expected, shared()?.expected);
+            let expected = shared.clone() + (own.clone() - shared.clone()) * weight;
+            Ok(Prediction { expected, parts: vec![own, shared] })
+        })
     }
 
     fn learn(

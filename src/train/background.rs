@@ -1,6 +1,7 @@
 //! The trainer for a machine with a stream to spare: updates run on a thread of their own.
 
 use std::{
+    any::Any,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::mpsc::{Receiver, SyncSender, sync_channel},
     thread,
@@ -8,7 +9,7 @@ use std::{
 
 use burn::tensor::Tensor;
 
-use super::{Learned, Misfit, OnlineTrainer, Prediction, TrainerState};
+use super::{Learned, Misfit, OnlineTrainer, PredictionJob, TrainerState};
 use crate::{error::TrainError, hidden::HiddenStates, id::RowId};
 
 /// Learns on a worker's thread, one update a step, exactly one step late.
@@ -179,6 +180,13 @@ fn apply(change: &Change, trainer: &mut impl OnlineTrainer) -> Result<Learned, T
     Ok(Learned::default())
 }
 
+/// A panic in words.
+pub(super) fn what_it_says(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    format!("a panic: {}", text.unwrap_or("without a message"))
+}
+
 /// The worker's loop: ends when the other half is gone, or after a failure that has been reported.
 fn work<T: OnlineTrainer + Clone>(
     mut trainer: T,
@@ -203,15 +211,8 @@ fn work<T: OnlineTrainer + Clone>(
             let _ = hidden.device().flush();
             Ok((trainer.clone(), learned))
         }));
-        let result = learned.unwrap_or_else(|panic| {
-            let says = panic
-                .downcast_ref::<&str>()
-                .map(|text| (*text).to_owned())
-                .or_else(|| panic.downcast_ref::<String>().cloned());
-            let got =
-                format!("a panic: {}", says.unwrap_or_else(|| "without a message".to_owned()));
-            Err(TrainError::Worker { got })
-        });
+        let result =
+            learned.unwrap_or_else(|panic| Err(TrainError::Worker { got: what_it_says(&*panic) }));
         let failed = result.is_err();
         if done.send(result).is_err() || failed {
             return;
@@ -261,10 +262,12 @@ impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> 
         self.visible.waiting_rows()
     }
 
-    fn predict(&mut self, rows: &[RowId], shallow: &Tensor<2>) -> Result<Prediction, TrainError> {
-        self.check()?;
+    fn prediction(&mut self, rows: &[RowId], shallow: &Tensor<2>) -> PredictionJob {
+        if let Err(error) = self.check() {
+            return Box::new(|| Err(error));
+        }
         rows.iter().for_each(|&row| self.begin(row));
-        self.visible.predict(rows, shallow)
+        self.visible.prediction(rows, shallow)
     }
 
     fn learn(

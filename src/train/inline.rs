@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use burn::tensor::Tensor;
 
 use super::{
-    Learned, Misfit, OnlineTrainer, Prediction, SlotTensors, TrainRows, TrainingConfig,
+    Learned, Misfit, OnlineTrainer, Prediction, PredictionJob, SlotTensors, TrainRows,
+    TrainingConfig,
     slots::{SlotRows, Slots},
 };
 use crate::{
@@ -266,10 +267,14 @@ impl<S: Slots> OnlineTrainer for InlineTrainer<S> {
         entries.iter().flat_map(|(_, _, seat)| &seat.gathered).map(HiddenStates::rows).sum()
     }
 
-    fn predict(&mut self, rows: &[RowId], shallow: &Tensor<2>) -> Result<Prediction, TrainError> {
+    fn prediction(&mut self, rows: &[RowId], shallow: &Tensor<2>) -> PredictionJob {
         rows.iter().for_each(|&row| self.begin(row));
         let work = self.work(rows);
-        Ok(Prediction { expected: self.slots.predict(&work, shallow)?, parts: Vec::new() })
+        // A copy of the slots shares their tensors, and is gone when the prediction is there.
+        let (slots, shallow) = (self.slots.clone(), shallow.clone());
+        Box::new(move || {
+            Ok(Prediction { expected: slots.predict(&work, &shallow)?, parts: Vec::new() })
+        })
     }
 
     fn learn(

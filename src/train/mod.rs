@@ -3,6 +3,7 @@
 mod adaptive;
 mod background;
 mod config;
+mod early;
 mod inline;
 mod optimizer;
 mod rule;
@@ -19,6 +20,7 @@ pub(crate) use adaptive::AdaptiveTrainer;
 pub use background::TrainingWorker;
 pub(crate) use background::{BackgroundTrainer, spawn};
 pub use config::{SlotPath, Staleness, TrainRows, TrainingConfig};
+pub(crate) use early::{PredictionJob, PredictionThread};
 pub(crate) use inline::{InlineTrainer, SlotState, TrainerState};
 pub use optimizer::{LossReduction, OptimizerConfig, Schedule, UpdateRule};
 pub(crate) use slots::{Misfit, SeparateSlots, SlotTensors, Slots};
@@ -88,8 +90,14 @@ pub(crate) trait OnlineTrainer: Debug + Send {
     /// Rows that have been handed over and are still to be learned.
     fn waiting_rows(&self) -> usize;
 
+    /// What is to be computed for the expected deep states of `rows`, from their shallow ones, `[rows, d_model]`: with the
+    /// parameters of now, whenever and wherever it is computed.
+    fn prediction(&mut self, rows: &[RowId], shallow: &Tensor<2>) -> PredictionJob;
+
     /// The expected deep states of `rows` from their shallow ones, `[rows, d_model]`.
-    fn predict(&mut self, rows: &[RowId], shallow: &Tensor<2>) -> Result<Prediction, TrainError>;
+    fn predict(&mut self, rows: &[RowId], shallow: &Tensor<2>) -> Result<Prediction, TrainError> {
+        self.prediction(rows, shallow)()
+    }
 
     /// One update of each distiller that has rows here. `parts` are those of the rows' [`Prediction`]. Says what has been done by now: a trainer that works in the
     /// background reports an update when it is done.
