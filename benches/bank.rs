@@ -1,0 +1,177 @@
+//! What a bank of S slots costs in a step, stacked and one by one, and what it costs when a slot comes and goes.
+//!
+//! Everything goes through `Sampler::step` with 4 rows a slot, at the width of SmolLM2-135M. The head has 64 tokens, so that
+//! what is left is the distillers' work; `plain` is the same step without it. Rows whose deep states are not finite are
+//! predicted and not learned: `predict` is such a step, and `step` less `predict` is the update.
+
+use std::{hint::black_box, time::Duration};
+
+use burn::tensor::{Device, Tensor, TensorData};
+use criterion::{BenchmarkId, Criterion, SamplingMode, criterion_group, criterion_main};
+use esamp::{
+    DistillerConfig, DrawKey, HiddenStates, LmHead, LowRankConfig, Phase, RowId, Sampler,
+    SamplerConfig, Sampling, SamplingConfig, SlotPath, StepInput, StepRow, SwiGluConfig, TiedHead,
+    TrainingConfig,
+};
+
+const D_MODEL: usize = 576;
+const VOCAB: usize = 64;
+const ROWS: u64 = 4;
+/// Different hidden states, so that a step has something to learn that the last one has not taught.
+const STATES: usize = 8;
+
+fn wave(shape: [usize; 2], scale: f32, device: &Device) -> Tensor<2> {
+    let numbers: Vec<f32> =
+        (0..shape[0] * shape[1]).map(|i| (i as f32 * scale).sin() * 0.5).collect();
+    Tensor::from_data(TensorData::new(numbers, shape), device)
+}
+
+/// A sampler, and the steps of a batch of prompts.
+struct Batch {
+    sampler: Sampler,
+    sampling: Sampling,
+    head: TiedHead,
+    logits: Tensor<2>,
+    states: Vec<HiddenStates>,
+    not_finite: HiddenStates,
+    prompts: Vec<u64>,
+    next: usize,
+}
+
+impl Batch {
+    fn new(
+        config: &SamplerConfig,
+        beta: f32,
+        slots: usize,
+    ) -> Result<Self, Box<dyn std::error::Error>> {
+        let device = Device::flex();
+        let head = TiedHead::new(wave([VOCAB, D_MODEL], 0.37, &device));
+        let shape = [slots * ROWS as usize, D_MODEL];
+        let states = (0..STATES).map(|at| {
+            let (shallow, deep) = (0.91 + at as f32, 1.3 + at as f32);
+            HiddenStates::new(wave(shape, shallow, &device), wave(shape, deep, &device))
+        });
+        let nan = Tensor::full(shape, f32::NAN, &device);
+        let mut batch = Self {
+            sampler: config.init(D_MODEL, &device)?,
+            sampling: SamplingConfig::default().with_beta(beta).init()?,
+            logits: head.logits(wave(shape, 1.3, &device)),
+            head,
+            states: states.collect::<Result<_, _>>()?,
+            not_finite: HiddenStates::new(wave(shape, 0.91, &device), nan)?,
+            prompts: (0..slots as u64).collect(),
+            next: 0,
+        };
+        // Two steps: the second finds slots and moments in their places.
+        let prompts = batch.prompts.clone();
+        batch.step(&prompts)?;
+        batch.step(&prompts)?;
+        Ok(batch)
+    }
+
+    /// A step of these prompts, predicted and learned; of as many as there are slots, or of the first of them.
+    fn step(&mut self, prompts: &[u64]) -> Result<usize, Box<dyn std::error::Error>> {
+        self.next += 1;
+        let hidden = self.states[self.next % STATES].clone();
+        self.step_with(prompts, hidden)
+    }
+
+    fn step_with(
+        &mut self,
+        prompts: &[u64],
+        hidden: HiddenStates,
+    ) -> Result<usize, Box<dyn std::error::Error>> {
+        let ids = prompts.iter().flat_map(|&p| (0..ROWS).map(move |i| RowId::new(p, p * ROWS + i)));
+        let sampling = &self.sampling;
+        let rows: Vec<StepRow<'_>> = ids
+            .map(|id| StepRow {
+                id,
+                phase: Phase::Decode,
+                draw: DrawKey::new(0, &[], id.request.0),
+                code: None,
+                prompt: &[],
+                generated: &[],
+                sampling,
+                allowed: None,
+                wants_reference_log_prob: false,
+            })
+            .collect();
+        let (mut logits, mut hidden) = (self.logits.clone(), hidden);
+        if rows.len() < logits.dims()[0] {
+            logits = logits.narrow(0, 0, rows.len());
+            hidden = hidden.select(&(0..rows.len()).collect::<Vec<_>>())?;
+        }
+        let input = StepInput::new(&rows, logits, &self.head).with_hidden(hidden);
+        let output = self.sampler.step(input)?;
+        Ok(black_box(output).updates)
+    }
+
+    /// The oldest prompt ends and a new one joins, as in the ready loop: behind the others.
+    fn replace(&mut self) -> Result<usize, Box<dyn std::error::Error>> {
+        let old = self.prompts.remove(0);
+        (0..ROWS).for_each(|i| self.sampler.release(RowId::new(old, old * ROWS + i)));
+        self.prompts.push(old + self.prompts.len() as u64 + 1);
+        let prompts = self.prompts.clone();
+        self.step(&prompts)
+    }
+}
+
+fn bank(criterion: &mut Criterion) {
+    let distillers = [
+        ("low-rank 64, AdamW", DistillerConfig::LowRank(LowRankConfig::new())),
+        ("swiglu, Adam", DistillerConfig::SwiGlu(SwiGluConfig::new())),
+    ];
+    let paths = [("stacked", SlotPath::Stacked), ("one by one", SlotPath::OneByOne)];
+    for (name, distiller) in distillers {
+        for slots in [1, 4, 16] {
+            let mut group = criterion.benchmark_group(format!("{name}, {slots} slots"));
+            group.sampling_mode(SamplingMode::Flat);
+            let config = |slot_path| {
+                SamplerConfig::new()
+                    .with_distiller(distiller.clone())
+                    .with_training(TrainingConfig { slot_path, ..TrainingConfig::default() })
+            };
+            let mut measure = |what: &str, path: &str, beta: f32, slot_path, run: Run| {
+                let Ok(mut batch) = Batch::new(&config(slot_path), beta, slots) else {
+                    return;
+                };
+                group.bench_function(BenchmarkId::new(what, path), |bencher| {
+                    bencher.iter(|| run(&mut batch).ok());
+                });
+            };
+            measure("plain", "", 0.0, SlotPath::Stacked, |batch| batch.step(&batch.prompts.clone()));
+            let jobs: [(&str, Run); 5] = [
+                ("predict", |batch| {
+                    batch.step_with(&batch.prompts.clone(), batch.not_finite.clone())
+                }),
+                ("step", |batch| batch.step(&batch.prompts.clone())),
+                ("step, a slot replaced", Batch::replace),
+                ("step, half of the slots at rest", |batch| {
+                    batch.step(&batch.prompts[..batch.prompts.len().div_ceil(2)].to_vec())
+                }),
+                ("step, prompts in reverse order", |batch| {
+                    batch.step(&batch.prompts.iter().rev().copied().collect::<Vec<_>>())
+                }),
+            ];
+            for (what, run) in &jobs[..if slots == 1 { 3 } else { 5 }] {
+                // One path right after the other, so that both see the same load of the machine.
+                for (path, slot_path) in paths {
+                    measure(what, path, SamplingConfig::DEFAULT_BETA, slot_path, *run);
+                }
+            }
+            group.finish();
+        }
+    }
+}
+
+type Run = fn(&mut Batch) -> Result<usize, Box<dyn std::error::Error>>;
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default()
+        .sample_size(20)
+        .warm_up_time(Duration::from_millis(300))
+        .measurement_time(Duration::from_millis(800));
+    targets = bank
+}
+criterion_main!(benches);
