@@ -139,7 +139,9 @@ fn bank(criterion: &mut Criterion) {
                     bencher.iter(|| run(&mut batch).ok());
                 });
             };
-            measure("plain", "", 0.0, SlotPath::Stacked, |batch| batch.step(&batch.prompts.clone()));
+            measure("plain", "", 0.0, SlotPath::Stacked, |batch| {
+                batch.step(&batch.prompts.clone())
+            });
             let jobs: [(&str, Run); 5] = [
                 ("predict", |batch| {
                     batch.step_with(&batch.prompts.clone(), batch.not_finite.clone())
