@@ -3,6 +3,7 @@
 //! One test in a process of its own, so that the memory measured is that of the run.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+#![allow(clippy::print_stdout, reason = "what was measured is worth reading: --nocapture shows it")]
 
 use burn::tensor::{Device, Tensor};
 use esamp::{
@@ -163,7 +164,7 @@ fn resident() -> Option<u64> {
 /// Looks at the memory now and then. The first fifth is a warm-up: allocators and caches fill.
 fn measure(memory: &mut Memory, step: u64, steps: u64) {
     let warm_up = steps / 5;
-    if step < warm_up || step % 50 != 0 {
+    if step < warm_up || !step.is_multiple_of(50) {
         return;
     }
     let half = usize::from(step >= warm_up + (steps - warm_up) / 2);
