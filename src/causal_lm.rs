@@ -7,6 +7,89 @@ use crate::{error::StepError, lm_head::LmHead, tap::HiddenStateTap};
 /// A decoder-only language model that the decode loop can drive.
 ///
 /// The model keeps no state between calls: what it remembers of a sequence is in its [`KvCache`], which the loop owns.
+///
+/// ```
+/// use std::ops::ControlFlow;
+///
+/// use burn::tensor::{Device, Int, Tensor, activation::silu};
+/// use esamp::{
+///     CausalLm, Decoder, HiddenStateTap, KvCache, LmHead, Request, SamplerConfig, StepError, TapSite, TiedHead,
+/// };
+///
+/// /// Looks at the last token only: nothing to remember but how many sequences there are.
+/// struct Bigram {
+///     embedding: Tensor<2>, // [vocab, d_model]
+///     head: TiedHead,
+/// }
+///
+/// #[derive(Default)]
+/// struct Rows(usize);
+///
+/// impl KvCache for Rows {
+///     fn rows(&self) -> usize {
+///         self.0
+///     }
+///
+///     fn keep_rows(&mut self, rows: &[usize]) -> Result<(), StepError> {
+///         self.0 = rows.len();
+///         Ok(())
+///     }
+///
+///     fn append_rows(&mut self, other: Self) -> Result<(), StepError> {
+///         self.0 += other.0;
+///         Ok(())
+///     }
+/// }
+///
+/// impl CausalLm for Bigram {
+///     type Cache = Rows;
+///
+///     fn new_cache(&self) -> Rows {
+///         Rows::default()
+///     }
+///
+///     fn forward(
+///         &self,
+///         tokens: Tensor<2, Int>,
+///         cache: &mut Rows,
+///         tap: &mut dyn HiddenStateTap,
+///     ) -> Result<Tensor<2>, StepError> {
+///         let [rows, seq] = tokens.dims();
+///         cache.0 = rows;
+///         let last = tokens.narrow(1, seq - 1, 1).reshape([rows]);
+///         let shallow = self.embedding.clone().select(0, last).unsqueeze_dim::<3>(1); // [rows, 1, d_model]
+///         tap.record(TapSite::AfterBlock(0), &shallow);
+///         let deep = silu(shallow);
+///         tap.record(TapSite::HeadInput, &deep);
+///         Ok(self.head.logits(deep.squeeze_dim::<2>(1)))
+///     }
+///
+///     fn lm_head(&self) -> &dyn LmHead {
+///         &self.head
+///     }
+///
+///     fn device(&self) -> Device {
+///         self.embedding.device()
+///     }
+///
+///     fn d_model(&self) -> usize {
+///         self.embedding.dims()[1]
+///     }
+///
+///     fn vocab_size(&self) -> usize {
+///         self.embedding.dims()[0]
+///     }
+/// }
+///
+/// let embedding = Tensor::<2>::from_floats([[1.0, 0.0], [0.0, 1.0], [-1.0, 1.0]], &Device::flex());
+/// let model = Bigram { head: TiedHead::new(embedding.clone()), embedding };
+/// let sampler = SamplerConfig::new().init(model.d_model(), &model.device())?;
+/// let mut decoder = Decoder::new(&model, sampler);
+/// decoder.submit(Request::new(vec![0, 1]).with_completions(2).with_max_new_tokens(4))?;
+/// assert_eq!(decoder.run(|_| ControlFlow::Continue(()))?.len(), 2);
+/// assert_eq!(decoder.sampler().counters().updates, 3);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub trait CausalLm {
     /// Keys and values of the sequences seen so far.
     type Cache: KvCache;
@@ -60,6 +143,43 @@ pub trait CausalLm {
 }
 
 /// The sequences that a model has seen, one per row.
+///
+/// ```
+/// use burn::tensor::{Int, Tensor};
+/// use esamp::{KvCache, StepError};
+///
+/// /// Keys and values of one layer, `[rows, heads, seq, d_head]`, of sequences of one length.
+/// struct Layer {
+///     keys: Tensor<4>,
+///     values: Tensor<4>,
+/// }
+///
+/// impl KvCache for Layer {
+///     fn rows(&self) -> usize {
+///         self.keys.dims()[0]
+///     }
+///
+///     fn keep_rows(&mut self, rows: &[usize]) -> Result<(), StepError> {
+///         if let Some(&row) = rows.iter().find(|&&row| row >= self.rows()) {
+///             return Err(StepError::RowOutOfRange { row, rows: self.rows() });
+///         }
+///         let places: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
+///         let places = Tensor::<1, Int>::from_data(places.as_slice(), &self.keys.device());
+///         self.keys = self.keys.clone().select(0, places.clone());
+///         self.values = self.values.clone().select(0, places);
+///         Ok(())
+///     }
+///
+///     /// It knows no lengths, so sequences of other lengths cannot join: prompts wait for each other.
+///     fn can_append_rows(&self) -> bool {
+///         false
+///     }
+///
+///     fn append_rows(&mut self, _other: Self) -> Result<(), StepError> {
+///         Err(StepError::CacheFixed { operation: "append rows" })
+///     }
+/// }
+/// ```
 pub trait KvCache {
     /// Number of rows.
     fn rows(&self) -> usize;

@@ -19,7 +19,7 @@ use crate::{
 ///
 /// Cost per row and step: a sort of the tokens said so far. The row of logits is not copied.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct Penalties {
     /// Divides a positive logit and multiplies a negative one, once for every token that occurs in the prompt or the
     /// completion (Keskar et al., *CTRL*, arXiv 1909.05858; the prompt counts as it does in Hugging Face's

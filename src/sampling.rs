@@ -82,8 +82,10 @@ pub enum TemperatureOrder {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct SamplingConfig {
-    /// The temperature: 0 or at least [`Sampling::LOWEST_TEMPERATURE`]; 0 takes the best token after reweighting. One temperature for the reference and
+    /// The temperature: 0 or at least [`Sampling::LOWEST_TEMPERATURE`]; 0 takes the best token that filters have
+    /// left, after reweighting. One temperature for the reference and
     /// the expected logits.
     pub temperature: f32,
     /// Whether filters see logits before or after the temperature.

@@ -49,6 +49,31 @@ impl std::fmt::Display for TapSite {
 ///
 /// The model calls [`record`](Self::record) once per site and forward pass. A call costs nothing unless the tap wants
 /// the site; a model for which even showing a state costs something asks [`wants`](Self::wants) first.
+///
+/// [`PairTap`] is the tap of a decode step. One of your own watches anything else:
+///
+/// ```
+/// use burn::tensor::Tensor;
+/// use esamp::{HiddenStateTap, TapSite};
+///
+/// /// How long the residual stream is behind each block, at the last position of each row.
+/// #[derive(Default)]
+/// struct Lengths(Vec<(usize, Tensor<2>)>);
+///
+/// impl HiddenStateTap for Lengths {
+///     fn wants(&self, site: TapSite) -> bool {
+///         matches!(site, TapSite::AfterBlock(_))
+///     }
+///
+///     fn record(&mut self, site: TapSite, hidden: &Tensor<3>) {
+///         if let TapSite::AfterBlock(block) = site {
+///             let [rows, seq, d_model] = hidden.dims();
+///             let last = hidden.clone().narrow(1, seq - 1, 1).reshape([rows, d_model]);
+///             self.0.push((block, last.square().sum_dim(1).sqrt()));
+///         }
+///     }
+/// }
+/// ```
 pub trait HiddenStateTap {
     /// Whether this tap will look at `site`.
     fn wants(&self, site: TapSite) -> bool;

@@ -5,6 +5,27 @@ use crate::{error::TextError, id::TokenId};
 /// Turns tokens into text.
 ///
 /// Implemented for closures; [`Tokenizer`](crate::llama::Tokenizer) is one where the feature `llama` is on.
+///
+/// ```
+/// use esamp::{Detokenize, TextError, TokenId};
+///
+/// struct Words(Vec<String>);
+///
+/// impl Detokenize for Words {
+///     fn decode(&self, tokens: &[TokenId]) -> Result<String, TextError> {
+///         let word = |&token: &TokenId| {
+///             let word = self.0.get(token as usize).map(String::as_str);
+///             word.ok_or_else(|| TextError::new(format!("expected a token below {}, got {token}", self.0.len())))
+///         };
+///         tokens.iter().map(word).collect()
+///     }
+/// }
+///
+/// let words = Words(["to", " be", " or", " not"].map(String::from).to_vec());
+/// assert_eq!(words.decode(&[0, 1, 2, 3])?, "to be or not");
+/// assert!(words.decode(&[4]).is_err());
+/// # Ok::<(), TextError>(())
+/// ```
 pub trait Detokenize: Send + Sync {
     /// The text of a run of tokens. Bytes that are not (yet) UTF-8 become U+FFFD.
     ///

@@ -32,6 +32,10 @@ mod selection;
 mod starting_points;
 #[path = "cases/telemetry.rs"]
 mod telemetry;
+#[path = "cases/traps.rs"]
+mod traps;
+#[path = "cases/traps_met_here.rs"]
+mod traps_met_here;
 #[path = "cases/warm_up.rs"]
 mod warm_up;
 

@@ -92,14 +92,14 @@ impl<S> DistillerBank<S> {
         }
     }
 
+    /// Whether the request of `row` has begun and not ended.
+    pub(crate) fn has(&self, row: RowId) -> bool {
+        self.slots.get(&self.key(row)).is_some_and(|slot| slot.members.contains(&row.request))
+    }
+
     /// What is kept about the slot of `row`, if it has one.
     pub(crate) fn of(&self, row: RowId) -> Option<&S> {
         self.slots.get(&self.key(row)).map(|slot| &slot.state)
-    }
-
-    /// Whether a request has joined its slot.
-    pub(crate) fn has(&self, row: RowId) -> bool {
-        self.slots.get(&self.key(row)).is_some_and(|slot| slot.members.contains(&row.request))
     }
 
     /// Every request that has joined a slot, in order; its prompt where the slot is named by it, else 0.

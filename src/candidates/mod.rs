@@ -241,6 +241,18 @@ impl Candidates {
         self.items.sort_unstable_by_key(place);
     }
 
+    /// [`rescore`](Self::rescore), told what penalties and bias have added to each candidate's logit and, alike, to its
+    /// expected one, on the scale of the scores. A reweighter whose weights of the two do not sum to 1 needs it: they must
+    /// multiply what the model says, and not what was added to it.
+    pub fn rescore_adjusted(&mut self, mut score: impl FnMut(&Candidate, f32) -> f32) {
+        let adjustments = std::mem::take(&mut self.adjustments);
+        self.rescore(|candidate| {
+            let found = adjustments.binary_search_by_key(&candidate.token, |&(token, _)| token);
+            score(candidate, found.map_or(0.0, |at| adjustments[at].1))
+        });
+        self.adjustments = adjustments;
+    }
+
     /// The probability of each candidate among those in the race, best first. Sums to 1 over the whole race, part of
     /// which the pool may have left out: then to less over the candidates here.
     pub fn probabilities(&self) -> Vec<f64> {

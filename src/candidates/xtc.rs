@@ -13,6 +13,9 @@ use crate::error::ConfigError;
 /// decided for each row and position by `row.draw.apart("xtc")`, so the number that selects the token is the same with
 /// and without this filter. Two of them in one list are decided by the same number.
 ///
+/// No token is exempt. The original leaves a row alone when the end of the text or a line break would be dropped; as in
+/// llama.cpp, that is left to the caller here (a mask or a bias can do it): with a high `probability` texts run on.
+///
 /// Behind other filters, probabilities are those among the tokens that these have left; usually it is the last. As the
 /// first it looks at every token: it costs a sort of the vocabulary, like having no filter.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]

@@ -160,6 +160,27 @@ impl fmt::Debug for Request {
 }
 
 /// Decides which tokens a row may choose: a grammar's place. Implemented for closures.
+///
+/// ```
+/// use esamp::{RowId, TokenId, TokenMask, TokenMasker};
+///
+/// /// Never the same token twice in a row.
+/// struct NoStutter {
+///     vocab: usize,
+/// }
+///
+/// impl TokenMasker for NoStutter {
+///     fn mask(&self, _row: RowId, generated: &[TokenId]) -> Option<TokenMask> {
+///         let last = *generated.last()?;
+///         let others = (0..self.vocab as TokenId).filter(|&token| token != last);
+///         Some(TokenMask::allowing(self.vocab, others))
+///     }
+/// }
+///
+/// let masker = NoStutter { vocab: 8 };
+/// assert!(masker.mask(RowId::new(0, 0), &[]).is_none());
+/// assert!(!masker.mask(RowId::new(0, 0), &[1, 5]).unwrap().allows(5));
+/// ```
 pub trait TokenMasker: Send + Sync {
     /// The tokens allowed after `generated`, the completion so far; `None` allows all.
     fn mask(&self, row: RowId, generated: &[TokenId]) -> Option<TokenMask>;

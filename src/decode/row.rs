@@ -160,7 +160,13 @@ impl Row {
                     let (shown, stopped) = self.scan(&piece);
                     text = shown;
                     match stopped {
-                        Some(reason) => finish = reason,
+                        // Why a row has failed or was cancelled is worth more than that its last words are a stop string.
+                        Some(reason) => {
+                            use FinishReason::{ContextFull, MaxNewTokens, StopToken};
+                            if matches!(finish, StopToken(_) | MaxNewTokens | ContextFull) {
+                                finish = reason;
+                            }
+                        }
                         None => text.push_str(&self.stops.finish()),
                     }
                 }

@@ -63,6 +63,8 @@ pub enum Expects {
 ///     }
 /// }
 /// ```
+///
+/// Which tokens are in the race has been decided on the reference: a reweighter gives scores and drops nobody.
 pub trait NoveltyReweighter: Debug + Send + Sync {
     /// Gives every candidate a new score.
     fn reweight(&self, row: &RowContext<'_>, candidates: &mut Candidates);

@@ -10,7 +10,7 @@ use crate::{
 ///
 /// A distiller that expects nothing in particular (constant logits) turns ESamp into this: the plain model at temperature
 /// `T / (1 + β)`, among the candidates that the filters keep of `ref / T`. Whatever ESamp does beyond it, the distiller
-/// did. [`SamplingConfig::sharpened_plain`](crate::SamplingConfig::sharpened_plain) is the plain sampler at the lower
+/// did. What penalties and bias have added is not multiplied, as in ESamp. [`SamplingConfig::sharpened_plain`](crate::SamplingConfig::sharpened_plain) is the plain sampler at the lower
 /// temperature: there the filters see the sharpened logits too and keep fewer candidates, and the first token is
 /// sharpened as well.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -22,7 +22,7 @@ pub struct Sharpen {
 impl NoveltyReweighter for Sharpen {
     fn reweight(&self, _row: &RowContext<'_>, candidates: &mut Candidates) {
         if self.beta != 0.0 {
-            candidates.rescore(|c| (1.0 + self.beta) * c.logit);
+            candidates.rescore_adjusted(|c, added| (1.0 + self.beta) * c.logit - self.beta * added);
         }
     }
 

@@ -10,7 +10,7 @@ use crate::{
 ///
 /// Without `1 + β` on the reference a perfect distiller does not leave the model alone: `expected = logit` gives
 /// `(1 − β)·logit`, the plain model at temperature `1 / (1 − β)`, and at β = 1 every candidate is as likely as any
-/// other.
+/// other. What penalties and bias have added stays as it is.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Subtract {
     /// The strength β, at least 0; with 0 the sampler is the plain one. The paper's table has 0.5.
@@ -21,7 +21,7 @@ impl NoveltyReweighter for Subtract {
     fn reweight(&self, _row: &RowContext<'_>, candidates: &mut Candidates) {
         let beta = self.beta;
         if beta != 0.0 {
-            candidates.rescore(|c| c.logit - beta * c.expected);
+            candidates.rescore_adjusted(|c, added| c.logit - beta * (c.expected - added));
         }
     }
 

@@ -67,7 +67,7 @@ pub struct Early {
 #[derive(Debug)]
 enum Started {
     /// Made on the caller's thread.
-    Here(Result<Prediction, StepError>),
+    Here(Box<Result<Prediction, StepError>>),
     /// Being made on the sampler's thread.
     Elsewhere,
 }
@@ -98,7 +98,7 @@ impl Sampler {
                 let prediction = self.trainer.prediction(rows, shallow)();
                 // On a device that queues its work, nothing may start before somebody asks for it.
                 let _ = self.device.flush();
-                Some(Started::Here(prediction.map_err(StepError::from)))
+                Some(Started::Here(Box::new(prediction.map_err(StepError::from))))
             }
             Overlap::Thread => {
                 let job = self.trainer.prediction(rows, shallow);
@@ -108,7 +108,7 @@ impl Sampler {
                 };
                 Some(match thread.and_then(|thread| thread.start(job)) {
                     Ok(()) => Started::Elsewhere,
-                    Err(error) => Started::Here(Err(error.into())),
+                    Err(error) => Started::Here(Box::new(Err(error.into()))),
                 })
             }
         }
@@ -124,7 +124,7 @@ impl Sampler {
             return Err(StepError::EarlyRows { expected: rows.to_vec(), got: early.rows });
         }
         match (early.started, &mut self.predictions) {
-            (Started::Here(prediction), _) => prediction,
+            (Started::Here(prediction), _) => *prediction,
             (Started::Elsewhere, Some(thread)) => Ok(thread.wait()?),
             (Started::Elsewhere, None) => {
                 Err(TrainError::Worker { got: "one that has ended".to_owned() }.into())

@@ -34,7 +34,8 @@ pub struct StepRow<'a> {
     /// The completion's random stream.
     pub draw: DrawKey,
     /// The code of a row that is selected [arithmetically](crate::Selection::Arithmetic), in `[0, 1)`: at first
-    /// [`DrawKey::arithmetic_code`], then what the row's last [`Choice::code`] was. Other rows need none and hand it on.
+    /// [`DrawKey::arithmetic_code`], then what the row's last [`Choice::code`](super::Choice::code) was. Other rows need none
+    /// and hand it on.
     pub code: Option<f64>,
     /// The prompt, for penalties that count its tokens.
     pub prompt: &'a [TokenId],
@@ -167,7 +168,9 @@ impl<'a> StepInput<'a> {
     /// [extrapolation](crate::NoveltyReweighter::extrapolation), it has no filter, it does not ask for
     /// [`Choice::reference_log_prob`](super::Choice::reference_log_prob), and the head says that it is
     /// [linear](LmHead::is_linear). All other rows go the long way: the head on the reference, then on what is expected of
-    /// the candidates. Which way a row goes depends on the row alone, and both give the same scores up to rounding.
+    /// the candidates. Which way a row goes depends on the row alone, except that nothing is mixed
+    /// while an [observer](super::Sampler::set_observer) watches; both ways give the same scores up to rounding. The ready decode
+    /// loop has logits and never mixes.
     /// [`Counters::mixed`](crate::Counters::mixed) counts the rows that were mixed.
     ///
     /// One difference: where a mixed row's states are finite and their logits are not (a head in `f16` that overflows), the

@@ -69,7 +69,10 @@ impl Chosen<'_> {
         let position = row.context().position;
         let divisor = row.sampling.divisor_at(position);
         let steering = steering(row, choice, self.warming[at]);
-        let sharpening = measures.sharpening.filter(|_| steering == Steering::Steered);
+        // A reweighter that expects nothing changes scores too, and is traced as off.
+        let rescored = matches!(steering, Steering::Steered | Steering::Contrasted);
+        let sharpening =
+            measures.sharpening.filter(|&s| rescored || steering == Steering::Off && s != 0.0);
         let novelty = choice.novelty;
         let relative = novelty
             .filter(|novelty| novelty.deep > 0.0)
@@ -101,7 +104,7 @@ impl Chosen<'_> {
             novelty: novelty.map(|novelty| novelty.error),
             relative_novelty: relative,
             loss: novelty.map(|novelty| novelty.loss(self.d_model)),
-            slope: measures.slope.filter(|_| novelty.is_some()),
+            slope: measures.slope.filter(|_| novelty.is_some() || steering == Steering::Contrasted),
             sharpening,
             sharpening_share: sharpening.and(measures.sharpening_share),
         })

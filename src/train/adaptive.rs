@@ -134,6 +134,10 @@ impl<S: Slots> OnlineTrainer for AdaptiveTrainer<S> {
         self.evidence.retain(|prompt, _| prompts.binary_search(prompt).is_ok());
     }
 
+    fn has(&self, row: RowId) -> bool {
+        self.own.has(row)
+    }
+
     fn reset(&mut self) {
         self.own.reset();
         self.shared.reset();
@@ -150,10 +154,6 @@ impl<S: Slots> OnlineTrainer for AdaptiveTrainer<S> {
 
     fn requests(&self) -> Vec<RowId> {
         self.own.requests()
-    }
-
-    fn has(&self, row: RowId) -> bool {
-        self.own.has(row)
     }
 
     fn waiting_rows(&self) -> usize {
@@ -325,7 +325,7 @@ mod tests {
         assert!(shared < own, "short prompts that agree: {shared} {own}");
         assert!(mixed < 0.5 * own && fresh < 0.5 * own, "{mixed} {fresh} {own}");
         // Prompts that contradict each other: the shared one learns nothing that holds.
-        let opposite = |prompt: u64| if prompt % 2 == 0 { 1.0 } else { -1.0 };
+        let opposite = |prompt: u64| if prompt.is_multiple_of(2) { 1.0 } else { -1.0 };
         let [own, shared, mixed, fresh] = errors(&opposite, 60);
         assert!(own < shared, "prompts that contradict each other: {own} {shared}");
         assert!(mixed < 0.5 * shared && fresh < 0.5 * shared, "{mixed} {fresh} {shared}");

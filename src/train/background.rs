@@ -39,24 +39,24 @@ enum Change {
     Begin(RowId),
     Release(RowId),
     /// Learning from a prompt happens on both sides: what is under way must not become visible for it.
-    WarmUp {
-        row: RowId,
-        hidden: HiddenStates,
-        updates: usize,
-    },
+    WarmUp(Box<(RowId, HiddenStates, usize)>),
 }
 
 /// What the worker is to do.
 #[derive(Debug)]
 enum Job<T> {
-    Learn {
-        changes: Vec<Change>,
-        rows: Vec<RowId>,
-        hidden: HiddenStates,
-        parts: Vec<Tensor<2>>,
-    },
+    Learn(Box<Lesson>),
     /// Go on from this state instead: after a reset, or something that was done on the caller's thread.
-    Replace(T),
+    Replace(Box<T>),
+}
+
+/// One step's rows, and what has happened before it.
+#[derive(Debug)]
+struct Lesson {
+    changes: Vec<Change>,
+    rows: Vec<RowId>,
+    hidden: HiddenStates,
+    parts: Vec<Tensor<2>>,
 }
 
 type Done<T> = Result<(T, Learned), TrainError>;
@@ -161,20 +161,34 @@ impl<T: OnlineTrainer + Clone + 'static> BackgroundTrainer<T> {
         Ok(learned)
     }
 
+    /// The place of a request's beginning in the list of changes, where the worker has not heard of it and need not.
+    ///
+    /// It must hear of it when another request of the prompt has ended since, because the slot lived on with this one, or
+    /// when it has learned from its prompt, because a slot that others share has learned too.
+    fn unheard(&self, row: RowId) -> Option<usize> {
+        let is_begin = |change: &Change| matches!(change, Change::Begin(other) if other.request == row.request);
+        let at = self.changes.iter().rposition(is_begin)?;
+        let ends = |change: &Change| matches!(change, Change::Release(other) if other.prompt == row.prompt);
+        let warms = |change: &Change| matches!(change, Change::WarmUp(prompt) if prompt.0 == row);
+        let matters = |change: &Change| ends(change) || warms(change);
+        (!self.changes[at..].iter().any(matters)).then_some(at)
+    }
+
     /// Lets the worker go on from what is visible, after something that was done to it here.
     fn replace(&mut self) -> Result<(), TrainError> {
         self.changes.clear();
         let visible = self.visible.clone();
-        self.hand_over(Job::Replace(visible))
+        self.hand_over(Job::Replace(Box::new(visible)))
     }
 }
 
 fn apply(change: &Change, trainer: &mut impl OnlineTrainer) -> Result<Learned, TrainError> {
-    match *change {
-        Change::Begin(row) => trainer.begin(row),
-        Change::Release(row) => trainer.release(row),
-        Change::WarmUp { row, ref hidden, updates } => {
-            return trainer.warm_up(row, hidden, updates);
+    match change {
+        Change::Begin(row) => trainer.begin(*row),
+        Change::Release(row) => trainer.release(*row),
+        Change::WarmUp(prompt) => {
+            let (row, hidden, updates) = &**prompt;
+            return trainer.warm_up(*row, hidden, *updates);
         }
     }
     Ok(Learned::default())
@@ -194,12 +208,12 @@ fn work<T: OnlineTrainer + Clone>(
     done: &SyncSender<Done<T>>,
 ) {
     while let Ok(job) = jobs.recv() {
-        let (changes, rows, hidden, parts) = match job {
+        let Lesson { changes, rows, hidden, parts } = match job {
             Job::Replace(other) => {
-                trainer = other;
+                trainer = *other;
                 continue;
             }
-            Job::Learn { changes, rows, hidden, parts } => (changes, rows, hidden, parts),
+            Job::Learn(lesson) => *lesson,
         };
         // A distiller is the user's code: its panic ends this worker, not the program, and is reported.
         let learned = catch_unwind(AssertUnwindSafe(|| {
@@ -229,8 +243,19 @@ impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> 
     }
 
     fn release(&mut self, row: RowId) {
-        if self.visible.has(row) {
-            let _ = self.change(Change::Release(row));
+        // Requests that are never learned from, plain ones above all, come and go without a job: what the worker need not
+        // hear of must not pile up until there is one.
+        if !self.visible.has(row) {
+            return;
+        }
+        match self.unheard(row) {
+            Some(at) => {
+                self.changes.remove(at);
+                self.visible.release(row);
+            }
+            None => {
+                let _ = self.change(Change::Release(row));
+            }
         }
     }
 
@@ -279,7 +304,7 @@ impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> 
         let learned = self.join()?;
         let changes = std::mem::take(&mut self.changes);
         let (rows, hidden, parts) = (rows.to_vec(), hidden.clone(), parts.to_vec());
-        self.hand_over(Job::Learn { changes, rows, hidden, parts })?;
+        self.hand_over(Job::Learn(Box::new(Lesson { changes, rows, hidden, parts })))?;
         self.under_way = true;
         Ok(learned)
     }
@@ -291,7 +316,7 @@ impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> 
         updates: usize,
     ) -> Result<Learned, TrainError> {
         self.check()?;
-        self.change(Change::WarmUp { row, hidden: hidden.clone(), updates })
+        self.change(Change::WarmUp(Box::new((row, hidden.clone(), updates))))
     }
 
     fn finish(&mut self) -> Result<Learned, TrainError> {
@@ -329,9 +354,73 @@ impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> 
         if let Some((ahead, learned)) = ahead {
             let mut trainer = self.visible.clone();
             trainer.import(*ahead)?;
-            let _ = self.hand_over(Job::Replace(trainer.clone()));
+            let _ = self.hand_over(Job::Replace(Box::new(trainer.clone())));
             (self.arrived, self.under_way) = (Some(Ok((trainer, learned))), true);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{Device, Tensor};
+
+    use super::*;
+    use crate::{
+        bank::Sharing,
+        distiller::SwiGluConfig,
+        train::{InlineTrainer, OptimizerConfig, SeparateSlots, TrainingConfig},
+    };
+
+    fn background() -> BackgroundTrainer<impl OnlineTrainer + Clone> {
+        let distiller = SwiGluConfig::new().with_d_hidden(4).init(4, 0, &Device::flex()).unwrap();
+        let slots = SeparateSlots::new(distiller, OptimizerConfig::paper());
+        let trainer = InlineTrainer::new(slots, Sharing::PerPrompt, TrainingConfig::default());
+        let (trainer, worker) = BackgroundTrainer::pair(trainer);
+        spawn(worker).unwrap();
+        trainer
+    }
+
+    fn learn(trainer: &mut impl OnlineTrainer, row: RowId) {
+        let states = || Tensor::<2>::ones([1, 4], &Device::flex());
+        trainer.predict(&[row], &states()).unwrap();
+        let hidden = HiddenStates::new(states(), states().mul_scalar(2.0)).unwrap();
+        trainer.learn(&[row], &hidden, &[]).unwrap();
+    }
+
+    #[test]
+    fn what_the_worker_need_not_hear_of_does_not_pile_up() {
+        let mut trainer = background();
+        learn(&mut trainer, RowId::new(0, 0)); // a job under way that nothing follows for a while
+        for request in 1..1000 {
+            trainer.release(RowId::new(request, request)); // plain: it never began
+            let steered = RowId::new(2000 + request, 2000 + request);
+            trainer.begin(steered);
+            trainer.begin(steered);
+            trainer.release(steered); // steered, and ended before there was anything to learn
+        }
+        assert!(trainer.changes.is_empty(), "{:?}", trainer.changes);
+        assert_eq!(trainer.distillers(), 1);
+    }
+
+    #[test]
+    fn a_slot_lives_on_with_whoever_joined_it_in_time() {
+        // The worker has heard of 0. Before its next job 1 joins, 0 ends, 2 joins, 1 ends: the slot has never been empty.
+        for (joins_in_time, updates) in [(true, 2), (false, 1)] {
+            let mut trainer = background();
+            let row = |request| RowId::new(0, request);
+            learn(&mut trainer, row(0));
+            if joins_in_time {
+                trainer.begin(row(1));
+            }
+            trainer.release(row(0));
+            trainer.begin(row(2));
+            trainer.release(row(1));
+            learn(&mut trainer, row(2));
+            trainer.finish().unwrap();
+            assert_eq!(trainer.updates(row(2)), updates, "in time: {joins_in_time}");
+            trainer.release(row(2));
+            assert_eq!(trainer.distillers(), 0);
+        }
     }
 }

@@ -241,6 +241,10 @@ impl<S: Slots> OnlineTrainer for InlineTrainer<S> {
         self.bank.leave(row);
     }
 
+    fn has(&self, row: RowId) -> bool {
+        self.bank.has(row)
+    }
+
     fn reset(&mut self) {
         self.bank.clear();
         self.slots.keep(&[]);
@@ -256,10 +260,6 @@ impl<S: Slots> OnlineTrainer for InlineTrainer<S> {
 
     fn requests(&self) -> Vec<RowId> {
         self.bank.requests()
-    }
-
-    fn has(&self, row: RowId) -> bool {
-        self.bank.has(row)
     }
 
     fn waiting_rows(&self) -> usize {

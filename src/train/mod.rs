@@ -74,6 +74,9 @@ pub(crate) trait OnlineTrainer: Debug + Send {
     /// Ends a request.
     fn release(&mut self, row: RowId);
 
+    /// Whether a request has begun and not ended.
+    fn has(&self, row: RowId) -> bool;
+
     /// Forgets everything that was learned.
     fn reset(&mut self);
 
@@ -85,9 +88,6 @@ pub(crate) trait OnlineTrainer: Debug + Send {
 
     /// The requests that have begun and not ended. A prompt that does not matter for finding the distiller is 0.
     fn requests(&self) -> Vec<RowId>;
-
-    /// Whether a request has begun and not ended.
-    fn has(&self, row: RowId) -> bool;
 
     /// Rows that have been handed over and are still to be learned.
     fn waiting_rows(&self) -> usize;

@@ -224,6 +224,7 @@ fn the_short_way_and_the_long_way_agree() {
         base().with_beta(2.0),
         // From here on: the long way.
         base().with_top_k(4),
+        SamplingConfig { logit_bias: [(3, 2.5), (7, -1.0)].into(), ..base() },
         base().with_reweighter(ReweighterConfig::Subtract),
         base().with_reweighter(ReweighterConfig::Orthogonal),
         base().with_reweighter(ReweighterConfig::Contrast),

@@ -152,7 +152,7 @@ fn a_prediction_for_other_rows_is_refused() {
         assert!(error.to_string().starts_with("early prediction: expected one for"), "{error}");
         step(&mut sampler, RowId::new(0, 1), &log).unwrap();
         let mut tap = sampler.tap(SITES[0], SITES[1], &[(5, RowId::new(0, 1))]);
-        SITES.map(|site| tap.record(site, &states(2)));
+        SITES.iter().for_each(|&site| tap.record(site, &states(2)));
         let error = tap.take().unwrap_err();
         assert_eq!(error.to_string(), "row 5: expected a row below 2");
     }

@@ -161,11 +161,16 @@ impl Distiller for Blank {
 fn sharpening_is_esamp_with_a_distiller_of_constant_logits() {
     let world = World::new();
     let mut blank = SamplerConfig::new().init_with(Blank {}, D_MODEL, &world.device).unwrap();
-    let [esamp, sharp] = [ReweighterConfig::Extrapolate, ReweighterConfig::Sharpen]
-        .map(|reweighter| sampling(reweighter, 0.7).with_min_p(0.05).init().unwrap());
-    for context in 0..30 {
-        let one = choices(world.step(&mut blank, &[row(0, 0, &esamp)], &[context]).unwrap())[0];
-        let two = choices(world.step(&mut sampler(), &[row(0, 0, &sharp)], &[context]).unwrap())[0];
+    let bias = [[].into(), [(2, 3.0), (5, -2.0)].into()];
+    let pairs = bias.map(|logit_bias: std::collections::BTreeMap<u32, f32>| {
+        [ReweighterConfig::Extrapolate, ReweighterConfig::Sharpen].map(|reweighter| {
+            let config = sampling(reweighter, 0.7).with_min_p(0.05);
+            SamplingConfig { logit_bias: logit_bias.clone(), ..config }.init().unwrap()
+        })
+    });
+    for (context, [esamp, sharp]) in (0..30).flat_map(|c| pairs.iter().map(move |p| (c, p))) {
+        let one = choices(world.step(&mut blank, &[row(0, 0, esamp)], &[context]).unwrap())[0];
+        let two = choices(world.step(&mut sampler(), &[row(0, 0, sharp)], &[context]).unwrap())[0];
         assert_eq!((one.token, one.candidates), (two.token, two.candidates));
         assert!((one.log_prob - two.log_prob).abs() < 1e-5);
     }

@@ -46,7 +46,10 @@ impl World {
         contexts: &[usize],
     ) -> Result<StepOutput, StepError> {
         let hidden = self.hidden(contexts);
-        let logits = self.head.logits(hidden.deep().clone());
+        let logits = match contexts {
+            [] => Tensor::zeros([0, VOCAB], &self.device), // ndarray cannot multiply nothing
+            _ => self.head.logits(hidden.deep().clone()),
+        };
         sampler.step(StepInput::new(rows, logits, &self.head).with_hidden(hidden))
     }
 }

@@ -112,10 +112,10 @@ fn apply_on_device(
     norm
 }
 
-fn with_gradient<'a>(
-    parameters: &'a mut [Tensor<3>],
+fn with_gradient(
+    parameters: &mut [Tensor<3>],
     gradients: Vec<Option<Tensor<3>>>,
-) -> impl Iterator<Item = (&'a mut Tensor<3>, Tensor<3>)> {
+) -> impl Iterator<Item = (&mut Tensor<3>, Tensor<3>)> {
     parameters.iter_mut().zip(gradients).filter_map(|(parameter, g)| Some((parameter, g?)))
 }
 
@@ -176,7 +176,7 @@ impl Adam {
 /// upload.
 enum PerSlot {
     Same(f64),
-    Each(Tensor<3>),
+    Each(Box<Tensor<3>>),
 }
 
 impl PerSlot {
@@ -187,21 +187,21 @@ impl PerSlot {
         }
         let values: Vec<f32> = done.iter().map(|&done| value(done) as f32).collect();
         let values = TensorData::new(values, [done.len(), 1, 1]);
-        Self::Each(Tensor::from_data(values, (device, DType::F32)))
+        Self::Each(Box::new(Tensor::from_data(values, (device, DType::F32))))
     }
 
     fn times(&self, x: Tensor<3>) -> Tensor<3> {
         match self {
             Self::Same(value) if *value == 1.0 => x,
             Self::Same(value) => x.mul_scalar(*value),
-            Self::Each(values) => x * values.clone(),
+            Self::Each(values) => x * (**values).clone(),
         }
     }
 
     fn plus(&self, x: Tensor<3>) -> Tensor<3> {
         match self {
             Self::Same(value) => x.add_scalar(*value),
-            Self::Each(values) => x + values.clone(),
+            Self::Each(values) => x + (**values).clone(),
         }
     }
 }

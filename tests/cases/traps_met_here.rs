@@ -1,0 +1,191 @@
+//! Traps beyond the method's own list, met while this crate was written: docs/design/traps.md says what goes wrong.
+
+use std::ops::ControlFlow;
+
+use crate::{
+    device,
+    sampler_step::{D_MODEL, VOCAB, World, choices, esamp, row},
+    traps::Scale,
+};
+use burn::{
+    module::Module,
+    tensor::{Tensor, TensorData},
+};
+use esamp::{
+    Candidates, CausalLm, Completion, Decoder, Distiller, FinishReason, HiddenStates, LmHead,
+    NoveltyReweighter, OptimizerConfig, Request, RowContext, RowError, RowId, SamplerConfig,
+    Sampling, SamplingConfig, Schedule, Selection, Staleness, StepInput, StepRow, TextError,
+    TokenId, TokenMask, TrainingConfig, testing::ScriptedLm,
+};
+
+fn run<M: CausalLm>(decoder: &mut Decoder<M>) -> Vec<Completion> {
+    decoder.run(|_| ControlFlow::Continue(())).unwrap()
+}
+
+fn plain() -> SamplingConfig {
+    SamplingConfig::default().with_beta(0.0)
+}
+
+/// A token below 256 is a byte, and one wrong byte spoils its whole run, as in SentencePiece's byte fallback.
+fn byte_fallback(tokens: &[TokenId]) -> Result<String, TextError> {
+    let run = |run: &[TokenId]| match run[0] {
+        256.. => ["<", "stop", ">"][run[0] as usize - 256].to_owned(),
+        _ => {
+            let bytes: Vec<u8> = run.iter().map(|&token| token as u8).collect();
+            String::from_utf8(bytes).unwrap_or_else(|_| "\u{fffd}".repeat(run.len()))
+        }
+    };
+    Ok(tokens.chunk_by(|a, b| *a < 256 && *b < 256).map(run).collect())
+}
+
+#[test]
+fn trap_21_text_goes_on_after_a_wrong_byte() {
+    let said: Vec<TokenId> = vec![0xf0, 0x9f, 0x98, 0x80, 0xf0, 256, 257, 258, 1, 1];
+    let script = said.clone();
+    let model = ScriptedLm::new(259, &device(), move |sequence| {
+        let next = script[sequence.len() - 1];
+        (0..259).map(|token| if token == next { 9.0 } else { 0.0 }).collect()
+    });
+    let sampler = SamplerConfig::new().init(259, &device()).unwrap();
+    let mut decoder = Decoder::new(&model, sampler).with_detokenizer(byte_fallback);
+    let greedy = plain().with_temperature(0.0).init().unwrap();
+    let request = Request::new(vec![0]).with_max_new_tokens(said.len()).with_sampling(greedy);
+    decoder.submit(request.with_stop_strings(["<stop>"])).unwrap();
+    let completion = &run(&mut decoder)[0];
+    assert_eq!(completion.finish, FinishReason::StopString("<stop>".to_owned()));
+    assert_eq!(completion.text.as_deref(), Some("😀\u{fffd}"), "shown text stays as it was");
+    assert_eq!(completion.tokens(), said[..8]);
+}
+
+#[test]
+fn trap_22_one_bad_row_does_not_spoil_the_step() {
+    /// Gives one token no score.
+    #[derive(Debug)]
+    struct Broken;
+    impl NoveltyReweighter for Broken {
+        fn reweight(&self, _row: &RowContext<'_>, candidates: &mut Candidates) {
+            candidates.rescore(|c| if c.token == 3 { f32::NAN } else { c.logit });
+        }
+    }
+    let world = World::new();
+    let fine = esamp(0.5);
+    let broken = Sampling::new(Broken).unwrap();
+    let codeless = SamplingConfig::default().with_selection(Selection::Arithmetic).init().unwrap();
+    let unknown = SamplingConfig::default().with_logit_bias(99, 1.0).init().unwrap();
+    let (nobody, short) = (TokenMask::allowing(VOCAB, []), TokenMask::all(VOCAB - 1));
+    let good = row(0, 0, &fine);
+    let bad = [
+        row(1, 1, &broken),
+        row(2, 2, &codeless),
+        row(3, 3, &unknown),
+        StepRow { allowed: Some(&nobody), ..row(4, 4, &fine) },
+        StepRow { allowed: Some(&short), ..row(5, 5, &fine) },
+    ];
+    let sampler = || SamplerConfig::new().init(D_MODEL, &device()).unwrap();
+    let expected = choices(world.step(&mut sampler(), &[good], &[4]).unwrap())[0];
+    for place in 0..=bad.len() {
+        let mut rows = bad.to_vec();
+        rows.insert(place, good);
+        let mut sampler = sampler();
+        let mut got = world.step(&mut sampler, &rows, &[4; 6]).unwrap().choices;
+        let choice = got.remove(place).unwrap();
+        assert_eq!(choice.token, expected.token, "at place {place}");
+        assert!((choice.log_prob - expected.log_prob).abs() < 1e-5);
+        assert!(matches!(got[0], Err(RowError::Score { token: 3, .. })));
+        assert_eq!(got[1], Err(RowError::CodeMissing));
+        assert!(matches!(got[2], Err(RowError::UnknownToken { token: 99, .. })));
+        assert_eq!(got[3], Err(RowError::AllMasked { vocab: VOCAB }));
+        assert_eq!(got[4], Err(RowError::MaskSize { expected: VOCAB, got: VOCAB - 1 }));
+        let counters = sampler.counters();
+        assert_eq!((counters.tokens, counters.failed, counters.rows_learned), (1, 5, 1));
+    }
+}
+
+#[test]
+fn trap_23_no_cache_for_rows_that_left() {
+    // Completions of 2, 4, 6 and 8 tokens. A prompt is read once; after it, rows are fed as long as they live.
+    let flat = |_: &[TokenId]| vec![0.0; 10];
+    let (model, other) =
+        (ScriptedLm::new(10, &device(), flat), ScriptedLm::new(10, &device(), flat));
+    let sampler = SamplerConfig::new().init(10, &device()).unwrap();
+    let mut decoder = Decoder::new(&model, sampler).with_other_model(other.clone()).unwrap();
+    let masker = |row: RowId, generated: &[TokenId]| -> Option<TokenMask> {
+        let ends = generated.len() as u64 == 2 * row.request.0 + 1;
+        Some(TokenMask::allowing(10, if ends { 9..10 } else { 0..9 }))
+    };
+    let contrastive = SamplingConfig::contrastive().init().unwrap();
+    let request = Request::new(vec![1, 2]).with_completions(4).with_stop_tokens([9]);
+    decoder.submit(request.with_sampling(contrastive).with_masker(masker)).unwrap();
+    run(&mut decoder);
+    for (name, model) in [("the model", &model), ("the other model", &other)] {
+        let rows: Vec<usize> = model.calls().iter().map(Vec::len).collect();
+        assert_eq!(rows, [1, 4, 3, 3, 2, 2, 1, 1], "{name}");
+    }
+}
+
+/// Asks for two rows and starts again from them, as it began.
+#[derive(Module, Debug)]
+struct Fitted {
+    scale: Scale,
+}
+
+impl Distiller for Fitted {
+    fn predict(&self, shallow: Tensor<2>) -> Tensor<2> {
+        self.scale.predict(shallow)
+    }
+
+    fn rows_to_fit(&self) -> usize {
+        2
+    }
+
+    fn fit(&self, _shallow: &Tensor<2>, _deep: &Tensor<2>) -> Option<Self> {
+        Some(Self { scale: Scale::one() })
+    }
+}
+
+/// Hidden states of one row: all ones, and `deep` everywhere.
+fn states(deep: f32) -> HiddenStates {
+    let state = |value: f32| {
+        Tensor::from_data(TensorData::new(vec![value; D_MODEL], [1, D_MODEL]), &device())
+    };
+    HiddenStates::new(state(1.0), state(deep)).unwrap()
+}
+
+#[test]
+fn trap_24_a_fit_starts_the_optimizers_age_again() {
+    // ĥ = w, deep 1.5, loss (w − 1.5)²: an update at rate 0.1·f leaves 1 − 0.2·f of the error. f is 1/4 for the first
+    // update, 2/4 for the second. After two rows the distiller is fitted, and both its error and f begin again; f would
+    // be 3/4 if the slot's age did not.
+    let world = World::new();
+    let optimizer = OptimizerConfig::sgd(0.1).with_schedule(Schedule::WarmUp { updates: 4 });
+    let config = SamplerConfig::new().with_optimizer(Some(optimizer));
+    let mut sampler = config.init_with(Fitted { scale: Scale::one() }, D_MODEL, &device()).unwrap();
+    let sampling = esamp(0.5);
+    let rows = [row(0, 0, &sampling)];
+    for (at, expected) in [0.5, 0.475, 0.5, 0.475, 0.4275].into_iter().enumerate() {
+        let hidden = states(1.5);
+        let logits = world.head.logits(hidden.deep().clone());
+        let input = StepInput::new(&rows, logits, &world.head).with_hidden(hidden);
+        let got = choices(sampler.step(input).unwrap())[0].novelty.unwrap().error;
+        let expected = expected * (D_MODEL as f32).sqrt();
+        assert!((got - expected).abs() < 1e-5, "step {at}: {got}, expected {expected}");
+    }
+    assert_eq!(sampler.counters().updates, 5);
+}
+
+#[test]
+fn trap_25_a_job_under_way_is_no_part_of_a_warm_up() {
+    let world = World::new();
+    let training = TrainingConfig { staleness: Staleness::Background, ..TrainingConfig::default() };
+    let config = SamplerConfig::new().with_training(training);
+    let mut sampler = config.init(D_MODEL, &device()).unwrap();
+    let sampling = esamp(0.5);
+    let step = world.step(&mut sampler, &[row(0, 0, &sampling)], &[1]).unwrap();
+    assert_eq!(step.updates, 0, "its update is under way");
+    let done = sampler.warm_up(RowId::new(1, 1), &states(1.5), 3).unwrap();
+    assert_eq!(done, 3, "the other prompt's update is not among them");
+    assert_eq!((sampler.counters().warm_up_updates, sampler.counters().updates), (3, 0));
+    sampler.finish().unwrap();
+    let counters = sampler.counters();
+    assert_eq!((counters.warm_up_updates, counters.updates, counters.rows_learned), (3, 1, 1));
+}
