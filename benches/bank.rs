@@ -153,7 +153,9 @@ fn bank(criterion: &mut Criterion) {
                 ("step", |batch| batch.step(&batch.prompts.clone())),
                 ("step, a slot replaced", Batch::replace),
                 ("step, half of the slots at rest", |batch| {
-                    batch.step(&batch.prompts[..batch.prompts.len().div_ceil(2)].to_vec())
+                    let half = batch.prompts.len().div_ceil(2);
+                    let prompts: Vec<u64> = batch.prompts.iter().copied().take(half).collect();
+                    batch.step(&prompts)
                 }),
                 ("step, prompts in reverse order", |batch| {
                     batch.step(&batch.prompts.iter().rev().copied().collect::<Vec<_>>())
