@@ -1,4 +1,4 @@
-//! What a bank of S slots costs in a step, stacked and one by one, and what it costs when a slot comes and goes.
+//! What a bank of S slots costs in a step on each path, and what it costs when a slot comes and goes.
 //!
 //! Everything goes through `Sampler::step` with 4 rows a slot, at the width of SmolLM2-135M. The head has 64 tokens, so that
 //! what is left is the distillers' work; `plain` is the same step without it. Rows whose deep states are not finite are
@@ -121,7 +121,11 @@ fn bank(criterion: &mut Criterion) {
         ("low-rank 64, AdamW", DistillerConfig::LowRank(LowRankConfig::new())),
         ("swiglu, Adam", DistillerConfig::SwiGlu(SwiGluConfig::new())),
     ];
-    let paths = [("stacked", SlotPath::Stacked), ("one by one", SlotPath::OneByOne)];
+    let paths = [
+        ("stacked", SlotPath::Stacked),
+        ("apart", SlotPath::Apart),
+        ("one by one", SlotPath::OneByOne),
+    ];
     for (name, distiller) in distillers {
         for slots in [1, 4, 16] {
             let mut group = criterion.benchmark_group(format!("{name}, {slots} slots"));
@@ -149,7 +153,9 @@ fn bank(criterion: &mut Criterion) {
                 ("step", |batch| batch.step(&batch.prompts.clone())),
                 ("step, a slot replaced", Batch::replace),
                 ("step, half of the slots at rest", |batch| {
-                    batch.step(&batch.prompts[..batch.prompts.len().div_ceil(2)].to_vec())
+                    let half = batch.prompts.len().div_ceil(2);
+                    let prompts: Vec<u64> = batch.prompts.iter().copied().take(half).collect();
+                    batch.step(&prompts)
                 }),
                 ("step, prompts in reverse order", |batch| {
                     batch.step(&batch.prompts.iter().rev().copied().collect::<Vec<_>>())

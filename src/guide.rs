@@ -3,6 +3,9 @@
 #[doc = include_str!("../docs/guide/your-model.md")]
 pub mod your_model {}
 
+#[doc = include_str!("../docs/guide/settings.md")]
+pub mod settings {}
+
 #[doc = include_str!("../docs/guide/telemetry.md")]
 pub mod telemetry {}
 

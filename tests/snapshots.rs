@@ -72,6 +72,7 @@ fn configs() -> Vec<SamplerConfig> {
         training(background),
         training(background).with_sharing(Sharing::Adaptive(AdaptiveConfig::default())),
         training(TrainingConfig { slot_path: esamp::SlotPath::OneByOne, ..Default::default() }),
+        training(TrainingConfig { slot_path: esamp::SlotPath::Stacked, ..Default::default() }),
         base().with_optimizer(Some(OptimizerConfig::momentum(0.05, 0.9))),
         base().with_optimizer(Some(OptimizerConfig::sgd(0.05))),
         low_rank(LowRankConfig::new()),
@@ -270,7 +271,11 @@ fn old_config() -> SamplerConfig {
     SamplerConfig::new()
         .with_distiller(DistillerConfig::SwiGlu(SwiGluConfig::new().with_d_hidden(4)))
         .with_sharing(Sharing::Adaptive(AdaptiveConfig::default()))
-        .with_training(TrainingConfig { update_every: 2, ..TrainingConfig::default() })
+        .with_training(TrainingConfig {
+            update_every: 2,
+            slot_path: esamp::SlotPath::Stacked,
+            ..TrainingConfig::default()
+        })
 }
 
 #[test]

@@ -14,9 +14,9 @@ use crate::{
     distiller::{Distiller, LowRankConfig, SwiGluConfig},
     error::ConfigError,
     train::{
-        AdaptiveTrainer, BackgroundTrainer, InlineTrainer, OnlineTrainer, OptimizerConfig,
-        SeparateSlots, SlotPath, Slots, StackedSlots, Staleness, TrainRows, TrainingConfig,
-        TrainingWorker, spawn,
+        AdaptiveTrainer, ApartSlots, BackgroundTrainer, InlineTrainer, OnlineTrainer,
+        OptimizerConfig, SeparateSlots, SlotPath, Slots, StackedSlots, Staleness, TrainRows,
+        TrainingConfig, TrainingWorker, spawn,
     },
 };
 
@@ -93,6 +93,49 @@ impl Default for SamplerConfig {
 }
 
 impl SamplerConfig {
+    /// The paper's settings, which are the defaults.
+    ///
+    /// ```
+    /// use esamp::{OptimizerConfig, SamplerConfig};
+    ///
+    /// assert_eq!(SamplerConfig::paper(), SamplerConfig::default());
+    /// assert_eq!(SamplerConfig::paper().distiller.default_optimizer(), OptimizerConfig::paper());
+    /// ```
+    pub fn paper() -> Self {
+        Self::new()
+    }
+
+    /// The cheap settings of the paper's reference implementation, those of its fastest path: the low-rank distiller,
+    /// plain descent at 1e-3, and of each prompt only the first row that runs is learned.
+    ///
+    /// For comparing costs. In an independent study on SmolLM2-135M a distiller had learned nothing with them after 80
+    /// tokens. [`OptimizerConfig::reference`], the default optimizer of the low-rank distiller, learns. What the reference
+    /// does besides, one prediction a prompt for all of its rows, is not done here: every row is predicted from its own
+    /// shallow state.
+    ///
+    /// ```
+    /// use esamp::{
+    ///     DistillerConfig, LowRankConfig, OptimizerConfig, SamplerConfig, TrainRows, TrainingConfig,
+    /// };
+    ///
+    /// let spelled_out = SamplerConfig::new()
+    ///     .with_distiller(DistillerConfig::LowRank(LowRankConfig::new()))
+    ///     .with_optimizer(Some(OptimizerConfig::sgd(1e-3)))
+    ///     .with_training(TrainingConfig {
+    ///         train_rows: TrainRows::FirstPerPrompt,
+    ///         ..TrainingConfig::default()
+    ///     });
+    /// assert_eq!(SamplerConfig::reference(), spelled_out);
+    /// ```
+    pub fn reference() -> Self {
+        let training =
+            TrainingConfig { train_rows: TrainRows::FirstPerPrompt, ..TrainingConfig::default() };
+        Self::new()
+            .with_distiller(DistillerConfig::LowRank(LowRankConfig::new()))
+            .with_optimizer(Some(OptimizerConfig::sgd(1e-3)))
+            .with_training(training)
+    }
+
     /// A sampler for a model of width `d_model` whose hidden states live on `device`.
     ///
     /// With [`Staleness::Background`] a thread is started that learns until the sampler is dropped.
@@ -173,13 +216,16 @@ impl SamplerConfig {
         ConfigError::at_least_one("d_model", d_model)?;
         let device = device.clone().inner();
         let template = distiller.to_device(&device).valid().map(&mut FullPrecision);
-        let stacked = match self.training.slot_path {
-            SlotPath::Stacked => StackedSlots::new(&template, optimizer),
-            SlotPath::OneByOne => None,
+        let path = match self.training.slot_path {
+            SlotPath::Automatic if ApartSlots::<D>::is_faster_on(&device) => SlotPath::Apart,
+            SlotPath::Automatic => SlotPath::Stacked,
+            path => path,
         };
-        let (trainer, worker) = match stacked {
-            Some(slots) => self.trainer(slots),
-            None => self.trainer(SeparateSlots::new(template, optimizer)),
+        let stacked = StackedSlots::new(&template, optimizer);
+        let (trainer, worker) = match (path, stacked) {
+            (SlotPath::Apart, Some(slots)) => self.trainer(ApartSlots::new(slots)),
+            (SlotPath::Stacked, Some(slots)) => self.trainer(slots),
+            _ => self.trainer(SeparateSlots::new(template, optimizer)),
         };
         let sampler = Sampler::new(trainer, self.clone(), true, d_model, device);
         Ok((sampler, worker))

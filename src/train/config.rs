@@ -15,7 +15,7 @@ pub struct TrainingConfig {
     pub update_every: usize,
     /// When an update becomes visible.
     pub staleness: Staleness,
-    /// How the updates of many slots are computed.
+    /// How the predictions and updates of many slots are computed.
     pub slot_path: SlotPath,
 }
 
@@ -25,7 +25,7 @@ impl Default for TrainingConfig {
             train_rows: TrainRows::All,
             update_every: 1,
             staleness: Staleness::Inline,
-            slot_path: SlotPath::Stacked,
+            slot_path: SlotPath::Automatic,
         }
     }
 }
@@ -65,14 +65,21 @@ pub enum Staleness {
     Background,
 }
 
-/// How the updates of many slots are computed. The results agree to rounding.
+/// How the predictions and updates of many slots are computed. The results agree to rounding, and each path is
+/// deterministic; docs/design/bank.md says what they cost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SlotPath {
-    /// All slots in one batched product with analytic gradients, where the distiller has a
-    /// [stacked form](crate::Distiller::stacked); one by one where it has none.
+    /// [`Apart`](Self::Apart) on flex, [`Stacked`](Self::Stacked) on every other device.
     #[default]
+    Automatic,
+    /// All slots in one batched product with analytic gradients, where the distiller has a
+    /// [stacked form](crate::Distiller::stacked); one by one where it has none. As many launches for many slots as for
+    /// one: for a GPU.
     Stacked,
-    /// One slot after the other, with autodiff.
+    /// One slot after the other with the same analytic gradients, in memory of its own; one by one where the distiller has
+    /// no stacked form. For a CPU, where launches cost little and large tensors much.
+    Apart,
+    /// One slot after the other, with autodiff: what every distiller can do, and the oracle of the other two.
     OneByOne,
 }

@@ -1,6 +1,7 @@
 //! Online learning: many small networks, one update each per step.
 
 mod adaptive;
+mod apart;
 mod background;
 mod config;
 mod early;
@@ -17,6 +18,7 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use adaptive::AdaptiveTrainer;
+pub(crate) use apart::ApartSlots;
 pub use background::TrainingWorker;
 pub(crate) use background::{BackgroundTrainer, spawn};
 pub use config::{SlotPath, Staleness, TrainRows, TrainingConfig};

@@ -44,8 +44,9 @@ impl SlotTensors {
 /// The parameters and optimizer states of all slots, by place. Slots start as copies of one template, so what a slot
 /// learns does not depend on when it was made.
 ///
-/// Two implementations compute the same: [`SeparateSlots`], one slot after the other with autodiff, for any distiller
-/// and as the oracle; [`StackedSlots`](super::StackedSlots), all of them in one batched product.
+/// Three implementations compute the same: [`SeparateSlots`], one slot after the other with autodiff, for any distiller
+/// and as the oracle; [`StackedSlots`](super::StackedSlots), all of them in one batched product; and
+/// [`ApartSlots`](super::ApartSlots), each a stack of its own.
 pub(crate) trait Slots: Clone + Debug + Send + 'static {
     /// Number of slots.
     fn len(&self) -> usize;
@@ -134,15 +135,12 @@ impl<D: Distiller> Slots for SeparateSlots<D> {
     }
 
     fn predict(&self, work: &[SlotRows], shallow: &Tensor<2>) -> Result<Tensor<2>, TrainError> {
-        let mut expected = Vec::with_capacity(work.len());
-        for slot in work {
-            let shallow = select_rows(shallow, &slot.rows);
+        predict_one_by_one(work, shallow, |slot, shallow| {
             let shape = shallow.dims();
             let prediction = self.learners[slot.slot].distiller.predict(shallow);
             check_prediction(shape, prediction.dims())?;
-            expected.push(prediction);
-        }
-        Ok(select_rows(&Tensor::cat(expected, 0), &places(work)))
+            Ok(prediction)
+        })
     }
 
     fn update(&mut self, work: &[SlotRows], hidden: &HiddenStates) -> Result<usize, TrainError> {
@@ -201,6 +199,17 @@ impl<D: Distiller> Slots for SeparateSlots<D> {
             Some(Moments { first: back(tensors.first), second: back(tensors.second) });
         Ok(())
     }
+}
+
+/// The predictions of the slots one after the other, put in the order of the step's rows.
+pub(super) fn predict_one_by_one(
+    work: &[SlotRows],
+    shallow: &Tensor<2>,
+    predict: impl Fn(&SlotRows, Tensor<2>) -> Result<Tensor<2>, TrainError>,
+) -> Result<Tensor<2>, TrainError> {
+    let expected = work.iter().map(|slot| predict(slot, select_rows(shallow, &slot.rows)));
+    let expected = expected.collect::<Result<Vec<_>, _>>()?;
+    Ok(select_rows(&Tensor::cat(expected, 0), &places(work)))
 }
 
 /// Where each row of the step stands when the rows of all slots are put one after the other.

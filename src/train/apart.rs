@@ -1,0 +1,88 @@
+//! Slots that stand apart: each a stack of its own.
+
+use burn::tensor::{Device, Tensor};
+
+use super::{
+    slots::{Misfit, SlotRows, SlotTensors, Slots, predict_one_by_one},
+    stacked::StackedSlots,
+};
+use crate::{distiller::Distiller, error::TrainError, hidden::HiddenStates};
+
+/// The analytic gradients of [`StackedSlots`], slot after slot.
+///
+/// On a CPU one product over many slots saves no launches, and its tensors leave the caches. A slot that stands apart is
+/// worked on in place; those at rest are not even looked at, and none is copied when slots come and go.
+#[derive(Clone, Debug)]
+pub(crate) struct ApartSlots<D> {
+    /// What a slot starts as.
+    fresh: StackedSlots<D>,
+    slots: Vec<StackedSlots<D>>,
+}
+
+impl<D: Distiller> ApartSlots<D> {
+    /// Slots for a distiller that has a stacked form, given as an empty stack.
+    pub(crate) fn new(mut empty: StackedSlots<D>) -> Self {
+        empty.add(1);
+        Self { fresh: empty, slots: Vec::new() }
+    }
+
+    /// Whether this is the faster path on a device: on flex, where it was measured (docs/design/bank.md).
+    pub(crate) fn is_faster_on(device: &Device) -> bool {
+        #[cfg(feature = "flex")]
+        return *device == Device::flex();
+        #[cfg(not(feature = "flex"))]
+        return {
+            _ = device;
+            false
+        };
+    }
+}
+
+/// The same work for a slot that is alone with its rows.
+fn alone(slot: &SlotRows) -> [SlotRows; 1] {
+    [SlotRows { slot: 0, done: slot.done, rows: (0..slot.rows.len()).collect() }]
+}
+
+impl<D: Distiller> Slots for ApartSlots<D> {
+    fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    fn add(&mut self, count: usize) {
+        // Their tensors are shared until the first update of each.
+        self.slots.extend(std::iter::repeat_n(self.fresh.clone(), count));
+    }
+
+    fn keep(&mut self, places: &[usize]) {
+        self.slots = places.iter().map(|&place| self.slots[place].clone()).collect();
+    }
+
+    fn predict(&self, work: &[SlotRows], shallow: &Tensor<2>) -> Result<Tensor<2>, TrainError> {
+        predict_one_by_one(work, shallow, |slot, shallow| {
+            self.slots[slot.slot].predict(&alone(slot), &shallow)
+        })
+    }
+
+    fn update(&mut self, work: &[SlotRows], hidden: &HiddenStates) -> Result<usize, TrainError> {
+        let updates = work
+            .iter()
+            .map(|slot| self.slots[slot.slot].update(&alone(slot), &hidden.at(&slot.rows)));
+        updates.sum()
+    }
+
+    fn rows_to_fit(&self) -> usize {
+        self.fresh.rows_to_fit()
+    }
+
+    fn fit(&mut self, place: usize, rows: &HiddenStates) -> bool {
+        self.slots[place].fit(0, rows)
+    }
+
+    fn export(&self, place: usize) -> SlotTensors {
+        self.slots[place].export(0)
+    }
+
+    fn import(&mut self, place: usize, tensors: SlotTensors) -> Result<(), Misfit> {
+        self.slots[place].import(0, tensors)
+    }
+}
