@@ -189,6 +189,11 @@ pub enum StepError {
         /// The rows that were predicted.
         got: Vec<RowId>,
     },
+    /// A prediction is not the last one that this sampler has started, or the distillers have changed since.
+    #[error(
+        "early prediction: expected the last one of this sampler, with nothing learned, reset or released since, got another"
+    )]
+    EarlyStale,
     /// A cache cannot drop, reorder or append rows.
     #[error("key-value cache: expected one that can {operation}, got a fixed one")]
     CacheFixed {

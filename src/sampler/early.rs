@@ -1,5 +1,7 @@
 //! Predicting beside the model's later blocks.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
@@ -54,14 +56,18 @@ pub struct EarlyTap<'s> {
     shallow: TapSite,
     /// Rows of the forward pass that are to be steered, and whose they are.
     steered: Vec<(usize, RowId)>,
-    started: Option<Started>,
+    started: Option<(Started, u64)>,
 }
+
+/// Numbers of predictions, across all samplers: each can be told from every other.
+static STAMPS: AtomicU64 = AtomicU64::new(1);
 
 /// A prediction that was started before its step.
 #[derive(Debug)]
 pub struct Early {
     rows: Vec<RowId>,
     started: Started,
+    stamp: u64,
 }
 
 #[derive(Debug)]
@@ -123,6 +129,9 @@ impl Sampler {
         if early.rows != rows {
             return Err(StepError::EarlyRows { expected: rows.to_vec(), got: early.rows });
         }
+        if self.early.take() != Some(early.stamp) {
+            return Err(StepError::EarlyStale);
+        }
         match (early.started, &mut self.predictions) {
             (Started::Here(prediction), _) => *prediction,
             (Started::Elsewhere, Some(thread)) => Ok(thread.wait()?),
@@ -146,7 +155,7 @@ impl EarlyTap<'_> {
             return Err(StepError::RowOutOfRange { row, rows });
         }
         let rows = self.steered.iter().map(|&(_, row)| row).collect();
-        Ok((hidden, self.started.take().map(|started| Early { rows, started })))
+        Ok((hidden, self.started.take().map(|(started, stamp)| Early { rows, started, stamp })))
     }
 }
 
@@ -165,7 +174,11 @@ impl HiddenStateTap for EarlyTap<'_> {
         let (places, ids): (Vec<usize>, Vec<RowId>) = self.steered.iter().copied().unzip();
         let shallow = last_position(hidden).map(|last| select_rows(&last, &places).inner());
         if let Some(Ok(shallow)) = shallow.map(|shallow| to_f32("shallow hidden state", shallow)) {
-            self.started = self.sampler.start(&ids, &shallow);
+            self.started = self.sampler.start(&ids, &shallow).map(|started| {
+                let stamp = STAMPS.fetch_add(1, Ordering::Relaxed);
+                self.sampler.early = Some(stamp);
+                (started, stamp)
+            });
         }
     }
 }

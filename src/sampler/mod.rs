@@ -51,6 +51,8 @@ pub struct Sampler {
     observer: Option<Box<dyn Observer>>,
     /// Started when first needed.
     predictions: Option<PredictionThread>,
+    /// The prediction that was started last, while nothing has changed since.
+    early: Option<u64>,
 }
 
 /// Everything that makes a sampler what it is.
@@ -71,8 +73,18 @@ impl Sampler {
         device: Device,
     ) -> Self {
         let counters = Counters::default();
-        let (observer, predictions) = (None, None);
-        Self { trainer, config, custom_distiller, d_model, device, counters, observer, predictions }
+        let (observer, predictions, early) = (None, None, None);
+        Self {
+            trainer,
+            config,
+            custom_distiller,
+            d_model,
+            device,
+            counters,
+            observer,
+            predictions,
+            early,
+        }
     }
 
     /// Makes room for a row's request, so that its prompt's distiller stays while the request waits for its turn.
@@ -83,11 +95,13 @@ impl Sampler {
 
     /// Says that a request has ended. A distiller that no request needs any more is dropped, with its optimizer state.
     pub fn release(&mut self, row: RowId) {
+        self.early = None;
         self.trainer.release(row);
     }
 
     /// Forgets all distillers and counters.
     pub fn reset(&mut self) {
+        self.early = None;
         self.trainer.reset();
         self.counters = Counters::default();
     }
@@ -131,6 +145,7 @@ impl Sampler {
         counters: Counters,
         trainer: TrainerState,
     ) -> Result<(), Misfit> {
+        self.early = None;
         self.trainer.import(trainer)?;
         self.counters = counters;
         Ok(())
@@ -171,6 +186,7 @@ impl Sampler {
         if finite.is_empty() {
             return Ok(0);
         }
+        self.early = None;
         let done = self.trainer.warm_up(row, &prompt.at(&finite), updates)?;
         self.counters.warm_up_updates += done.updates as u64;
         self.counters.fits += done.fits as u64;
@@ -198,6 +214,7 @@ impl Sampler {
     /// for: their hidden states were not finite, or the distiller has no parameters that an update could move.
     /// [`TrainError::Worker`] when learning in the background has failed.
     pub fn finish(&mut self) -> Result<(), TrainError> {
+        self.early = None;
         let learned = self.trainer.finish()?;
         self.count_learned(learned);
         let Counters { updates, eligible, rows_not_finite: skipped, .. } = self.counters;
@@ -358,6 +375,7 @@ impl Sampler {
         }
         let ids: Vec<RowId> = learned.iter().map(|&place| steered.ids[place]).collect();
         let parts: Vec<_> = steered.parts.iter().map(|part| select_rows(part, &learned)).collect();
+        self.early = None;
         let done = self.trainer.learn(&ids, &steered.hidden.at(&learned), &parts)?;
         self.count_learned(done);
         Ok(done.updates)

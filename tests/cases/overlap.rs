@@ -206,3 +206,55 @@ fn a_tap_that_is_never_shown_the_shallow_state_says_so() {
         "tap site AfterBlock(0): expected one `record` in the forward pass, got none"
     );
 }
+
+#[test]
+fn a_prediction_that_is_not_the_last_or_was_overtaken_is_refused() {
+    let sampling = SamplingConfig::default().init().unwrap();
+    let head = TiedHead::new(states(6).reshape([6, 4]));
+    let id = RowId::new(0, 1);
+    let rows = [StepRow {
+        id,
+        phase: Phase::Decode,
+        draw: DrawKey::new(1, &[], 0),
+        code: None,
+        prompt: &[],
+        generated: &[1],
+        sampling: &sampling,
+        allowed: None,
+        wants_reference_log_prob: false,
+    }];
+    type Tapped = (esamp::HiddenStates, Option<esamp::Early>);
+    let tapped = |sampler: &mut Sampler| -> Tapped {
+        let mut tap = sampler.tap(SITES[0], SITES[1], &[(0, id)]);
+        SITES.iter().for_each(|&site| tap.record(site, &states(1)));
+        tap.take().unwrap()
+    };
+    let step = |sampler: &mut Sampler, (hidden, early): Tapped| {
+        let logits = head.logits(hidden.deep().clone());
+        let input = StepInput::new(&rows, logits, &head).with_hidden(hidden).with_early(early);
+        sampler.step(input).map(drop)
+    };
+    for overlap in [Overlap::Tap, Overlap::Thread] {
+        let (mut sampler, _) = logged(overlap);
+        for change in 0..3 {
+            let early = tapped(&mut sampler);
+            match change {
+                0 => sampler.reset(),
+                1 => sampler.release(id),
+                _ => {
+                    let prompt = states(1).reshape([1, 4]);
+                    let prompt = esamp::HiddenStates::new(prompt.clone(), prompt).unwrap();
+                    sampler.warm_up(id, &prompt, 1).unwrap();
+                }
+            }
+            let error = step(&mut sampler, early).unwrap_err();
+            assert!(matches!(error, StepError::EarlyStale), "{error}");
+        }
+        let (first, _second) = (tapped(&mut sampler), tapped(&mut sampler));
+        assert!(matches!(step(&mut sampler, first), Err(StepError::EarlyStale)));
+        let foreign = tapped(&mut logged(overlap).0);
+        assert!(matches!(step(&mut sampler, foreign), Err(StepError::EarlyStale)));
+        let early = tapped(&mut sampler);
+        step(&mut sampler, early).unwrap();
+    }
+}
