@@ -67,6 +67,16 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
+/// Adds a reward as long as β times what the distiller did not expect: of the same variance over the candidates. Nothing,
+/// where the reward has no direction.
+pub(super) fn add_matched(candidates: &mut Candidates, beta: f32, reward: &[f64]) {
+    let length = norm(reward);
+    if length > 0.0 {
+        let matched = f64::from(beta) * norm(&perturbation(candidates));
+        add(candidates, matched / length, reward);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::tests::*;

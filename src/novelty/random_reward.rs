@@ -25,12 +25,7 @@ impl NoveltyReweighter for RandomReward {
             return;
         }
         let reward = direction::random(row, "random reward", candidates);
-        let length = direction::norm(&reward);
-        if length > 0.0 {
-            let matched =
-                f64::from(self.beta) * direction::norm(&direction::perturbation(candidates));
-            direction::add(candidates, matched / length, &reward);
-        }
+        direction::add_matched(candidates, self.beta, &reward);
     }
 
     fn expects(&self) -> Expects {

@@ -26,13 +26,8 @@ impl NoveltyReweighter for Surprisal {
             return;
         }
         // −log p = −logit + constant: centred, the reference with its sign turned.
-        let reference = direction::reference(candidates);
-        let length = direction::norm(&reference);
-        if length > 0.0 {
-            let matched =
-                f64::from(self.beta) * direction::norm(&direction::perturbation(candidates));
-            direction::add(candidates, -matched / length, &reference);
-        }
+        let reward: Vec<f64> = direction::reference(candidates).iter().map(|z| -z).collect();
+        direction::add_matched(candidates, self.beta, &reward);
     }
 
     fn expects(&self) -> Expects {

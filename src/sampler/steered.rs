@@ -79,28 +79,23 @@ impl Steered {
             return Ok(Vec::new());
         };
         let expected = select_rows(&self.expected, &live);
+        let device = expected.device();
+        let candidates = || {
+            let races = live.iter().filter_map(|&i| races[self.at[i]].as_ref().ok());
+            let tokens = TensorData::new(padded_tokens(races, widest), [live.len(), widest]);
+            Tensor::<2, Int>::from_data(tokens, &device)
+        };
 
         // Beyond this many candidates, one product with the whole matrix moves less memory than gathering its rows.
         let dense = live.len() * widest >= vocab;
-        let width = if dense { vocab } else { widest };
-        let logits = if dense {
-            lm_head.logits(expected)
-        } else {
-            let tokens =
-                padded_tokens(live.iter().filter_map(|&i| races[self.at[i]].as_ref().ok()), widest);
-            let tokens = TensorData::new(tokens, [live.len(), widest]);
-            let tokens = Tensor::<2, Int>::from_data(tokens, &expected.device());
-            lm_head.logits_at(expected, tokens)
+        let (logits, width) = match dense {
+            true => (lm_head.logits(expected), vocab),
+            false => (lm_head.logits_at(expected, candidates()), widest),
         };
         expect_shape("expected logits of the LM head", [live.len(), width], logits.dims())?;
         // What was computed for all tokens need not be brought to the host for all of them.
-        let (logits, width, dense) = match dense && widest < vocab {
-            true => {
-                let races = live.iter().filter_map(|&i| races[self.at[i]].as_ref().ok());
-                let tokens = TensorData::new(padded_tokens(races, widest), [live.len(), widest]);
-                let tokens = Tensor::<2, Int>::from_data(tokens, &logits.device());
-                (logits.gather(1, tokens), widest, false)
-            }
+        let (logits, width, by_token) = match dense && widest < vocab {
+            true => (logits.gather(1, candidates()), widest, false),
             false => (logits, width, dense),
         };
         let [error, deep] = self.lengths(&live);
@@ -113,7 +108,7 @@ impl Steered {
             };
             let logits = &logits[row * width..(row + 1) * width];
             let finite = rows[self.at[i]].set_expected(race, |place, token| {
-                logits[if dense { token as usize } else { place }]
+                logits[if by_token { token as usize } else { place }]
             });
             self.novelty[i] = Novelty::if_finite(error[row], deep[row]).filter(|_| finite);
             self.diverged[i] = deep[row].is_finite() && !error[row].is_finite();
