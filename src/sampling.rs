@@ -487,7 +487,8 @@ impl Sampling {
     ///
     /// [`RowError`], as the step would report it for the row.
     pub fn candidates(&self, row: &RowContext<'_>, logits: &[f32]) -> Result<Candidates, RowError> {
-        let candidates = self.race(row, &mut logits.to_vec(), None)?;
+        let mut candidates = self.pool(row, &mut logits.to_vec(), None)?;
+        self.filter(row, &mut candidates);
         candidates.refused().map_or(Ok(candidates), Err)
     }
 
@@ -496,18 +497,14 @@ impl Sampling {
         self.penalties != Penalties::default() || !self.logit_bias.is_empty()
     }
 
-    /// [`candidates`](Self::candidates) under a mask, without a copy: adjusted logits are put back.
-    pub(crate) fn race(
+    /// The tokens that the first filter could keep, under a mask, without a copy of the row: adjusted logits are put back.
+    pub(crate) fn pool(
         &self,
         row: &RowContext<'_>,
         logits: &mut [f32],
         allowed: Option<&TokenMask>,
     ) -> Result<Candidates, RowError> {
-        let divisor = self.divisor_at(row.position);
-        let (before, after) = match self.temperature_order {
-            TemperatureOrder::BeforeFilters => (divisor, 1.0),
-            TemperatureOrder::AfterFilters => (1.0, divisor),
-        };
+        let (before, _) = self.divisors_at(row.position);
         let reach = self.filters.first().map_or(Reach::Everything, |filter| filter.reach());
         let wants_stats = self.filters.iter().any(|filter| filter.uses_row_stats());
         let mut deltas =
@@ -520,13 +517,27 @@ impl Sampling {
             logits[token as usize] = logit;
         }
         let mut candidates = pooled?;
-        for filter in &self.filters {
-            filter.filter(row, &mut candidates);
-        }
-        candidates.settle();
-        candidates.divide(after);
+        let divisor = self.divisor_at(row.position);
         deltas.iter_mut().for_each(|(_, delta)| *delta /= divisor);
         candidates.set_adjustments(deltas);
         Ok(candidates)
+    }
+
+    /// What the filters leave of a [`pool`](Self::pool).
+    pub(crate) fn filter(&self, row: &RowContext<'_>, candidates: &mut Candidates) {
+        for filter in &self.filters {
+            filter.filter(row, candidates);
+        }
+        candidates.settle();
+        candidates.divide(self.divisors_at(row.position).1);
+    }
+
+    /// What logits are divided by before and after the filters.
+    fn divisors_at(&self, position: u64) -> (f32, f32) {
+        let divisor = self.divisor_at(position);
+        match self.temperature_order {
+            TemperatureOrder::BeforeFilters => (divisor, 1.0),
+            TemperatureOrder::AfterFilters => (1.0, divisor),
+        }
     }
 }

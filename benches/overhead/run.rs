@@ -3,7 +3,7 @@
 use std::{error::Error, fmt, time::Instant};
 
 use esamp::{
-    CausalLm, Counters, Decoder, DistillerConfig, LowRankConfig, Request, SamplerConfig,
+    CausalLm, Counters, Decoder, DistillerConfig, LowRankConfig, Request, Sampler, SamplerConfig,
     SamplingConfig, SwiGluConfig, TokenId,
     llama::{Llama, Tokenizer},
 };
@@ -93,7 +93,13 @@ pub struct Figures {
     updates: u64,
     rows_learned: u64,
     candidates_per_token: f64,
+    /// Milliseconds of each stage of a step, without ESamp and with it.
+    stages_plain: Stages,
+    stages_esamp: Stages,
 }
+
+/// Milliseconds a step by stage.
+type Stages = Vec<(&'static str, f64)>;
 
 const PROMPTS: [&str; 4] = [
     "The lighthouse had been dark for twenty years when",
@@ -157,6 +163,8 @@ impl Case {
             updates: counters.updates,
             rows_learned: counters.rows_learned,
             candidates_per_token: candidates,
+            stages_plain: stages(arms[0].sampler()),
+            stages_esamp: stages(arms[1].sampler()),
         })
     }
 
@@ -222,6 +230,12 @@ impl Case {
     }
 }
 
+/// Where the steps of a sampler went, the first round and the first tokens with them.
+fn stages(sampler: &Sampler) -> Stages {
+    let steps = sampler.counters().steps as f64;
+    sampler.stage_seconds().named().map(|(name, seconds)| (name, 1e3 * seconds / steps)).to_vec()
+}
+
 /// By linear interpolation between the order statistics.
 fn quantile(mut values: Vec<f64>, q: f64) -> f64 {
     values.sort_by(f64::total_cmp);
@@ -251,6 +265,14 @@ impl fmt::Display for Figures {
             ratio,
             self.floor,
             self.updates
-        )
+        )?;
+        for (arm, stages) in [("plain", &self.stages_plain), ("ESamp", &self.stages_esamp)] {
+            let total: f64 = stages.iter().map(|(_, ms)| ms).sum();
+            write!(f, "\n    {arm} {total:.2} ms/step:")?;
+            for (name, ms) in stages {
+                write!(f, " {name} {ms:.2}")?;
+            }
+        }
+        Ok(())
     }
 }

@@ -25,14 +25,14 @@ use crate::{
     hidden::{HiddenStates, select_rows},
     id::RowId,
     novelty::Expects,
-    telemetry::{Counters, Observer, Steering, StepTrace},
+    telemetry::{Counters, Observer, StageClock, StageSeconds, Steering, StepTrace},
     train::{Learned, Misfit, OnlineTrainer, PredictionThread, TrainerState},
 };
 use input::Reference;
 use latent::project;
 use observe::{Chosen, steering, unsteered};
 use other::expect_other;
-use race::{Logits, choose, race};
+use race::{Logits, choose, pool};
 use steered::Steered;
 
 /// Chooses tokens, steered away from what the distiller expects, and lets the distiller learn from every step.
@@ -48,6 +48,7 @@ pub struct Sampler {
     d_model: usize,
     device: Device,
     counters: Counters,
+    stages: StageSeconds,
     observer: Option<Box<dyn Observer>>,
     /// Started when first needed.
     predictions: Option<PredictionThread>,
@@ -81,6 +82,7 @@ impl Sampler {
             d_model,
             device,
             counters,
+            stages: StageSeconds::default(),
             observer,
             predictions,
             early,
@@ -99,11 +101,12 @@ impl Sampler {
         self.trainer.release(row);
     }
 
-    /// Forgets all distillers and counters.
+    /// Forgets all distillers, counters and times.
     pub fn reset(&mut self) {
         self.early = None;
         self.trainer.reset();
         self.counters = Counters::default();
+        self.stages = StageSeconds::default();
     }
 
     /// The requests that have begun and not ended, as far as distillers know of them; a prompt that does not decide whose
@@ -154,6 +157,13 @@ impl Sampler {
     /// Totals since the beginning or the last reset.
     pub fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// Where the time of the steps has gone since the beginning or the last reset. A snapshot does not hold it.
+    ///
+    /// Measuring costs nine looks at the clock a step, less than a microsecond.
+    pub fn stage_seconds(&self) -> &StageSeconds {
+        &self.stages
     }
 
     /// Lets a row's distiller learn from the prompt before the first token: `updates` optimizer steps, each on all
@@ -257,7 +267,9 @@ impl Sampler {
         if rows.is_empty() {
             return Ok(StepOutput::default());
         }
+        let mut clock = StageClock::start();
         let mut steered = self.predict(rows, hidden, early)?; // 1
+        clock.lap(&mut self.stages.predict);
         let mut logits = Logits::read(match reference {
             Reference::Logits(logits) => logits,
             Reference::HeadInput(states) => {
@@ -266,11 +278,19 @@ impl Sampler {
                 project(rows, states, mixable, lm_head)?
             }
         })?;
+        clock.lap(&mut self.stages.read);
         let mut races: Vec<_> = rows
             .iter()
             .enumerate()
-            .map(|(at, row)| race(row, logits.row_mut(at))) // 2, 3
+            .map(|(at, row)| pool(row, logits.row_mut(at))) // 2
             .collect();
+        clock.lap(&mut self.stages.pool);
+        for (row, race) in rows.iter().zip(&mut races) {
+            if let Ok(race) = race {
+                row.sampling.filter(&row.context(), race); // 3
+            }
+        }
+        clock.lap(&mut self.stages.filter);
         let mut ready = match &mut steered {
             Some(steered) => steered.expect(rows, &mut races, lm_head, logits.vocab)?, // 4
             None => Vec::new(),
@@ -278,18 +298,21 @@ impl Sampler {
         let plain = unsteered(rows, &races, &ready);
         let counters = &mut self.counters;
         ready.extend(expect_other(rows, &mut races, other_logits, logits.vocab, counters)?); // 4
+        clock.lap(&mut self.stages.expect);
         let alone = |&at: &usize| rows[at].expects() == Some(Expects::Nothing);
         for at in ready.into_iter().chain((0..rows.len()).filter(alone)) {
             if let Ok(race) = &mut races[at] {
                 rows[at].sampling.reweighter().reweight(&rows[at].context(), race); // 5
             }
         }
+        clock.lap(&mut self.stages.reweight);
         let mut choices: Vec<_> = rows
             .iter()
             .zip(&races)
             .enumerate()
             .map(|(at, (row, race))| choose(row, race, logits.row(at))) // 6
             .collect();
+        clock.lap(&mut self.stages.select);
         let mut warming = vec![false; rows.len()];
         if let Some(steered) = &steered {
             let places = steered.at.iter().zip(&steered.warming);
@@ -299,6 +322,7 @@ impl Sampler {
             Some(steered) => self.learn(steered, &mut choices)?, // 7
             None => 0,
         };
+        clock.lap(&mut self.stages.learn);
         let chosen = Chosen {
             step: self.counters.steps,
             d_model: self.d_model,
@@ -311,6 +335,7 @@ impl Sampler {
         };
         self.count(&chosen);
         self.observe(&chosen, updates);
+        clock.lap(&mut self.stages.observe);
         Ok(StepOutput { choices, updates })
     }
 

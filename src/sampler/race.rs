@@ -32,9 +32,9 @@ impl Logits {
     }
 }
 
-/// The tokens of one row that its filters leave, on the reference distribution. Logits are as before afterwards.
-pub(super) fn race(row: &StepRow<'_>, logits: &mut [f32]) -> Result<Candidates, RowError> {
-    row.sampling.race(&row.context(), logits, row.allowed)
+/// The tokens of one row that its first filter could keep. Logits are as before afterwards.
+pub(super) fn pool(row: &StepRow<'_>, logits: &mut [f32]) -> Result<Candidates, RowError> {
+    row.sampling.pool(&row.context(), logits, row.allowed)
 }
 
 /// One token from the race.

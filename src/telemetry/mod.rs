@@ -5,6 +5,7 @@ mod json_lines;
 mod measures;
 mod observer;
 mod recorder;
+mod stages;
 mod trace;
 
 pub use counters::Counters;
@@ -12,4 +13,6 @@ pub use json_lines::{TraceReader, TraceRecord, TraceWriter, read_traces};
 pub(crate) use measures::Measures;
 pub use observer::Observer;
 pub use recorder::Recorder;
+pub(crate) use stages::StageClock;
+pub use stages::StageSeconds;
 pub use trace::{RowTrace, SlotTrace, Steering, StepTrace};
