@@ -4,6 +4,7 @@ mod epsilon_cutoff;
 mod eta_cutoff;
 mod mask;
 mod min_p;
+mod order;
 mod pool;
 mod stats;
 mod top_k;
@@ -188,7 +189,7 @@ impl Candidates {
 
     /// Candidates from what a pool has gathered: not empty, every logit finite, any order.
     fn gathered(mut items: Vec<Candidate>, unseen: f64) -> Self {
-        items.sort_unstable_by_key(place);
+        order::sort(&mut items);
         Self { items, unseen, stats: None, adjustments: Vec::new(), refused: None }
     }
 
@@ -238,7 +239,7 @@ impl Candidates {
                 self.refused.get_or_insert(refused);
             }
         }
-        self.items.sort_unstable_by_key(place);
+        order::sort(&mut self.items);
     }
 
     /// [`rescore`](Self::rescore), told what penalties and bias have added to each candidate's logit and, alike, to its
@@ -334,15 +335,6 @@ impl Candidates {
     pub(crate) fn refused(&self) -> Option<RowError> {
         self.refused.clone()
     }
-}
-
-/// Sorts by falling logit, then by rising token. Finite floats compare like their bits, once those of negative ones are
-/// turned round; one integer comparison is what makes sorting a whole vocabulary bearable.
-fn place(candidate: &Candidate) -> u64 {
-    // + 0.0 makes −0.0 and 0.0 the same number, as they are.
-    let bits = (candidate.logit + 0.0).to_bits();
-    let rising = if bits >> 31 == 0 { bits | 1 << 31 } else { !bits };
-    u64::from(!rising) << 32 | u64::from(candidate.token)
 }
 
 #[cfg(test)]

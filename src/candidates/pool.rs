@@ -1,6 +1,6 @@
 //! From a row of logits to its candidates, without sorting the vocabulary.
 
-use super::{Candidate, Candidates, Reach, RowStats, TokenMask, place};
+use super::{Candidate, Candidates, Reach, RowStats, TokenMask, order::place};
 use crate::{error::RowError, id::TokenId};
 
 /// The candidates of one row: every token that is neither masked nor sure to be dropped by the row's first filter,
