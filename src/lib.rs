@@ -8,6 +8,7 @@ mod decode;
 mod distiller;
 mod draw;
 mod error;
+mod few_rows;
 mod fire;
 #[cfg(test)]
 #[path = "../tests/golden/mod.rs"]
@@ -69,8 +70,8 @@ pub use select::Selection;
 pub use snapshot::SnapshotPrecision;
 pub use tap::{HiddenStateTap, NoTap, PairTap, SequenceTap, TapSite};
 pub use telemetry::{
-    Counters, Observer, Recorder, RowTrace, SlotTrace, Steering, StepTrace, TraceReader,
-    TraceRecord, TraceWriter, read_traces,
+    Counters, Observer, Recorder, RowTrace, SlotTrace, StageSeconds, Steering, StepTrace,
+    TraceReader, TraceRecord, TraceWriter, read_traces,
 };
 pub use text::{Detokenize, TextStream};
 pub use train::{

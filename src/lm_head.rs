@@ -5,6 +5,8 @@ use burn::{
     tensor::{DType, Device, Int, Tensor},
 };
 
+use crate::few_rows::times_transposed;
+
 /// The head of a language model: hidden state in, one logit per token out.
 ///
 /// The sampler applies the model's own head to what the distiller expects, so that both distributions come from the
@@ -118,7 +120,7 @@ impl TiedHead {
 
 impl LmHead for TiedHead {
     fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
-        in_dtype_of(hidden, self.weight.dtype()).matmul(self.weight.clone().transpose())
+        times_transposed(in_dtype_of(hidden, self.weight.dtype()), &self.weight)
     }
 
     fn logits_at(&self, hidden: Tensor<2>, tokens: Tensor<2, Int>) -> Tensor<2> {

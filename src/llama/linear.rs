@@ -2,6 +2,8 @@
 
 use burn::tensor::{DType, Tensor};
 
+use crate::few_rows::times_transposed;
+
 /// `x·Wᵀ + b` with `W` `[out, in]`: the layout of checkpoints, and the one in which a single row runs at the speed of
 /// memory.
 #[derive(Clone, Debug)]
@@ -27,13 +29,7 @@ impl Linear {
 
     /// `[rows, in]` to `[rows, out]`.
     pub(super) fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let weight = self.weight.clone();
-        // Few rows, as in decoding: this way round the product is 10 to 20 % faster on flex. More rows, as in a
-        // prefill, would pay it back when the result is turned.
-        let y = match x.dims()[0] {
-            2..=32 => weight.matmul(x.transpose()).transpose(),
-            _ => x.matmul(weight.transpose()),
-        };
+        let y = times_transposed(x, &self.weight);
         match &self.bias {
             Some(bias) => y + bias.clone().unsqueeze(),
             None => y,

@@ -1,0 +1,118 @@
+//! Plain greedy decoding of SmolLM2-135M: the loop that everything else is a ratio of.
+//!
+//! ```sh
+//! cargo bench --bench decode          # tokens a second at 1, 4, 16 and 64 rows
+//! benches/compare.sh                  # the same beside PyTorch and candle
+//! ```
+//!
+//! With `--serve` it answers lines `ROWS PROMPT_IDS NEW_TOKENS` (ids separated by commas) with `SECONDS TOKENS`: the time of
+//! the decode steps alone, and the first row's new tokens. That is how `compare.sh` asks each of the programs in turn.
+
+#![allow(clippy::print_stdout, reason = "a program speaks to its user")]
+
+#[allow(unreachable_pub, reason = "shared with the examples")]
+#[path = "../examples/model_source/mod.rs"]
+mod model_source;
+
+use std::{
+    io::{BufRead, Write},
+    time::Instant,
+};
+
+use anyhow::{Context, Result};
+use burn::tensor::Device;
+use clap::Parser;
+use esamp::{
+    CausalLm, Decoder, Request, SamplerConfig, SamplingConfig, TokenId,
+    llama::{Llama, Tokenizer},
+};
+use model_source::{Cache, ModelSource};
+
+/// Plain decoding of SmolLM2-135M.
+#[derive(Debug, Parser)]
+struct Args {
+    /// Generations of each batch size; the median is printed.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// New tokens of each completion.
+    #[arg(long, default_value_t = 48)]
+    tokens: usize,
+    /// Batch sizes.
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 4, 16, 64])]
+    rows: Vec<usize>,
+    /// Answer lines on standard input instead.
+    #[arg(long)]
+    serve: bool,
+    /// What cargo bench passes.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+const PROMPT: &str = "The lighthouse had been dark for twenty years when";
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    let path = ModelSource::SmolLm2.fetch(&Cache::from_env()?)?;
+    let model = Llama::from_gguf(&path, &Device::flex())?;
+    if args.serve {
+        return serve(&model);
+    }
+    let prompt = Tokenizer::from_gguf(&path)?.encode(PROMPT)?;
+    for rows in args.rows {
+        let mut speeds: Vec<f64> = Vec::new();
+        for _ in 0..=args.rounds {
+            let (seconds, _) = generate(&model, rows, prompt.clone(), args.tokens)?;
+            speeds.push((rows * (args.tokens - 2)) as f64 / seconds);
+        }
+        speeds.remove(0); // caches and threads were cold
+        speeds.sort_by(f64::total_cmp);
+        println!("{rows:>3} rows: {:>7.1} tokens/s", speeds[speeds.len() / 2]);
+    }
+    Ok(())
+}
+
+fn serve(model: &Llama) -> Result<()> {
+    let mut out = std::io::stdout();
+    writeln!(out, "ready")?;
+    out.flush()?;
+    for line in std::io::stdin().lock().lines() {
+        let line = line?;
+        let mut words = line.split_whitespace();
+        let mut word = || words.next().context("expected ROWS PROMPT_IDS NEW_TOKENS, got less");
+        let rows = word()?.parse()?;
+        let prompt = word()?.split(',').map(str::parse).collect::<Result<_, _>>()?;
+        let new_tokens = word()?.parse()?;
+        let (seconds, tokens) = generate(model, rows, prompt, new_tokens)?;
+        let tokens: Vec<String> = tokens.iter().map(TokenId::to_string).collect();
+        writeln!(out, "{seconds} {}", tokens.join(","))?;
+        out.flush()?;
+    }
+    Ok(())
+}
+
+/// The seconds of the decode steps behind the second token, and the first row's tokens. The first token comes of the prefill,
+/// and the second of the step that prefills.
+fn generate(
+    model: &Llama,
+    rows: usize,
+    prompt: Vec<TokenId>,
+    new_tokens: usize,
+) -> Result<(f64, Vec<TokenId>)> {
+    let sampler = SamplerConfig::new().init(model.d_model(), &model.device())?;
+    let mut decoder = Decoder::new(model, sampler);
+    let greedy = SamplingConfig::default().with_beta(0.0).with_top_k(1).init()?;
+    let request = Request::new(prompt)
+        .with_completions(rows)
+        .with_max_new_tokens(new_tokens)
+        .with_sampling(greedy);
+    decoder.submit(request)?;
+    decoder.step()?;
+    let started = Instant::now();
+    while !decoder.is_idle() {
+        decoder.step()?;
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    let completions = decoder.take_completions();
+    let first = completions.first().context("expected completions, got none")?;
+    Ok((seconds, first.tokens()))
+}
