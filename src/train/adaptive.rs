@@ -6,7 +6,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData, activation::sigmoid};
 
 use super::{
     InlineTrainer, Learned, Misfit, OnlineTrainer, Prediction, PredictionJob, TrainerState,
-    TrainingConfig, slots::Slots,
+    TrainingConfig, early::on_a_copy, slots::Slots,
 };
 use crate::{
     bank::{AdaptiveConfig, AdaptiveStart, Sharing},
@@ -160,16 +160,23 @@ impl<S: Slots> OnlineTrainer for AdaptiveTrainer<S> {
         self.own.waiting_rows() + self.shared.waiting_rows()
     }
 
-    fn prediction(&mut self, rows: &[RowId], shallow: &Tensor<2>) -> PredictionJob {
-        let shared = self.shared.prediction(rows, shallow);
+    fn prediction(&self, rows: &[RowId], shallow: &Tensor<2>) -> PredictionJob {
+        on_a_copy(self, rows, shallow)
+    }
+
+    fn settle(&mut self, rows: &[RowId]) {
+        self.shared.settle(rows);
         self.start_own(rows);
-        let own = self.own.prediction(rows, shallow);
+        self.own.settle(rows);
+    }
+
+    fn predict(&mut self, rows: &[RowId], shallow: &Tensor<2>) -> Result<Prediction, TrainError> {
+        self.settle(rows);
+        let own = self.own.predict(rows, shallow)?.expected;
+        let shared = self.shared.predict(rows, shallow)?.expected;
         let weight = self.weights(rows, &shallow.device());
-        Box::new(move || {
-            let (own, shared) = (own()?.expected, shared()?.expected);
-            let expected = shared.clone() + (own.clone() - shared.clone()) * weight;
-            Ok(Prediction { expected, parts: vec![own, shared] })
-        })
+        let expected = shared.clone() + (own.clone() - shared.clone()) * weight;
+        Ok(Prediction { expected, parts: vec![own, shared] })
     }
 
     fn learn(
