@@ -5,6 +5,7 @@ mod apart;
 mod background;
 mod config;
 mod early;
+mod evidence;
 mod inline;
 mod optimizer;
 mod rule;
