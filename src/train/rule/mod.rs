@@ -314,8 +314,8 @@ mod tests {
         equals_burn(UpdateRule::AdamW { beta_1, beta_2, epsilon, weight_decay }, adam_w.init());
     }
 
-    /// The first update of Adam from fresh moments is `rate·sign(g)` for a small ε, whatever the βs, and the step of an old
-    /// slot needs no correction; ε and decay are as they were written down.
+    /// The first update of Adam from fresh moments is `rate·g / (|g| + ε)`, whatever the βs, and the step of an old slot needs
+    /// no correction.
     #[test]
     fn what_depends_on_the_number_of_updates_is_said_once() {
         let adam = Adam { beta_1: 0.9, beta_2: 0.999, epsilon: 1e-4, weight_decay: 0.1 };
@@ -323,12 +323,11 @@ mod tests {
             assert!((got - expected).abs() < 1e-6 * expected, "{got} instead of {expected}");
         };
         let first = adam.step(0.02, 0);
-        // m = (1 − β₁)·g and v = (1 − β₂)·g², so the change is rate·g / (|g| + ε).
-        let (m, v) = (0.1f64, 0.001f64.sqrt());
+        // m = (1 − β₁)·g and v = (1 − β₂)·g², so for g = 2 the change is rate·g / (|g| + ε).
         let [rest_1, rest_2] = [0.9f32, 0.999].map(|beta| 1.0 - f64::from(beta));
-        close(first.step * rest_1 / rest_2.sqrt(), 0.02);
+        let (m, root) = (rest_1 * 2.0, rest_2.sqrt() * 2.0);
+        close(first.step * m / (root + first.epsilon), 0.02 * 2.0 / (2.0 + 1e-4));
         close(first.epsilon / rest_2.sqrt(), f64::from(1e-4f32));
-        close(first.step * m / (v + first.epsilon), 0.02 / (1.0 + 1e-4));
         let old = adam.step(0.02, 1_000_000);
         close(old.step, 0.02);
         close(old.epsilon, f64::from(1e-4f32));
