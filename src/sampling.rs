@@ -184,7 +184,9 @@ impl SamplingConfig {
     /// The control for sharpening as it is usually written: the plain sampler at `T / (1 + β)`, β 0.
     ///
     /// Its filters see the sharpened logits where the temperature comes first; [`Sharpen`](crate::Sharpen) is the control
-    /// that keeps the candidates of `ref / T`.
+    /// that keeps the candidates of `ref / T`. A hot start ([`fire`](Self::fire)) keeps its own temperature, which is not
+    /// divided: hot tokens are as hot as in the run that this is the control of. ESamp and `Sharpen` do sharpen them, but for
+    /// the first token of a completion.
     pub fn sharpened_plain(&self) -> Self {
         self.clone().with_temperature(self.temperature / (1.0 + self.beta)).with_beta(0.0)
     }

@@ -23,7 +23,7 @@ use crate::{
     id::{PromptId, RequestId},
     sampler::{Sampler, SamplerConfig},
     telemetry::Counters,
-    train::{Learned, SlotState, SlotTensors, TrainerState},
+    train::{Learned, SlotState, SlotTensors, TrainerState, TrainingWorker},
 };
 
 /// What the file says that it is.
@@ -47,12 +47,37 @@ pub enum SnapshotPrecision {
 #[derive(Debug, Serialize, Deserialize)]
 struct Header {
     config: Value,
+    /// The bits of the fractions in it, by their JSON pointers: read as decimal numbers they may come back one unit in the
+    /// last place off. (Reading exactly is a feature of serde_json that would build all of burn anew.)
+    #[serde(default)]
+    config_fractions: BTreeMap<String, u64>,
     custom_distiller: bool,
     d_model: usize,
     counters: Counters,
     /// The bits of the counters' sums, which decimal numbers do not keep.
     sums: [u64; 4],
     trainer: TrainerHeader,
+}
+
+/// Adds the bits of every fraction in `value`, which stands at the JSON pointer `place`.
+fn add_fractions(value: &Value, place: &str, fractions: &mut BTreeMap<String, u64>) {
+    let escaped = |key: &str| key.replace('~', "~0").replace('/', "~1");
+    match value {
+        Value::Number(number) if number.is_f64() => {
+            fractions.extend(number.as_f64().map(|number| (place.to_owned(), number.to_bits())));
+        }
+        Value::Array(values) => {
+            let places = values.iter().enumerate();
+            places
+                .for_each(|(at, value)| add_fractions(value, &format!("{place}/{at}"), fractions));
+        }
+        Value::Object(values) => {
+            let places =
+                values.iter().map(|(key, value)| (format!("{place}/{}", escaped(key)), value));
+            places.for_each(|(place, value)| add_fractions(value, &place, fractions));
+        }
+        _ => {}
+    }
 }
 
 /// Those of the counters that are sums of fractions.
@@ -90,7 +115,8 @@ impl Sampler {
     /// wait to be learned, counters. The observer is not written. The sampler goes on unchanged.
     ///
     /// The file is a safetensors file whose metadata says `format: esamp snapshot`, a version, the precision and a SHA-256
-    /// of its content. It is written beside `path` and renamed, so that a file of this name is always a whole one.
+    /// of its content. It is written beside `path` and renamed, so that a file of this name is always a whole one; file
+    /// and, on Unix, folder are synchronised with the disk before this returns.
     ///
     /// # Errors
     ///
@@ -105,8 +131,11 @@ impl Sampler {
         let mut tensors = Tensors { precision, stored: BTreeMap::new() };
         let trainer = tensors.trainer("own", state.trainer)?;
         let config = serde_json::to_value(&state.config).map_err(SnapshotError::header)?;
+        let mut config_fractions = BTreeMap::new();
+        add_fractions(&config, "", &mut config_fractions);
         let header = Header {
             config,
+            config_fractions,
             custom_distiller: state.custom_distiller,
             d_model: state.d_model,
             counters: state.counters,
@@ -125,10 +154,7 @@ impl Sampler {
     /// [`SnapshotError`] for a file that cannot be read, is none of ours, is newer than this crate, is damaged, or was
     /// written with a distiller of the user's own ([`load_with`](Self::load_with)).
     pub fn load(path: impl AsRef<Path>, device: &Device) -> Result<Self, SnapshotError> {
-        let file = Snapshot::open(path.as_ref())?;
-        if file.header.custom_distiller {
-            return Err(file.format("distiller", "one of this crate's", "one of the user's own"));
-        }
+        let file = Snapshot::open(path.as_ref())?.of_this_crate()?;
         let (config, d_model) = (file.config()?, file.header.d_model);
         file.into_sampler(config.init(d_model, device)?, device)
     }
@@ -147,6 +173,40 @@ impl Sampler {
         let file = Snapshot::open(path.as_ref())?;
         let (config, d_model) = (file.config()?, file.header.d_model);
         file.into_sampler(config.init_with(distiller, d_model, device)?, device)
+    }
+
+    /// [`load`](Self::load) for a caller with threads of its own, as [`SamplerConfig::init_pair`]: a sampler and, with
+    /// [`Staleness::Background`](crate::Staleness::Background), the worker that learns for it, which must be
+    /// [run](TrainingWorker::run) on another thread. An update that was done and not visible yet when the file was written
+    /// is in the sampler: it waits for the worker no earlier than one that was started afresh.
+    ///
+    /// # Errors
+    ///
+    /// As [`load`](Self::load).
+    pub fn load_pair(
+        path: impl AsRef<Path>,
+        device: &Device,
+    ) -> Result<(Self, Option<TrainingWorker>), SnapshotError> {
+        let file = Snapshot::open(path.as_ref())?.of_this_crate()?;
+        let (config, d_model) = (file.config()?, file.header.d_model);
+        let (sampler, worker) = config.init_pair(d_model, device)?;
+        Ok((file.into_sampler(sampler, device)?, worker))
+    }
+
+    /// [`load_with`](Self::load_with) for a caller with threads of its own, as [`load_pair`](Self::load_pair).
+    ///
+    /// # Errors
+    ///
+    /// As [`load_with`](Self::load_with).
+    pub fn load_pair_with<D: Distiller>(
+        distiller: D,
+        path: impl AsRef<Path>,
+        device: &Device,
+    ) -> Result<(Self, Option<TrainingWorker>), SnapshotError> {
+        let file = Snapshot::open(path.as_ref())?;
+        let (config, d_model) = (file.config()?, file.header.d_model);
+        let (sampler, worker) = config.init_pair_with(distiller, d_model, device)?;
+        Ok((file.into_sampler(sampler, device)?, worker))
     }
 }
 
@@ -292,12 +352,38 @@ fn write(path: &Path, header: String, tensors: &Tensors) -> Result<(), SnapshotE
             file.write_all(&bytes)?;
             file.sync_all()
         })
-        .and_then(|()| fs::rename(&partial, path));
+        .and_then(|()| fs::rename(&partial, path))
+        .and_then(|()| sync_folder(folder_of(path)));
     if written.is_err() {
         // What is left of the attempt is of no use; that it cannot be removed is not what went wrong.
         let _ = fs::remove_file(&partial);
     }
     written.map_err(io)
+}
+
+/// The folder that a file is in.
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    }
+}
+
+/// Makes a rename in this folder last: on Unix the new name is an entry of the folder's own, written when the folder is.
+#[cfg(unix)]
+fn sync_folder(folder: &Path) -> std::io::Result<()> {
+    use std::io::ErrorKind::{InvalidInput, Unsupported};
+    match File::open(folder)?.sync_all() {
+        // Some file systems keep folders in another way and say that there is nothing to synchronise.
+        Err(error) if matches!(error.kind(), InvalidInput | Unsupported) => Ok(()),
+        result => result,
+    }
+}
+
+/// Elsewhere there is no such call.
+#[cfg(not(unix))]
+fn sync_folder(_folder: &Path) -> std::io::Result<()> {
+    Ok(())
 }
 
 /// A hash of everything in a file that a sampler is made of.
@@ -390,6 +476,14 @@ impl Snapshot {
         Ok(Self { path: path.to_owned(), header, tensors })
     }
 
+    /// Refuses a file whose distillers this crate cannot make.
+    fn of_this_crate(self) -> Result<Self, SnapshotError> {
+        if self.header.custom_distiller {
+            return Err(self.format("distiller", "one of this crate's", "one of the user's own"));
+        }
+        Ok(self)
+    }
+
     fn format(&self, what: &str, expected: &str, got: &str) -> SnapshotError {
         SnapshotError::Format {
             path: self.path.clone(),
@@ -401,7 +495,16 @@ impl Snapshot {
 
     /// The configuration. Settings that the file does not know have their defaults.
     fn config(&self) -> Result<SamplerConfig, SnapshotError> {
-        SamplerConfig::from_partial_json(&self.header.config)
+        let mut config = self.header.config.clone();
+        for (place, &bits) in &self.header.config_fractions {
+            let fraction = f64::from_bits(bits);
+            let setting = config.pointer_mut(place).filter(|setting| setting.is_f64());
+            let (Some(setting), true) = (setting, fraction.is_finite()) else {
+                return Err(self.format("configuration", "a fraction at each place of one", place));
+            };
+            *setting = Value::from(fraction);
+        }
+        SamplerConfig::from_partial_json(&config)
             .map_err(|error| self.format("configuration", "settings that this crate knows", &error))
     }
 
@@ -512,5 +615,34 @@ impl Snapshot {
             return Err(self.format(&format!("tensor {name}"), &expected, &got));
         }
         Ok(Tensor::from_data(TensorData::new(values, shape), (device, DType::F32)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_without_a_folder_is_in_the_one_at_hand() {
+        for (path, folder) in [("a.st", "."), ("./a.st", "."), ("b/a.st", "b"), ("/a.st", "/")] {
+            assert_eq!(folder_of(Path::new(path)), Path::new(folder));
+        }
+        sync_folder(Path::new(".")).unwrap();
+        if cfg!(unix) {
+            assert!(sync_folder(Path::new("no such folder")).is_err());
+        }
+    }
+
+    #[test]
+    fn every_fraction_is_found_wherever_it_stands() {
+        let value = serde_json::json!({
+            "a": 0.1, "b": 3, "c": [1.5, {"d/e~f": -2.5, "g": null}], "h": "0.1"
+        });
+        let mut fractions = BTreeMap::new();
+        add_fractions(&value, "", &mut fractions);
+        let expected = [("/a", 0.1f64), ("/c/0", 1.5), ("/c/1/d~1e~0f", -2.5)];
+        let expected = expected.map(|(place, number)| (place.to_owned(), number.to_bits()));
+        assert_eq!(fractions, BTreeMap::from(expected));
+        assert!(fractions.keys().all(|place| value.pointer(place).is_some()));
     }
 }

@@ -18,6 +18,8 @@ mod golden;
 mod gradients;
 #[path = "cases/heads.rs"]
 mod heads;
+#[path = "cases/latent_mixing.rs"]
+mod latent_mixing;
 #[path = "cases/overlap.rs"]
 mod overlap;
 #[path = "cases/penalties.rs"]

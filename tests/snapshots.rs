@@ -114,6 +114,64 @@ fn a_run_that_is_interrupted_gives_the_tokens_of_one_that_is_not() {
     }
 }
 
+/// Each of these comes back one unit in the last place off when its decimal number is read by a fast parser.
+#[test]
+fn a_learning_rate_of_seventeen_digits_is_the_same_afterwards() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("sampler");
+    for learning_rate in [
+        0.00046288615142488443,
+        0.0009365525871246181,
+        0.0009178662194735241,
+        0.0017390769676354225,
+        0.00011459477714037295,
+        1.0 / 3.0,
+    ] {
+        let optimizer = OptimizerConfig::paper().with_learning_rate(learning_rate);
+        let config = SamplerConfig::new().with_optimizer(Some(optimizer));
+        let mut sampler = config.init(D_MODEL, &Device::flex()).unwrap();
+        sampler.save(&path, SnapshotPrecision::F32).unwrap();
+        let mut loaded = Sampler::load(&path, &Device::flex()).unwrap();
+        let got = loaded.config().optimizer.unwrap().learning_rate;
+        assert_eq!(got.to_bits(), learning_rate.to_bits(), "{got:e} {learning_rate:e}");
+        loaded.save(&path, SnapshotPrecision::F32).unwrap();
+        assert_eq!(Sampler::load(&path, &Device::flex()).unwrap().config(), &config);
+    }
+}
+
+/// For a caller with threads of its own: the worker is theirs to run, and the first step does not wait for it.
+#[test]
+fn a_sampler_can_be_loaded_without_a_thread_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("sampler");
+    let device = Device::flex();
+    let own = |config: &SamplerConfig| config.init_with(scale(D_MODEL), D_MODEL, &device).unwrap();
+    for config in configs() {
+        for of_the_users_own in [false, true] {
+            let mut whole = match of_the_users_own {
+                false => config.init(D_MODEL, &device).unwrap(),
+                true => own(&config),
+            };
+            (0..5).for_each(|at| drop(step(&mut whole, at)));
+            whole.save(&path, SnapshotPrecision::F32).unwrap();
+            let (mut sampler, worker) = match of_the_users_own {
+                false => Sampler::load_pair(&path, &device).unwrap(),
+                true => Sampler::load_pair_with(scale(D_MODEL), &path, &device).unwrap(),
+            };
+            let in_background = config.training.staleness == Staleness::Background;
+            assert_eq!(worker.is_some(), in_background);
+            assert_eq!(step(&mut sampler, 5), step(&mut whole, 5), "{config:?}");
+            let thread = std::thread::spawn(|| worker.map(esamp::TrainingWorker::run));
+            (6..12).for_each(|at| assert_eq!(step(&mut sampler, at), step(&mut whole, at)));
+            drop(sampler);
+            thread.join().unwrap(); // it ends with its sampler
+        }
+    }
+    own(&SamplerConfig::new()).save(&path, SnapshotPrecision::F32).unwrap();
+    let error = Sampler::load_pair(&path, &device).unwrap_err().to_string();
+    assert!(error.ends_with("distiller: expected one of this crate's, got one of the user's own"));
+}
+
 #[test]
 fn half_precision_is_half_the_size_and_close() {
     let folder = tempfile::tempdir().unwrap();

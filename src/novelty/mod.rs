@@ -118,11 +118,20 @@ pub enum ReweighterConfig {
 }
 
 impl ReweighterConfig {
-    /// The strength that is usual for it: the paper's, or for [`Orthogonal`] the one that was measured.
+    /// The strength that is usual for it.
+    ///
+    /// | reweighter | β | from |
+    /// |---|---|---|
+    /// | `Extrapolate` | 0.25 | the setting of ESamp's paper, arXiv 2604.24927 |
+    /// | `Subtract` | 0.5 | the same paper's ablation, which has it at this strength only |
+    /// | `Contrast` | 0.5 | arXiv 2309.09117 |
+    /// | `Orthogonal` | 1 | an independent study on SmolLM2-135M, one seed: in no paper |
+    /// | controls | that of `Extrapolate`, or of `Orthogonal` for its own | they are compared with it |
     pub fn usual_beta(self) -> f32 {
         match self {
             Self::Orthogonal | Self::MatchedRandom(Matched::Orthogonal) => Orthogonal::USUAL_BETA,
             Self::Contrast => Contrast::USUAL_BETA,
+            Self::Subtract => Subtract::USUAL_BETA,
             _ => Extrapolate::USUAL_BETA,
         }
     }
@@ -223,6 +232,12 @@ mod tests {
                 assert_eq!(error, format!("beta: expected a number of at least 0, got {beta}"));
             }
         }
+    }
+
+    #[test]
+    fn usual_strengths_are_those_of_their_sources() {
+        let got = ALL.map(ReweighterConfig::usual_beta);
+        assert_eq!(got, [0.25, 0.5, 1.0, 0.5, 0.25, 0.25, 0.25, 0.25, 1.0]);
     }
 
     #[test]

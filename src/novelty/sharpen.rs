@@ -10,9 +10,12 @@ use crate::{
 ///
 /// A distiller that expects nothing in particular (constant logits) turns ESamp into this: the plain model at temperature
 /// `T / (1 + β)`, among the candidates that the filters keep of `ref / T`. Whatever ESamp does beyond it, the distiller
-/// did. What penalties and bias have added is not multiplied, as in ESamp. [`SamplingConfig::sharpened_plain`](crate::SamplingConfig::sharpened_plain) is the plain sampler at the lower
-/// temperature: there the filters see the sharpened logits too and keep fewer candidates, and the first token is
-/// sharpened as well.
+/// did. What penalties and bias have added is not multiplied, as in ESamp. Tokens of a hot start ([`Fire`](crate::Fire)) are
+/// sharpened too, at `T_fire / (1 + β)`, as ESamp does; the first token of a completion never is.
+///
+/// [`SamplingConfig::sharpened_plain`](crate::SamplingConfig::sharpened_plain) is the plain sampler at the lower temperature:
+/// there the filters see the sharpened logits too and keep fewer candidates, the first token is sharpened as well, and the
+/// temperature of a hot start is left undivided.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sharpen {
     /// The strength β of the ESamp run that this is the control of, at least 0; with 0 the sampler is the plain one.

@@ -11,7 +11,7 @@ use crate::{
     hidden::{HiddenStates, select_rows, to_f32},
     id::RowId,
     tap::{HiddenStateTap, PairTap, TapSite, last_position},
-    train::{Prediction, PredictionThread},
+    train::{Prediction, PredictionThread, caught},
 };
 
 /// When and where the distillers predict. The tokens are the same, bit for bit. See docs/design/overlap.md.
@@ -27,10 +27,18 @@ pub enum Overlap {
     Tap,
     /// On a thread of its own, as soon as the shallow site has reported: on CUDA that is a stream of its own, beside the
     /// model's. For machines with a stream or a core to spare; on two busy cores it gains nothing.
+    ///
+    /// Starting a prediction waits for nothing. One that was dropped while the thread was at it is finished first, and the
+    /// step that takes the next one waits for both.
     Thread,
 }
 
 /// The tap of one forward pass that starts the prediction of its steered rows when the first block has reported.
+///
+/// A prediction counts when a step takes it. One that is dropped, because the model failed, the step never came or
+/// something has overtaken it, leaves the sampler as if it had never been started: no request has begun, no distiller has
+/// started, and every later token is what it would have been. A distiller that panics in it is
+/// [`TrainError::Worker`] in the step, which a step that predicts for itself does not catch.
 ///
 /// ```
 /// use burn::tensor::{Device, Int, Tensor};
@@ -73,7 +81,7 @@ pub struct Early {
 #[derive(Debug)]
 enum Started {
     /// Made on the caller's thread.
-    Here(Box<Result<Prediction, StepError>>),
+    Here(Box<Result<Prediction, TrainError>>),
     /// Being made on the sampler's thread.
     Elsewhere,
 }
@@ -101,10 +109,11 @@ impl Sampler {
         match self.config.overlap {
             Overlap::None => None,
             Overlap::Tap => {
-                let prediction = self.trainer.prediction(rows, shallow)();
+                // In the model's forward pass, which knows nothing of distillers: a panic of one is the step's to report.
+                let prediction = caught(self.trainer.prediction(rows, shallow));
                 // On a device that queues its work, nothing may start before somebody asks for it.
                 let _ = self.device.flush();
-                Some(Started::Here(Box::new(prediction.map_err(StepError::from))))
+                Some(Started::Here(Box::new(prediction)))
             }
             Overlap::Thread => {
                 let job = self.trainer.prediction(rows, shallow);
@@ -114,7 +123,7 @@ impl Sampler {
                 };
                 Some(match thread.and_then(|thread| thread.start(job)) {
                     Ok(()) => Started::Elsewhere,
-                    Err(error) => Started::Here(Box::new(Err(error.into()))),
+                    Err(error) => Started::Here(Box::new(Err(error))),
                 })
             }
         }
@@ -132,13 +141,16 @@ impl Sampler {
         if self.early.take() != Some(early.stamp) {
             return Err(StepError::EarlyStale);
         }
-        match (early.started, &mut self.predictions) {
+        let prediction = match (early.started, &mut self.predictions) {
             (Started::Here(prediction), _) => *prediction,
-            (Started::Elsewhere, Some(thread)) => Ok(thread.wait()?),
+            (Started::Elsewhere, Some(thread)) => thread.wait(),
             (Started::Elsewhere, None) => {
-                Err(TrainError::Worker { got: "one that has ended".to_owned() }.into())
+                Err(TrainError::Worker { got: "one that has ended".to_owned() })
             }
-        }
+        }?;
+        // It was made by a copy of the trainer. Only now is it known to count.
+        self.trainer.settle(rows);
+        Ok(prediction)
     }
 }
 

@@ -30,7 +30,7 @@ use crate::{
 };
 use input::Reference;
 use latent::project;
-use observe::{Chosen, steering, unsteered};
+use observe::{Chosen, RowState, steering, unsteered};
 use other::expect_other;
 use race::{Logits, choose, pool};
 use steered::Steered;
@@ -296,8 +296,10 @@ impl Sampler {
             None => Vec::new(),
         };
         let plain = unsteered(rows, &races, &ready);
-        let counters = &mut self.counters;
-        ready.extend(expect_other(rows, &mut races, other_logits, logits.vocab, counters)?); // 4
+        let mut states = vec![RowState::default(); rows.len()];
+        let contrasted = expect_other(rows, &mut races, other_logits, logits.vocab)?; // 4
+        contrasted.iter().for_each(|&at| states[at].contrasted = true);
+        ready.extend(contrasted);
         clock.lap(&mut self.stages.expect);
         let alone = |&at: &usize| rows[at].expects() == Some(Expects::Nothing);
         for at in ready.into_iter().chain((0..rows.len()).filter(alone)) {
@@ -313,10 +315,9 @@ impl Sampler {
             .map(|(at, (row, race))| choose(row, race, logits.row(at))) // 6
             .collect();
         clock.lap(&mut self.stages.select);
-        let mut warming = vec![false; rows.len()];
         if let Some(steered) = &steered {
             let places = steered.at.iter().zip(&steered.warming);
-            places.for_each(|(&at, &is_warming)| warming[at] = is_warming);
+            places.for_each(|(&at, &is_warming)| states[at].warming = is_warming);
         }
         let updates = match steered {
             Some(steered) => self.learn(steered, &mut choices)?, // 7
@@ -331,7 +332,7 @@ impl Sampler {
             logits: &logits,
             choices: &choices,
             unsteered: &plain,
-            warming: &warming,
+            states: &states,
         };
         self.count(&chosen);
         self.observe(&chosen, updates);
@@ -408,7 +409,7 @@ impl Sampler {
 
     /// Adds up a step.
     fn count(&mut self, chosen: &Chosen<'_>) {
-        let Chosen { rows, choices, unsteered, warming, .. } = *chosen;
+        let Chosen { rows, choices, unsteered, states, .. } = *chosen;
         let counters = &mut self.counters;
         counters.steps += 1;
         for (at, (row, choice)) in rows.iter().zip(choices).enumerate() {
@@ -418,7 +419,7 @@ impl Sampler {
             };
             counters.tokens += 1;
             counters.candidates += choice.candidates as u64;
-            match steering(row, choice, warming[at]) {
+            match steering(row, choice, states[at]) {
                 Steering::Steered => {
                     let plain = unsteered.get(at).copied().flatten();
                     counters.steered += 1;
@@ -428,11 +429,16 @@ impl Sampler {
                     counters.rows_warming += 1;
                     continue;
                 }
+                Steering::Contrasted => {
+                    counters.contrasted += 1;
+                    continue;
+                }
+                Steering::OtherNotFinite => {
+                    counters.other_not_finite += 1;
+                    continue;
+                }
                 // Those that are not finite were counted when there was nothing to learn from them.
-                Steering::Off
-                | Steering::Contrasted
-                | Steering::FirstToken
-                | Steering::NotFinite => continue,
+                Steering::Off | Steering::FirstToken | Steering::NotFinite => continue,
             }
             if let Some(novelty) = choice.novelty {
                 counters.novelty_sum += f64::from(novelty.error);

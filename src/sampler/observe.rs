@@ -29,13 +29,23 @@ pub(super) fn unsteered(
     tokens
 }
 
+/// What the step knows of a row besides its choice.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct RowState {
+    /// Its distiller was not ready to steer it.
+    pub(super) warming: bool,
+    /// Its candidates had the logits of another model.
+    pub(super) contrasted: bool,
+}
+
 /// Whether a row that was given a token was steered, and if not, why not.
-pub(super) fn steering(row: &StepRow<'_>, choice: &Choice, warming: bool) -> Steering {
+pub(super) fn steering(row: &StepRow<'_>, choice: &Choice, state: RowState) -> Steering {
     match (row.sampling.reweighter().expects(), row.phase) {
-        (Expects::OtherModel, _) => Steering::Contrasted,
+        (Expects::OtherModel, _) if state.contrasted => Steering::Contrasted,
+        (Expects::OtherModel, _) => Steering::OtherNotFinite,
         (Expects::Distiller, Phase::FirstToken) => Steering::FirstToken,
         (Expects::Distiller, Phase::Decode) if choice.novelty.is_none() => Steering::NotFinite,
-        (Expects::Distiller, Phase::Decode) if warming => Steering::Warming,
+        (Expects::Distiller, Phase::Decode) if state.warming => Steering::Warming,
         (Expects::Distiller, Phase::Decode) => Steering::Steered,
         (_, _) => Steering::Off,
     }
@@ -50,7 +60,7 @@ pub(super) struct Chosen<'a> {
     pub(super) logits: &'a Logits,
     pub(super) choices: &'a [Result<Choice, RowError>],
     pub(super) unsteered: &'a [Option<TokenId>],
-    pub(super) warming: &'a [bool],
+    pub(super) states: &'a [RowState],
 }
 
 impl Chosen<'_> {
@@ -68,7 +78,7 @@ impl Chosen<'_> {
         let measures = Measures::of(race, choice.token)?;
         let position = row.context().position;
         let divisor = row.sampling.divisor_at(position);
-        let steering = steering(row, choice, self.warming[at]);
+        let steering = steering(row, choice, self.states[at]);
         // A reweighter that expects nothing changes scores too, and is traced as off.
         let rescored = matches!(steering, Steering::Steered | Steering::Contrasted);
         let sharpening =

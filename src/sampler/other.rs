@@ -8,11 +8,10 @@ use crate::{
     error::{RowError, StepError},
     hidden::select_rows,
     novelty::Expects,
-    telemetry::Counters,
 };
 
 /// Gives the candidates of every row that expects another model their logits in that model, `[rows, vocab]`. Returns the
-/// places in the step of the rows that can be reweighted.
+/// places in the step of the rows that can be reweighted: those whose candidates all have a finite one.
 ///
 /// Only the rows that need it leave the device.
 pub(super) fn expect_other(
@@ -20,7 +19,6 @@ pub(super) fn expect_other(
     races: &mut [Result<Candidates, RowError>],
     logits: Option<Tensor<2>>,
     vocab: usize,
-    counters: &mut Counters,
 ) -> Result<Vec<usize>, StepError> {
     let contrasted = |&at: &usize| rows[at].expects() == Some(Expects::OtherModel);
     let at: Vec<usize> = (0..rows.len()).filter(contrasted).collect();
@@ -37,10 +35,7 @@ pub(super) fn expect_other(
         };
         let logits = logits.row(place);
         if rows[at].set_expected(race, |_, token| logits[token as usize]) {
-            counters.contrasted += 1;
             ready.push(at);
-        } else {
-            counters.other_not_finite += 1;
         }
     }
     Ok(ready)

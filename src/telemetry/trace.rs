@@ -15,8 +15,10 @@ use crate::{
 pub enum Steering {
     /// Its reweighter uses no expected logits: plain sampling (β = 0), or a control.
     Off,
-    /// Its reweighter expects the logits of another model.
+    /// Reweighted with the logits of another model.
     Contrasted,
+    /// To be contrasted with another model and sampled plainly, because one of its logits for a candidate was not finite.
+    OtherNotFinite,
     /// Its logits came from the prompt, which is neither steered nor learned.
     FirstToken,
     /// Learned but not steered: its distiller was still warming up.

@@ -1,18 +1,16 @@
 //! A prompt's own distiller and the shared one, mixed by how well they have predicted.
 
-use std::collections::BTreeMap;
-
-use burn::tensor::{DType, Device, Tensor, TensorData, activation::sigmoid};
+use burn::tensor::Tensor;
 
 use super::{
     InlineTrainer, Learned, Misfit, OnlineTrainer, Prediction, PredictionJob, TrainerState,
-    TrainingConfig, slots::Slots,
+    TrainingConfig, early::on_a_copy, evidence::Evidence, slots::Slots,
 };
 use crate::{
     bank::{AdaptiveConfig, AdaptiveStart, Sharing},
     error::TrainError,
-    hidden::{HiddenStates, select_rows},
-    id::{PromptId, RowId},
+    hidden::HiddenStates,
+    id::RowId,
 };
 
 /// Two trainers side by side: one slot for each prompt, and one for all of them.
@@ -21,16 +19,9 @@ pub(crate) struct AdaptiveTrainer<S> {
     own: InlineTrainer<S>,
     shared: InlineTrainer<S>,
     config: AdaptiveConfig,
-    /// How well both have predicted each prompt: `[1, 3]`, the discounted errors of the own and of the shared distiller,
-    /// and the discounted number of steps, which corrects their bias towards 0.
-    evidence: BTreeMap<PromptId, Tensor<2>>,
+    /// How well both have predicted each prompt.
+    evidence: Evidence,
 }
-
-/// A relative squared error counts at most this much: a deep state near 0 must not decide for ever.
-const LARGEST_ERROR: f32 = 4.0;
-
-/// Columns of the evidence.
-const EVIDENCE: usize = 3;
 
 impl<S: Slots> AdaptiveTrainer<S> {
     pub(crate) fn new(slots: S, config: AdaptiveConfig, training: TrainingConfig) -> Self {
@@ -38,23 +29,8 @@ impl<S: Slots> AdaptiveTrainer<S> {
             own: InlineTrainer::new(slots.clone(), Sharing::PerPrompt, training),
             shared: InlineTrainer::new(slots, Sharing::Global, training),
             config,
-            evidence: BTreeMap::new(),
+            evidence: Evidence::default(),
         }
-    }
-
-    /// The weight of the own distiller for each row, `[rows, 1]`.
-    fn weights(&self, rows: &[RowId], device: &Device) -> Tensor<2> {
-        let (prompts, index) = prompts_of(rows);
-        let known = prompts.iter().map(|prompt| match self.evidence.get(prompt) {
-            Some(evidence) => evidence.clone(),
-            None => Tensor::zeros([1, EVIDENCE], (device, DType::F32)),
-        });
-        let evidence = Tensor::cat(known.collect(), 0);
-        let column = |at: usize| evidence.clone().narrow(1, at, 1);
-        // Without evidence both errors are 0, and 0 / ε is too.
-        let steps = column(2).clamp_min(f32::MIN_POSITIVE);
-        let lead = (column(1) - column(0)) / steps;
-        select_rows(&sigmoid(lead.mul_scalar(self.config.sharpness)), &index)
     }
 
     /// Lets the prompts that have no distiller of their own yet start from what the shared one knows, where they are to.
@@ -70,55 +46,6 @@ impl<S: Slots> AdaptiveTrainer<S> {
             }
         }
     }
-
-    /// Adds the errors of a step to the evidence.
-    fn observe(&mut self, rows: &[RowId], hidden: &HiddenStates, parts: &[Tensor<2>]) {
-        let [own, shared] = parts else {
-            return; // rows that were never predicted say nothing about either
-        };
-        let deep = hidden.deep();
-        let length = deep.clone().square().sum_dim(1).clamp_min(f32::MIN_POSITIVE);
-        let error = |expected: &Tensor<2>| {
-            let error = (expected.clone() - deep.clone()).square().sum_dim(1) / length.clone();
-            error.clamp_max(LARGEST_ERROR)
-        };
-        let errors = Tensor::cat(vec![error(own), error(shared), length.ones_like()], 1);
-        let (prompts, index) = prompts_of(rows);
-        let means = averages(&index, prompts.len(), &hidden.device()).matmul(errors);
-        let discount = self.config.discount();
-        for (at, prompt) in prompts.into_iter().enumerate() {
-            let new = means.clone().narrow(0, at, 1).mul_scalar(1.0 - discount);
-            let sum = match self.evidence.remove(&prompt) {
-                Some(old) => old.mul_scalar(discount) + new,
-                None => new,
-            };
-            self.evidence.insert(prompt, sum);
-        }
-    }
-}
-
-/// The prompts of some rows, in the order of their first row, and for each row which of them is its own.
-fn prompts_of(rows: &[RowId]) -> (Vec<PromptId>, Vec<usize>) {
-    let mut prompts = Vec::new();
-    let index = rows.iter().map(|row| {
-        prompts.iter().position(|&prompt| prompt == row.prompt).unwrap_or_else(|| {
-            prompts.push(row.prompt);
-            prompts.len() - 1
-        })
-    });
-    let index = index.collect();
-    (prompts, index)
-}
-
-/// A matrix that averages rows by group, `[groups, rows]`.
-fn averages(index: &[usize], groups: usize, device: &Device) -> Tensor<2> {
-    let mut counts = vec![0usize; groups];
-    index.iter().for_each(|&group| counts[group] += 1);
-    let mut weights = vec![0.0f32; groups * index.len()];
-    for (row, &group) in index.iter().enumerate() {
-        weights[group * index.len() + row] = 1.0 / counts[group] as f32;
-    }
-    Tensor::from_data(TensorData::new(weights, [groups, index.len()]), (device, DType::F32))
 }
 
 impl<S: Slots> OnlineTrainer for AdaptiveTrainer<S> {
@@ -131,7 +58,7 @@ impl<S: Slots> OnlineTrainer for AdaptiveTrainer<S> {
         self.own.release(row);
         self.shared.release(row);
         let prompts = self.own.prompts();
-        self.evidence.retain(|prompt, _| prompts.binary_search(prompt).is_ok());
+        self.evidence.retain(|prompt| prompts.binary_search(&prompt).is_ok());
     }
 
     fn has(&self, row: RowId) -> bool {
@@ -141,7 +68,7 @@ impl<S: Slots> OnlineTrainer for AdaptiveTrainer<S> {
     fn reset(&mut self) {
         self.own.reset();
         self.shared.reset();
-        self.evidence.clear();
+        self.evidence = Evidence::default();
     }
 
     fn distillers(&self) -> usize {
@@ -160,16 +87,23 @@ impl<S: Slots> OnlineTrainer for AdaptiveTrainer<S> {
         self.own.waiting_rows() + self.shared.waiting_rows()
     }
 
-    fn prediction(&mut self, rows: &[RowId], shallow: &Tensor<2>) -> PredictionJob {
-        let shared = self.shared.prediction(rows, shallow);
+    fn prediction(&self, rows: &[RowId], shallow: &Tensor<2>) -> PredictionJob {
+        on_a_copy(self, rows, shallow)
+    }
+
+    fn settle(&mut self, rows: &[RowId]) {
+        self.shared.settle(rows);
         self.start_own(rows);
-        let own = self.own.prediction(rows, shallow);
-        let weight = self.weights(rows, &shallow.device());
-        Box::new(move || {
-            let (own, shared) = (own()?.expected, shared()?.expected);
-            let expected = shared.clone() + (own.clone() - shared.clone()) * weight;
-            Ok(Prediction { expected, parts: vec![own, shared] })
-        })
+        self.own.settle(rows);
+    }
+
+    fn predict(&mut self, rows: &[RowId], shallow: &Tensor<2>) -> Result<Prediction, TrainError> {
+        self.settle(rows);
+        let own = self.own.predict(rows, shallow)?.expected;
+        let shared = self.shared.predict(rows, shallow)?.expected;
+        let weight = self.evidence.weights(rows, self.config.sharpness, &shallow.device());
+        let expected = shared.clone() + (own.clone() - shared.clone()) * weight;
+        Ok(Prediction { expected, parts: vec![own, shared] })
     }
 
     fn learn(
@@ -178,7 +112,11 @@ impl<S: Slots> OnlineTrainer for AdaptiveTrainer<S> {
         hidden: &HiddenStates,
         parts: &[Tensor<2>],
     ) -> Result<Learned, TrainError> {
-        self.observe(rows, hidden, parts);
+        // Rows that were never predicted say nothing about either.
+        if let [own, shared] = parts {
+            let discount = self.config.discount();
+            self.evidence.add(rows, [own, shared], hidden.deep(), discount);
+        }
         self.start_own(rows);
         let own = self.own.learn(rows, hidden, &[])?;
         let shared = self.shared.learn(rows, hidden, &[])?;
@@ -210,34 +148,33 @@ impl<S: Slots> OnlineTrainer for AdaptiveTrainer<S> {
     fn export(&mut self) -> Result<TrainerState, TrainError> {
         let mut state = self.own.export()?;
         state.shared = Some(Box::new(self.shared.export()?));
-        let evidence = self.evidence.iter();
-        state.evidence =
-            evidence.map(|(&prompt, e)| (prompt, e.clone().reshape([EVIDENCE]))).collect();
+        state.evidence = self.evidence.of_each();
         Ok(state)
     }
 
     fn import(&mut self, mut state: TrainerState) -> Result<(), Misfit> {
-        let mut evidence = BTreeMap::new();
-        for (prompt, values) in std::mem::take(&mut state.evidence) {
-            let got = values.dims()[0];
-            if got != EVIDENCE {
+        let evidence = std::mem::take(&mut state.evidence);
+        for (prompt, sums) in &evidence {
+            let (expected, got) = (Evidence::WIDTH, sums.dims()[0]);
+            if got != expected {
                 let what = format!("evidence about prompt {}", prompt.0);
-                return Err(Misfit { what, expected: EVIDENCE, got });
+                return Err(Misfit { what, expected, got });
             }
-            evidence.insert(prompt, values.reshape([1, EVIDENCE]));
         }
         match state.shared.take() {
             Some(shared) => self.shared.import(*shared)?,
             None => self.shared.reset(),
         }
         self.own.import(state)?;
-        self.evidence = evidence;
+        self.evidence = Evidence::new(evidence);
         Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::{Device, TensorData};
+
     use super::*;
     use crate::{
         distiller::{SwiGluConfig, SwiGluDistiller},

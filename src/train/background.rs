@@ -9,7 +9,7 @@ use std::{
 
 use burn::tensor::Tensor;
 
-use super::{Learned, Misfit, OnlineTrainer, PredictionJob, TrainerState};
+use super::{Learned, Misfit, OnlineTrainer, Prediction, PredictionJob, TrainerState};
 use crate::{error::TrainError, hidden::HiddenStates, id::RowId};
 
 /// Learns on a worker's thread, one update a step, exactly one step late.
@@ -287,12 +287,22 @@ impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> 
         self.visible.waiting_rows()
     }
 
-    fn prediction(&mut self, rows: &[RowId], shallow: &Tensor<2>) -> PredictionJob {
+    fn prediction(&self, rows: &[RowId], shallow: &Tensor<2>) -> PredictionJob {
         if let Err(error) = self.check() {
             return Box::new(|| Err(error));
         }
-        rows.iter().for_each(|&row| self.begin(row));
         self.visible.prediction(rows, shallow)
+    }
+
+    fn settle(&mut self, rows: &[RowId]) {
+        rows.iter().for_each(|&row| self.begin(row));
+        self.visible.settle(rows);
+    }
+
+    fn predict(&mut self, rows: &[RowId], shallow: &Tensor<2>) -> Result<Prediction, TrainError> {
+        self.check()?;
+        rows.iter().for_each(|&row| self.begin(row));
+        self.visible.predict(rows, shallow)
     }
 
     fn learn(

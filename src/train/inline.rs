@@ -7,6 +7,7 @@ use burn::tensor::Tensor;
 use super::{
     Learned, Misfit, OnlineTrainer, Prediction, PredictionJob, SlotTensors, TrainRows,
     TrainingConfig,
+    early::on_a_copy,
     slots::{SlotRows, Slots},
 };
 use crate::{
@@ -267,14 +268,19 @@ impl<S: Slots> OnlineTrainer for InlineTrainer<S> {
         entries.iter().flat_map(|(_, _, seat)| &seat.gathered).map(HiddenStates::rows).sum()
     }
 
-    fn prediction(&mut self, rows: &[RowId], shallow: &Tensor<2>) -> PredictionJob {
+    fn prediction(&self, rows: &[RowId], shallow: &Tensor<2>) -> PredictionJob {
+        on_a_copy(self, rows, shallow)
+    }
+
+    fn settle(&mut self, rows: &[RowId]) {
+        rows.iter().for_each(|&row| self.begin(row));
+        self.work(rows);
+    }
+
+    fn predict(&mut self, rows: &[RowId], shallow: &Tensor<2>) -> Result<Prediction, TrainError> {
         rows.iter().for_each(|&row| self.begin(row));
         let work = self.work(rows);
-        // A copy of the slots shares their tensors, and is gone when the prediction is there.
-        let (slots, shallow) = (self.slots.clone(), shallow.clone());
-        Box::new(move || {
-            Ok(Prediction { expected: slots.predict(&work, &shallow)?, parts: Vec::new() })
-        })
+        Ok(Prediction { expected: self.slots.predict(&work, shallow)?, parts: Vec::new() })
     }
 
     fn learn(

@@ -17,7 +17,7 @@ use crate::{
     sampler_step::{D_MODEL, VOCAB, World, choices, esamp, log_softmax, row, sampler, wave},
 };
 
-fn weight() -> Tensor<2> {
+pub(crate) fn weight() -> Tensor<2> {
     wave([VOCAB, D_MODEL], 0.7, &device())
 }
 
@@ -181,7 +181,7 @@ impl LmHead for Counting<'_> {
 }
 
 /// One step both ways: from logits, and from the head's input.
-fn both_ways(
+pub(crate) fn both_ways(
     world: &World,
     head: &dyn LmHead,
     samplers: &mut [Sampler; 2],
@@ -199,7 +199,7 @@ fn both_ways(
     [choose(0, long), choose(1, short)]
 }
 
-fn assert_same(long: &Choice, short: &Choice) {
+pub(crate) fn assert_same(long: &Choice, short: &Choice) {
     assert_eq!((long.token, long.candidates), (short.token, short.candidates));
     assert!((long.log_prob - short.log_prob).abs() < 1e-4, "{long:?} {short:?}");
     assert_eq!(long.novelty.is_some(), short.novelty.is_some());

@@ -185,14 +185,125 @@ impl Distiller for Fragile {
 }
 
 #[test]
-fn a_panic_on_the_thread_is_an_error() {
-    let mut sampler = config(Overlap::Thread).init_with(Fragile {}, 4, &device()).unwrap();
-    for _ in 0..2 {
-        let error = step(&mut sampler, RowId::new(0, 1), &Log::default()).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "background learning: expected a running worker, got a panic: cannot predict this"
-        );
+fn a_panic_of_an_early_prediction_is_an_error_of_its_step() {
+    for overlap in [Overlap::Tap, Overlap::Thread] {
+        let mut sampler = config(overlap).init_with(Fragile {}, 4, &device()).unwrap();
+        for _ in 0..2 {
+            let error = step(&mut sampler, RowId::new(0, 1), &Log::default()).unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                "background learning: expected a running worker, got a panic: cannot predict this",
+                "{overlap:?}"
+            );
+            assert!(sampler.requests().is_empty(), "nothing has begun");
+        }
+    }
+}
+
+/// Rows of a step, and states of theirs.
+type Planned = (Vec<RowId>, Tensor<3>, Tensor<3>);
+
+fn planned(at: usize) -> Planned {
+    let prompts: &[(u64, u64)] = match at {
+        0..4 => &[(0, 1)],
+        4..7 => &[(0, 2), (0, 1)],
+        _ => &[(1, 5), (0, 2), (2, 7)],
+    };
+    let rows: Vec<RowId> = prompts.iter().map(|&(p, r)| RowId::new(p, r)).collect();
+    let states = |phase: f32| -> Tensor<3> {
+        let numbers = (0..rows.len() * 4).map(|i| (i as f32 * 0.7 + at as f32 + phase).sin());
+        let data = TensorData::new(numbers.collect::<Vec<f32>>(), [rows.len(), 1, 4]);
+        Tensor::from_data(data, &device())
+    };
+    let (shallow, deep) = (states(0.0), states(2.0));
+    (rows, shallow, deep)
+}
+
+/// Starts a prediction for a step as its forward pass would, whole or to the first block only.
+fn start(
+    sampler: &mut Sampler,
+    (rows, shallow, deep): &Planned,
+    whole: bool,
+) -> Option<esamp::Early> {
+    let steered: Vec<(usize, RowId)> = rows.iter().copied().enumerate().collect();
+    let mut tap = sampler.tap(SITES[0], SITES[1], &steered);
+    tap.record(SITES[0], shallow);
+    whole.then(|| {
+        tap.record(SITES[1], deep);
+        tap.take().unwrap().1.unwrap()
+    })
+}
+
+/// Twelve steps; what came out, bit for bit, and what the sampler then knows. With `dropped`, predictions for rows to come
+/// are started before each, and come to nothing.
+fn with_predictions_dropped(config: &SamplerConfig, dropped: bool) -> Vec<String> {
+    let mut sampler = config.init(4, &device()).unwrap();
+    let sampling = SamplingConfig::default().with_beta(1.0).init().unwrap();
+    let head = TiedHead::new(states(6).reshape([6, 4]));
+    let mut seen = Vec::new();
+    for at in 0..12 {
+        if dropped {
+            start(&mut sampler, &planned(11), false); // prompts that begin at step 7
+            start(&mut sampler, &planned(5), true); // a request that begins at step 4
+            start(&mut sampler, &planned(at), true); // the step's own, overtaken
+        }
+        let plan = planned(at);
+        let early = match config.overlap {
+            Overlap::None => None,
+            _ => start(&mut sampler, &plan, true),
+        };
+        let (rows, shallow, deep) = plan;
+        let rows: Vec<StepRow<'_>> = rows
+            .into_iter()
+            .map(|id| StepRow {
+                id,
+                phase: Phase::Decode,
+                draw: DrawKey::new(3, &[], id.request.0),
+                code: None,
+                prompt: &[],
+                generated: &[1],
+                sampling: &sampling,
+                allowed: None,
+                wants_reference_log_prob: false,
+            })
+            .collect();
+        let flat = |states: Tensor<3>| states.reshape([rows.len(), 4]);
+        let hidden = esamp::HiddenStates::new(flat(shallow), flat(deep)).unwrap();
+        let logits = head.logits(hidden.deep().clone());
+        let input = StepInput::new(&rows, logits, &head).with_hidden(hidden).with_early(early);
+        let output = sampler.step(input).unwrap();
+        let (requests, distillers) = (sampler.requests(), sampler.distillers());
+        seen.push(format!("{at}: {:?} {requests:?} {distillers}", output.choices));
+        if at == 8 {
+            sampler.release(RowId::new(0, 1));
+        }
+    }
+    sampler.finish().unwrap();
+    seen.push(format!("{:?}", sampler.counters()));
+    seen
+}
+
+/// An early prediction makes room for requests and, where sharing is adaptive, decides what a prompt's distiller starts
+/// from. None of it may stay when the step does not come.
+#[test]
+fn a_prediction_that_is_dropped_was_never_started() {
+    for staleness in [Staleness::Inline, Staleness::Background] {
+        let training = TrainingConfig { staleness, ..TrainingConfig::default() };
+        for sharing in [
+            Sharing::PerPrompt,
+            Sharing::Global,
+            Sharing::PerRequest,
+            Sharing::Adaptive(Default::default()),
+        ] {
+            let with = |overlap| config(overlap).with_sharing(sharing).with_training(training);
+            let plain = with_predictions_dropped(&with(Overlap::None), false);
+            for overlap in [Overlap::Tap, Overlap::Thread] {
+                for dropped in [false, true] {
+                    let got = with_predictions_dropped(&with(overlap), dropped);
+                    assert_eq!(got, plain, "{overlap:?} {sharing:?} {staleness:?} {dropped}");
+                }
+            }
+        }
     }
 }
 

@@ -1,13 +1,17 @@
 //! Penalties, bias and the hot start, through the whole step: what they add, and that the fusion leaves it as it is.
 
-use std::collections::HashSet;
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex},
+};
 
 use crate::device;
 use burn::tensor::{Device, Tensor, TensorData};
 use esamp::{
     CausalLm, Choice, Decoder, Distiller, DrawKey, Fire, HiddenStates, LmHead, Penalties, Phase,
-    Request, RowContext, RowError, RowId, SamplerConfig, Sampling, SamplingConfig, StepInput,
-    StepRow, TemperatureOrder, TiedHead, TokenId, TokenMask, testing::ScriptedLm,
+    Recorder, Request, RowContext, RowError, RowId, Sampler, SamplerConfig, Sampling,
+    SamplingConfig, StepInput, StepRow, TemperatureOrder, TiedHead, TokenId, TokenMask,
+    testing::ScriptedLm,
 };
 
 const D_MODEL: usize = 8;
@@ -43,11 +47,21 @@ impl Context {
 
     fn step(&self, row: StepRow<'_>) -> Result<Choice, RowError> {
         let mut sampler = SamplerConfig::new().init(D_MODEL, &self.device).unwrap();
+        self.step_of(&mut sampler, row)
+    }
+
+    fn step_of(&self, sampler: &mut Sampler, row: StepRow<'_>) -> Result<Choice, RowError> {
         let logits = self.head.logits(self.hidden.deep().clone());
         let hidden = Some(self.hidden.clone());
+        let other = Tensor::from_data(TensorData::new(self.other(), [1, VOCAB]), &self.device);
         let rows = [row];
         let input = StepInput::new(&rows, logits, &self.head).with_hidden(hidden);
-        sampler.step(input).unwrap().choices.remove(0)
+        sampler.step(input.with_other_logits(other)).unwrap().choices.remove(0)
+    }
+
+    /// What another model would say.
+    fn other(&self) -> Vec<f32> {
+        self.reference.iter().zip(0..).map(|(l, z)| 0.6 * l + (z as f32 * 1.9).sin()).collect()
     }
 }
 
@@ -131,6 +145,86 @@ fn what_is_added_to_a_logit_is_not_multiplied_by_the_fusion() {
         let best = (0..VOCAB).max_by(|&a, &b| fused[a].total_cmp(&fused[b])).unwrap();
         assert_eq!(context.step(row(0, &greedy)).unwrap().token as usize, best);
     }
+}
+
+/// The same for a second model, which has no penalties of its own; its candidates are those of the adjusted reference.
+#[test]
+fn what_is_added_to_a_logit_is_not_multiplied_by_a_contrast_either() {
+    let (beta, temperature, alpha) = (1.5, 0.8, 0.1f32);
+    for seed in 0..3 {
+        let context = Context::new(seed);
+        let (adjusted, other) = (naive_adjusted(&context.reference), context.other());
+        let fused = |z: usize| {
+            let delta = adjusted[z] - context.reference[z];
+            (1.0 + beta) * context.reference[z] - beta * other[z] + delta
+        };
+        let best = adjusted.iter().copied().fold(f32::MIN, f32::max);
+        for (order, seen) in
+            [(TemperatureOrder::BeforeFilters, temperature), (TemperatureOrder::AfterFilters, 1.0)]
+        {
+            let in_race = |&z: &usize| adjusted[z] >= best + seen * alpha.ln();
+            let race: Vec<usize> = (0..VOCAB).filter(in_race).collect();
+            assert!(race.len() > 1 && race.len() < VOCAB, "{race:?}");
+            let contrastive = SamplingConfig::contrastive().with_beta(beta);
+            let contrastive = everything(contrastive).with_temperature_order(order);
+            let sampling = contrastive.clone().with_temperature(temperature).init().unwrap();
+            let scores: Vec<f32> = race.iter().map(|&z| fused(z) / temperature).collect();
+            for request in 0..20 {
+                let choice = context.step(row(request, &sampling)).unwrap();
+                let place = race.iter().position(|&z| z == choice.token as usize).unwrap();
+                let expected = log_softmax(&scores, place as TokenId);
+                let got = choice.log_prob;
+                assert_eq!(choice.candidates, race.len());
+                assert!((got - expected).abs() < 2e-5, "{order:?} {got} {expected}");
+            }
+        }
+        let greedy = SamplingConfig::contrastive().with_beta(beta).with_temperature(0.0);
+        let greedy = everything(greedy).init().unwrap();
+        let race = (0..VOCAB).filter(|&z| adjusted[z] >= best + alpha.ln());
+        let wanted = race.max_by(|&a, &b| fused(a).total_cmp(&fused(b))).unwrap();
+        assert_eq!(context.step(row(0, &greedy)).unwrap().token as usize, wanted);
+    }
+}
+
+/// The mass that filters remove is that of the adjusted distribution, which they saw: a penalised token has less to lose.
+#[test]
+fn the_mass_outside_is_of_what_the_filters_saw() {
+    let temperature = 0.7;
+    let mut differences = 0;
+    for seed in 0..3 {
+        let context = Context::new(seed);
+        let adjusted = naive_adjusted(&context.reference);
+        let mut mask = TokenMask::all(VOCAB);
+        mask.set(6, false);
+        for (allowed, beta) in [(None, 0.0), (None, 0.5), (Some(&mask), 0.5)] {
+            for order in [TemperatureOrder::BeforeFilters, TemperatureOrder::AfterFilters] {
+                let config = everything(SamplingConfig::default().with_top_k(4));
+                let config = config.with_beta(beta).with_temperature(temperature);
+                let sampling = config.with_temperature_order(order).init().unwrap();
+                let mut sampler = SamplerConfig::new().init(D_MODEL, &context.device).unwrap();
+                let recorder = Arc::new(Mutex::new(Recorder::new()));
+                sampler.set_observer(Box::new(recorder.clone()));
+                let row = StepRow { allowed, ..row(0, &sampling) };
+                context.step_of(&mut sampler, row).unwrap();
+
+                let share = |logits: &[f32]| {
+                    let open = |z: &usize| allowed.is_none() || *z != 6;
+                    let mut order: Vec<usize> = (0..VOCAB).filter(open).collect();
+                    order.sort_by(|&a, &b| adjusted[b].total_cmp(&adjusted[a]));
+                    let mass = |z: &usize| (f64::from(logits[*z]) / f64::from(temperature)).exp();
+                    let all: f64 = order.iter().map(mass).sum();
+                    order[4..].iter().map(mass).sum::<f64>() / all
+                };
+                let expected = share(&adjusted);
+                let got = recorder.lock().unwrap().tokens().next().unwrap().mass_outside;
+                assert!((got - expected).abs() < 1e-5, "{got} {expected} {order:?} {beta}");
+                assert!((sampler.counters().mass_outside - got).abs() < 1e-9);
+                let unadjusted = share(&context.reference);
+                differences += usize::from((expected - unadjusted).abs() > 1e-2);
+            }
+        }
+    }
+    assert!(differences > 9, "the adjustment shows in most: {differences} of 18");
 }
 
 #[test]

@@ -5,9 +5,9 @@ use burn::{
     tensor::{Tensor, TensorData},
 };
 use esamp::{
-    CausalLm, Choice, Completion, Decoder, Distiller, ExpectedControl, LmHead, Matched, Phase,
-    Request, ReweighterConfig, RowId, Sampler, SamplerConfig, Sampling, SamplingConfig, Sharing,
-    StepError, StepInput, StepRow, SwiGluConfig, TokenId, testing::TinyLm,
+    CausalLm, Choice, Completion, Decoder, Distiller, ExpectedControl, Fire, LmHead, Matched,
+    Phase, Request, ReweighterConfig, RowId, Sampler, SamplerConfig, Sampling, SamplingConfig,
+    Sharing, StepError, StepInput, StepRow, SwiGluConfig, TokenId, testing::TinyLm,
 };
 
 use crate::{
@@ -125,6 +125,28 @@ fn sharpening_is_a_temperature_and_costs_nothing() {
     let counters = sampler.counters();
     assert_eq!((sampler.distillers(), counters.eligible, counters.steered), (0, 0, 0));
     assert!(sampler.finish().is_ok());
+}
+
+/// Hot tokens behind the first are sharpened by the control and by what it is the control of; the plain sampler at the
+/// lower temperature leaves FIRE's alone.
+#[test]
+fn sharpening_and_a_hot_start() {
+    let world = World::new();
+    let (beta, hot) = (0.5f32, 3.0f32);
+    let config = sampling(ReweighterConfig::Sharpen, beta).with_temperature(0.9);
+    let config = config.with_fire(Fire::new(hot).with_tokens(4));
+    let plain = config.sharpened_plain();
+    assert_eq!(plain.fire, config.fire);
+    let hidden = world.hidden(&[3]);
+    let logits = host(world.head.logits(hidden.deep().clone()));
+    for (config, factor) in [(&config, (1.0 + beta) / hot), (&plain, 1.0 / hot)] {
+        let sampling = config.init().unwrap();
+        let rows = [row(0, 0, &sampling)]; // its third token
+        let input = StepInput::new(&rows, world.head.logits(hidden.deep().clone()), &world.head);
+        let choice = choices(sampler().step(input).unwrap())[0];
+        let scores: Vec<f32> = logits.iter().map(|logit| logit * factor).collect();
+        assert!((choice.log_prob - log_softmax(&scores, choice.token)).abs() < 1e-5);
+    }
 }
 
 /// Logits 0, −1, −2; min-p 0.2 keeps what is at most 1.61 below the best. With β = 1 the plain sampler at T/2 sees 0, −2, −4.

@@ -12,9 +12,9 @@ use burn::{
 };
 use esamp::{
     CausalLm, Choice, Completion, Counters, Decoder, Distiller, DrawKey, HiddenStates, LmHead,
-    Observer, OptimizerConfig, Phase, Recorder, Request, RowId, RowTrace, Sampler, SamplerConfig,
-    Sampling, SamplingConfig, Sharing, SlotKey, Steering, StepInput, StepOutput, StepRow,
-    TemperatureOrder, TokenMask, TrainError, testing::TinyLm,
+    Observer, OptimizerConfig, Phase, Recorder, Request, ReweighterConfig, RowError, RowId,
+    RowTrace, Sampler, SamplerConfig, Sampling, SamplingConfig, Sharing, SlotKey, Steering,
+    StepInput, StepOutput, StepRow, TemperatureOrder, TokenMask, TrainError, testing::TinyLm,
 };
 
 /// Predicts the shallow state itself, so that a test can say what is expected.
@@ -228,6 +228,40 @@ fn every_row_says_why_it_was_not_steered() {
     let step = recorder.steps().next().unwrap();
     assert_eq!((step.rows, step.failed, step.steered), (4, 1, 1));
     assert_eq!(step.slots.iter().map(|s| s.rows).collect::<Vec<_>>(), [1]);
+}
+
+#[test]
+fn a_row_that_could_not_be_contrasted_is_not_traced_as_if_it_had_been() {
+    let contrast = SamplingConfig::default().with_reweighter(ReweighterConfig::Contrast);
+    let sampling = contrast.with_beta(1.0).init().unwrap();
+    let (mut sampler, recorder) = watched();
+    let first = StepRow { phase: Phase::FirstToken, generated: &[], ..row(2, &sampling) };
+    let rows = [row(0, &sampling), row(1, &sampling), first, row(3, &sampling)];
+    let logits = [1.0, 0.5, 0.0, -1.0];
+    // 2·logit − other: none of row 3 is a score, but all of its numbers are finite.
+    let other = [[0.0, 1.0, 0.5, 0.25], [0.0, f32::NEG_INFINITY, 0.0, 0.0], [0.0; 4], [-3e38; 4]];
+    let huge = [3e38, 0.0, 0.0, 0.0];
+    let input = StepInput::new(&rows, tensor(&[logits, logits, logits, huge]), &Identity);
+    let output = sampler.step(input.with_other_logits(tensor(&other))).unwrap();
+    assert!(matches!(output.choices[3], Err(RowError::Score { .. })), "{:?}", output.choices[3]);
+
+    let traces = tokens(&recorder);
+    let got: Vec<_> = traces.iter().map(|t| (t.row.request.0, t.steering)).collect();
+    let expected = [Steering::Contrasted, Steering::OtherNotFinite, Steering::Contrasted];
+    assert_eq!(got, (0..3).zip(expected).collect::<Vec<_>>());
+    // It was sampled plainly: the new distribution is the reference, and nothing was expected.
+    let plain = &traces[1];
+    assert_eq!((plain.kl, plain.slope, plain.sharpening), (0.0, None, None));
+    assert_eq!((plain.entropy, plain.rank), (plain.reference_entropy, plain.reference_rank));
+    let masses = logits.map(|l| f64::from(l).exp());
+    let share = masses[plain.token as usize] / masses.iter().sum::<f64>();
+    close("log_prob", f64::from(plain.log_prob), share.ln());
+    assert!(traces[0].slope.is_some() && traces[2].sharpening.is_some());
+    // The counters say the same: what was given no token was not contrasted either.
+    let counters = sampler.counters();
+    assert_eq!((counters.contrasted, counters.other_not_finite, counters.failed), (2, 1, 1));
+    let json = serde_json::to_string(&plain.steering).unwrap();
+    assert_eq!(json, r#""other_not_finite""#);
 }
 
 #[test]

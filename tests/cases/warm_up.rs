@@ -5,9 +5,10 @@ use std::ops::ControlFlow;
 use crate::{device, golden::values};
 use burn::tensor::{Int, Tensor, TensorData};
 use esamp::{
-    CausalLm, Choice, Completion, Counters, Decoder, DrawKey, FinishReason, HiddenStates, Learner,
-    LmHead, OptimizerConfig, PairTap, Phase, Request, RowId, Sampler, SamplerConfig, Sampling,
-    SamplingConfig, SequenceTap, Sharing, StepError, StepInput, StepRow, SwiGluConfig, TokenId,
+    AdaptiveConfig, AdaptiveStart, CausalLm, Choice, Completion, Counters, Decoder, DrawKey,
+    FinishReason, HiddenStateTap, HiddenStates, KvCache, Learner, LmHead, OptimizerConfig, PairTap,
+    Phase, Request, RowId, Sampler, SamplerConfig, Sampling, SamplingConfig, SequenceTap, Sharing,
+    StepError, StepInput, StepRow, SwiGluConfig, TokenId,
     testing::{ScriptedLm, TinyLm},
 };
 
@@ -315,4 +316,110 @@ fn updates_on_the_prompt_make_a_distiller_ready() {
     assert_eq!(counters.rows_warming, 1);
     let (_, counters, _) = run(6, &config, [request.with_prompt_warm_up(4)]);
     assert_eq!(counters.rows_warming, 0);
+}
+
+/// A model whose cache can do nothing with rows.
+struct Fixed<M>(M);
+
+struct FixedCache<C>(C);
+
+impl<C: KvCache> KvCache for FixedCache<C> {
+    fn rows(&self) -> usize {
+        self.0.rows()
+    }
+
+    fn can_drop_rows(&self) -> bool {
+        false
+    }
+
+    fn keep_rows(&mut self, _rows: &[usize]) -> Result<(), StepError> {
+        Err(StepError::CacheFixed { operation: "drop rows" })
+    }
+
+    fn append_rows(&mut self, _other: Self) -> Result<(), StepError> {
+        Err(StepError::CacheFixed { operation: "append rows" })
+    }
+}
+
+impl<M: CausalLm> CausalLm for Fixed<M> {
+    type Cache = FixedCache<M::Cache>;
+
+    fn new_cache(&self) -> Self::Cache {
+        FixedCache(self.0.new_cache())
+    }
+
+    fn forward(
+        &self,
+        tokens: Tensor<2, Int>,
+        cache: &mut Self::Cache,
+        tap: &mut dyn HiddenStateTap,
+    ) -> Result<Tensor<2>, StepError> {
+        self.0.forward(tokens, &mut cache.0, tap)
+    }
+
+    fn lm_head(&self) -> &dyn LmHead {
+        self.0.lm_head()
+    }
+
+    fn device(&self) -> burn::tensor::Device {
+        self.0.device()
+    }
+
+    fn d_model(&self) -> usize {
+        self.0.d_model()
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.0.vocab_size()
+    }
+}
+
+/// Three prompts one after the other, whose completions end at different steps.
+fn one_after_the_other<M: CausalLm>(
+    model: M,
+    config: &SamplerConfig,
+) -> (Vec<Completion>, Counters, usize) {
+    let sampler = config.init(TinyLm::D_MODEL, &device()).unwrap();
+    let mut decoder = Decoder::new(model, sampler).with_prefill_chunk(10).unwrap();
+    let mut completions = Vec::new();
+    for (seed, updates) in [(1, 6), (2, 3), (3, 0)] {
+        let request = request(seed).with_sampling(sampling(1.0)).with_completions(3);
+        let request = request.with_stop_tokens((0..TinyLm::VOCAB as u32 / 16).collect::<Vec<_>>());
+        decoder.submit(request.with_prompt_warm_up(updates)).unwrap();
+        completions.extend(decoder.run(|_| ControlFlow::Continue(())).unwrap());
+    }
+    let counters = *decoder.sampler().counters();
+    (completions, counters, decoder.sampler().distillers())
+}
+
+/// Where rows cannot be repeated a prompt is read once for each of its completions, and rows that have ended stay in the
+/// batch: neither may be learned from twice, by the prompt's own distiller or by the shared one.
+#[test]
+fn a_warm_up_behind_a_cache_that_cannot_drop_rows_is_the_same() {
+    for start in [AdaptiveStart::Shared, AdaptiveStart::Fresh] {
+        let adaptive = Sharing::Adaptive(AdaptiveConfig { start, ..AdaptiveConfig::default() });
+        let config = config().with_sharing(adaptive);
+        let model = || TinyLm::new(7, &device());
+        let (free, free_counters, free_distillers) = one_after_the_other(model(), &config);
+        let (fixed, counters, distillers) = one_after_the_other(Fixed(model()), &config);
+        let lengths: Vec<usize> = free.iter().map(|c| c.choices.len()).collect();
+        let ends = lengths[..3].iter().any(|&length| length != lengths[0]);
+        assert!(ends, "rows of one prompt end at different steps: {lengths:?}");
+        for (free, fixed) in free.iter().zip(&fixed) {
+            assert_eq!(fixed.tokens(), free.tokens(), "{start:?}");
+            for (free, fixed) in free.choices[1..].iter().zip(&fixed.choices[1..]) {
+                let (free, fixed) = (free.novelty.unwrap().error, fixed.novelty.unwrap().error);
+                assert!((free - fixed).abs() < 1e-4 * free, "{free} {fixed}");
+            }
+        }
+        assert_eq!((distillers, free_distillers), (1, 1), "the shared one stays");
+        // The own distiller is warmed up, once for each prompt; the shared one never is.
+        assert_eq!(counters.warm_up_updates, 6 + 3);
+        let decoded: u64 = lengths.iter().map(|&length| length as u64 - 1).sum();
+        assert_eq!((counters.rows_learned, counters.eligible), (decoded, decoded));
+        let steps = lengths.chunks(3).map(|prompt| prompt.iter().max().unwrap() - 1);
+        assert_eq!(counters.updates, 2 * steps.sum::<usize>() as u64, "both, at every step");
+        assert_eq!(counters.updates, free_counters.updates);
+        assert_eq!(counters.rows_learned, free_counters.rows_learned);
+    }
 }

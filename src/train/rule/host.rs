@@ -7,7 +7,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::{
     super::{OptimizerConfig, UpdateRule},
-    Moments,
+    Adam, AdamStep, Moments,
 };
 
 /// What [`apply`](super::apply) does, on slices.
@@ -81,28 +81,24 @@ struct Kernel {
 }
 
 impl Kernel {
-    /// With the corrections of Adam's moments taken into the step and into ε, as [`Adam`](super::Adam) does.
     fn new(config: &OptimizerConfig, done: u64, clip: f32) -> Self {
         let rate = config.learning_rate * config.schedule.factor(done);
         let plain =
             |beta_1| Self { clip, step: rate as f32, epsilon: 0.0, keep: 1.0, beta_1, beta_2: 0.0 };
-        let (beta_1, beta_2, epsilon, decay) = match config.rule {
-            UpdateRule::Sgd => return plain(0.0),
-            UpdateRule::Momentum { momentum } => return plain(momentum),
-            UpdateRule::Adam { beta_1, beta_2, epsilon } => (beta_1, beta_2, epsilon, 0.0),
-            UpdateRule::AdamW { beta_1, beta_2, epsilon, weight_decay } => {
-                (beta_1, beta_2, epsilon, weight_decay)
-            }
+        let Some(adam) = Adam::of(config.rule) else {
+            return plain(match config.rule {
+                UpdateRule::Momentum { momentum } => momentum,
+                _ => 0.0,
+            });
         };
-        let correction = |beta: f32| 1.0 - f64::from(beta).powf(done as f64 + 1.0);
-        let c = correction(beta_2).sqrt();
+        let AdamStep { step, epsilon, keep } = adam.step(rate, done);
         Self {
             clip,
-            step: (rate * c / correction(beta_1)) as f32,
-            epsilon: (f64::from(epsilon) * c) as f32,
-            keep: (1.0 - rate * f64::from(decay)) as f32,
-            beta_1,
-            beta_2,
+            step: step as f32,
+            epsilon: epsilon as f32,
+            keep: keep as f32,
+            beta_1: adam.beta_1,
+            beta_2: adam.beta_2,
         }
     }
 

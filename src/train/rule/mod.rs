@@ -100,13 +100,10 @@ fn apply_on_device(
                 }
             }
         }
-        UpdateRule::Adam { beta_1, beta_2, epsilon } => {
-            let adam = Adam { beta_1, beta_2, epsilon, weight_decay: 0.0 };
-            adam.apply(&rate, done, parameters, moments, gradients, &device);
-        }
-        UpdateRule::AdamW { beta_1, beta_2, epsilon, weight_decay } => {
-            let adam = Adam { beta_1, beta_2, epsilon, weight_decay };
-            adam.apply(&rate, done, parameters, moments, gradients, &device);
+        UpdateRule::Adam { .. } | UpdateRule::AdamW { .. } => {
+            if let Some(adam) = Adam::of(config.rule) {
+                adam.apply(&rate, done, parameters, moments, gradients, &device);
+            }
         }
     }
     norm
@@ -119,6 +116,9 @@ fn with_gradient(
     parameters.iter_mut().zip(gradients).filter_map(|(parameter, g)| Some((parameter, g?)))
 }
 
+/// Adam and AdamW, of which the first is the second without decay.
+///
+/// `p ← p·(1 − rate·decay) − rate·m̂ / (√v̂ + ε)`, with `m̂ = m / (1 − β₁ᵗ)` and `v̂ = v / (1 − β₂ᵗ)`.
 struct Adam {
     beta_1: f32,
     beta_2: f32,
@@ -126,11 +126,42 @@ struct Adam {
     weight_decay: f32,
 }
 
+/// What of [`Adam`] depends on how many updates a slot has had. Both corrections are numbers of a slot, so they are taken
+/// into the rate and into ε instead of being applied to every element of `m` and `v`: `√v̂ + ε = (√v + ε·c) / c` with
+/// `c = √(1 − β₂ᵗ)`.
+struct AdamStep {
+    /// Factor on `m / (√v + epsilon)`.
+    step: f64,
+    epsilon: f64,
+    /// Factor on the parameter before the change.
+    keep: f64,
+}
+
 impl Adam {
-    /// `p ← p·(1 − rate·decay) − rate·m̂ / (√v̂ + ε)`, with `m̂ = m / (1 − β₁ᵗ)` and `v̂ = v / (1 − β₂ᵗ)`.
-    ///
-    /// Both corrections are numbers of a slot, so they are taken into the rate and into ε instead of making tensors of
-    /// `m̂` and `v̂`: `√v̂ + ε = (√v + ε·c) / c` with `c = √(1 − β₂ᵗ)`.
+    /// The rule's numbers, if it is one of the two.
+    fn of(rule: UpdateRule) -> Option<Self> {
+        match rule {
+            UpdateRule::Adam { beta_1, beta_2, epsilon } => {
+                Some(Self { beta_1, beta_2, epsilon, weight_decay: 0.0 })
+            }
+            UpdateRule::AdamW { beta_1, beta_2, epsilon, weight_decay } => {
+                Some(Self { beta_1, beta_2, epsilon, weight_decay })
+            }
+            UpdateRule::Sgd | UpdateRule::Momentum { .. } => None,
+        }
+    }
+
+    /// Of the update that follows `done` others, at a learning rate.
+    fn step(&self, rate: f64, done: u64) -> AdamStep {
+        let correction = |beta: f32| 1.0 - f64::from(beta).powf(done as f64 + 1.0);
+        let c = correction(self.beta_2).sqrt();
+        AdamStep {
+            step: rate * c / correction(self.beta_1),
+            epsilon: f64::from(self.epsilon) * c,
+            keep: 1.0 - rate * f64::from(self.weight_decay),
+        }
+    }
+
     fn apply(
         &self,
         rate: &dyn Fn(u64) -> f64,
@@ -140,15 +171,11 @@ impl Adam {
         gradients: Vec<Option<Tensor<3>>>,
         device: &Device,
     ) {
-        let (beta_1, beta_2) = (f64::from(self.beta_1), f64::from(self.beta_2));
-        let correction = |beta: f64, done: u64| 1.0 - beta.powf(done as f64 + 1.0);
-        let c = |done: u64| correction(beta_2, done).sqrt();
-        let step = |done: u64| rate(done) * c(done) / correction(beta_1, done);
-        let step = PerSlot::new(done, &step, device);
-        let epsilon = PerSlot::new(done, &|done| f64::from(self.epsilon) * c(done), device);
-        let decay = f64::from(self.weight_decay);
-        let keep =
-            (decay > 0.0).then(|| PerSlot::new(done, &|done| 1.0 - rate(done) * decay, device));
+        let per_slot = |number: &dyn Fn(AdamStep) -> f64| {
+            PerSlot::new(done, &|done| number(self.step(rate(done), done)), device)
+        };
+        let (step, epsilon) = (per_slot(&|of| of.step), per_slot(&|of| of.epsilon));
+        let keep = (self.weight_decay > 0.0).then(|| per_slot(&|of| of.keep));
         let states = moments.first.iter_mut().zip(&mut moments.second);
         for ((parameter, (first, second)), gradient) in
             parameters.iter_mut().zip(states).zip(gradients)
@@ -285,6 +312,27 @@ mod tests {
             .with_epsilon(epsilon)
             .with_weight_decay(weight_decay);
         equals_burn(UpdateRule::AdamW { beta_1, beta_2, epsilon, weight_decay }, adam_w.init());
+    }
+
+    /// The first update of Adam from fresh moments is `rate·g / (|g| + ε)`, whatever the βs, and the step of an old slot needs
+    /// no correction.
+    #[test]
+    fn what_depends_on_the_number_of_updates_is_said_once() {
+        let adam = Adam { beta_1: 0.9, beta_2: 0.999, epsilon: 1e-4, weight_decay: 0.1 };
+        let close = |got: f64, expected: f64| {
+            assert!((got - expected).abs() < 1e-6 * expected, "{got} instead of {expected}");
+        };
+        let first = adam.step(0.02, 0);
+        // m = (1 − β₁)·g and v = (1 − β₂)·g², so for g = 2 the change is rate·g / (|g| + ε).
+        let [rest_1, rest_2] = [0.9f32, 0.999].map(|beta| 1.0 - f64::from(beta));
+        let (m, root) = (rest_1 * 2.0, rest_2.sqrt() * 2.0);
+        close(first.step * m / (root + first.epsilon), 0.02 * 2.0 / (2.0 + 1e-4));
+        close(first.epsilon / rest_2.sqrt(), f64::from(1e-4f32));
+        let old = adam.step(0.02, 1_000_000);
+        close(old.step, 0.02);
+        close(old.epsilon, f64::from(1e-4f32));
+        close(old.keep, 1.0 - 0.02 * f64::from(0.1f32));
+        assert_eq!(first.keep, old.keep);
     }
 
     #[test]

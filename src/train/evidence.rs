@@ -1,0 +1,228 @@
+//! How well a prompt's own distiller and the shared one have predicted it lately.
+
+use burn::tensor::{DType, Device, Tensor, TensorData, activation::sigmoid};
+
+use crate::{
+    hidden::select_rows,
+    id::{PromptId, RowId},
+};
+
+/// A relative squared error counts at most this much: a deep state near 0 must not decide for ever.
+const LARGEST_ERROR: f32 = 4.0;
+
+/// The evidence about every prompt, in one tensor: a step takes as many launches for many prompts as for one, and nothing
+/// is read back.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Evidence {
+    /// Whose row is where in `sums`.
+    prompts: Vec<PromptId>,
+    /// `[prompts, 3]`: the discounted errors of the own and of the shared distiller, and the discounted number of steps,
+    /// which corrects their bias towards 0. `None` without prompts.
+    sums: Option<Tensor<2>>,
+}
+
+impl Evidence {
+    /// Numbers about one prompt.
+    pub(super) const WIDTH: usize = 3;
+
+    /// What [`of_each`](Self::of_each) has given; every tensor is `[3]`.
+    pub(super) fn new(each: Vec<(PromptId, Tensor<1>)>) -> Self {
+        let (prompts, sums): (Vec<_>, Vec<_>) = each.into_iter().unzip();
+        let sums = sums.into_iter().map(|sums| sums.reshape([1, Self::WIDTH]));
+        let sums = (!prompts.is_empty()).then(|| Tensor::cat(sums.collect(), 0));
+        Self { prompts, sums }
+    }
+
+    /// The evidence about each prompt, `[3]`.
+    pub(super) fn of_each(&self) -> Vec<(PromptId, Tensor<1>)> {
+        let Some(sums) = &self.sums else {
+            return Vec::new();
+        };
+        let row = |at: usize| sums.clone().narrow(0, at, 1).reshape([Self::WIDTH]);
+        self.prompts.iter().enumerate().map(|(at, &prompt)| (prompt, row(at))).collect()
+    }
+
+    /// Keeps what is known about the prompts that `stays` says yes to.
+    pub(super) fn retain(&mut self, stays: impl Fn(PromptId) -> bool) {
+        let kept: Vec<usize> =
+            (0..self.prompts.len()).filter(|&at| stays(self.prompts[at])).collect();
+        if kept.len() == self.prompts.len() {
+            return;
+        }
+        self.prompts = kept.iter().map(|&at| self.prompts[at]).collect();
+        let sums = self.sums.take().filter(|_| !kept.is_empty());
+        self.sums = sums.map(|sums| select_rows(&sums, &kept));
+    }
+
+    /// The weight of the own distiller for each row, `[rows, 1]`: σ(sharpness · lead), ½ without evidence.
+    pub(super) fn weights(&self, rows: &[RowId], sharpness: f32, device: &Device) -> Tensor<2> {
+        let nothing = || Tensor::zeros([1, Self::WIDTH], (device, DType::F32));
+        let unknown = self.prompts.len();
+        let index: Vec<usize> =
+            rows.iter().map(|row| self.place(row.prompt).unwrap_or(unknown)).collect();
+        let known = match &self.sums {
+            Some(sums) if index.contains(&unknown) => Tensor::cat(vec![sums.clone(), nothing()], 0),
+            Some(sums) => sums.clone(),
+            None => nothing(),
+        };
+        let sums = select_rows(&known, &index);
+        let column = |at: usize| sums.clone().narrow(1, at, 1);
+        // Without evidence both errors are 0, and 0 / ε is too.
+        let steps = column(2).clamp_min(f32::MIN_POSITIVE);
+        let lead = (column(1) - column(0)) / steps;
+        sigmoid(lead.mul_scalar(sharpness))
+    }
+
+    /// Adds a step: what the own and the shared distiller expected of `rows`, and the deep states that came, `[rows,
+    /// d_model]` each. Prompts without rows keep what they have.
+    pub(super) fn add(
+        &mut self,
+        rows: &[RowId],
+        [own, shared]: [&Tensor<2>; 2],
+        deep: &Tensor<2>,
+        discount: f64,
+    ) {
+        let length = deep.clone().square().sum_dim(1).clamp_min(f32::MIN_POSITIVE);
+        let error = |expected: &Tensor<2>| {
+            let error = (expected.clone() - deep.clone()).square().sum_dim(1) / length.clone();
+            error.clamp_max(LARGEST_ERROR)
+        };
+        let errors = Tensor::cat(vec![error(own), error(shared), length.ones_like()], 1);
+        let device = deep.device();
+        let places = self.seat(rows, &device);
+        let Some(sums) = self.sums.take() else {
+            return; // no rows, no prompts
+        };
+        let prompts = self.prompts.len();
+        let mut counts = vec![0usize; prompts];
+        places.iter().for_each(|&place| counts[place] += 1);
+        // A prompt's mean over its rows; the rest of its line is 0.
+        let mut averages = vec![0.0f32; prompts * rows.len()];
+        for (row, &place) in places.iter().enumerate() {
+            averages[place * rows.len() + row] = 1.0 / counts[place] as f32;
+        }
+        let kept = counts.iter().map(|&count| if count > 0 { discount as f32 } else { 1.0 });
+        let kept = tensor(kept.collect(), [prompts, 1], &device);
+        let means = tensor(averages, [prompts, rows.len()], &device).matmul(errors);
+        self.sums = Some(sums * kept + means.mul_scalar(1.0 - discount));
+    }
+
+    /// The place of each row's prompt. Those that are new start with nothing.
+    fn seat(&mut self, rows: &[RowId], device: &Device) -> Vec<usize> {
+        let before = self.prompts.len();
+        let places = rows.iter().map(|row| {
+            self.place(row.prompt).unwrap_or_else(|| {
+                self.prompts.push(row.prompt);
+                self.prompts.len() - 1
+            })
+        });
+        let places = places.collect();
+        let new = self.prompts.len() - before;
+        if new > 0 {
+            let zeros = Tensor::zeros([new, Self::WIDTH], (device, DType::F32));
+            let known = self.sums.take().into_iter();
+            self.sums = Some(Tensor::cat(known.chain([zeros]).collect(), 0));
+        }
+        places
+    }
+
+    fn place(&self, prompt: PromptId) -> Option<usize> {
+        self.prompts.iter().position(|&known| known == prompt)
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.prompts.is_empty() && self.sums.is_none()
+    }
+}
+
+fn tensor(numbers: Vec<f32>, shape: [usize; 2], device: &Device) -> Tensor<2> {
+    Tensor::from_data(TensorData::new(numbers, shape), (device, DType::F32))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::golden::{assert_close, devices, values};
+
+    const D: usize = 3;
+
+    fn states(rows: usize, phase: f32, device: &Device) -> Tensor<2> {
+        let numbers = (0..rows * D).map(|i| (i as f32 * 0.83 + phase).sin() * 1.5);
+        tensor(numbers.collect(), [rows, D], device)
+    }
+
+    /// Prompts that come, rest and go, prompt after prompt in 64 bits: the formula of `AdaptiveConfig`.
+    #[test]
+    fn many_prompts_at_once_are_each_prompt_alone() {
+        let steps: [&[u64]; 7] =
+            [&[4], &[4, 2, 4], &[9, 2, 2, 9, 4], &[2], &[7, 9], &[9, 7, 4, 2], &[7]];
+        let (discount, sharpness) = (0.8f64, 3.0f32);
+        for device in devices() {
+            let mut evidence = Evidence::default();
+            let mut oracle: BTreeMap<u64, [f64; 3]> = BTreeMap::new();
+            for (at, prompts) in steps.iter().enumerate() {
+                let rows: Vec<RowId> = prompts.iter().map(|&p| RowId::new(p, p)).collect();
+                let [own, shared, deep] =
+                    [0.1, 1.7, 2.9].map(|phase| states(rows.len(), phase + at as f32, &device));
+                let untouched = |evidence: &Evidence| -> Vec<(PromptId, Vec<f32>)> {
+                    let rests = |(prompt, _): &(PromptId, _)| !prompts.contains(&prompt.0);
+                    let each = evidence.of_each().into_iter().filter(rests);
+                    each.map(|(prompt, sums)| (prompt, values(sums))).collect()
+                };
+                let resting = untouched(&evidence);
+                evidence.add(&rows, [&own, &shared], &deep, discount);
+                assert_eq!(untouched(&evidence), resting, "not by a bit");
+
+                let [own, shared, deep] = [own, shared, deep].map(values);
+                let error = |expected: &[f32], row: usize| {
+                    let at = row * D..(row + 1) * D;
+                    let square = |pair: (&f32, &f32)| f64::from(pair.0 - pair.1).powi(2);
+                    let error: f64 =
+                        expected[at.clone()].iter().zip(&deep[at.clone()]).map(square).sum();
+                    let length: f64 = deep[at].iter().map(|&x| f64::from(x).powi(2)).sum();
+                    (error / length).min(4.0)
+                };
+                for &prompt in oracle.keys().chain(*prompts).copied().collect::<Vec<_>>().iter() {
+                    oracle.entry(prompt).or_default();
+                }
+                for (prompt, sums) in &mut oracle {
+                    let mine: Vec<usize> =
+                        (0..prompts.len()).filter(|&row| prompts[row] == *prompt).collect();
+                    if mine.is_empty() {
+                        continue;
+                    }
+                    let mean = |expected: &[f32]| {
+                        mine.iter().map(|&row| error(expected, row)).sum::<f64>()
+                            / mine.len() as f64
+                    };
+                    for (sum, new) in sums.iter_mut().zip([mean(&own), mean(&shared), 1.0]) {
+                        *sum = discount * *sum + (1.0 - discount) * new;
+                    }
+                }
+                if at == 4 {
+                    evidence.retain(|prompt| prompt.0 != 2);
+                    oracle.remove(&2);
+                }
+                // In any order, known or not, as often as asked.
+                let asked = [9, 5, 4, 2, 7, 4].map(|prompt| RowId::new(prompt, 0));
+                let expected = asked.map(|row| {
+                    let [own, shared, steps] =
+                        oracle.get(&row.prompt.0).copied().unwrap_or_default();
+                    let lead = if steps > 0.0 { (shared - own) / steps } else { 0.0 };
+                    (1.0 / (1.0 + (-f64::from(sharpness) * lead).exp())) as f32
+                });
+                let got = values(evidence.weights(&asked, sharpness, &device));
+                assert_close("weights", &got, &expected, 1e-5);
+
+                // What is written down and read again is the same.
+                let again = Evidence::new(evidence.of_each());
+                assert_eq!(values(again.weights(&asked, sharpness, &device)), got);
+            }
+            evidence.retain(|_| false);
+            assert!(evidence.is_empty());
+        }
+    }
+}
