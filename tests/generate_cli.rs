@@ -1,4 +1,4 @@
-//! The examples, as a newcomer runs them.
+//! The examples, as a newcomer runs them. What `generate` does with each setting is in tests/generate_settings.rs.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 

@@ -166,7 +166,7 @@ fn filters_run_in_the_order_of_the_help_text() {
 fn what_has_occurred_is_held_back() {
     let bench = Bench::new();
     for penalty in ["--presence-penalty", "--frequency-penalty"] {
-        // In a completion as long as the vocabulary the same token comes twice, unless it must not.
+        // Of the best three words one comes twice in so many, unless it must not.
         let flags = ["--plain", "--min-p", "0", "--max-new-tokens", "24", "--top-k", "3"];
         let repeats = |arm: &Value| {
             let tokens = arm["samples"][0]["tokens"].as_array().unwrap();
@@ -203,6 +203,22 @@ fn arithmetic_completions_begin_as_often_with_a_token_as_it_is_likely() {
     };
     assert!(!is_spread(&counts(&[])), "independent draws are not as even");
     assert!(is_spread(&counts(&["--arithmetic"])));
+}
+
+#[test]
+fn a_hot_start_is_the_first_token_alone() {
+    let bench = Bench::new();
+    let flags = ["--plain", "--temperature", "0", "--samples", "16", "--max-new-tokens", "3"];
+    for cool in [&["--top-k", "5"][..], &["--temperature-order", "after-filters"]] {
+        let arm = bench.arm(&[&flags[..], &["--fire", "30"], cool].concat());
+        let mut rest = HashMap::new();
+        for sample in arm["samples"].as_array().unwrap() {
+            let tokens = sample["tokens"].as_array().unwrap();
+            let after = rest.entry(tokens[0].as_u64().unwrap()).or_insert(&tokens[1..]);
+            assert_eq!(*after, &tokens[1..], "greedy behind it");
+        }
+        assert!(rest.len() > 1, "and itself drawn");
+    }
 }
 
 #[test]
