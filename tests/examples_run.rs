@@ -1,5 +1,5 @@
 //! The small examples, run as a newcomer runs them; and the adapter of `third_party`, against the model's own way.
-//! `generate` has a file of its own, tests/generate_cli.rs.
+//! `generate` has files of its own, tests/generate_cli.rs and tests/generate_settings.rs.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 

@@ -1,4 +1,4 @@
-//! The examples, as a newcomer runs them.
+//! The examples, as a newcomer runs them. What `generate` does with each setting is in tests/generate_settings.rs.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -9,10 +9,11 @@ mod model_source;
 
 use std::{
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };
 
+use esamp::{RowTrace, StepTrace, TraceRecord, read_traces};
 use model_source::{Cache, ModelSource};
 use serde_json::Value;
 
@@ -66,6 +67,89 @@ fn json_says_what_happened() {
     assert_eq!(arms[1]["counters"]["steps"], 8);
     assert!(arms[1]["mean_loss"].as_f64().unwrap() > 0.0);
     assert_ne!(arms[0]["samples"], arms[1]["samples"]);
+}
+
+/// The tokens and steps of a trace file.
+fn traces(path: &Path) -> (Vec<RowTrace>, Vec<StepTrace>) {
+    let (mut tokens, mut steps) = (Vec::new(), Vec::new());
+    for record in read_traces(fs::read(path).unwrap().as_slice()) {
+        match record.unwrap() {
+            TraceRecord::Token(token) => tokens.push(token),
+            TraceRecord::Step(step) => steps.push(step),
+            other => panic!("{other:?}"),
+        }
+    }
+    (tokens, steps)
+}
+
+fn first_loss(path: &Path) -> f64 {
+    traces(path).0.iter().find_map(|token| token.loss).unwrap()
+}
+
+#[test]
+fn a_trace_has_every_token_of_the_last_column_and_a_warm_up_shows_in_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let [warm, cold] = ["warm", "cold"].map(|name| folder.path().join(name));
+    let flags = ["--reweighter", "orthogonal", "--trace"];
+    let report = json(&[&flags[..], &[warm.to_str().unwrap(), "--warm-up-steps", "5"]].concat());
+    let arm = &report["arms"][1];
+    let (tokens, steps) = traces(&warm);
+    assert_eq!((tokens.len(), steps.len()), (16, 8), "two completions of eight tokens");
+    for (index, sample) in arm["samples"].as_array().unwrap().iter().enumerate() {
+        let traced = tokens.iter().filter(|token| token.row.request.0 == index as u64);
+        let traced: Vec<Value> = traced.map(|token| token.token.into()).collect();
+        assert_eq!(sample["tokens"], Value::Array(traced));
+    }
+    let counters = serde_json::to_value(steps[7].counters).unwrap();
+    assert_eq!(counters["warm_up_updates"], 5);
+    for name in ["tokens", "updates", "rows_learned", "interventions", "warm_up_updates"] {
+        assert_eq!(arm["counters"][name], counters[name], "{name}");
+    }
+    json(&[&flags[..], &[cold.to_str().unwrap()]].concat());
+    assert!(first_loss(&warm) < first_loss(&cold), "the prompt was learned");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_trace_that_cannot_be_written_ends_the_run() {
+    let folder = small_model(|id| format!("w{id}"));
+    let path = folder.path().to_str().unwrap();
+    let flags = ["--json", "--model", path, "--prompt", "w1", "--trace", "/dev/full"];
+    let message = refused(&flags, 1);
+    assert!(message.starts_with("error: --trace /dev/full: No space left"), "{message}");
+}
+
+#[test]
+fn one_line_at_the_end_says_what_was_done() {
+    let folder = small_model(|id| format!("w{id}"));
+    let path = folder.path().to_str().unwrap();
+    let flags = ["--model", path, "--prompt", "w1", "--samples", "2", "--max-new-tokens", "6"];
+    let output = run(&[&flags[..], &["--top-k", "7", "--min-p", "0", "--json"]].concat());
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let interventions = &report["arms"][1]["counters"]["interventions"];
+    assert_eq!(
+        String::from_utf8(output.stderr).unwrap(),
+        format!(
+            "esamp: 12 tokens, 5 updates, 10 rows learned, 7.0 mean candidates, \
+             {interventions} interventions\n"
+        )
+    );
+}
+
+#[test]
+fn sharpening_is_a_lower_temperature_behind_the_first_token() {
+    // The best tokens are the same at every temperature. The first token is not reweighted, so the plain run has it at 1.
+    let common = ["--top-k", "20", "--min-p", "0"];
+    for (beta, temperature) in [("1", "0.5"), ("0.25", "0.8")] {
+        let sharp = json(&[&common[..], &["--reweighter", "sharpen", "--beta", beta]].concat());
+        let plain = ["--plain", "--temperature", temperature, "--fire", "1"];
+        let plain = json(&[&common[..], &plain].concat());
+        assert_eq!(sharp["arms"][1]["samples"], plain["arms"][0]["samples"], "{beta}");
+        assert_eq!(sharp["arms"][1]["counters"]["updates"], 0);
+        if beta == "1" {
+            assert_ne!(sharp["arms"][1]["samples"], sharp["arms"][0]["samples"]);
+        }
+    }
 }
 
 #[test]

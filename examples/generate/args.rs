@@ -1,17 +1,20 @@
-//! The command line, and what is wrong with it.
+//! The command line. What it makes of the library's settings is in `settings`.
 
-use std::{fmt, io};
+use std::path::PathBuf;
 
-use burn::tensor::Device;
 use clap::{Parser, ValueEnum, builder::RangedU64ValueParser};
 use esamp::{
-    ConfigError, DistillerConfig, LowRankConfig, OptimizerConfig, SamplerConfig, Sampling,
-    SamplingConfig, SwiGluConfig,
+    EpsilonCutoff, EtaCutoff, FilterConfig, Matched, MinP, ReweighterConfig, Selection, Sharing,
+    TemperatureOrder, TopK, TopNSigma, TopP, Typical, Xtc,
 };
 
-use crate::model_source::{FetchError, ModelSource};
+use crate::{
+    device::DeviceName,
+    failure::Failure,
+    model_source::{FetchError, ModelSource},
+};
 
-/// Completions of one prompt side by side: plain sampling and ESamp.
+/// Completions of one prompt side by side: plain sampling and ESamp, or what --reweighter names.
 #[derive(Debug, Parser)]
 #[command(name = "generate", version, args_override_self = true)]
 pub struct Args {
@@ -28,45 +31,213 @@ pub struct Args {
     /// The most tokens of a completion.
     #[arg(long, default_value_t = 64, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     pub max_new_tokens: usize,
-    /// Exploration strength; 0 is plain sampling.
-    #[arg(long, default_value_t = SamplingConfig::DEFAULT_BETA, allow_negative_numbers = true)]
-    pub beta: f32,
-    /// Temperature; 0 takes the best token.
-    #[arg(long, default_value_t = SamplingConfig::DEFAULT_TEMPERATURE, allow_negative_numbers = true)]
-    pub temperature: f32,
-    /// Keep tokens at least this many times as likely as the best one; 0 keeps all.
-    #[arg(long, default_value_t = 0.05, allow_negative_numbers = true)]
-    pub min_p: f32,
-    /// Keep the best tokens that together have this probability.
-    #[arg(long, allow_negative_numbers = true)]
-    pub top_p: Option<f32>,
-    /// Keep so many of the best tokens.
-    #[arg(long)]
-    pub top_k: Option<usize>,
     /// Seed of the random numbers.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// The network that learns to expect the deep hidden state.
-    #[arg(long, value_enum, default_value_t = DistillerName::Swiglu)]
-    pub distiller: DistillerName,
-    /// Learning rate of the distiller [default: 4e-4 for swiglu, 1e-3 for low-rank]
-    #[arg(long, allow_negative_numbers = true)]
-    pub learning_rate: Option<f64>,
-    /// Where to compute.
-    #[arg(long, value_enum, default_value_t = DeviceName::Flex)]
-    pub device: DeviceName,
     /// A GGUF file, a Hugging Face folder, or hf:ORG/NAME [default: SmolLM2-135M-Instruct]
     #[arg(long)]
     pub model: Option<String>,
+    /// Where to compute.
+    #[arg(long, value_enum, default_value_t = DeviceName::Flex)]
+    pub device: DeviceName,
     /// Complete the prompt as it is, without the model's chat template.
     #[arg(long)]
     pub raw: bool,
     /// Only plain sampling.
     #[arg(long)]
     pub plain: bool,
-    /// Print one JSON object instead.
+    /// Print one JSON object instead, with the settings that --config reads.
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub steering: Steering,
+    #[command(flatten)]
+    pub drawing: Drawing,
+    #[command(flatten)]
+    pub filters: Filters,
+    #[command(flatten)]
+    pub learning: Learning,
+    #[command(flatten)]
+    pub files: Files,
+}
+
+/// How far to steer, and where.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Steering")]
+pub struct Steering {
+    /// Exploration strength; 0 is plain sampling [default: the usual one of the reweighter]
+    #[arg(long, allow_negative_numbers = true)]
+    pub beta: Option<f32>,
+    /// What beta is the strength of [default: extrapolate]
+    #[arg(long, value_enum)]
+    pub reweighter: Option<ReweighterName>,
+    /// The second model of `--reweighter contrast`, named as in --model; it must have the same tokenizer.
+    #[arg(long, value_name = "MODEL")]
+    pub contrast_with: Option<String>,
+}
+
+/// What a token is drawn with.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Drawing")]
+pub struct Drawing {
+    /// Temperature; 0 takes the best token [default: 1]
+    #[arg(long, allow_negative_numbers = true)]
+    pub temperature: Option<f32>,
+    /// Whether filters see logits before or after the temperature [default: before-filters]
+    #[arg(long, value_enum)]
+    pub temperature_order: Option<OrderName>,
+    /// Temperature of the first token alone (FIRE), 10 to 50.
+    #[arg(long, value_name = "TEMPERATURE", allow_negative_numbers = true)]
+    pub fire: Option<f32>,
+    /// Spread the completions over the distribution (arithmetic sampling) instead of drawing each on its own.
+    #[arg(long)]
+    pub arithmetic: bool,
+    /// Divides the logits of tokens that have occurred, in the prompt too; 1 is off.
+    #[arg(long, allow_negative_numbers = true)]
+    pub repetition_penalty: Option<f32>,
+    /// Subtracted from a logit for each time that its token has occurred in the completion; 0 is off.
+    #[arg(long, allow_negative_numbers = true)]
+    pub frequency_penalty: Option<f32>,
+    /// Subtracted from the logit of every token that has occurred in the completion; 0 is off.
+    #[arg(long, allow_negative_numbers = true)]
+    pub presence_penalty: Option<f32>,
+}
+
+/// Who is left to be drawn.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Filters, in the order in which they run")]
+pub struct Filters {
+    /// Keep tokens at most so many standard deviations below the best logit.
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub top_n_sigma: Option<f32>,
+    /// Keep so many of the best tokens.
+    #[arg(long, value_name = "K")]
+    pub top_k: Option<usize>,
+    /// Keep the tokens of this mass whose surprisal is nearest to the entropy.
+    #[arg(long, value_name = "MASS", allow_negative_numbers = true)]
+    pub typical: Option<f32>,
+    /// Keep the best tokens that together have this probability.
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub top_p: Option<f32>,
+    /// Keep tokens at least this many times as likely as the best one; 0 keeps all [default: 0.05; 0.1 with contrast, 0 with --settings paper or reference]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub min_p: Option<f32>,
+    /// Keep tokens more likely than this.
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub epsilon: Option<f32>,
+    /// The same with a cutoff that falls with the entropy.
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub eta: Option<f32>,
+    /// With this probability, drop all tokens above the threshold but the least likely of them.
+    #[arg(long, value_name = "THRESHOLD,PROBABILITY", value_parser = xtc, allow_hyphen_values = true)]
+    pub xtc: Option<Xtc>,
+}
+
+/// The distiller.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Learning")]
+pub struct Learning {
+    /// What the other settings start from [default: default]
+    #[arg(long, value_enum)]
+    pub settings: Option<SettingsName>,
+    /// The network that learns to expect the deep hidden state [default: swiglu]
+    #[arg(long, value_enum)]
+    pub distiller: Option<DistillerName>,
+    /// Learning rate of the distiller [default: 4e-4 for swiglu, 1e-3 for low-rank]
+    #[arg(long, allow_negative_numbers = true)]
+    pub learning_rate: Option<f64>,
+    /// Which completions share a distiller [default: per-prompt]
+    #[arg(long, value_enum)]
+    pub sharing: Option<SharingName>,
+    /// Updates on the prompt, before the first token [default: 0]
+    #[arg(long, value_name = "UPDATES")]
+    pub warm_up_steps: Option<usize>,
+    /// Updates that a distiller must have had before it steers [default: 0]
+    #[arg(long, value_name = "UPDATES")]
+    pub steps_before_steering: Option<usize>,
+}
+
+/// What is read and written.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Files")]
+pub struct Files {
+    /// Settings as JSON: {"sampling": {…}, "sampler": {…}}, each with what differs. A flag overrides it.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Write every token and step of the last column as JSON Lines, as they come.
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
+    /// Start from what --save has written, with the learning settings that are in it.
+    #[arg(long, value_name = "FILE")]
+    pub load: Option<PathBuf>,
+    /// Write what was learned; with --sharing global or adaptive, where it outlives its prompt.
+    #[arg(long, value_name = "FILE")]
+    pub save: Option<PathBuf>,
+}
+
+/// The reweighters, under the names of the library.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum ReweighterName {
+    /// ESamp.
+    Extrapolate,
+    /// ESamp without 1 + beta on the reference.
+    Subtract,
+    /// ESamp without what only sharpens.
+    Orthogonal,
+    /// Contrastive decoding; needs --contrast-with.
+    Contrast,
+    /// A control: a lower temperature.
+    Sharpen,
+    /// A control: a random reward.
+    RandomReward,
+    /// A control: the model's own surprisal.
+    Surprisal,
+    /// A control: ESamp's slope and size, in a random direction.
+    MatchedRandom,
+}
+
+impl From<ReweighterName> for ReweighterConfig {
+    fn from(name: ReweighterName) -> Self {
+        match name {
+            ReweighterName::Extrapolate => Self::Extrapolate,
+            ReweighterName::Subtract => Self::Subtract,
+            ReweighterName::Orthogonal => Self::Orthogonal,
+            ReweighterName::Contrast => Self::Contrast,
+            ReweighterName::Sharpen => Self::Sharpen,
+            ReweighterName::RandomReward => Self::RandomReward,
+            ReweighterName::Surprisal => Self::Surprisal,
+            ReweighterName::MatchedRandom => Self::MatchedRandom(Matched::default()),
+        }
+    }
+}
+
+/// What filters see.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum OrderName {
+    /// Logits divided by the temperature.
+    BeforeFilters,
+    /// Logits as the model gave them.
+    AfterFilters,
+}
+
+impl From<OrderName> for TemperatureOrder {
+    fn from(name: OrderName) -> Self {
+        match name {
+            OrderName::BeforeFilters => Self::BeforeFilters,
+            OrderName::AfterFilters => Self::AfterFilters,
+        }
+    }
+}
+
+/// Settings that belong together.
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+pub enum SettingsName {
+    /// The paper's, and min-p 0.05.
+    Default,
+    /// The paper's: no filter.
+    Paper,
+    /// The reference implementation's cheap ones: low-rank, plain descent, one row learned; no filter.
+    Reference,
 }
 
 /// The distillers that the library has a name for.
@@ -78,65 +249,31 @@ pub enum DistillerName {
     LowRank,
 }
 
-/// The backends that examples can be built with.
+/// Who shares a distiller.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum DeviceName {
-    /// CPU.
-    Flex,
-    /// CPU, deprecated and slow.
-    Ndarray,
-    /// NVIDIA GPU.
-    Cuda,
-    /// Any GPU.
-    Wgpu,
-    /// A GPU with a Vulkan driver.
-    Vulkan,
+pub enum SharingName {
+    /// Everyone.
+    Global,
+    /// The completions of a prompt.
+    PerPrompt,
+    /// Nobody.
+    PerRequest,
+    /// Everyone and the completions of a prompt, mixed by how well each predicts.
+    Adaptive,
 }
 
-/// One column.
-#[derive(Clone, Debug)]
-pub struct ArmSettings {
-    pub name: &'static str,
-    pub sampling: Sampling,
-    pub sampler: SamplerConfig,
+impl From<SharingName> for Sharing {
+    fn from(name: SharingName) -> Self {
+        match name {
+            SharingName::Global => Self::Global,
+            SharingName::PerPrompt => Self::PerPrompt,
+            SharingName::PerRequest => Self::PerRequest,
+            SharingName::Adaptive => Self::Adaptive(Default::default()),
+        }
+    }
 }
 
 impl Args {
-    /// The columns, with settings that have been checked.
-    pub fn arms(&self) -> Result<Vec<ArmSettings>, Failure> {
-        let sampling = |beta: f32| -> Result<Sampling, ConfigError> {
-            let mut config =
-                SamplingConfig::default().with_temperature(self.temperature).with_beta(beta);
-            if let Some(k) = self.top_k {
-                config = config.with_top_k(k);
-            }
-            if let Some(p) = self.top_p {
-                config = config.with_top_p(p);
-            }
-            if self.min_p != 0.0 {
-                config = config.with_min_p(self.min_p);
-            }
-            config.init()
-        };
-        let distiller = match self.distiller {
-            DistillerName::Swiglu => DistillerConfig::SwiGlu(SwiGluConfig::new()),
-            DistillerName::LowRank => DistillerConfig::LowRank(LowRankConfig::new()),
-        };
-        let optimizer: Option<OptimizerConfig> =
-            self.learning_rate.map(|rate| distiller.default_optimizer().with_learning_rate(rate));
-        if let Some(optimizer) = optimizer {
-            optimizer.validate()?;
-        }
-        let sampler = SamplerConfig::new().with_distiller(distiller).with_optimizer(optimizer);
-        let mut arms =
-            vec![ArmSettings { name: "plain", sampling: sampling(0.0)?, sampler: sampler.clone() }];
-        let esamp = sampling(self.beta)?;
-        if !self.plain {
-            arms.push(ArmSettings { name: "esamp", sampling: esamp, sampler });
-        }
-        Ok(arms)
-    }
-
     /// The model asked for.
     pub fn source(&self) -> Result<ModelSource, Failure> {
         match &self.model {
@@ -144,133 +281,55 @@ impl Args {
             Some(model) => Ok(model.parse::<ModelSource>()?),
         }
     }
-}
 
-impl DeviceName {
-    /// The device, if it was built in and is there.
-    pub fn open(self) -> Result<Device, Failure> {
-        match self {
-            Self::Flex => Ok(Device::flex()),
-            #[allow(deprecated, reason = "deprecated upstream and supported here")]
-            Self::Ndarray => Ok(Device::ndarray()),
-            #[cfg(feature = "cuda")]
-            Self::Cuda => found("cuda", burn::tensor::DeviceType::Cuda),
-            #[cfg(feature = "wgpu")]
-            Self::Wgpu => found("wgpu", burn::tensor::DeviceType::Wgpu),
-            #[cfg(feature = "vulkan")]
-            Self::Vulkan => found("vulkan", burn::tensor::DeviceType::Vulkan),
-            #[cfg(not(feature = "cuda"))]
-            Self::Cuda => Err(not_built("cuda")),
-            #[cfg(not(feature = "wgpu"))]
-            Self::Wgpu => Err(not_built("wgpu")),
-            #[cfg(not(feature = "vulkan"))]
-            Self::Vulkan => Err(not_built("vulkan")),
-        }
-    }
-}
-
-#[cfg(any(feature = "cuda", feature = "wgpu", feature = "vulkan"))]
-fn found(name: &str, kind: burn::tensor::DeviceType) -> Result<Device, Failure> {
-    let device = Device::enumerate(kind).into_vec().into_iter().next();
-    device.ok_or_else(|| Failure {
-        code: Failure::RUNTIME,
-        error: format!("--device {name}: expected a device of this kind, none was found"),
-        next_step: "install its driver, or use --device flex".to_owned(),
-    })
-}
-
-#[cfg(not(all(feature = "cuda", feature = "wgpu", feature = "vulkan")))]
-fn not_built(name: &str) -> Failure {
-    Failure {
-        code: Failure::USAGE,
-        error: format!("--device {name}: expected a program built with it, this one is not"),
-        next_step: format!(
-            "cargo run --release --features {name} --example generate -- --device {name}"
-        ),
-    }
-}
-
-/// Why the program ends early.
-#[derive(Debug)]
-pub enum End {
-    Failed(Failure),
-    /// Whoever was reading the output has what it wanted: `| head`.
-    ReaderGone,
-}
-
-impl From<Failure> for End {
-    fn from(failure: Failure) -> Self {
-        Self::Failed(failure)
-    }
-}
-
-impl From<FetchError> for End {
-    fn from(error: FetchError) -> Self {
-        Self::Failed(error.into())
-    }
-}
-
-impl From<io::Error> for End {
-    /// Of standard output.
-    fn from(error: io::Error) -> Self {
-        match error.kind() {
-            io::ErrorKind::BrokenPipe => Self::ReaderGone,
-            _ => Self::Failed(Failure::runtime(error, "check where standard output goes")),
-        }
-    }
-}
-
-/// What went wrong, and what to do about it.
-#[derive(Debug)]
-pub struct Failure {
-    pub code: u8,
-    error: String,
-    next_step: String,
-}
-
-impl Failure {
-    const RUNTIME: u8 = 1;
-    const USAGE: u8 = 2;
-
-    /// Something went wrong while running.
-    pub fn runtime(error: impl std::error::Error, next_step: &str) -> Self {
-        let mut message = error.to_string();
-        let mut source = error.source();
-        while let Some(cause) = source {
-            message.push_str(&format!(": {cause}"));
-            source = cause.source();
-        }
-        Self::new(message, next_step)
-    }
-
-    /// Something went wrong while running, in words.
-    pub fn new(error: String, next_step: &str) -> Self {
-        Self { code: Self::RUNTIME, error, next_step: next_step.to_owned() }
-    }
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "error: {}\nnext step: {}", self.error, self.next_step)
-    }
-}
-
-impl From<ConfigError> for Failure {
-    fn from(error: ConfigError) -> Self {
-        Self {
-            code: Self::USAGE,
-            error: error.to_string(),
-            next_step: "choose a value in the range; --help lists the settings".to_owned(),
-        }
-    }
-}
-
-impl From<FetchError> for Failure {
-    fn from(error: FetchError) -> Self {
-        let code = match error {
-            FetchError::Unknown(_) => Self::USAGE,
-            _ => Self::RUNTIME,
+    /// The model to contrast with, if there is to be one.
+    pub fn other_source(&self) -> Result<Option<ModelSource>, Failure> {
+        let parse = |model: &String| match model.parse::<ModelSource>() {
+            Err(FetchError::Unknown(got)) => Err(Failure::usage(
+                format!("--contrast-with: expected a path that exists or hf:ORG/NAME, got {got}"),
+                "give a .gguf file, a folder with config.json, or hf:ORG/NAME",
+            )),
+            source => Ok(source?),
         };
-        Self { code, next_step: error.next_step().to_owned(), error: error.to_string() }
+        self.steering.contrast_with.as_ref().map(parse).transpose()
     }
+}
+
+impl Drawing {
+    /// Where the number comes from that picks the token, if it was said.
+    pub fn selection(&self) -> Option<Selection> {
+        self.arithmetic.then_some(Selection::Arithmetic)
+    }
+}
+
+impl Filters {
+    /// Those that were named, in their order; `usual_min_p` where min-p was not.
+    pub fn list(&self, usual_min_p: Option<f32>) -> Vec<FilterConfig> {
+        let min_p = self.min_p.or(usual_min_p).filter(|&p| p != 0.0);
+        [
+            self.top_n_sigma.map(|n| FilterConfig::TopNSigma(TopNSigma { n })),
+            self.top_k.map(|k| FilterConfig::TopK(TopK { k })),
+            self.typical.map(|mass| FilterConfig::Typical(Typical { mass })),
+            self.top_p.map(|p| FilterConfig::TopP(TopP { p })),
+            min_p.map(|p| FilterConfig::MinP(MinP { p })),
+            self.epsilon.map(|epsilon| FilterConfig::EpsilonCutoff(EpsilonCutoff { epsilon })),
+            self.eta.map(|epsilon| FilterConfig::EtaCutoff(EtaCutoff { epsilon })),
+            self.xtc.map(FilterConfig::Xtc),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
+    }
+
+    /// Whether a filter was named.
+    pub fn any(&self) -> bool {
+        self.min_p.is_some() || !self.list(None).is_empty()
+    }
+}
+
+fn xtc(text: &str) -> Result<Xtc, String> {
+    let wrong = || "expected two numbers, as in 0.1,0.5".to_owned();
+    let (threshold, probability) = text.split_once(',').ok_or_else(wrong)?;
+    let number = |text: &str| text.trim().parse().map_err(|_| wrong());
+    Ok(Xtc { threshold: number(threshold)?, probability: number(probability)? })
 }

@@ -4,11 +4,17 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use esamp::{
-    CausalLm, Completion, Counters, DecodeStats, Decoder, Event, FinishReason, Request, TokenId,
+    CausalLm, Completion, Counters, DecodeStats, Decoder, Event, FinishReason, Request, Sampler,
+    SamplerConfig, SnapshotPrecision, TokenId,
     llama::{ChatMessage, ChatTemplate, Llama, Tokenizer},
 };
 
-use crate::args::{Args, ArmSettings, Failure};
+use crate::{
+    args::Args,
+    failure::Failure,
+    settings::{ArmSettings, check_outlives},
+    trace::Trace,
+};
 
 /// A model with what it needs to read and write text.
 pub struct Loaded {
@@ -49,34 +55,46 @@ impl Loaded {
 
 /// One column: a loop, and the text of its completions so far.
 pub struct Arm<'m> {
-    pub name: &'static str,
+    pub settings: ArmSettings,
     pub texts: Vec<String>,
     pub completions: Vec<Completion>,
     decoder: Decoder<&'m Llama>,
+    trace: Option<Trace>,
 }
 
 impl<'m> Arm<'m> {
-    /// Submits the prompt.
+    /// Submits the prompt. `other` is the model to contrast with.
     pub fn start(
         settings: ArmSettings,
         loaded: &'m Loaded,
+        other: Option<Llama>,
         prompt: &[TokenId],
         args: &Args,
     ) -> Result<Self, Failure> {
-        let model = &loaded.model;
-        let sampler = settings.sampler.init(model.d_model(), &model.device())?;
-        let mut decoder = Decoder::new(model, sampler).with_detokenizer(loaded.tokenizer.clone());
+        let sampler = sampler(&settings, args, &loaded.model)?;
+        let mut decoder =
+            Decoder::new(&loaded.model, sampler).with_detokenizer(loaded.tokenizer.clone());
+        if let Some(other) = other {
+            decoder = decoder.with_other_model(other)?;
+        }
         let request = Request::new(prompt.to_vec())
             .with_completions(args.samples)
             .with_max_new_tokens(args.max_new_tokens)
             .with_seed(args.seed)
             .with_stop_tokens(loaded.tokenizer.stop_tokens())
-            .with_sampling(settings.sampling);
+            .with_prompt_warm_up(args.learning.warm_up_steps.unwrap_or(0))
+            .with_sampling(settings.sampling.init()?);
         decoder
             .submit(request)
             .map_err(|error| Failure::runtime(error, "change the prompt or the flag it names"))?;
         let texts = vec![String::new(); args.samples];
-        Ok(Self { name: settings.name, texts, completions: Vec::new(), decoder })
+        Ok(Self { settings, texts, completions: Vec::new(), decoder, trace: None })
+    }
+
+    /// Writes every token and step from here on.
+    pub fn trace_to(&mut self, trace: Trace) {
+        self.decoder.sampler_mut().set_observer(trace.observer());
+        self.trace = Some(trace);
     }
 
     /// One token for every completion that has not ended.
@@ -96,7 +114,7 @@ impl<'m> Arm<'m> {
                 _ => {}
             }
         }
-        Ok(())
+        self.trace.as_ref().map_or(Ok(()), Trace::flush)
     }
 
     pub fn is_done(&self) -> bool {
@@ -120,7 +138,7 @@ impl<'m> Arm<'m> {
             Some(first) if failures.len() == self.completions.len() => Err(Failure::new(
                 format!(
                     "{}: expected completions, got none: {} of {} failed, the first with: {first}",
-                    self.name,
+                    self.settings.name,
                     failures.len(),
                     self.completions.len()
                 ),
@@ -132,6 +150,17 @@ impl<'m> Arm<'m> {
         }
     }
 
+    /// Writes what was learned.
+    pub fn save(&mut self, path: &Path) -> Result<(), Failure> {
+        let saved = self.decoder.sampler_mut().save(path, SnapshotPrecision::F32);
+        saved.map_err(|error| Failure::runtime(error, "check the path of --save and the disk"))
+    }
+
+    /// What the sampler was made from.
+    pub fn sampler(&self) -> &SamplerConfig {
+        self.decoder.sampler().config()
+    }
+
     pub fn counters(&self) -> &Counters {
         self.decoder.sampler().counters()
     }
@@ -139,6 +168,21 @@ impl<'m> Arm<'m> {
     pub fn stats(&self) -> &DecodeStats {
         self.decoder.stats()
     }
+}
+
+/// A fresh sampler, or the one that was saved.
+fn sampler(settings: &ArmSettings, args: &Args, model: &Llama) -> Result<Sampler, Failure> {
+    let sampler = match &args.files.load {
+        Some(path) if settings.steered => {
+            let loaded = Sampler::load(path, &model.device()).map_err(|error| {
+                Failure::runtime(error, "give a file that --save has written for this model")
+            })?;
+            check_outlives("--load", loaded.sharing())?;
+            loaded
+        }
+        _ => settings.sampler.init(model.d_model(), &model.device())?,
+    };
+    Ok(sampler)
 }
 
 /// Why a completion failed, if it did.

@@ -3,6 +3,7 @@
 //! ```sh
 //! cargo run --release --example generate
 //! cargo run --release --example generate -- --samples 8 --beta 0.5 --prompt "Name an unusual use for a brick."
+//! cargo run --release --example generate -- --reweighter orthogonal --warm-up-steps 20 --trace trace.jsonl
 //! cargo run --release --example generate -- --help
 //! ```
 
@@ -10,10 +11,14 @@
 mod args;
 mod arms;
 mod columns;
+mod device;
+mod failure;
 #[path = "../model_source/mod.rs"]
 mod model_source;
 mod render;
 mod report;
+mod settings;
+mod trace;
 
 use std::{
     io::{self, Write},
@@ -22,10 +27,12 @@ use std::{
 
 use clap::Parser;
 
-use args::{Args, End};
+use args::Args;
 use arms::{Arm, Loaded};
+use failure::End;
 use model_source::Cache;
 use render::Screen;
+use trace::Trace;
 
 fn main() -> ExitCode {
     // A wrong flag ends the program here, with exit code 2.
@@ -44,16 +51,28 @@ fn run(args: &Args) -> Result<(), End> {
     let arms = args.arms()?; // settings that cannot work are said before anything is fetched
     let device = args.device.open()?;
     let source = args.source()?;
-    let path = source.fetch(&Cache::from_env()?)?;
-    let loaded = Loaded::open(&path, &device)?;
+    let other = args.other_source()?;
+    let trace = args.files.trace.as_deref().map(Trace::create).transpose()?;
+    let cache = Cache::from_env()?;
+    let loaded = Loaded::open(&source.fetch(&cache)?, &device)?;
+    let mut other = match other {
+        Some(source) => Some(Loaded::open(&source.fetch(&cache)?, &device)?.model),
+        None => None,
+    };
     let prompt = loaded.prompt(&args.prompt, args.raw)?;
     let mut arms: Vec<Arm<'_>> = arms
         .into_iter()
-        .map(|settings| Arm::start(settings, &loaded, &prompt, args))
+        .map(|settings| {
+            let other = if settings.steered { other.take() } else { None };
+            Arm::start(settings, &loaded, other, &prompt, args)
+        })
         .collect::<Result<_, _>>()?;
+    if let (Some(arm), Some(trace)) = (arms.last_mut(), trace) {
+        arm.trace_to(trace);
+    }
 
     let mut screen = Screen::new(args.json);
-    screen.headline(&source.name(), args, prompt.len())?;
+    screen.headline(&source.name(), args, &arms, prompt.len())?;
     // Step by step in turns, so that both columns grow together and both arms meet the same noise of the machine.
     while arms.iter().any(|arm| !arm.is_done()) {
         for arm in &mut arms {
@@ -62,12 +81,19 @@ fn run(args: &Args) -> Result<(), End> {
         screen.live(&arms);
     }
     arms.iter_mut().for_each(Arm::finish);
+    // What is to be kept is kept even if nobody reads the text; what was not learned is not.
+    let mut outcome = arms.iter_mut().try_for_each(Arm::check);
+    if let (Ok(()), Some(path), Some(arm)) = (&outcome, &args.files.save, arms.last_mut()) {
+        outcome = arm.save(path);
+    }
     match args.json {
         true => report::print(&source.name(), args, prompt.len(), &arms)?,
         false => screen.result(&arms)?,
     }
-    for arm in &mut arms {
-        arm.check()?;
+    outcome?;
+    if let Some(arm) = arms.last() {
+        // Where nobody reads it, the run was as good.
+        let _ = writeln!(io::stderr(), "{}", render::summary(arm));
     }
     Ok(())
 }

@@ -3,11 +3,13 @@
 use std::io::{self, Write};
 
 use console::{Term, measure_text_width, style};
+use esamp::{FilterConfig, SamplingConfig};
 
 use crate::{
     args::Args,
     arms::Arm,
     columns::{GAP, side_by_side, wrap},
+    settings::name_of,
 };
 
 /// The terminal, if there is one.
@@ -34,19 +36,27 @@ impl Screen {
     }
 
     /// What is about to happen.
-    pub fn headline(&self, model: &str, args: &Args, prompt_tokens: usize) -> io::Result<()> {
+    pub fn headline(
+        &self,
+        model: &str,
+        args: &Args,
+        arms: &[Arm<'_>],
+        prompt_tokens: usize,
+    ) -> io::Result<()> {
         if self.silent {
             return Ok(());
         }
-        let esamp = if args.plain { String::new() } else { format!(", β {}", args.beta) };
+        let settings = arms.last().map(|arm| said(&arm.settings.sampling)).unwrap_or_default();
+        let beta = match arms.last() {
+            Some(arm) if arm.settings.steered => format!(", β {}", arm.settings.sampling.beta),
+            _ => String::new(),
+        };
         writeln!(
             io::stdout(),
-            "{}  {} completions, seed {}, T {}, min-p {}{esamp}",
+            "{}  {} completions, seed {}, {settings}{beta}",
             style(model).bold(),
             args.samples,
             args.seed,
-            args.temperature,
-            args.min_p,
         )?;
         let prompt = format!("prompt ({prompt_tokens} tokens): {}\n\n", args.prompt);
         print_lines(wrap(&prompt, self.width))
@@ -83,8 +93,10 @@ impl Screen {
             let _ = self.term.clear_last_lines(self.drawn);
         }
         let column = self.column(arms.len());
-        let titles: Vec<Vec<String>> =
-            arms.iter().map(|arm| vec![style(title(arm.name)).bold().to_string()]).collect();
+        let titles: Vec<Vec<String>> = arms
+            .iter()
+            .map(|arm| vec![style(title(&arm.settings.name)).bold().to_string()])
+            .collect();
         print_lines(side_by_side(&titles, column))?;
         let rule: Vec<String> = arms.iter().map(|_| "─".repeat(column)).collect();
         writeln!(io::stdout(), "{}", rule.join("──┼──"))?;
@@ -111,6 +123,44 @@ impl Screen {
         let gaps = arms.saturating_sub(1) * measure_text_width(GAP);
         (self.width - gaps) / arms.max(1)
     }
+}
+
+/// The temperature and the filters.
+fn said(sampling: &SamplingConfig) -> String {
+    let mut words = vec![format!("T {}", sampling.temperature)];
+    words.extend(sampling.filters.iter().map(|&filter| {
+        let values = match filter {
+            FilterConfig::TopK(filter) => filter.k.to_string(),
+            FilterConfig::TopP(filter) => filter.p.to_string(),
+            FilterConfig::MinP(filter) => filter.p.to_string(),
+            FilterConfig::TopNSigma(filter) => filter.n.to_string(),
+            FilterConfig::Typical(filter) => filter.mass.to_string(),
+            FilterConfig::EpsilonCutoff(filter) => filter.epsilon.to_string(),
+            FilterConfig::EtaCutoff(filter) => filter.epsilon.to_string(),
+            FilterConfig::Xtc(filter) => format!("{} {}", filter.threshold, filter.probability),
+            _ => String::new(),
+        };
+        format!("{} {values}", name_of(filter))
+    }));
+    words.join(", ")
+}
+
+/// What an arm did, in one line.
+pub fn summary(arm: &Arm<'_>) -> String {
+    let counters = arm.counters();
+    let mean = counters.candidates as f64 / counters.tokens.max(1) as f64;
+    let warm_up = match counters.warm_up_updates {
+        0 => String::new(),
+        updates => format!(", {updates} warm-up updates"),
+    };
+    format!(
+        "{}: {} tokens, {} updates, {} rows learned{warm_up}, {mean:.1} mean candidates, {} interventions",
+        arm.settings.name,
+        counters.tokens,
+        counters.updates,
+        counters.rows_learned,
+        counters.interventions,
+    )
 }
 
 fn title(name: &str) -> &str {

@@ -2,12 +2,13 @@
 
 use std::io::{self, Write};
 
-use esamp::{Counters, DecodeStats, TokenId};
+use esamp::{Counters, DecodeStats, SamplerConfig, SamplingConfig, TokenId};
 use serde::Serialize;
 
 use crate::{
-    args::{Args, End, Failure},
+    args::Args,
     arms::{Arm, failure_of},
+    failure::{End, Failure},
 };
 
 #[derive(Serialize)]
@@ -16,6 +17,7 @@ struct Report<'a> {
     prompt: &'a str,
     prompt_tokens: usize,
     seed: u64,
+    /// That of the last arm.
     beta: f32,
     arms: Vec<ArmReport<'a>>,
 }
@@ -23,6 +25,9 @@ struct Report<'a> {
 #[derive(Serialize)]
 struct ArmReport<'a> {
     name: &'a str,
+    /// What `--config` reads.
+    sampling: &'a SamplingConfig,
+    sampler: &'a SamplerConfig,
     samples: Vec<Sample<'a>>,
     tokens_per_second: Option<f64>,
     mean_novelty: Option<f64>,
@@ -42,8 +47,10 @@ struct Sample<'a> {
 
 /// Prints the report on standard output.
 pub fn print(model: &str, args: &Args, prompt_tokens: usize, arms: &[Arm<'_>]) -> Result<(), End> {
-    let arms = arms.iter().map(|arm| ArmReport {
-        name: arm.name,
+    let reports = arms.iter().map(|arm| ArmReport {
+        name: &arm.settings.name,
+        sampling: &arm.settings.sampling,
+        sampler: arm.sampler(),
         samples: arm
             .completions
             .iter()
@@ -65,8 +72,8 @@ pub fn print(model: &str, args: &Args, prompt_tokens: usize, arms: &[Arm<'_>]) -
         prompt: &args.prompt,
         prompt_tokens,
         seed: args.seed,
-        beta: args.beta,
-        arms: arms.collect(),
+        beta: arms.last().map_or(0.0, |arm| arm.settings.sampling.beta),
+        arms: reports.collect(),
     };
     let text = serde_json::to_string(&report)
         .map_err(|error| Failure::runtime(error, "report this with the command line"))?;

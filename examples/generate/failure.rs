@@ -1,0 +1,93 @@
+//! Why the program ends early, and what to do about it.
+
+use std::{fmt, io};
+
+use esamp::ConfigError;
+
+use crate::model_source::FetchError;
+
+/// Why the program ends early.
+#[derive(Debug)]
+pub enum End {
+    Failed(Failure),
+    /// Whoever was reading the output has what it wanted: `| head`.
+    ReaderGone,
+}
+
+impl From<Failure> for End {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+impl From<FetchError> for End {
+    fn from(error: FetchError) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+impl From<io::Error> for End {
+    /// Of standard output.
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Self::ReaderGone,
+            _ => Self::Failed(Failure::runtime(error, "check where standard output goes")),
+        }
+    }
+}
+
+/// What went wrong, and what to do about it.
+#[derive(Debug)]
+pub struct Failure {
+    pub code: u8,
+    error: String,
+    next_step: String,
+}
+
+impl Failure {
+    const RUNTIME: u8 = 1;
+    const USAGE: u8 = 2;
+
+    /// Something went wrong while running.
+    pub fn runtime(error: impl std::error::Error, next_step: &str) -> Self {
+        let mut message = error.to_string();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            message.push_str(&format!(": {cause}"));
+            source = cause.source();
+        }
+        Self::new(message, next_step)
+    }
+
+    /// Flags that cannot work, alone or together.
+    pub fn usage(error: String, next_step: &str) -> Self {
+        Self { code: Self::USAGE, error, next_step: next_step.to_owned() }
+    }
+
+    /// Something went wrong while running, in words.
+    pub fn new(error: String, next_step: &str) -> Self {
+        Self { code: Self::RUNTIME, error, next_step: next_step.to_owned() }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "error: {}\nnext step: {}", self.error, self.next_step)
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::usage(error.to_string(), "choose a value in the range; --help lists the settings")
+    }
+}
+
+impl From<FetchError> for Failure {
+    fn from(error: FetchError) -> Self {
+        let code = match error {
+            FetchError::Unknown(_) => Self::USAGE,
+            _ => Self::RUNTIME,
+        };
+        Self { code, next_step: error.next_step().to_owned(), error: error.to_string() }
+    }
+}

@@ -1,0 +1,317 @@
+//! The library's settings, from the command line and from a file, and which of them cannot go together.
+
+use std::{fs, path::Path};
+
+use burn::tensor::Device;
+use esamp::{
+    Contrast, DistillerConfig, Expects, FilterConfig, Fire, LowRankConfig, ReweighterConfig,
+    SamplerConfig, Sampling, SamplingConfig, Sharing, SwiGluConfig, TemperatureOrder,
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::{Map, Value};
+
+use crate::{
+    args::{Args, DistillerName, SettingsName},
+    failure::Failure,
+};
+
+/// One column.
+#[derive(Clone, Debug)]
+pub struct ArmSettings {
+    pub name: String,
+    pub sampling: SamplingConfig,
+    pub sampler: SamplerConfig,
+    /// What a distiller of this column learns and keeps besides.
+    pub steered: bool,
+}
+
+/// What `--config` names: of both configurations, what differs.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Written {
+    sampling: Map<String, Value>,
+    sampler: Map<String, Value>,
+}
+
+/// min-p where nothing is said.
+const USUAL_MIN_P: f32 = 0.05;
+
+impl Args {
+    /// The columns, with settings that have been checked.
+    pub fn arms(&self) -> Result<Vec<ArmSettings>, Failure> {
+        let written = match &self.files.config {
+            Some(path) => read(path)?,
+            None => Written::default(),
+        };
+        let sampling = self.sampling(&written)?;
+        let sampler = self.sampler(&written)?;
+        self.check(&written, &sampling, &sampling.init()?)?;
+        self.check_save(sampler.sharing)?;
+        // The same checks as for the model that is not loaded yet; nothing is started.
+        sampler.init_pair(8, &Device::flex())?;
+
+        let unsteered =
+            SamplingConfig { beta: 0.0, reweighter: Default::default(), ..sampling.clone() };
+        let plain = ArmSettings {
+            name: "plain".to_owned(),
+            sampling: unsteered,
+            sampler: sampler.clone(),
+            steered: false,
+        };
+        if self.plain {
+            return Ok(vec![plain]);
+        }
+        let name = match sampling.reweighter {
+            ReweighterConfig::Extrapolate => "esamp".to_owned(),
+            other => name_of(other),
+        };
+        Ok(vec![plain, ArmSettings { name, sampling, sampler, steered: true }])
+    }
+
+    fn sampling(&self, written: &Written) -> Result<SamplingConfig, Failure> {
+        let mut config = overlay(&SamplingConfig::default(), &written.sampling, "sampling")?;
+        let is_written = |key: &str| written.sampling.contains_key(key);
+        let (steering, drawing) = (&self.steering, &self.drawing);
+        set(&mut config.reweighter, steering.reweighter.map(Into::into));
+        let usual_beta = (!is_written("beta")).then(|| config.reweighter.usual_beta());
+        set(&mut config.beta, steering.beta.or(usual_beta));
+        set(&mut config.temperature, drawing.temperature);
+        set(&mut config.temperature_order, drawing.temperature_order.map(Into::into));
+        set(&mut config.fire, drawing.fire.map(Fire::new).map(Some));
+        set(&mut config.selection, drawing.selection());
+        set(&mut config.penalties.repetition, drawing.repetition_penalty);
+        set(&mut config.penalties.frequency, drawing.frequency_penalty);
+        set(&mut config.penalties.presence, drawing.presence_penalty);
+        if !is_written("filters") {
+            let usual = match (self.learning.settings, config.reweighter) {
+                (Some(SettingsName::Paper | SettingsName::Reference), _) => None,
+                (_, ReweighterConfig::Contrast) => Some(Contrast::USUAL_ALPHA),
+                _ => Some(USUAL_MIN_P),
+            };
+            config.filters = self.filters.list(usual);
+        }
+        Ok(config)
+    }
+
+    fn sampler(&self, written: &Written) -> Result<SamplerConfig, Failure> {
+        let learning = &self.learning;
+        let base = match learning.settings {
+            None | Some(SettingsName::Default) => SamplerConfig::new(),
+            Some(SettingsName::Paper) => SamplerConfig::paper(),
+            Some(SettingsName::Reference) => SamplerConfig::reference(),
+        };
+        let mut config = overlay(&base, &written.sampler, "sampler")?;
+        let distiller = learning.distiller.map(|name| match name {
+            DistillerName::Swiglu => DistillerConfig::SwiGlu(SwiGluConfig::new()),
+            DistillerName::LowRank => DistillerConfig::LowRank(LowRankConfig::new()),
+        });
+        set(&mut config.distiller, distiller);
+        if let Some(rate) = learning.learning_rate {
+            let optimizer =
+                config.optimizer.unwrap_or_else(|| config.distiller.default_optimizer());
+            config.optimizer = Some(optimizer.with_learning_rate(rate));
+        }
+        set(&mut config.sharing, learning.sharing.map(Into::into));
+        set(&mut config.steps_before_steering, learning.steps_before_steering);
+        Ok(config)
+    }
+
+    /// Refuses what cannot go together.
+    fn check(
+        &self,
+        written: &Written,
+        config: &SamplingConfig,
+        sampling: &Sampling,
+    ) -> Result<(), Failure> {
+        let given = |flags: &[(&'static str, bool)]| -> Option<&'static str> {
+            flags.iter().find(|(_, is_given)| *is_given).map(|&(flag, _)| flag)
+        };
+        let (learning, files) = (&self.learning, &self.files);
+        let of_a_distiller = [
+            ("--warm-up-steps", learning.warm_up_steps.is_some()),
+            ("--steps-before-steering", learning.steps_before_steering.is_some()),
+            ("--load", files.load.is_some()),
+            ("--save", files.save.is_some()),
+        ];
+        let of_steering = [
+            ("--reweighter", self.steering.reweighter.is_some()),
+            ("--contrast-with", self.steering.contrast_with.is_some()),
+        ];
+        if self.plain
+            && let Some(flag) = given(&[&of_steering[..], &of_a_distiller].concat())
+        {
+            return Err(Failure::usage(
+                format!("--plain: expected no steering, got {flag}"),
+                "drop one of the two",
+            ));
+        }
+        let expects = sampling.reweighter().expects();
+        if expects != Expects::Distiller
+            && let Some(flag) = given(&of_a_distiller)
+        {
+            let (name, beta) = (name_of(config.reweighter), config.beta);
+            return Err(Failure::usage(
+                format!(
+                    "{flag}: expected a reweighter that asks a distiller, got {name} at beta {beta}"
+                ),
+                "drop the flag, or choose another --reweighter or --beta",
+            ));
+        }
+        match (config.reweighter, &self.steering.contrast_with) {
+            (ReweighterConfig::Contrast, None) => Err(Failure::usage(
+                "--reweighter contrast: expected a second model, got none".to_owned(),
+                "name one of the same tokenizer with --contrast-with MODEL",
+            )),
+            (other, Some(_)) if other != ReweighterConfig::Contrast => Err(Failure::usage(
+                format!("--contrast-with: expected --reweighter contrast, got {}", name_of(other)),
+                "drop one of the two",
+            )),
+            _ => Ok(()),
+        }?;
+        if written.sampling.contains_key("filters") && self.filters.any() {
+            return Err(Failure::usage(
+                "filters: expected them on the command line or in --config, got some in both"
+                    .to_owned(),
+                "their order matters: put all of them in one place",
+            ));
+        }
+        if sampling.is_greedy() && self.drawing.arithmetic && sampling.fire().is_none() {
+            return Err(Failure::usage(
+                "--arithmetic: expected a temperature above 0, got 0".to_owned(),
+                "the best token is not drawn: drop one of the two",
+            ));
+        }
+        check_fire(config)?;
+        let of_the_snapshot = [
+            ("--settings", learning.settings.is_some()),
+            ("--distiller", learning.distiller.is_some()),
+            ("--learning-rate", learning.learning_rate.is_some()),
+            ("--sharing", learning.sharing.is_some()),
+            ("--steps-before-steering", learning.steps_before_steering.is_some()),
+            ("sampler settings in --config", !written.sampler.is_empty()),
+        ];
+        if files.load.is_some()
+            && let Some(flag) = given(&of_the_snapshot)
+        {
+            return Err(Failure::usage(
+                format!("--load: expected the learning settings of the file, got {flag}"),
+                "drop one of the two: a snapshot goes on as it began",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Refuses what would be found out at the end of the run.
+    fn check_save(&self, sharing: Sharing) -> Result<(), Failure> {
+        let Some(path) = &self.files.save else {
+            return Ok(());
+        };
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        if folder.is_some_and(|folder| !folder.is_dir()) {
+            return Err(Failure::usage(
+                format!("--save {}: expected a folder that exists, got none", path.display()),
+                "make the folder, or choose another",
+            ));
+        }
+        // With --load the sharing is the file's, which is checked when it is read.
+        if self.files.load.is_some() { Ok(()) } else { check_outlives("--save", sharing) }
+    }
+}
+
+/// Near the hot temperature all tokens are as likely as the best one, and a filter that compares them keeps them all.
+fn check_fire(config: &SamplingConfig) -> Result<(), Failure> {
+    let narrows = |filter: &FilterConfig| {
+        let after = config.temperature_order == TemperatureOrder::AfterFilters;
+        after || matches!(filter, FilterConfig::TopK(_) | FilterConfig::TopNSigma(_))
+    };
+    match config.fire {
+        Some(fire) if fire.temperature > 1.0 && !config.filters.iter().any(narrows) => {
+            Err(Failure::usage(
+                format!(
+                    "--fire {}: expected a filter that does not see the hot temperature, got none",
+                    fire.temperature
+                ),
+                "add --top-k 20, or --temperature-order after-filters",
+            ))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Refuses to keep, or to go on with, what ends with its prompt.
+pub fn check_outlives(flag: &str, sharing: Sharing) -> Result<(), Failure> {
+    match sharing {
+        Sharing::Global | Sharing::Adaptive(_) => Ok(()),
+        other => Err(Failure::usage(
+            format!(
+                "{flag}: expected a distiller that outlives its prompt, got sharing {}",
+                name_of(other)
+            ),
+            "use --sharing global or --sharing adaptive when saving",
+        )),
+    }
+}
+
+/// A value's name on the command line: what serde writes, or the variant where it carries settings.
+pub fn name_of(value: impl Serialize) -> String {
+    let name = match serde_json::to_value(value) {
+        Ok(Value::String(name)) => name,
+        Ok(Value::Object(variant)) => variant.keys().next().cloned().unwrap_or_default(),
+        _ => String::new(),
+    };
+    name.replace('_', "-")
+}
+
+fn set<T>(place: &mut T, value: Option<T>) {
+    if let Some(value) = value {
+        *place = value;
+    }
+}
+
+const WRITTEN_STEP: &str =
+    "docs/guide/settings.md lists the settings; --json prints those of a run";
+
+fn read(path: &Path) -> Result<Written, Failure> {
+    let place = || format!("--config {}", path.display());
+    let text = fs::read_to_string(path)
+        .map_err(|error| Failure::usage(format!("{}: {error}", place()), "check the path"))?;
+    serde_json::from_str(&text)
+        .map_err(|error| Failure::usage(format!("{}: {error}", place()), WRITTEN_STEP))
+}
+
+/// Settings with what was written in the place of their own.
+fn overlay<T: Serialize + DeserializeOwned>(
+    settings: &T,
+    written: &Map<String, Value>,
+    what: &str,
+) -> Result<T, Failure> {
+    let refused =
+        |error: String| Failure::usage(format!("--config: {what}: {error}"), WRITTEN_STEP);
+    let mut all = serde_json::to_value(settings).map_err(|error| refused(error.to_string()))?;
+    for (key, value) in written {
+        all[key] = value.clone();
+    }
+    let read: T = serde_json::from_value(all).map_err(|error| refused(error.to_string()))?;
+    // Not every configuration refuses a name that it does not know; what was not understood is not written again.
+    let again = serde_json::to_value(&read).map_err(|error| refused(error.to_string()))?;
+    match lost(&Value::Object(written.clone()), &again) {
+        Some(name) => Err(refused(format!("expected a known setting, got {name}"))),
+        None => Ok(read),
+    }
+}
+
+/// The first name that only `written` has.
+fn lost(written: &Value, again: &Value) -> Option<String> {
+    match (written, again) {
+        (Value::Object(written), Value::Object(again)) => {
+            written.iter().find_map(|(key, value)| match again.get(key) {
+                Some(again) => lost(value, again).map(|name| format!("{key}.{name}")),
+                None => Some(key.clone()),
+            })
+        }
+        (Value::Array(written), Value::Array(again)) => {
+            written.iter().zip(again).find_map(|(written, again)| lost(written, again))
+        }
+        _ => None,
+    }
+}
