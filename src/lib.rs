@@ -18,6 +18,7 @@ mod id;
 #[cfg(feature = "llama")]
 pub mod llama;
 mod lm_head;
+pub mod metrics;
 mod novelty;
 mod penalties;
 pub mod prelude;
