@@ -167,7 +167,7 @@ fn bootstrap_intervals_are_those_of_scipy() {
             let config = BootstrapConfig::default().with_resamples(200_000).with_method(method);
             let got = mean_interval(&values, &config).unwrap();
             // Means of zeros and ones go in steps of one problem: an end may fall on either side of one.
-            let step =
+            let step: f64 =
                 if values.iter().all(|v| v.fract() == 0.0) { 1.0 / 40.0 + 1e-9 } else { 0.0 };
             let tolerance = step.max(0.01 * (high - low));
             close(got.low, low, tolerance);

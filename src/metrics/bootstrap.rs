@@ -14,8 +14,9 @@ pub enum BootstrapMethod {
     /// Between the quantiles that leave as much on either side (Efron, 1979). A little narrow for few problems.
     #[default]
     Percentile,
-    /// Quantiles moved for bias and skew, "bias-corrected and accelerated" (Efron, *Better Bootstrap Confidence Intervals*,
-    /// 1987). Nearer to its level for skewed numbers, such as pass@k near 0 or 1; it evaluates the statistic once more per problem.
+    /// Quantiles moved for bias and skew, "bias-corrected and accelerated" (Efron, *Better Bootstrap Confidence
+    /// Intervals*, 1987). Nearer to its level for skewed numbers, such as pass@k near 0 or 1; it evaluates the
+    /// statistic once more per problem.
     Bca,
 }
 
@@ -25,12 +26,13 @@ pub enum BootstrapMethod {
 pub struct BootstrapConfig {
     /// The share of such intervals that hold the true value, in `(0, 1)`.
     pub level: f64,
-    /// How many times the problems are drawn anew, at least 1. The ends of a 95 % interval of 10,000 are off by some 2 % of
-    /// its half-width.
+    /// How many times the problems are drawn anew, at least 1. The ends of a 95 % interval of 10,000 are off by some
+    /// 2 % of its half-width.
     pub resamples: usize,
     /// How the interval is read off.
     pub method: BootstrapMethod,
-    /// The seed of the draws: the same seed and number of problems give the same resamples, in every call and on every machine.
+    /// The seed of the draws: the same seed and number of problems give the same resamples, in every call and on
+    /// every machine.
     pub seed: u64,
 }
 
@@ -98,9 +100,9 @@ impl Interval {
 
 /// The interval of a statistic over `problems`, by drawing as many of them with replacement, many times.
 ///
-/// `statistic` is given positions of problems, each in `0..problems` and some more than once, and must not depend on their
-/// order. Whatever it compares is *paired* if it looks at the same problems on either side. What belongs to one problem, such as its
-/// seeds, completions and tokens, is drawn together, as it must be: these are not independent.
+/// `statistic` is given positions of problems, each in `0..problems` and some more than once, and must not depend on
+/// their order. Whatever it compares is *paired* if it looks at the same problems on either side. What belongs to one
+/// problem, such as its seeds, completions and tokens, is drawn together, as it must be: these are not independent.
 ///
 /// ```
 /// use esamp::metrics::{BootstrapConfig, bootstrap_interval, spearman};
@@ -119,13 +121,15 @@ impl Interval {
 /// # Ok::<(), esamp::metrics::MetricError>(())
 /// ```
 ///
-/// Quantiles are interpolated linearly between resamples. Cost: `resamples·problems` draws and `resamples` statistics.
+/// Quantiles are interpolated linearly between resamples. Cost: `resamples·problems` draws and `resamples`
+/// statistics.
 ///
 /// # Errors
 ///
-/// [`MetricError::TooFew`] below two problems, of which nothing is known about the spread; [`MetricError::NotFinite`] where the statistic
-/// is not a finite number, for the problems as they are or for a resample (position 0 is the former); [`MetricError::Config`];
-/// and with [`BootstrapMethod::Bca`] [`MetricError::OutOfRange`] where all resamples are on one side of the estimate.
+/// [`MetricError::TooFew`] below two problems, of which nothing is known about the spread; [`MetricError::NotFinite`]
+/// where the statistic is not a finite number, for the problems as they are or for a resample (position 0 is the
+/// former); [`MetricError::Config`]; and with [`BootstrapMethod::Bca`] [`MetricError::OutOfRange`] where all
+/// resamples are on one side of the estimate.
 pub fn bootstrap_interval(
     problems: usize,
     mut statistic: impl FnMut(&[usize]) -> f64,
@@ -187,14 +191,15 @@ pub fn mean_interval(values: &[f64], config: &BootstrapConfig) -> Result<Interva
     bootstrap_interval(values.len(), mean, config)
 }
 
-/// The interval of the mean difference `new − old` of two numbers per problem: what two ways to sample are compared by.
+/// The interval of the mean difference `new − old` of two numbers per problem: how two ways to sample are compared.
 ///
-/// Position `i` is the same problem in both, so what makes a problem hard for both cancels. With several seeds per problem, hand over
-/// the mean of each problem's seeds. See [`bootstrap_interval`].
+/// Position `i` is the same problem in both, so what makes a problem hard for both cancels. With several seeds per
+/// problem, hand over the mean of each problem's seeds. See [`bootstrap_interval`].
 ///
 /// # Errors
 ///
-/// [`MetricError::Length`] where the numbers of problems differ, [`MetricError::NotFinite`], and those of [`bootstrap_interval`].
+/// [`MetricError::Length`] where the numbers of problems differ, [`MetricError::NotFinite`], and those of
+/// [`bootstrap_interval`].
 ///
 /// ```
 /// use esamp::metrics::{BootstrapConfig, paired_interval};
@@ -317,8 +322,8 @@ mod tests {
             };
             (0..sets).filter(|&set| holds(set)).count() as f64 / sets as f64
         };
-        // For normal numbers theory says 93.6 % (z·√(39/40) against Student's t with 39 degrees of freedom); the standard deviation of
-        // 1000 is 0.8 %.
+        // For normal numbers theory says 93.6 % (z·√(39/40) against Student's t with 39 degrees of freedom); the
+        // standard deviation of 1000 is 0.8 %.
         for method in [BootstrapMethod::Percentile, BootstrapMethod::Bca] {
             let share = held(method, |z| z, 0.0);
             assert!((0.912..0.96).contains(&share), "{method:?}: {share}");

@@ -5,12 +5,13 @@ use super::{MetricError, similarity::dot};
 /// What is left of a vector's length where it is rounding.
 const ROUNDING: f64 = 1e-10;
 
-/// Pearson's correlation, `cov(x, y) / (σ_x·σ_y)` (Pearson, 1895): how near the pairs are to a straight line. In `[−1, 1]`.
+/// Pearson's correlation, `cov(x, y) / (σ_x·σ_y)` (Pearson, 1895): how near the pairs are to a straight line. In
+/// `[−1, 1]`.
 ///
 /// # Errors
 ///
-/// [`MetricError::Length`] where the lengths differ, [`MetricError::TooFew`] below two pairs, [`MetricError::NotFinite`], and
-/// [`MetricError::Constant`] where one of them does not vary.
+/// [`MetricError::Length`] where the lengths differ, [`MetricError::TooFew`] below two pairs,
+/// [`MetricError::NotFinite`], and [`MetricError::Constant`] where one of them does not vary.
 ///
 /// ```
 /// let r = esamp::metrics::pearson(&[1.0, 2.0, 3.0], &[1.0, 3.0, 2.0])?;
@@ -22,8 +23,8 @@ pub fn pearson(x: &[f64], y: &[f64]) -> Result<f64, MetricError> {
     correlation(directed("x", x.to_vec())?, directed("y", y.to_vec())?)
 }
 
-/// Spearman's rank correlation: [`pearson`] of the ranks, equal numbers sharing the mean of theirs (Spearman, 1904). How near the pairs
-/// are to any rising or falling line. In `[−1, 1]`. Cost: two sorts.
+/// Spearman's rank correlation: [`pearson`] of the ranks, equal numbers sharing the mean of theirs (Spearman, 1904).
+/// How near the pairs are to any rising or falling line. In `[−1, 1]`. Cost: two sorts.
 ///
 /// # Errors
 ///
@@ -39,18 +40,21 @@ pub fn spearman(x: &[f64], y: &[f64]) -> Result<f64, MetricError> {
     correlation(directed("x", ranks(x))?, directed("y", ranks(y))?)
 }
 
-/// The partial rank correlation of `x` and `y` with `controls` held fixed: the correlation of what is left of their ranks after
-/// the best linear fit to the ranks of the controls (Kendall, *Partial Rank Correlation*, 1942, in Spearman's form). In `[−1, 1]`.
+/// The partial rank correlation of `x` and `y` with `controls` held fixed: the correlation of what is left of their
+/// ranks after the best linear fit to the ranks of the controls (Kendall, *Partial Rank Correlation*, 1942, in
+/// Spearman's form). In `[−1, 1]`.
 ///
 /// Does novelty go with distance, beyond what surprisal and position explain? With one control `z` it is
-/// `(ρ_xy − ρ_xz·ρ_yz) / √((1 − ρ_xz²)(1 − ρ_yz²))`. Controls that do not vary, or that follow from others, hold nothing fixed and do no harm;
-/// without controls it is [`spearman`]. It takes out what is linear in ranks, not every dependence.
+/// `(ρ_xy − ρ_xz·ρ_yz) / √((1 − ρ_xz²)(1 − ρ_yz²))`. Controls that do not vary, or that follow from others, hold
+/// nothing fixed and do no harm; without controls it is [`spearman`]. It takes out what is linear in ranks, not every
+/// dependence.
 ///
 /// Cost: a sort of each, and `n·(c + 1)²` operations for `c` controls.
 ///
 /// # Errors
 ///
-/// Those of [`pearson`], also for the controls, which may be constant; and [`MetricError::Constant`] where the controls explain `x` or `y` fully.
+/// Those of [`pearson`], also for the controls, which may be constant; and [`MetricError::Constant`] where the
+/// controls explain `x` or `y` fully.
 ///
 /// ```
 /// use esamp::metrics::{partial_spearman, spearman};
@@ -58,7 +62,7 @@ pub fn spearman(x: &[f64], y: &[f64]) -> Result<f64, MetricError> {
 /// let z = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
 /// let (x, y) = ([2.0, 1.0, 4.0, 3.0, 6.0, 5.0], [1.0, 3.0, 2.0, 5.0, 4.0, 6.0]);
 /// // Both rise with z, and that is why they rise together.
-/// assert!(spearman(&x, &y)? > 0.7);
+/// assert!(spearman(&x, &y)? > 0.4);
 /// assert!(partial_spearman(&x, &y, &[z])? < 0.0);
 /// # Ok::<(), esamp::metrics::MetricError>(())
 /// ```
@@ -88,8 +92,8 @@ pub fn partial_spearman<C: AsRef<[f64]>>(
     correlation(x_left, y_left)
 }
 
-/// Takes the directions `fixed`, which are orthonormal, out of a vector of length 1, and makes it of length 1 again; `false` where nothing but rounding
-/// is left. Twice, because once leaves some of them (Giraud et al., 2005).
+/// Takes the directions `fixed`, which are orthonormal, out of a vector of length 1, and makes it of length 1 again;
+/// `false` where nothing but rounding is left. Twice, because once leaves some of them (Giraud et al., 2005).
 fn take_out(fixed: &[Vec<f64>], vector: &mut [f64]) -> bool {
     for _ in 0..2 {
         for direction in fixed {

@@ -5,12 +5,12 @@ use std::collections::BTreeSet;
 use super::MetricError;
 use crate::id::TokenId;
 
-/// distinct-n: different n-grams of all `texts` together, divided by all their n-grams (Li et al., *A Diversity-Promoting Objective
-/// Function for Neural Conversation Models*, arXiv 1510.03055).
+/// distinct-n: different n-grams of all `texts` together, divided by all their n-grams (Li et al., *A
+/// Diversity-Promoting Objective Function for Neural Conversation Models*, arXiv 1510.03055).
 ///
-/// In `(0, 1]`, 1 where nothing is said twice. Texts shorter than `n` have no n-gram; an n-gram does not cross from one
-/// text to the next. It falls with the length of the texts whatever they say: compare at equal numbers of tokens, or
-/// see [`expectation_adjusted_distinct`]. Cost: a sort of the n-grams.
+/// In `(0, 1]`, 1 where nothing is said twice. Texts shorter than `n` have no n-gram; an n-gram does not cross from
+/// one text to the next. It falls with the length of the texts whatever they say: compare at equal numbers of tokens,
+/// or see [`expectation_adjusted_distinct`]. Cost: a sort of the n-grams.
 ///
 /// # Errors
 ///
@@ -28,12 +28,13 @@ pub fn distinct_n<T: AsRef<[TokenId]>>(texts: &[T], n: usize) -> Result<f64, Met
     Ok(distinct as f64 / total as f64)
 }
 
-/// Expectation-adjusted distinct-n: different n-grams of all `texts` together, divided by how many there would be if as many
-/// n-grams were drawn uniformly from `kinds` (Liu et al., *Rethinking and Refining the Distinct Metric*, arXiv 2202.13587).
+/// Expectation-adjusted distinct-n: different n-grams of all `texts` together, divided by how many there would be if
+/// as many n-grams were drawn uniformly from `kinds` (Liu et al., *Rethinking and Refining the Distinct Metric*,
+/// arXiv 2202.13587).
 ///
-/// With `D` different ones of `C`: `D / (kinds·(1 − (1 − 1/kinds)^C))`. Unlike [`distinct_n`] it does not fall with the length of
-/// texts whose tokens are uniform; those of a language are not, so a part of the effect remains. Above 0; 1 for
-/// uniform tokens, and at most 1.59 (`e/(e − 1)`, for C = kinds, all different).
+/// With `D` different ones of `C`: `D / (kinds·(1 − (1 − 1/kinds)^C))`. Unlike [`distinct_n`] it does not fall with
+/// the length of texts whose tokens are uniform; those of a language are not, so a part of the effect remains. Above
+/// 0; 1 for uniform tokens, and at most 1.59 (`e/(e − 1)`, for C = kinds, all different).
 ///
 /// `kinds` is the size of the vocabulary for `n` = 1, which is the paper's formula: of the largest vocabulary, where
 /// several are compared. For larger `n` the paper leaves it open: with the vocabulary's n-th power there is hardly a

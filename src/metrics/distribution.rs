@@ -1,21 +1,23 @@
-//! How probable, how sure and how far from each other: perplexity, entropy and divergence of distributions over tokens.
+//! How probable, how sure and how far apart: perplexity, entropy and divergence of distributions over tokens.
 
 use super::MetricError;
 
-/// How far above 0 a log-probability may be, and how far from 1 a sum of probabilities: what `f32` leaves over a large vocabulary.
+/// How far above 0 a log-probability may be, and how far from 1 a sum of probabilities: what `f32` leaves over a
+/// large vocabulary.
 const TOLERANCE: f64 = 1e-3;
 
-/// The perplexity of a text, `exp(−mean ln p)`, from the natural logarithms of the probabilities that a model gives its tokens (Jelinek
-/// et al., *Perplexity—a measure of the difficulty of speech recognition tasks*, 1977): the number of equally likely tokens between
-/// which the model would be as undecided.
+/// The perplexity of a text, `exp(−mean ln p)`, from the natural logarithms of the probabilities that a model gives
+/// its tokens (Jelinek et al., *Perplexity—a measure of the difficulty of speech recognition tasks*, 1977): the
+/// number of equally likely tokens between which the model would be as undecided.
 ///
-/// At least 1, but for rounding; infinite where a token had no probability. Under the unmodified model at T = 1 and without filters it
-/// measures how plausible samples are, whatever has sampled them. Of several texts: the mean is over tokens, so hand over
-/// their tokens together, or average over texts what this gives for each, and say which.
+/// At least 1, but for rounding; infinite where a token had no probability. Under the unmodified model at T = 1 and
+/// without filters it measures how plausible samples are, whatever has sampled them. Of several texts: the mean is
+/// over tokens, so hand over their tokens together, or average over texts what this gives for each, and say which.
 ///
 /// # Errors
 ///
-/// [`MetricError::TooFew`] without tokens, and [`MetricError::OutOfRange`] for NaN and for a logarithm above 0 (by more than 1e-3).
+/// [`MetricError::TooFew`] without tokens, and [`MetricError::OutOfRange`] for NaN and for a logarithm above 0 (by
+/// more than 1e-3).
 ///
 /// ```
 /// // A half and an eighth: the geometric mean is a quarter.
@@ -28,14 +30,16 @@ pub fn perplexity(log_probs: &[f64]) -> Result<f64, MetricError> {
     Ok((-log_probs.iter().sum::<f64>() / log_probs.len() as f64).exp())
 }
 
-/// The entropy of a distribution, `−Σ p·ln p`, in nats, from the natural logarithms of its probabilities (Shannon, 1948).
+/// The entropy of a distribution, `−Σ p·ln p`, in nats, from the natural logarithms of its probabilities (Shannon,
+/// 1948).
 ///
-/// From 0 (one token has it all) to `ln` of their number. A token that a filter has removed has logarithm `−∞`, and adds nothing.
+/// From 0 (one token has it all) to `ln` of their number. A token that a filter has removed has logarithm `−∞`, and
+/// adds nothing.
 ///
 /// # Errors
 ///
-/// [`MetricError::TooFew`] for an empty distribution, and [`MetricError::OutOfRange`] for NaN, for a logarithm above 0, and for
-/// probabilities whose sum is not 1 (by more than 1e-3).
+/// [`MetricError::TooFew`] for an empty distribution, and [`MetricError::OutOfRange`] for NaN, for a logarithm above
+/// 0, and for probabilities whose sum is not 1 (by more than 1e-3).
 ///
 /// ```
 /// use esamp::metrics::entropy;
@@ -49,10 +53,12 @@ pub fn entropy(log_probs: &[f64]) -> Result<f64, MetricError> {
     Ok(entropy_of(log_probs))
 }
 
-/// `KL(new ‖ reference) = Σ new·(ln new − ln reference)`, in nats, from the natural logarithms of both (Kullback and Leibler, 1951).
+/// `KL(new ‖ reference) = Σ new·(ln new − ln reference)`, in nats, from the natural logarithms of both (Kullback and
+/// Leibler, 1951).
 ///
-/// At least 0; 0 only for equal distributions; infinite where `new` has probability and `reference` has none. Position `i` is
-/// the same token in both. For the distributions of a step with ESamp and without, it is how far ESamp has gone.
+/// At least 0; 0 only for equal distributions; infinite where `new` has probability and `reference` has none.
+/// Position `i` is the same token in both. For the distributions of a step with ESamp and without, it is how far
+/// ESamp has gone.
 ///
 /// # Errors
 ///

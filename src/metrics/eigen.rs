@@ -2,10 +2,10 @@
 
 /// Eigenvalues of a symmetric matrix, given as rows, smallest first.
 ///
-/// The cyclic Jacobi method (Jacobi, 1846; Golub and Van Loan, *Matrix Computations*, §8.5): each entry off the diagonal is turned
-/// to zero, row by row, until all are below rounding. Absolute errors are a few `f64` roundings of the largest eigenvalue. Cost: some
-/// `30·n³` operations, a second for `n` = 350. Not [`svd`](crate::distiller)'s one-sided form, which loses the sign, by which
-/// a kernel that is none is known.
+/// The cyclic Jacobi method (Jacobi, 1846; Golub and Van Loan, *Matrix Computations*, §8.5): each entry off the
+/// diagonal is turned to zero, row by row, until all are below rounding. Absolute errors are a few `f64` roundings of
+/// the largest eigenvalue. Cost: some `30·n³` operations, a tenth of a second for `n` = 350. Not [`svd`](crate::distiller)'s
+/// one-sided form, which loses the sign, by which a kernel that is none is known.
 pub(super) fn eigenvalues(mut matrix: Vec<Vec<f64>>) -> Vec<f64> {
     const SWEEPS: usize = 60; // it takes 6 to 10
     let count = matrix.len();

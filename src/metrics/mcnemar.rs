@@ -11,19 +11,20 @@ pub struct McNemar {
     pub only_new: u64,
     /// Problems that only the old way solves.
     pub only_old: u64,
-    /// How likely a split as uneven as this one, or more so, would be if neither were better: two-sided, in `(0, 1]`.
+    /// How likely a split as uneven as this one, or more so, would be if neither were better: two-sided, in `[0, 1]`
+    /// (below 1e-308 it is 0).
     pub p_value: f64,
 }
 
 impl McNemar {
     /// The test from its two counts, which are all that it depends on.
     ///
-    /// Cost: `only_new + only_old` steps.
+    /// Cost: twice the smaller count in steps.
     pub fn of_counts(only_new: u64, only_old: u64) -> Self {
         let (few, many) = (only_new.min(only_old), only_new.max(only_old));
-        let all = (few + many) as f64;
+        let all = few as f64 + many as f64;
         // ln of C(all, few) / 2^all, then the terms below it by their ratio: the first is the largest.
-        let choose: f64 = (1..=few).map(|i| ((many + i) as f64 / i as f64).ln()).sum();
+        let choose: f64 = (1..=few).map(|i| ((many as f64 + i as f64) / i as f64).ln()).sum();
         let mut term = (choose - all * std::f64::consts::LN_2).exp();
         let mut tail = 0.0;
         for i in (0..=few).rev() {
@@ -34,12 +35,12 @@ impl McNemar {
     }
 }
 
-/// McNemar's test, exact: of the problems that only one of two ways solves, is the share of either too uneven for chance (McNemar,
-/// 1947; exact by the binomial distribution with chance ½)?
+/// McNemar's test, exact: of the problems that only one of two ways solves, is the share of either too uneven for
+/// chance (McNemar, 1947; exact by the binomial distribution with chance ½)?
 ///
-/// Position `i` is the same problem in `new` and `old`. The p-value is twice the chance of at most the smaller count, at most 1; 1
-/// where both solve the same problems. For one outcome per problem; for graded scores, such as pass@k, see
-/// [`paired_interval`](super::paired_interval).
+/// Position `i` is the same problem in `new` and `old`. The p-value is twice the chance of at most the smaller count,
+/// at most 1; 1 where both solve the same problems. For one outcome per problem; for graded scores, such as pass@k,
+/// see [`paired_interval`](super::paired_interval).
 ///
 /// # Errors
 ///

@@ -1,4 +1,5 @@
-//! Measures of what was sampled: is it right, is it different, is it probable, and is the difference more than chance?
+//! Measures of what was sampled: is it right, is it different, is it probable, and is the difference more than
+//! chance?
 //!
 //! Pure functions over slices, in `f64`: no tensors, no device, and random numbers only where a seed is asked for.
 //!
@@ -29,7 +30,8 @@
 //! # Ok::<(), esamp::metrics::MetricError>(())
 //! ```
 //!
-//! What is outside of a function's domain is a [`MetricError`]; no function gives a number for something else instead.
+//! What is outside of a function's domain is a [`MetricError`]; no function gives a number for something else
+//! instead.
 
 mod bootstrap;
 mod correlation;

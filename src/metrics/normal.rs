@@ -7,8 +7,8 @@ const EDGE: f64 = 8.0;
 
 /// The chance of a number below `x`, to some 1e-15.
 ///
-/// `½ + φ(x)·(x + x³/3 + x⁵/(3·5) + …)`, whose terms all have the sign of x, so that nothing cancels before the last sum
-/// (Marsaglia, *Evaluating the Normal Distribution*, 2004).
+/// `½ + φ(x)·(x + x³/3 + x⁵/(3·5) + …)`, whose terms all have the sign of x, so that nothing cancels before the last
+/// sum (Marsaglia, *Evaluating the Normal Distribution*, 2004).
 pub(super) fn below(x: f64) -> f64 {
     if x.abs() > EDGE {
         return if x > 0.0 { 1.0 } else { 0.0 };

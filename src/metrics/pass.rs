@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use super::MetricError;
 
-/// pass@k: the chance that at least one of `k` completions is right, from `samples` completions of which `correct` are.
+/// pass@k: the chance that at least one of `k` completions is right, from `samples` completions of which `correct`
+/// are.
 ///
 /// `1 − C(samples − correct, k) / C(samples, k)`, the share of all subsets of `k` that hold a right one: the unbiased
 /// estimate of `1 − (1 − p)^k`, where `p` is the chance that one completion is right (Chen et al., *Evaluating Large
@@ -36,15 +37,17 @@ pub fn pass_at_k(samples: usize, correct: usize, k: usize) -> Result<f64, Metric
     Ok(1.0 - all_wrong)
 }
 
-/// maj@k: the chance that the answer which most of `k` completions give is the right one (Wang et al., *Self-Consistency
-/// Improves Chain of Thought Reasoning*, arXiv 2203.11171; the name is from Lewkowycz et al., arXiv 2206.14858).
+/// maj@k: the chance that the answer which most of `k` completions give is the right one (Wang et al.,
+/// *Self-Consistency Improves Chain of Thought Reasoning*, arXiv 2203.11171; the name is from Lewkowycz et al., arXiv
+/// 2206.14858).
 ///
-/// Over all subsets of `k` of the answers, each as likely, and exactly: nothing is drawn. Of answers with equally many votes each
-/// wins as often. A completion without an answer (`None`) has no vote, yet is one of the `k`; where nobody votes, nobody
-/// wins. With `k` the number of answers it is the plain majority vote. `A` is the answer in a form in which equal answers are
-/// equal: whether `1/2` is `0.5` is up to the caller.
+/// Over all subsets of `k` of the answers, each as likely, and exactly: nothing is drawn. Of answers with equally
+/// many votes each wins as often. A completion without an answer (`None`) has no vote, yet is one of the `k`; where
+/// nobody votes, nobody wins. With `k` the number of answers it is the plain majority vote. `A` is the answer in a
+/// form in which equal answers are equal: whether `1/2` is `0.5` is up to the caller.
 ///
-/// In `[0, 1]`. Cost: up to `samples·k²·ln k` multiply-adds: microseconds for 16 samples, a tenth of a second for 256.
+/// In `[0, 1]`. Cost: up to `samples·k²·ln k` multiply-adds: microseconds for 16 samples, hundredths of a second
+/// for 256.
 ///
 /// # Errors
 ///
@@ -71,8 +74,8 @@ pub fn maj_at_k<A: Ord>(answers: &[Option<A>], correct: &A, k: usize) -> Result<
     let Some(right) = votes.remove(correct) else {
         return Ok(0.0);
     };
-    // C(m, s) overflows, the binomial distribution with chance k/n does not: its factors k/n and 1 − k/n come to the same
-    // power in every subset of k, and cancel in the share of subsets.
+    // C(m, s) overflows, the binomial distribution with chance k/n does not: its factors k/n and 1 − k/n come to the
+    // same power in every subset of k, and cancel in the share of subsets.
     let chance = k as f64 / answers.len() as f64;
     let all = binomial(answers.len(), chance)[k];
     let right = binomial(right, chance);
@@ -87,8 +90,8 @@ pub fn maj_at_k<A: Ord>(answers: &[Option<A>], correct: &A, k: usize) -> Result<
     Ok((won / all).min(1.0))
 }
 
-/// The weight of the ways in which the other answers and the silent ones are `places` completions while no answer has more
-/// than `votes`: at position `i` those where `i` answers have as many.
+/// The weight of the ways in which the other answers and the silent ones are `places` completions while no answer has
+/// more than `votes`: at position `i` those where `i` answers have as many.
 fn beaten(silent: &[f64], others: &[Vec<f64>], votes: usize, places: usize) -> Vec<f64> {
     let most_ties = (places / votes).min(others.len());
     let mut ways = vec![vec![0.0; places + 1]; most_ties + 1];
@@ -113,10 +116,10 @@ fn beaten(silent: &[f64], others: &[Vec<f64>], votes: usize, places: usize) -> V
 
 /// The chances of 0, 1, … `trials` successes, by adding one trial after the other: sums of positive numbers only.
 fn binomial(trials: usize, chance: f64) -> Vec<f64> {
-    let mut chances = vec![1.0];
-    for _ in 0..trials {
-        chances.push(0.0);
-        for at in (0..chances.len()).rev() {
+    let mut chances = vec![0.0; trials + 1];
+    chances[0] = 1.0;
+    for done in 0..trials {
+        for at in (0..=done + 1).rev() {
             let below = if at == 0 { 0.0 } else { chances[at - 1] };
             chances[at] = chances[at] * (1.0 - chance) + below * chance;
         }

@@ -22,20 +22,20 @@ pub enum Smoothing {
     AddOne,
 }
 
-/// Self-BLEU: the mean BLEU of each text with the others as its references (Zhu et al., *Texygen*, arXiv 1802.01886). Lower where
-/// texts differ in their words.
+/// Self-BLEU: the mean BLEU of each text with the others as its references (Zhu et al., *Texygen*, arXiv 1802.01886).
+/// Lower where texts differ in their words.
 ///
-/// BLEU (Papineni et al., 2002) of a text of `l` tokens: the geometric mean over the orders 1 to `max_order` of the share of its
-/// n-grams that are found in a reference (each at most as often as in the one that has it most often), times `exp(1 − r/l)`
-/// where `r > l`, with `r` the length of the reference nearest in length (the shorter of two). 0 where not one token is found; a text
-/// shorter than an order has one n-gram of it, unmatched.
+/// BLEU (Papineni et al., 2002) of a text of `l` tokens: the geometric mean over the orders 1 to `max_order` of the
+/// share of its n-grams that are found in a reference (each at most as often as in the one that has it most often),
+/// times `exp(1 − r/l)` where `r > l`, with `r` the length of the reference nearest in length (the shorter of two). 0
+/// where not one token is found; a text shorter than an order has one n-gram of it, unmatched.
 ///
 /// In `[0, 1]`. `max_order` is 4 or 5 in most papers. Cost: one pass over the n-grams per order and `n²` lengths.
 ///
 /// # Errors
 ///
-/// [`MetricError::OutOfRange`] for a `max_order` of 0, and [`MetricError::TooFew`] for fewer than two texts and for one without tokens,
-/// whose overlap has no meaning: leave it out, and count it as what it is.
+/// [`MetricError::OutOfRange`] for a `max_order` of 0, and [`MetricError::TooFew`] for fewer than two texts and for
+/// one without tokens, whose overlap has no meaning: leave it out, and count it as what it is.
 ///
 /// ```
 /// use esamp::metrics::{Smoothing, self_bleu};

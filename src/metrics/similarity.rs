@@ -6,8 +6,8 @@ use super::MetricError;
 ///
 /// # Errors
 ///
-/// [`MetricError::Length`] for vectors of different lengths, [`MetricError::NotFinite`], and [`MetricError::OutOfRange`]
-/// for a vector of length 0, which has no direction.
+/// [`MetricError::Length`] for vectors of different lengths, [`MetricError::NotFinite`], and
+/// [`MetricError::OutOfRange`] for a vector of length 0, which has no direction.
 ///
 /// ```
 /// assert_eq!(esamp::metrics::cosine(&[3.0, 4.0], &[4.0, 3.0])?, 0.96);
@@ -18,11 +18,11 @@ pub fn cosine(a: &[f64], b: &[f64]) -> Result<f64, MetricError> {
     Ok(dot(&rows[0], &rows[1]).clamp(-1.0, 1.0))
 }
 
-/// The mean cosine over all pairs of `embeddings` (`n` rows of equal width `d`): the "similarity" of the paper's stories,
-/// lower where completions differ more in meaning.
+/// The mean cosine over all pairs of `embeddings` (`n` rows of equal width `d`): the "similarity" of the paper's
+/// stories, lower where completions differ more in meaning.
 ///
-/// At most 1, and at least `−1/(n − 1)`. Not a count: half of the pairs far apart and half of them near gives the same as
-/// all of them in between; [`vendi_from_embeddings`](super::vendi_from_embeddings) tells these apart.
+/// At most 1, and at least `−1/(n − 1)`. Not a count: half of the pairs far apart and half of them near gives the
+/// same as all of them in between; [`vendi_from_embeddings`](super::vendi_from_embeddings) tells these apart.
 ///
 /// Cost: `n·d`, from `‖Σ u‖² = n + Σ ⟨u_i, u_j⟩` over unit vectors.
 ///

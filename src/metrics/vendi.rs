@@ -9,12 +9,12 @@ use super::{
 /// How far a kernel may be from symmetric, from 1 on its diagonal and from positive semi-definite: what `f32` leaves.
 const TOLERANCE: f64 = 1e-5;
 
-/// The Vendi score of order `order` of `n` things from their similarities, `kernel` (`[n, n]`: positive semi-definite with 1
-/// on the diagonal): the effective number of different ones.
+/// The Vendi score of order `order` of `n` things from their similarities, `kernel` (`[n, n]`: positive semi-definite
+/// with 1 on the diagonal): the effective number of different ones.
 ///
-/// With `λ` the eigenvalues of `kernel / n`, which sum to 1, the score is `exp` of their entropy, `exp(−Σ λ·ln λ)` (Friedman and
-/// Dieng, *The Vendi Score*, arXiv 2210.02410), or of their Rényi entropy of order `q`, `(Σ λ^q)^(1/(1−q))` (Pasarkar and Dieng,
-/// *Cousins of the Vendi Score*, arXiv 2310.12952):
+/// With `λ` the eigenvalues of `kernel / n`, which sum to 1, the score is `exp` of their entropy, `exp(−Σ λ·ln λ)`
+/// (Friedman and Dieng, *The Vendi Score*, arXiv 2210.02410), or of their Rényi entropy of order `q`,
+/// `(Σ λ^q)^(1/(1−q))` (Pasarkar and Dieng, *Cousins of the Vendi Score*, arXiv 2310.12952):
 ///
 /// | order | score | sensitive to |
 /// |---|---|---|
@@ -24,16 +24,17 @@ const TOLERANCE: f64 = 1e-5;
 /// | 2 | `1 / Σ λ²`, which needs no eigenvalues: `n² / Σ kernel²` | common things |
 /// | [`f64::INFINITY`] | `1 / max λ` | the most common only |
 ///
-/// From 1 (all alike) to `n` (nothing alike); not increasing in `order`. It depends on `n`: compare equal numbers of completions.
+/// From 1 (all alike) to `n` (nothing alike); not increasing in `order`. It depends on `n`: compare equal numbers of
+/// completions.
 ///
-/// Eigenvalues below `n` roundings of the largest are taken for 0. A kernel may miss its symmetry, its diagonal and its sign by 1e-5.
-/// Cost: the eigenvalues, some `30·n³` operations.
+/// Eigenvalues below `n` roundings of the largest are taken for 0. A kernel may miss its symmetry, its diagonal and
+/// its sign by 1e-5. Cost: the eigenvalues, some `30·n³` operations.
 ///
 /// # Errors
 ///
-/// [`MetricError::TooFew`] without rows, [`MetricError::Length`] for a kernel that is not square, [`MetricError::NotFinite`], and
-/// [`MetricError::OutOfRange`] for an order below 0 or NaN, a diagonal other than 1, a kernel that is not symmetric, and one that has a
-/// negative eigenvalue.
+/// [`MetricError::TooFew`] without rows, [`MetricError::Length`] for a kernel that is not square,
+/// [`MetricError::NotFinite`], and [`MetricError::OutOfRange`] for an order below 0 or NaN, a diagonal other than 1,
+/// a kernel that is not symmetric, and one that has a negative eigenvalue.
 ///
 /// ```
 /// use esamp::metrics::vendi_from_kernel;
@@ -73,17 +74,19 @@ pub fn vendi_from_kernel<R: AsRef<[f64]>>(kernel: &[R], order: f64) -> Result<f6
     Ok(score(&values, order))
 }
 
-/// The Vendi score of order `order` of `embeddings` (`n` rows of equal width `d`), with the cosine as their similarity: see
-/// [`vendi_from_kernel`].
+/// The Vendi score of order `order` of `embeddings` (`n` rows of equal width `d`), with the cosine as their
+/// similarity: see [`vendi_from_kernel`].
 ///
-/// Rows are divided by their lengths. The eigenvalues above 0 of `X·Xᵀ/n` and `Xᵀ·X/n` are the same, so the smaller of the two is
-/// made (the dual form of arXiv 2210.02410, §3): from 1 to the smaller of `n` and `d`. Cost: `n·d·m + 30·m³` operations with `m`
-/// that smaller one.
+/// Rows are divided by their lengths. The eigenvalues above 0 of `X·Xᵀ/n` and `Xᵀ·X/n` are the same, so the smaller
+/// of the two is made (the dual form of arXiv 2210.02410, §3): from 1 to the smaller of `n` and `d`. Cost:
+/// `n·d·m + 30·m³` operations with `m` that smaller one: a tenth of a millisecond for 16 rows, a tenth of a second for
+/// 350.
 ///
 /// # Errors
 ///
-/// [`MetricError::TooFew`] without rows, [`MetricError::Length`] for rows of different widths, [`MetricError::NotFinite`], and
-/// [`MetricError::OutOfRange`] for an order below 0 or NaN and for an embedding of length 0.
+/// [`MetricError::TooFew`] without rows, [`MetricError::Length`] for rows of different widths,
+/// [`MetricError::NotFinite`], and [`MetricError::OutOfRange`] for an order below 0 or NaN and for an embedding of
+/// length 0.
 ///
 /// ```
 /// use esamp::metrics::vendi_from_embeddings;
