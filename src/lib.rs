@@ -19,6 +19,7 @@ mod id;
 #[cfg(feature = "llama")]
 pub mod llama;
 mod lm_head;
+pub mod metrics;
 mod novelty;
 mod penalties;
 pub mod prelude;

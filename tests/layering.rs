@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 const LAYERS: [&[&str]; 8] = [
     &["id", "few_rows"],
     &["draw", "error"],
-    &["hidden", "lm_head", "distiller", "candidates", "penalties", "fire", "text"],
+    &["hidden", "lm_head", "distiller", "candidates", "penalties", "fire", "text", "metrics"],
     &["tap", "bank", "novelty", "select"],
     &["causal_lm", "train", "sampling", "telemetry"],
     &["sampler"],

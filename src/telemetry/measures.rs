@@ -3,6 +3,7 @@
 use crate::{
     candidates::{Candidate, Candidates},
     id::TokenId,
+    metrics::{entropy_of, kl_of},
 };
 
 /// The numbers of a [`RowTrace`](super::RowTrace) that follow from its candidates; see there for what they are.
@@ -33,15 +34,13 @@ impl Measures {
         };
         let reference = log_softmax(items, |c| c.reference);
         let new = log_softmax(items, |c| c.logit);
-        let kl: f64 = new.iter().zip(&reference).map(|(new, old)| new.exp() * (new - old)).sum();
         let perturbed = line(items, |c| f64::from(c.reference) - f64::from(c.expected));
         let moved = line(items, |c| f64::from(c.logit) - f64::from(c.reference));
         Some(Self {
             surprisal: -reference[rank],
-            reference_entropy: entropy(&reference),
-            entropy: entropy(&new),
-            // Never below 0, but for rounding.
-            kl: kl.max(0.0),
+            reference_entropy: entropy_of(&reference),
+            entropy: entropy_of(&new),
+            kl: kl_of(&new, &reference),
             reference_rank: items.iter().filter(ahead).count(),
             rank,
             slope: perturbed.map(|line| line.slope),
@@ -58,12 +57,6 @@ fn log_softmax(items: &[Candidate], score: impl Fn(&Candidate) -> f32) -> Vec<f6
     let total: f64 = scores.iter().map(|score| (score - best).exp()).sum();
     let log_total = best + total.ln();
     scores.into_iter().map(|score| score - log_total).collect()
-}
-
-/// `−Σ p·ln p`, in nats.
-fn entropy(log_probs: &[f64]) -> f64 {
-    // + 0.0: a distribution on one token has entropy 0 and not −0.
-    -log_probs.iter().map(|log_prob| log_prob.exp() * log_prob).sum::<f64>() + 0.0
 }
 
 /// The line through some change of the candidates' scores, as a function of their reference logits.
