@@ -5,7 +5,7 @@ use burn::{
     tensor::{DType, Device, Int, Tensor},
 };
 
-use crate::few_rows::times_transposed;
+use crate::host::times_transposed;
 
 /// The head of a language model: hidden state in, one logit per token out.
 ///
