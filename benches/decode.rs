@@ -10,7 +10,6 @@
 
 #![allow(clippy::print_stdout, reason = "a program speaks to its user")]
 
-#[allow(unreachable_pub, reason = "shared with the examples")]
 #[path = "../examples/model_source/mod.rs"]
 mod model_source;
 
