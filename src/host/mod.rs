@@ -134,7 +134,8 @@ fn share_rows(
     });
 }
 
-#[cfg(all(test, feature = "flex"))]
+#[cfg(feature = "flex")]
+#[cfg(test)]
 mod tests {
     use burn::tensor::{Device, TensorData};
 
