@@ -8,11 +8,13 @@ mod gate;
 #[cfg(feature = "flex")]
 mod norm;
 #[cfg(feature = "flex")]
+mod pick;
+#[cfg(feature = "flex")]
 mod product;
 #[cfg(feature = "flex")]
 mod rotate;
 
-use burn::tensor::{DType, Tensor, activation::silu};
+use burn::tensor::{DType, Int, Tensor, activation::silu};
 pub(crate) use exp::exp_of_negative;
 
 /// `x·Wᵀ`, with `x` `[rows, in]` and `W` `[out, in]`, the layout of checkpoints.
@@ -22,6 +24,21 @@ pub(crate) fn times_transposed(x: Tensor<2>, weight: &Tensor<2>) -> Tensor<2> {
         return product;
     }
     x.matmul(weight.clone().transpose())
+}
+
+/// `x[row] · W[picked[row, i]]`, with `x` `[rows, in]`, `W` `[out, in]` and `picked` `[rows, n]` below `out`: `[rows, n]`.
+pub(crate) fn times_rows_at(
+    x: Tensor<2>,
+    weight: &Tensor<2>,
+    picked: &Tensor<2, Int>,
+) -> Tensor<2> {
+    #[cfg(feature = "flex")]
+    if let Some(product) = pick::times_rows_at(&x, weight, picked) {
+        return product;
+    }
+    let ([rows, n], width) = (picked.dims(), x.dims()[1]);
+    let picked = weight.clone().select(0, picked.clone().reshape([rows * n]));
+    picked.reshape([rows, n, width]).matmul(x.reshape([rows, width, 1])).reshape([rows, n])
 }
 
 /// `silu(left half) ⊙ right half` of each row of `[rows, 2·n]`: `[rows, n]`.
@@ -104,17 +121,20 @@ fn share<P: Send>(threads: usize, parts: impl Iterator<Item = P> + Send, work: i
 #[cfg(feature = "flex")]
 const NUMBERS_OF_A_THREAD: usize = 16_384;
 
-/// Does `work` for all rows of `from`, each with its row of `to`, in parts of several rows.
+/// Does `work` for all rows of `from`, each with its row of `to`, in parts of several rows. A row looks at about so many
+/// numbers.
 #[cfg(feature = "flex")]
-fn share_rows(
-    from: &[f32],
+fn share_rows<T: Sync>(
+    from: &[T],
     from_width: usize,
     to: &mut [f32],
     to_width: usize,
-    work: impl Fn(usize, &[f32], &mut [f32]) + Sync,
+    numbers_of_a_row: usize,
+    work: impl Fn(usize, &[T], &mut [f32]) + Sync,
 ) {
     let rows = from.len() / from_width;
-    let threads = (from.len() / NUMBERS_OF_A_THREAD).clamp(1, rayon::current_num_threads());
+    let threads =
+        (rows * numbers_of_a_row / NUMBERS_OF_A_THREAD).clamp(1, rayon::current_num_threads());
     let rows_of_a_part = rows.div_ceil(threads);
     let arch = pulp::Arch::new();
     let parts = from
@@ -132,6 +152,26 @@ fn share_rows(
             },
         );
     });
+}
+
+/// Sums side by side, so that they can be done in parallel.
+#[cfg(feature = "flex")]
+const LANES: usize = 16;
+
+/// `Σ a·b` of two slices of one length.
+#[cfg(feature = "flex")]
+#[inline(always)]
+fn sum_of_products(a: &[f32], b: &[f32]) -> f32 {
+    let (a_chunks, b_chunks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let rest = a_chunks.remainder().iter().zip(b_chunks.remainder());
+    let rest: f32 = rest.map(|(a, b)| a * b).sum();
+    let mut sums = [0.0; LANES];
+    for (a, b) in a_chunks.zip(b_chunks) {
+        for lane in 0..LANES {
+            sums[lane] += a[lane] * b[lane];
+        }
+    }
+    sums.iter().sum::<f32>() + rest
 }
 
 #[cfg(feature = "flex")]
@@ -184,6 +224,20 @@ mod tests {
                 rotate_halves(view.autodiff(), &cos.autodiff(), &sin.autodiff()),
             );
         }
+    }
+
+    #[test]
+    fn picked_rows_are_those_that_burn_picks() {
+        let (x, weight) = (wave([5, 37], 0.91, 1.0), wave([101, 37], 0.37, 1.0));
+        let tokens: Vec<i32> = (0..5 * 40).map(|i| i * 7919 % 101).collect();
+        let tokens = TensorData::new(tokens, [5, 40]);
+        let picked = Tensor::<2, Int>::from_data(tokens, &Device::flex());
+        assert!(pick::times_rows_at(&x, &weight, &picked).is_some());
+        assert!(pick::times_rows_at(&x.clone().autodiff(), &weight, &picked).is_none());
+        let whole = x.clone().matmul(weight.clone().transpose());
+        assert_same(times_rows_at(x, &weight, &picked), whole.gather(1, picked.clone()).autodiff());
+        let short = weight.narrow(0, 0, 100);
+        assert!(pick::times_rows_at(&wave([5, 37], 0.9, 1.0), &short, &picked).is_none());
     }
 
     /// The negative control of the test above: tensors with autodiff, of another type, and none at all are burn's.
