@@ -5,7 +5,8 @@
 #   benches/gpu.sh                  builds on this machine, packs into target/gpu, and prints what to run on the other
 #   benches/gpu.sh vulkan           the same without CUDA
 #   benches/gpu.sh run              runs there: tests, then the bench, in under 10 minutes
-#   benches/gpu.sh run tests|bench  only one of them
+#   benches/gpu.sh run tests        only the tests
+#   benches/gpu.sh run bench [...]  only the bench, with these arguments instead of --gpu
 #
 # CUDA: burn's `cuda` links LLVM, which a build script downloads. Without a network, LINK_CUDA (by default
 # ../shared/tools/link-cuda-without-llvm, which is not part of this repository) links a program whose kernels NVRTC compiles.
@@ -77,6 +78,8 @@ $size bytes of files and programs. On a lent machine (the tool device), from thi
 
     run {"command": "benches/gpu.sh run", "carry": ["target/gpu"], "timeout_s": 600}
 
+or, for more rounds, two such calls with "benches/gpu.sh run tests" and "benches/gpu.sh run bench --gpu --rounds 5".
+
 On a machine of your own: copy the checkout with target/gpu there, and benches/gpu.sh run.
 TEXT
 }
@@ -138,6 +141,7 @@ PYTHON
 
 run() {
     local what=${1:-all}
+    shift $(( $# > 0 ))
     case $what in all | tests | bench) ;; *) fail "run: expected tests, bench or nothing, got $what" ;; esac
     [ -d "$packed" ] || fail "expected target/gpu, which benches/gpu.sh makes, got none"
     deadline=$((SECONDS + 570))
@@ -175,6 +179,10 @@ run() {
     fi
     if [ "$what" != tests ]; then
         unpack overhead || fail "overhead: not packed"
+        if [ $# -gt 0 ]; then
+            run_bench overhead 560 "$@"
+            exit $failed
+        fi
         if [ -e "$packed/on_cuda.xz" ]; then
             run_bench overhead 480 --gpu --rounds 3
         fi
