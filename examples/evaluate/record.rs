@@ -8,6 +8,7 @@
 //! one over all tokens at temperature 1; *the reference distribution* is over the candidates that the filters have left, at
 //! the arm's temperature; *the new one* is over the same candidates after reweighting, and it is the one that a token was
 //! drawn from.
+#![allow(dead_code, reason = "the program writes it, tests and reports read it")]
 
 use std::{
     fs,
@@ -152,6 +153,8 @@ pub struct ProblemRecord {
     pub prompt_tokens: usize,
     /// The right answer, where there is one and only one; as [`CompletionRecord::answer`] has it.
     pub expected: Option<String>,
+    /// How many solutions there are ([`CompletionRecord::mode`]), where they can be counted.
+    pub solutions: Option<usize>,
     /// The completions, in the order of their index.
     pub completions: Vec<CompletionRecord>,
     /// Totals over this problem's tokens.
