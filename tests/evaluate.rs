@@ -73,9 +73,8 @@ impl Task for Syllables {
     }
 
     fn problems(&self) -> Vec<Problem> {
-        let check = |text: &str| {
-            Verdict::one_of_many((text.len() == 2 * 10).then(|| text[..2].to_owned()))
-        };
+        let check =
+            |text: &str| Verdict::one_of_many((text.len() == 2 * 10).then(|| text[..2].to_owned()));
         (0..20).map(|n| Problem::new(format!("say {n}"), check)).collect()
     }
 }
@@ -209,7 +208,8 @@ fn what_is_known_of_the_answers_is_in_the_records() {
 /// Every number of a record, from a decoder of its own and from its traces.
 #[test]
 fn a_record_says_what_a_plain_decode_loop_gives() {
-    let header = Header { problems: 1, token_arm: Some("esamp-0.5".into()), ..header(&tiny_tasks(), ARMS) };
+    let header =
+        Header { problems: 1, token_arm: Some("esamp-0.5".into()), ..header(&tiny_tasks(), ARMS) };
     let folder = Folder::new();
     let path = folder.file("run.jsonl");
     run(&header, &path, None).unwrap();
@@ -235,7 +235,8 @@ fn a_record_says_what_a_plain_decode_loop_gives() {
             let traces: Vec<_> = recorder.tokens().filter(|t| t.row == expected.row).collect();
             let mean = |numbers: Vec<f64>| numbers.iter().sum::<f64>() / numbers.len() as f64;
             let close = |got: f64, expected: f64| assert!((got - expected).abs() < 1e-9);
-            let log_probs = expected.choices.iter().map(|c| f64::from(c.reference_log_prob.unwrap()));
+            let log_probs =
+                expected.choices.iter().map(|c| f64::from(c.reference_log_prob.unwrap()));
             close(got.log_prob_sum, log_probs.sum());
             let log_probs = expected.choices.iter().map(|c| f64::from(c.log_prob));
             close(got.sampling_log_prob_sum, log_probs.sum());
@@ -374,7 +375,8 @@ fn a_run_that_was_killed_ends_with_the_same_bytes() {
     let whole = folder.file("whole.jsonl");
     run(&header, &whole, None).unwrap();
     let bytes = fs::read(&whole).unwrap();
-    let ends: Vec<usize> = (0..bytes.len()).filter(|&at| bytes[at] == b'\n').map(|at| at + 1).collect();
+    let ends: Vec<usize> =
+        (0..bytes.len()).filter(|&at| bytes[at] == b'\n').map(|at| at + 1).collect();
     assert_eq!(ends.len(), 37);
     // Nothing, a part of the header, and around the ends of lines that do and do not end a batch.
     let mut cuts = vec![0, 10, bytes.len() - 1, bytes.len()];
@@ -438,9 +440,12 @@ fn a_file_of_other_settings_is_refused_by_the_first_that_differs() {
         assert_eq!(refused(&header), wording);
     }
     let other = Header { format_version: 0, ..begun.clone() };
-    let other = format!("{}\n", serde_json::to_string(&record::Line::Header(Box::new(other))).unwrap());
+    let other =
+        format!("{}\n", serde_json::to_string(&record::Line::Header(Box::new(other))).unwrap());
     fs::write(&path, other).unwrap();
-    assert!(refused(&begun).contains("expected a header of format version 1, got format version 0"));
+    assert!(
+        refused(&begun).contains("expected a header of format version 1, got format version 0")
+    );
     for foreign in ["a letter to somebody\n", "a letter", "\u{feff}"] {
         fs::write(&path, foreign).unwrap();
         assert!(refused(&begun).starts_with("expected a file that this program has written, got "));
@@ -465,7 +470,10 @@ fn records_that_are_not_those_of_the_plan_are_refused() {
         open(&[lines[0], lines[2]]),
         ", line 2: expected syllables 0 under min-p-1, seed 0, got syllables 1 under min-p-1, seed 0"
     );
-    assert!(open(&[lines[0], "{}"]).starts_with(", line 2: expected syllables 0 under min-p-1, seed 0, got "));
+    assert!(
+        open(&[lines[0], "{}"])
+            .starts_with(", line 2: expected syllables 0 under min-p-1, seed 0, got ")
+    );
     assert_eq!(open(&[&lines[..], &[lines[1]]].concat()), ": expected 36 records, got more");
     // The first of a batch of two, but not as it was.
     let changed = lines[1].replacen("\"text\":\"", "\"text\":\"x", 1);

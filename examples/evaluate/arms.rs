@@ -114,7 +114,7 @@ fn variants() -> Vec<ArmRecord> {
         like(
             "esamp-0.5-low-rank-paper",
             "ESamp, low-rank distiller, the reference's AdamW 1e-3",
-            { low_rank(OptimizerConfig::reference()) },
+            low_rank(OptimizerConfig::reference()),
         ),
         like("esamp-0.5-low-rank", "ESamp, low-rank distiller, tuned", {
             low_rank(OptimizerConfig::reference().with_learning_rate(TUNED_LOW_RANK))

@@ -13,7 +13,7 @@ impl Task for Gcd {
     }
 
     fn what(&self) -> &'static str {
-        "the greatest common divisor of two numbers, step by step"
+        "the greatest common divisor of two numbers, with a brief explanation"
     }
 
     fn tokens(&self) -> usize {
@@ -28,16 +28,13 @@ impl Task for Gcd {
 }
 
 fn problem(a: u64, b: u64) -> Problem {
-    let prompt = format!(
-        "What is the greatest common divisor of {a} and {b}? Think step by step, in at most three short sentences, and \
-         end with the number."
-    );
+    let prompt = format!("What is the greatest common divisor of {a} and {b}? Explain briefly.");
     Problem::with_answer(prompt, gcd(a, b).to_string(), move |text| divisor_in(text, a, b))
 }
 
-/// The number that a text gives as the divisor: the last one that is neither `a` nor `b`.
+/// The number that a text gives as the divisor: the last one below both.
 pub fn divisor_in(text: &str, a: u64, b: u64) -> Option<String> {
-    last_number(text, &[a, b])
+    last_number(text, 1..=a.min(b) - 1)
 }
 
 /// Euclid's.

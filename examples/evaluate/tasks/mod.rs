@@ -9,22 +9,20 @@
 
 mod gcd;
 mod letters;
+mod names;
 mod numbers;
 mod products;
 mod sentences;
-mod sequences;
 mod stories;
-mod sums;
 
 use rand::{Rng, SeedableRng, rngs::ChaCha8Rng};
 
 pub use gcd::Gcd;
 pub use letters::Letters;
+pub use names::Names;
 pub use products::Products;
 pub use sentences::Sentences;
-pub use sequences::Sequences;
 pub use stories::Stories;
-pub use sums::Sums;
 
 use crate::record::{Split, TaskRecord};
 
@@ -155,11 +153,10 @@ impl Verdict {
 pub fn all() -> Vec<Box<dyn Task>> {
     vec![
         Box::new(Sentences),
-        Box::new(Sums),
+        Box::new(Names),
         Box::new(Products),
         Box::new(Letters),
         Box::new(Gcd),
-        Box::new(Sequences),
         Box::new(Stories),
     ]
 }

@@ -36,13 +36,11 @@ pub fn numbers(text: &str) -> Vec<String> {
     found
 }
 
-/// The last number of a text that is not one of those that the question has.
-///
-/// Where the question's own numbers cannot be the answer, this is what a text that reasons and then answers says, also when
-/// it repeats the question behind its answer.
-pub fn last_number(text: &str, of_the_question: &[u64]) -> Option<String> {
-    let question: Vec<String> = of_the_question.iter().map(u64::to_string).collect();
-    numbers(text).into_iter().rfind(|number| !question.contains(number))
+/// The last whole number of a text that could be the answer: what a text says that reasons and then answers, also when it
+/// repeats the question behind its answer.
+pub fn last_number(text: &str, could_be: std::ops::RangeInclusive<u64>) -> Option<String> {
+    let is_possible = |number: &String| number.parse().is_ok_and(|n: u64| could_be.contains(&n));
+    numbers(text).into_iter().rfind(is_possible)
 }
 
 fn normal(whole: &str, fraction: &str, is_minus: bool) -> String {

@@ -5,9 +5,9 @@ use super::{Problem, Task, numbers::last_number};
 /// The product of two numbers, with room to reason.
 pub struct Products;
 
-/// The factors, each pair once. Small enough that the model is right now and then.
-const SMALLER: std::ops::Range<u64> = 3..40;
-const LARGER: std::ops::Range<u64> = 11..60;
+/// The factors. Small enough that the model is right now and then.
+const SMALLER: std::ops::Range<u64> = 3..10;
+const LARGER: std::ops::Range<u64> = 11..50;
 
 impl Task for Products {
     fn name(&self) -> &'static str {
@@ -24,10 +24,7 @@ impl Task for Products {
 
     fn problems(&self) -> Vec<Problem> {
         let pairs = SMALLER.flat_map(|a| LARGER.map(move |b| (a, b)));
-        pairs
-            .filter(|(a, b)| a < b && a % 10 != 0 && b % 10 != 0)
-            .map(|(a, b)| problem(a, b))
-            .collect()
+        pairs.filter(|(_, b)| b % 10 != 0).map(|(a, b)| problem(a, b)).collect()
     }
 }
 
@@ -36,7 +33,7 @@ fn problem(a: u64, b: u64) -> Problem {
     Problem::with_answer(prompt, (a * b).to_string(), move |text| product_in(text, a, b))
 }
 
-/// The number that a text gives as the product of `a` and `b`: the last one that is neither of them.
+/// The number that a text gives as the product of `a` and `b`: the last one above both.
 pub fn product_in(text: &str, a: u64, b: u64) -> Option<String> {
-    last_number(text, &[a, b])
+    last_number(text, a.max(b) + 1..=u64::MAX)
 }
