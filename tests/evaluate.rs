@@ -227,7 +227,20 @@ fn a_record_says_what_a_plain_decode_loop_gives() {
             .with_reference_log_probs();
         decoder.submit(request).unwrap();
         let completions = decoder.run(|_| ControlFlow::Continue(())).unwrap();
-        assert_eq!(record.batch_counters, *decoder.sampler().counters());
+        // A fraction may come back from a file with another last digit.
+        let (got, expected) = (record.batch_counters, *decoder.sampler().counters());
+        assert_eq!(
+            (got.steps, got.tokens, got.steered, got.interventions, got.updates, got.candidates),
+            (
+                expected.steps,
+                expected.tokens,
+                expected.steered,
+                expected.interventions,
+                expected.updates,
+                expected.candidates
+            )
+        );
+        assert!((got.novelty_sum - expected.novelty_sum).abs() < 1e-9);
         let recorder = recorder.lock().unwrap();
         let mut interventions = 0;
         for (index, (got, expected)) in record.completions.iter().zip(&completions).enumerate() {

@@ -7,13 +7,13 @@
 //! `--problems N` takes the first N of either. So the two are disjoint by construction, and neither depends on anything that
 //! was measured. Settings are chosen on the development split only; the held-out split is for reporting.
 
-mod gcd;
-mod letters;
-mod names;
-mod numbers;
-mod products;
-mod sentences;
-mod stories;
+pub mod gcd;
+pub mod letters;
+pub mod names;
+pub mod numbers;
+pub mod products;
+pub mod sentences;
+pub mod stories;
 
 use rand::{Rng, SeedableRng, rngs::ChaCha8Rng};
 
