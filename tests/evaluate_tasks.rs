@@ -82,6 +82,8 @@ fn divisors_by_hand() {
     for (text, expected) in [
         ("The greatest common divisor of 12 and 18 is 6.", Some("6")),
         ("12 = 2 * 6 and 18 = 3 * 6. So 6!", Some("6")),
+        ("It is 3, as 12 = 4 * 3 and 18 = 6 * 3, which leaves 2.", Some("3")),
+        ("It is 36, so it is **4**.", Some("4")),
         ("The answer is 36.", None),
         ("It is 12", None),
     ] {
@@ -246,5 +248,16 @@ fn the_splits_stay_what_they_are() {
              rain and oranges because",
         ]
     );
-    assert_eq!(first(Split::HeldOut), [""; 6]);
+    assert_eq!(
+        first(Split::HeldOut),
+        [
+            "Write one sentence of at most 8 words that contains the words \"river\" and \"thief\". Write only the sentence.",
+            "Name one country in the Americas whose name contains the letter \"m\", and say one sentence about it.",
+            "What is 6 times 19? Explain briefly.",
+            "How many times does the letter \"r\" occur in the word \"refrigerator\"? Explain briefly.",
+            "What is the greatest common divisor of 14 and 32? Explain briefly.",
+            "Continue this short story in an original way. Write only the continuation.\n\nThe old ferry began to hum at \
+             midnight, so",
+        ]
+    );
 }

@@ -32,9 +32,19 @@ fn problem(a: u64, b: u64) -> Problem {
     Problem::with_answer(prompt, gcd(a, b).to_string(), move |text| divisor_in(text, a, b))
 }
 
-/// The number that a text gives as the divisor: the last one below both.
+/// The number that a text gives as the divisor: the first one behind an "is" that could be it, or else the last one that
+/// could. (Texts say the divisor first and explain it then.)
 pub fn divisor_in(text: &str, a: u64, b: u64) -> Option<String> {
-    last_number(text, 1..=a.min(b) - 1)
+    let could_be = 1..=a.min(b) - 1;
+    let words: Vec<String> = text
+        .split_whitespace()
+        .map(|word| word.trim_matches(|c: char| !c.is_alphanumeric()).to_lowercase())
+        .collect();
+    let stated = words
+        .windows(2)
+        .filter(|pair| pair[0] == "is")
+        .find_map(|pair| pair[1].parse().ok().filter(|number| could_be.contains(number)));
+    stated.map(|number: u64| number.to_string()).or_else(|| last_number(text, could_be))
 }
 
 /// Euclid's.
