@@ -83,7 +83,7 @@ pub fn machine() -> String {
 }
 
 /// The line of this run in the file of sessions. It is written anew behind every batch: a run that is killed leaves the
-/// last one.
+/// last one, and one that had nothing to do leaves none.
 #[derive(Debug)]
 pub struct SessionFile {
     path: PathBuf,
