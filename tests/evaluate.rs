@@ -369,11 +369,11 @@ fn right_answers_are_counted_as_the_script_has_them() {
         for unit in plan::units(&header) {
             for record in run::run_unit(&subject, &header, &unit, &problems[0]).unwrap() {
                 let asked: u64 = record.prompt.parse().unwrap();
-                let said = if asked % 2 == 0 { record.prompt.clone() } else { "0".into() };
+                let said = if asked.is_multiple_of(2) { record.prompt.clone() } else { "0".into() };
                 for completion in record.completions {
                     assert_eq!(completion.text, said.repeat(3));
                     assert_eq!(completion.answer.as_ref(), Some(&said));
-                    assert_eq!(completion.correct, Some(asked % 2 == 0), "{asked}");
+                    assert_eq!(completion.correct, Some(asked.is_multiple_of(2)), "{asked}");
                     assert!(completion.log_prob_sum.abs() < 1e-6, "it was sure");
                 }
             }
@@ -553,7 +553,7 @@ fn all_arms_have_met_the_same_problems_wherever_a_run_stops() {
 fn arms_are_found_by_name() {
     let all = arms::all();
     for arm in &all {
-        assert_eq!(arms::named(&arm.name).unwrap(), [arm.clone()]);
+        assert_eq!(arms::named(&arm.name).unwrap(), std::slice::from_ref(arm));
         arm.sampling.init().unwrap();
         arm.sampler.init(32, &Device::flex()).unwrap();
     }

@@ -89,7 +89,9 @@ fn divisors_by_hand() {
     ] {
         assert_eq!(divisor_in(text, 12, 18).as_deref(), expected, "{text}");
     }
-    let naive = |a: u64, b: u64| (1..=a).rev().find(|d| a % d == 0 && b % d == 0).unwrap();
+    let naive = |a: u64, b: u64| {
+        (1..=a).rev().find(|&d| a.is_multiple_of(d) && b.is_multiple_of(d)).unwrap()
+    };
     for problem in tasks::Gcd.problems() {
         let asked = numbers(&problem.prompt);
         let [a, b]: [u64; 2] = [asked[0].parse().unwrap(), asked[1].parse().unwrap()];

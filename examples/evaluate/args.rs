@@ -17,7 +17,7 @@ use crate::{
 ///
 /// Killed or out of time, the same command goes on where it was.
 #[derive(Debug, Parser)]
-#[command(name = "evaluate", version)]
+#[command(name = "evaluate", version, args_override_self = true)]
 pub struct Args {
     /// What the model is asked: names with commas between them, or all.
     #[arg(long, default_value = "all")]

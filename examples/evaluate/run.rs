@@ -20,12 +20,15 @@ use crate::{
     tasks::Problem,
 };
 
+/// From a message to tokens.
+pub type Encode<'m> = Box<dyn Fn(&str) -> Result<Vec<TokenId>, Failure> + 'm>;
+
 /// A model, with what it needs to read and write text.
 pub struct Subject<'m, M> {
     /// The model.
     pub model: &'m M,
     /// The tokens of a message to it.
-    pub encode: Box<dyn Fn(&str) -> Result<Vec<TokenId>, Failure> + 'm>,
+    pub encode: Encode<'m>,
     /// Its text.
     pub detokenizer: Arc<dyn Detokenize>,
     /// Tokens that end a completion.

@@ -32,7 +32,7 @@ pub fn problems_of(
     split: Split,
     count: usize,
 ) -> Result<Vec<Vec<Problem>>, Failure> {
-    let of = |task: &Box<dyn Task>| {
+    let of = |task: &dyn Task| {
         let mut problems = task.split(split);
         if problems.len() < count {
             return Err(Failure::usage(
@@ -47,7 +47,7 @@ pub fn problems_of(
         problems.truncate(count);
         Ok(problems)
     };
-    tasks.iter().map(of).collect()
+    tasks.iter().map(|task| of(&**task)).collect()
 }
 
 /// Runs what is left of the plan. `after` is called behind every unit.
