@@ -316,6 +316,12 @@ fn every_arm_runs_and_those_that_should_learn_do() {
         assert_eq!(counters.updates, updates, "{}", arm.name);
         let steers = updates > 0 || arm.name == "frozen-0.5";
         assert_eq!(counters.steered, if steers { 8 * 9 } else { 0 }, "{}", arm.name);
+        let sharpening = records[0].completions[0].mean_sharpening;
+        match arm.name.as_str() {
+            "sharpen-0.5" => assert!((sharpening.unwrap() - 0.5).abs() < 1e-5, "{sharpening:?}"),
+            "orthogonal-1" => assert!(sharpening.unwrap().abs() < 1e-5, "{sharpening:?}"),
+            _ => assert_eq!(sharpening.is_some(), steers, "{}", arm.name),
+        }
         let warm_up = if arm.prompt_warm_up > 0 { 2 * 20 } else { 0 };
         assert_eq!(counters.warm_up_updates, warm_up, "{}", arm.name);
     }

@@ -86,7 +86,7 @@ impl Observer for Meter {
         row.novelty.add(novelty);
         row.relative_novelty.add(trace.relative_novelty);
         row.slope.add(trace.slope);
-        row.sharpening.add(trace.sharpening.filter(|_| steered));
+        row.sharpening.add(trace.sharpening);
         if let (true, true, Some(novelty), Some(relative), Some(surprisal)) =
             (self.keeps_tokens, steered, novelty, trace.relative_novelty, trace.model_surprisal)
         {

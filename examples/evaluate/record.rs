@@ -170,7 +170,8 @@ pub struct ProblemRecord {
 /// One completion.
 ///
 /// Means are over its tokens. Those of what steering knows (novelty, slope, sharpening) are over the tokens that have such a
-/// number, and `None` where none has: arms without a distiller, and completions of one token.
+/// number, and `None` where none has: plain arms, and completions of one token. Sharpening alone has one without a distiller,
+/// where a control changes scores.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CompletionRecord {
     /// The text, without the stop token.
