@@ -1,0 +1,217 @@
+//! Evidence that anyone can rerun: tasks, each under several ways to sample, with several seeds.
+//!
+//! ```sh
+//! cargo run --release --example evaluate -- --list
+//! cargo run --release --example evaluate -- --quick
+//! cargo run --release --example evaluate -- --split held-out --arms headline --budget 60 --out held-out.jsonl
+//! cargo run --release --example evaluate -- --match-entropy esamp-0.5 --problems 8 --seeds 1
+//! ```
+//!
+//! What is written is described in `record`, where the splits come from in `tasks`, the arms in `arms`.
+
+#![allow(unreachable_pub, reason = "a program: there is nobody outside to reach it")]
+mod args;
+mod arms;
+#[path = "../generate/device.rs"]
+mod device;
+mod entropy;
+#[path = "../generate/failure.rs"]
+mod failure;
+mod meter;
+#[path = "../model_source/mod.rs"]
+mod model_source;
+mod plan;
+mod progress;
+mod provenance;
+mod record;
+mod run;
+mod store;
+mod tasks;
+mod work;
+
+use std::{
+    io::{self, Write},
+    path::Path,
+    process::ExitCode,
+    sync::Arc,
+};
+
+use burn::tensor::Device;
+use clap::Parser;
+use esamp::{
+    CausalLm, TokenId,
+    llama::{ChatMessage, ChatTemplate, Llama, Tokenizer},
+};
+
+use args::Args;
+use entropy::match_entropy;
+use failure::{End, Failure};
+use model_source::Cache;
+use progress::Progress;
+use provenance::SessionFile;
+use record::{ArmRecord, FORMAT_VERSION, Header, ModelRecord};
+use run::Subject;
+use store::Store;
+use tasks::{Problem, Task};
+use work::{Ended, problems_of, run_all};
+
+fn main() -> ExitCode {
+    // A wrong flag ends the program here, with exit code 2.
+    let args = Args::parse();
+    match run(&args) {
+        Ok(()) | Err(End::ReaderGone) => ExitCode::SUCCESS,
+        Err(End::Failed(failure)) => {
+            // Where nobody reads this either, the exit code says it.
+            let _ = writeln!(io::stderr(), "{failure}");
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<(), End> {
+    let (tasks, arms, to_match) = (args.tasks()?, args.arms()?, args.arm_to_match()?);
+    if args.list {
+        return list(&tasks, args);
+    }
+    let device = args.device.open()?;
+    let source = args.source()?;
+    let path = source.fetch(&Cache::from_env()?)?;
+    let (model, tokenizer, template) = open(&path, &device)?;
+    let subject = Subject {
+        model: &model,
+        encode: Box::new(|text| prompt(&tokenizer, template.as_ref(), text)),
+        detokenizer: Arc::new(tokenizer.clone()),
+        stop_tokens: tokenizer.stop_tokens().to_vec(),
+    };
+    let header = args.fill(Header {
+        format_version: FORMAT_VERSION,
+        crate_version: env!("CARGO_PKG_VERSION").to_owned(),
+        commit: provenance::commit(Path::new(env!("CARGO_MANIFEST_DIR"))),
+        model: ModelRecord {
+            name: source.name(),
+            sha256: provenance::model_hash(&path)?,
+            d_model: model.d_model(),
+            vocab: model.vocab_size(),
+            device: format!("{:?}", args.device).to_lowercase(),
+        },
+        split: args.split.into(),
+        problems: 0,
+        samples: 0,
+        seeds: 0,
+        tokens: 0,
+        batch: 0,
+        tasks: Vec::new(),
+        arms,
+        token_arm: None,
+    });
+    let tasks_of = tasks.iter().map(|task| task.record(header.tokens)).collect();
+    let header = Header { tasks: tasks_of, ..header };
+    let problems = problems_of(&tasks, header.split, header.problems)?;
+    match to_match {
+        Some(arm) => matching(&subject, &header, &problems, &arm),
+        None => evaluate(&subject, &header, &problems, args),
+    }
+}
+
+/// The main job.
+fn evaluate(
+    subject: &Subject<'_, Llama>,
+    header: &Header,
+    problems: &[Vec<Problem>],
+    args: &Args,
+) -> Result<(), End> {
+    let mut store = Store::open(&args.out, header)?;
+    let before = store.records();
+    let mut sessions = SessionFile::open(&args.out, before, store.planned())?;
+    let progress = Progress::new(header, &store);
+    let mut noted = Ok(());
+    let ended = run_all(subject, header, problems, &mut store, args.budget, |unit, store| {
+        progress.done(header, unit);
+        // The records are what counts: a session that cannot be noted is said at the end.
+        noted = sessions.update(store.records());
+    });
+    progress.finish();
+    let ended = ended?;
+    noted?;
+    let out = args.out.display();
+    let (records, planned) = (store.records(), store.planned());
+    writeln!(
+        io::stdout(),
+        "{records} of {planned} records in {out}, {} of them new, in {:.0} s",
+        records - before,
+        sessions.seconds()
+    )?;
+    if ended == Ended::OutOfTime {
+        writeln!(io::stdout(), "the time is up; the same command goes on from here")?;
+    }
+    Ok(())
+}
+
+/// Finds the temperature of the entropy-matched control.
+fn matching(
+    subject: &Subject<'_, Llama>,
+    header: &Header,
+    problems: &[Vec<Problem>],
+    arm: &ArmRecord,
+) -> Result<(), End> {
+    let matched = match_entropy(subject, header, problems, arm, |arm, entropy| {
+        // Somebody may be waiting; if not, nothing is lost.
+        let _ = writeln!(io::stderr(), "{}: {entropy:.4} nats a token", arm.name);
+    })?;
+    if let Some(found) = matched.tried.last() {
+        writeln!(
+            io::stdout(),
+            "{}: {:.4} nats a token; its entropy-matched control is min-p-{} with {:.4}",
+            arm.name,
+            matched.target,
+            found.temperature,
+            found.entropy
+        )?;
+    }
+    Ok(())
+}
+
+fn list(tasks: &[Box<dyn Task>], args: &Args) -> Result<(), End> {
+    let mut out = io::stdout();
+    writeln!(out, "tasks (development and held-out problems)")?;
+    for task in tasks {
+        let [dev, held_out] =
+            [record::Split::Dev, record::Split::HeldOut].map(|split| task.split(split).len());
+        writeln!(out, "  {:24} {} ({dev} and {held_out})", task.name(), task.what())?;
+    }
+    writeln!(out, "arms, of which these would run: {}", args.arms)?;
+    for arm in arms::all() {
+        writeln!(out, "  {:24} {}", arm.name, arm.what)?;
+    }
+    Ok(())
+}
+
+fn open(path: &Path, device: &Device) -> Result<(Llama, Tokenizer, Option<ChatTemplate>), Failure> {
+    let opened = match path.is_dir() {
+        true => Tokenizer::from_hf_folder(path).and_then(|tokenizer| {
+            let template = ChatTemplate::from_hf_folder(path)?;
+            Ok((Llama::from_hf_folder(path, device)?, tokenizer, template))
+        }),
+        false => Tokenizer::from_gguf(path).and_then(|tokenizer| {
+            let template = ChatTemplate::from_gguf(path)?;
+            Ok((Llama::from_gguf(path, device)?, tokenizer, template))
+        }),
+    };
+    let step = "check that the model is whole and of a kind that the message names";
+    opened.map_err(|error| Failure::runtime(error, step))
+}
+
+/// The tokens of a message, in the model's chat template where it has one.
+fn prompt(
+    tokenizer: &Tokenizer,
+    template: Option<&ChatTemplate>,
+    text: &str,
+) -> Result<Vec<TokenId>, Failure> {
+    let tokens = match template {
+        Some(template) => template
+            .render(&[ChatMessage::user(text)])
+            .and_then(|text| tokenizer.encode_rendered(&text)),
+        None => tokenizer.encode(text),
+    };
+    tokens.map_err(|error| Failure::runtime(error, "report this with the model"))
+}

@@ -1,0 +1,104 @@
+//! What an observer adds up, row by row.
+
+use std::collections::HashMap;
+
+use esamp::{Observer, RowId, RowTrace, Steering};
+
+use crate::record::TokenRecord;
+
+/// Adds up the traces of each row.
+#[derive(Debug, Default)]
+pub struct Meter {
+    rows: HashMap<RowId, RowMeter>,
+    keeps_tokens: bool,
+}
+
+/// Sums over the tokens of one row.
+#[derive(Clone, Debug, Default)]
+pub struct RowMeter {
+    pub tokens: u64,
+    pub steered: u64,
+    pub interventions: u64,
+    pub not_finite: u64,
+    pub candidates: u64,
+    pub log_prob: f64,
+    pub sampling_log_prob: f64,
+    pub entropy: f64,
+    pub reference_entropy: f64,
+    pub kl: f64,
+    pub novelty: Mean,
+    pub relative_novelty: Mean,
+    pub slope: Mean,
+    pub sharpening: Mean,
+    /// The steered tokens, where they are kept; the completion is not known here.
+    pub kept: Vec<TokenRecord>,
+}
+
+/// The mean of the numbers that there are.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Mean {
+    sum: f64,
+    count: u64,
+}
+
+impl Meter {
+    /// A meter that keeps the steered tokens too, or does not.
+    pub fn new(keeps_tokens: bool) -> Self {
+        Self { rows: HashMap::new(), keeps_tokens }
+    }
+
+    /// Takes what a row has come to.
+    pub fn take(&mut self, row: RowId) -> Option<RowMeter> {
+        self.rows.remove(&row)
+    }
+}
+
+impl Mean {
+    fn add(&mut self, number: Option<f64>) {
+        if let Some(number) = number {
+            self.sum += number;
+            self.count += 1;
+        }
+    }
+
+    /// `None` where there were no numbers.
+    pub fn get(self) -> Option<f64> {
+        (self.count > 0).then(|| self.sum / self.count as f64)
+    }
+}
+
+impl Observer for Meter {
+    fn token(&mut self, trace: &RowTrace) {
+        let row = self.rows.entry(trace.row).or_default();
+        let steered = trace.steering == Steering::Steered;
+        let novelty = trace.novelty.map(f64::from);
+        row.tokens += 1;
+        row.steered += u64::from(steered);
+        let changed = trace.unsteered_token.is_some_and(|token| token != trace.token);
+        row.interventions += u64::from(steered && changed);
+        row.not_finite += u64::from(trace.steering == Steering::NotFinite);
+        row.candidates += trace.candidates as u64;
+        row.log_prob -= trace.model_surprisal.map_or(f64::NAN, f64::from);
+        row.sampling_log_prob += f64::from(trace.log_prob);
+        row.entropy += trace.entropy;
+        row.reference_entropy += trace.reference_entropy;
+        row.kl += trace.kl;
+        row.novelty.add(novelty);
+        row.relative_novelty.add(trace.relative_novelty);
+        row.slope.add(trace.slope);
+        row.sharpening.add(trace.sharpening);
+        if let (true, true, Some(novelty), Some(relative), Some(surprisal)) =
+            (self.keeps_tokens, steered, novelty, trace.relative_novelty, trace.model_surprisal)
+        {
+            row.kept.push(TokenRecord {
+                completion: 0,
+                position: trace.position,
+                token: trace.token,
+                novelty,
+                relative_novelty: relative,
+                surprisal: f64::from(surprisal),
+                reference_entropy: trace.reference_entropy,
+            });
+        }
+    }
+}

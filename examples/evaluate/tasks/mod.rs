@@ -1,0 +1,171 @@
+//! What the model is asked, and how its answers are judged.
+//!
+//! # Splits
+//!
+//! A task lists all of its problems, no two of them alike, in an order that never changes; they are shuffled with
+//! [`SPLIT_SEED`] and cut in the middle. **The first half is the development split, the second one the held-out split**, and
+//! `--problems N` takes the first N of either. So the two are disjoint by construction, and neither depends on anything that
+//! was measured. Settings are chosen on the development split only; the held-out split is for reporting.
+
+pub mod gcd;
+pub mod letters;
+pub mod names;
+pub mod numbers;
+pub mod products;
+pub mod sentences;
+pub mod stories;
+
+use rand::{Rng, SeedableRng, rngs::ChaCha8Rng};
+
+pub use gcd::Gcd;
+pub use letters::Letters;
+pub use names::Names;
+pub use products::Products;
+pub use sentences::Sentences;
+pub use stories::Stories;
+
+use crate::record::{Split, TaskRecord};
+
+/// The seed that problems are shuffled with before they are split.
+pub const SPLIT_SEED: u64 = 2604_24927;
+
+/// A kind of problem.
+///
+/// ```ignore
+/// struct Echo;
+///
+/// impl Task for Echo {
+///     fn name(&self) -> &'static str { "echo" }
+///     fn what(&self) -> &'static str { "say a word" }
+///     fn tokens(&self) -> usize { 8 }
+///     fn problems(&self) -> Vec<Problem> {
+///         ["yes", "no"].map(|word| Problem::new(format!("Say {word}."), move |text| Verdict { correct: Some(text == word), ..Verdict::default() })).into()
+///     }
+/// }
+/// ```
+pub trait Task: Send + Sync {
+    /// Its name: lower case, hyphens.
+    fn name(&self) -> &'static str;
+
+    /// What it asks, in a sentence.
+    fn what(&self) -> &'static str;
+
+    /// The most tokens that a completion needs.
+    fn tokens(&self) -> usize;
+
+    /// Whether completions are right or wrong.
+    fn verifiable(&self) -> bool {
+        true
+    }
+
+    /// Whether a problem has many right completions that [`Verdict::mode`] tells apart.
+    fn many_modes(&self) -> bool {
+        false
+    }
+
+    /// Every problem that there is, no two alike, always in the same order.
+    fn problems(&self) -> Vec<Problem>;
+
+    /// One half of the problems, shuffled.
+    fn split(&self, split: Split) -> Vec<Problem> {
+        let mut problems = self.problems();
+        shuffle(&mut problems);
+        let held_out = problems.split_off(problems.len() / 2);
+        match split {
+            Split::Dev => problems,
+            Split::HeldOut => held_out,
+        }
+    }
+
+    /// What a file says about it, where completions may have at most `tokens`.
+    fn record(&self, tokens: usize) -> TaskRecord {
+        TaskRecord {
+            name: self.name().to_owned(),
+            what: self.what().to_owned(),
+            verifiable: self.verifiable(),
+            many_modes: self.many_modes(),
+            tokens: self.tokens().min(tokens),
+        }
+    }
+}
+
+/// Something to ask, and how to judge what comes.
+pub struct Problem {
+    /// The message to the model.
+    pub prompt: String,
+    /// The right answer, where there is only one; written as [`Verdict::answer`] is.
+    pub expected: Option<String>,
+    /// How many solutions there are, where they can be counted.
+    pub solutions: Option<usize>,
+    check: Box<dyn Fn(&str) -> Verdict + Send + Sync>,
+}
+
+/// What a completion amounts to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Verdict {
+    /// Whether it is right; `None` where nobody can tell.
+    pub correct: Option<bool>,
+    /// What it answers, in a form that can be compared.
+    pub answer: Option<String>,
+    /// Which of many solutions it is; right completions only.
+    pub mode: Option<String>,
+}
+
+impl Problem {
+    /// A problem judged by `check`.
+    pub fn new(prompt: String, check: impl Fn(&str) -> Verdict + Send + Sync + 'static) -> Self {
+        Self { prompt, expected: None, solutions: None, check: Box::new(check) }
+    }
+
+    /// A problem with one right answer, which `find` looks for in a completion.
+    pub fn with_answer(
+        prompt: String,
+        expected: String,
+        find: impl Fn(&str) -> Option<String> + Send + Sync + 'static,
+    ) -> Self {
+        let right = expected.clone();
+        let check = move |text: &str| {
+            let answer = find(text);
+            Verdict { correct: Some(answer.as_ref() == Some(&right)), answer, mode: None }
+        };
+        Self { expected: Some(expected), ..Self::new(prompt, check) }
+    }
+
+    /// Says how many solutions there are.
+    pub fn with_solutions(self, solutions: usize) -> Self {
+        Self { solutions: Some(solutions), ..self }
+    }
+
+    /// Judges a completion.
+    pub fn check(&self, text: &str) -> Verdict {
+        (self.check)(text)
+    }
+}
+
+impl Verdict {
+    /// One of many solutions, or none of them.
+    pub fn one_of_many(mode: Option<String>) -> Self {
+        Self { correct: Some(mode.is_some()), answer: mode.clone(), mode }
+    }
+}
+
+/// The tasks, in the order in which they take turns.
+pub fn all() -> Vec<Box<dyn Task>> {
+    vec![
+        Box::new(Sentences),
+        Box::new(Names),
+        Box::new(Products),
+        Box::new(Letters),
+        Box::new(Gcd),
+        Box::new(Stories),
+    ]
+}
+
+/// Fisher and Yates, with numbers that are the same everywhere.
+fn shuffle<T>(items: &mut [T]) {
+    let mut rng = ChaCha8Rng::seed_from_u64(SPLIT_SEED);
+    for last in (1..items.len()).rev() {
+        // The modulo's bias, below 2^-40, decides nothing.
+        items.swap(last, (rng.next_u64() % (last as u64 + 1)) as usize);
+    }
+}

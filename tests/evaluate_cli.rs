@@ -1,0 +1,196 @@
+//! The command line of the example `evaluate`, on a model of 96 words.
+
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+#![allow(dead_code, unreachable_pub, reason = "the example uses what is not used here")]
+
+#[path = "../examples/evaluate/record.rs"]
+mod record;
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Command, Output},
+};
+
+use record::{Run, Session, Split};
+use serde_json::{Value, json};
+
+struct Bench {
+    folder: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let golden = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llama/llama");
+        fs::create_dir(folder.path().join("model")).unwrap();
+        for entry in fs::read_dir(golden).unwrap().map(Result::unwrap) {
+            fs::copy(entry.path(), folder.path().join("model").join(entry.file_name())).unwrap();
+        }
+        let vocab: serde_json::Map<String, Value> =
+            (0..96).map(|id| (format!("w{id}"), id.into())).collect();
+        let tokenizer = json!({
+            "version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "WhitespaceSplit"},
+            "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "w0"},
+        });
+        fs::write(folder.path().join("model/tokenizer.json"), tokenizer.to_string()).unwrap();
+        Self { folder }
+    }
+
+    fn out(&self) -> PathBuf {
+        self.folder.path().join("run.jsonl")
+    }
+
+    fn evaluate(&self, args: &[&str]) -> Output {
+        let out = self.out();
+        let model = self.folder.path().join("model");
+        let usual = ["--model", model.to_str().unwrap(), "--out", out.to_str().unwrap()];
+        evaluate(&[&usual[..], args].concat())
+    }
+
+    fn said(&self, args: &[&str]) -> String {
+        let output = self.evaluate(args);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+/// `cargo test` builds the examples beside the tests.
+fn evaluate(args: &[&str]) -> Output {
+    let mut path = std::env::current_exe().unwrap();
+    path.pop();
+    path.pop();
+    Command::new(path.join("examples/evaluate")).args(args).output().unwrap()
+}
+
+const SMALL: [&str; 12] = [
+    "--tasks",
+    "products,stories",
+    "--problems",
+    "3",
+    "--samples",
+    "2",
+    "--seeds",
+    "2",
+    "--tokens",
+    "6",
+    "--batch",
+    "2",
+];
+const ARMS: [&str; 4] = ["--arms", "min-p-1,esamp-0.5", "--token-arm", "esamp-0.5"];
+
+#[test]
+fn a_run_is_written_once_and_only_once() {
+    let bench = Bench::new();
+    let args = [&SMALL[..], &ARMS].concat();
+    let planned = 2 * 3 * 2 * 2;
+    let first = bench.said(&args);
+    assert!(first.starts_with(&format!("{planned} of {planned} records in ")), "{first}");
+    let bytes = fs::read(bench.out()).unwrap();
+    let run = Run::read(&bench.out()).unwrap();
+    let header = &run.header;
+    assert_eq!((header.problems, header.samples, header.seeds, header.tokens), (3, 2, 2, 6));
+    assert_eq!((header.split, header.batch), (Split::Dev, 2));
+    assert_eq!((header.model.vocab, header.model.sha256.len()), (96, 64));
+    assert_eq!(header.crate_version, env!("CARGO_PKG_VERSION"));
+    assert_eq!(run.records.len(), planned);
+    for record in &run.records {
+        assert_eq!(record.token_sample.is_empty(), record.arm == "min-p-1");
+        let judged = record.completions.iter().map(|completion| completion.correct);
+        assert!(judged.into_iter().all(|correct| correct.is_none() == (record.task == "stories")));
+    }
+
+    let second = bench.said(&args);
+    assert!(second.contains(", 0 of them new"), "{second}");
+    assert!(fs::read(bench.out()).unwrap() == bytes);
+    let mut sessions = bench.out().into_os_string();
+    sessions.push(".sessions");
+    let sessions = fs::read_to_string(sessions).unwrap();
+    let sessions: Vec<Session> =
+        sessions.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let records: Vec<[usize; 2]> = sessions.iter().map(|session| session.records).collect();
+    assert_eq!(records, [[0, planned]], "a run that had nothing to do leaves no session");
+    assert!(sessions[0].command.contains(&"products,stories".to_owned()));
+
+    let other = bench.evaluate(&[&args[..], &["--seeds", "3"]].concat());
+    assert_eq!(other.status.code(), Some(2));
+    let message = String::from_utf8(other.stderr).unwrap();
+    assert!(
+        message.contains(": expected a file of seeds 3, got one of 2\nnext step: "),
+        "{message}"
+    );
+    assert!(fs::read(bench.out()).unwrap() == bytes);
+}
+
+#[test]
+fn a_budget_ends_a_run_and_the_same_command_goes_on() {
+    let bench = Bench::new();
+    let args = [&SMALL[..], &ARMS].concat();
+    let said = bench.said(&[&args[..], &["--budget", "0.0000001"]].concat());
+    // Six microseconds: one batch may begin in them, and no second one.
+    assert!(said.ends_with("the time is up; the same command goes on from here\n"), "{said}");
+    assert!(bench.said(&args).starts_with("24 of 24 records in "));
+    let whole = Bench::new();
+    whole.said(&args);
+    let [one, other] = [bench, whole].map(|bench| fs::read_to_string(bench.out()).unwrap());
+    assert_eq!(one, other);
+}
+
+#[test]
+fn flags_that_cannot_work_are_refused_before_anything_is_fetched() {
+    let refused = |args: &[&str]| {
+        let output = evaluate(&[&["--model", "no-such-file"], args].concat());
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{message}");
+        message.lines().next().unwrap().strip_prefix("error: ").unwrap().to_owned()
+    };
+    for (args, wording) in [
+        (&["--tasks", "poems"][..], "--tasks: expected the name of a task, got poems"),
+        (&["--tasks", "gcd,gcd"], "--tasks: expected each task once, got gcd twice"),
+        (&["--arms", "poems"], "--arms: expected the name of an arm, got poems"),
+        (
+            &["--split", "held-out", "--arms", "all"],
+            "--arms: expected at most 8 on the held-out split, got 40",
+        ),
+        (&["--token-arm", "plain"], "--token-arm: expected one of the arms that run, got plain"),
+        (
+            &["--split", "held-out", "--match-entropy", "esamp-0.5"],
+            "--match-entropy: expected the development split, got the held-out one",
+        ),
+        (&["--out", "x"], "--model: expected a path that exists or hf:ORG/NAME, got no-such-file"),
+    ] {
+        assert_eq!(refused(args), wording);
+    }
+    let bench = Bench::new();
+    let output = bench.evaluate(&["--tasks", "letters", "--problems", "71"]);
+    let message = String::from_utf8(output.stderr).unwrap();
+    let wording = "error: --problems: expected at most the 70 of letters in this split, got 71";
+    assert_eq!(message.lines().next(), Some(wording));
+    assert!(!bench.out().exists());
+    for budget in ["0", "-1", "soon", "nan", "inf"] {
+        let output = evaluate(&[&format!("--budget={budget}")[..]]);
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert!(message.contains("expected a number above 0"), "{message}");
+    }
+}
+
+#[test]
+fn the_list_names_tasks_and_arms() {
+    let output = evaluate(&["--list"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    for name in ["sentences", "stories", "esamp-paper-0.25", "matched-orthogonal-1", "cool-0.5"] {
+        assert!(
+            text.lines().any(|line| line.trim_start().starts_with(&format!("{name} "))),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn a_temperature_is_found_and_nothing_is_written() {
+    let bench = Bench::new();
+    let said = bench.said(&[&SMALL[..], &["--match-entropy", "min-p-0.9"]].concat());
+    assert!(said.starts_with("min-p-0.9: "), "{said}");
+    assert!(said.contains(" nats a token; its entropy-matched control is min-p-"), "{said}");
+    assert!(!bench.out().exists());
+}
