@@ -13,8 +13,8 @@ use std::{
 use burn::tensor::Device;
 use completions_page::{Page, ShownArm};
 use esamp::{
-    CausalLm, Completion, Decoder, FinishReason, Observer, Recorder, Request, RowTrace,
-    SamplerConfig, SamplingConfig, Steering, TextError, TokenId, testing::TinyLm,
+    CausalLm, Completion, Decoder, FinishReason, Observer, Recorder, Request, SamplerConfig,
+    SamplingConfig, Steering, TextError, TokenId, testing::TinyLm,
 };
 
 fn words(tokens: &[TokenId]) -> Result<String, TextError> {
@@ -34,8 +34,7 @@ fn run(beta: f32, limit: usize) -> (Vec<Completion>, Recorder) {
         .with_seed(5)
         .with_sampling(sampling);
     decoder.submit(request).unwrap();
-    decoder.run(|_| ControlFlow::Continue(())).unwrap();
-    let completions = decoder.take_completions();
+    let completions = decoder.run(|_| ControlFlow::Continue(())).unwrap();
     let recorder = recorder.lock().unwrap().clone();
     (completions, recorder)
 }
@@ -143,13 +142,20 @@ fn there_is_one_element_per_token_and_it_has_the_numbers_of_its_trace() {
             let (before, after) = before_and_after(entropy);
             assert_shows(before, trace.reference_entropy);
             assert_shows(after, trace.entropy);
-            assert_shows(number(element.said("loss").map_or("0", |loss| loss)), trace.loss.unwrap_or(0.0));
+            assert_shows(
+                number(element.said("loss").map_or("0", |loss| loss)),
+                trace.loss.unwrap_or(0.0),
+            );
 
             let first = trace.steering == Steering::FirstToken;
             assert_eq!(first, trace.position == 0);
-            assert_eq!(element.said("steered"), Some(if first { "no: the first token" } else { "yes" }));
+            assert_eq!(
+                element.said("steered"),
+                Some(if first { "no: the first token" } else { "yes" })
+            );
             assert_eq!(element.said("novelty").is_some(), !first);
-            if let (Some(said), Some(relative)) = (element.said("novelty"), trace.relative_novelty) {
+            if let (Some(said), Some(relative)) = (element.said("novelty"), trace.relative_novelty)
+            {
                 let (share, rest) = said.split_once(" of the deep state, ‖e‖ ").unwrap();
                 assert_shows(number(share), relative);
                 assert_shows(number(rest), f64::from(trace.novelty.unwrap()));
@@ -256,7 +262,8 @@ fn check_nesting(html: &str) {
 
 #[test]
 fn nothing_that_is_said_breaks_the_page() {
-    const WRONG: &str = "</p></style></script><script>alert('1')</script>\" onfocus=\"x & &lt;\u{202e}\u{7}";
+    const WRONG: &str =
+        "</p></style></script><script>alert('1')</script>\" onfocus=\"x & &lt;\u{202e}\u{7}";
     let (mut completions, recorder) = run(1.0, 1000);
     completions[0].finish = FinishReason::NoText(TextError::new(WRONG));
     completions[1].finish = FinishReason::StopString(WRONG.to_owned());
@@ -285,8 +292,9 @@ fn a_character_of_several_tokens_comes_with_its_last_one_and_every_token_is_ther
     let (completions, recorder) = run(0.0, 1000);
     let mut crabs = Recorder::new();
     for trace in recorder.tokens() {
-        let token = (trace.position % 4) as TokenId;
-        crabs.token(&RowTrace { token, ..trace.clone() });
+        let mut trace = trace.clone();
+        trace.token = (trace.position % 4) as TokenId;
+        crabs.token(&trace);
     }
     // A token is one of the four bytes of a crab.
     let bytes = |tokens: &[TokenId]| -> Result<String, TextError> {
