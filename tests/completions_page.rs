@@ -93,7 +93,9 @@ fn elements(html: &str) -> Vec<Element> {
             class: attribute(tag, "class"),
             style: attribute(tag, "style"),
             tip: tip.map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
-            text: unescaped(rest.split_once("</span>").unwrap().0),
+            text: unescaped(
+                &rest.split_once("</span>").unwrap().0.replace("<b>", "").replace("</b>", ""),
+            ),
         }
     };
     html.split("<span class=\"t").skip(1).map(element).collect()

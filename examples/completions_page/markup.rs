@@ -24,6 +24,7 @@ pub(super) fn escaped(text: &str) -> String {
 
 /// Three significant digits, with a minus sign that is one.
 pub(super) fn number(x: f64) -> String {
+    let x = if x == 0.0 { 0.0 } else { x }; // no sign
     let size = x.abs();
     let digits = if size == 0.0 || size >= 100.0 {
         0
@@ -41,4 +42,30 @@ pub(super) fn number(x: f64) -> String {
 /// A probability, from its logarithm.
 pub(super) fn percent(log_prob: f64) -> String {
     format!("{} %", number(100.0 * log_prob.exp()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_have_three_digits_that_say_something() {
+        for (x, text) in [
+            (0.0, "0"),
+            (-0.0, "0"),
+            (1234.6, "1235"),
+            (-12.345, "−12.3"),
+            (1.0, "1.00"),
+            (0.98765, "0.988"),
+            (0.000_123_4, "0.000123"),
+            (-0.000_012, "−1.2e−5"),
+            (2.5e7, "2.5e7"),
+        ] {
+            assert_eq!(number(x), text);
+        }
+        assert_eq!(
+            [percent(0.0), percent(0.5f64.ln()), percent(f64::NEG_INFINITY)],
+            ["100 %", "50.0 %", "0 %"]
+        );
+    }
 }

@@ -135,7 +135,7 @@ fn ending(finish: &FinishReason) -> String {
     match finish {
         FinishReason::StopToken(_) => "ended by itself".to_owned(),
         FinishReason::StopString(stop) => format!("ended with {stop:?}"),
-        FinishReason::MaxNewTokens => "cut off: as many tokens as were asked for".to_owned(),
+        FinishReason::MaxNewTokens => "cut off".to_owned(),
         FinishReason::ContextFull => "cut off: the context is full".to_owned(),
         FinishReason::Failed(error) => format!("failed: {error}"),
         FinishReason::NoText(error) => format!("failed: {error}"),
@@ -252,8 +252,8 @@ fn switch(scales: &[Option<Scale>; TINTS.len()]) -> String {
     }
     format!(
         "<div class=\"switch\"><span role=\"radiogroup\" aria-label=\"tint\">tint by {choices}</span>{legends}\
-         <span class=\"legend-mark\"><span class=\"changed\">underlined</span> another token without \
-         steering</span></div>\n\
+         <span class=\"legend-mark\"><b>underlined</b> would have been \
+         another token without steering</span></div>\n\
          <noscript><p>The numbers of each token are shown by a script, which is turned off here.</p></noscript>\n"
     )
 }
@@ -261,6 +261,8 @@ fn switch(scales: &[Option<Scale>; TINTS.len()]) -> String {
 fn arm_section(at: usize, arm: &ShownArm, scales: &[Option<Scale>; TINTS.len()]) -> String {
     let columns = arm.completions.iter().enumerate();
     let columns: String = columns.map(|(at, c)| column(at, c, scales)).collect();
+    let expected = arm.tokens().any(|token| token.trace.novelty.is_some());
+    let tinted = if expected { "" } else { " (no distiller, so nothing to be novel to)" };
     let missing = match arm.dropped {
         0 => String::new(),
         records => format!(
@@ -269,7 +271,7 @@ fn arm_section(at: usize, arm: &ShownArm, scales: &[Option<Scale>; TINTS.len()])
         ),
     };
     format!(
-        "<section class=\"arm\">\n<h2><i class=\"swatch arm-{}\"></i>{} <small>{}</small></h2>\n{missing}\
+        "<section class=\"arm\">\n<h2><i class=\"swatch arm-{}\"></i>{} <small>{}{tinted}</small></h2>\n{missing}\
          <div class=\"columns\">\n{columns}</div>\n</section>\n",
         at % chart::COLOURS,
         escaped(&arm.name),

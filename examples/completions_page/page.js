@@ -22,7 +22,8 @@
     tip.replaceChildren(list);
     tip.hidden = false;
     // Below the token, or above it where there is no room; never beyond the edges.
-    const box = token.getClientRects()[0] ?? token.getBoundingClientRect();
+    const word = token.querySelector("b");
+    const box = word.getClientRects()[0] ?? word.getBoundingClientRect();
     const { offsetWidth: width, offsetHeight: height } = tip;
     const left = Math.max(8, Math.min(box.left, innerWidth - width - 8));
     const below = box.bottom + 8;

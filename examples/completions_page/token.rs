@@ -26,12 +26,18 @@ pub(super) fn element(
         text if text.starts_with('\n') => " line",
         _ => "",
     };
+    // The spaces of a token stay outside of its tint: at the end of a line they would hang over.
+    let word = token.text.trim_start_matches(' ');
+    let (spaces, word) = match word {
+        "" => ("", token.text.as_str()),
+        word => (&token.text[..token.text.len() - word.len()], word),
+    };
     format!(
-        "<span class=\"t{changed}{unseen}\" tabindex=\"{}\" style=\"{}\" data-tip=\"{}\">{}</span>",
+        "<span class=\"t{changed}{unseen}\" tabindex=\"{}\" style=\"{}\" data-tip=\"{}\">{spaces}<b>{}</b></span>",
         if first { "0" } else { "-1" },
         tints.join(";"),
         escaped(&tip(token)),
-        escaped(&token.text),
+        escaped(word),
     )
 }
 
