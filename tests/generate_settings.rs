@@ -441,3 +441,16 @@ fn a_page_that_cannot_be_written_is_said_before_the_model_is_looked_for() {
     assert!(message.starts_with(&format!("error: --html {path}: No such file")), "{message}");
     assert!(message.contains("next step: check the path and the disk"), "{message}");
 }
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_page_that_the_disk_has_no_room_for_fails_the_run_and_the_text_is_still_printed() {
+    let bench = Bench::new();
+    let flags = ["--json", "--model", bench.model(), "--prompt", "w1", "--max-new-tokens", "2"];
+    let output = run(&[&flags[..], &["--html", "/dev/full"]].concat());
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(message.starts_with("error: --html /dev/full: No space left"), "{message}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["arms"].as_array().unwrap().len(), 2);
+}

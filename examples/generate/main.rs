@@ -91,12 +91,13 @@ fn run(args: &Args) -> Result<(), End> {
     }
     arms.iter_mut().for_each(Arm::finish);
     // What is to be kept is kept even if nobody reads the text; what was not learned is not.
-    if let Some(page) = page {
-        page.write(&source.name(), args, &arms, &loaded.tokenizer)?;
-    }
     let mut outcome = arms.iter_mut().try_for_each(Arm::check);
     if let (Ok(()), Some(path), Some(arm)) = (&outcome, &args.files.save, arms.last_mut()) {
         outcome = arm.save(path);
+    }
+    if let Some(page) = page {
+        let written = page.write(&source.name(), args, &arms, &loaded.tokenizer);
+        outcome = outcome.and(written);
     }
     match args.json {
         true => report::print(&source.name(), args, prompt.len(), &arms)?,
