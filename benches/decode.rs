@@ -10,7 +10,6 @@
 
 #![allow(clippy::print_stdout, reason = "a program speaks to its user")]
 
-#[allow(unreachable_pub, reason = "shared with the examples")]
 #[path = "../examples/model_source/mod.rs"]
 mod model_source;
 
@@ -43,6 +42,9 @@ struct Args {
     /// Answer lines on standard input instead.
     #[arg(long)]
     serve: bool,
+    /// Print where the model's file is, and nothing else.
+    #[arg(long)]
+    print_model: bool,
     /// What cargo bench passes.
     #[arg(long, hide = true)]
     bench: bool,
@@ -53,6 +55,10 @@ const PROMPT: &str = "The lighthouse had been dark for twenty years when";
 fn main() -> Result<()> {
     let args = Args::parse();
     let path = ModelSource::SmolLm2.fetch(&Cache::from_env()?)?;
+    if args.print_model {
+        println!("{}", path.display());
+        return Ok(());
+    }
     let model = Llama::from_gguf(&path, &Device::flex())?;
     if args.serve {
         return serve(&model);

@@ -4,18 +4,12 @@ use std::hint::black_box;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use esamp::{DrawKey, Phase, RowId, SamplerConfig, SamplingConfig, StepInput, StepRow, TiedHead};
-use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
+use esamp::{SamplerConfig, SamplingConfig, StepInput, TiedHead};
+
+mod rows;
 
 const VOCAB: usize = 49_152;
 const ROWS: usize = 16;
-
-/// Logits like a language model's: a few tokens far above a broad field.
-fn logits() -> Vec<f32> {
-    let mut rng = ChaCha8Rng::seed_from_u64(1);
-    let mut noise = || -> f32 { (0..6).map(|_| rng.random_range(-1.0f32..1.0)).sum() };
-    (0..ROWS * VOCAB).map(|i| noise() * 2.0 + if i % 5003 == 0 { 12.0 } else { 0.0 }).collect()
-}
 
 fn filters(criterion: &mut Criterion) {
     let device = Device::flex();
@@ -33,25 +27,13 @@ fn filters(criterion: &mut Criterion) {
         ("min-p 0.05, logit bias", plain.clone().with_min_p(0.05).with_logit_bias(7, 1.0)),
     ];
     let head = TiedHead::new(Tensor::zeros([VOCAB, 1], &device));
-    let logits = logits();
+    let logits = rows::logits(ROWS, VOCAB);
     let mut group = criterion.benchmark_group("step of 16 rows, plain");
     group.throughput(Throughput::Elements(ROWS as u64));
     for (name, config) in configs {
         let Ok(sampling) = config.init() else { continue };
         let Ok(mut sampler) = SamplerConfig::new().init(1, &device) else { continue };
-        let rows: Vec<StepRow<'_>> = (0..ROWS as u64)
-            .map(|row| StepRow {
-                id: RowId::new(0, row),
-                phase: Phase::Decode,
-                draw: DrawKey::new(0, &[], row),
-                code: None,
-                prompt: &[],
-                generated: &[],
-                sampling: &sampling,
-                allowed: None,
-                wants_reference_log_prob: false,
-            })
-            .collect();
+        let rows = rows::rows(ROWS, &sampling);
         group.bench_function(name, |bencher| {
             bencher.iter_batched(
                 || Tensor::from_data(TensorData::new(logits.clone(), [ROWS, VOCAB]), &device),

@@ -11,3 +11,6 @@ pub mod telemetry {}
 
 #[doc = include_str!("../docs/guide/starting-points.md")]
 pub mod starting_points {}
+
+#[doc = include_str!("../docs/guide/performance.md")]
+pub mod performance {}

@@ -8,13 +8,13 @@ mod decode;
 mod distiller;
 mod draw;
 mod error;
-mod few_rows;
 mod fire;
 #[cfg(test)]
 #[path = "../tests/golden/mod.rs"]
 mod golden;
 pub mod guide;
 mod hidden;
+mod host;
 mod id;
 #[cfg(feature = "llama")]
 pub mod llama;

@@ -5,7 +5,7 @@ use burn::{
     tensor::{DType, Device, Int, Tensor},
 };
 
-use crate::few_rows::times_transposed;
+use crate::host::{times_rows_at, times_transposed};
 
 /// The head of a language model: hidden state in, one logit per token out.
 ///
@@ -149,16 +149,12 @@ fn rows_of(
     tokens: Tensor<2, Int>,
 ) -> Tensor<2> {
     let [rows, candidates] = tokens.dims();
-    let d_model = hidden.dims()[1];
-    let hidden = in_dtype_of(hidden, weight.dtype()).reshape([rows, d_model, 1]);
-    let flat = tokens.reshape([rows * candidates]);
-    let logits = weight
-        .select(0, flat.clone())
-        .reshape([rows, candidates, d_model])
-        .matmul(hidden)
-        .reshape([rows, candidates]);
+    let logits = times_rows_at(in_dtype_of(hidden, weight.dtype()), &weight, &tokens);
     match bias {
-        Some(bias) => logits + bias.select(0, flat).reshape([rows, candidates]),
+        Some(bias) => {
+            let flat = tokens.reshape([rows * candidates]);
+            logits + bias.select(0, flat).reshape([rows, candidates])
+        }
         None => logits,
     }
 }

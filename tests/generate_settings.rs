@@ -86,7 +86,7 @@ fn error(args: &[&str]) -> String {
 fn reweighters_have_the_librarys_names_and_their_usual_strength() {
     let bench = Bench::new();
     for (name, written, beta) in [
-        ("subtract", json!("subtract"), 0.25),
+        ("subtract", json!("subtract"), 0.5),
         ("orthogonal", json!("orthogonal"), 1.0),
         ("sharpen", json!("sharpen"), 0.25),
         ("random-reward", json!("random_reward"), 0.25),

@@ -32,6 +32,8 @@ mod sampler_step;
 mod selection;
 #[path = "cases/starting_points.rs"]
 mod starting_points;
+#[path = "cases/state_bytes.rs"]
+mod state_bytes;
 #[path = "cases/telemetry.rs"]
 mod telemetry;
 #[path = "cases/traps.rs"]

@@ -18,17 +18,31 @@ pub struct Work {
 const ADAM_BYTES: f64 = 32.0;
 
 impl Work {
-    pub fn of(config: &LlamaConfig, case: &Case, candidates: f64, tokens: usize) -> Self {
-        let (rows, slots) = ((case.prompts * case.completions) as f64, case.prompts as f64);
+    /// `weight_bytes` is the size of one of the model's numbers, in its weights and its cache. The distillers' are `f32`.
+    pub fn of(
+        config: &LlamaConfig,
+        case: &Case,
+        weight_bytes: usize,
+        candidates: f64,
+        tokens: usize,
+    ) -> Self {
+        let (rows, slots) = ((case.prompts * case.completions) as f64, case.slots() as f64);
+        let weight_bytes = weight_bytes as f64;
         let d = config.d_model as f64;
         // Every weight is read once a step and multiplied with every row; the embedding is read only as the head.
         let weights = config.num_params() as f64;
+        // Where the embedding is a matrix of its own, only the rows of the step's tokens are read of it.
+        let embedding = match config.tied_embeddings {
+            true => 0.0,
+            false => (config.vocab_size * config.d_model) as f64,
+        };
+        let weights = weights - embedding;
         // Attention: keys and values of half the completion on average, and the prompt.
         let columns = 12.0 + tokens as f64 / 2.0;
         let kv = 2.0 * (config.n_layers * config.n_kv_heads * config.head_dim) as f64;
         let attention = 2.0 * (config.n_layers * config.n_heads * config.head_dim) as f64;
         let model_flops = rows * (2.0 * weights + 2.0 * attention * columns);
-        let model_bytes = 4.0 * (weights + rows * kv * columns);
+        let model_bytes = weight_bytes * (weights + rows * kv * columns);
         if case.beta == 0.0 {
             return Self { floor_flops: 1.0, floor_bytes: 1.0 };
         }
@@ -46,7 +60,8 @@ impl Work {
         let distiller_flops = rows * 2.0 * parameters * 4.0 + slots * 12.0 * parameters;
         let distiller_bytes = slots * parameters * (4.0 + ADAM_BYTES);
         let expected_flops = rows * 2.0 * candidates * d;
-        let expected_bytes = 4.0 * rows * candidates * d;
+        // Rows of the head for each candidate, or all of them once.
+        let expected_bytes = weight_bytes * (rows * candidates).min(config.vocab_size as f64) * d;
         let ratio = |model: f64, extra: f64| model / (model + extra);
         Self {
             floor_flops: ratio(model_flops, distiller_flops + expected_flops),

@@ -2,20 +2,23 @@
 
 use std::{error::Error, fmt, time::Instant};
 
+use clap::ValueEnum;
 use esamp::{
     CausalLm, Counters, Decoder, DistillerConfig, LowRankConfig, Request, Sampler, SamplerConfig,
-    SamplingConfig, SwiGluConfig, TokenId,
-    llama::{Llama, Tokenizer},
+    SamplingConfig, Sharing, Staleness, SwiGluConfig, TokenId, TrainingConfig, llama::Llama,
 };
 use serde::Serialize;
 
-use crate::floor::Work;
+use crate::{device::DeviceName, floor::Work, subject::Subject};
 
 /// The distillers that are compared.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum DistillerName {
+    /// The reference's, rank 64.
     LowRank,
+    /// The paper's.
+    #[value(name = "swiglu")]
     SwiGlu,
 }
 
@@ -27,7 +30,7 @@ impl DistillerName {
         }
     }
 
-    fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::LowRank => "low-rank 64",
             Self::SwiGlu => "swiglu (paper)",
@@ -36,10 +39,12 @@ impl DistillerName {
 }
 
 /// The filters that are compared.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum FilterName {
+    /// 0.05
     MinP,
+    /// 0.95
     TopP,
     None,
 }
@@ -71,12 +76,20 @@ pub struct Case {
     pub filter: FilterName,
     pub distiller: DistillerName,
     pub beta: f32,
+    pub sharing: Sharing,
+    /// Whether updates run on a thread of their own.
+    pub background: bool,
+    /// Whether the two take turns step by step, or generation by generation.
+    pub in_turns: bool,
 }
 
 /// What came out, one object per configuration.
 #[derive(Clone, Debug, Serialize)]
 pub struct Figures {
     config: String,
+    model: &'static str,
+    dtype: &'static str,
+    device: &'static str,
     rows: usize,
     distiller: DistillerName,
     beta: f32,
@@ -101,37 +114,44 @@ pub struct Figures {
 /// Milliseconds a step by stage.
 type Stages = Vec<(&'static str, f64)>;
 
-const PROMPTS: [&str; 4] = [
-    "The lighthouse had been dark for twenty years when",
-    "A short list of things that a robot could learn from a gardener:",
-    "Dear editor, I am writing to you because the river behind our house",
-    "In the year that the clocks stopped, nobody in the village",
-];
-
 impl Case {
     pub fn name(&self) -> String {
-        format!(
+        let mut name = format!(
             "{} x {}, {}, {}, beta {}",
             self.prompts,
             self.completions,
             self.filter.name(),
             self.distiller.name(),
             self.beta
-        )
+        );
+        if self.sharing == Sharing::Global {
+            name += ", global";
+        }
+        if self.background {
+            name += ", background";
+        }
+        name
+    }
+
+    /// Distillers that learn in a step.
+    pub fn slots(&self) -> usize {
+        if self.sharing == Sharing::Global { 1 } else { self.prompts }
     }
 
     /// Runs the case. The first round warms up caches and threads and is not counted.
     pub fn run(
         &self,
-        model: &Llama,
-        tokenizer: &Tokenizer,
+        subject: &Subject,
+        device: DeviceName,
         rounds: usize,
         tokens: usize,
     ) -> Result<Figures, Box<dyn Error>> {
+        let model = &subject.model;
+        let prompts = subject.prompts(self.prompts)?;
         let mut arms = [self.decoder(model)?, self.decoder(model)?];
         let (mut ratios, mut speeds) = (Vec::new(), [Vec::new(), Vec::new()]);
         for round in 0..=rounds {
-            let seconds = self.round(&mut arms, tokenizer, round, tokens)?;
+            let seconds = self.round(&mut arms, &prompts, round, tokens)?;
             if round > 0 {
                 ratios.push(seconds[0] / seconds[1]);
                 // The first token comes of the prefill, and the second of the step that prefills.
@@ -145,10 +165,14 @@ impl Case {
         let counters = *arms[1].sampler().counters();
         self.check(&counters, rounds + 1, tokens)?;
         let candidates = counters.candidates as f64 / counters.tokens as f64;
-        let work = Work::of(model.config(), self, candidates, tokens);
+        let weight_bytes = subject.dtype.dtype().size();
+        let work = Work::of(model.config(), self, weight_bytes, candidates, tokens);
         let [plain, esamp] = speeds.map(|speeds| quantile(speeds, 0.5));
         Ok(Figures {
             config: self.name(),
+            model: subject.name,
+            dtype: subject.dtype.name(),
+            device: device.name(),
             rows: self.prompts * self.completions,
             distiller: self.distiller,
             beta: self.beta,
@@ -169,7 +193,11 @@ impl Case {
     }
 
     fn decoder<'m>(&self, model: &'m Llama) -> Result<Decoder<&'m Llama>, Box<dyn Error>> {
-        let sampler = SamplerConfig::new().with_distiller(self.distiller.config());
+        let staleness = if self.background { Staleness::Background } else { Staleness::Inline };
+        let sampler = SamplerConfig::new()
+            .with_distiller(self.distiller.config())
+            .with_sharing(self.sharing)
+            .with_training(TrainingConfig { staleness, ..TrainingConfig::default() });
         Ok(Decoder::new(model, sampler.init(model.d_model(), &model.device())?))
     }
 
@@ -177,25 +205,29 @@ impl Case {
     fn round(
         &self,
         arms: &mut [Decoder<&Llama>; 2],
-        tokenizer: &Tokenizer,
+        prompts: &[Vec<TokenId>],
         round: usize,
         tokens: usize,
     ) -> Result<[f64; 2], Box<dyn Error>> {
-        for (arm, beta) in arms.iter_mut().zip([0.0, self.beta]) {
-            let sampling = self.filter.sampling(beta).init()?;
-            for prompt in PROMPTS.iter().take(self.prompts) {
-                let prompt: Vec<TokenId> = tokenizer.encode(prompt)?;
-                let request = Request::new(prompt)
-                    .with_completions(self.completions)
-                    .with_max_new_tokens(tokens)
-                    .with_seed(round as u64)
-                    .with_sampling(sampling.clone());
-                arm.submit(request)?;
-            }
-            arm.step()?; // prefills, and the first decode step
-        }
         let mut seconds = [0.0; 2];
         let mut turn = round % 2;
+        if !self.in_turns {
+            for place in [turn, 1 - turn] {
+                let arm = &mut arms[place];
+                self.begin(arm, place, prompts, round, tokens)?;
+                settle(arm)?;
+                let started = Instant::now();
+                while !arm.is_idle() {
+                    arm.step()?;
+                }
+                settle(arm)?;
+                seconds[place] = started.elapsed().as_secs_f64();
+            }
+            return Ok(seconds);
+        }
+        for (place, arm) in arms.iter_mut().enumerate() {
+            self.begin(arm, place, prompts, round, tokens)?;
+        }
         while arms.iter().any(|arm| !arm.is_idle()) {
             for place in [turn, 1 - turn] {
                 if !arms[place].is_idle() {
@@ -209,12 +241,34 @@ impl Case {
         Ok(seconds)
     }
 
+    /// Submits the prompts, prefills them and does the first decode step.
+    fn begin(
+        &self,
+        arm: &mut Decoder<&Llama>,
+        place: usize,
+        prompts: &[Vec<TokenId>],
+        round: usize,
+        tokens: usize,
+    ) -> Result<(), Box<dyn Error>> {
+        let sampling = self.filter.sampling([0.0, self.beta][place]).init()?;
+        for prompt in prompts {
+            let request = Request::new(prompt.clone())
+                .with_completions(self.completions)
+                .with_max_new_tokens(tokens)
+                .with_seed(round as u64)
+                .with_sampling(sampling.clone());
+            arm.submit(request)?;
+        }
+        arm.step()?;
+        Ok(())
+    }
+
     /// Refuses a run that did not do the work that it is timed for.
     fn check(&self, counters: &Counters, rounds: usize, tokens: usize) -> Result<(), String> {
         let rows = (self.prompts * self.completions) as u64;
         let steps = (rounds * (tokens - 1)) as u64;
         let steered = if self.beta == 0.0 { 0 } else { 1 };
-        let expected = (rows * steps * steered, self.prompts as u64 * steps * steered);
+        let expected = (rows * steps * steered, self.slots() as u64 * steps * steered);
         let got = (counters.rows_learned, counters.updates);
         if got == expected && counters.tokens == rows * (rounds * tokens) as u64 {
             return Ok(());
@@ -228,6 +282,13 @@ impl Case {
             got.1
         ))
     }
+}
+
+/// Waits until everything that the arm has started is done.
+fn settle(arm: &mut Decoder<&Llama>) -> Result<(), Box<dyn Error>> {
+    arm.sampler_mut().finish()?;
+    arm.model().device().sync().map_err(|error| format!("device: {error:?}"))?;
+    Ok(())
 }
 
 /// Where the steps of a sampler went, the first round and the first tokens with them.
@@ -273,6 +334,6 @@ impl fmt::Display for Figures {
                 write!(f, " {name} {ms:.2}")?;
             }
         }
-        Ok(())
+        write!(f, "\n    {:.1} candidates a token", self.candidates_per_token)
     }
 }

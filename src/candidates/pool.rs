@@ -1,7 +1,7 @@
 //! From a row of logits to its candidates, without sorting the vocabulary.
 
 use super::{Candidate, Candidates, Reach, RowStats, TokenMask, order::place};
-use crate::{error::RowError, id::TokenId};
+use crate::{error::RowError, host::exp_of_negative, id::TokenId};
 
 /// The candidates of one row: every token that is neither masked nor sure to be dropped by the row's first filter,
 /// which sees `reach` of them. Logits are divided by `temperature`. With `wants_stats` the candidates carry the
@@ -196,7 +196,7 @@ fn likely(logits: &[f32], temperature: f32, max: f32, p: f64) -> Candidates {
 /// `Σ exp((logit − max) / temperature)`.
 fn mass(logits: &[f32], temperature: f32, max: f32) -> f64 {
     let mut total = 0.0f64;
-    let weight = |logit: f32| exp((logit - max) / temperature);
+    let weight = |logit: f32| exp_of_negative((logit - max) / temperature);
     for chunk in logits.chunks(256) {
         // Short sums in f32, several side by side, so that they can be done in parallel; their sum in f64.
         const LANES: usize = 16;
@@ -211,20 +211,6 @@ fn mass(logits: &[f32], temperature: f32, max: f32) -> f64 {
         total += f64::from(sums.iter().sum::<f32>() + rest);
     }
     total
-}
-
-/// `eˣ` for `x ≤ 0`, relative error below 3e-7, 0 below −87: without a call, so that the compiler can do several at once.
-fn exp(x: f32) -> f32 {
-    const ROUND: f32 = 12_582_912.0; // 1.5·2²³: adding and subtracting it rounds to an integer
-    let x = if x > -87.0 { x } else { -87.0 };
-    let n = (x * std::f32::consts::LOG2_E + ROUND) - ROUND;
-    // ln 2 in two parts: the first has so few bits that n times it is exact.
-    let r = (x - n * 0.693_359_4) - n * -2.121_944_4e-4;
-    let poly = [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0]
-        .into_iter()
-        .fold(0.0, |sum, coefficient| sum * r + coefficient);
-    let power = f32::from_bits(((n as i32 + 127) << 23) as u32);
-    if x > -87.0 { poly * power } else { 0.0 }
 }
 
 fn candidate(token: usize, logit: f32, temperature: f32) -> Candidate {
@@ -246,18 +232,6 @@ mod tests {
         draw::DrawKey,
         id::RowId,
     };
-
-    #[test]
-    fn exp_is_exp() {
-        for i in 0..200_000 {
-            let x = -(i as f32) * 4.3e-4;
-            let exact = f64::from(x).exp();
-            let error = (f64::from(exp(x)) - exact).abs() / exact;
-            assert!(error < 3e-7, "exp({x}): {error:e}");
-        }
-        assert_eq!(exp(0.0), 1.0);
-        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
-    }
 
     #[test]
     fn log_sum_exp_by_hand() {

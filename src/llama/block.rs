@@ -1,6 +1,6 @@
 //! One transformer block.
 
-use burn::tensor::{DType, Tensor, activation::silu};
+use burn::tensor::{DType, Tensor};
 
 use super::{
     attention::{Attention, Pass},
@@ -8,6 +8,7 @@ use super::{
     linear::Linear,
     norm::RmsNorm,
 };
+use crate::host::silu_gated;
 
 /// Attention and MLP, each behind a norm and beside a residual.
 #[derive(Clone, Debug)]
@@ -56,9 +57,6 @@ impl Mlp {
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         let [rows, seq, d_model] = x.dims();
         let both = self.gate_up.forward(x.reshape([rows * seq, d_model]));
-        let d_hidden = both.dims()[1] / 2;
-        let gate = silu(both.clone().narrow(1, 0, d_hidden));
-        let up = both.narrow(1, d_hidden, d_hidden);
-        self.down.forward(gate * up).reshape([rows, seq, d_model])
+        self.down.forward(silu_gated(both)).reshape([rows, seq, d_model])
     }
 }

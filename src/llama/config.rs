@@ -200,7 +200,7 @@ impl RopeScaling {
     }
 }
 
-fn positive(key: &str, value: f32) -> Result<(), LoadError> {
+pub(super) fn positive(key: &str, value: f32) -> Result<(), LoadError> {
     match value.is_finite() && value > 0.0 {
         true => Ok(()),
         false => Err(unusable(key, "a finite number above 0", value)),

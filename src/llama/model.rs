@@ -8,7 +8,7 @@ use super::{
     cache::LlamaCache,
     config::LlamaConfig,
     linear::Linear,
-    load::TensorSource,
+    load::{EMBEDDING, HEAD, TensorSource},
     norm::RmsNorm,
     rope::Rope,
 };
@@ -40,15 +40,14 @@ impl Llama {
     ) -> Result<Self, LoadError> {
         config.validate()?;
         let mut weights = Weights { source, device };
-        let embedding =
-            weights.matrix("model.embed_tokens.weight", [config.vocab_size, config.d_model])?;
+        let embedding = weights.matrix(EMBEDDING, [config.vocab_size, config.d_model])?;
         let blocks = (0..config.n_layers)
             .map(|block| weights.block(&config, block))
             .collect::<Result<_, _>>()?;
         let norm = weights.norm("model.norm.weight", config.d_model, &config)?;
         let head = match config.tied_embeddings {
             true => embedding.clone(),
-            false => weights.matrix("lm_head.weight", [config.vocab_size, config.d_model])?,
+            false => weights.matrix(HEAD, [config.vocab_size, config.d_model])?,
         };
         Ok(Self {
             rope: Rope::new(&config),
@@ -242,25 +241,24 @@ impl Weights<'_> {
         d_input: usize,
         has_bias: bool,
     ) -> Result<Linear, LoadError> {
-        let rows: usize = parts.iter().map(|(_, rows)| rows).sum();
-        // The sizes come from a file: nothing is reserved for them before the tensors are there.
-        let mut weights = Vec::new();
+        let named: Vec<(String, usize)> =
+            parts.iter().map(|(name, rows)| (format!("{name}.weight"), *rows)).collect();
+        let named: Vec<(&str, usize)> =
+            named.iter().map(|(name, rows)| (name.as_str(), *rows)).collect();
+        let weight = self.source.take_matrices(&named, d_input, self.device)?;
         let mut bias = Vec::new();
-        for (name, rows) in parts {
-            weights.push(self.source.take(&format!("{name}.weight"), &[*rows, d_input])?);
-            if has_bias {
+        if has_bias {
+            for (name, rows) in parts {
                 bias.extend(self.source.take(&format!("{name}.bias"), &[*rows])?);
             }
         }
-        let weight = TensorData::new(weights.concat(), [rows, d_input]);
-        let weight = Tensor::from_data(weight, self.device);
+        let rows = bias.len();
         let bias = has_bias.then(|| Tensor::from_data(TensorData::new(bias, [rows]), self.device));
         Ok(Linear::new(weight, bias))
     }
 
-    fn matrix(&mut self, name: &str, shape: [usize; 2]) -> Result<Tensor<2>, LoadError> {
-        let values = self.source.take(name, &shape)?;
-        Ok(Tensor::from_data(TensorData::new(values, shape), self.device))
+    fn matrix(&mut self, name: &str, [rows, columns]: [usize; 2]) -> Result<Tensor<2>, LoadError> {
+        self.source.take_matrices(&[(name, rows)], columns, self.device)
     }
 
     fn norm(

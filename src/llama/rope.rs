@@ -3,6 +3,7 @@
 use burn::tensor::{Device, Tensor, TensorData};
 
 use super::config::{LlamaConfig, RopeScaling};
+use crate::host::rotate_halves;
 
 /// The angle per position of each pair of a head's dimensions (Su et al., *RoFormer*, arXiv 2104.09864).
 #[derive(Clone, Debug)]
@@ -60,11 +61,7 @@ impl Angles {
     /// Turns every head of `x`, `[rows, seq, heads, head_dim]`, by its position. Pairs are a dimension and the one half
     /// a head further on.
     pub(super) fn rotate(&self, x: Tensor<4>) -> Tensor<4> {
-        let half = x.dims()[3] / 2;
-        let first = x.clone().narrow(3, 0, half);
-        let second = x.clone().narrow(3, half, half);
-        let turned = Tensor::cat(vec![second.neg(), first], 3);
-        x * self.cos.clone() + turned * self.sin.clone()
+        rotate_halves(x, &self.cos, &self.sin)
     }
 }
 

@@ -121,6 +121,13 @@ impl Sampler {
         self.trainer.distillers()
     }
 
+    /// Bytes of the distillers in use: their parameters and what their optimizers remember, all in `f32`. Twice as much with
+    /// [`Staleness::Background`](crate::Staleness), where the worker has copies. A distiller's is there when it has predicted
+    /// or learned; docs/design/bank.md says how much it is. Gradients, which live as long as an update, are not counted.
+    pub fn state_bytes(&self) -> usize {
+        self.trainer.state_bytes()
+    }
+
     /// Which requests share a distiller.
     pub fn sharing(&self) -> Sharing {
         self.config.sharing

@@ -75,6 +75,10 @@ impl<S: Slots> OnlineTrainer for AdaptiveTrainer<S> {
         self.own.distillers() + self.shared.distillers()
     }
 
+    fn state_bytes(&self) -> usize {
+        self.own.state_bytes() + self.shared.state_bytes()
+    }
+
     fn updates(&self, row: RowId) -> u64 {
         self.own.updates(row)
     }

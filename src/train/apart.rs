@@ -82,6 +82,10 @@ impl<D: Distiller> Slots for ApartSlots<D> {
         self.slots[place].export(0)
     }
 
+    fn state_bytes(&self) -> usize {
+        self.slots.iter().map(StackedSlots::state_bytes).sum()
+    }
+
     fn import(&mut self, place: usize, tensors: SlotTensors) -> Result<(), Misfit> {
         self.slots[place].import(0, tensors)
     }

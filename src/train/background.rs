@@ -271,6 +271,11 @@ impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> 
         self.visible.distillers()
     }
 
+    fn state_bytes(&self) -> usize {
+        // The worker's copy is as large.
+        2 * self.visible.state_bytes()
+    }
+
     fn updates(&self, row: RowId) -> u64 {
         self.visible.updates(row)
     }

@@ -135,6 +135,10 @@ impl<S: Slots> InlineTrainer<S> {
         let work = self.work(rows);
         let updates = self.slots.update(&work, hidden)?;
         if updates > 0 {
+            // A device that queues its work sends it out in batches: without this the end of the update would wait for the
+            // next forward pass. Nothing is waited for on the device; on a CPU it does nothing. What could not be sent out is
+            // reported by whoever reads next.
+            let _ = hidden.device().flush();
             for (key, _) in self.bank.groups(rows) {
                 if let Some(seat) = self.bank.get_mut(key) {
                     seat.updates += 1;
@@ -253,6 +257,10 @@ impl<S: Slots> OnlineTrainer for InlineTrainer<S> {
 
     fn distillers(&self) -> usize {
         self.bank.len()
+    }
+
+    fn state_bytes(&self) -> usize {
+        self.slots.state_bytes()
     }
 
     fn updates(&self, row: RowId) -> u64 {

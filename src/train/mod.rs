@@ -84,6 +84,9 @@ pub(crate) trait OnlineTrainer: Debug + Send {
     /// Number of distillers in use.
     fn distillers(&self) -> usize;
 
+    /// Bytes of the distillers in use: parameters and optimizer states.
+    fn state_bytes(&self) -> usize;
+
     /// Updates that the distiller of a row has had, as far as predictions see them.
     fn updates(&self, row: RowId) -> u64;
 

@@ -72,9 +72,17 @@ pub(crate) trait Slots: Clone + Debug + Send + 'static {
     /// What a slot has learned.
     fn export(&self, place: usize) -> SlotTensors;
 
+    /// Bytes of all parameters and moments that are kept.
+    fn state_bytes(&self) -> usize;
+
     /// Puts what a slot has learned in its place. Says which tensor does not fit: its name and the numbers of values
     /// expected and got.
     fn import(&mut self, place: usize, tensors: SlotTensors) -> Result<(), Misfit>;
+}
+
+/// Bytes of the values of these tensors.
+pub(super) fn bytes<'a>(tensors: impl IntoIterator<Item = &'a Tensor<3>>) -> usize {
+    tensors.into_iter().map(|t| t.dims().iter().product::<usize>() * t.dtype().size()).sum()
 }
 
 /// A tensor, or a list of them, that does not belong to the distiller.
@@ -179,6 +187,14 @@ impl<D: Distiller> Slots for SeparateSlots<D> {
             first: flat(moments.first),
             second: flat(moments.second),
         }
+    }
+
+    fn state_bytes(&self) -> usize {
+        let of = |learner: &Learner<D>| {
+            let moments = learner.moments.as_ref().map_or(0, Moments::bytes);
+            bytes(&flat_parameters(&learner.distiller)) + moments
+        };
+        self.learners.iter().map(of).sum()
     }
 
     fn import(&mut self, place: usize, tensors: SlotTensors) -> Result<(), Misfit> {

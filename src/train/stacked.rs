@@ -10,7 +10,7 @@ use burn::{
 use super::{
     LossReduction, OptimizerConfig,
     rule::{Moments, apply},
-    slots::{Misfit, SlotRows, SlotTensors, Slots, check_fit, check_prediction},
+    slots::{Misfit, SlotRows, SlotTensors, Slots, bytes, check_fit, check_prediction},
 };
 use crate::{
     distiller::{Distiller, StackedDistiller},
@@ -181,6 +181,10 @@ impl<D: Distiller> Slots for StackedSlots<D> {
             first: flat(&self.moments.first),
             second: flat(&self.moments.second),
         }
+    }
+
+    fn state_bytes(&self) -> usize {
+        bytes(&self.parameters) + self.moments.bytes()
     }
 
     fn import(&mut self, place: usize, tensors: SlotTensors) -> Result<(), Misfit> {

@@ -1,12 +1,15 @@
 //! Weights without a checkpoint: for benchmarks of shapes and for tests.
 
-use burn::tensor::Device;
+use burn::tensor::{DType, Device, Distribution, Tensor};
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 
-use super::TensorSource;
+use super::{EMBEDDING, HEAD, TensorSource};
 use crate::{
     error::LoadError,
-    llama::{Llama, LlamaConfig},
+    llama::{
+        Llama, LlamaConfig,
+        config::{positive, unusable},
+    },
 };
 
 impl Llama {
@@ -18,6 +21,43 @@ impl Llama {
     pub fn random(config: LlamaConfig, seed: u64, device: &Device) -> Result<Self, LoadError> {
         let mut source = RandomSource(ChaCha8Rng::seed_from_u64(seed));
         Self::from_source(config, &mut source, device)
+    }
+
+    /// A model of this shape with random weights that the device draws itself, one matrix at a time, in the precision that
+    /// they stay in: for benchmarks of shapes whose `f32` weights would take minutes on the host, or room that is not there.
+    ///
+    /// As [`random`](Self::random), but other numbers, and others on each backend; and the logits of the first are flat, their
+    /// standard deviation is 1 whatever the shape. Here it is about `logit_std`: the LM head is scaled by it, and with it the
+    /// embedding where that is the same matrix. With 4, min-p 0.05 leaves some 10 to 20 of 50,000 to 150,000 tokens.
+    ///
+    /// The device's generator is seeded for everybody who draws from it: two models of one seed are equal if nobody
+    /// draws meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError::Key`] when the configuration does not fit together, `logit_std` is not a finite number above 0, or `dtype`
+    /// is none of `f32`, `f16` and `bf16`, or one that the device does not have.
+    pub fn random_on_device(
+        config: LlamaConfig,
+        logit_std: f32,
+        seed: u64,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self, LoadError> {
+        positive("logit_std", logit_std)?;
+        // Before gigabytes are drawn.
+        if !matches!(dtype, DType::F32 | DType::F16 | DType::BF16) {
+            return Err(unusable("dtype", "f32, f16 or bf16", format!("{dtype:?}")));
+        }
+        if !device.supports_dtype(dtype) {
+            return Err(unusable("dtype", "a type that the device has", format!("{dtype:?}")));
+        }
+        device.seed(seed);
+        let head = if config.tied_embeddings { EMBEDDING } else { HEAD };
+        let mut source = DeviceSource { head, logit_std, dtype };
+        let model = Self::from_source(config, &mut source, device)?;
+        // Norms and biases; what has the type already is left alone.
+        model.cast(dtype).map_err(|error| unusable("dtype", "a type for every tensor", error))
     }
 }
 
@@ -32,5 +72,109 @@ impl TensorSource for RandomSource {
             }
             _ => vec![1.0; shape.iter().product()],
         })
+    }
+}
+
+/// Draws matrices on the device.
+struct DeviceSource {
+    /// The matrix that makes logits.
+    head: &'static str,
+    logit_std: f32,
+    dtype: DType,
+}
+
+impl TensorSource for DeviceSource {
+    fn take(&mut self, _name: &str, shape: &[usize]) -> Result<Vec<f32>, LoadError> {
+        Ok(vec![1.0; shape.iter().product()])
+    }
+
+    fn take_matrices(
+        &mut self,
+        parts: &[(&str, usize)],
+        columns: usize,
+        device: &Device,
+    ) -> Result<Tensor<2>, LoadError> {
+        let rows: usize = parts.iter().map(|(_, rows)| rows).sum();
+        let is_head = parts.iter().any(|(name, _)| *name == self.head);
+        let std = if is_head { self.logit_std } else { 1.0 };
+        let bound = f64::from(std) * (3.0 / columns as f64).sqrt();
+        // Drawn in f32 whatever the type: not every generator knows every type.
+        let uniform = Distribution::Uniform(-bound, bound);
+        let weights = Tensor::<2>::random([rows, columns], uniform, (device, DType::F32));
+        Ok(weights.cast(self.dtype))
+    }
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use burn::tensor::Int;
+
+    use super::*;
+    use crate::{CausalLm, NoTap, llama::RopeScaling};
+
+    fn shape(tied_embeddings: bool) -> LlamaConfig {
+        LlamaConfig {
+            d_model: 64,
+            d_hidden: 96,
+            n_layers: 2,
+            n_heads: 4,
+            n_kv_heads: 2,
+            head_dim: 16,
+            vocab_size: 4096,
+            context_length: 16,
+            rms_norm_eps: 1e-6,
+            rope_theta: 1e4,
+            rope_scaling: RopeScaling::None,
+            tied_embeddings,
+            qkv_bias: true,
+            o_bias: false,
+            qk_norm: false,
+        }
+    }
+
+    /// Logits are a sum over the width of independent weights times a state whose squares sum to the width: their variance
+    /// is that of `width` weights, `logit_std²`.
+    #[test]
+    fn logits_spread_as_they_were_asked_to() {
+        let device = Device::flex();
+        for (tied, std) in [(false, 1.0), (false, 4.0), (true, 4.0)] {
+            let model = Llama::random_on_device(shape(tied), std, 5, DType::F32, &device);
+            let model = model.unwrap();
+            let tokens = Tensor::<1, Int>::from_data([3, 1, 4], &device).unsqueeze::<2>();
+            let logits = model.forward(tokens, &mut model.new_cache(), &mut NoTap).unwrap();
+            let logits: Vec<f32> = logits.into_data().try_into_vec().unwrap();
+            let square = logits.iter().map(|logit| logit * logit).sum::<f32>() / 4096.0;
+            // 4096 draws tell the deviation to within some 1.1 %; the tied head also sees the token's own row.
+            assert!((square.sqrt() / std - 1.0).abs() < 0.06, "{tied} {std}: {}", square.sqrt());
+        }
+    }
+
+    #[test]
+    fn weights_are_drawn_in_the_type_that_they_stay_in() {
+        let device = Device::flex();
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            let model = Llama::random_on_device(shape(false), 4.0, 5, dtype, &device).unwrap();
+            assert_eq!(model.kv_bytes_per_token(), 2 * 2 * 2 * 16 * dtype.size());
+            let tokens = Tensor::<1, Int>::from_data([3], &device).unsqueeze::<2>();
+            let logits = model.forward(tokens, &mut model.new_cache(), &mut NoTap).unwrap();
+            assert_eq!((logits.dims(), logits.dtype()), ([1, 4096], dtype));
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_drawn_is_refused() {
+        let device = Device::flex();
+        let refused = |std: f32, dtype: DType| {
+            Llama::random_on_device(shape(false), std, 5, dtype, &device).unwrap_err().to_string()
+        };
+        for std in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+            let expected = format!("key logit_std: expected a finite number above 0, got {std}");
+            assert_eq!(refused(std, DType::F32), expected);
+        }
+        assert_eq!(refused(4.0, DType::F64), "key dtype: expected f32, f16 or bf16, got F64");
+        let mut config = shape(false);
+        config.n_kv_heads = 3;
+        let error = Llama::random_on_device(config, 4.0, 5, DType::F32, &device).unwrap_err();
+        assert_eq!(error.to_string(), "key n_kv_heads: expected a divisor of 4 heads, got 3");
     }
 }

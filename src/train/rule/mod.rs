@@ -5,7 +5,7 @@ mod host;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
-use super::{OptimizerConfig, UpdateRule};
+use super::{OptimizerConfig, UpdateRule, slots::bytes};
 
 /// What an optimizer remembers between updates: for each parameter a tensor of its shape, where the rule needs one.
 #[derive(Clone, Debug, Default)]
@@ -29,6 +29,11 @@ impl Moments {
             UpdateRule::Adam { .. } | UpdateRule::AdamW { .. } => (true, true),
         };
         Self { first: zeros(first), second: zeros(second) }
+    }
+
+    /// Bytes of all of it.
+    pub(super) fn bytes(&self) -> usize {
+        bytes(self.first.iter().chain(&self.second))
     }
 
     /// The same change to every tensor.

@@ -1,0 +1,36 @@
+//! Rows, states and logits of a step that nobody has decoded.
+#![allow(dead_code, reason = "each bench uses a part of this")]
+
+use burn::tensor::{Device, Tensor, TensorData};
+use esamp::{DrawKey, Phase, RowId, Sampling, StepRow};
+use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
+
+/// Decode rows of one prompt.
+pub(crate) fn rows(count: usize, sampling: &Sampling) -> Vec<StepRow<'_>> {
+    let row = |row: u64| StepRow {
+        id: RowId::new(0, row),
+        phase: Phase::Decode,
+        draw: DrawKey::new(0, &[], row),
+        code: None,
+        prompt: &[],
+        generated: &[],
+        sampling,
+        allowed: None,
+        wants_reference_log_prob: false,
+    };
+    (0..count as u64).map(row).collect()
+}
+
+/// Numbers within ±0.5 that do not repeat; another `scale` gives others.
+pub(crate) fn wave(shape: [usize; 2], scale: f32, device: &Device) -> Tensor<2> {
+    let numbers: Vec<f32> =
+        (0..shape[0] * shape[1]).map(|i| (i as f32 * scale).sin() * 0.5).collect();
+    Tensor::from_data(TensorData::new(numbers, shape), device)
+}
+
+/// Logits like a language model's: a few tokens far above a broad field.
+pub(crate) fn logits(rows: usize, vocab: usize) -> Vec<f32> {
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    let mut noise = || -> f32 { (0..6).map(|_| rng.random_range(-1.0f32..1.0)).sum() };
+    (0..rows * vocab).map(|i| noise() * 2.0 + if i % 5003 == 0 { 12.0 } else { 0.0 }).collect()
+}

@@ -1,0 +1,218 @@
+//! A few rows with a large matrix.
+//!
+//! General matrix multiplication copies blocks of the matrix into an order of its own before it multiplies, which pays only for
+//! many rows. Here rows of the matrix are multiplied where they are, each element summed in the same order whatever the
+//! number of rows: a row's numbers do not depend on which others are in its batch.
+
+use burn::tensor::Tensor;
+use pulp::{Arch, Simd, WithSimd};
+
+use super::{flex, share, tensor};
+
+/// With more rows a product that copies blocks of the matrix into an order of its own is as fast.
+pub(super) const MOST_ROWS: usize = 128;
+
+/// Multiply-adds that are worth a second thread.
+const WORK_OF_A_THREAD: usize = 300_000;
+
+/// Parts per thread, so that one which is held up does not hold up all.
+const PARTS_PER_THREAD: usize = 4;
+
+/// The product, where this is the device and the shape for it.
+pub(super) fn times_transposed(x: &Tensor<2>, weight: &Tensor<2>) -> Option<Tensor<2>> {
+    let ([rows, width], [columns, same_width]) = (x.dims(), weight.dims());
+    let fits = width == same_width && width * columns > 0 && (1..=MOST_ROWS).contains(&rows);
+    if !fits {
+        return None;
+    }
+    let (numbers, weight) = (flex(x)?.to_contiguous(), flex(weight)?);
+    let mut product = vec![0.0; rows * columns];
+    multiply(numbers.as_slice()?, weight.as_slice()?, width, &mut product);
+    Some(tensor(product, [rows, columns], &x.device()))
+}
+
+/// Every row of `x` with every row of `weight`, both `width` wide.
+fn multiply(x: &[f32], weight: &[f32], width: usize, product: &mut [f32]) {
+    let (rows, columns) = (x.len() / width, weight.len() / width);
+    let threads = (rows * weight.len() / WORK_OF_A_THREAD).clamp(1, rayon::current_num_threads());
+    let parts = if threads == 1 { 1 } else { threads * PARTS_PER_THREAD };
+    let columns_of_a_part = columns.div_ceil(parts).next_multiple_of(HEIGHT);
+    let mut parts: Vec<Vec<&mut [f32]>> = Vec::new();
+    parts.resize_with(columns.div_ceil(columns_of_a_part), || Vec::with_capacity(rows));
+    for row in product.chunks_mut(columns) {
+        let pieces = row.chunks_mut(columns_of_a_part);
+        parts.iter_mut().zip(pieces).for_each(|(part, piece)| part.push(piece));
+    }
+    let weights = weight.chunks(columns_of_a_part * width);
+    let arch = Arch::new();
+    share(threads, parts.into_iter().zip(weights), |(mut product, weight)| {
+        arch.dispatch(Part { x, weight, width, product: &mut product });
+    });
+}
+
+/// Some columns of the product: those of the rows of `weight` that are here.
+struct Part<'a, 'p> {
+    x: &'a [f32],
+    weight: &'a [f32],
+    width: usize,
+    product: &'a mut [&'p mut [f32]],
+}
+
+/// Rows of the matrix in a tile.
+const HEIGHT: usize = 4;
+
+impl WithSimd for Part<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        // A single row is read at the speed of memory, which likes one stream better than several.
+        let tall = match self.product.len() {
+            1 => self.weight[..0].chunks_exact(HEIGHT * self.width),
+            _ => self.weight.chunks_exact(HEIGHT * self.width),
+        };
+        let first_of_rest = tall.len() * HEIGHT;
+        let rest = &self.weight[first_of_rest * self.width..];
+        for (at, weight) in tall.enumerate() {
+            columns::<S, HEIGHT>(simd, self.x, weight, self.width, self.product, at * HEIGHT);
+        }
+        for (at, weight) in rest.chunks_exact(self.width).enumerate() {
+            columns::<S, 1>(simd, self.x, weight, self.width, self.product, first_of_rest + at);
+        }
+    }
+}
+
+/// `H` columns of the product from column `at` on. Their rows of the matrix stay in the nearest cache meanwhile.
+#[inline(always)]
+fn columns<S: Simd, const H: usize>(
+    simd: S,
+    x: &[f32],
+    weight: &[f32],
+    width: usize,
+    product: &mut [&mut [f32]],
+    at: usize,
+) {
+    // As many sums side by side as there are registers for, and no tile much lower than the others.
+    let most = if S::REGISTER_COUNT >= 32 { 6 } else { 3 };
+    let (mut x, mut product) = (x, product);
+    for tiles in (1..=product.len().div_ceil(most)).rev() {
+        let rows = product.len().div_ceil(tiles);
+        let (these, others) = product.split_at_mut(rows);
+        match rows {
+            1 => tile::<S, H, 1>(simd, x, weight, width, these, at),
+            2 => tile::<S, H, 2>(simd, x, weight, width, these, at),
+            3 => tile::<S, H, 3>(simd, x, weight, width, these, at),
+            4 => tile::<S, H, 4>(simd, x, weight, width, these, at),
+            5 => tile::<S, H, 5>(simd, x, weight, width, these, at),
+            _ => tile::<S, H, 6>(simd, x, weight, width, these, at),
+        }
+        (x, product) = (&x[rows * width..], others);
+    }
+}
+
+/// `R` rows of `x` with `H` rows of the matrix.
+#[inline(always)]
+fn tile<S: Simd, const H: usize, const R: usize>(
+    simd: S,
+    x: &[f32],
+    weight: &[f32],
+    width: usize,
+    product: &mut [&mut [f32]],
+    at: usize,
+) {
+    let lanes = width / S::F32_LANES;
+    let x: [_; R] = std::array::from_fn(|r| S::as_simd_f32s(&x[r * width..][..width]));
+    let weight: [_; H] = std::array::from_fn(|h| S::as_simd_f32s(&weight[h * width..][..width]));
+    // Slices whose length the compiler sees: it checks none of their places in the loop then.
+    let x_lanes: [&[S::f32s]; R] = std::array::from_fn(|r| &x[r].0[..lanes]);
+    let weight_lanes: [&[S::f32s]; H] = std::array::from_fn(|h| &weight[h].0[..lanes]);
+    let mut sums = [[simd.splat_f32s(0.0); R]; H];
+    for lane in 0..lanes {
+        for h in 0..H {
+            let weight = weight_lanes[h][lane];
+            for r in 0..R {
+                sums[h][r] = simd.mul_add_e_f32s(weight, x_lanes[r][lane], sums[h][r]);
+            }
+        }
+    }
+    for (h, (_, weight_rest)) in weight.iter().enumerate() {
+        for (r, (_, x_rest)) in x.iter().enumerate() {
+            let rest: f32 = weight_rest.iter().zip(*x_rest).map(|(w, x)| w * x).sum();
+            product[r][at + h] = simd.reduce_sum_f32s(sums[h][r]) + rest;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::DType;
+
+    use super::{
+        super::tests::{numbers, wave},
+        *,
+    };
+
+    /// Sums in f64, one after the other.
+    fn naive(x: &[f32], weight: &[f32], width: usize) -> Vec<f64> {
+        let dot = |x: &[f32], w: &[f32]| {
+            x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum()
+        };
+        let rows = x.chunks(width);
+        rows.flat_map(|x| weight.chunks(width).map(move |w| dot(x, w))).collect()
+    }
+
+    /// Every remainder of rows, columns and lanes, one thread and several.
+    #[test]
+    fn it_is_the_product() {
+        for (columns, width) in [(1, 1), (3, 5), (4, 16), (9, 33), (131, 64), (577, 576)] {
+            let weight = wave([columns, width], 0.37, 1.0);
+            for rows in [1, 2, 3, 4, 5, 6, 7, 8, 11, 16, 64, MOST_ROWS] {
+                let x = wave([rows, width], 0.91, 1.0);
+                let exact = naive(&numbers(x.clone()), &numbers(weight.clone()), width);
+                let product = times_transposed(&x, &weight).unwrap();
+                assert_eq!(product.dims(), [rows, columns]);
+                for (at, (got, exact)) in numbers(product).into_iter().zip(exact).enumerate() {
+                    let error = (f64::from(got) - exact).abs();
+                    assert!(
+                        error < 1e-6 * width as f64,
+                        "{rows} {columns} {width} {at}: {error:e}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_does_not_depend_on_its_batch() {
+        let (x, weight) = (wave([64, 576], 0.91, 1.0), wave([960, 576], 0.37, 1.0));
+        let all = numbers(times_transposed(&x, &weight).unwrap());
+        for rows in [1, 2, 3, 5, 16] {
+            for first in [0, 7, 64 - rows] {
+                let some = x.clone().narrow(0, first, rows);
+                let some = numbers(times_transposed(&some, &weight).unwrap());
+                assert_eq!(some, all[first * 960..(first + rows) * 960], "{rows} from {first}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_view_of_rows_is_read_as_it_is_seen() {
+        let (x, weight) = (wave([8, 6], 0.91, 1.0).transpose(), wave([5, 8], 0.37, 1.0));
+        let product = numbers(times_transposed(&x, &weight).unwrap());
+        let burns = numbers(x.matmul(weight.transpose()));
+        assert!(product.iter().zip(burns).all(|(a, b)| (a - b).abs() < 1e-5));
+    }
+
+    #[test]
+    fn other_work_is_left_to_burn() {
+        let (x, weight) = (wave([2, 8], 0.91, 1.0), wave([5, 8], 0.37, 1.0));
+        assert!(times_transposed(&x, &weight).is_some());
+        assert!(times_transposed(&x.clone().autodiff(), &weight).is_none(), "with gradients");
+        assert!(times_transposed(&x.clone().cast(DType::F16), &weight).is_none());
+        assert!(times_transposed(&wave([MOST_ROWS + 1, 8], 0.91, 1.0), &weight).is_none());
+        assert!(
+            times_transposed(&x, &wave([8, 5], 0.37, 1.0).transpose()).is_none(),
+            "turned weights"
+        );
+    }
+}

@@ -1,0 +1,88 @@
+//! How much memory the distillers take: what the formulas say, whatever the path.
+
+use burn::tensor::Tensor;
+use esamp::{
+    DistillerConfig, DrawKey, HiddenStates, LowRankConfig, OptimizerConfig, Phase, RowId, Sampler,
+    SamplerConfig, SamplingConfig, Sharing, SlotPath, Staleness, StepInput, StepRow, SwiGluConfig,
+    TiedHead, TrainingConfig,
+};
+
+const D_MODEL: usize = 6;
+const RANK: usize = 2;
+/// Parameters of a low-rank distiller: `3·d·r + r + 2·d`.
+const LOW_RANK: usize = 3 * D_MODEL * RANK + RANK + 2 * D_MODEL;
+/// Of two SwiGLU blocks of this width inside: `2·3·d·h`.
+const D_HIDDEN: usize = 5;
+const SWIGLU: usize = 2 * 3 * D_MODEL * D_HIDDEN;
+
+/// A sampler after one step with one row of each of `prompts` prompts.
+fn after_a_step(config: &SamplerConfig, prompts: u64) -> Sampler {
+    let device = crate::device();
+    let mut sampler = config.init(D_MODEL, &device).unwrap();
+    assert_eq!(sampler.state_bytes(), 0, "nothing has learned");
+    let sampling = SamplingConfig::default().init().unwrap();
+    let rows: Vec<StepRow<'_>> = (0..prompts)
+        .map(|prompt| StepRow {
+            id: RowId::new(prompt, prompt),
+            phase: Phase::Decode,
+            draw: DrawKey::new(0, &[], prompt),
+            code: None,
+            prompt: &[],
+            generated: &[],
+            sampling: &sampling,
+            allowed: None,
+            wants_reference_log_prob: false,
+        })
+        .collect();
+    let count = prompts as usize;
+    let states = |value: f32| Tensor::<2>::full([count, D_MODEL], value, &device);
+    let head = TiedHead::new(Tensor::ones([8, D_MODEL], &device));
+    let input = StepInput::new(&rows, Tensor::zeros([count, 8], &device), &head)
+        .with_hidden(HiddenStates::new(states(0.5), states(1.0)).unwrap());
+    sampler.step(input).unwrap();
+    sampler.finish().unwrap();
+    sampler
+}
+
+fn low_rank() -> SamplerConfig {
+    let distiller = DistillerConfig::LowRank(LowRankConfig::new().with_rank(RANK));
+    SamplerConfig::new().with_distiller(distiller)
+}
+
+#[test]
+fn a_slot_is_its_parameters_and_what_its_optimizer_remembers() {
+    for path in [SlotPath::Automatic, SlotPath::Stacked, SlotPath::Apart, SlotPath::OneByOne] {
+        for (optimizer, copies) in [
+            (OptimizerConfig::sgd(1e-3), 1),
+            (OptimizerConfig::reference(), 3),
+            (OptimizerConfig::paper(), 3),
+        ] {
+            let training = TrainingConfig { slot_path: path, ..TrainingConfig::default() };
+            let config = low_rank().with_training(training).with_optimizer(Some(optimizer));
+            let sampler = after_a_step(&config, 3);
+            assert_eq!(sampler.state_bytes(), 3 * copies * LOW_RANK * 4, "{path:?} {optimizer:?}");
+        }
+    }
+    let swiglu = SwiGluConfig::new().with_d_hidden(D_HIDDEN);
+    let config = SamplerConfig::new().with_distiller(DistillerConfig::SwiGlu(swiglu));
+    assert_eq!(after_a_step(&config, 2).state_bytes(), 2 * 3 * SWIGLU * 4);
+}
+
+#[test]
+fn sharing_and_the_background_change_the_number_of_copies() {
+    let state = 3 * LOW_RANK * 4;
+    let shared = low_rank().with_sharing(Sharing::Global);
+    assert_eq!(after_a_step(&shared, 3).state_bytes(), state);
+    let adaptive = low_rank().with_sharing(Sharing::Adaptive(Default::default()));
+    assert_eq!(after_a_step(&adaptive, 3).state_bytes(), 4 * state, "three of their own and one");
+    let training = TrainingConfig { staleness: Staleness::Background, ..TrainingConfig::default() };
+    let background = low_rank().with_training(training);
+    assert_eq!(after_a_step(&background, 3).state_bytes(), 2 * 3 * state);
+}
+
+#[test]
+fn a_reset_frees_all_of_it() {
+    let mut sampler = after_a_step(&low_rank(), 3);
+    sampler.reset();
+    assert_eq!(sampler.state_bytes(), 0);
+}
