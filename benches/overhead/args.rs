@@ -26,7 +26,7 @@ pub struct Args {
     /// One JSON object per configuration.
     #[arg(long)]
     pub json: bool,
-    /// Rounds of each configuration [default: 5, quick: 3]
+    /// Rounds of each configuration [default: 5, other filters than min-p and quick: 3]
     #[arg(long)]
     rounds: Option<usize>,
     /// New tokens of each completion [default: 48, gpu: 256]
@@ -114,8 +114,10 @@ impl Args {
         self.device.unwrap_or(if self.gpu { DeviceName::Cuda } else { DeviceName::Flex })
     }
 
-    pub fn rounds(&self) -> usize {
-        self.rounds.unwrap_or(if self.quick { 3 } else { 5 }).max(1)
+    /// Rounds of a case: fewer for the slow filters, so that all of them take less than a quarter of an hour on two cores.
+    pub fn rounds(&self, case: &Case) -> usize {
+        let usual = if self.quick || case.filter != FilterName::MinP { 3 } else { 5 };
+        self.rounds.unwrap_or(usual).max(1)
     }
 
     /// At least 3: the first token comes of the prefill, and the second is not timed.

@@ -7,7 +7,7 @@ use crate::{args::Args, run::Figures, state};
 /// Measures what `args` ask for and writes it down as it comes.
 pub fn report(args: &Args, out: &mut dyn Write) -> Result<(), Box<dyn Error>> {
     let device = args.device().open()?;
-    let (rounds, tokens) = (args.rounds(), args.tokens());
+    let tokens = args.tokens();
     let plans = args.plans();
     if plans.is_empty() {
         return Err(format!("--only: expected a part of a name, got {}", args.only).into());
@@ -18,7 +18,7 @@ pub fn report(args: &Args, out: &mut dyn Write) -> Result<(), Box<dyn Error>> {
             let how = if subject.has_words() { "" } else { ", random weights" };
             writeln!(
                 out,
-                "{}{how}, {}, {}, {} threads; {rounds} rounds of {tokens} tokens",
+                "{}{how}, {}, {}, {} threads; rounds of {tokens} tokens",
                 subject.name,
                 subject.dtype.name(),
                 args.device().name(),
@@ -27,7 +27,7 @@ pub fn report(args: &Args, out: &mut dyn Write) -> Result<(), Box<dyn Error>> {
             writeln!(out, "{}", Figures::header())?;
         }
         for case in plan.cases {
-            let figures = case.run(&subject, args.device(), rounds, tokens)?;
+            let figures = case.run(&subject, args.device(), args.rounds(&case), tokens)?;
             match args.json {
                 true => writeln!(out, "{}", serde_json::to_string(&figures)?)?,
                 false => writeln!(out, "{figures}")?,
