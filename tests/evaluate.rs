@@ -1,4 +1,6 @@
 //! The harness of the example `evaluate`, on models whose answers are known.
+//!
+//! No test here starts a process: between its fork and its exec it would hold the locks of files that others have closed.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 #![allow(dead_code, unreachable_pub, reason = "the example uses what is not used here")]
@@ -15,8 +17,6 @@ mod meter;
 mod model_source;
 #[path = "../examples/evaluate/plan.rs"]
 mod plan;
-#[path = "../examples/evaluate/provenance.rs"]
-mod provenance;
 #[path = "../examples/evaluate/record.rs"]
 mod record;
 #[path = "../examples/evaluate/run.rs"]
@@ -653,29 +653,4 @@ fn ranks_by_hand() {
     record.completions[1].tokens = vec![9, 3, 5];
     let ranks = FrequencyRanks::count([&record]);
     assert_eq!([5, 3, 9, 7].map(|token| ranks.of(token)), [0, 1, 2, 3]);
-}
-
-#[test]
-fn a_commit_is_that_of_the_checkout_or_unknown() {
-    let folder = Folder::new();
-    // Not inside of some other checkout.
-    if provenance::commit(folder.0.path()) != "unknown" {
-        return;
-    }
-    let git = |arguments: &[&str]| {
-        let mut git = std::process::Command::new("git");
-        git.args(["-c", "user.name=a", "-c", "user.email=a@b"]).arg("-C").arg(folder.0.path());
-        assert!(git.args(arguments).output().unwrap().status.success());
-    };
-    git(&["init", "--quiet"]);
-    fs::create_dir(folder.file("src")).unwrap();
-    fs::write(folder.file("src/lib.rs"), "1").unwrap();
-    git(&["add", "."]);
-    git(&["commit", "--quiet", "-m", "one"]);
-    let commit = provenance::commit(folder.0.path());
-    assert!(commit.len() == 40 && commit.bytes().all(|byte| byte.is_ascii_hexdigit()), "{commit}");
-    fs::write(folder.file("notes"), "1").unwrap();
-    assert_eq!(provenance::commit(folder.0.path()), commit, "a file that git does not know");
-    fs::write(folder.file("src/lib.rs"), "2").unwrap();
-    assert_eq!(provenance::commit(folder.0.path()), format!("{commit}-modified"));
 }

@@ -3,6 +3,12 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 #![allow(dead_code, unreachable_pub, reason = "the example uses what is not used here")]
 
+#[path = "../examples/generate/failure.rs"]
+mod failure;
+#[path = "../examples/model_source/mod.rs"]
+mod model_source;
+#[path = "../examples/evaluate/provenance.rs"]
+mod provenance;
 #[path = "../examples/evaluate/record.rs"]
 mod record;
 
@@ -193,4 +199,29 @@ fn a_temperature_is_found_and_nothing_is_written() {
     assert!(said.starts_with("min-p-0.9: "), "{said}");
     assert!(said.contains(" nats a token; its entropy-matched control is min-p-"), "{said}");
     assert!(!bench.out().exists());
+}
+
+#[test]
+fn a_commit_is_that_of_the_checkout_or_unknown() {
+    let folder = tempfile::tempdir().unwrap();
+    // Not inside of some other checkout.
+    if provenance::commit(folder.path()) != "unknown" {
+        return;
+    }
+    let git = |arguments: &[&str]| {
+        let mut git = Command::new("git");
+        git.args(["-c", "user.name=a", "-c", "user.email=a@b"]).arg("-C").arg(folder.path());
+        assert!(git.args(arguments).output().unwrap().status.success());
+    };
+    git(&["init", "--quiet"]);
+    fs::create_dir(folder.path().join("src")).unwrap();
+    fs::write(folder.path().join("src/lib.rs"), "1").unwrap();
+    git(&["add", "."]);
+    git(&["commit", "--quiet", "-m", "one"]);
+    let commit = provenance::commit(folder.path());
+    assert!(commit.len() == 40 && commit.bytes().all(|byte| byte.is_ascii_hexdigit()), "{commit}");
+    fs::write(folder.path().join("notes"), "1").unwrap();
+    assert_eq!(provenance::commit(folder.path()), commit, "a file that git does not know");
+    fs::write(folder.path().join("src/lib.rs"), "2").unwrap();
+    assert_eq!(provenance::commit(folder.path()), format!("{commit}-modified"));
 }
