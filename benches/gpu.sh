@@ -153,7 +153,7 @@ run() {
     commit=$(cat "$packed/commit")
     card=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1 | tr ' ' '-' | tr -cd 'A-Za-z0-9._-')
     card=${card:-unknown-card}
-    nvidia-smi 2>&1 | head -n 15
+    { nvidia-smi || echo "no nvidia-smi"; } 2>/dev/null | head -n 15
 
     # The tests read golden files where they were built.
     local built

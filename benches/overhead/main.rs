@@ -15,6 +15,7 @@
 //! rounds. A run whose counters say that it did not learn what it should is refused.
 
 #![allow(unreachable_pub, reason = "a program: there is nobody outside to reach it")]
+#![allow(clippy::print_stderr, reason = "a program speaks to its user")]
 
 mod args;
 mod device;
@@ -26,10 +27,16 @@ mod run;
 mod state;
 mod subject;
 
-use std::error::Error;
+use std::process::ExitCode;
 
 use clap::Parser;
 
-fn main() -> Result<(), Box<dyn Error>> {
-    report::report(&args::Args::parse(), &mut std::io::stdout())
+fn main() -> ExitCode {
+    match report::report(&args::Args::parse(), &mut std::io::stdout()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
 }
