@@ -3,18 +3,20 @@
 //! the same.
 
 mod exp;
-#[cfg(feature = "flex")]
+#[cfg(all(feature = "flex", feature = "llama"))]
 mod gate;
-#[cfg(feature = "flex")]
+#[cfg(all(feature = "flex", feature = "llama"))]
 mod norm;
 #[cfg(feature = "flex")]
 mod pick;
 #[cfg(feature = "flex")]
 mod product;
-#[cfg(feature = "flex")]
+#[cfg(all(feature = "flex", feature = "llama"))]
 mod rotate;
 
-use burn::tensor::{DType, Int, Tensor, activation::silu};
+#[cfg(any(feature = "flex", feature = "llama"))]
+use burn::tensor::DType;
+use burn::tensor::{Int, Tensor};
 pub(crate) use exp::exp_of_negative;
 
 /// `x·Wᵀ`, with `x` `[rows, in]` and `W` `[out, in]`, the layout of checkpoints.
@@ -42,17 +44,19 @@ pub(crate) fn times_rows_at(
 }
 
 /// `silu(left half) ⊙ right half` of each row of `[rows, 2·n]`: `[rows, n]`.
+#[cfg(feature = "llama")]
 pub(crate) fn silu_gated(both: Tensor<2>) -> Tensor<2> {
     #[cfg(feature = "flex")]
     if let Some(gated) = gate::silu_gated(&both) {
         return gated;
     }
     let half = both.dims()[1] / 2;
-    silu(both.clone().narrow(1, 0, half)) * both.narrow(1, half, half)
+    burn::tensor::activation::silu(both.clone().narrow(1, 0, half)) * both.narrow(1, half, half)
 }
 
 /// `x / √(mean(x²) + ε) · weight` over the last dimension. The mean is taken in `f32` whatever the element type: squares overflow
 /// `f16`.
+#[cfg(feature = "llama")]
 pub(crate) fn rms_norm<const D: usize>(x: Tensor<D>, weight: &Tensor<1>, eps: f32) -> Tensor<D> {
     #[cfg(feature = "flex")]
     if let Some(normed) = norm::rms_norm(&x, weight, eps) {
@@ -68,6 +72,7 @@ pub(crate) fn rms_norm<const D: usize>(x: Tensor<D>, weight: &Tensor<1>, eps: f3
 
 /// Turns each pair of `x`, `[rows, seq, heads, width]`, a dimension and the one half a head further on, by an angle whose cosine
 /// and sine are given `[rows, seq, 1, width]`, twice each.
+#[cfg(feature = "llama")]
 pub(crate) fn rotate_halves(x: Tensor<4>, cos: &Tensor<4>, sin: &Tensor<4>) -> Tensor<4> {
     #[cfg(feature = "flex")]
     if let Some(turned) = rotate::rotate_halves(&x, cos, sin) {
@@ -201,6 +206,7 @@ mod tests {
         }
     }
 
+    #[cfg(feature = "llama")]
     #[test]
     fn each_is_what_burn_computes() {
         for rows in [1, 3, 64] {
@@ -241,6 +247,7 @@ mod tests {
     }
 
     /// The negative control of the test above: tensors with autodiff, of another type, and none at all are burn's.
+    #[cfg(feature = "llama")]
     #[test]
     fn other_work_is_left_to_burn() {
         let both = wave([2, 8], 0.37, 1.0);
@@ -251,6 +258,7 @@ mod tests {
         assert!(norm::rms_norm(&both, &half, 0.0).is_none());
     }
 
+    #[cfg(feature = "llama")]
     #[test]
     fn extreme_gates_are_what_they_should_be() {
         let both = Tensor::<2>::from_data(
