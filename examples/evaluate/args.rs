@@ -58,6 +58,12 @@ pub struct Args {
     /// Find the temperature at which min-p has this arm's mean entropy, and do nothing else. Development split only.
     #[arg(long, value_name = "ARM")]
     pub match_entropy: Option<String>,
+    /// Write what the records say to this file, in Markdown, with its figures in a folder beside it.
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+    /// Report on the records of these files, packed with gzip or not, instead of running anything. Needs --report.
+    #[arg(long, value_name = "FILES", value_delimiter = ',', requires = "report")]
+    pub records: Vec<PathBuf>,
     /// Show the tasks and the arms, and do nothing else.
     #[arg(long)]
     pub list: bool,

@@ -2,7 +2,7 @@
 //!
 //! ```sh
 //! cargo run --release --example evaluate -- --list
-//! cargo run --release --example evaluate -- --quick
+//! cargo run --release --example evaluate -- --quick --report quick.md
 //! cargo run --release --example evaluate -- --split held-out --arms headline --budget 60 --out held-out.jsonl
 //! cargo run --release --example evaluate -- --match-entropy esamp-0.5 --problems 8 --seeds 1
 //! ```
@@ -24,14 +24,17 @@ mod plan;
 mod progress;
 mod provenance;
 mod record;
+mod report;
 mod run;
+#[path = "../sentence_embedding/mod.rs"]
+mod sentence_embedding;
 mod store;
 mod tasks;
 mod work;
 
 use std::{
     io::{self, Write},
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
 };
@@ -49,7 +52,8 @@ use failure::{End, Failure};
 use model_source::Cache;
 use progress::Progress;
 use provenance::SessionFile;
-use record::{ArmRecord, FORMAT_VERSION, Header, ModelRecord};
+use record::{ArmRecord, FORMAT_VERSION, Header, ModelRecord, Run};
+use report::{Origin, embeddings::Embeddings, gather::Results};
 use run::Subject;
 use store::Store;
 use tasks::{Problem, Task};
@@ -74,6 +78,9 @@ fn run(args: &Args) -> Result<(), End> {
         return list(&tasks, args);
     }
     let device = args.device.open()?;
+    if let (Some(to), false) = (&args.report, args.records.is_empty()) {
+        return report(&args.records, to, &device);
+    }
     let source = args.source()?;
     let path = source.fetch(&Cache::from_env()?)?;
     let (model, tokenizer, template) = open(&path, &device)?;
@@ -108,9 +115,33 @@ fn run(args: &Args) -> Result<(), End> {
     let header = Header { tasks: tasks_of, ..header };
     let problems = problems_of(&tasks, header.split, header.problems)?;
     match to_match {
-        Some(arm) => matching(&subject, &header, &problems, &arm),
-        None => evaluate(&subject, &header, &problems, args),
+        Some(arm) => matching(&subject, &header, &problems, &arm)?,
+        None => evaluate(&subject, &header, &problems, args)?,
     }
+    match &args.report {
+        Some(to) if args.match_entropy.is_none() => {
+            report(std::slice::from_ref(&args.out), to, &device)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Writes what records say.
+fn report(records: &[PathBuf], to: &Path, device: &Device) -> Result<(), End> {
+    let step = "check the path, or let the program make the records";
+    let mut runs = Vec::new();
+    let mut sessions = Vec::new();
+    for path in records {
+        runs.push(Run::read(path).map_err(|error| Failure::runtime(error, step))?);
+        sessions.extend(SessionFile::read(path)?);
+    }
+    let results = Results::gather(runs)?;
+    let origin = Origin { sessions, command: std::env::args().collect() };
+    let mut embeddings = Embeddings::open(&Cache::from_env()?, device)?;
+    let mut embed = |texts: &[String]| embeddings.of(texts);
+    report::write(&results, &origin, Vec::new(), &mut embed, to)?;
+    writeln!(io::stdout(), "{}", to.display())?;
+    Ok(())
 }
 
 /// The main job.

@@ -101,6 +101,28 @@ impl SessionFile {
         name.into()
     }
 
+    /// What is in the file of sessions of a run's file; nothing where there is none. Records that are packed have theirs
+    /// beside the name that they had.
+    ///
+    /// # Errors
+    ///
+    /// A file that cannot be read, and a line that is no session.
+    pub fn read(out: &Path) -> Result<Vec<Session>, Failure> {
+        let unpacked = if out.extension().is_some_and(|ending| ending == "gz") {
+            out.with_extension("")
+        } else {
+            out.to_owned()
+        };
+        let path = Self::path_of(&unpacked);
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(failure(&path, error)),
+        };
+        let sessions = text.lines().map(serde_json::from_str).collect::<Result<_, _>>();
+        sessions.map_err(|error| failure(&path, error.into()))
+    }
+
     /// Opens it, behind what other runs have written.
     pub fn open(out: &Path, records: usize, planned: usize) -> Result<Self, Failure> {
         let path = Self::path_of(out);

@@ -12,7 +12,7 @@
 
 use std::{
     fs,
-    io::{self, BufRead},
+    io::{self, BufRead, Read},
     path::{Path, PathBuf},
 };
 
@@ -21,6 +21,9 @@ use serde::{Deserialize, Serialize};
 
 /// Version of the format. A file of another version is refused.
 pub const FORMAT_VERSION: u32 = 1;
+
+/// The first bytes of a file packed with gzip.
+const GZIP: [u8; 2] = [0x1f, 0x8b];
 
 /// One line of the file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -310,10 +313,14 @@ pub enum ReadError {
 }
 
 impl Run {
-    /// Reads a file. An unfinished last line, which a run that was killed leaves behind, is left out.
+    /// Reads a file, which may be packed with gzip. An unfinished last line, which a run that was killed leaves behind, is left out.
     pub fn read(path: &Path) -> Result<Self, ReadError> {
         let at = |source| ReadError::Io { path: path.to_owned(), source };
-        let text = fs::read(path).map_err(at)?;
+        let mut text = fs::read(path).map_err(at)?;
+        if text.starts_with(&GZIP) {
+            let packed = std::mem::take(&mut text);
+            flate2::read::MultiGzDecoder::new(&packed[..]).read_to_end(&mut text).map_err(at)?;
+        }
         let whole = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
         let mut lines = text[..whole].lines();
         let header = match lines.next().transpose().map_err(at)? {

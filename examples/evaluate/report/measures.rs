@@ -1,0 +1,230 @@
+//! Numbers per problem: how different, how probable, how often right.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use esamp::{
+    TokenId,
+    metrics::{
+        MetricError, Smoothing, distinct_n, maj_at_k, mean_pairwise_cosine, pass_at_k, self_bleu,
+        vendi_from_embeddings,
+    },
+};
+
+use super::gather::TaskResults;
+use crate::{
+    failure::Failure,
+    record::{CompletionRecord, ProblemRecord, TaskRecord},
+};
+
+/// Texts to points, in their order.
+pub type Embed<'e> = dyn FnMut(&[String]) -> Result<Vec<Vec<f64>>, Failure> + 'e;
+
+/// A number that the completions of a problem come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Measure {
+    /// Vendi score of order 1 of the completions' embeddings: how many different things are said.
+    Vendi,
+    /// Mean cosine of two completions' embeddings.
+    Cosine,
+    /// Share of different pairs of tokens among all.
+    Distinct,
+    /// Self-BLEU up to order 4.
+    SelfBleu,
+    /// Different right solutions among all completions.
+    Solutions,
+    /// pass@k.
+    Pass(usize),
+    /// maj@k.
+    Majority(usize),
+    /// Mean surprisal of a token under the model at temperature 1: the logarithm of perplexity.
+    Surprisal,
+    /// Mean entropy of the distribution that tokens were drawn from.
+    Entropy,
+    /// Tokens of a completion.
+    Tokens,
+    /// Share of tokens that steering has changed.
+    Changed,
+}
+
+impl Measure {
+    /// Its name in a table.
+    pub fn name(self) -> String {
+        match self {
+            Self::Vendi => "Vendi".to_owned(),
+            Self::Cosine => "cosine".to_owned(),
+            Self::Distinct => "distinct-2".to_owned(),
+            Self::SelfBleu => "self-BLEU".to_owned(),
+            Self::Solutions => "solutions".to_owned(),
+            Self::Pass(k) => format!("pass@{k}"),
+            Self::Majority(k) => format!("maj@{k}"),
+            Self::Surprisal => "surprisal".to_owned(),
+            Self::Entropy => "entropy".to_owned(),
+            Self::Tokens => "tokens".to_owned(),
+            Self::Changed => "changed".to_owned(),
+        }
+    }
+
+    /// Digits behind the point.
+    pub fn digits(self) -> usize {
+        match self {
+            Self::Vendi | Self::Solutions => 2,
+            Self::Tokens => 1,
+            _ => 3,
+        }
+    }
+}
+
+/// A measure of every arm on every problem: the mean over the seeds.
+#[derive(Clone, Debug)]
+pub struct Scores {
+    /// `[arm][problem]`, in the order of [`problems`](Self::problems).
+    pub of_arm: Vec<Vec<f64>>,
+    /// The problems on which every arm has it.
+    pub problems: Vec<usize>,
+}
+
+/// All measures of a task.
+#[derive(Debug)]
+pub struct TaskScores {
+    pub measures: BTreeMap<Measure, Scores>,
+    /// `[arm][group]`: whether any completion is right.
+    pub solved: Vec<Vec<bool>>,
+    /// Share of completions that were cut at the limit of tokens, over all arms.
+    pub cut: f64,
+}
+
+impl TaskScores {
+    /// Computes them.
+    ///
+    /// # Errors
+    ///
+    /// What `embed` says, and a measure that is undefined for a reason other than completions that are too short.
+    pub fn of(results: &TaskResults, arms: usize, embed: &mut Embed<'_>) -> Result<Self, Failure> {
+        let mut sums: BTreeMap<Measure, Vec<BTreeMap<usize, (f64, usize)>>> = BTreeMap::new();
+        let mut undefined: BTreeSet<(Measure, usize)> = BTreeSet::new();
+        let mut solved = vec![Vec::new(); arms];
+        let (mut cut, mut completions) = (0, 0);
+        for &group in &results.groups {
+            for (arm, solved) in solved.iter_mut().enumerate() {
+                let record = results.record(arm, group);
+                let texts: Vec<String> =
+                    record.completions.iter().map(|completion| completion.text.clone()).collect();
+                let embeddings = embed(&texts)?;
+                for (measure, value) in of_record(record, &results.task, &embeddings)? {
+                    let Some(value) = value else {
+                        undefined.insert((measure, group.0));
+                        continue;
+                    };
+                    let sums = sums.entry(measure).or_insert_with(|| vec![BTreeMap::new(); arms]);
+                    let sum = sums[arm].entry(group.0).or_default();
+                    *sum = (sum.0 + value, sum.1 + 1);
+                }
+                solved.push(record.completions.iter().any(|one| one.correct == Some(true)));
+                cut += record.completions.iter().filter(|one| was_cut(one)).count();
+                completions += record.completions.len();
+            }
+        }
+        let measures = sums.into_iter().map(|(measure, sums)| {
+            let mut problems = results.problems.clone();
+            problems.retain(|&problem| !undefined.contains(&(measure, problem)));
+            let mean = |&(sum, count): &(f64, usize)| sum / count as f64;
+            let of_arm = sums
+                .iter()
+                .map(|sums| problems.iter().filter_map(|problem| sums.get(problem)).map(mean))
+                .map(Iterator::collect)
+                .collect();
+            (measure, Scores { of_arm, problems })
+        });
+        let measures = measures.filter(|(_, scores)| scores.problems.len() >= 2).collect();
+        Ok(Self { measures, solved, cut: cut as f64 / f64::max(completions as f64, 1.0) })
+    }
+
+    /// What a reader asks for first, where the task has it: a measure of ideas, and of right answers.
+    pub fn principal(&self) -> Vec<Measure> {
+        let passes: Vec<usize> = self.passes();
+        let mut principal = Vec::new();
+        if passes.is_empty() {
+            principal.push(Measure::Vendi);
+        } else {
+            principal.extend(passes.first().map(|&k| Measure::Pass(k)));
+            principal.extend(passes.last().filter(|&&k| k > 1).map(|&k| Measure::Pass(k)));
+            principal.push(Measure::Solutions);
+            principal.push(Measure::Vendi);
+        }
+        principal.retain(|measure| self.measures.contains_key(measure));
+        principal
+    }
+
+    /// The k of pass@k, ascending.
+    pub fn passes(&self) -> Vec<usize> {
+        let of = |measure: &Measure| match measure {
+            Measure::Pass(k) => Some(*k),
+            _ => None,
+        };
+        self.measures.keys().filter_map(of).collect()
+    }
+}
+
+/// The measures of a record; `None` where its completions are too short for one.
+fn of_record(
+    record: &ProblemRecord,
+    task: &TaskRecord,
+    embeddings: &[Vec<f64>],
+) -> Result<Vec<(Measure, Option<f64>)>, Failure> {
+    let completions = &record.completions;
+    let samples = completions.len();
+    let tokens: Vec<&[TokenId]> = completions.iter().map(words).collect();
+    let count: usize = completions.iter().map(|one| one.tokens.len()).sum();
+    let log_prob: f64 = completions.iter().map(|one| one.log_prob_sum).sum();
+    let entropy: f64 =
+        completions.iter().map(|one| one.mean_entropy * one.tokens.len() as f64).sum();
+    let mut measures = vec![
+        (Measure::Surprisal, Some(-log_prob / count as f64)),
+        (Measure::Entropy, Some(entropy / count as f64)),
+        (Measure::Tokens, Some(count as f64 / samples as f64)),
+        (Measure::Changed, Some(record.totals.interventions as f64 / count as f64)),
+    ];
+    if samples > 1 {
+        measures.push((Measure::Vendi, defined(vendi_from_embeddings(embeddings, 1.0))?));
+        measures.push((Measure::Cosine, defined(mean_pairwise_cosine(embeddings))?));
+        measures.push((Measure::Distinct, defined(distinct_n(&tokens, 2))?));
+        measures.push((Measure::SelfBleu, defined(self_bleu(&tokens, 4, Smoothing::Epsilon))?));
+    }
+    if task.verifiable {
+        let correct = completions.iter().filter(|one| one.correct == Some(true)).count();
+        for k in std::iter::successors(Some(1), |k| Some(2 * k)).take_while(|&k| k <= samples) {
+            measures.push((Measure::Pass(k), defined(pass_at_k(samples, correct, k))?));
+        }
+        if let Some(expected) = &record.expected {
+            let answers: Vec<Option<&String>> =
+                completions.iter().map(|one| one.answer.as_ref()).collect();
+            let majority = maj_at_k(&answers, &expected, samples);
+            measures.push((Measure::Majority(samples), defined(majority)?));
+        }
+        if task.many_modes {
+            let modes: BTreeSet<&String> =
+                completions.iter().filter_map(|one| one.mode.as_ref()).collect();
+            measures.push((Measure::Solutions, Some(modes.len() as f64)));
+        }
+    }
+    Ok(measures)
+}
+
+/// `None` for texts that are too short.
+fn defined(measure: Result<f64, MetricError>) -> Result<Option<f64>, Failure> {
+    match measure {
+        Ok(value) => Ok(Some(value)),
+        Err(MetricError::TooFew { .. }) => Ok(None),
+        Err(error) => Err(Failure::runtime(error, "report this with the records")),
+    }
+}
+
+/// The tokens of a completion's text: without the one that ended it.
+fn words(completion: &CompletionRecord) -> &[TokenId] {
+    let stopped = usize::from(completion.finish == "stop_token");
+    &completion.tokens[..completion.tokens.len().saturating_sub(stopped)]
+}
+
+fn was_cut(completion: &CompletionRecord) -> bool {
+    completion.finish == "max_new_tokens"
+}

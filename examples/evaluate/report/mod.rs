@@ -1,0 +1,295 @@
+//! The report: what the records say, as Markdown with figures beside it. Nothing in it is typed by hand.
+//!
+//! `gather` puts records side by side, `measures` turns them into numbers per problem, `compare` into differences with
+//! intervals; `tables`, `plots` and `summary` write them down. Problems are the unit of every interval: a problem's seeds
+//! and completions are not independent, so their mean is one number.
+
+pub mod compare;
+pub mod embeddings;
+pub mod gather;
+pub mod measures;
+pub mod plots;
+pub mod summary;
+pub mod tables;
+
+use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path};
+
+use esamp::metrics::{BootstrapConfig, Interval, McNemar, mcnemar};
+
+use compare::{At, Opponents, gain};
+use gather::{Results, TaskResults};
+use measures::{Embed, Measure, TaskScores};
+use plots::{Curve, Point};
+
+use crate::{
+    failure::Failure,
+    record::{Role, Session},
+};
+
+/// A task with all that was computed of it.
+#[derive(Debug)]
+pub struct Task<'r> {
+    pub results: &'r TaskResults,
+    pub scores: TaskScores,
+    gains: BTreeMap<(usize, Measure, At), Interval>,
+}
+
+impl<'r> Task<'r> {
+    /// Computes all of it.
+    ///
+    /// # Errors
+    ///
+    /// What embedding and the bootstrap say.
+    pub fn of(
+        results: &Results,
+        task: &'r TaskResults,
+        bootstrap: &BootstrapConfig,
+        embed: &mut Embed<'_>,
+    ) -> Result<Self, Failure> {
+        let scores = TaskScores::of(task, results.header.arms.len(), embed)?;
+        let opponents = Opponents { base: results.base(), frontier: results.frontier() };
+        let mut gains = BTreeMap::new();
+        for (arm, record) in results.header.arms.iter().enumerate() {
+            for measure in scores.principal() {
+                for at in [At::Same, At::EqualPerplexity, At::EqualEntropy] {
+                    let itself = match at {
+                        At::Same => arm == opponents.base,
+                        _ => record.role == Role::Frontier,
+                    };
+                    let found = match itself {
+                        true => None,
+                        false => gain(&scores, arm, measure, at, &opponents, bootstrap)?,
+                    };
+                    found.map(|found| gains.insert((arm, measure, at), found));
+                }
+            }
+        }
+        Ok(Self { results: task, scores, gains })
+    }
+
+    /// The mean of a measure over problems.
+    pub fn mean(&self, measure: Measure, arm: usize) -> f64 {
+        let values = self.scores.measures.get(&measure).map(|scores| &scores.of_arm[arm]);
+        values.map_or(f64::NAN, |values| values.iter().sum::<f64>() / values.len() as f64)
+    }
+
+    /// What an arm has more of a principal measure; `None` for what is compared with itself or cannot be.
+    pub fn gain(&self, arm: usize, measure: Measure, at: At) -> Option<&Interval> {
+        self.gains.get(&(arm, measure, at))
+    }
+
+    /// Differences that are printed.
+    pub fn intervals(&self) -> usize {
+        self.gains.len()
+    }
+
+    /// McNemar's test of every other arm beside the base: is a problem solved by any completion of its first seed?
+    fn solved(&self, base: usize) -> Result<Vec<(usize, McNemar)>, Failure> {
+        // One seed: the runs of a problem are not independent, and the test takes them to be.
+        let mut firsts: BTreeMap<usize, usize> = BTreeMap::new();
+        for (place, &(problem, _)) in self.results.groups.iter().enumerate() {
+            firsts.entry(problem).or_insert(place);
+        }
+        let of = |arm: usize| -> Vec<bool> {
+            firsts.values().map(|&place| self.scores.solved[arm][place]).collect()
+        };
+        let others = (0..self.scores.solved.len()).filter(|&arm| arm != base);
+        let test = |arm| {
+            let tested = mcnemar(&of(arm), &of(base));
+            Ok((arm, tested.map_err(|error| Failure::runtime(error, "report this"))?))
+        };
+        others.map(test).collect()
+    }
+}
+
+/// A section written elsewhere, with the figures that it shows: name of the file and SVG.
+#[derive(Debug, Default)]
+pub struct Section {
+    pub text: String,
+    pub figures: Vec<(String, String)>,
+}
+
+/// Where records come from.
+#[derive(Clone, Debug, Default)]
+pub struct Origin {
+    /// Runs of the program that made them.
+    pub sessions: Vec<Session>,
+    /// The command that made this report.
+    pub command: Vec<String>,
+}
+
+/// Writes a report to `to`, and its figures into the folder that has its name without the ending. `more` are sections
+/// behind those of the tasks.
+///
+/// # Errors
+///
+/// What measuring says, and the disk.
+pub fn write(
+    results: &Results,
+    origin: &Origin,
+    more: Vec<Section>,
+    embed: &mut Embed<'_>,
+    to: &Path,
+) -> Result<(), Failure> {
+    let bootstrap = BootstrapConfig::default();
+    let tasks: Vec<Task<'_>> = results
+        .tasks
+        .iter()
+        .map(|task| Task::of(results, task, &bootstrap, embed))
+        .collect::<Result<_, _>>()?;
+    let folder = to.with_extension("");
+    let at = |path: &Path, error| {
+        Failure::new(
+            format!("{}: {error}", path.display()),
+            "check the path of --report and the disk",
+        )
+    };
+    fs::create_dir_all(&folder).map_err(|error| at(&folder, error))?;
+    let shown = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+
+    let mut text = heading(results, &tasks);
+    let mut sections = Vec::new();
+    for task in &tasks {
+        sections.push(section(results, task)?);
+    }
+    for section in sections.into_iter().chain(more) {
+        text += &section.text;
+        for (name, svg) in section.figures {
+            let path = folder.join(&name);
+            fs::write(&path, svg).map_err(|error| at(&path, error))?;
+            let _ = writeln!(text, "\n![{}]({shown}/{name})", name.trim_end_matches(".svg"));
+        }
+    }
+    text += &provenance(results, origin);
+    fs::write(to, text).map_err(|error| at(to, error))
+}
+
+fn heading(results: &Results, tasks: &[Task<'_>]) -> String {
+    let intervals = tasks.iter().map(Task::intervals).sum();
+    let mut text = format!("# Does exploring help {}?\n\n", results.header.model.name);
+    for line in summary::lines(results, tasks, intervals) {
+        let _ = writeln!(text, "- {line}");
+    }
+    let base = &results.header.arms[results.base()].name;
+    let _ = write!(
+        text,
+        "\n<!-- Written by the example `evaluate` with --report: a change by hand is lost. -->\n\n## How to read it\n\n\
+         Differences are the arm's mean minus that of plain sampling on the same problems. *Beside {base}*: at {base}'s own \
+         temperature. *At equal perplexity* and *at equal entropy*: plain sampling at the temperature that would give it the \
+         arm's perplexity (under the model, at temperature 1) or the entropy of what tokens are drawn from, read off the line \
+         through the frontier's arms; a dash where that line does not reach. A lower temperature makes texts more probable and \
+         less diverse, so a difference in one of the two at unequal perplexity says little about exploring.\n\n{}",
+        tables::arms(results)
+    );
+    text
+}
+
+fn section(results: &Results, task: &Task<'_>) -> Result<Section, Failure> {
+    let (about, name) = (&task.results.task, &task.results.task.name);
+    let mut text = format!(
+        "\n## {name}\n\n{}. {} under every arm, at most {} tokens, which {:.0} % of the completions \
+         reach.",
+        capital(&about.what),
+        task.results.extent(),
+        about.tokens,
+        100.0 * task.scores.cut
+    );
+    if task.results.left_out > 0 {
+        let _ = write!(
+            text,
+            " {} records are left out: not every arm has met their problem and seed.",
+            task.results.left_out
+        );
+    }
+    let _ = write!(text, "\n\n{}", tables::levels(results, task));
+    let all = task.results.problems.len();
+    for measure in task.scores.principal() {
+        let _ = write!(text, "\n{}", tables::gains(results, task, measure));
+        let met = task.scores.measures.get(&measure).map_or(0, |scores| scores.problems.len());
+        if met < all {
+            let _ = writeln!(
+                text,
+                "\nOn {met} problems: some arm's completions of the others are too short for it."
+            );
+        }
+    }
+    let mut figures = Vec::new();
+    let passes = task.scores.passes();
+    if !passes.is_empty() {
+        let tests = task.solved(results.base())?;
+        let _ = write!(
+            text,
+            "\nProblems of which any of the first seed's {} completions is right:\n\n{}",
+            results.header.samples,
+            tables::solved(results, &tests)
+        );
+        let curve = |(arm, record): (usize, &crate::record::ArmRecord)| Curve {
+            name: record.name.clone(),
+            role: record.role,
+            points: passes.iter().map(|&k| (k, task.mean(Measure::Pass(k), arm))).collect(),
+        };
+        let curves: Vec<Curve> = results.header.arms.iter().enumerate().map(curve).collect();
+        figures.push((
+            format!("{name}-pass-at-k.svg"),
+            plots::pass_curves(&format!("{name}: pass@k"), &curves)?,
+        ));
+    }
+    if task.scores.measures.contains_key(&Measure::Vendi) {
+        let point = |(arm, record): (usize, &crate::record::ArmRecord)| Point {
+            name: record.name.clone(),
+            role: record.role,
+            perplexity: task.mean(Measure::Surprisal, arm).exp(),
+            diversity: task.mean(Measure::Vendi, arm),
+        };
+        let points: Vec<Point> = results.header.arms.iter().enumerate().map(point).collect();
+        let title = format!("{name}: diversity against perplexity");
+        let diversity = format!("Vendi score of {} completions", results.header.samples);
+        figures.push((format!("{name}-pareto.svg"), plots::pareto(&title, &diversity, &points)?));
+    }
+    Ok(Section { text, figures })
+}
+
+fn provenance(results: &Results, origin: &Origin) -> String {
+    let header = &results.header;
+    let seconds: f64 = origin.sessions.iter().map(|session| session.seconds).sum();
+    let seeds = (0..header.seeds).map(|seed| seed.to_string()).collect::<Vec<_>>().join(", ");
+    let mut commands: Vec<String> =
+        origin.sessions.iter().map(|session| command(&session.command)).collect();
+    commands.dedup();
+    let mut machines: Vec<&str> =
+        origin.sessions.iter().map(|session| session.machine.as_str()).collect();
+    machines.sort_unstable();
+    machines.dedup();
+    let mut text = format!(
+        "\n## Where it comes from\n\n| | |\n|---|---|\n| model | {}, SHA-256 `{}` |\n| commit of the records | {} |\n| seeds | \
+         {seeds} |\n| machine | {} |\n| run time | {:.0} min in {} sessions |\n| intervals | 95 %, percentile bootstrap over \
+         problems, 10,000 resamples |\n\nRecords:\n\n```sh\n",
+        header.model.name,
+        header.model.sha256,
+        results.commits.join(", "),
+        machines.join("; "),
+        seconds / 60.0,
+        origin.sessions.len(),
+    );
+    for command in commands {
+        text += &format!("{command}\n");
+    }
+    text += &format!("```\n\nThis report:\n\n```sh\n{}\n```\n", command(&origin.command));
+    text
+}
+
+/// A command as a reader types it.
+fn command(words: &[String]) -> String {
+    let quoted = |word: &String| match word.contains(char::is_whitespace) {
+        true => format!("'{word}'"),
+        false => word.clone(),
+    };
+    let words: Vec<String> = words.iter().skip(1).map(quoted).collect();
+    format!("cargo run --release --example evaluate -- {}", words.join(" "))
+}
+
+/// With a capital letter.
+fn capital(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
+}
