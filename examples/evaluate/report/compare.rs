@@ -2,7 +2,7 @@
 
 use esamp::metrics::{BootstrapConfig, Interval, MetricError, bootstrap_interval};
 
-use super::measures::{Measure, TaskScores};
+use super::measures::{Measure, Scores, TaskScores};
 use crate::failure::Failure;
 
 /// What two ways to sample have in common where they are compared.
@@ -63,36 +63,93 @@ pub fn gain(
         let difference = |picks: &[usize]| mean(new, picks) - mean(old, picks);
         return interval(values.problems.len(), difference, config).map(Some);
     };
-    let Some(by) = scores.measures.get(&equal) else {
+    let Some(line) = Frontier::of(scores, measure, equal, opponents) else {
         return Ok(None);
     };
-    // The measure may lack some problems, in which completions are too short for it.
-    let places: Vec<usize> = by
-        .problems
-        .iter()
-        .enumerate()
-        .filter_map(|(place, problem)| values.problems.contains(problem).then_some(place))
-        .collect();
-    let by: Vec<Vec<f64>> =
-        by.of_arm.iter().map(|all| places.iter().map(|&place| all[place]).collect()).collect();
-    let line = |picks: &[usize]| {
-        let point = |&arm: &usize| (mean(&by[arm], picks), mean(&values.of_arm[arm], picks));
-        let mut line: Vec<(f64, f64)> = opponents.frontier.iter().map(point).collect();
-        line.sort_by(|a, b| a.0.total_cmp(&b.0));
-        line
-    };
-    let all: Vec<usize> = (0..values.problems.len()).collect();
-    let (whole, x) = (line(&all), mean(&by[arm], &all));
-    let reached = whole.len() >= 2
-        && whole.first().is_some_and(|first| first.0 <= x)
-        && whole.last().is_some_and(|last| x <= last.0);
-    if !reached {
+    if !line.reaches(arm) {
         return Ok(None);
     }
-    let difference = |picks: &[usize]| {
-        mean(&values.of_arm[arm], picks) - on_line(&line(picks), mean(&by[arm], picks))
+    interval(line.problems, |picks| line.excess(arm, picks), config).map(Some)
+}
+
+/// How much farther an arm lies above the frontier, at its own perplexity, than another one does at its own. `None` where
+/// the frontier does not reach one of the two.
+///
+/// # Errors
+///
+/// What the bootstrap says.
+pub fn rivalry(
+    scores: &TaskScores,
+    [arm, rival]: [usize; 2],
+    measure: Measure,
+    opponents: &Opponents,
+    config: &BootstrapConfig,
+) -> Result<Option<Interval>, Failure> {
+    let line = Frontier::of(scores, measure, Measure::Surprisal, opponents);
+    let Some(line) = line.filter(|line| line.reaches(arm) && line.reaches(rival)) else {
+        return Ok(None);
     };
-    interval(values.problems.len(), difference, config).map(Some)
+    let difference = |picks: &[usize]| line.excess(arm, picks) - line.excess(rival, picks);
+    interval(line.problems, difference, config).map(Some)
+}
+
+/// What plain sampling has of a measure, by what it has of another one.
+struct Frontier<'s> {
+    /// `[arm][problem]` of the measure, and of the one that is made equal.
+    values: Vec<Vec<f64>>,
+    by: Vec<Vec<f64>>,
+    arms: &'s [usize],
+    problems: usize,
+}
+
+impl<'s> Frontier<'s> {
+    fn of(
+        scores: &TaskScores,
+        measure: Measure,
+        equal: Measure,
+        opponents: &'s Opponents,
+    ) -> Option<Self> {
+        let (values, by) = (scores.measures.get(&measure)?, scores.measures.get(&equal)?);
+        // A measure may lack some problems, in which completions are too short for it.
+        let shared: Vec<usize> = values
+            .problems
+            .iter()
+            .copied()
+            .filter(|problem| by.problems.contains(problem))
+            .collect();
+        let on_shared = |scores: &Scores| -> Vec<Vec<f64>> {
+            let places: Vec<usize> = shared
+                .iter()
+                .filter_map(|problem| scores.problems.iter().position(|one| one == problem))
+                .collect();
+            let of_arm = |all: &Vec<f64>| places.iter().map(|&place| all[place]).collect();
+            scores.of_arm.iter().map(of_arm).collect()
+        };
+        let (values, by) = (on_shared(values), on_shared(by));
+        Some(Self { values, by, arms: &opponents.frontier, problems: shared.len() })
+    }
+
+    /// Its points on some problems, from left to right.
+    fn points(&self, picks: &[usize]) -> Vec<(f64, f64)> {
+        let point = |&arm: &usize| (mean(&self.by[arm], picks), mean(&self.values[arm], picks));
+        let mut points: Vec<(f64, f64)> = self.arms.iter().map(point).collect();
+        points.sort_by(|a, b| a.0.total_cmp(&b.0));
+        points
+    }
+
+    /// Whether an arm lies between its ends.
+    fn reaches(&self, arm: usize) -> bool {
+        let all: Vec<usize> = (0..self.problems).collect();
+        let (points, x) = (self.points(&all), mean(&self.by[arm], &all));
+        points.len() >= 2
+            && points.first().is_some_and(|first| first.0 <= x)
+            && points.last().is_some_and(|last| x <= last.0)
+    }
+
+    /// What an arm has more than the frontier where it lies.
+    fn excess(&self, arm: usize, picks: &[usize]) -> f64 {
+        mean(&self.values[arm], picks) - on_line(&self.points(picks), mean(&self.by[arm], picks))
+    }
 }
 
 /// The height of a broken line at `x`; its first or last stretch goes on beyond its ends. At least two points, by

@@ -155,6 +155,12 @@ impl TaskScores {
         principal
     }
 
+    /// The measure that a method is for: different texts, or a right answer among all completions.
+    pub fn most_telling(&self) -> Option<Measure> {
+        let most = self.passes().last().map_or(Measure::Vendi, |&k| Measure::Pass(k));
+        self.measures.contains_key(&most).then_some(most)
+    }
+
     /// The k of pass@k, ascending.
     pub fn passes(&self) -> Vec<usize> {
         let of = |measure: &Measure| match measure {

@@ -16,14 +16,14 @@ use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path};
 
 use esamp::metrics::{BootstrapConfig, Interval, McNemar, mcnemar};
 
-use compare::{At, Opponents, gain};
+use compare::{At, Opponents, gain, rivalry};
 use gather::{Results, TaskResults};
 use measures::{Embed, Measure, TaskScores};
 use plots::{Curve, Point};
 
 use crate::{
     failure::Failure,
-    record::{Role, Session},
+    record::{ArmRecord, Role, Session},
 };
 
 /// A task with all that was computed of it.
@@ -32,6 +32,8 @@ pub struct Task<'r> {
     pub results: &'r TaskResults,
     pub scores: TaskScores,
     gains: BTreeMap<(usize, Measure, At), Interval>,
+    /// A method and a baseline: how much farther the former lies above the frontier.
+    rivalries: Vec<(usize, usize, Interval)>,
 }
 
 impl<'r> Task<'r> {
@@ -64,7 +66,20 @@ impl<'r> Task<'r> {
                 }
             }
         }
-        Ok(Self { results: task, scores, gains })
+        let mut rivalries = Vec::new();
+        let of_role = |role| move |&(_, arm): &(usize, &ArmRecord)| arm.role == role;
+        let arms = || results.header.arms.iter().enumerate();
+        for (method, _) in arms().filter(of_role(Role::Method)) {
+            for (baseline, _) in arms().filter(of_role(Role::Baseline)) {
+                let pair = [method, baseline];
+                let found = match scores.most_telling() {
+                    Some(measure) => rivalry(&scores, pair, measure, &opponents, bootstrap)?,
+                    None => None,
+                };
+                rivalries.extend(found.map(|found| (method, baseline, found)));
+            }
+        }
+        Ok(Self { results: task, scores, gains, rivalries })
     }
 
     /// The mean of a measure over problems.
@@ -80,7 +95,7 @@ impl<'r> Task<'r> {
 
     /// Differences that are printed.
     pub fn intervals(&self) -> usize {
-        self.gains.len()
+        self.gains.len() + self.rivalries.len()
     }
 
     /// McNemar's test of every other arm beside the base: is a problem solved by any completion of its first seed?
@@ -213,6 +228,14 @@ fn section(results: &Results, task: &Task<'_>) -> Result<Section, Failure> {
             );
         }
     }
+    if let (Some(measure), false) = (task.scores.most_telling(), task.rivalries.is_empty()) {
+        let _ = write!(
+            text,
+            "\nHow much farther a method lies above the frontier than a baseline does, in {}, each at its own perplexity:\n\n{}",
+            measure.name(),
+            tables::rivalries(results, &task.rivalries, measure)
+        );
+    }
     let mut figures = Vec::new();
     let passes = task.scores.passes();
     if !passes.is_empty() {
@@ -223,7 +246,7 @@ fn section(results: &Results, task: &Task<'_>) -> Result<Section, Failure> {
             results.header.samples,
             tables::solved(results, &tests)
         );
-        let curve = |(arm, record): (usize, &crate::record::ArmRecord)| Curve {
+        let curve = |(arm, record): (usize, &ArmRecord)| Curve {
             name: record.name.clone(),
             role: record.role,
             points: passes.iter().map(|&k| (k, task.mean(Measure::Pass(k), arm))).collect(),
@@ -235,7 +258,7 @@ fn section(results: &Results, task: &Task<'_>) -> Result<Section, Failure> {
         ));
     }
     if task.scores.measures.contains_key(&Measure::Vendi) {
-        let point = |(arm, record): (usize, &crate::record::ArmRecord)| Point {
+        let point = |(arm, record): (usize, &ArmRecord)| Point {
             name: record.name.clone(),
             role: record.role,
             perplexity: task.mean(Measure::Surprisal, arm).exp(),
@@ -262,14 +285,17 @@ fn provenance(results: &Results, origin: &Origin) -> String {
     machines.dedup();
     let mut text = format!(
         "\n## Where it comes from\n\n| | |\n|---|---|\n| model | {}, SHA-256 `{}` |\n| commit of the records | {} |\n| seeds | \
-         {seeds} |\n| machine | {} |\n| run time | {:.0} min in {} sessions |\n| intervals | 95 %, percentile bootstrap over \
+         {seeds} |\n| machine | {} |\n| run time | {:.0} min in {} |\n| intervals | 95 %, percentile bootstrap over \
          problems, 10,000 resamples |\n\nRecords:\n\n```sh\n",
         header.model.name,
         header.model.sha256,
         results.commits.join(", "),
         machines.join("; "),
         seconds / 60.0,
-        origin.sessions.len(),
+        match origin.sessions.len() {
+            1 => "1 session".to_owned(),
+            count => format!("{count} sessions"),
+        },
     );
     for command in commands {
         text += &format!("{command}\n");

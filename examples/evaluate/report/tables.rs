@@ -89,6 +89,32 @@ pub fn gains(results: &Results, task: &Task<'_>, measure: Measure) -> String {
     table
 }
 
+/// Methods beside baselines.
+pub fn rivalries(
+    results: &Results,
+    rivalries: &[(usize, usize, Interval)],
+    measure: Measure,
+) -> String {
+    let name = |arm: usize| results.header.arms[arm].name.as_str();
+    let mut baselines: Vec<usize> = rivalries.iter().map(|&(_, baseline, _)| baseline).collect();
+    let mut methods: Vec<usize> = rivalries.iter().map(|&(method, ..)| method).collect();
+    baselines.sort_unstable();
+    baselines.dedup();
+    methods.dedup();
+    let heads: Vec<String> = baselines.iter().map(|&arm| format!("than {}", name(arm))).collect();
+    let mut table =
+        format!("| arm | {} |\n|---|{}\n", heads.join(" | "), "--:|".repeat(baselines.len()));
+    for method in methods {
+        let cells = baselines.iter().map(|&baseline| {
+            let found = rivalries.iter().find(|found| (found.0, found.1) == (method, baseline));
+            or_dash(found.map(|found| &found.2), measure.digits())
+        });
+        let cells: Vec<String> = cells.collect();
+        let _ = writeln!(table, "| {} | {} |", name(method), cells.join(" | "));
+    }
+    table
+}
+
 /// Problems that only one of two arms solves.
 pub fn solved(results: &Results, tests: &[(usize, McNemar)]) -> String {
     let base = &results.header.arms[results.base()].name;

@@ -1,0 +1,332 @@
+//! The report of the example `evaluate`, on records whose numbers are known.
+
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+#![allow(dead_code, unreachable_pub, reason = "the example uses what is not used here")]
+
+#[path = "../examples/generate/failure.rs"]
+mod failure;
+#[path = "../examples/model_source/mod.rs"]
+mod model_source;
+#[path = "../examples/evaluate/record.rs"]
+mod record;
+#[path = "../examples/evaluate/report/mod.rs"]
+mod report;
+#[path = "../examples/sentence_embedding/mod.rs"]
+mod sentence_embedding;
+
+use std::{
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use esamp::{Counters, SamplerConfig, SamplingConfig, metrics::pass_at_k};
+
+use failure::Failure;
+use record::{
+    ArmRecord, CompletionRecord, FORMAT_VERSION, Header, Line, ModelRecord, ProblemRecord, Role,
+    Run, Session, Split, TaskRecord, Totals,
+};
+use report::{Origin, Section, gather::Results};
+
+const SAMPLES: usize = 4;
+/// An arm: name, role, temperature, texts of a problem, surprisal and entropy of a token, right completions.
+type Arm = (&'static str, Role, f32, [&'static str; SAMPLES], f64, f64, usize);
+/// The frontier's Vendi score is its surprisal: 1 at 1, 2 at 2 and 4 at 4. The method has 4 at 2.
+const ARMS: [Arm; 6] = [
+    ("min-p-0.5", Role::Frontier, 0.5, ["a", "a", "a", "a"], 1.0, 1.0, 1),
+    ("min-p-1", Role::Frontier, 1.0, ["a", "a", "b", "b"], 2.0, 2.0, 2),
+    ("min-p-2", Role::Frontier, 2.0, ["a", "b", "c", "d"], 4.0, 3.0, 0),
+    ("new", Role::Method, 1.0, ["a", "b", "c", "d"], 2.0, 0.5, 3),
+    ("control", Role::Control, 1.0, ["a", "a", "b", "b"], 3.0, 2.5, 2),
+    // As far above the line as the method is, less a half: at 2.5 the line has 2.5.
+    ("old", Role::Baseline, 1.0, ["a", "b", "c", "d"], 2.5, 1.5, 2),
+];
+
+/// Different letters are at right angles: the Vendi score of texts in equal shares is their number.
+fn embed(texts: &[String]) -> Result<Vec<Vec<f64>>, Failure> {
+    let axis = |text: &String| usize::from(text.as_bytes()[0] - b'a');
+    let point = |text| (0..4).map(|at| f64::from(u8::from(at == axis(text)))).collect();
+    Ok(texts.iter().map(point).collect())
+}
+
+fn header(problems: usize, tasks: Vec<TaskRecord>) -> Header {
+    let arm = |&(name, role, temperature, ..): &Arm| ArmRecord {
+        name: name.into(),
+        what: format!("what {name} is"),
+        role,
+        sampling: SamplingConfig::default().with_temperature(temperature),
+        sampler: SamplerConfig::paper(),
+        prompt_warm_up: 0,
+    };
+    Header {
+        format_version: FORMAT_VERSION,
+        crate_version: "0.0.0".into(),
+        commit: "0123abcd".into(),
+        model: ModelRecord {
+            name: "tiny".into(),
+            sha256: "77".into(),
+            d_model: 8,
+            vocab: 64,
+            device: "flex".into(),
+        },
+        split: Split::HeldOut,
+        problems,
+        samples: SAMPLES,
+        seeds: 2,
+        tokens: 2,
+        batch: 1,
+        tasks,
+        arms: ARMS.iter().map(arm).collect(),
+        token_arm: None,
+    }
+}
+
+fn task(name: &str, verifiable: bool) -> TaskRecord {
+    TaskRecord {
+        name: name.into(),
+        what: format!("the task {name}"),
+        verifiable,
+        many_modes: verifiable,
+        tokens: 2,
+    }
+}
+
+fn record(task: &TaskRecord, problem: usize, arm: &Arm, seed: u64) -> ProblemRecord {
+    let &(name, _, _, texts, surprisal, entropy, right) = arm;
+    let completion = |(at, text): (usize, &str)| {
+        let correct = task.verifiable.then_some(at < right);
+        let letter = u32::from(text.as_bytes()[0]);
+        CompletionRecord {
+            text: text.into(),
+            tokens: vec![letter, letter],
+            finish: if at == 0 { "max_new_tokens" } else { "stop_token" }.into(),
+            correct,
+            answer: None,
+            mode: (correct == Some(true)).then(|| text.to_owned()),
+            log_prob_sum: -2.0 * surprisal,
+            sampling_log_prob_sum: -2.0,
+            mean_entropy: entropy,
+            mean_reference_entropy: entropy,
+            mean_kl: 0.0,
+            mean_candidates: 3.0,
+            mean_novelty: None,
+            mean_relative_novelty: None,
+            mean_slope: None,
+            mean_sharpening: None,
+        }
+    };
+    ProblemRecord {
+        task: task.name.clone(),
+        problem,
+        arm: name.into(),
+        seed,
+        prompt: format!("problem {problem}"),
+        prompt_tokens: 3,
+        expected: None,
+        solutions: None,
+        completions: texts.into_iter().enumerate().map(completion).collect(),
+        totals: Totals { tokens: 8, steered: 8, interventions: 2, not_finite: 0, candidates: 24 },
+        batch_counters: Counters::default(),
+        token_sample: Vec::new(),
+    }
+}
+
+/// A run in which every arm has met every problem with every seed.
+fn run_of(tasks: &[TaskRecord], problems: usize) -> Run {
+    let header = header(problems, tasks.to_vec());
+    let mut records = Vec::new();
+    for seed in 0..header.seeds {
+        for problem in 0..problems {
+            for task in tasks {
+                records.extend(ARMS.iter().map(|arm| record(task, problem, arm, seed)));
+            }
+        }
+    }
+    Run { header, records }
+}
+
+fn written(results: &Results, folder: &Path, more: Vec<Section>) -> String {
+    let to = folder.join("report.md");
+    let origin = Origin {
+        sessions: vec![Session {
+            command: ["evaluate", "--out", "a file"].map(str::to_owned).to_vec(),
+            started: 0,
+            seconds: 120.0,
+            records: [0, 1],
+            planned: 1,
+            machine: "a machine".into(),
+        }],
+        command: ["evaluate", "--report", "report.md"].map(str::to_owned).to_vec(),
+    };
+    report::write(results, &origin, more, &mut embed, &to).unwrap();
+    fs::read_to_string(to).unwrap()
+}
+
+fn folder() -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_owned();
+    (folder, path)
+}
+
+fn error<T: std::fmt::Debug>(result: Result<T, Failure>) -> String {
+    result.unwrap_err().to_string()
+}
+
+#[test]
+fn gains_at_equal_perplexity_are_read_off_the_frontier() {
+    let (_guard, path) = folder();
+    let results = Results::gather(vec![run_of(&[task("texts", false)], 4)]).unwrap();
+    let text = written(&results, &path, Vec::new());
+    // Every problem is the same, so is every resample: intervals have no width. The line is at 2 where the surprisal is 2,
+    // and at 3 where it is 3; the entropy 0.5 lies before its beginning, and between 2 and 3 it rises from 2 to 4.
+    let new = "| new | 4.00 | **+2.00 [+2.00, +2.00]** | **+2.00 [+2.00, +2.00]** | – |\n";
+    assert!(text.contains(new), "{text}");
+    let control = "| control | 2.00 | 0.00 [0.00, 0.00] | **−1.00 [−1.00, −1.00]** | **−1.00 [−1.00, −1.00]** |\n";
+    assert!(text.contains(control), "{text}");
+    assert!(text.contains("| min-p-1 | 2.00 | – | – | – |\n"), "the base with itself: {text}");
+    assert!(text.contains("| min-p-0.5 | 1.00 | **−1.00 [−1.00, −1.00]** | – | – |\n"), "{text}");
+    assert!(
+        text.contains("| arm | than old |\n|---|--:|\n| new | **+0.50 [+0.50, +0.50]** |\n"),
+        "{text}"
+    );
+    let levels = "| arm | Vendi | cosine | distinct-2 | self-BLEU | perplexity | entropy | tokens | changed |";
+    assert!(text.contains(levels), "{text}");
+    // e², and a cosine of 1 in two pairs of six.
+    let level = text.lines().find(|line| line.starts_with("| min-p-1 | 2.00 | 0.333 |")).unwrap();
+    assert!(level.ends_with("| 7.39 | 2.000 | 2.0 | 25.0 % |"), "{level}");
+    assert!(text.contains("which 25 % of the completions reach"), "{text}");
+}
+
+#[test]
+fn the_first_ten_lines_say_what_was_found() {
+    let (_guard, path) = folder();
+    let tasks = [task("texts", false), task("answers", true)];
+    let results = Results::gather(vec![run_of(&tasks, 3)]).unwrap();
+    let text = written(&results, &path, Vec::new());
+    let top: Vec<&str> = text.lines().take(10).collect();
+    let top = top.join("\n");
+    for part in [
+        "held-out problems of texts (3 problems × 2 seeds) and answers (3 problems × 2 seeds)",
+        "**Different ideas** (Vendi score of texts; min-p-1 has 2.00). At equal perplexity: new **+2.00 [+2.00, +2.00]**.",
+        "**Without a distiller**, at equal perplexity on texts: old **+1.50 [+1.50, +1.50]**.",
+        "at equal perplexity on texts: control **−1.00 [−1.00, −1.00]**.",
+        "answers, pass@4 (min-p-1 has 1.000): no difference found for new 0.000 [0.000, 0.000].",
+        "answers, pass@1 (min-p-1 has 0.500): new **+0.250 [+0.250, +0.250]**.",
+        "where different texts are wanted, new gave more than any temperature",
+        "where answers are checked, new solved more at some k",
+        "One model of 8 dimensions",
+    ] {
+        assert!(top.contains(part), "expected {part:?} in\n{top}");
+    }
+}
+
+#[test]
+fn right_answers_have_their_tables_and_curves() {
+    let (_guard, path) = folder();
+    let results = Results::gather(vec![run_of(&[task("answers", true)], 3)]).unwrap();
+    let text = written(&results, &path, Vec::new());
+    for (name, _, _, _, _, _, right) in ARMS {
+        let [one, two] = [1, 2].map(|k| pass_at_k(SAMPLES, right, k).unwrap());
+        let line = text
+            .lines()
+            .find(|line| line.starts_with(&format!("| {name} |")) && line.contains(" % |"));
+        let line = line.unwrap();
+        assert!(line.contains(&format!("| {one:.3} | {two:.3} |")), "{line}");
+        let place = ARMS.iter().position(|arm| arm.0 == name).unwrap();
+        let expected = [1.0, 1.0, 0.0, 3.0, 1.0, 2.0][place];
+        assert!(line.contains(&format!("| {expected:.2} |")), "{line}");
+    }
+    // min-p-2 is never right, the base always once or more: three problems for the base alone, p = 2/2³.
+    assert!(text.contains("| min-p-2 | 0 | 3 | 0.25 |"), "{text}");
+    assert!(text.contains("![answers-pass-at-k](report/answers-pass-at-k.svg)"), "{text}");
+    for figure in ["answers-pass-at-k.svg", "answers-pareto.svg"] {
+        let svg = fs::read_to_string(path.join("report").join(figure)).unwrap();
+        assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"), "{figure}");
+        assert!(ARMS.iter().all(|arm| svg.contains(arm.0)), "every arm has its name in {figure}");
+    }
+}
+
+#[test]
+fn only_what_every_arm_has_met_counts() {
+    let (_guard, path) = folder();
+    let mut run = run_of(&[task("texts", false)], 3);
+    // The last record is gone: the other five of its problem and seed are of no use.
+    let last = run.records.pop().unwrap();
+    assert_eq!((last.problem, last.seed), (2, 1));
+    let results = Results::gather(vec![run]).unwrap();
+    let text = written(&results, &path, Vec::new());
+    assert!(
+        text.contains("3 problems, 5 runs of them with several seeds under every arm"),
+        "{text}"
+    );
+    assert!(text.contains("5 records are left out"), "{text}");
+
+    let mut run = run_of(&[task("texts", false)], 2);
+    run.records.retain(|record| record.problem == 0 || record.arm != "new");
+    let message = error(Results::gather(vec![run]));
+    let expected = "texts: expected at least 2 problems that all arms have met, got 1";
+    assert!(message.contains(expected), "{message}");
+}
+
+#[test]
+fn files_of_one_experiment_are_put_together_and_no_others() {
+    let (texts, answers) = (task("texts", false), task("answers", true));
+    let [one, two] = [&texts, &answers].map(|task| run_of(std::slice::from_ref(task), 2));
+    let results = Results::gather(vec![one.clone(), two]).unwrap();
+    let names: Vec<&str> = results.tasks.iter().map(|task| task.task.name.as_str()).collect();
+    assert_eq!(names, ["texts", "answers"]);
+    assert_eq!(results.commits, ["0123abcd"]);
+
+    let message = error(Results::gather(vec![one.clone(), one.clone()]));
+    assert!(message.contains("expected each task in one file, got texts twice"), "{message}");
+    let mut other = run_of(&[answers], 2);
+    other.header.samples = 5;
+    let message = error(Results::gather(vec![one, other]));
+    assert!(message.contains("expected files of one experiment"), "{message}");
+    assert!(error(Results::gather(Vec::new())).contains("expected a file, got none"));
+}
+
+#[test]
+fn sections_and_where_it_comes_from_are_written() {
+    let (_guard, path) = folder();
+    let results = Results::gather(vec![run_of(&[task("texts", false)], 2)]).unwrap();
+    let more = Section {
+        text: "\n## More\n".to_owned(),
+        figures: vec![("more.svg".to_owned(), "<svg></svg>".to_owned())],
+    };
+    let text = written(&results, &path, vec![more]);
+    assert!(text.contains("\n## More\n\n![more](report/more.svg)\n"), "{text}");
+    assert_eq!(fs::read_to_string(path.join("report/more.svg")).unwrap(), "<svg></svg>");
+    for part in [
+        "| commit of the records | 0123abcd |",
+        "| seeds | 0, 1 |",
+        "| machine | a machine |",
+        "| run time | 2 min in 1 session |",
+        "cargo run --release --example evaluate -- --out 'a file'\n",
+        "cargo run --release --example evaluate -- --report report.md\n",
+    ] {
+        assert!(text.contains(part), "expected {part:?} in {text}");
+    }
+}
+
+#[test]
+fn packed_records_are_read_like_others() {
+    let (_guard, path) = folder();
+    let run = run_of(&[task("texts", false)], 2);
+    let mut lines = vec![Line::Header(Box::new(run.header.clone()))];
+    lines.extend(run.records.iter().map(|record| Line::Problem(Box::new(record.clone()))));
+    let lines: Vec<String> =
+        lines.iter().map(|line| serde_json::to_string(line).unwrap()).collect();
+    let text = lines.join("\n") + "\n";
+    let (plain, packed) = (path.join("run.jsonl"), path.join("run.jsonl.gz"));
+    fs::write(&plain, &text).unwrap();
+    let mut encoder = flate2::write::GzEncoder::new(
+        fs::File::create(&packed).unwrap(),
+        flate2::Compression::best(),
+    );
+    encoder.write_all(text.as_bytes()).unwrap();
+    encoder.finish().unwrap();
+    assert_eq!(Run::read(&plain).unwrap(), run);
+    assert_eq!(Run::read(&packed).unwrap(), run);
+}
