@@ -225,3 +225,47 @@ fn a_commit_is_that_of_the_checkout_or_unknown() {
     fs::write(folder.path().join("src/lib.rs"), "2").unwrap();
     assert_eq!(provenance::commit(folder.path()), format!("{commit}-modified"));
 }
+
+#[test]
+fn a_run_ends_in_its_report_and_its_records_give_the_same_one() {
+    let bench = Bench::new();
+    let [first, second] = ["one.md", "two.md"].map(|name| bench.folder.path().join(name));
+    let args = [&SMALL[..], &ARMS, &["--report", first.to_str().unwrap()]].concat();
+    let said = bench.said(&args);
+    assert!(said.ends_with(&format!("{}\n", first.display())), "{said}");
+    let records = bench.out();
+    let again = ["--records", records.to_str().unwrap(), "--report", second.to_str().unwrap()];
+    let output = evaluate(&again);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+
+    let [one, two] = [&first, &second].map(|path| fs::read_to_string(path).unwrap());
+    assert!(one.contains("stories (3 problems × 2 seeds)"), "{one}");
+    // 96 words that mean nothing: whatever is sampled, no product is right.
+    assert!(
+        one.lines().any(|line| line.starts_with("| esamp-0.5 | 0.000 | 0.000 [0.000, 0.000] |")),
+        "{one}"
+    );
+    for figure in ["products-pass-at-k.svg", "products-pareto.svg", "stories-pareto.svg"] {
+        let [one, two] = ["one", "two"]
+            .map(|name| fs::read(bench.folder.path().join(name).join(figure)).unwrap());
+        assert!(one == two, "{figure}");
+    }
+    // They differ in their own names and commands, and in nothing else.
+    let same = |text: String, name: &str| -> Vec<String> {
+        let lines = text.lines().filter(|line| !line.starts_with("cargo run "));
+        lines.map(|line| line.replace(&format!("({name}/"), "(")).collect()
+    };
+    assert_eq!(same(one, "one"), same(two, "two"));
+}
+
+#[test]
+fn a_report_on_records_needs_both() {
+    let output = evaluate(&["--records", "x.jsonl"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("--report <FILE>"));
+
+    let output = evaluate(&["--records", "no-such.jsonl", "--report", "r.md"]);
+    assert_eq!(output.status.code(), Some(1));
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert!(message.starts_with("error: no-such.jsonl: "), "{message}");
+}
