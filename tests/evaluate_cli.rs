@@ -190,6 +190,9 @@ fn the_list_names_tasks_and_arms() {
             "{text}"
         );
     }
+    let public = text.lines().find(|line| line.trim_start().starts_with("reasoning-gym ")).unwrap();
+    assert!(public.contains("from the public set reasoning-gym"), "{public}");
+    assert!(public.ends_with(" (80 and 80)"), "{public}");
 }
 
 #[test]

@@ -12,6 +12,7 @@ pub mod letters;
 pub mod names;
 pub mod numbers;
 pub mod products;
+pub mod reasoning_gym;
 pub mod sentences;
 pub mod stories;
 
@@ -21,6 +22,7 @@ pub use gcd::Gcd;
 pub use letters::Letters;
 pub use names::Names;
 pub use products::Products;
+pub use reasoning_gym::ReasoningGym;
 pub use sentences::Sentences;
 pub use stories::Stories;
 
@@ -157,6 +159,7 @@ pub fn all() -> Vec<Box<dyn Task>> {
         Box::new(Products),
         Box::new(Letters),
         Box::new(Gcd),
+        Box::new(ReasoningGym),
         Box::new(Stories),
     ]
 }
