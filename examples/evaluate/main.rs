@@ -24,6 +24,7 @@ mod plan;
 mod progress;
 mod provenance;
 mod record;
+mod report;
 mod run;
 mod store;
 mod tasks;
