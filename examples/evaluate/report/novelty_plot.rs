@@ -111,7 +111,7 @@ fn panel(
         .axis_desc_style(font(14.0, FontStyle::Normal))
         .x_desc(format!(
             "decile of {} ({least:.2} to {greatest:.2}), {} {what}",
-            deciles.by,
+            ratio(deciles.by),
             grouped(n)
         ))
         .y_desc(format!("{measure} ({})", unit(measure)))
@@ -142,6 +142,14 @@ fn range(summaries: &[Summary]) -> (f64, f64) {
         false => 0.5,
     };
     (if low == 0.0 && greatest > 0.0 { 0.0 } else { low - air }, greatest + air)
+}
+
+/// Relative novelty by its formula, which needs no unit.
+fn ratio(measure: Measure) -> &'static str {
+    match measure {
+        Measure::RelativeNovelty => "‖e‖/‖deep‖",
+        other => other.name(),
+    }
 }
 
 /// Units that fit along an axis.
@@ -188,4 +196,39 @@ fn font(size: f64, style: FontStyle) -> TextStyle<'static> {
 
 fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn summary(lower: f64, mean: f64, upper: f64) -> Summary {
+        Summary { mean, lower, median: mean, upper }
+    }
+
+    #[test]
+    fn axes_hold_everything_and_begin_at_zero_where_that_is_near() {
+        assert_eq!(range(&[summary(1.0, 2.0, 3.0), summary(2.0, 9.0, 4.0)]), (0.0, 9.0 + 0.45));
+        let (low, high) = range(&[summary(0.6, 0.7, 0.8), summary(0.5, 0.6, 0.7)]);
+        assert!((low - 0.485).abs() < 1e-12 && (high - 0.815).abs() < 1e-12, "{low} {high}");
+        // Exactly half is in the upper half.
+        assert!(range(&[summary(0.5, 0.7, 1.0)]).0 > 0.4);
+        assert_eq!(range(&[summary(0.49, 0.7, 1.0)]).0, 0.0);
+        assert_eq!(range(&[summary(-1.0, 0.0, 1.0)]), (-1.1, 1.1));
+        assert_eq!(range(&[summary(2.0, 2.0, 2.0)]), (1.5, 2.5), "a line in the middle");
+        assert_eq!(range(&[summary(0.0, 0.0, 0.0)]), (-0.5, 0.5));
+    }
+
+    #[test]
+    fn labels_have_the_digits_that_ticks_need() {
+        let labels = [(1000.0, 1200.0), (2.5, 3.0), (0.25, 0.3), (-0.5, 3.0)];
+        assert_eq!(
+            labels.map(|(value, width)| number(value, width)),
+            ["1000", "2.5", "0.25", "−0.5"]
+        );
+        assert_eq!(
+            [0, 999, 1000, 46_080, 1_234_567].map(grouped),
+            ["0", "999", "1,000", "46,080", "1,234,567"]
+        );
+    }
 }

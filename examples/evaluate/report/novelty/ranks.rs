@@ -146,16 +146,18 @@ impl Table {
                 let what = format!("{}{}", self.columns[column].measure, kinds[kind]);
                 return Err(MetricError::Constant { what });
             }
+            let undefined = resamples.iter().map(of).filter(Result::is_err).count();
+            if undefined > 0 {
+                let Question { of, with, .. } = &questions[at];
+                return Err(MetricError::OutOfRange {
+                    what: format!("{of} with {with}{}", kinds[kind]),
+                    expected: "a number in every resample of the problems".to_owned(),
+                    got: format!("none in {undefined} of {}", config.resamples),
+                });
+            }
             let mut answers = resamples.iter().map(of);
             let next = |_: &[usize]| answers.next().and_then(Result::ok).unwrap_or(f64::NAN);
-            bootstrap_interval(self.problems(), next, config).map_err(|error| match error {
-                MetricError::NotFinite { at: resample, got, .. } => {
-                    let Question { of, with, .. } = &questions[at];
-                    let what = format!("resamples of {of} with {with}{}", kinds[kind]);
-                    MetricError::NotFinite { what, at: resample, got }
-                }
-                error => error,
-            })
+            bootstrap_interval(self.problems(), next, config)
         };
         let answer = |(at, question): (usize, &Question)| Correlation {
             of: question.of,
@@ -346,12 +348,11 @@ mod tests {
         // Different problems, equal values within: the problem explains all of it.
         let found = all(&table([1.0, 1.0, 2.0, 2.0], rising, [0.0; 4]));
         assert_eq!(found[2], format!("novelty, with the controls and the problem fixed: {differ}"));
-        // A resample that holds one problem only has a constant x: no interval, and the resample is named.
-        assert!(
-            found[0].starts_with("resamples of novelty with semantic distance, value "),
-            "{}",
-            found[0]
-        );
+        // A resample that holds one problem only, as half of them do, has a constant x.
+        let start = "novelty with semantic distance: expected a number in every resample of the problems, got none in ";
+        let undefined = found[0].strip_prefix(start).and_then(|rest| rest.strip_suffix(" of 40"));
+        let undefined: usize = undefined.unwrap().parse().unwrap();
+        assert!((8..=32).contains(&undefined), "{undefined}");
         let text = |result: Result<Table, MetricError>| result.unwrap_err().to_string();
         assert_eq!(
             text(Table::new(&[0, 1], vec![(X, vec![1.0, f64::NAN])])),

@@ -99,7 +99,7 @@ struct Window {
 ///
 /// Only whole windows count, from place [`WINDOW`] on: nothing has been said before the first. At most `max_groups` groups
 /// are looked at, seed by seed, because each has some 160 texts to embed at 16 completions of 96 tokens: with
-/// all-MiniLM-L6-v2 on two cores some 5 s. Equal texts are embedded once.
+/// all-MiniLM-L6-v2 on two cores some 3 s. Equal texts are embedded once.
 ///
 /// # Errors
 ///
