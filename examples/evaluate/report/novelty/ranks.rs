@@ -389,8 +389,14 @@ mod tests {
             let problems: Vec<usize> = rows.iter().map(|row| row.0).collect();
             let column = |at: usize| rows.iter().map(|row| f64::from(row.1[at])).collect();
             let measures = [X, Y, Z, W];
-            let columns = measures.iter().enumerate().map(|(at, &m)| (m, column(at))).collect();
-            let table = Table::new(&problems, columns).unwrap();
+            let columns = measures.iter().enumerate().map(|(at, &m)| (m, column(at)));
+            // Three controls of which each follows from the other two.
+            let parts = [Measure::Entropy, Measure::FrequencyRank, Measure::TokenId];
+            let part = |kind: u8| {
+                move |row: &(usize, [u8; 4])| f64::from(u8::from(row.1[2] % 3 == kind))
+            };
+            let part_columns = (0..).zip(parts).map(|(kind, m)| (m, rows.iter().map(part(kind)).collect()));
+            let table = Table::new(&problems, columns.chain(part_columns).collect()).unwrap();
             prop_assume!(table.problems() == 4);
             let gram = table.gram(&picks);
 
@@ -407,10 +413,14 @@ mod tests {
             let dummy = |problem: usize| -> Vec<f64> {
                 listed_problems.iter().map(|&p| f64::from(u8::from(p == problem))).collect()
             };
+            let parts = [0.0, 1.0, 2.0].map(|kind| -> Vec<f64> {
+                z.iter().map(|z| f64::from(u8::from(z % 3.0 == kind))).collect()
+            });
             let mut controls = vec![z, w];
             let expected = [
                 spearman(&x, &y),
                 partial_spearman(&x, &y, &controls),
+                partial_spearman(&x, &y, &parts),
                 {
                     controls.extend((0..4).map(dummy));
                     partial_spearman(&x, &y, &controls)
@@ -419,6 +429,8 @@ mod tests {
             let got = [
                 gram.partial(&gram.all, 0, 1, &[]),
                 gram.partial(&gram.all, 0, 1, &[2, 3]),
+                // What is left of the last one is rounding and nothing else.
+                gram.partial(&gram.all, 0, 1, &[4, 5, 6]),
                 gram.partial(&gram.within, 0, 1, &[2, 3]),
             ];
             for (got, expected) in got.into_iter().zip(expected) {
