@@ -25,7 +25,8 @@ use rand::{Rng, SeedableRng, rngs::ChaCha8Rng};
 
 use failure::Failure;
 use novelty::{
-    Correlation, Known, Level, Measure, WINDOW, WindowLevel, intervals, token_level, window_level,
+    Correlation, Known, Level, MAX_GROUPS, Measure, WINDOW, WindowLevel, intervals, token_level,
+    window_level,
 };
 use novelty_plot::novelty_figure;
 use record::{CompletionRecord, FrequencyRanks, ProblemRecord, TokenRecord, Totals};
@@ -497,7 +498,7 @@ fn groups_are_taken_seed_by_seed_and_tokens_may_be_missing() {
     let found = windows(&records, 12).unwrap();
     assert_eq!((found.groups, found.all_groups, found.windows), (12, 24, 120));
     assert_eq!(found.during.problems, 12, "one seed of each, not both of six");
-    let all = windows(&records, 30).unwrap();
+    let all = windows(&records, MAX_GROUPS).unwrap();
     assert_eq!((all.groups, all.during.n, all.during.problems), (24, 240, 12));
     // Without the tokens of places 32 to 47, window 2 has nothing during it, and window 3 nothing before it.
     for record in &mut records {

@@ -28,7 +28,7 @@ use esamp::metrics::{BootstrapConfig, Interval, MetricError};
 use crate::record::{FrequencyRanks, ProblemRecord, TokenRecord};
 
 pub use deciles::{Decile, Deciles, Summary};
-pub use windows::{Embed, WINDOW, WindowError, WindowLevel, window_level};
+pub use windows::{Embed, MAX_GROUPS, WINDOW, WindowError, WindowLevel, window_level};
 
 use deciles::PARTS;
 use ranks::{Question, Table};

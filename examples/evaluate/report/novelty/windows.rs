@@ -37,6 +37,9 @@ use super::{
 /// Tokens of a window: a dozen words, about the least that an embedding of sentences says something about.
 pub const WINDOW: usize = 16;
 
+/// How many groups the report looks at: 30 problems of one seed.
+pub const MAX_GROUPS: usize = 30;
+
 /// From texts to points, in their order: of any length but 0, all of the same width.
 pub type Embed<'e> = dyn FnMut(&[String]) -> Result<Vec<Vec<f64>>, Failure> + 'e;
 
@@ -98,7 +101,7 @@ struct Window {
 /// tokens, see the head of the module's file.
 ///
 /// Only whole windows count, from place [`WINDOW`] on: nothing has been said before the first. At most `max_groups` groups
-/// are looked at, seed by seed, because each has some 160 texts to embed at 16 completions of 96 tokens: with
+/// ([`MAX_GROUPS`]) are looked at, seed by seed, because each has some 160 texts to embed at 16 completions of 96 tokens: with
 /// all-MiniLM-L6-v2 on two cores some 3 s. Equal texts are embedded once.
 ///
 /// # Errors
