@@ -20,14 +20,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use esamp::{Counters, SamplerConfig, SamplingConfig, metrics::pass_at_k};
+use esamp::{Counters, SamplerConfig, SamplingConfig, TokenId, metrics::pass_at_k};
 
 use failure::Failure;
 use record::{
     ArmRecord, CompletionRecord, FORMAT_VERSION, Header, Line, ModelRecord, ProblemRecord, Role,
-    Run, Session, Split, TaskRecord, Totals,
+    Run, Session, Split, TaskRecord, TokenRecord, Totals,
 };
-use report::{Origin, Section, gather::Results};
+use report::{Origin, gather::Results};
 
 const SAMPLES: usize = 4;
 /// An arm: name, role, temperature, texts of a problem, surprisal and entropy of a token, right completions.
@@ -146,7 +146,7 @@ fn run_of(tasks: &[TaskRecord], problems: usize) -> Run {
     Run { header, records }
 }
 
-fn written(results: &Results, folder: &Path, more: Vec<Section>) -> String {
+fn written(results: &Results, folder: &Path) -> String {
     let to = folder.join("report.md");
     let origin = Origin {
         sessions: vec![Session {
@@ -159,7 +159,10 @@ fn written(results: &Results, folder: &Path, more: Vec<Section>) -> String {
         }],
         command: ["evaluate", "--report", "report.md"].map(str::to_owned).to_vec(),
     };
-    report::write(results, &origin, more, &mut embed, &to).unwrap();
+    let letters = |tokens: &[TokenId]| {
+        Ok(tokens.iter().filter_map(|&token| char::from_u32(token)).collect::<String>())
+    };
+    report::write(results, &origin, &letters, &mut embed, &to).unwrap();
     fs::read_to_string(to).unwrap()
 }
 
@@ -177,7 +180,7 @@ fn error<T: std::fmt::Debug>(result: Result<T, Failure>) -> String {
 fn gains_at_equal_perplexity_are_read_off_the_frontier() {
     let (_guard, path) = folder();
     let results = Results::gather(vec![run_of(&[task("texts", false)], 4)]).unwrap();
-    let text = written(&results, &path, Vec::new());
+    let text = written(&results, &path);
     // Every problem is the same, so is every resample: intervals have no width. The line is at 2 where the surprisal is 2,
     // and at 3 where it is 3; the entropy 0.5 lies before its beginning, and between 2 and 3 it rises from 2 to 4.
     let new = "| new | 4.00 | **+2.00 [+2.00, +2.00]** | **+2.00 [+2.00, +2.00]** | – |\n";
@@ -203,14 +206,14 @@ fn the_first_ten_lines_say_what_was_found() {
     let (_guard, path) = folder();
     let tasks = [task("texts", false), task("answers", true)];
     let results = Results::gather(vec![run_of(&tasks, 3)]).unwrap();
-    let text = written(&results, &path, Vec::new());
+    let text = written(&results, &path);
     let top: Vec<&str> = text.lines().take(10).collect();
     let top = top.join("\n");
     for part in [
         "held-out problems of texts (3 problems × 2 seeds) and answers (3 problems × 2 seeds)",
         "**Different ideas** (Vendi score of texts; min-p-1 has 2.00). At equal perplexity: new **+2.00 [+2.00, +2.00]**.",
-        "**Without a distiller**, at equal perplexity on texts: old **+1.50 [+1.50, +1.50]**.",
-        "at equal perplexity on texts: control **−1.00 [−1.00, −1.00]**.",
+        "At equal perplexity on texts, without a distiller: old **+1.50 [+1.50, +1.50]**; controls, ",
+        "without what was learned: control **−1.00 [−1.00, −1.00]**.",
         "answers, pass@4 (min-p-1 has 1.000): no difference found for new 0.000 [0.000, 0.000].",
         "answers, pass@1 (min-p-1 has 0.500): new **+0.250 [+0.250, +0.250]**.",
         "where different texts are wanted, new gave more than any temperature",
@@ -225,7 +228,7 @@ fn the_first_ten_lines_say_what_was_found() {
 fn right_answers_have_their_tables_and_curves() {
     let (_guard, path) = folder();
     let results = Results::gather(vec![run_of(&[task("answers", true)], 3)]).unwrap();
-    let text = written(&results, &path, Vec::new());
+    let text = written(&results, &path);
     for (name, _, _, _, _, _, right) in ARMS {
         let [one, two] = [1, 2].map(|k| pass_at_k(SAMPLES, right, k).unwrap());
         let line = text
@@ -255,7 +258,7 @@ fn only_what_every_arm_has_met_counts() {
     let last = run.records.pop().unwrap();
     assert_eq!((last.problem, last.seed), (2, 1));
     let results = Results::gather(vec![run]).unwrap();
-    let text = written(&results, &path, Vec::new());
+    let text = written(&results, &path);
     assert!(
         text.contains("3 problems, 5 runs of them with several seeds under every arm"),
         "{text}"
@@ -288,16 +291,10 @@ fn files_of_one_experiment_are_put_together_and_no_others() {
 }
 
 #[test]
-fn sections_and_where_it_comes_from_are_written() {
+fn where_it_comes_from_is_written() {
     let (_guard, path) = folder();
     let results = Results::gather(vec![run_of(&[task("texts", false)], 2)]).unwrap();
-    let more = Section {
-        text: "\n## More\n".to_owned(),
-        figures: vec![("more.svg".to_owned(), "<svg></svg>".to_owned())],
-    };
-    let text = written(&results, &path, vec![more]);
-    assert!(text.contains("\n## More\n\n![more](report/more.svg)\n"), "{text}");
-    assert_eq!(fs::read_to_string(path.join("report/more.svg")).unwrap(), "<svg></svg>");
+    let text = written(&results, &path);
     for part in [
         "| commit of the records | 0123abcd |",
         "| seeds | 0, 1 |",
@@ -329,4 +326,40 @@ fn packed_records_are_read_like_others() {
     encoder.finish().unwrap();
     assert_eq!(Run::read(&plain).unwrap(), run);
     assert_eq!(Run::read(&packed).unwrap(), run);
+}
+
+#[test]
+fn what_novelty_goes_along_with_is_in_a_section_and_in_the_summary() {
+    let (_guard, path) = folder();
+    let mut run = run_of(&[task("texts", false)], 4);
+    run.header.token_arm = Some("new".into());
+    for record in run.records.iter_mut().filter(|record| record.arm == "new") {
+        let token = |place: usize| {
+            let surprisal = (100 * record.problem + 10 * record.seed as usize + place) as f64;
+            TokenRecord {
+                completion: place % SAMPLES,
+                position: (place * 7 % 5) as u64,
+                token: 97 + (place * 3 % 4) as u32,
+                // The error orders tokens as their surprisal does; its square does too.
+                novelty: surprisal.powi(2),
+                relative_novelty: surprisal,
+                surprisal,
+                reference_entropy: ((place * 5 + record.problem) % 7) as f64,
+            }
+        };
+        record.token_sample = (0..6).map(token).collect();
+    }
+    let results = Results::gather(vec![run]).unwrap();
+    let text = written(&results, &path);
+    assert!(text.contains("## Is it novelty? (texts)\n"), "{text}");
+    assert!(text.contains("over 48 tokens of new in 4 problems"), "{text}");
+    for of in ["novelty", "relative novelty"] {
+        let row =
+            format!("| {of} | surprisal | **+1.00 [+1.00, +1.00]** | **+1.00 [+1.00, +1.00]** |");
+        assert!(text.contains(&row), "{text}");
+    }
+    assert!(text.contains("The completions are too short for the semantic question"), "{text}");
+    let line = text.lines().take(10).find(|line| line.contains("**Is it novelty?**")).unwrap();
+    assert!(line.contains("rank correlations with surprisal +1.00, entropy "), "{line}");
+    assert!(fs::read_to_string(path.join("report/texts-novelty.svg")).unwrap().starts_with("<svg"));
 }

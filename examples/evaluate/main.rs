@@ -49,7 +49,7 @@ use esamp::{
 use args::Args;
 use entropy::match_entropy;
 use failure::{End, Failure};
-use model_source::Cache;
+use model_source::{Cache, ModelSource};
 use progress::Progress;
 use provenance::SessionFile;
 use record::{ArmRecord, FORMAT_VERSION, Header, ModelRecord, Run};
@@ -79,7 +79,7 @@ fn run(args: &Args) -> Result<(), End> {
     }
     let device = args.device.open()?;
     if let (Some(to), false) = (&args.report, args.records.is_empty()) {
-        return report(&args.records, to, &device);
+        return report(&args.records, to, &args.source()?, &device);
     }
     let source = args.source()?;
     let path = source.fetch(&Cache::from_env()?)?;
@@ -120,14 +120,14 @@ fn run(args: &Args) -> Result<(), End> {
     }
     match &args.report {
         Some(to) if args.match_entropy.is_none() => {
-            report(std::slice::from_ref(&args.out), to, &device)
+            report(std::slice::from_ref(&args.out), to, &source, &device)
         }
         _ => Ok(()),
     }
 }
 
-/// Writes what records say.
-fn report(records: &[PathBuf], to: &Path, device: &Device) -> Result<(), End> {
+/// Writes what records of a model say.
+fn report(records: &[PathBuf], to: &Path, model: &ModelSource, device: &Device) -> Result<(), End> {
     let step = "check the path, or let the program make the records";
     let mut runs = Vec::new();
     let mut sessions = Vec::new();
@@ -137,9 +137,19 @@ fn report(records: &[PathBuf], to: &Path, device: &Device) -> Result<(), End> {
     }
     let results = Results::gather(runs)?;
     let origin = Origin { sessions, command: std::env::args().collect() };
-    let mut embeddings = Embeddings::open(&Cache::from_env()?, device)?;
+    let cache = Cache::from_env()?;
+    let path = model.fetch(&cache)?;
+    let (expected, got) = (&results.header.model.sha256, provenance::model_hash(&path)?);
+    if *expected != got {
+        let error = format!("--model: expected the model of the records, {expected}, got {got}");
+        return Err(Failure::usage(error, "name the model that the records were made with").into());
+    }
+    let tokenizer =
+        if path.is_dir() { Tokenizer::from_hf_folder(&path) } else { Tokenizer::from_gguf(&path) };
+    let tokenizer = tokenizer.map_err(|error| Failure::runtime(error, "check the model"))?;
+    let mut embeddings = Embeddings::open(&cache, device)?;
     let mut embed = |texts: &[String]| embeddings.of(texts);
-    report::write(&results, &origin, Vec::new(), &mut embed, to)?;
+    report::write(&results, &origin, &tokenizer, &mut embed, to)?;
     writeln!(io::stdout(), "{}", to.display())?;
     Ok(())
 }

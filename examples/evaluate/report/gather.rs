@@ -89,6 +89,11 @@ impl Results {
         Ok(())
     }
 
+    /// The place of an arm.
+    pub fn arm(&self, name: &str) -> Option<usize> {
+        self.header.arms.iter().position(|arm| arm.name == name)
+    }
+
     /// The arm that all others are compared with: min-p at temperature 1, or else the first arm.
     pub fn base(&self) -> usize {
         let arms = &self.header.arms;

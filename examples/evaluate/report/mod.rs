@@ -8,17 +8,24 @@ pub mod compare;
 pub mod embeddings;
 pub mod gather;
 pub mod measures;
+pub mod novelty;
+pub mod novelty_plot;
+pub mod novelty_section;
 pub mod plots;
 pub mod summary;
 pub mod tables;
 
 use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path};
 
-use esamp::metrics::{BootstrapConfig, Interval, McNemar, mcnemar};
+use esamp::{
+    Detokenize,
+    metrics::{BootstrapConfig, Interval, McNemar, mcnemar},
+};
 
 use compare::{At, Opponents, gain, rivalry};
 use gather::{Results, TaskResults};
 use measures::{Embed, Measure, TaskScores};
+use novelty_section::novelty_section;
 use plots::{Curve, Point};
 
 use crate::{
@@ -117,8 +124,8 @@ impl<'r> Task<'r> {
     }
 }
 
-/// A section written elsewhere, with the figures that it shows: name of the file and SVG.
-#[derive(Debug, Default)]
+/// A section, with the figures that it shows: name of the file and SVG.
+#[derive(Debug)]
 pub struct Section {
     pub text: String,
     pub figures: Vec<(String, String)>,
@@ -133,8 +140,8 @@ pub struct Origin {
     pub command: Vec<String>,
 }
 
-/// Writes a report to `to`, and its figures into the folder that has its name without the ending. `more` are sections
-/// behind those of the tasks.
+/// Writes a report to `to`, and its figures into the folder that has its name without the ending. Where an arm has kept single
+/// tokens, `detokenizer` is asked what they say.
 ///
 /// # Errors
 ///
@@ -142,7 +149,7 @@ pub struct Origin {
 pub fn write(
     results: &Results,
     origin: &Origin,
-    more: Vec<Section>,
+    detokenizer: &dyn Detokenize,
     embed: &mut Embed<'_>,
     to: &Path,
 ) -> Result<(), Failure> {
@@ -162,12 +169,20 @@ pub fn write(
     fs::create_dir_all(&folder).map_err(|error| at(&folder, error))?;
     let shown = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
 
-    let mut text = heading(results, &tasks);
     let mut sections = Vec::new();
     for task in &tasks {
         sections.push(section(results, task)?);
     }
-    for section in sections.into_iter().chain(more) {
+    let mut lines = Vec::new();
+    for task in &results.tasks {
+        if let Some(found) = novelty_section(results, task, detokenizer, embed)? {
+            sections.push(found.section);
+            // The summary has room for the first task that has it.
+            lines.push(found.line);
+        }
+    }
+    let mut text = heading(results, &tasks, lines.first());
+    for section in sections {
         text += &section.text;
         for (name, svg) in section.figures {
             let path = folder.join(&name);
@@ -179,10 +194,10 @@ pub fn write(
     fs::write(to, text).map_err(|error| at(to, error))
 }
 
-fn heading(results: &Results, tasks: &[Task<'_>]) -> String {
+fn heading(results: &Results, tasks: &[Task<'_>], novelty: Option<&String>) -> String {
     let intervals = tasks.iter().map(Task::intervals).sum();
     let mut text = format!("# Does exploring help {}?\n\n", results.header.model.name);
-    for line in summary::lines(results, tasks, intervals) {
+    for line in summary::lines(results, tasks, novelty, intervals) {
         let _ = writeln!(text, "- {line}");
     }
     let base = &results.header.arms[results.base()].name;

@@ -12,11 +12,16 @@ use super::{
 use crate::record::{Role, Split};
 
 /// The lines of the summary, a list item each.
-pub fn lines(results: &Results, tasks: &[Task<'_>], intervals: usize) -> Vec<String> {
+pub fn lines(
+    results: &Results,
+    tasks: &[Task<'_>],
+    novelty: Option<&String>,
+    intervals: usize,
+) -> Vec<String> {
     let mut lines = vec![what_was_run(results, tasks)];
     lines.extend(ideas(results, tasks));
-    lines.extend(baselines(results, tasks));
-    lines.extend(direction(results, tasks));
+    lines.extend(what_else(results, tasks));
+    lines.extend(novelty.cloned());
     lines.extend(answers(results, tasks));
     lines.push(verdict_for_users(results, tasks));
     lines.push(format!(
@@ -66,36 +71,32 @@ fn ideas(results: &Results, tasks: &[Task<'_>]) -> Vec<String> {
         .collect()
 }
 
-/// What else there is, which needs no distiller.
-fn baselines(results: &Results, tasks: &[Task<'_>]) -> Vec<String> {
-    let others = arms_of(results, Role::Baseline);
+/// What comes without having learned anything: other ways to sample, and the controls.
+fn what_else(results: &Results, tasks: &[Task<'_>]) -> Vec<String> {
     let texts = tasks.iter().filter(|task| !task.results.task.verifiable);
     texts
-        .filter(|_| !others.is_empty())
         .filter_map(|task| {
             let measure = *task.scores.principal().first()?;
-            Some(format!(
-                "**Without a distiller**, at equal perplexity on {}: {}.",
-                task.results.task.name,
-                each(results, task, &others, measure, At::EqualPerplexity),
-            ))
-        })
-        .collect()
-}
-
-/// Whether what was learned has a part in it.
-fn direction(results: &Results, tasks: &[Task<'_>]) -> Vec<String> {
-    let controls = arms_of(results, Role::Control);
-    let texts = tasks.iter().filter(|task| !task.results.task.verifiable);
-    texts
-        .filter(|_| !controls.is_empty())
-        .filter_map(|task| {
-            let measure = *task.scores.principal().first()?;
-            Some(format!(
-                "**Is it what was learned?** Controls, which change scores as much without it, at equal perplexity on {}: {}.",
-                task.results.task.name,
-                each(results, task, &controls, measure, At::EqualPerplexity),
-            ))
+            let kinds = [
+                (Role::Baseline, "without a distiller"),
+                (Role::Control, "controls, which change scores as much without what was learned"),
+            ];
+            let parts: Vec<String> = kinds
+                .iter()
+                .map(|&(role, what)| (arms_of(results, role), what))
+                .filter(|(arms, _)| !arms.is_empty())
+                .map(|(arms, what)| {
+                    let found = each(results, task, &arms, measure, At::EqualPerplexity);
+                    format!("{what}: {found}")
+                })
+                .collect();
+            (!parts.is_empty()).then(|| {
+                format!(
+                    "**Is it what was learned?** At equal perplexity on {}, {}.",
+                    task.results.task.name,
+                    parts.join("; ")
+                )
+            })
         })
         .collect()
 }
