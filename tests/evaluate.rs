@@ -650,7 +650,8 @@ fn ranks_by_hand() {
     let mut record: ProblemRecord = Run::read(&path).unwrap().records.remove(0);
     record.completions.truncate(2);
     record.completions[0].tokens = vec![5, 3, 5];
-    record.completions[1].tokens = vec![9, 3, 5];
+    record.completions[1].tokens = vec![9, 3, 5, 1];
     let ranks = FrequencyRanks::count([&record]);
-    assert_eq!([5, 3, 9, 7].map(|token| ranks.of(token)), [0, 1, 2, 3]);
+    // 9 and 1 come once each, and share ranks 2 and 3; there are four tokens before any other.
+    assert_eq!([5, 3, 9, 1, 7].map(|token| ranks.of(token)), [0.0, 1.0, 2.5, 2.5, 4.0]);
 }

@@ -10,6 +10,7 @@ use crate::{
     failure::Failure,
     model_source::ModelSource,
     record::{ArmRecord, Header, Split},
+    report::gather::Results,
     tasks::{self, Task},
 };
 
@@ -152,6 +153,17 @@ impl Args {
                 "choose among them with --split dev first",
             ));
         }
+        if let Some(report) = &self.report {
+            if report.extension().is_none() {
+                return Err(Failure::usage(
+                    format!("--report: expected a name with an ending, got {}", report.display()),
+                    "the folder of the figures has the name without it: try r.md",
+                ));
+            }
+            if self.records.is_empty() {
+                Results::base_of(&arms)?;
+            }
+        }
         if let Some(name) = &self.token_arm
             && !arms.iter().any(|arm| arm.name == *name)
         {
@@ -174,7 +186,14 @@ impl Args {
                 "a temperature is a setting: find it with --split dev",
             ));
         }
-        Ok(arms::named(name)?.into_iter().next())
+        let mut arms = arms::named(name)?;
+        match (arms.pop(), arms.len()) {
+            (Some(arm), 0) => Ok(Some(arm)),
+            (_, more) => Err(Failure::usage(
+                format!("--match-entropy: expected one arm, got {}", more + 1),
+                "match them one by one",
+            )),
+        }
     }
 
     /// Puts the settings into a header whose provenance is known.

@@ -136,7 +136,8 @@ fn report(records: &[PathBuf], to: &Path, model: &ModelSource, device: &Device) 
         sessions.extend(SessionFile::read(path)?);
     }
     let results = Results::gather(runs)?;
-    let origin = Origin { sessions, command: std::env::args().collect() };
+    let command = std::env::args().collect();
+    let origin = Origin { sessions, command, embedder: Embeddings::name() };
     let cache = Cache::from_env()?;
     let path = model.fetch(&cache)?;
     let (expected, got) = (&results.header.model.sha256, provenance::model_hash(&path)?);

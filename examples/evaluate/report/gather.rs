@@ -16,6 +16,8 @@ pub struct Results {
     pub commits: Vec<String>,
     /// The tasks, in their order, with what was found on them.
     pub tasks: Vec<TaskResults>,
+    /// The arm that all others are compared with: plain sampling at temperature 1.
+    pub base: usize,
 }
 
 /// The records of a task.
@@ -50,14 +52,28 @@ impl Results {
             header: Header { tasks: Vec::new(), ..first.header.clone() },
             commits: Vec::new(),
             tasks: Vec::new(),
+            base: 0,
         };
         results.add(first)?;
+        results.base = Self::base_of(&results.header.arms)?;
         for run in runs {
-            let (one, other) = (experiment(&results.header), experiment(&run.header));
-            if one != other {
+            let pairs = experiment(&results.header).into_iter().zip(experiment(&run.header));
+            for ((what, one), (_, other)) in pairs {
+                if one != other {
+                    return Err(Failure::usage(
+                        format!(
+                            "--records: expected files of one experiment, got {what} {one} and {other}"
+                        ),
+                        "report on each of them by itself",
+                    ));
+                }
+            }
+            let arms = results.header.arms.iter().zip(&run.header.arms);
+            if let Some((arm, _)) = arms.into_iter().find(|(one, other)| one != other) {
                 return Err(Failure::usage(
                     format!(
-                        "--records: expected files of one experiment, got\n{one:?}\nand\n{other:?}"
+                        "--records: expected files of one experiment, got two settings of the arm {}",
+                        arm.name
                     ),
                     "report on each of them by itself",
                 ));
@@ -94,11 +110,31 @@ impl Results {
         self.header.arms.iter().position(|arm| arm.name == name)
     }
 
-    /// The arm that all others are compared with: min-p at temperature 1, or else the first arm.
-    pub fn base(&self) -> usize {
-        let arms = &self.header.arms;
+    /// The place of plain sampling at temperature 1.
+    ///
+    /// # Errors
+    ///
+    /// Arms without it.
+    pub fn base_of(arms: &[ArmRecord]) -> Result<usize, Failure> {
         let plain = |arm: &ArmRecord| arm.role == Role::Frontier && arm.sampling.temperature == 1.0;
-        arms.iter().position(plain).unwrap_or(0)
+        arms.iter().position(plain).ok_or_else(|| {
+            let names: Vec<&str> = arms.iter().map(|arm| arm.name.as_str()).collect();
+            Failure::usage(
+                format!("--report: expected min-p-1 among the arms, got {}", names.join(", ")),
+                "everything is compared with it: add it to --arms",
+            )
+        })
+    }
+
+    /// The method whose effect a control is to explain away, where it is in the run: `matched-orthogonal-B` belongs to
+    /// `orthogonal-B`, every other control with a strength B to `esamp-B`.
+    pub fn controlled(&self, control: usize) -> Option<usize> {
+        let name = &self.header.arms[control].name;
+        let method = match name.strip_prefix("matched-orthogonal-") {
+            Some(beta) => format!("orthogonal-{beta}"),
+            None => format!("esamp-{}", name.rsplit('-').next().unwrap_or_default()),
+        };
+        self.arm(&method)
     }
 
     /// The places of the arms that make the frontier.
@@ -108,10 +144,19 @@ impl Results {
     }
 }
 
-/// What must be the same in all files.
-fn experiment(header: &Header) -> (&str, crate::record::Split, [usize; 4], u64, &[ArmRecord]) {
-    let numbers = [header.problems, header.samples, header.tokens, header.batch];
-    (&header.model.sha256, header.split, numbers, header.seeds, &header.arms)
+/// What must be the same in all files, in words.
+fn experiment(header: &Header) -> [(&'static str, String); 8] {
+    let arms: Vec<&str> = header.arms.iter().map(|arm| arm.name.as_str()).collect();
+    [
+        ("model", header.model.sha256.clone()),
+        ("split", format!("{:?}", header.split)),
+        ("problems", header.problems.to_string()),
+        ("samples", header.samples.to_string()),
+        ("seeds", header.seeds.to_string()),
+        ("tokens", header.tokens.to_string()),
+        ("token arm", format!("{:?}", header.token_arm)),
+        ("arms", arms.join(", ")),
+    ]
 }
 
 impl TaskResults {
@@ -150,7 +195,10 @@ impl TaskResults {
     pub fn extent(&self) -> String {
         let (problems, groups) = (self.problems.len(), self.groups.len());
         match groups.is_multiple_of(problems) && self.is_even() {
-            true => format!("{problems} problems × {} seeds", groups / problems),
+            true => {
+                let seeds = groups / problems;
+                format!("{problems} problems × {seeds} seed{}", if seeds == 1 { "" } else { "s" })
+            }
             false => format!("{problems} problems, {groups} runs of them with several seeds"),
         }
     }
@@ -161,6 +209,11 @@ impl TaskResults {
         self.problems
             .iter()
             .all(|&problem| seeds(problem) == self.groups.len() / self.problems.len())
+    }
+
+    /// The seeds that were met, in ascending order.
+    pub fn seeds(&self) -> BTreeSet<u64> {
+        self.groups.iter().map(|&(_, seed)| seed).collect()
     }
 
     /// The record of an arm.

@@ -5,19 +5,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use esamp::{
     TokenId,
     metrics::{
-        MetricError, Smoothing, distinct_n, maj_at_k, mean_pairwise_cosine, pass_at_k, self_bleu,
-        vendi_from_embeddings,
+        MetricError, Smoothing, expectation_adjusted_distinct, maj_at_k, mean_pairwise_cosine,
+        pass_at_k, self_bleu, vendi_from_embeddings,
     },
 };
+
+pub use super::novelty::Embed;
 
 use super::gather::TaskResults;
 use crate::{
     failure::Failure,
     record::{CompletionRecord, ProblemRecord, TaskRecord},
 };
-
-/// Texts to points, in their order.
-pub type Embed<'e> = dyn FnMut(&[String]) -> Result<Vec<Vec<f64>>, Failure> + 'e;
 
 /// A number that the completions of a problem come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -26,7 +25,8 @@ pub enum Measure {
     Vendi,
     /// Mean cosine of two completions' embeddings.
     Cosine,
-    /// Share of different pairs of tokens among all.
+    /// Different pairs of tokens, as a multiple of how many there would be if as many were drawn from all pairs that any arm
+    /// has written on the task: distinct-2 for texts that are not equally long.
     Distinct,
     /// Self-BLEU up to order 4.
     SelfBleu,
@@ -42,8 +42,8 @@ pub enum Measure {
     Entropy,
     /// Tokens of a completion.
     Tokens,
-    /// Share of tokens that steering has changed.
-    Changed,
+    /// Share of completions that end at the limit of tokens.
+    Cut,
 }
 
 impl Measure {
@@ -52,7 +52,7 @@ impl Measure {
         match self {
             Self::Vendi => "Vendi".to_owned(),
             Self::Cosine => "cosine".to_owned(),
-            Self::Distinct => "distinct-2".to_owned(),
+            Self::Distinct => "adjusted distinct-2".to_owned(),
             Self::SelfBleu => "self-BLEU".to_owned(),
             Self::Solutions => "solutions".to_owned(),
             Self::Pass(k) => format!("pass@{k}"),
@@ -60,7 +60,7 @@ impl Measure {
             Self::Surprisal => "surprisal".to_owned(),
             Self::Entropy => "entropy".to_owned(),
             Self::Tokens => "tokens".to_owned(),
-            Self::Changed => "changed".to_owned(),
+            Self::Cut => "cut".to_owned(),
         }
     }
 
@@ -89,8 +89,6 @@ pub struct TaskScores {
     pub measures: BTreeMap<Measure, Scores>,
     /// `[arm][group]`: whether any completion is right.
     pub solved: Vec<Vec<bool>>,
-    /// Share of completions that were cut at the limit of tokens, over all arms.
-    pub cut: f64,
 }
 
 impl TaskScores {
@@ -103,14 +101,14 @@ impl TaskScores {
         let mut sums: BTreeMap<Measure, Vec<BTreeMap<usize, (f64, usize)>>> = BTreeMap::new();
         let mut undefined: BTreeSet<(Measure, usize)> = BTreeSet::new();
         let mut solved = vec![Vec::new(); arms];
-        let (mut cut, mut completions) = (0, 0);
+        let pairs = pairs(results, arms);
         for &group in &results.groups {
             for (arm, solved) in solved.iter_mut().enumerate() {
                 let record = results.record(arm, group);
                 let texts: Vec<String> =
                     record.completions.iter().map(|completion| completion.text.clone()).collect();
                 let embeddings = embed(&texts)?;
-                for (measure, value) in of_record(record, &results.task, &embeddings)? {
+                for (measure, value) in of_record(record, &results.task, &embeddings, pairs)? {
                     let Some(value) = value else {
                         undefined.insert((measure, group.0));
                         continue;
@@ -120,8 +118,6 @@ impl TaskScores {
                     *sum = (sum.0 + value, sum.1 + 1);
                 }
                 solved.push(record.completions.iter().any(|one| one.correct == Some(true)));
-                cut += record.completions.iter().filter(|one| was_cut(one)).count();
-                completions += record.completions.len();
             }
         }
         let measures = sums.into_iter().map(|(measure, sums)| {
@@ -136,7 +132,7 @@ impl TaskScores {
             (measure, Scores { of_arm, problems })
         });
         let measures = measures.filter(|(_, scores)| scores.problems.len() >= 2).collect();
-        Ok(Self { measures, solved, cut: cut as f64 / f64::max(completions as f64, 1.0) })
+        Ok(Self { measures, solved })
     }
 
     /// What a reader asks for first, where the task has it: a measure of ideas, and of right answers.
@@ -144,7 +140,7 @@ impl TaskScores {
         let passes: Vec<usize> = self.passes();
         let mut principal = Vec::new();
         if passes.is_empty() {
-            principal.push(Measure::Vendi);
+            principal.extend([Measure::Vendi, Measure::Distinct, Measure::SelfBleu]);
         } else {
             principal.extend(passes.first().map(|&k| Measure::Pass(k)));
             principal.extend(passes.last().filter(|&&k| k > 1).map(|&k| Measure::Pass(k)));
@@ -176,10 +172,11 @@ fn of_record(
     record: &ProblemRecord,
     task: &TaskRecord,
     embeddings: &[Vec<f64>],
+    pairs: u64,
 ) -> Result<Vec<(Measure, Option<f64>)>, Failure> {
     let completions = &record.completions;
     let samples = completions.len();
-    let tokens: Vec<&[TokenId]> = completions.iter().map(words).collect();
+    let tokens: Vec<&[TokenId]> = completions.iter().map(CompletionRecord::said).collect();
     let count: usize = completions.iter().map(|one| one.tokens.len()).sum();
     let log_prob: f64 = completions.iter().map(|one| one.log_prob_sum).sum();
     let entropy: f64 =
@@ -188,12 +185,16 @@ fn of_record(
         (Measure::Surprisal, Some(-log_prob / count as f64)),
         (Measure::Entropy, Some(entropy / count as f64)),
         (Measure::Tokens, Some(count as f64 / samples as f64)),
-        (Measure::Changed, Some(record.totals.interventions as f64 / count as f64)),
+        (Measure::Cut, {
+            let cut = completions.iter().filter(|one| one.finish == "max_new_tokens").count();
+            Some(cut as f64 / samples as f64)
+        }),
     ];
     if samples > 1 {
         measures.push((Measure::Vendi, defined(vendi_from_embeddings(embeddings, 1.0))?));
         measures.push((Measure::Cosine, defined(mean_pairwise_cosine(embeddings))?));
-        measures.push((Measure::Distinct, defined(distinct_n(&tokens, 2))?));
+        let distinct = expectation_adjusted_distinct(&tokens, 2, pairs);
+        measures.push((Measure::Distinct, defined(distinct)?));
         measures.push((Measure::SelfBleu, defined(self_bleu(&tokens, 4, Smoothing::Epsilon))?));
     }
     if task.verifiable {
@@ -225,12 +226,11 @@ fn defined(measure: Result<f64, MetricError>) -> Result<Option<f64>, Failure> {
     }
 }
 
-/// The tokens of a completion's text: without the one that ended it.
-fn words(completion: &CompletionRecord) -> &[TokenId] {
-    let stopped = usize::from(completion.finish == "stop_token");
-    &completion.tokens[..completion.tokens.len().saturating_sub(stopped)]
-}
-
-fn was_cut(completion: &CompletionRecord) -> bool {
-    completion.finish == "max_new_tokens"
+/// How many different pairs of tokens all arms have written together.
+fn pairs(results: &TaskResults, arms: usize) -> u64 {
+    let records = (0..arms).flat_map(|arm| results.of_arm(arm));
+    let said = records.flat_map(|record| record.completions.iter().map(CompletionRecord::said));
+    let pairs: std::collections::HashSet<(TokenId, TokenId)> =
+        said.flat_map(|tokens| tokens.windows(2).map(|pair| (pair[0], pair[1]))).collect();
+    pairs.len() as u64
 }

@@ -15,14 +15,19 @@ pub mod plots;
 pub mod summary;
 pub mod tables;
 
-use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    fs,
+    path::Path,
+};
 
 use esamp::{
     Detokenize,
-    metrics::{BootstrapConfig, Interval, McNemar, mcnemar},
+    metrics::{BootstrapConfig, McNemar, mcnemar},
 };
 
-use compare::{At, Opponents, gain, rivalry};
+use compare::{At, Gain, LEVEL, Opponents, gain, rivalry};
 use gather::{Results, TaskResults};
 use measures::{Embed, Measure, TaskScores};
 use novelty_section::novelty_section;
@@ -38,9 +43,10 @@ use crate::{
 pub struct Task<'r> {
     pub results: &'r TaskResults,
     pub scores: TaskScores,
-    gains: BTreeMap<(usize, Measure, At), Interval>,
-    /// A method and a baseline: how much farther the former lies above the frontier.
-    rivalries: Vec<(usize, usize, Interval)>,
+    gains: BTreeMap<(usize, Measure, At), Gain>,
+    /// A method, a control or baseline, and how much farther the former lies above the frontier in the measure that the task
+    /// is for.
+    rivalries: Vec<(usize, usize, Gain)>,
 }
 
 impl<'r> Task<'r> {
@@ -52,38 +58,32 @@ impl<'r> Task<'r> {
     pub fn of(
         results: &Results,
         task: &'r TaskResults,
-        bootstrap: &BootstrapConfig,
         embed: &mut Embed<'_>,
     ) -> Result<Self, Failure> {
-        let scores = TaskScores::of(task, results.header.arms.len(), embed)?;
-        let opponents = Opponents { base: results.base(), frontier: results.frontier() };
+        let arms = &results.header.arms;
+        let scores = TaskScores::of(task, arms.len(), embed)?;
+        let opponents = Opponents { base: results.base, frontier: results.frontier() };
         let mut gains = BTreeMap::new();
-        for (arm, record) in results.header.arms.iter().enumerate() {
+        for (arm, record) in arms.iter().enumerate() {
             for measure in scores.principal() {
-                for at in [At::Same, At::EqualPerplexity, At::EqualEntropy] {
+                for at in At::ALL {
+                    // A point of the frontier lies on it: only the base is something else to compare it with.
                     let itself = match at {
-                        At::Same => arm == opponents.base,
+                        At::Base => arm == opponents.base,
                         _ => record.role == Role::Frontier,
                     };
-                    let found = match itself {
-                        true => None,
-                        false => gain(&scores, arm, measure, at, &opponents, bootstrap)?,
-                    };
-                    found.map(|found| gains.insert((arm, measure, at), found));
+                    if !itself && let Some(found) = gain(&scores, arm, measure, at, &opponents)? {
+                        gains.insert((arm, measure, at), found);
+                    }
                 }
             }
         }
         let mut rivalries = Vec::new();
-        let of_role = |role| move |&(_, arm): &(usize, &ArmRecord)| arm.role == role;
-        let arms = || results.header.arms.iter().enumerate();
-        for (method, _) in arms().filter(of_role(Role::Method)) {
-            for (baseline, _) in arms().filter(of_role(Role::Baseline)) {
-                let pair = [method, baseline];
-                let found = match scores.most_telling() {
-                    Some(measure) => rivalry(&scores, pair, measure, &opponents, bootstrap)?,
-                    None => None,
-                };
-                rivalries.extend(found.map(|found| (method, baseline, found)));
+        if let Some(measure) = scores.most_telling() {
+            for pair in pairs(results) {
+                if let Some(found) = rivalry(&scores, pair, measure, &opponents)? {
+                    rivalries.push((pair[0], pair[1], found));
+                }
             }
         }
         Ok(Self { results: task, scores, gains, rivalries })
@@ -96,7 +96,7 @@ impl<'r> Task<'r> {
     }
 
     /// What an arm has more of a principal measure; `None` for what is compared with itself or cannot be.
-    pub fn gain(&self, arm: usize, measure: Measure, at: At) -> Option<&Interval> {
+    pub fn gain(&self, arm: usize, measure: Measure, at: At) -> Option<&Gain> {
         self.gains.get(&(arm, measure, at))
     }
 
@@ -118,10 +118,26 @@ impl<'r> Task<'r> {
         let others = (0..self.scores.solved.len()).filter(|&arm| arm != base);
         let test = |arm| {
             let tested = mcnemar(&of(arm), &of(base));
-            Ok((arm, tested.map_err(|error| Failure::runtime(error, "report this"))?))
+            Ok((
+                arm,
+                tested.map_err(|error| Failure::runtime(error, "report this with the records"))?,
+            ))
         };
         others.map(test).collect()
     }
+}
+
+/// Methods beside their controls, then beside the baselines.
+fn pairs(results: &Results) -> Vec<[usize; 2]> {
+    let of_role = |role: Role| {
+        let arms = results.header.arms.iter().enumerate();
+        arms.filter(move |(_, arm)| arm.role == role).map(|(at, _)| at)
+    };
+    let controls =
+        of_role(Role::Control).filter_map(|control| Some([results.controlled(control)?, control]));
+    let baselines = of_role(Role::Method)
+        .flat_map(|method| of_role(Role::Baseline).map(move |baseline| [method, baseline]));
+    controls.chain(baselines).collect()
 }
 
 /// A section, with the figures that it shows: name of the file and SVG.
@@ -138,6 +154,8 @@ pub struct Origin {
     pub sessions: Vec<Session>,
     /// The command that made this report.
     pub command: Vec<String>,
+    /// What embeds texts, with its hash.
+    pub embedder: String,
 }
 
 /// Writes a report to `to`, and its figures into the folder that has its name without the ending. Where an arm has kept single
@@ -153,11 +171,10 @@ pub fn write(
     embed: &mut Embed<'_>,
     to: &Path,
 ) -> Result<(), Failure> {
-    let bootstrap = BootstrapConfig::default();
     let tasks: Vec<Task<'_>> = results
         .tasks
         .iter()
-        .map(|task| Task::of(results, task, &bootstrap, embed))
+        .map(|task| Task::of(results, task, embed))
         .collect::<Result<_, _>>()?;
     let folder = to.with_extension("");
     let at = |path: &Path, error| {
@@ -200,29 +217,45 @@ fn heading(results: &Results, tasks: &[Task<'_>], novelty: Option<&String>) -> S
     for line in summary::lines(results, tasks, novelty, intervals) {
         let _ = writeln!(text, "- {line}");
     }
-    let base = &results.header.arms[results.base()].name;
+    let base = &results.header.arms[results.base].name;
     let _ = write!(
         text,
         "\n<!-- Written by the example `evaluate` with --report: a change by hand is lost. -->\n\n## How to read it\n\n\
          Differences are the arm's mean minus that of plain sampling on the same problems. *Beside {base}*: at {base}'s own \
          temperature. *At equal perplexity* and *at equal entropy*: plain sampling at the temperature that would give it the \
-         arm's perplexity (under the model, at temperature 1) or the entropy of what tokens are drawn from, read off the line \
-         through the frontier's arms; a dash where that line does not reach. A lower temperature makes texts more probable and \
-         less diverse, so a difference in one of the two at unequal perplexity says little about exploring.\n\n{}",
-        tables::arms(results)
+         arm's perplexity (under the model, at temperature 1, no filter) or the entropy of what tokens are drawn from, read off \
+         the broken line through the frontier's arms, in log-perplexity; a dash where that line does not reach. *Beside the best \
+         temperature*: beside the frontier's arm that has most of it on these problems. A lower temperature makes texts more \
+         probable and less diverse, so a difference in one of the two at unequal perplexity says little about exploring.\n\n\
+         {}",
+        READING
     );
+    let _ = write!(text, "\n{}", tables::arms(results));
     text
 }
+
+/// What the columns are, and what to keep in mind.
+const READING: &str = "\
+- Vendi: effective number of different completions of a problem, by sentence embeddings. Cosine: their mean similarity. \
+  Adjusted distinct-2: different pairs of tokens beside those expected of as many random ones. Self-BLEU: overlap of \
+  completions. Solutions: different right completions of a problem. pass@k: chance of a right one among k; maj@k: of a right \
+  majority. Perplexity: exp of the mean over problems of a token's surprisal. Cut: share of completions that end at the limit.
+- Changed: tokens that differ from what the same random number would have chosen without steering. Slope: of the \
+  distiller's error on the reference logits, and sharpening: of what was added to them; steering that only sharpens is a lower \
+  temperature. Entropy before and after: of the reference distribution and of the one drawn from.
+- A problem's completions and seeds are not independent: their mean is one number, and intervals are over problems, \
+  widened for few of them. Few problems of which only one arm solves a part decide less than such an interval says: there look \
+  at McNemar's p. Problems of one task are made from the same lists of parts, in both halves.
+- Completions that are cut, and those of different lengths, are compared as they are.
+";
 
 fn section(results: &Results, task: &Task<'_>) -> Result<Section, Failure> {
     let (about, name) = (&task.results.task, &task.results.task.name);
     let mut text = format!(
-        "\n## {name}\n\n{}. {} under every arm, at most {} tokens, which {:.0} % of the completions \
-         reach.",
+        "\n## {name}\n\n{}. {} under every arm, at most {} tokens.",
         capital(&about.what),
         task.results.extent(),
         about.tokens,
-        100.0 * task.scores.cut
     );
     if task.results.left_out > 0 {
         let _ = write!(
@@ -232,6 +265,11 @@ fn section(results: &Results, task: &Task<'_>) -> Result<Section, Failure> {
         );
     }
     let _ = write!(text, "\n\n{}", tables::levels(results, task));
+    let _ = write!(
+        text,
+        "\nWhat steering did to a token's distribution:\n\n{}",
+        tables::steering(results, task)
+    );
     let all = task.results.problems.len();
     for measure in task.scores.principal() {
         let _ = write!(text, "\n{}", tables::gains(results, task, measure));
@@ -246,7 +284,8 @@ fn section(results: &Results, task: &Task<'_>) -> Result<Section, Failure> {
     if let (Some(measure), false) = (task.scores.most_telling(), task.rivalries.is_empty()) {
         let _ = write!(
             text,
-            "\nHow much farther a method lies above the frontier than a baseline does, in {}, each at its own perplexity:\n\n{}",
+            "\nHow much farther a method lies above the frontier than its control or a baseline does, in {}, each at its own \
+             perplexity:\n\n{}",
             measure.name(),
             tables::rivalries(results, &task.rivalries, measure)
         );
@@ -254,7 +293,7 @@ fn section(results: &Results, task: &Task<'_>) -> Result<Section, Failure> {
     let mut figures = Vec::new();
     let passes = task.scores.passes();
     if !passes.is_empty() {
-        let tests = task.solved(results.base())?;
+        let tests = task.solved(results.base)?;
         let _ = write!(
             text,
             "\nProblems of which any of the first seed's {} completions is right:\n\n{}",
@@ -263,6 +302,7 @@ fn section(results: &Results, task: &Task<'_>) -> Result<Section, Failure> {
         );
         let curve = |(arm, record): (usize, &ArmRecord)| Curve {
             name: record.name.clone(),
+            colour: plots::colour(arm),
             role: record.role,
             points: passes.iter().map(|&k| (k, task.mean(Measure::Pass(k), arm))).collect(),
         };
@@ -275,6 +315,7 @@ fn section(results: &Results, task: &Task<'_>) -> Result<Section, Failure> {
     if task.scores.measures.contains_key(&Measure::Vendi) {
         let point = |(arm, record): (usize, &ArmRecord)| Point {
             name: record.name.clone(),
+            colour: plots::colour(arm),
             role: record.role,
             perplexity: task.mean(Measure::Surprisal, arm).exp(),
             diversity: task.mean(Measure::Vendi, arm),
@@ -289,33 +330,44 @@ fn section(results: &Results, task: &Task<'_>) -> Result<Section, Failure> {
 
 fn provenance(results: &Results, origin: &Origin) -> String {
     let header = &results.header;
-    let seconds: f64 = origin.sessions.iter().map(|session| session.seconds).sum();
-    let seeds = (0..header.seeds).map(|seed| seed.to_string()).collect::<Vec<_>>().join(", ");
-    let mut commands: Vec<String> =
-        origin.sessions.iter().map(|session| command(&session.command)).collect();
-    commands.dedup();
-    let mut machines: Vec<&str> =
-        origin.sessions.iter().map(|session| session.machine.as_str()).collect();
-    machines.sort_unstable();
-    machines.dedup();
+    let seeds: BTreeSet<u64> = results.tasks.iter().flat_map(TaskResults::seeds).collect();
+    let seeds: Vec<String> = seeds.iter().map(u64::to_string).collect();
+    let bootstrap = BootstrapConfig::default();
+    let sessions = &origin.sessions;
+    let (machine, time) = match sessions.len() {
+        0 => ("not recorded".to_owned(), "not recorded".to_owned()),
+        count => {
+            let machines: BTreeSet<&str> =
+                sessions.iter().map(|session| session.machine.as_str()).collect();
+            let minutes = sessions.iter().map(|session| session.seconds).sum::<f64>() / 60.0;
+            let machines: Vec<&str> = machines.into_iter().collect();
+            let s = if count == 1 { "" } else { "s" };
+            (machines.join("; "), format!("{minutes:.0} min in {count} session{s}"))
+        }
+    };
     let mut text = format!(
-        "\n## Where it comes from\n\n| | |\n|---|---|\n| model | {}, SHA-256 `{}` |\n| commit of the records | {} |\n| seeds | \
-         {seeds} |\n| machine | {} |\n| run time | {:.0} min in {} |\n| intervals | 95 %, percentile bootstrap over \
-         problems, 10,000 resamples |\n\nRecords:\n\n```sh\n",
+        "\n## Where it comes from\n\n| | |\n|---|---|\n| model | {}, SHA-256 `{}` |\n| embeddings | {} |\n| commit of the \
+         records | {} |\n| seeds | {} |\n| machine | {machine} |\n| run time | {time} |\n| intervals | {:.0} %, expanded \
+         percentile bootstrap over problems, {} resamples |\n",
         header.model.name,
         header.model.sha256,
+        origin.embedder,
         results.commits.join(", "),
-        machines.join("; "),
-        seconds / 60.0,
-        match origin.sessions.len() {
-            1 => "1 session".to_owned(),
-            count => format!("{count} sessions"),
-        },
+        seeds.join(", "),
+        100.0 * LEVEL,
+        bootstrap.resamples,
     );
-    for command in commands {
-        text += &format!("{command}\n");
+    let mut commands: Vec<String> = Vec::new();
+    for session in sessions {
+        let command = command(&session.command);
+        if !commands.contains(&command) {
+            commands.push(command);
+        }
     }
-    text += &format!("```\n\nThis report:\n\n```sh\n{}\n```\n", command(&origin.command));
+    if !commands.is_empty() {
+        let _ = write!(text, "\nRecords:\n\n```sh\n{}\n```\n", commands.join("\n"));
+    }
+    let _ = write!(text, "\nThis report:\n\n```sh\n{}\n```\n", command(&origin.command));
     text
 }
 

@@ -2,10 +2,7 @@
 
 use std::fmt::Write;
 
-use esamp::{
-    Detokenize,
-    metrics::{Interval, MetricError},
-};
+use esamp::{Detokenize, metrics::MetricError};
 
 use super::{
     Section,
@@ -16,9 +13,12 @@ use super::{
         intervals, token_level, window_level,
     },
     novelty_plot::novelty_figure,
-    tables::{difference, signed},
+    tables::difference,
 };
-use crate::{failure::Failure, record::FrequencyRanks};
+use crate::{
+    failure::Failure,
+    record::{FrequencyRanks, TOKEN_SAMPLE},
+};
 
 /// What was found on a task.
 #[derive(Debug)]
@@ -45,7 +45,7 @@ pub fn novelty_section(
         return Ok(None);
     };
     let records = task.of_arm(arm);
-    let ranks = FrequencyRanks::count(task.of_arm(results.base()));
+    let ranks = FrequencyRanks::count(task.of_arm(results.base));
     let tokens = match token_level(&records, &ranks, &intervals()) {
         Ok(tokens) => tokens,
         Err(MetricError::TooFew { .. }) => return Ok(None),
@@ -76,9 +76,13 @@ fn text(task: &str, arm: &str, tokens: &Level, windows: Option<&WindowLevel>) ->
         "\n## Is it novelty? ({task})\n\nRank correlations (Spearman) of the distiller's error with what it may stand for, over \
          {} tokens of {arm} in {} problems. *Others fixed*: the partial correlation given surprisal, entropy, frequency rank \
          and position, as far as they are not the measure itself. *Within problems*: with the problem held fixed too. Novelty \
-         is `‖deep − expected deep‖`, relative novelty the same as a multiple of `‖deep‖`. Intervals: 95 %, 500 resamples of \
-         problems.\n\n",
-        tokens.n, tokens.problems
+         is `‖deep − expected deep‖`, relative novelty the same as a multiple of `‖deep‖`. Only steered tokens are looked at, and \
+         steering pushes towards tokens that the error points to: a part of any correlation with surprisal is its own doing. Of \
+         a run of a problem at most {TOKEN_SAMPLE} tokens were kept. Intervals: {:.0} %, {} resamples of problems.\n\n",
+        tokens.n,
+        tokens.problems,
+        100.0 * intervals().level,
+        intervals().resamples,
     );
     text += &table(&tokens.correlations);
     match windows {
@@ -91,7 +95,8 @@ fn text(task: &str, arm: &str, tokens: &Level, windows: Option<&WindowLevel>) ->
                 "\nThe semantic question: how far are {WINDOW} tokens from what the other completions of the prompt have said \
                  before them (1 − the largest, or the mean, cosine of sentence embeddings)? {} windows of {} of {} runs of \
                  problems, the first by seed. First with the mean error of the {WINDOW} tokens *in front of* the window, \
-                 which nobody who wrote the window had to know:\n\n",
+                 which is known before the window is written. These means are over the tokens that were kept, so what is held \
+                 fixed is held fixed by a noisy measure of it:\n\n",
                 windows.windows, windows.groups, windows.all_groups
             );
             text += &table(&windows.before.correlations);
@@ -115,7 +120,7 @@ fn table(correlations: &[Correlation]) -> String {
 
 fn known(known: &Known) -> String {
     match known {
-        Ok(interval) => difference(interval, 2),
+        Ok(interval) => difference(interval, 2, interval.excludes(0.0)),
         // Constant or too few: there is no such number.
         Err(_) => "–".to_owned(),
     }
@@ -131,8 +136,7 @@ fn line(task: &str, tokens: &Level, windows: Option<&WindowLevel>) -> String {
         of.cloned()
     };
     let estimate = |found: Option<Correlation>| {
-        let interval: Option<Interval> = found.and_then(|found| found.spearman.ok());
-        interval.map_or_else(|| "–".to_owned(), |interval| signed(interval.estimate, 2))
+        found.map_or_else(|| "–".to_owned(), |found| known(&found.spearman))
     };
     let plain = [
         (Measure::Surprisal, "surprisal"),

@@ -12,6 +12,7 @@ use crate::{failure::Failure, record::Role};
 #[derive(Debug)]
 pub struct Curve {
     pub name: String,
+    pub colour: RGBColor,
     pub role: Role,
     /// k and pass@k, by ascending k.
     pub points: Vec<(usize, f64)>,
@@ -21,6 +22,7 @@ pub struct Curve {
 #[derive(Debug)]
 pub struct Point {
     pub name: String,
+    pub colour: RGBColor,
     pub role: Role,
     pub perplexity: f64,
     pub diversity: f64,
@@ -37,6 +39,11 @@ const COLOURS: [RGBColor; 8] = [
     RGBColor(204, 121, 167),
     RGBColor(120, 120, 120),
 ];
+/// The colour of an arm, the same in every figure.
+pub fn colour(arm: usize) -> RGBColor {
+    COLOURS[arm % COLOURS.len()]
+}
+
 const WIDTH: u32 = 760;
 const FONT: &str = "sans-serif";
 
@@ -66,8 +73,8 @@ pub fn pass_curves(title: &str, curves: &[Curve]) -> Result<String, Failure> {
             .draw()
             .map_err(broken)?;
         let mut labels = Vec::new();
-        for (at, curve) in curves.iter().enumerate() {
-            let colour = COLOURS[at % COLOURS.len()];
+        for curve in curves {
+            let colour = curve.colour;
             let points: Vec<(f64, f64)> =
                 curve.points.iter().map(|&(k, pass)| ((k as f64).log2(), pass)).collect();
             let width = if curve.role == Role::Frontier { 1 } else { 2 };
@@ -85,9 +92,10 @@ pub fn pass_curves(title: &str, curves: &[Curve]) -> Result<String, Failure> {
     })
 }
 
-/// Diversity against perplexity: the frontier as a line, all other arms as points.
+/// Diversity against perplexity: the frontier as a line, all other arms as points. The axis of perplexity is logarithmic: there
+/// the line is the one that gains are read off.
 pub fn pareto(title: &str, diversity: &str, points: &[Point]) -> Result<String, Failure> {
-    let (left, right) = range(points.iter().map(|point| point.perplexity));
+    let (left, right) = range(points.iter().map(|point| point.perplexity.ln()));
     let (low, high) = range(points.iter().map(|point| point.diversity));
     drawn((WIDTH, height(points.len())), |area| {
         let mut chart = ChartBuilder::on(&area)
@@ -103,7 +111,7 @@ pub fn pareto(title: &str, diversity: &str, points: &[Point]) -> Result<String, 
             .light_line_style(WHITE)
             .x_desc("perplexity under the model (less is more coherent)")
             .y_desc(format!("{diversity} (more is more diverse)"))
-            .x_label_formatter(&|value| format!("{value:.1}"))
+            .x_label_formatter(&|value| format!("{:.1}", value.exp()))
             .y_label_formatter(&|value| format!("{value:.1}"))
             .label_style((FONT, 13))
             .draw()
@@ -111,17 +119,14 @@ pub fn pareto(title: &str, diversity: &str, points: &[Point]) -> Result<String, 
         let mut frontier: Vec<(f64, f64)> = points
             .iter()
             .filter(|point| point.role == Role::Frontier)
-            .map(|point| (point.perplexity, point.diversity))
+            .map(|point| (point.perplexity.ln(), point.diversity))
             .collect();
         frontier.sort_by(|a, b| a.0.total_cmp(&b.0));
         chart.draw_series(LineSeries::new(frontier, BLACK.stroke_width(1))).map_err(broken)?;
         let mut labels = Vec::new();
-        for (at, point) in points.iter().enumerate() {
-            let colour = match point.role {
-                Role::Frontier => BLACK,
-                _ => COLOURS[1 + at % (COLOURS.len() - 1)],
-            };
-            let place = (point.perplexity, point.diversity);
+        for point in points {
+            let colour = point.colour;
+            let place = (point.perplexity.ln(), point.diversity);
             chart.draw_series([Circle::new(place, 5, colour.filled())]).map_err(broken)?;
             labels.push((chart.backend_coord(&place), point.name.as_str(), colour));
         }

@@ -1,13 +1,11 @@
 //! What was found, in plain sentences. Every word of them follows from the figures: nothing here knows the outcome.
 
-use esamp::metrics::Interval;
-
 use super::{
     Task,
-    compare::{At, Verdict, verdict},
+    compare::{At, FEWEST, Gain, LEVEL, Verdict},
     gather::Results,
     measures::Measure,
-    tables::difference,
+    tables::gain,
 };
 use crate::record::{Role, Split};
 
@@ -23,80 +21,93 @@ pub fn lines(
     lines.extend(what_else(results, tasks));
     lines.extend(novelty.cloned());
     lines.extend(answers(results, tasks));
-    lines.push(verdict_for_users(results, tasks));
+    lines.push(for_whom(results, tasks));
     lines.push(format!(
         "One model of {} dimensions, its own perplexity as the measure of quality, {intervals} intervals without \
-         correction: about {} of them rule out 0 by chance alone. Brackets hold 95 % paired intervals over problems; **bold** \
-         rules out 0.",
+         correction: if no arm differed from another, about {} would rule out 0. Brackets: {:.0} % paired intervals over \
+         problems; **bold** rules out 0.",
         results.header.model.d_model,
-        (intervals as f64 / 20.0).round(),
+        (intervals as f64 * (1.0 - LEVEL)).round(),
+        100.0 * LEVEL,
     ));
     lines
 }
 
 fn what_was_run(results: &Results, tasks: &[Task<'_>]) -> String {
     let split = match results.header.split {
-        Split::Dev => "development",
+        Split::Dev => "development (settings may have been chosen on them)",
         Split::HeldOut => "held-out",
     };
     let each =
         tasks.iter().map(|task| format!("{} ({})", task.results.task.name, task.results.extent()));
+    let header = &results.header;
+    let planned = header.problems * header.seeds as usize;
+    let unfinished = tasks.iter().any(|task| task.results.groups.len() < planned);
     format!(
-        "**{}**, {} ways to sample {} completions, on {split} problems of {}.",
-        results.header.model.name,
-        results.header.arms.len(),
-        results.header.samples,
+        "**{}**, {} ways to sample {} completions, on {split} problems of {}{}.",
+        header.model.name,
+        header.arms.len(),
+        header.samples,
         list(each.collect()),
+        match unfinished {
+            true => format!("; unfinished, planned were {} × {}", header.problems, header.seeds),
+            false => String::new(),
+        }
     )
 }
 
 /// Diversity of texts.
 fn ideas(results: &Results, tasks: &[Task<'_>]) -> Vec<String> {
+    let base = &results.header.arms[results.base].name;
+    let methods = arms_of(results, Role::Method);
     let texts = tasks.iter().filter(|task| !task.results.task.verifiable);
     texts
         .filter_map(|task| {
-            let measure = *task.scores.principal().first()?;
-            let base = &results.header.arms[results.base()].name;
-            let methods = arms_of(results, Role::Method);
-            let found = |at| each(results, task, &methods, measure, at);
+            let measure = task.scores.most_telling()?;
+            let found = |at| each(results, &methods, measure, |arm| task.gain(arm, measure, at));
             Some(format!(
-                "**Different ideas** ({} score of {}; {base} has {:.2}). At equal perplexity: {}. Beside {base} itself: {}.",
+                "**Different ideas** ({} score of {}; {base} has {:.2}). Beside plain sampling of equal perplexity: {}. Beside \
+                 {base} itself: {}.",
                 measure.name(),
                 task.results.task.name,
-                task.mean(measure, results.base()),
+                task.mean(measure, results.base),
                 found(At::EqualPerplexity),
-                found(At::Same),
+                found(At::Base),
             ))
         })
         .collect()
 }
 
-/// What comes without having learned anything: other ways to sample, and the controls.
+/// Methods beside what has learned nothing: their controls, and other ways to sample.
 fn what_else(results: &Results, tasks: &[Task<'_>]) -> Vec<String> {
+    let name = |arm: usize| results.header.arms[arm].name.as_str();
     let texts = tasks.iter().filter(|task| !task.results.task.verifiable);
     texts
+        .filter(|task| !task.rivalries.is_empty())
         .filter_map(|task| {
-            let measure = *task.scores.principal().first()?;
-            let kinds = [
-                (Role::Baseline, "without a distiller"),
-                (Role::Control, "controls, which change scores as much without what was learned"),
-            ];
-            let parts: Vec<String> = kinds
-                .iter()
-                .map(|&(role, what)| (arms_of(results, role), what))
-                .filter(|(arms, _)| !arms.is_empty())
-                .map(|(arms, what)| {
-                    let found = each(results, task, &arms, measure, At::EqualPerplexity);
-                    format!("{what}: {found}")
+            let measure = task.scores.most_telling()?;
+            let pair = |(arm, other, found): &(usize, usize, Gain)| {
+                format!("{} than {} {}", name(*arm), name(*other), gain(found, measure.digits()))
+            };
+            let pairs: Vec<String> = task.rivalries.iter().map(pair).collect();
+            let without: Vec<String> = arms_of(results, Role::Method)
+                .into_iter()
+                .filter(|&method| {
+                    !arms_of(results, Role::Control)
+                        .iter()
+                        .any(|&control| results.controlled(control) == Some(method))
                 })
+                .map(|method| name(method).to_owned())
                 .collect();
-            (!parts.is_empty()).then(|| {
-                format!(
-                    "**Is it what was learned?** At equal perplexity on {}, {}.",
-                    task.results.task.name,
-                    parts.join("; ")
-                )
-            })
+            let without = match without.is_empty() {
+                true => String::new(),
+                false => format!(" No control in this run: {}.", list(without)),
+            };
+            Some(format!(
+                "**Is it what was learned?** On {}, how much farther above plain sampling, each at its own perplexity: {}.{without}",
+                task.results.task.name,
+                pairs.join(", "),
+            ))
         })
         .collect()
 }
@@ -104,80 +115,68 @@ fn what_else(results: &Results, tasks: &[Task<'_>]) -> Vec<String> {
 /// Right answers.
 fn answers(results: &Results, tasks: &[Task<'_>]) -> Vec<String> {
     let methods = arms_of(results, Role::Method);
-    let base = &results.header.arms[results.base()].name;
-    let checked: Vec<&Task<'_>> =
-        tasks.iter().filter(|task| task.results.task.verifiable).collect();
-    let mut lines = Vec::new();
-    for which in [usize::MAX, 1] {
-        let parts: Vec<String> = checked
-            .iter()
-            .filter_map(|task| {
-                let passes = task.scores.passes();
-                let k = *if which == 1 { passes.first() } else { passes.last() }?;
-                let measure = Measure::Pass(k);
-                Some(format!(
-                    "{}, {} ({base} has {:.3}): {}",
+    let base = &results.header.arms[results.base].name;
+    let checked = || tasks.iter().filter(|task| task.results.task.verifiable);
+    let most = checked().filter_map(|task| task.scores.passes().last().copied()).max();
+    let (mut lines, mut tries) = (Vec::new(), vec![most, Some(1)]);
+    tries.dedup();
+    for k in tries.into_iter().flatten() {
+        let measure = Measure::Pass(k);
+        let parts: Vec<String> = checked()
+            .filter(|task| task.scores.measures.contains_key(&measure))
+            .map(|task| {
+                let found = |arm| task.gain(arm, measure, At::Base);
+                format!(
+                    "{} ({base} has {:.3}): {}",
                     task.results.task.name,
-                    measure.name(),
-                    task.mean(measure, results.base()),
-                    each(results, task, &methods, measure, At::Same),
-                ))
+                    task.mean(measure, results.base),
+                    each(results, &methods, measure, found),
+                )
             })
             .collect();
         if !parts.is_empty() {
-            let title = if which == 1 { "One try" } else { "Right answers in many tries" };
-            lines.push(format!("**{title}**, beside {base}: {}.", parts.join("; ")));
+            lines.push(format!("**{}** beside {base}: {}.", measure.name(), parts.join("; ")));
         }
     }
     lines
 }
 
-/// Who should use it, and who should not.
-fn verdict_for_users(results: &Results, tasks: &[Task<'_>]) -> String {
+/// Who should use it, and who should not: by the measure that each task is for. Right answers are compared with the best of
+/// the temperatures, since nobody has to stay with one that gives fewer of them.
+fn for_whom(results: &Results, tasks: &[Task<'_>]) -> String {
     let methods = arms_of(results, Role::Method);
-    let gaining = |verifiable: bool, measures: &dyn Fn(&Task<'_>) -> Vec<Measure>| {
-        let mut names = Vec::new();
-        for &arm in &methods {
-            let of = tasks.iter().filter(|task| task.results.task.verifiable == verifiable);
-            let any = of.clone().any(|task| {
-                measures(task).into_iter().any(|measure| {
-                    let gain = task.gain(arm, measure, At::EqualPerplexity);
-                    gain.is_some_and(|gain| verdict(gain) == Verdict::More)
-                })
-            });
-            if any {
-                names.push(results.header.arms[arm].name.clone());
-            }
-        }
-        names
-    };
-    let ideas = gaining(false, &|task| task.scores.principal().into_iter().take(1).collect());
-    let passes =
-        |task: &Task<'_>| task.scores.passes().into_iter().map(Measure::Pass).collect::<Vec<_>>();
-    let right = gaining(true, &passes);
-    let texts = tasks.iter().any(|task| !task.results.task.verifiable);
-    let checked = tasks.iter().any(|task| task.results.task.verifiable);
-    let mut parts = Vec::new();
-    if texts {
-        parts.push(match ideas.is_empty() {
-            true => "nothing was gained over a change of temperature where different texts are wanted".to_owned(),
-            false => format!(
-                "where different texts are wanted, {} gave more than any temperature of plain sampling at the same perplexity",
-                list(ideas)
-            ),
-        });
+    let parts = tasks.iter().filter_map(|task| {
+        let measure = task.scores.most_telling()?;
+        let (at, beside) = match task.results.task.verifiable {
+            true => (At::BestTemperature, "the best of the temperatures"),
+            false => (At::EqualPerplexity, "plain sampling of equal perplexity"),
+        };
+        let of = |wanted: Option<Verdict>| {
+            let is = |&&arm: &&usize| task.gain(arm, measure, at).map(Gain::verdict) == wanted;
+            let names = methods.iter().filter(is).map(|&arm| results.header.arms[arm].name.clone());
+            list(names.collect())
+        };
+        let outcomes = [
+            (Some(Verdict::More), "more from"),
+            (Some(Verdict::Less), "less from"),
+            (Some(Verdict::NoDifference), "no difference found for"),
+            (Some(Verdict::TooFew), "too few problems to conclude anything about"),
+            (None, "nothing to compare with for"),
+        ];
+        let outcomes = outcomes.iter().map(|&(verdict, words)| (of(verdict), words));
+        let outcomes = outcomes.filter(|(names, _)| !names.is_empty());
+        let outcomes: Vec<String> =
+            outcomes.map(|(names, words)| format!("{words} {names}")).collect();
+        (!outcomes.is_empty()).then(|| {
+            let name = &task.results.task.name;
+            format!("{} on {name}, beside {beside}: {}", measure.name(), outcomes.join(", "))
+        })
+    });
+    let parts: Vec<String> = parts.collect();
+    match parts.is_empty() {
+        true => "**Worth it?** No method was run.".to_owned(),
+        false => format!("**Worth it?** {}.", parts.join("; ")),
     }
-    if checked {
-        parts.push(match right.is_empty() {
-            true => "where answers are checked (pass@k), nothing was gained over a change of temperature: not worth it there"
-                .to_owned(),
-            false => format!(
-                "where answers are checked, {} solved more at some k than plain sampling at the same perplexity",
-                list(right)
-            ),
-        });
-    }
-    format!("**For whom?** On this model, {}.", parts.join("; "))
 }
 
 fn arms_of(results: &Results, role: Role) -> Vec<usize> {
@@ -186,29 +185,38 @@ fn arms_of(results: &Results, role: Role) -> Vec<usize> {
 }
 
 /// What each of the arms gains, those first of which something is known.
-fn each(results: &Results, task: &Task<'_>, arms: &[usize], measure: Measure, at: At) -> String {
+fn each<'t>(
+    results: &Results,
+    arms: &[usize],
+    measure: Measure,
+    found: impl Fn(usize) -> Option<&'t Gain>,
+) -> String {
     let name = |arm: usize| results.header.arms[arm].name.clone();
-    let (mut known, mut none, mut unreached) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut known, mut none, mut few, mut unreached) =
+        (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for &arm in arms {
-        match task.gain(arm, measure, at) {
+        let written = |found: &Gain| format!("{} {}", name(arm), gain(found, measure.digits()));
+        match found(arm) {
             None => unreached.push(name(arm)),
-            Some(gain) if verdict(gain) == Verdict::NoDifference => none.push((name(arm), gain)),
-            Some(gain) => known.push((name(arm), gain)),
+            Some(found) => match found.verdict() {
+                Verdict::More | Verdict::Less => known.push(written(found)),
+                Verdict::NoDifference => none.push(written(found)),
+                Verdict::TooFew => few.push(written(found)),
+            },
         }
     }
-    let written = |(name, gain): &(String, &Interval)| {
-        format!("{name} {}", difference(gain, measure.digits()))
-    };
-    let mut parts: Vec<String> = known.iter().map(written).collect();
+    let mut parts = known;
     if !none.is_empty() {
-        let none = none.iter().map(written).collect();
         parts.push(format!("no difference found for {}", list(none)));
+    }
+    if !few.is_empty() {
+        parts.push(format!("{} (fewer than {FEWEST} problems conclude nothing)", list(few)));
     }
     if !unreached.is_empty() {
         parts.push(format!("{} beyond the ends of the frontier", list(unreached)));
     }
     match parts.is_empty() {
-        true => "nothing to compare".to_owned(),
+        true => "no method was run".to_owned(),
         false => parts.join(", "),
     }
 }

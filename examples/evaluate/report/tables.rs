@@ -6,11 +6,11 @@ use esamp::metrics::{Interval, McNemar};
 
 use super::{
     Task,
-    compare::{At, Verdict, verdict},
+    compare::{At, Gain, Verdict},
     gather::Results,
     measures::Measure,
 };
-use crate::record::Role;
+use crate::record::{ArmRecord, CompletionRecord, Role};
 
 /// A number with its sign.
 pub fn signed(value: f64, digits: usize) -> String {
@@ -22,19 +22,31 @@ pub fn signed(value: f64, digits: usize) -> String {
     }
 }
 
-/// A difference with its interval; bold where it rules out 0.
-pub fn difference(interval: &Interval, digits: usize) -> String {
-    let [estimate, low, high] =
-        [interval.estimate, interval.low, interval.high].map(|value| signed(value, digits));
+/// A difference with its interval; bold where it `decides` something. There its ends have as many digits as it takes to see
+/// on which side of 0 they are.
+pub fn difference(interval: &Interval, digits: usize, decides: bool) -> String {
+    let numbers = [interval.estimate, interval.low, interval.high];
+    let written = |digits: usize| numbers.map(|value| signed(value, digits));
+    let zero = |text: &String| text.trim_start_matches(['0', '.']).is_empty();
+    let digits = match decides {
+        true => {
+            (digits..digits + 4).find(|&digits| !written(digits).iter().any(zero)).unwrap_or(digits)
+        }
+        false => digits,
+    };
+    let [estimate, low, high] = written(digits);
     let text = format!("{estimate} [{low}, {high}]");
-    match verdict(interval) {
-        Verdict::NoDifference => text,
-        _ => format!("**{text}**"),
-    }
+    if decides { format!("**{text}**") } else { text }
 }
 
-fn or_dash(interval: Option<&Interval>, digits: usize) -> String {
-    interval.map_or_else(|| "–".to_owned(), |interval| difference(interval, digits))
+/// A gain in a table or a sentence.
+pub fn gain(gain: &Gain, digits: usize) -> String {
+    let decides = matches!(gain.verdict(), Verdict::More | Verdict::Less);
+    difference(&gain.interval, digits, decides)
+}
+
+fn or_dash(found: Option<&Gain>, digits: usize) -> String {
+    found.map_or_else(|| "–".to_owned(), |found| gain(found, digits))
 }
 
 /// Means of every measure for every arm.
@@ -46,94 +58,114 @@ pub fn levels(results: &Results, task: &Task<'_>) -> String {
             Measure::Surprisal => "perplexity".to_owned(),
             other => other.name(),
         };
-        table += &format!(" {name} |");
+        let _ = write!(table, " {name} |");
     }
     table += "\n|---|";
     table += &"--:|".repeat(measures.len());
     table.push('\n');
     for (arm, record) in results.header.arms.iter().enumerate() {
-        table += &format!("| {} |", record.name);
+        let _ = write!(table, "| {} |", record.name);
         for &measure in &measures {
             let mean = task.mean(measure, arm);
             let text = match measure {
                 Measure::Surprisal => format!("{:.2}", mean.exp()),
-                Measure::Changed => format!("{:.1} %", 100.0 * mean),
+                Measure::Cut => format!("{:.0} %", 100.0 * mean),
                 other => format!("{mean:.*}", other.digits()),
             };
-            table += &format!(" {text} |");
+            let _ = write!(table, " {text} |");
         }
         table.push('\n');
     }
     table
 }
 
-/// How much more of a measure every arm has.
-pub fn gains(results: &Results, task: &Task<'_>, measure: Measure) -> String {
-    let base = &results.header.arms[results.base()].name;
-    let name = measure.name();
-    let mut table = format!(
-        "| arm | {name} | beside {base} | at equal perplexity | at equal entropy |\n|---|--:|--:|--:|--:|\n"
-    );
-    for (arm, record) in results.header.arms.iter().enumerate() {
-        let gain = |at| or_dash(task.gain(arm, measure, at), measure.digits());
-        let [same, perplexity, entropy] =
-            [At::Same, At::EqualPerplexity, At::EqualEntropy].map(gain);
-        let mean = task.mean(measure, arm);
-        let digits = measure.digits();
+/// What steering did to the distribution, on average over tokens.
+pub fn steering(results: &Results, task: &Task<'_>) -> String {
+    let mut table = "| arm | changed | KL(new ‖ reference) | entropy before | after | relative error | slope | sharpening |\n\
+                     |---|--:|--:|--:|--:|--:|--:|--:|\n"
+        .to_owned();
+    for (arm, about) in results.header.arms.iter().enumerate() {
+        let records = task.results.of_arm(arm);
+        let completions = || records.iter().flat_map(|record| &record.completions);
+        let mean = |number: fn(&CompletionRecord) -> Option<f64>| {
+            let known = completions().filter_map(|one| Some((number(one)?, one.tokens.len())));
+            let (sum, count) = known.fold((0.0, 0), |(sum, count), (number, tokens)| {
+                (sum + number * tokens as f64, count + tokens)
+            });
+            if count > 0 { format!("{:.3}", sum / count as f64) } else { "–".to_owned() }
+        };
+        let changed: u64 = records.iter().map(|record| record.totals.interventions).sum();
+        let tokens: u64 = records.iter().map(|record| record.totals.tokens).sum();
         let _ = writeln!(
             table,
-            "| {} | {mean:.digits$} | {same} | {perplexity} | {entropy} |",
-            record.name
+            "| {} | {:.1} % | {} | {} | {} | {} | {} | {} |",
+            about.name,
+            100.0 * changed as f64 / (tokens as f64).max(1.0),
+            mean(|one| Some(one.mean_kl)),
+            mean(|one| Some(one.mean_reference_entropy)),
+            mean(|one| Some(one.mean_entropy)),
+            mean(|one| one.mean_relative_novelty),
+            mean(|one| one.mean_slope),
+            mean(|one| one.mean_sharpening),
         );
     }
     table
 }
 
-/// Methods beside baselines.
+/// How much more of a measure every arm has.
+pub fn gains(results: &Results, task: &Task<'_>, measure: Measure) -> String {
+    let base = &results.header.arms[results.base].name;
+    let name = measure.name();
+    let mut table = format!(
+        "| arm | {name} | beside {base} | at equal perplexity | at equal entropy | beside the best temperature |\n\
+         |---|--:|--:|--:|--:|--:|\n"
+    );
+    for (arm, record) in results.header.arms.iter().enumerate() {
+        let cells = At::ALL.map(|at| or_dash(task.gain(arm, measure, at), measure.digits()));
+        let mean = task.mean(measure, arm);
+        let digits = measure.digits();
+        let _ = writeln!(table, "| {} | {mean:.digits$} | {} |", record.name, cells.join(" | "));
+    }
+    table
+}
+
+/// How much farther above the frontier one arm lies than another.
 pub fn rivalries(
     results: &Results,
-    rivalries: &[(usize, usize, Interval)],
+    rivalries: &[(usize, usize, Gain)],
     measure: Measure,
 ) -> String {
     let name = |arm: usize| results.header.arms[arm].name.as_str();
-    let mut baselines: Vec<usize> = rivalries.iter().map(|&(_, baseline, _)| baseline).collect();
-    let mut methods: Vec<usize> = rivalries.iter().map(|&(method, ..)| method).collect();
-    baselines.sort_unstable();
-    baselines.dedup();
-    methods.dedup();
-    let heads: Vec<String> = baselines.iter().map(|&arm| format!("than {}", name(arm))).collect();
-    let mut table =
-        format!("| arm | {} |\n|---|{}\n", heads.join(" | "), "--:|".repeat(baselines.len()));
-    for method in methods {
-        let cells = baselines.iter().map(|&baseline| {
-            let found = rivalries.iter().find(|found| (found.0, found.1) == (method, baseline));
-            or_dash(found.map(|found| &found.2), measure.digits())
-        });
-        let cells: Vec<String> = cells.collect();
-        let _ = writeln!(table, "| {} | {} |", name(method), cells.join(" | "));
+    let mut table = "| arm | than | difference |\n|---|---|--:|\n".to_owned();
+    for (arm, other, found) in rivalries {
+        let found = gain(found, measure.digits());
+        let _ = writeln!(table, "| {} | {} | {found} |", name(*arm), name(*other));
     }
     table
 }
 
 /// Problems that only one of two arms solves.
 pub fn solved(results: &Results, tests: &[(usize, McNemar)]) -> String {
-    let base = &results.header.arms[results.base()].name;
+    let base = &results.header.arms[results.base].name;
     let mut table = format!(
         "| arm | solved by it alone | by {base} alone | p (McNemar, exact) |\n|---|--:|--:|--:|\n"
     );
     for (arm, test) in tests {
-        let _ = writeln!(
-            table,
-            "| {} | {} | {} | {:.2} |",
-            results.header.arms[*arm].name, test.only_new, test.only_old, test.p_value
-        );
+        let p = match test.p_value {
+            small if small < 0.001 => "< 0.001".to_owned(),
+            p => format!("{p:.3}"),
+        };
+        let name = &results.header.arms[*arm].name;
+        let _ = writeln!(table, "| {name} | {} | {} | {p} |", test.only_new, test.only_old);
     }
     table
 }
 
 /// What each arm is.
 pub fn arms(results: &Results) -> String {
-    let mut table = "| arm | what it is | role |\n|---|---|---|\n".to_owned();
+    let mut table =
+        "| arm | what it is | temperature | filters | β | role |\n|---|---|--:|---|--:|---|\n"
+            .to_owned();
     for arm in &results.header.arms {
         let role = match arm.role {
             Role::Frontier => "frontier",
@@ -141,9 +173,31 @@ pub fn arms(results: &Results) -> String {
             Role::Method => "method",
             Role::Control => "control",
         };
-        let _ = writeln!(table, "| {} | {} | {role} |", arm.name, arm.what);
+        let sampling = &arm.sampling;
+        let _ = writeln!(
+            table,
+            "| {} | {} | {} | {} | {} | {role} |",
+            arm.name,
+            arm.what,
+            sampling.temperature,
+            filters(arm),
+            sampling.beta
+        );
     }
     table
+}
+
+/// The filters as a settings file names them, with their numbers.
+fn filters(arm: &ArmRecord) -> String {
+    let written = arm.sampling.filters.iter().map(|filter| {
+        let written = serde_json::to_string(filter).unwrap_or_default();
+        let words = written.split(|c: char| !c.is_alphanumeric() && !"._".contains(c));
+        // {"min_p":{"p":0.05}}: the name of the only number says nothing new.
+        let words = words.filter(|word| word.len() > 1).collect::<Vec<&str>>();
+        words.join(" ").replace('_', "-")
+    });
+    let written: Vec<String> = written.collect();
+    if written.is_empty() { "none".to_owned() } else { written.join(", ") }
 }
 
 #[cfg(test)]
@@ -160,10 +214,11 @@ mod tests {
     }
 
     #[test]
-    fn only_what_rules_out_zero_is_bold() {
+    fn what_decides_is_bold_and_shows_its_side_of_zero() {
         let interval = |low, high| Interval { estimate: 0.5, low, high };
-        assert_eq!(difference(&interval(0.25, 0.75), 2), "**+0.50 [+0.25, +0.75]**");
-        assert_eq!(difference(&interval(-0.25, 1.0), 2), "+0.50 [−0.25, +1.00]");
-        assert_eq!(difference(&interval(0.0, 1.0), 2), "+0.50 [0.00, +1.00]");
+        assert_eq!(difference(&interval(0.25, 0.75), 2, true), "**+0.50 [+0.25, +0.75]**");
+        assert_eq!(difference(&interval(-0.25, 1.0), 2, false), "+0.50 [−0.25, +1.00]");
+        assert_eq!(difference(&interval(0.002, 1.0), 2, true), "**+0.500 [+0.002, +1.000]**");
+        assert_eq!(difference(&interval(0.002, 1.0), 2, false), "+0.50 [0.00, +1.00]");
     }
 }

@@ -28,7 +28,7 @@ use esamp::metrics::{BootstrapConfig, Interval, MetricError};
 use crate::record::{FrequencyRanks, ProblemRecord, TokenRecord};
 
 pub use deciles::{Deciles, Summary};
-pub use windows::{MAX_GROUPS, WINDOW, WindowError, WindowLevel, window_level};
+pub use windows::{Embed, MAX_GROUPS, WINDOW, WindowError, WindowLevel, window_level};
 
 use deciles::PARTS;
 use ranks::{Question, Table};
@@ -221,7 +221,7 @@ fn number_of(token: &TokenRecord, measure: Measure, ranks: &FrequencyRanks) -> f
         Measure::RelativeNovelty => token.relative_novelty,
         Measure::Surprisal => token.surprisal,
         Measure::Entropy => token.reference_entropy,
-        Measure::FrequencyRank => ranks.of(token.token) as f64,
+        Measure::FrequencyRank => ranks.of(token.token),
         Measure::Position => token.position as f64,
         Measure::TokenId | Measure::Distance | Measure::MeanDistance => f64::from(token.token),
     }

@@ -155,7 +155,7 @@ fn measure(
     embed: &mut Embed<'_>,
 ) -> Result<Found, WindowError> {
     let mut texts = Texts { detokenizer, all: Vec::new(), places: HashMap::new() };
-    let said: Vec<&[TokenId]> = group.completions.iter().map(said).collect();
+    let said: Vec<&[TokenId]> = group.completions.iter().map(CompletionRecord::said).collect();
     let (mut pending, mut left_out) = (Vec::new(), 0);
     for (completion, own) in said.iter().enumerate() {
         for start in (WINDOW..).step_by(WINDOW).take_while(|start| start + WINDOW <= own.len()) {
@@ -193,14 +193,6 @@ fn measure(
         windows.push(Window { completion, start, distance, mean_distance });
     }
     Ok(Found { windows, texts: texts.all.len(), left_out })
-}
-
-/// The tokens that a completion's text is made of.
-fn said(completion: &CompletionRecord) -> &[TokenId] {
-    match completion.tokens.split_last() {
-        Some((_, rest)) if completion.finish == "stop_token" => rest,
-        _ => &completion.tokens,
-    }
 }
 
 /// Texts to embed, each once.
