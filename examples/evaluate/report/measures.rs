@@ -83,6 +83,9 @@ pub struct Scores {
     pub problems: Vec<usize>,
 }
 
+/// By problem: the sum over its seeds, and how many there are.
+type Sums = BTreeMap<usize, (f64, usize)>;
+
 /// All measures of a task.
 #[derive(Debug)]
 pub struct TaskScores {
@@ -98,7 +101,7 @@ impl TaskScores {
     ///
     /// What `embed` says, and a measure that is undefined for a reason other than completions that are too short.
     pub fn of(results: &TaskResults, arms: usize, embed: &mut Embed<'_>) -> Result<Self, Failure> {
-        let mut sums: BTreeMap<Measure, Vec<BTreeMap<usize, (f64, usize)>>> = BTreeMap::new();
+        let mut sums: BTreeMap<Measure, Vec<Sums>> = BTreeMap::new();
         let mut undefined: BTreeSet<(Measure, usize)> = BTreeSet::new();
         let mut solved = vec![Vec::new(); arms];
         let pairs = pairs(results, arms);
