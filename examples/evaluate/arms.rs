@@ -17,9 +17,7 @@ use crate::{
 
 /// min-p of every arm that has it.
 const MIN_P: f32 = 0.05;
-/// A learning rate for short completions: the paper's distiller.
-const TUNED: f64 = 3e-3;
-/// The same for the low-rank one.
+/// A learning rate for short completions: the low-rank distiller.
 const TUNED_LOW_RANK: f64 = 1e-2;
 /// Temperature of a hot start.
 const HOT: f32 = 30.0;
@@ -78,7 +76,7 @@ pub fn all() -> Vec<ArmRecord> {
             sampler: SamplerConfig::paper(),
             ..method(
                 format!("esamp-paper-{beta}"),
-                "ESamp, all of the paper's settings",
+                "ESamp, the paper's distiller and optimizer",
                 esamp(beta),
             )
         });
@@ -261,8 +259,7 @@ fn fire(sampling: SamplingConfig) -> SamplingConfig {
 }
 
 fn tuned() -> SamplerConfig {
-    let optimizer = OptimizerConfig::paper().with_learning_rate(TUNED);
-    SamplerConfig::paper().with_optimizer(Some(optimizer))
+    SamplerConfig::for_short_completions()
 }
 
 fn low_rank(optimizer: OptimizerConfig) -> SamplerConfig {
