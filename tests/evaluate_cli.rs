@@ -238,7 +238,16 @@ fn a_run_ends_in_its_report_and_its_records_give_the_same_one() {
     assert!(said.ends_with(&format!("{}\n", first.display())), "{said}");
     let records = bench.out();
     let again = ["--records", records.to_str().unwrap(), "--report", second.to_str().unwrap()];
-    let output = evaluate(&again);
+    // Single tokens were kept: what they say is asked of the model's tokenizer, which must be the right one.
+    let other = evaluate(&again);
+    assert_eq!(other.status.code(), Some(2));
+    let message = String::from_utf8(other.stderr).unwrap();
+    assert!(
+        message.starts_with("error: --model: expected the model of the records, "),
+        "{message}"
+    );
+    let model = bench.folder.path().join("model");
+    let output = evaluate(&[&again[..], &["--model", model.to_str().unwrap()]].concat());
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 
     let [one, two] = [&first, &second].map(|path| fs::read_to_string(path).unwrap());

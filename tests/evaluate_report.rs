@@ -210,6 +210,10 @@ fn gains_at_equal_perplexity_are_read_off_the_frontier() {
     }
     let levels = "| arm | Vendi | cosine | adjusted distinct-2 | self-BLEU | perplexity | entropy | tokens | cut |";
     assert!(text.contains(levels), "{text}");
+    // Of self-BLEU less is better: the hottest arm is the best one, and has said the same as the method.
+    let (_, bleu) = text.split_once("| arm | self-BLEU | beside").unwrap();
+    let row = bleu.lines().find(|line| line.starts_with("| orthogonal-1 |")).unwrap();
+    assert!(row.ends_with("| – | 0.000 [0.000, 0.000] |"), "{row}");
     // A cosine of 1 in two pairs of six, and e².
     let level = text.lines().find(|line| line.starts_with("| min-p-1 | 2.00 | 0.333 |")).unwrap();
     assert!(level.ends_with("| 7.39 | 2.000 | 2.0 | 25 % |"), "{level}");

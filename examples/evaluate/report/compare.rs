@@ -16,7 +16,7 @@ pub enum At {
     EqualPerplexity,
     /// Plain sampling at the temperature that gives the same mean entropy of what tokens are drawn from.
     EqualEntropy,
-    /// Plain sampling at whichever of the temperatures has most of the measure on these very problems: harder to beat than one
+    /// Plain sampling at whichever of the temperatures is best in the measure on these very problems: harder to beat than one
     /// that was chosen beforehand.
     BestTemperature,
 }
@@ -115,7 +115,8 @@ pub fn gain(
     };
     let all: Vec<usize> = (0..values.problems.len()).collect();
     let best = || {
-        let of = |&arm: &usize| (arm, mean(&values.of_arm[arm], &all));
+        let sign = if measure.less_is_better() { -1.0 } else { 1.0 };
+        let of = |&arm: &usize| (arm, sign * mean(&values.of_arm[arm], &all));
         opponents.frontier.iter().map(of).max_by(|a, b| a.1.total_cmp(&b.1)).map(|best| best.0)
     };
     let (equal, other) = match at {

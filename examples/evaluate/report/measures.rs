@@ -72,6 +72,11 @@ impl Measure {
             _ => 3,
         }
     }
+
+    /// Whether less of it is what one wants.
+    pub fn less_is_better(self) -> bool {
+        matches!(self, Self::Cosine | Self::SelfBleu)
+    }
 }
 
 /// A measure of every arm on every problem: the mean over the seeds.

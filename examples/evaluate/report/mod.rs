@@ -225,7 +225,7 @@ fn heading(results: &Results, tasks: &[Task<'_>], novelty: Option<&String>) -> S
          temperature. *At equal perplexity* and *at equal entropy*: plain sampling at the temperature that would give it the \
          arm's perplexity (under the model, at temperature 1, no filter) or the entropy of what tokens are drawn from, read off \
          the broken line through the frontier's arms, in log-perplexity; a dash where that line does not reach. *Beside the best \
-         temperature*: beside the frontier's arm that has most of it on these problems. A lower temperature makes texts more \
+         temperature*: beside the frontier's arm that is best in it on these problems. A lower temperature makes texts more \
          probable and less diverse, so a difference in one of the two at unequal perplexity says little about exploring.\n\n\
          {}",
         READING

@@ -92,7 +92,9 @@ pub fn steering(results: &Results, task: &Task<'_>) -> String {
             let (sum, count) = known.fold((0.0, 0), |(sum, count), (number, tokens)| {
                 (sum + number * tokens as f64, count + tokens)
             });
-            if count > 0 { format!("{:.3}", sum / count as f64) } else { "–".to_owned() }
+            // Without the sign of a zero.
+            let written = |mean: f64| signed(mean, 3).trim_start_matches('+').to_owned();
+            if count > 0 { written(sum / count as f64) } else { "–".to_owned() }
         };
         let changed: u64 = records.iter().map(|record| record.totals.interventions).sum();
         let tokens: u64 = records.iter().map(|record| record.totals.tokens).sum();
