@@ -210,6 +210,8 @@ fn gains_at_equal_perplexity_are_read_off_the_frontier() {
     }
     let levels = "| arm | Vendi | cosine | adjusted distinct-2 | self-BLEU | perplexity | entropy | tokens | cut |";
     assert!(text.contains(levels), "{text}");
+    let pairs = text.matches("than its control or a baseline does, in ").count();
+    assert_eq!(pairs, 2, "Vendi, and words besides: {text}");
     // Of self-BLEU less is better: the hottest arm is the best one, and has said the same as the method.
     let (_, bleu) = text.split_once("| arm | self-BLEU | beside").unwrap();
     let row = bleu.lines().find(|line| line.starts_with("| orthogonal-1 |")).unwrap();

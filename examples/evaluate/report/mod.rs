@@ -44,10 +44,12 @@ pub struct Task<'r> {
     pub results: &'r TaskResults,
     pub scores: TaskScores,
     gains: BTreeMap<(usize, Measure, At), Gain>,
-    /// A method, a control or baseline, and how much farther the former lies above the frontier in the measure that the task
-    /// is for.
-    rivalries: Vec<(usize, usize, Gain)>,
+    /// By measure: a method, a control or baseline, and how much farther the former lies above the frontier.
+    rivalries: BTreeMap<Measure, Vec<Rivalry>>,
 }
+
+/// A method, a control or baseline, and how much farther the former lies above the frontier.
+pub type Rivalry = (usize, usize, Gain);
 
 impl<'r> Task<'r> {
     /// Computes all of it.
@@ -78,11 +80,13 @@ impl<'r> Task<'r> {
                 }
             }
         }
-        let mut rivalries = Vec::new();
-        if let Some(measure) = scores.most_telling() {
+        let mut rivalries: BTreeMap<Measure, Vec<Rivalry>> = BTreeMap::new();
+        // Texts that differ in meaning may do so by repeating themselves: words are looked at besides.
+        let words = (!task.task.verifiable).then_some(Measure::Distinct);
+        for measure in scores.most_telling().into_iter().chain(words) {
             for pair in pairs(results) {
                 if let Some(found) = rivalry(&scores, pair, measure, &opponents)? {
-                    rivalries.push((pair[0], pair[1], found));
+                    rivalries.entry(measure).or_default().push((pair[0], pair[1], found));
                 }
             }
         }
@@ -102,7 +106,7 @@ impl<'r> Task<'r> {
 
     /// Differences that are printed.
     pub fn intervals(&self) -> usize {
-        self.gains.len() + self.rivalries.len()
+        self.gains.len() + self.rivalries.values().map(Vec::len).sum::<usize>()
     }
 
     /// McNemar's test of every other arm beside the base: is a problem solved by any completion of its first seed?
@@ -281,13 +285,13 @@ fn section(results: &Results, task: &Task<'_>) -> Result<Section, Failure> {
             );
         }
     }
-    if let (Some(measure), false) = (task.scores.most_telling(), task.rivalries.is_empty()) {
+    for (measure, rivalries) in &task.rivalries {
         let _ = write!(
             text,
             "\nHow much farther a method lies above the frontier than its control or a baseline does, in {}, each at its own \
              perplexity:\n\n{}",
             measure.name(),
-            tables::rivalries(results, &task.rivalries, measure)
+            tables::rivalries(results, rivalries, *measure)
         );
     }
     let mut figures = Vec::new();

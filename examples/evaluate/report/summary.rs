@@ -1,13 +1,16 @@
 //! What was found, in plain sentences. Every word of them follows from the figures: nothing here knows the outcome.
 
 use super::{
-    Task,
+    Rivalry, Task,
     compare::{At, FEWEST, Gain, LEVEL, Verdict},
     gather::Results,
     measures::Measure,
     tables::gain,
 };
 use crate::record::{Role, Split};
+
+/// The most differences that a sentence spells out. The rest is in the tables.
+const MOST: usize = 4;
 
 /// The lines of the summary, a list item each.
 pub fn lines(
@@ -83,13 +86,18 @@ fn what_else(results: &Results, tasks: &[Task<'_>]) -> Vec<String> {
     let name = |arm: usize| results.header.arms[arm].name.as_str();
     let texts = tasks.iter().filter(|task| !task.results.task.verifiable);
     texts
-        .filter(|task| !task.rivalries.is_empty())
         .filter_map(|task| {
             let measure = task.scores.most_telling()?;
-            let pair = |(arm, other, found): &(usize, usize, Gain)| {
+            let rivalries = task.rivalries.get(&measure)?;
+            let pair = |(arm, other, found): &Rivalry| {
                 format!("{} than {} {}", name(*arm), name(*other), gain(found, measure.digits()))
             };
-            let pairs: Vec<String> = task.rivalries.iter().map(pair).collect();
+            // Controls come first.
+            let pairs: Vec<String> = rivalries.iter().take(2 * MOST).map(pair).collect();
+            let more = match rivalries.len() - pairs.len() {
+                0 => String::new(),
+                more => format!(", and {more} more pairs below"),
+            };
             let without: Vec<String> = arms_of(results, Role::Method)
                 .into_iter()
                 .filter(|&method| {
@@ -101,10 +109,11 @@ fn what_else(results: &Results, tasks: &[Task<'_>]) -> Vec<String> {
                 .collect();
             let without = match without.is_empty() {
                 true => String::new(),
-                false => format!(" No control in this run: {}.", list(without)),
+                false => format!(" No control in this run: {}.", list(shortened(without))),
             };
             Some(format!(
-                "**Is it what was learned?** On {}, how much farther above plain sampling, each at its own perplexity: {}.{without}",
+                "**Is it what was learned?** On {}, how much farther above plain sampling, each at its own perplexity: \
+                 {}{more}.{without}",
                 task.results.task.name,
                 pairs.join(", "),
             ))
@@ -154,7 +163,7 @@ fn for_whom(results: &Results, tasks: &[Task<'_>]) -> String {
         let of = |wanted: Option<Verdict>| {
             let is = |&&arm: &&usize| task.gain(arm, measure, at).map(Gain::verdict) == wanted;
             let names = methods.iter().filter(is).map(|&arm| results.header.arms[arm].name.clone());
-            list(names.collect())
+            list(shortened(names.collect()))
         };
         let outcomes = [
             (Some(Verdict::More), "more from"),
@@ -194,7 +203,13 @@ fn each<'t>(
     let name = |arm: usize| results.header.arms[arm].name.clone();
     let (mut known, mut none, mut few, mut unreached) =
         (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for &arm in arms {
+    let mut arms = arms.to_vec();
+    if arms.len() > MOST {
+        // Not all of them will be spelled out: the largest ones come first.
+        let size = |&arm: &usize| found(arm).map_or(0.0, |found| found.interval.estimate.abs());
+        arms.sort_by(|a, b| size(b).total_cmp(&size(a)));
+    }
+    for arm in arms {
         let written = |found: &Gain| format!("{} {}", name(arm), gain(found, measure.digits()));
         match found(arm) {
             None => unreached.push(name(arm)),
@@ -205,20 +220,33 @@ fn each<'t>(
             },
         }
     }
-    let mut parts = known;
+    let mut parts = shortened(known);
     if !none.is_empty() {
-        parts.push(format!("no difference found for {}", list(none)));
+        parts.push(format!("no difference found for {}", list(shortened(none))));
     }
     if !few.is_empty() {
-        parts.push(format!("{} (fewer than {FEWEST} problems conclude nothing)", list(few)));
+        parts.push(format!(
+            "{} (fewer than {FEWEST} problems conclude nothing)",
+            list(shortened(few))
+        ));
     }
     if !unreached.is_empty() {
-        parts.push(format!("{} beyond the ends of the frontier", list(unreached)));
+        parts.push(format!("{} beyond the ends of the frontier", list(shortened(unreached))));
     }
     match parts.is_empty() {
         true => "no method was run".to_owned(),
         false => parts.join(", "),
     }
+}
+
+/// The first ones, and how many more there are.
+fn shortened(mut items: Vec<String>) -> Vec<String> {
+    if items.len() > MOST + 1 {
+        let more = items.len() - MOST;
+        items.truncate(MOST);
+        items.push(format!("{more} more"));
+    }
+    items
 }
 
 /// One, two and three.
@@ -227,5 +255,24 @@ fn list(mut items: Vec<String>) -> String {
         None => String::new(),
         Some(last) if items.is_empty() => last,
         Some(last) => format!("{} and {last}", items.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_lists_end_in_a_number() {
+        let items = |n: usize| (0..n).map(|at| at.to_string()).collect::<Vec<_>>();
+        for (n, text) in [
+            (0, ""),
+            (1, "0"),
+            (3, "0, 1 and 2"),
+            (5, "0, 1, 2, 3 and 4"),
+            (9, "0, 1, 2, 3 and 5 more"),
+        ] {
+            assert_eq!(list(shortened(items(n))), text);
+        }
     }
 }

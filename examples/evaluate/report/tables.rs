@@ -5,7 +5,7 @@ use std::fmt::Write;
 use esamp::metrics::{Interval, McNemar};
 
 use super::{
-    Task,
+    Rivalry, Task,
     compare::{At, Gain, Verdict},
     gather::Results,
     measures::Measure,
@@ -132,11 +132,7 @@ pub fn gains(results: &Results, task: &Task<'_>, measure: Measure) -> String {
 }
 
 /// How much farther above the frontier one arm lies than another.
-pub fn rivalries(
-    results: &Results,
-    rivalries: &[(usize, usize, Gain)],
-    measure: Measure,
-) -> String {
+pub fn rivalries(results: &Results, rivalries: &[Rivalry], measure: Measure) -> String {
     let name = |arm: usize| results.header.arms[arm].name.as_str();
     let mut table = "| arm | than | difference |\n|---|---|--:|\n".to_owned();
     for (arm, other, found) in rivalries {
