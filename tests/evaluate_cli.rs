@@ -11,6 +11,7 @@ mod model_source;
 mod provenance;
 #[path = "../examples/evaluate/record.rs"]
 mod record;
+mod word_model;
 
 use std::{
     fs,
@@ -19,7 +20,6 @@ use std::{
 };
 
 use record::{Run, Session, Split};
-use serde_json::{Value, json};
 
 struct Bench {
     folder: tempfile::TempDir,
@@ -28,18 +28,8 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let golden = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llama/llama");
         fs::create_dir(folder.path().join("model")).unwrap();
-        for entry in fs::read_dir(golden).unwrap().map(Result::unwrap) {
-            fs::copy(entry.path(), folder.path().join("model").join(entry.file_name())).unwrap();
-        }
-        let vocab: serde_json::Map<String, Value> =
-            (0..96).map(|id| (format!("w{id}"), id.into())).collect();
-        let tokenizer = json!({
-            "version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "WhitespaceSplit"},
-            "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "w0"},
-        });
-        fs::write(folder.path().join("model/tokenizer.json"), tokenizer.to_string()).unwrap();
+        word_model::fill(&folder.path().join("model"));
         Self { folder }
     }
 

@@ -2,10 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+mod word_model;
+
 use std::{
     collections::HashMap,
     fs,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Output},
 };
 
@@ -20,17 +22,7 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let golden = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llama/llama");
-        for entry in fs::read_dir(golden).unwrap().map(Result::unwrap) {
-            fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
-        }
-        let vocab: serde_json::Map<String, Value> =
-            (0..96).map(|id| (format!("w{id}"), id.into())).collect();
-        let tokenizer = json!({
-            "version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "WhitespaceSplit"},
-            "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "w0"},
-        });
-        fs::write(folder.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+        word_model::fill(folder.path());
         Self { folder }
     }
 

@@ -42,13 +42,13 @@ use std::{
 use burn::tensor::Device;
 use clap::Parser;
 use esamp::{
-    CausalLm, TokenId,
+    CausalLm, LoadError, TokenId,
     llama::{ChatMessage, ChatTemplate, Llama, Tokenizer},
 };
 
 use args::Args;
 use entropy::match_entropy;
-use failure::{End, Failure};
+use failure::{End, Failure, exit_code};
 use model_source::{Cache, ModelSource};
 use progress::Progress;
 use provenance::SessionFile;
@@ -62,14 +62,7 @@ use work::{Ended, problems_of, run_all};
 fn main() -> ExitCode {
     // A wrong flag ends the program here, with exit code 2.
     let args = Args::parse();
-    match run(&args) {
-        Ok(()) | Err(End::ReaderGone) => ExitCode::SUCCESS,
-        Err(End::Failed(failure)) => {
-            // Where nobody reads this either, the exit code says it.
-            let _ = writeln!(io::stderr(), "{failure}");
-            ExitCode::from(failure.code)
-        }
-    }
+    exit_code(run(&args))
 }
 
 fn run(args: &Args) -> Result<(), End> {
@@ -145,9 +138,7 @@ fn report(records: &[PathBuf], to: &Path, model: &ModelSource, device: &Device) 
         let error = format!("--model: expected the model of the records, {expected}, got {got}");
         return Err(Failure::usage(error, "name the model that the records were made with").into());
     }
-    let tokenizer =
-        if path.is_dir() { Tokenizer::from_hf_folder(&path) } else { Tokenizer::from_gguf(&path) };
-    let tokenizer = tokenizer.map_err(|error| Failure::runtime(error, "check the model"))?;
+    let tokenizer = tokenizer_at(&path)?;
     let mut embeddings = Embeddings::open(&cache, device)?;
     let mut embed = |texts: &[String]| embeddings.of(texts);
     report::write(&results, &origin, &tokenizer, &mut embed, to)?;
@@ -229,18 +220,27 @@ fn list(tasks: &[Box<dyn Task>], args: &Args) -> Result<(), End> {
 }
 
 fn open(path: &Path, device: &Device) -> Result<(Llama, Tokenizer, Option<ChatTemplate>), Failure> {
+    let tokenizer = tokenizer_at(path)?;
     let opened = match path.is_dir() {
-        true => Tokenizer::from_hf_folder(path).and_then(|tokenizer| {
-            let template = ChatTemplate::from_hf_folder(path)?;
-            Ok((Llama::from_hf_folder(path, device)?, tokenizer, template))
-        }),
-        false => Tokenizer::from_gguf(path).and_then(|tokenizer| {
-            let template = ChatTemplate::from_gguf(path)?;
-            Ok((Llama::from_gguf(path, device)?, tokenizer, template))
-        }),
+        true => ChatTemplate::from_hf_folder(path)
+            .and_then(|template| Ok((Llama::from_hf_folder(path, device)?, template))),
+        false => ChatTemplate::from_gguf(path)
+            .and_then(|template| Ok((Llama::from_gguf(path, device)?, template))),
     };
-    let step = "check that the model is whole and of a kind that the message names";
-    opened.map_err(|error| Failure::runtime(error, step))
+    let (model, template) = opened.map_err(not_whole)?;
+    Ok((model, tokenizer, template))
+}
+
+fn tokenizer_at(path: &Path) -> Result<Tokenizer, Failure> {
+    let opened = match path.is_dir() {
+        true => Tokenizer::from_hf_folder(path),
+        false => Tokenizer::from_gguf(path),
+    };
+    opened.map_err(not_whole)
+}
+
+fn not_whole(error: LoadError) -> Failure {
+    Failure::runtime(error, "check that the model is whole and of a kind that the message names")
 }
 
 /// The tokens of a message, in the model's chat template where it has one.

@@ -1,6 +1,10 @@
 //! Why the program ends early, and what to do about it.
 
-use std::{fmt, io};
+use std::{
+    fmt,
+    io::{self, Write},
+    process::ExitCode,
+};
 
 use esamp::ConfigError;
 
@@ -32,6 +36,18 @@ impl From<io::Error> for End {
         match error.kind() {
             io::ErrorKind::BrokenPipe => Self::ReaderGone,
             _ => Self::Failed(Failure::runtime(error, "check where standard output goes")),
+        }
+    }
+}
+
+/// Says what went wrong, if anything did.
+pub fn exit_code(result: Result<(), End>) -> ExitCode {
+    match result {
+        Ok(()) | Err(End::ReaderGone) => ExitCode::SUCCESS,
+        Err(End::Failed(failure)) => {
+            // Where nobody reads this either, the exit code says it.
+            let _ = writeln!(io::stderr(), "{failure}");
+            ExitCode::from(failure.code)
         }
     }
 }

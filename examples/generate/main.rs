@@ -33,7 +33,7 @@ use clap::Parser;
 
 use args::Args;
 use arms::{Arm, Loaded};
-use failure::End;
+use failure::{End, exit_code};
 use model_source::Cache;
 use page::HtmlFile;
 use render::Screen;
@@ -42,14 +42,7 @@ use trace::Trace;
 fn main() -> ExitCode {
     // A wrong flag ends the program here, with exit code 2.
     let args = Args::parse();
-    match run(&args) {
-        Ok(()) | Err(End::ReaderGone) => ExitCode::SUCCESS,
-        Err(End::Failed(failure)) => {
-            // Where nobody reads this either, the exit code says it.
-            let _ = writeln!(io::stderr(), "{failure}");
-            ExitCode::from(failure.code)
-        }
-    }
+    exit_code(run(&args))
 }
 
 fn run(args: &Args) -> Result<(), End> {

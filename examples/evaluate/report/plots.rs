@@ -176,7 +176,7 @@ fn height(names: usize) -> u32 {
 }
 
 /// An SVG on white, which also reads on a dark page.
-pub fn drawn(
+fn drawn(
     size: (u32, u32),
     draw: impl FnOnce(DrawingArea<SVGBackend<'_>, Shift>) -> Result<(), Failure>,
 ) -> Result<String, Failure> {
@@ -190,6 +190,6 @@ pub fn drawn(
 }
 
 /// Why a figure could not be drawn.
-pub fn broken(error: impl std::error::Error) -> Failure {
+fn broken(error: impl std::error::Error) -> Failure {
     Failure::runtime(error, "report this with the records")
 }
