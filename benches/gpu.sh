@@ -28,12 +28,19 @@ newest() {
     find "${CARGO_TARGET_DIR:-target}/release/deps" -maxdepth 1 -type f -executable -name "$1-*" -printf '%T@ %p\n' | sort -rn | head -n 1 | cut -d' ' -f2-
 }
 
-pack() { # NAME
+gather() { # NAME
     local file
     file=$(newest "$1")
     [ -n "$file" ] || fail "expected cargo to leave an executable of $1, got none"
-    xz -T0 -6 -c "$file" >"$packed/$1.xz" || fail "xz: expected it to pack $file, it failed"
-    say "$1: $(stat -c %s "$packed/$1.xz") bytes"
+    mkdir -p "$packed/programs" && cp "$file" "$packed/programs/$1" || fail "$packed/programs: cannot be written"
+}
+
+# The programs share most of what they are: with a window that sees all of them, three take little more room than one and a half.
+compress() {
+    say "packing"
+    tar c -C "$packed/programs" . | xz -T1 --lzma2=preset=6,dict=512MiB >"$packed/programs.tar.xz" ||
+        fail "xz: expected it to pack $packed/programs, it failed"
+    rm -rf "$packed/programs"
 }
 
 build() {
@@ -58,11 +65,12 @@ build() {
         else
             cargo rustc --release "$@" --features "$features" -- -C strip=symbols
         fi || fail "$2 could not be built"
-        pack "$2"
+        gather "$2"
     }
     one --bench overhead
     one --test on_vulkan
     [ $cuda = 0 ] || one --test on_cuda
+    compress
 
     # A Vulkan loader for a machine that has only a driver.
     (cd "$packed" && apt-get download libvulkan1 >/dev/null 2>&1) || say "no libvulkan1 from apt: the other machine must have a Vulkan loader"
@@ -84,12 +92,10 @@ On a machine of your own: copy the checkout with target/gpu there, and benches/g
 TEXT
 }
 
-unpack() { # NAME
-    [ -e "$packed/$1.xz" ] || return 1
-    xz -dc "$packed/$1.xz" >"$work/$1" 2>/dev/null ||
-        python3 -c 'import lzma, shutil, sys; shutil.copyfileobj(lzma.open(sys.argv[1]), sys.stdout.buffer)' "$packed/$1.xz" >"$work/$1" ||
-        fail "$1.xz: cannot be unpacked"
-    chmod +x "$work/$1"
+unpack() {
+    tar xJf "$packed/programs.tar.xz" -C "$work" 2>/dev/null ||
+        python3 -c 'import sys, tarfile; tarfile.open(sys.argv[1]).extractall(sys.argv[2])' "$packed/programs.tar.xz" "$work" ||
+        fail "programs.tar.xz: cannot be unpacked"
 }
 
 # Seconds until `deadline`, at most $1, at least 1.
@@ -105,7 +111,7 @@ wrong() { say "$*"; failed=1; }
 
 run_tests() { # cuda|vulkan SECONDS
     local log=$OUT/$card-$date-tests-$1.txt status
-    unpack "on_$1" || { wrong "on_$1: not packed, nothing was tested"; return; }
+    [ -e "$work/on_$1" ] || { wrong "on_$1: not packed, nothing was tested"; return; }
     say "tests on $1"
     timeout "$(left "$2")" "$work/on_$1" --test-threads=4 >"$log" 2>&1
     status=$?
@@ -173,17 +179,18 @@ run() {
     local driver=/usr/local/nvidia/share/vulkan/icd.d/nvidia_icd.json
     [ ! -e "$driver" ] || export VK_DRIVER_FILES=${VK_DRIVER_FILES:-$driver}
 
+    unpack
     if [ "$what" != bench ]; then
-        [ -e "$packed/on_cuda.xz" ] && run_tests cuda 150
+        [ -e "$work/on_cuda" ] && run_tests cuda 150
         run_tests vulkan 100
     fi
     if [ "$what" != tests ]; then
-        unpack overhead || fail "overhead: not packed"
+        [ -e "$work/overhead" ] || fail "overhead: not packed"
         if [ $# -gt 0 ]; then
             run_bench overhead 560 "$@"
             exit $failed
         fi
-        if [ -e "$packed/on_cuda.xz" ]; then
+        if [ -e "$work/on_cuda" ]; then
             run_bench overhead 480 --gpu --rounds 3
         fi
         run_bench overhead-vulkan 90 --device vulkan --model 0.5b --groups 8x16 --distiller low-rank --filter min-p --rounds 2 --tokens 64
