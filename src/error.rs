@@ -315,6 +315,18 @@ pub enum TrainError {
         /// Shapes of what it returned.
         got: Vec<[usize; 3]>,
     },
+    /// A stacked distiller's gradient comes in factors that have no product.
+    #[error(
+        "stacked distiller: gradient {parameter}: expected factors with the same slots and rows, got inputs {inputs:?} and upstream {upstream:?}"
+    )]
+    GradientFactors {
+        /// Place of the parameter that it belongs to.
+        parameter: usize,
+        /// The shape of the first factor, `[slots, rows, a]`.
+        inputs: [usize; 3],
+        /// The shape of the second factor, `[slots, rows, b]`.
+        upstream: [usize; 3],
+    },
     /// The worker that learns in the background has ended: its distiller panicked, or its thread was lost. What it says
     /// first is said again by every later call.
     #[error("background learning: expected a running worker, got {got}")]

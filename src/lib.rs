@@ -43,7 +43,7 @@ pub use decode::{
     Completion, DecodeStats, Decoder, Event, FinishReason, Request, Submitted, TokenMasker,
 };
 pub use distiller::{
-    Distiller, LowRankConfig, LowRankDistiller, LowRankStart, OutputStart, SourceNorm,
+    Distiller, Gradient, LowRankConfig, LowRankDistiller, LowRankStart, OutputStart, SourceNorm,
     StackedDistiller, SwiGluBlock, SwiGluConfig, SwiGluDistiller,
 };
 pub use draw::{Draw, DrawKey};

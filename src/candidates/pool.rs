@@ -1,7 +1,13 @@
 //! From a row of logits to its candidates, without sorting the vocabulary.
 
+use std::slice::ChunksExact;
+
 use super::{Candidate, Candidates, Reach, RowStats, TokenMask, order::place};
-use crate::{error::RowError, host::exp_of_negative, id::TokenId};
+use crate::{
+    error::RowError,
+    host::{exp_of_negative, vectorised},
+    id::TokenId,
+};
 
 /// The candidates of one row: every token that is neither masked nor sure to be dropped by the row's first filter,
 /// which sees `reach` of them. Logits are divided by `temperature`. With `wants_stats` the candidates carry the
@@ -109,16 +115,23 @@ fn apply(allowed: &TokenMask, logits: &[f32]) -> Result<Vec<f32>, RowError> {
 /// The largest logit of a row of numbers and −inf.
 fn largest(logits: &[f32]) -> Result<f32, RowError> {
     const LANES: usize = 16;
-    let mut max = [f32::NEG_INFINITY; LANES];
-    let mut bad = [false; LANES];
     let chunks = logits.chunks_exact(LANES);
     let rest = chunks.remainder();
-    for chunk in chunks {
-        for lane in 0..LANES {
-            bad[lane] |= chunk[lane].is_nan() | (chunk[lane] == f32::INFINITY);
-            max[lane] = if chunk[lane] > max[lane] { chunk[lane] } else { max[lane] };
-        }
-    }
+    let (max, bad) = vectorised(
+        chunks,
+        #[inline(always)]
+        |chunks: ChunksExact<'_, f32>| {
+            let mut max = [f32::NEG_INFINITY; LANES];
+            let mut bad = [false; LANES];
+            for chunk in chunks {
+                for lane in 0..LANES {
+                    bad[lane] |= chunk[lane].is_nan() | (chunk[lane] == f32::INFINITY);
+                    max[lane] = if chunk[lane] > max[lane] { chunk[lane] } else { max[lane] };
+                }
+            }
+            (max, bad)
+        },
+    );
     let is_bad = |logit: &f32| logit.is_nan() || *logit == f32::INFINITY;
     if rest.iter().any(is_bad) || bad.contains(&true) {
         let token = logits.iter().position(is_bad).unwrap_or_default();
@@ -133,14 +146,27 @@ fn largest(logits: &[f32]) -> Result<f32, RowError> {
 
 /// Every token whose logit is at least `least`, and none that is masked.
 fn above(logits: &[f32], temperature: f32, least: f32) -> Vec<Candidate> {
+    /// So many tokens are looked at together: where there is none among them, which is the rule, that is all.
+    const TOGETHER: usize = 64;
     let least = least.max(f32::MIN);
-    let mut items = Vec::new();
-    for (token, &logit) in logits.iter().enumerate() {
-        if logit >= least {
-            items.push(candidate(token, logit, temperature));
-        }
-    }
-    items
+    vectorised(
+        logits,
+        #[inline(always)]
+        |logits: &[f32]| {
+            let mut items = Vec::new();
+            for (at, chunk) in logits.chunks(TOGETHER).enumerate() {
+                if !chunk.iter().fold(false, |any, &logit| any | (logit >= least)) {
+                    continue;
+                }
+                for (token, &logit) in chunk.iter().enumerate() {
+                    if logit >= least {
+                        items.push(candidate(at * TOGETHER + token, logit, temperature));
+                    }
+                }
+            }
+            items
+        },
+    )
 }
 
 /// The `k` best tokens, in any order. Keeps at most `2k` while it looks at each logit once.
@@ -195,22 +221,30 @@ fn likely(logits: &[f32], temperature: f32, max: f32, p: f64) -> Candidates {
 
 /// `Σ exp((logit − max) / temperature)`.
 fn mass(logits: &[f32], temperature: f32, max: f32) -> f64 {
-    let mut total = 0.0f64;
-    let weight = |logit: f32| exp_of_negative((logit - max) / temperature);
-    for chunk in logits.chunks(256) {
-        // Short sums in f32, several side by side, so that they can be done in parallel; their sum in f64.
-        const LANES: usize = 16;
-        let mut sums = [0.0f32; LANES];
-        let parts = chunk.chunks_exact(LANES);
-        let rest: f32 = parts.remainder().iter().map(|&logit| weight(logit)).sum();
-        for part in parts {
-            for lane in 0..LANES {
-                sums[lane] += weight(part[lane]);
+    // Short sums in f32, several side by side, so that they can be done in parallel; their sum in f64.
+    const LANES: usize = 16;
+    vectorised(
+        logits,
+        #[inline(always)]
+        |logits: &[f32]| {
+            let mut total = 0.0f64;
+            for chunk in logits.chunks(256) {
+                let mut sums = [0.0f32; LANES];
+                let parts = chunk.chunks_exact(LANES);
+                let mut rest = 0.0;
+                for logit in parts.remainder() {
+                    rest += exp_of_negative((logit - max) / temperature);
+                }
+                for part in parts {
+                    for lane in 0..LANES {
+                        sums[lane] += exp_of_negative((part[lane] - max) / temperature);
+                    }
+                }
+                total += f64::from(sums.iter().sum::<f32>() + rest);
             }
-        }
-        total += f64::from(sums.iter().sum::<f32>() + rest);
-    }
-    total
+            total
+        },
+    )
 }
 
 fn candidate(token: usize, logit: f32, temperature: f32) -> Candidate {

@@ -1,5 +1,6 @@
 //! The small network that learns, while the model decodes, to expect the deep hidden state from the shallow one.
 
+mod gradient;
 mod init;
 mod low_rank;
 mod ridge;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 
 use burn::{module::Module, tensor::Tensor};
 
+pub use gradient::Gradient;
 pub use low_rank::{LowRankConfig, LowRankDistiller, LowRankStart};
 pub use source::SourceNorm;
 pub use stacked::StackedDistiller;

@@ -4,7 +4,8 @@ use std::fmt::Debug;
 
 use burn::tensor::{Tensor, activation::sigmoid};
 
-use super::{SourceNorm, low_rank::LAYER_NORM_EPSILON};
+use super::{Gradient, SourceNorm, low_rank::LAYER_NORM_EPSILON};
+use crate::host::{times_each, times_each_transposed};
 
 /// A distiller's network as a function of its parameters, for many slots at once: what lets a bank predict and update
 /// all of its slots in one batched product instead of one after the other.
@@ -67,14 +68,14 @@ pub trait StackedDistiller: Debug + Send + Sync {
     ///
     /// - shallow, deep: `[slots, rows, d_model]`, `f32`
     /// - weight: `[slots, rows, 1]`
-    /// - output: the shapes of `parameters`, in their order
+    /// - output: those of `parameters`, in their order; the gradient of a matrix best in factors ([`Gradient::Product`])
     fn gradients(
         &self,
         parameters: &[Tensor<3>],
         shallow: Tensor<3>,
         deep: Tensor<3>,
         weight: Tensor<3>,
-    ) -> Vec<Tensor<3>> {
+    ) -> Vec<Gradient> {
         let tracked: Vec<Tensor<3>> =
             parameters.iter().map(|p| p.clone().autodiff().require_grad()).collect();
         let error = self.predict(&tracked, shallow.autodiff()) - deep.autodiff();
@@ -83,8 +84,8 @@ pub trait StackedDistiller: Debug + Send + Sync {
             .iter()
             .zip(parameters)
             .map(|(tracked, plain)| match tracked.grad(&gradients) {
-                Some(gradient) => gradient,
-                None => plain.zeros_like(),
+                Some(gradient) => gradient.into(),
+                None => plain.zeros_like().into(),
             })
             .collect()
     }
@@ -107,15 +108,15 @@ struct BlockPass {
 impl BlockPass {
     /// `parameters`: gate and up `[slots, d_model, d_hidden]`, down `[slots, d_hidden, d_model]`.
     fn forward(parameters: &[Tensor<3>], x: Tensor<3>) -> Self {
-        let z = x.clone().matmul(parameters[0].clone());
-        let up = x.clone().matmul(parameters[1].clone());
+        let z = times_each(x.clone(), &parameters[0]);
+        let up = times_each(x.clone(), &parameters[1]);
         let gate = sigmoid(z.clone()) * z.clone();
         Self { x, z, gate, up }
     }
 
     fn output(&self, parameters: &[Tensor<3>]) -> Tensor<3> {
         let hidden = self.gate.clone() * self.up.clone();
-        self.x.clone() + hidden.matmul(parameters[2].clone())
+        self.x.clone() + times_each(hidden, &parameters[2])
     }
 }
 
@@ -132,7 +133,7 @@ impl StackedDistiller for StackedSwiGlu {
         shallow: Tensor<3>,
         deep: Tensor<3>,
         weight: Tensor<3>,
-    ) -> Vec<Tensor<3>> {
+    ) -> Vec<Gradient> {
         let mut x = self.source_norm.apply(shallow);
         let mut passes = Vec::with_capacity(parameters.len() / 3);
         for block in parameters.chunks_exact(3) {
@@ -144,16 +145,15 @@ impl StackedDistiller for StackedSwiGlu {
         let mut gradients = Vec::with_capacity(parameters.len());
         for (at, (block, pass)) in parameters.chunks_exact(3).zip(passes).enumerate().rev() {
             let BlockPass { x, z, gate, up } = pass;
-            let d_down = transposed(gate.clone() * up.clone()).matmul(upstream.clone());
-            let d_hidden = upstream.clone().matmul(transposed(block[2].clone()));
+            let d_down = product(&(gate.clone() * up.clone()), &upstream);
+            let d_hidden = times_each_transposed(upstream.clone(), &block[2]);
             let d_up = d_hidden.clone() * gate;
             let d_z = d_hidden * up * silu_slope(z);
-            let x = transposed(x);
-            gradients.extend([d_down, x.clone().matmul(d_up.clone()), x.matmul(d_z.clone())]);
+            gradients.extend([d_down, product(&x, &d_up), product(&x, &d_z)]);
             if at > 0 {
                 upstream = upstream
-                    + d_z.matmul(transposed(block[0].clone()))
-                    + d_up.matmul(transposed(block[1].clone()));
+                    + times_each_transposed(d_z, &block[0])
+                    + times_each_transposed(d_up, &block[1]);
             }
         }
         gradients.reverse();
@@ -180,10 +180,10 @@ struct LowRankPass {
 impl LowRankPass {
     /// `parameters` in the order of the module: `a`, `g`, `g_bias`, `b`, and the norm's weight and bias.
     fn forward(parameters: &[Tensor<3>], x: &Tensor<3>) -> Self {
-        let z = x.clone().matmul(parameters[1].clone()) + parameters[2].clone();
+        let z = times_each(x.clone(), &parameters[1]) + parameters[2].clone();
         let gate = sigmoid(z.clone()) * z.clone();
-        let low = x.clone().matmul(parameters[0].clone());
-        let o = x.clone() + (low.clone() * gate.clone()).matmul(parameters[3].clone());
+        let low = times_each(x.clone(), &parameters[0]);
+        let o = x.clone() + times_each(low.clone() * gate.clone(), &parameters[3]);
         let centred = o.clone() - o.mean_dim(2);
         let variance = centred.clone().square().mean_dim(2);
         let inverse = variance.add_scalar(LAYER_NORM_EPSILON).sqrt().recip();
@@ -207,7 +207,7 @@ impl StackedDistiller for StackedLowRank {
         shallow: Tensor<3>,
         deep: Tensor<3>,
         weight: Tensor<3>,
-    ) -> Vec<Tensor<3>> {
+    ) -> Vec<Gradient> {
         let x = self.source_norm.apply(shallow);
         let pass = LowRankPass::forward(parameters, &x);
         let upstream = (pass.output(parameters) - deep) * weight.mul_scalar(2.0); // ∂L/∂y
@@ -220,13 +220,14 @@ impl StackedDistiller for StackedLowRank {
         let along = (d_normed.clone() * normed.clone()).mean_dim(2);
         let d_o = (d_normed.clone() - d_normed.mean_dim(2) - normed * along) * inverse;
 
-        let d_b = transposed(low.clone() * gate.clone()).matmul(d_o.clone());
-        let d_hidden = d_o.matmul(transposed(parameters[3].clone()));
-        let x = transposed(x);
-        let d_a = x.clone().matmul(d_hidden.clone() * gate);
+        let d_b = product(&(low.clone() * gate.clone()), &d_o);
+        let d_hidden = times_each_transposed(d_o, &parameters[3]);
+        let d_a = product(&x, &(d_hidden.clone() * gate));
         let d_z = d_hidden * low * silu_slope(z);
-        let d_g_bias = d_z.clone().sum_dim(1);
-        vec![d_a, x.matmul(d_z), d_g_bias, d_b, d_norm_weight, d_norm_bias]
+        let d_g = product(&x, &d_z);
+        let [d_g_bias, d_norm_weight, d_norm_bias] =
+            [d_z.sum_dim(1), d_norm_weight, d_norm_bias].map(Gradient::Whole);
+        vec![d_a, d_g, d_g_bias, d_b, d_norm_weight, d_norm_bias]
     }
 }
 
@@ -237,6 +238,6 @@ fn silu_slope(z: Tensor<3>) -> Tensor<3> {
     sigma * (z * rest).add_scalar(1.0)
 }
 
-fn transposed(x: Tensor<3>) -> Tensor<3> {
-    x.swap_dims(1, 2)
+fn product(inputs: &Tensor<3>, upstream: &Tensor<3>) -> Gradient {
+    Gradient::Product { inputs: inputs.clone(), upstream: upstream.clone() }
 }

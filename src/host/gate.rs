@@ -12,14 +12,22 @@ pub(super) fn silu_gated(both: &Tensor<2>) -> Option<Tensor<2>> {
     }
     let numbers = flex(both)?.to_contiguous();
     let mut gated = vec![0.0; rows * half];
-    share_rows(numbers.as_slice::<f32>()?, width, &mut gated, half, width, |_, both, gated| {
-        let (gate, up) = both.split_at(half);
-        for ((gated, gate), up) in gated.iter_mut().zip(gate).zip(up) {
-            // σ(x) from e^−|x|, which does not overflow.
-            let e = exp_of_negative(-gate.abs());
-            let above = if *gate < 0.0 { e } else { 1.0 };
-            *gated = gate * (above / (1.0 + e)) * up;
-        }
-    });
+    share_rows(
+        numbers.as_slice::<f32>()?,
+        width,
+        &mut gated,
+        half,
+        width,
+        #[inline(always)]
+        |_, both, gated| {
+            let (gate, up) = both.split_at(half);
+            for ((gated, gate), up) in gated.iter_mut().zip(gate).zip(up) {
+                // σ(x) from e^−|x|, which does not overflow.
+                let e = exp_of_negative(-gate.abs());
+                let above = if *gate < 0.0 { e } else { 1.0 };
+                *gated = gate * (above / (1.0 + e)) * up;
+            }
+        },
+    );
     Some(tensor(gated, [rows, half], &both.device()))
 }

@@ -13,6 +13,8 @@ mod pick;
 mod product;
 #[cfg(all(feature = "flex", feature = "llama"))]
 mod rotate;
+#[cfg(feature = "flex")]
+mod slots;
 
 #[cfg(any(feature = "flex", feature = "llama"))]
 use burn::tensor::DType;
@@ -26,6 +28,24 @@ pub(crate) fn times_transposed(x: Tensor<2>, weight: &Tensor<2>) -> Tensor<2> {
         return product;
     }
     x.matmul(weight.clone().transpose())
+}
+
+/// `x·W` slot by slot, with `x` `[slots, rows, in]` and `W` `[slots, in, out]`.
+pub(crate) fn times_each(x: Tensor<3>, weight: &Tensor<3>) -> Tensor<3> {
+    #[cfg(feature = "flex")]
+    if let Some(product) = slots::times(&x, weight) {
+        return product;
+    }
+    x.matmul(weight.clone())
+}
+
+/// `x·Wᵀ` slot by slot, with `x` `[slots, rows, in]` and `W` `[slots, out, in]`.
+pub(crate) fn times_each_transposed(x: Tensor<3>, weight: &Tensor<3>) -> Tensor<3> {
+    #[cfg(feature = "flex")]
+    if let Some(product) = slots::times_transposed(&x, weight) {
+        return product;
+    }
+    x.matmul(weight.clone().swap_dims(1, 2))
 }
 
 /// `x[row] · W[picked[row, i]]`, with `x` `[rows, in]`, `W` `[out, in]` and `picked` `[rows, n]` below `out`: `[rows, n]`.
@@ -103,6 +123,31 @@ fn tensor<const D: usize>(
     Tensor::from_data(burn::tensor::TensorData::new(numbers, shape), (device, DType::F32))
 }
 
+/// Does `work` with the widest vectors that this CPU has, whatever the program was compiled for; without the feature `flex`
+/// with those that it was compiled for. The numbers are the same: products and sums are never contracted.
+///
+/// Only what is inlined into `work` profits: it must be `#[inline(always)]`, and so must what its hot loops call. A function or a
+/// closure that is not inlined keeps the instructions that the program was compiled for, and so does the shim by which the
+/// compiler calls an `Fn` that was asked for as `FnOnce`. Hence `Fn`, and what `work` changes or uses up comes as `input`.
+#[inline(always)]
+pub(crate) fn vectorised<I, R>(input: I, work: impl Fn(I) -> R) -> R {
+    #[cfg(feature = "flex")]
+    {
+        struct Work<I, F>(I, F);
+        impl<I, R, F: Fn(I) -> R> pulp::WithSimd for Work<I, F> {
+            type Output = R;
+
+            #[inline(always)]
+            fn with_simd<S: pulp::Simd>(self, _: S) -> R {
+                (self.1)(self.0)
+            }
+        }
+        pulp::Arch::new().dispatch(Work(input, work))
+    }
+    #[cfg(not(feature = "flex"))]
+    work(input)
+}
+
 /// Does `work` for every part, on up to so many threads. The caller's is one of them: nothing waits until another one has woken
 /// up.
 #[cfg(feature = "flex")]
@@ -122,12 +167,37 @@ fn share<P: Send>(threads: usize, parts: impl Iterator<Item = P> + Send, work: i
     });
 }
 
+/// Parts per thread, so that one which is held up does not hold up all.
+#[cfg(feature = "flex")]
+const PARTS_PER_THREAD: usize = 4;
+
 /// Numbers that are worth a second thread where each takes a few instructions.
 #[cfg(feature = "flex")]
 const NUMBERS_OF_A_THREAD: usize = 16_384;
 
+/// Does `work` for all pieces of `count` numbers, of which so many are worth a thread. `pieces` cuts them into pieces of the
+/// length that it is given. `work` must be `#[inline(always)]`: see [`vectorised`].
+#[cfg(feature = "flex")]
+pub(crate) fn share_pieces<P: Send, I: Iterator<Item = P> + Send>(
+    count: usize,
+    numbers_of_a_thread: usize,
+    pieces: impl FnOnce(usize) -> I,
+    work: impl Fn(P) + Sync,
+) {
+    let threads = (count / numbers_of_a_thread).clamp(1, rayon::current_num_threads());
+    let parts = if threads == 1 { 1 } else { threads * PARTS_PER_THREAD };
+    share(threads, pieces(count.div_ceil(parts).max(1)), |piece| {
+        #[allow(clippy::redundant_closure, reason = "behind a reference it would not be inlined")]
+        vectorised(
+            piece,
+            #[inline(always)]
+            |piece| work(piece),
+        );
+    });
+}
+
 /// Does `work` for all rows of `from`, each with its row of `to`, in parts of several rows. A row looks at about so many
-/// numbers.
+/// numbers. `work` must be `#[inline(always)]`: see [`vectorised`].
 #[cfg(feature = "flex")]
 fn share_rows<T: Sync>(
     from: &[T],
@@ -141,15 +211,15 @@ fn share_rows<T: Sync>(
     let threads =
         (rows * numbers_of_a_row / NUMBERS_OF_A_THREAD).clamp(1, rayon::current_num_threads());
     let rows_of_a_part = rows.div_ceil(threads);
-    let arch = pulp::Arch::new();
     let parts = from
         .chunks(rows_of_a_part * from_width)
         .zip(to.chunks_mut(rows_of_a_part * to_width))
         .enumerate();
-    share(threads, parts, |(part, (from, to))| {
-        arch.dispatch(
+    share(threads, parts, |(part, from_and_to)| {
+        vectorised(
+            from_and_to,
             #[inline(always)]
-            || {
+            |(from, to): (&[T], &mut [f32])| {
                 let rows = from.chunks(from_width).zip(to.chunks_mut(to_width));
                 for (at, (from, to)) in rows.enumerate() {
                     work(part * rows_of_a_part + at, from, to);

@@ -17,12 +17,20 @@ pub(super) fn rms_norm<const D: usize>(
     let (numbers, weight) = (flex(x)?.to_contiguous(), flex(weight)?.to_contiguous());
     let (numbers, weight) = (numbers.as_slice::<f32>()?, weight.as_slice::<f32>()?);
     let mut normed = vec![0.0; numbers.len()];
-    share_rows(numbers, width, &mut normed, width, width, |_, row, normed| {
-        let mean_square = sum_of_products(row, row) / width as f32;
-        let length = (mean_square + eps).sqrt();
-        for ((normed, x), weight) in normed.iter_mut().zip(row).zip(weight) {
-            *normed = x / length * weight;
-        }
-    });
+    share_rows(
+        numbers,
+        width,
+        &mut normed,
+        width,
+        width,
+        #[inline(always)]
+        |_, row, normed| {
+            let mean_square = sum_of_products(row, row) / width as f32;
+            let length = (mean_square + eps).sqrt();
+            for ((normed, x), weight) in normed.iter_mut().zip(row).zip(weight) {
+                *normed = x / length * weight;
+            }
+        },
+    );
     Some(tensor(normed, shape, &x.device()))
 }

@@ -22,12 +22,20 @@ pub(super) fn times_rows_at(
     }
     let mut product = vec![0.0; rows * columns];
     let work_of_a_row = columns * width;
-    share_rows(&picked, columns, &mut product, columns, work_of_a_row, |row, picked, product| {
-        let x = &x_numbers[row * width..][..width];
-        for (product, &at) in product.iter_mut().zip(picked) {
-            *product = sum_of_products(x, &weight[at * width..][..width]);
-        }
-    });
+    share_rows(
+        &picked,
+        columns,
+        &mut product,
+        columns,
+        work_of_a_row,
+        #[inline(always)]
+        |row, picked, product| {
+            let x = &x_numbers[row * width..][..width];
+            for (product, &at) in product.iter_mut().zip(picked) {
+                *product = sum_of_products(x, &weight[at * width..][..width]);
+            }
+        },
+    );
     Some(tensor(product, [rows, columns], &x.device()))
 }
 

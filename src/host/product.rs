@@ -7,16 +7,13 @@
 use burn::tensor::Tensor;
 use pulp::{Arch, Simd, WithSimd};
 
-use super::{flex, share, tensor};
+use super::{PARTS_PER_THREAD, flex, share, tensor};
 
 /// With more rows a product that copies blocks of the matrix into an order of its own is as fast.
 pub(super) const MOST_ROWS: usize = 128;
 
 /// Multiply-adds that are worth a second thread.
-const WORK_OF_A_THREAD: usize = 300_000;
-
-/// Parts per thread, so that one which is held up does not hold up all.
-const PARTS_PER_THREAD: usize = 4;
+pub(super) const WORK_OF_A_THREAD: usize = 300_000;
 
 /// The product, where this is the device and the shape for it.
 pub(super) fn times_transposed(x: &Tensor<2>, weight: &Tensor<2>) -> Option<Tensor<2>> {
@@ -32,22 +29,33 @@ pub(super) fn times_transposed(x: &Tensor<2>, weight: &Tensor<2>) -> Option<Tens
 }
 
 /// Every row of `x` with every row of `weight`, both `width` wide.
-fn multiply(x: &[f32], weight: &[f32], width: usize, product: &mut [f32]) {
+pub(super) fn multiply(x: &[f32], weight: &[f32], width: usize, product: &mut [f32]) {
     let (rows, columns) = (x.len() / width, weight.len() / width);
     let threads = (rows * weight.len() / WORK_OF_A_THREAD).clamp(1, rayon::current_num_threads());
     let parts = if threads == 1 { 1 } else { threads * PARTS_PER_THREAD };
     let columns_of_a_part = columns.div_ceil(parts).next_multiple_of(HEIGHT);
+    let parts = column_parts(product, columns, columns_of_a_part);
+    let weights = weight.chunks(columns_of_a_part * width);
+    let arch = Arch::new();
+    share(threads, parts.into_iter().zip(weights), |(mut product, weight)| {
+        arch.dispatch(Part { x, weight, width, product: &mut product });
+    });
+}
+
+/// `product`, `[rows, columns]`, cut into parts of so many columns: of each part its piece of every row.
+pub(super) fn column_parts(
+    product: &mut [f32],
+    columns: usize,
+    columns_of_a_part: usize,
+) -> Vec<Vec<&mut [f32]>> {
+    let rows = product.len() / columns;
     let mut parts: Vec<Vec<&mut [f32]>> = Vec::new();
     parts.resize_with(columns.div_ceil(columns_of_a_part), || Vec::with_capacity(rows));
     for row in product.chunks_mut(columns) {
         let pieces = row.chunks_mut(columns_of_a_part);
         parts.iter_mut().zip(pieces).for_each(|(part, piece)| part.push(piece));
     }
-    let weights = weight.chunks(columns_of_a_part * width);
-    let arch = Arch::new();
-    share(threads, parts.into_iter().zip(weights), |(mut product, weight)| {
-        arch.dispatch(Part { x, weight, width, product: &mut product });
-    });
+    parts
 }
 
 /// Some columns of the product: those of the rows of `weight` that are here.

@@ -22,6 +22,7 @@ pub(super) fn rotate_halves(x: &Tensor<4>, cos: &Tensor<4>, sin: &Tensor<4>) -> 
         &mut turned,
         all_heads,
         all_heads,
+        #[inline(always)]
         |position, x, turned| {
             let (cos, cos_second) = cos[position * width..][..width].split_at(half);
             let (sin, sin_second) = sin[position * width..][..width].split_at(half);

@@ -13,7 +13,7 @@ use super::{
     slots::{Misfit, SlotRows, SlotTensors, Slots, bytes, check_fit, check_prediction},
 };
 use crate::{
-    distiller::{Distiller, StackedDistiller},
+    distiller::{Distiller, Gradient, StackedDistiller},
     error::TrainError,
     hidden::HiddenStates,
 };
@@ -209,9 +209,17 @@ impl<D: Distiller> Slots for StackedSlots<D> {
 }
 
 /// Gradients that a user wrote may have any shape.
-fn check_gradients(parameters: &[Tensor<3>], gradients: &[Tensor<3>]) -> Result<(), TrainError> {
-    let shapes = |tensors: &[Tensor<3>]| tensors.iter().map(|t| t.dims()).collect::<Vec<_>>();
-    let (expected, got) = (shapes(parameters), shapes(gradients));
+fn check_gradients(parameters: &[Tensor<3>], gradients: &[Gradient]) -> Result<(), TrainError> {
+    let expected: Vec<_> = parameters.iter().map(|parameter| parameter.dims()).collect();
+    let got = gradients.iter().enumerate().map(|(parameter, gradient)| {
+        let misfit = |[inputs, upstream]: [_; 2]| TrainError::GradientFactors {
+            parameter,
+            inputs,
+            upstream,
+        };
+        gradient.dims().map_err(misfit)
+    });
+    let got = got.collect::<Result<Vec<_>, _>>()?;
     if expected == got {
         return Ok(());
     }

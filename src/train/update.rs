@@ -10,7 +10,11 @@ use super::{
     LossReduction, OptimizerConfig,
     rule::{Moments, apply},
 };
-use crate::{distiller::Distiller, error::ConfigError, hidden::HiddenStates};
+use crate::{
+    distiller::{Distiller, Gradient},
+    error::ConfigError,
+    hidden::HiddenStates,
+};
 
 /// A distiller that learns online: its parameters and the state of its optimizer.
 ///
@@ -144,12 +148,12 @@ impl ModuleVisitor for Values {
 
 struct Gradients {
     of: GradientsParams,
-    found: Vec<Option<Tensor<3>>>,
+    found: Vec<Option<Gradient>>,
 }
 
 impl ModuleVisitor for Gradients {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        self.found.push(self.of.remove::<D>(param.id).map(flat));
+        self.found.push(self.of.remove::<D>(param.id).map(|gradient| flat(gradient).into()));
     }
 }
 

@@ -3,12 +3,16 @@
 //! Written as tensor operations, an update of Adam reads and writes each parameter's numbers some fourteen times over; here
 //! it is once. For networks as small as these that is most of what an update costs.
 
+mod gradient;
+
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::{
     super::{OptimizerConfig, UpdateRule},
     Adam, AdamStep, Moments,
 };
+use crate::{distiller::Gradient, host::vectorised};
+use gradient::{HostGradient, NUMBERS_OF_A_THREAD};
 
 /// What [`apply`](super::apply) does, on slices.
 pub(super) fn apply(
@@ -16,11 +20,11 @@ pub(super) fn apply(
     done: &[u64],
     parameters: &mut [Tensor<3>],
     moments: &mut Moments,
-    gradients: Vec<Option<Tensor<3>>>,
+    gradients: Vec<Option<Gradient>>,
     device: &Device,
 ) -> Option<Tensor<3>> {
-    let gradients: Vec<Option<Vec<f32>>> =
-        gradients.into_iter().map(|gradient| gradient.map(numbers)).collect();
+    let gradients: Vec<Option<HostGradient>> =
+        gradients.into_iter().map(|gradient| gradient.map(HostGradient::new)).collect();
     let slots = done.len();
     let norms = config.max_grad_norm.map(|_| norms(&gradients, slots));
     let kernels: Vec<Kernel> = (0..slots)
@@ -33,37 +37,44 @@ pub(super) fn apply(
         })
         .collect();
     for (at, gradient) in gradients.iter().enumerate() {
-        let Some(gradient) = gradient else {
+        let Some(g) = gradient else {
             continue;
         };
-        let width = gradient.len() / slots;
-        let slot = |slot: usize| slot * width..(slot + 1) * width;
         in_place(&mut parameters[at], |p| match config.rule {
-            UpdateRule::Sgd => {
-                for (s, kernel) in kernels.iter().enumerate() {
-                    kernel.sgd(&mut p[slot(s)], &gradient[slot(s)]);
-                }
-            }
+            UpdateRule::Sgd => each_slot(&kernels, g, [p], Kernel::sgd),
             UpdateRule::Momentum { .. } => in_place(&mut moments.first[at], |v| {
-                for (s, kernel) in kernels.iter().enumerate() {
-                    kernel.momentum(&mut p[slot(s)], &mut v[slot(s)], &gradient[slot(s)]);
-                }
+                each_slot(&kernels, g, [p, v], Kernel::momentum);
             }),
             UpdateRule::Adam { .. } | UpdateRule::AdamW { .. } => {
                 let (first, second) = (&mut moments.first[at], &mut moments.second[at]);
                 in_place(first, |m| {
-                    in_place(second, |v| {
-                        for (s, kernel) in kernels.iter().enumerate() {
-                            let (p, m, v) = (&mut p[slot(s)], &mut m[slot(s)], &mut v[slot(s)]);
-                            kernel.adam(p, m, v, &gradient[slot(s)]);
-                        }
-                    });
+                    in_place(second, |v| each_slot(&kernels, g, [p, m, v], Kernel::adam));
                 });
             }
         });
     }
     norms
         .map(|norms| Tensor::from_data(TensorData::new(norms, [slots, 1, 1]), (device, DType::F32)))
+}
+
+/// One rule on the numbers of all slots, each with its kernel.
+fn each_slot<const K: usize>(
+    kernels: &[Kernel],
+    gradient: &HostGradient,
+    mut numbers: [&mut [f32]; K],
+    rule: impl Fn(&Kernel, [&mut [f32]; K], &[f32]) + Sync,
+) {
+    for (slot, kernel) in kernels.iter().enumerate() {
+        let gradient = gradient.of(slot, kernels.len());
+        let width = gradient.len();
+        let numbers = numbers.each_mut().map(|numbers| &mut numbers[slot * width..][..width]);
+        gradient.zip(
+            NUMBERS_OF_A_THREAD,
+            numbers,
+            #[inline(always)]
+            |numbers, g| rule(kernel, numbers, g),
+        );
+    }
 }
 
 /// The numbers of a rule for one slot, all that does not change from parameter to parameter.
@@ -102,20 +113,23 @@ impl Kernel {
         }
     }
 
-    fn sgd(&self, p: &mut [f32], g: &[f32]) {
+    #[inline(always)]
+    fn sgd(&self, [p]: [&mut [f32]; 1], g: &[f32]) {
         for (p, g) in p.iter_mut().zip(g) {
             *p -= self.step * (g * self.clip);
         }
     }
 
-    fn momentum(&self, p: &mut [f32], v: &mut [f32], g: &[f32]) {
+    #[inline(always)]
+    fn momentum(&self, [p, v]: [&mut [f32]; 2], g: &[f32]) {
         for ((p, v), g) in p.iter_mut().zip(v).zip(g) {
             *v = self.beta_1 * *v + g * self.clip;
             *p -= self.step * *v;
         }
     }
 
-    fn adam(&self, p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32]) {
+    #[inline(always)]
+    fn adam(&self, [p, m, v]: [&mut [f32]; 3], g: &[f32]) {
         let (rest_1, rest_2) = (1.0 - self.beta_1, 1.0 - self.beta_2);
         for (((p, m), v), g) in p.iter_mut().zip(m).zip(v).zip(g) {
             let g = g * self.clip;
@@ -127,27 +141,25 @@ impl Kernel {
 }
 
 /// The norm of each slot's gradient over all parameters.
-fn norms(gradients: &[Option<Vec<f32>>], slots: usize) -> Vec<f32> {
-    const LANES: usize = 16;
-    let mut squares = vec![0.0f64; slots];
-    for gradient in gradients.iter().flatten() {
-        for (square, slot) in squares.iter_mut().zip(gradient.chunks_exact(gradient.len() / slots))
-        {
-            // Short sums in f32, so that they can be done in parallel; their sum in f64.
-            for chunk in slot.chunks(4096) {
-                let mut sums = [0.0f32; LANES];
-                for lanes in chunk.chunks(LANES) {
-                    lanes.iter().zip(&mut sums).for_each(|(g, sum)| *sum += g * g);
+fn norms(gradients: &[Option<HostGradient>], slots: usize) -> Vec<f32> {
+    vectorised(
+        gradients,
+        #[inline(always)]
+        |gradients: &[Option<HostGradient>]| {
+            let mut squares = vec![0.0; slots];
+            for gradient in gradients.iter().flatten() {
+                for (slot, square) in squares.iter_mut().enumerate() {
+                    *square += gradient.of(slot, slots).square_norm();
                 }
-                *square += f64::from(sums.iter().sum::<f32>());
             }
-        }
-    }
-    squares.into_iter().map(|square| square.sqrt() as f32).collect()
+            squares.into_iter().map(|square: f64| square.sqrt() as f32).collect()
+        },
+    )
 }
 
 /// The numbers of a tensor; its own memory where nobody else holds it.
 fn numbers(tensor: Tensor<3>) -> Vec<f32> {
+    let tensor = if tensor.dtype() == DType::F32 { tensor } else { tensor.cast(DType::F32) };
     let data = tensor.into_data();
     data.try_into_vec().unwrap_or_else(|error| unreachable!("f32 on the host: {error:?}"))
 }
