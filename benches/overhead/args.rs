@@ -26,7 +26,7 @@ pub struct Args {
     /// One JSON object per configuration.
     #[arg(long)]
     pub json: bool,
-    /// Rounds of each configuration [default: 5, other filters than min-p and quick: 3]
+    /// Rounds of each configuration [default: 5; other filters than min-p and quick: 3; beta 0: four times as many, unless quick]
     #[arg(long)]
     rounds: Option<usize>,
     /// New tokens of each completion [default: 48, gpu: 256]
@@ -114,9 +114,14 @@ impl Args {
         self.device.unwrap_or(if self.gpu { DeviceName::Cuda } else { DeviceName::Flex })
     }
 
-    /// Rounds of a case: fewer for the slow filters, so that all of them take less than a quarter of an hour on two cores.
+    /// Rounds of a case: fewer for the slow filters, so that all of them take less than a quarter of an hour on two cores; more
+    /// for β = 0, where less has to be told apart than a round varies.
     pub fn rounds(&self, case: &Case) -> usize {
-        let usual = if self.quick || case.filter != FilterName::MinP { 3 } else { 5 };
+        let usual = match case.filter {
+            FilterName::MinP if !self.quick => 5,
+            _ => 3,
+        };
+        let usual = if case.beta == 0.0 && !self.quick { 4 * usual } else { usual };
         self.rounds.unwrap_or(usual).max(1)
     }
 

@@ -13,10 +13,10 @@ pub struct Work {
     pub floor_bytes: f64,
 }
 
-/// Bytes that Adam moves per parameter and step: it reads parameter, gradient and both moments, and writes all but the
-/// gradient, `4 + 4 + 8 + 12 = 28`; the gradient is written once before. A fused update that never stores the gradient would
-/// move 24.
-const ADAM_BYTES: f64 = 32.0;
+/// The fewest bytes that an update of Adam can move per parameter: it reads and writes the parameter and both moments. On flex,
+/// with up to 64 rows a slot, no more are moved: the gradient is multiplied out of its factors where it is used. An update
+/// that stores it, as on a GPU, moves 32.
+const ADAM_BYTES: f64 = 24.0;
 
 impl Work {
     /// `weight_bytes` is the size of one of the model's numbers, in its weights and its cache. The distillers' are `f32`.

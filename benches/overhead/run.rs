@@ -225,8 +225,9 @@ impl Case {
             }
             return Ok(seconds);
         }
-        for (place, arm) in arms.iter_mut().enumerate() {
-            self.begin(arm, place, prompts, round, tokens)?;
+        // Whoever begins first has the first choice of memory.
+        for place in [turn, 1 - turn] {
+            self.begin(&mut arms[place], place, prompts, round, tokens)?;
         }
         while arms.iter().any(|arm| !arm.is_idle()) {
             for place in [turn, 1 - turn] {
