@@ -1,4 +1,4 @@
-//! Every file of tests/cases is run on every kind of device.
+//! Every file of tests/cases is run, on every kind of device.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -9,6 +9,11 @@ fn names(folder: &Path) -> Vec<String> {
     entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
 }
 
+fn assert_has_line(file: &Path, line: &str) {
+    let source = fs::read_to_string(file).unwrap();
+    assert!(source.lines().any(|l| l == line), "{}: expected {line}, got none", file.display());
+}
+
 #[test]
 fn no_device_leaves_a_case_out() {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
@@ -16,10 +21,14 @@ fn no_device_leaves_a_case_out() {
     let devices: Vec<String> = names(&tests).into_iter().filter(is_device).collect();
     assert_eq!(devices.len(), 4, "{devices:?}");
     for device in devices {
-        let source = fs::read_to_string(tests.join(&device)).unwrap();
-        for case in names(&tests.join("cases")) {
-            let line = format!("#[path = \"cases/{case}\"]");
-            assert!(source.contains(&line), "tests/{device}: expected {line}, got none");
+        assert_has_line(&tests.join(device), "mod cases;");
+    }
+    let cases = tests.join("cases");
+    let files = names(&cases);
+    assert!(files.len() > 10, "{files:?}");
+    for case in files.iter().filter_map(|name| name.strip_suffix(".rs")) {
+        if case != "mod" {
+            assert_has_line(&cases.join("mod.rs"), &format!("mod {case};"));
         }
     }
 }

@@ -6,7 +6,7 @@ use esamp::{
     Sampling, SamplingConfig, Sharing, StepInput, StepRow,
 };
 
-use crate::sampler_step::{D_MODEL, World, choices, esamp, log_softmax, row};
+use super::sampler_step::{D_MODEL, World, choices, esamp, log_softmax, row};
 
 fn sampler(control: ExpectedControl) -> Sampler {
     let config =

@@ -12,10 +12,8 @@ use esamp::{
     SamplingConfig, StepInput, StepRow, SwiGluConfig, TiedHead, TokenMask,
 };
 
-use crate::{
-    device,
-    sampler_step::{D_MODEL, VOCAB, World, choices, esamp, log_softmax, row, sampler, wave},
-};
+use super::sampler_step::{D_MODEL, VOCAB, World, choices, esamp, log_softmax, row, sampler, wave};
+use crate::device;
 
 pub(crate) fn weight() -> Tensor<2> {
     wave([VOCAB, D_MODEL], 0.7, &device())

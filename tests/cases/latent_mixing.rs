@@ -10,11 +10,11 @@ use esamp::{
     TokenId,
 };
 
-use crate::{
-    device,
+use super::{
     heads::{assert_same, both_ways, weight},
     sampler_step::{D_MODEL, World, choices, row},
 };
+use crate::device;
 
 fn base() -> SamplingConfig {
     SamplingConfig::default().with_beta(0.7)

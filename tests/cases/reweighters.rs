@@ -10,10 +10,8 @@ use esamp::{
     Sharing, StepError, StepInput, StepRow, SwiGluConfig, TokenId, testing::TinyLm,
 };
 
-use crate::{
-    device,
-    sampler_step::{D_MODEL, VOCAB, World, choices, esamp, log_softmax, row, sampler, wave},
-};
+use super::sampler_step::{D_MODEL, VOCAB, World, choices, esamp, log_softmax, row, sampler, wave};
+use crate::device;
 
 fn sampling(reweighter: ReweighterConfig, beta: f32) -> SamplingConfig {
     SamplingConfig::default().with_reweighter(reweighter).with_beta(beta)

@@ -2,11 +2,11 @@
 
 use crate::device;
 use burn::{
-    module::Module,
+    module::{Module, Param},
     tensor::{DType, Device, Tensor, TensorData},
 };
 use esamp::{
-    Choice, Distiller, DrawKey, HiddenStates, LmHead, Phase, RowError, RowId, Sampler,
+    Choice, Distiller, DrawKey, Gradient, HiddenStates, LmHead, Phase, RowError, RowId, Sampler,
     SamplerConfig, Sampling, SamplingConfig, Sharing, StepError, StepInput, StepOutput, StepRow,
     TemperatureOrder, TiedHead, TokenMask, TrainError,
 };
@@ -698,6 +698,79 @@ fn a_distiller_without_parameters_predicts_in_any_company() {
     sampler.release(a.id);
     world.step(&mut sampler, &[b], &[1]).unwrap();
     assert_eq!(sampler.counters().updates, 0);
+}
+
+/// A distiller whose stacked form gives these gradients.
+#[derive(Module, Debug)]
+struct Given {
+    weight: Param<Tensor<2>>,
+    #[module(skip)]
+    gradient: [[usize; 3]; 2],
+}
+
+impl Distiller for Given {
+    fn predict(&self, shallow: Tensor<2>) -> Tensor<2> {
+        shallow.matmul(self.weight.val())
+    }
+
+    fn stacked(&self) -> Option<std::sync::Arc<dyn esamp::StackedDistiller>> {
+        Some(std::sync::Arc::new(StackedGiven(self.gradient)))
+    }
+}
+
+#[derive(Debug)]
+struct StackedGiven([[usize; 3]; 2]);
+
+impl esamp::StackedDistiller for StackedGiven {
+    fn predict(&self, parameters: &[Tensor<3>], shallow: Tensor<3>) -> Tensor<3> {
+        shallow.matmul(parameters[0].clone())
+    }
+
+    fn gradients(
+        &self,
+        _parameters: &[Tensor<3>],
+        shallow: Tensor<3>,
+        _deep: Tensor<3>,
+        _weight: Tensor<3>,
+    ) -> Vec<Gradient> {
+        let device = shallow.device();
+        let [inputs, upstream] = self.0.map(|shape| Tensor::ones(shape, &device));
+        vec![Gradient::Product { inputs, upstream }]
+    }
+}
+
+#[test]
+fn gradients_that_do_not_fit_are_refused() {
+    let world = World::new();
+    let sampling = esamp(0.25);
+    let step = |gradient| {
+        let weight = Param::from_tensor(wave([D_MODEL, D_MODEL], 0.3, &world.device));
+        let distiller = Given { weight, gradient };
+        let config = SamplerConfig::new();
+        let mut sampler = config.init_with(distiller, D_MODEL, &world.device).unwrap();
+        world.step(&mut sampler, &[row(0, 0, &sampling)], &[0]).map(|_| sampler.counters().updates)
+    };
+    let fits = [[1, 1, D_MODEL], [1, 1, D_MODEL]];
+    assert_eq!(step(fits).unwrap(), 1);
+    let Err(StepError::Train(error)) = step([[1, 1, D_MODEL], [1, 1, 5]]) else {
+        panic!("expected the shape to be refused");
+    };
+    assert_eq!(
+        error,
+        TrainError::Gradients { expected: vec![[1, D_MODEL, D_MODEL]], got: vec![[1, D_MODEL, 5]] }
+    );
+    let Err(StepError::Train(error)) = step([[1, 2, D_MODEL], [1, 3, D_MODEL]]) else {
+        panic!("expected the factors to be refused");
+    };
+    assert_eq!(
+        error.to_string(),
+        "stacked distiller: gradient 0: expected factors with the same slots and rows, got inputs [1, 2, 8] and upstream [1, 3, 8]"
+    );
+    let Err(StepError::Train(error)) = step([[1, 2, D_MODEL], [2, 2, D_MODEL]]) else {
+        panic!("expected the slots to be refused");
+    };
+    let (inputs, upstream) = ([1, 2, D_MODEL], [2, 2, D_MODEL]);
+    assert_eq!(error, TrainError::GradientFactors { parameter: 0, inputs, upstream });
 }
 
 #[test]

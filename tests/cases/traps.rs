@@ -4,10 +4,8 @@
 
 use std::{collections::HashSet, ops::ControlFlow};
 
-use crate::{
-    device,
-    sampler_step::{D_MODEL, VOCAB, World, choices, esamp, log_softmax, row, wave},
-};
+use super::sampler_step::{D_MODEL, VOCAB, World, choices, esamp, log_softmax, row, wave};
+use crate::device;
 use burn::{
     module::{Module, Param},
     tensor::{DType, Tensor, TensorData},

@@ -2,11 +2,11 @@
 
 use std::ops::ControlFlow;
 
-use crate::{
-    device,
+use super::{
     sampler_step::{D_MODEL, VOCAB, World, choices, esamp, row},
     traps::Scale,
 };
+use crate::device;
 use burn::{
     module::Module,
     tensor::{Tensor, TensorData},
