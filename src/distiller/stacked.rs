@@ -22,7 +22,7 @@ use crate::host::{times_each, times_each_transposed};
 ///     module::{Module, Param},
 ///     tensor::Tensor,
 /// };
-/// use esamp::{Distiller, StackedDistiller};
+/// use esamp::{Distiller, Gradient, StackedDistiller};
 ///
 /// #[derive(Module, Debug)]
 /// struct Affine {
@@ -47,6 +47,20 @@ use crate::host::{times_each, times_each_transposed};
 ///     fn predict(&self, parameters: &[Tensor<3>], shallow: Tensor<3>) -> Tensor<3> {
 ///         shallow.matmul(parameters[0].clone()) + parameters[1].clone()
 ///     }
+///
+///     // Without this: the same with autodiff.
+///     fn gradients(
+///         &self,
+///         parameters: &[Tensor<3>],
+///         shallow: Tensor<3>,
+///         deep: Tensor<3>,
+///         weight: Tensor<3>,
+///     ) -> Vec<Gradient> {
+///         let error = self.predict(parameters, shallow.clone()) - deep;
+///         let upstream = error * weight.mul_scalar(2.0);
+///         let bias = upstream.clone().sum_dim(1);
+///         vec![Gradient::Product { inputs: shallow, upstream }, bias.into()]
+///     }
 /// }
 /// ```
 pub trait StackedDistiller: Debug + Send + Sync {
@@ -69,6 +83,9 @@ pub trait StackedDistiller: Debug + Send + Sync {
     /// - shallow, deep: `[slots, rows, d_model]`, `f32`
     /// - weight: `[slots, rows, 1]`
     /// - output: those of `parameters`, in their order; the gradient of a matrix best in factors ([`Gradient::Product`])
+    ///
+    /// Others fail the update with [`TrainError::Gradients`](crate::TrainError::Gradients) or
+    /// [`TrainError::GradientFactors`](crate::TrainError::GradientFactors).
     fn gradients(
         &self,
         parameters: &[Tensor<3>],
