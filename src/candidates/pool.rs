@@ -1,7 +1,5 @@
 //! From a row of logits to its candidates, without sorting the vocabulary.
 
-use std::slice::ChunksExact;
-
 use super::{Candidate, Candidates, Reach, RowStats, TokenMask, order::place};
 use crate::{
     error::RowError,
@@ -115,15 +113,14 @@ fn apply(allowed: &TokenMask, logits: &[f32]) -> Result<Vec<f32>, RowError> {
 /// The largest logit of a row of numbers and −inf.
 fn largest(logits: &[f32]) -> Result<f32, RowError> {
     const LANES: usize = 16;
-    let chunks = logits.chunks_exact(LANES);
-    let rest = chunks.remainder();
+    let rest = logits.chunks_exact(LANES).remainder();
     let (max, bad) = vectorised(
-        chunks,
+        logits,
         #[inline(always)]
-        |chunks: ChunksExact<'_, f32>| {
+        |logits: &[f32]| {
             let mut max = [f32::NEG_INFINITY; LANES];
             let mut bad = [false; LANES];
-            for chunk in chunks {
+            for chunk in logits.chunks_exact(LANES) {
                 for lane in 0..LANES {
                     bad[lane] |= chunk[lane].is_nan() | (chunk[lane] == f32::INFINITY);
                     max[lane] = if chunk[lane] > max[lane] { chunk[lane] } else { max[lane] };

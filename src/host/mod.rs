@@ -171,6 +171,18 @@ fn share<P: Send>(threads: usize, parts: impl Iterator<Item = P> + Send, work: i
 #[cfg(feature = "flex")]
 const PARTS_PER_THREAD: usize = 4;
 
+/// Threads for so much work, of which `of_a_thread` is worth one.
+#[cfg(feature = "flex")]
+fn threads_for(work: usize, of_a_thread: usize) -> usize {
+    (work / of_a_thread).clamp(1, rayon::current_num_threads())
+}
+
+/// Parts that so many threads share: one for one thread, some for each of several.
+#[cfg(feature = "flex")]
+fn parts_for(threads: usize) -> usize {
+    if threads == 1 { 1 } else { threads * PARTS_PER_THREAD }
+}
+
 /// Numbers that are worth a second thread where each takes a few instructions.
 #[cfg(feature = "flex")]
 const NUMBERS_OF_A_THREAD: usize = 16_384;
@@ -184,9 +196,8 @@ pub(crate) fn share_pieces<P: Send, I: Iterator<Item = P> + Send>(
     pieces: impl FnOnce(usize) -> I,
     work: impl Fn(P) + Sync,
 ) {
-    let threads = (count / numbers_of_a_thread).clamp(1, rayon::current_num_threads());
-    let parts = if threads == 1 { 1 } else { threads * PARTS_PER_THREAD };
-    share(threads, pieces(count.div_ceil(parts).max(1)), |piece| {
+    let threads = threads_for(count, numbers_of_a_thread);
+    share(threads, pieces(count.div_ceil(parts_for(threads)).max(1)), |piece| {
         #[allow(clippy::redundant_closure, reason = "behind a reference it would not be inlined")]
         vectorised(
             piece,
@@ -208,8 +219,7 @@ fn share_rows<T: Sync>(
     work: impl Fn(usize, &[T], &mut [f32]) + Sync,
 ) {
     let rows = from.len() / from_width;
-    let threads =
-        (rows * numbers_of_a_row / NUMBERS_OF_A_THREAD).clamp(1, rayon::current_num_threads());
+    let threads = threads_for(rows * numbers_of_a_row, NUMBERS_OF_A_THREAD);
     let rows_of_a_part = rows.div_ceil(threads);
     let parts = from
         .chunks(rows_of_a_part * from_width)

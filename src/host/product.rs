@@ -7,7 +7,7 @@
 use burn::tensor::Tensor;
 use pulp::{Arch, Simd, WithSimd};
 
-use super::{PARTS_PER_THREAD, flex, share, tensor};
+use super::{flex, parts_for, share, tensor, threads_for};
 
 /// With more rows a product that copies blocks of the matrix into an order of its own is as fast.
 pub(super) const MOST_ROWS: usize = 128;
@@ -31,9 +31,8 @@ pub(super) fn times_transposed(x: &Tensor<2>, weight: &Tensor<2>) -> Option<Tens
 /// Every row of `x` with every row of `weight`, both `width` wide.
 pub(super) fn multiply(x: &[f32], weight: &[f32], width: usize, product: &mut [f32]) {
     let (rows, columns) = (x.len() / width, weight.len() / width);
-    let threads = (rows * weight.len() / WORK_OF_A_THREAD).clamp(1, rayon::current_num_threads());
-    let parts = if threads == 1 { 1 } else { threads * PARTS_PER_THREAD };
-    let columns_of_a_part = columns.div_ceil(parts).next_multiple_of(HEIGHT);
+    let threads = threads_for(rows * weight.len(), WORK_OF_A_THREAD);
+    let columns_of_a_part = columns.div_ceil(parts_for(threads)).next_multiple_of(HEIGHT);
     let parts = column_parts(product, columns, columns_of_a_part);
     let weights = weight.chunks(columns_of_a_part * width);
     let arch = Arch::new();

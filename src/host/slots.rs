@@ -6,7 +6,7 @@ use pulp::{Arch, Simd, WithSimd};
 use super::{
     flex,
     product::{MOST_ROWS, WORK_OF_A_THREAD, column_parts, multiply},
-    share, tensor,
+    share, tensor, threads_for,
 };
 
 /// `x·Wᵀ` for each slot, where this is the device and the shape for it.
@@ -52,7 +52,7 @@ fn each(
 /// `width`, whatever the number of rows and threads.
 fn accumulate(x: &[f32], weight: &[f32], width: usize, product: &mut [f32]) {
     let (rows, columns) = (x.len() / width, weight.len() / width);
-    let threads = (rows * weight.len() / WORK_OF_A_THREAD).clamp(1, rayon::current_num_threads());
+    let threads = threads_for(rows * weight.len(), WORK_OF_A_THREAD);
     // One part for each thread and no more: what a part reads of a row of the matrix should be long. Columns are shared out
     // first, and rows where there are too few columns.
     let columns_of_a_part = columns.div_ceil(threads).next_multiple_of(COLUMNS);

@@ -38,20 +38,20 @@ impl HostGradient {
 
     /// That of one of `slots` slots.
     pub(super) fn of(&self, slot: usize, slots: usize) -> SlotGradient<'_> {
-        let part = |all: &'_ [f32]| -> std::ops::Range<usize> {
-            let width = all.len() / slots;
-            slot * width..(slot + 1) * width
-        };
+        let part = |all| part(all, slot, slots);
         match self {
-            Self::Whole(all) => SlotGradient::Whole(&all[part(all)]),
-            Self::Product { inputs, upstream, a, b } => SlotGradient::Product {
-                inputs: &inputs[part(inputs)],
-                upstream: &upstream[part(upstream)],
-                a: *a,
-                b: *b,
-            },
+            Self::Whole(all) => SlotGradient::Whole(part(all)),
+            &Self::Product { ref inputs, ref upstream, a, b } => {
+                SlotGradient::Product { inputs: part(inputs), upstream: part(upstream), a, b }
+            }
         }
     }
+}
+
+/// What one of `slots` slots has of `all`.
+fn part(all: &[f32], slot: usize, slots: usize) -> &[f32] {
+    let width = all.len() / slots;
+    &all[slot * width..][..width]
 }
 
 /// The gradient of one slot's parameter.
