@@ -4,13 +4,16 @@
 #
 #   benches/gpu.sh                  builds on this machine, packs into target/gpu, and prints what to run on the other
 #   benches/gpu.sh vulkan           the same without CUDA
-#   benches/gpu.sh run              runs there: tests, then the bench, in under 10 minutes
+#   benches/gpu.sh run              runs there, in under 10 minutes: tests, the bench, PyTorch, the bench on the CPU
 #   benches/gpu.sh run tests        only the tests
 #   benches/gpu.sh run bench [...]  only the bench, with these arguments instead of --gpu
+#   benches/gpu.sh run torch        only plain decoding with PyTorch
+#   benches/gpu.sh run cpu          only the bench on that machine's CPU
 #
-# CUDA: burn's `cuda` links LLVM, which a build script downloads. Without a network, LINK_CUDA (by default
-# ../shared/tools/link-cuda-without-llvm, which is not part of this repository) links a program whose kernels NVRTC compiles.
-# Where there is no such tool, plain cargo is tried, and says what it wants.
+# LINK_CUDA: burn's `cuda` links LLVM, which a build script downloads. Where that download is not possible, this variable names a
+# program that links without it. It is called as `$LINK_CUDA --bench|--test NAME --features LIST` in this folder, with
+# CARGO_TARGET_DIR set as here, and must leave the executable where cargo would; kernels are compiled by NVRTC at run time, so that
+# the LLVM symbols are never called. Where it is not set, cargo is called.
 #
 # What `run` finds goes to $OUT (target/gpu/out where that is not set), by card and date: test logs, the figures as JSON Lines
 # and as CSV with the header that benches/record wants.
@@ -18,7 +21,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
 packed=$root/target/gpu
-limit=$((60 * 1024 * 1024)) # what travels to a lent machine may have 64 MiB, its own files with it
+limit=$((60 * 1024 * 1024)) # programs and checkout together: what is worth copying
 
 say() { printf '== %s\n' "$*" >&2; }
 fail() { printf 'gpu.sh: %s\n' "$*" >&2; exit 1; }
@@ -44,7 +47,7 @@ compress() {
 }
 
 build() {
-    local features=cuda-nvrtc,vulkan cuda=1 link=${LINK_CUDA:-../shared/tools/link-cuda-without-llvm}
+    local features=cuda-nvrtc,vulkan cuda=1 link=${LINK_CUDA:-}
     case "${1:-}" in
         "") ;;
         vulkan) features=vulkan cuda=0 ;;
@@ -52,9 +55,8 @@ build() {
     esac
     export CARGO_INCREMENTAL=0
     rm -rf "$packed" && mkdir -p "$packed" || fail "target/gpu: cannot be made"
-    if [ $cuda = 1 ] && [ ! -x "$link" ]; then
-        say "no $link: plain cargo, which downloads LLVM"
-        link=""
+    if [ $cuda = 1 ] && [ -n "$link" ] && [ ! -x "$link" ]; then
+        fail "LINK_CUDA: expected a program, got $link"
     fi
     [ $cuda = 1 ] || link=""
     # One set of features, so that burn is built once.
@@ -82,13 +84,9 @@ build() {
     size=$(($(du -sb "$packed" | cut -f1) + ${tree:-0}))
     [ "$size" -lt "$limit" ] || fail "expected files and programs under $limit bytes together, got $size"
     cat <<TEXT
-$size bytes of files and programs. On a lent machine (the tool device), from this checkout:
+$size bytes of files and programs. Copy this checkout with target/gpu to a machine with a GPU, and there:
 
-    run {"command": "benches/gpu.sh run", "carry": ["target/gpu"], "timeout_s": 600}
-
-or, for more rounds, two such calls with "benches/gpu.sh run tests" and "benches/gpu.sh run bench --gpu --rounds 5".
-
-On a machine of your own: copy the checkout with target/gpu there, and benches/gpu.sh run.
+    benches/gpu.sh run
 TEXT
 }
 
@@ -138,19 +136,29 @@ figures = [json.loads(line) for line in open(lines) if line.startswith("{")]
 keys = ["model", "dtype", "device", "config", "rows", "ratio", "q1", "q3", "floor", "floor_flops", "floor_bytes",
         "tokens_per_second_plain", "tokens_per_second_esamp", "updates", "rows_learned", "candidates_per_token"]
 with open(table, "w", newline="") as file:
-    file.write(f"# machine: {card}\n# date: {date}\n# commit: {commit}\n# command: {command}\n# load: a lent machine, nothing else ran\n")
+    file.write(f"# machine: {card}\n# date: {date}\n# commit: {commit}\n# command: {command}\n# load: nothing else ran\n")
     rows = csv.DictWriter(file, keys, extrasaction="ignore", lineterminator="\n")
     rows.writeheader()
     rows.writerows(figures)
 PYTHON
 }
 
+run_torch() { # SHAPE SECONDS
+    say "PyTorch, $1"
+    timeout "$(left "$2")" python3 benches/compare/torch_shapes.py --shape "$1" 2>"$work/torch.err" |
+        tee -a "$OUT/$card-$date-torch.jsonl"
+    [ "${PIPESTATUS[0]}" = 0 ] || { tail -n 5 "$work/torch.err" >&2; say "PyTorch, $1: no figure"; }
+}
+
 run() {
     local what=${1:-all}
     shift $(( $# > 0 ))
-    case $what in all | tests | bench) ;; *) fail "run: expected tests, bench or nothing, got $what" ;; esac
+    case $what in
+        all | tests | bench | torch | cpu) ;;
+        *) fail "run: expected tests, bench, torch, cpu or nothing, got $what" ;;
+    esac
     [ -d "$packed" ] || fail "expected target/gpu, which benches/gpu.sh makes, got none"
-    deadline=$((SECONDS + 570))
+    deadline=$((SECONDS + ${LIMIT:-570})) # seconds in all; what is not done by then is left out
     OUT=${OUT:-$packed/out}
     mkdir -p "$OUT"
     work=$(mktemp -d)
@@ -180,21 +188,23 @@ run() {
     [ ! -e "$driver" ] || export VK_DRIVER_FILES=${VK_DRIVER_FILES:-$driver}
 
     unpack
-    if [ "$what" != bench ]; then
-        [ -e "$work/on_cuda" ] && run_tests cuda 150
-        run_tests vulkan 100
+    if [ "$what" = bench ] && [ $# -gt 0 ]; then
+        run_bench overhead 560 "$@"
+        exit $failed
     fi
-    if [ "$what" != tests ]; then
-        [ -e "$work/overhead" ] || fail "overhead: not packed"
-        if [ $# -gt 0 ]; then
-            run_bench overhead 560 "$@"
-            exit $failed
-        fi
-        if [ -e "$work/on_cuda" ]; then
-            run_bench overhead 480 --gpu --rounds 3
-        fi
-        run_bench overhead-vulkan 90 --device vulkan --model 0.5b --groups 8x16 --distiller low-rank --filter min-p --rounds 2 --tokens 64
+    wanted() { [ "$what" = all ] || [ "$what" = "$1" ]; }
+    # What is worth most comes first, in case the time runs out.
+    if [ -e "$work/on_cuda" ]; then
+        ! wanted tests || run_tests cuda 150
+        ! wanted bench || run_bench overhead 200 --gpu --rounds 1 --tokens 64
     fi
+    if wanted torch; then
+        run_torch 7b 60
+        run_torch 0.5b 40
+    fi
+    ! wanted tests || run_tests vulkan 90
+    ! wanted cpu || run_bench overhead-cpu 60 --device flex --model 135m --groups 1x1,1x16,4x16 --filter min-p --rounds 3 --tokens 32
+    ! wanted bench || run_bench overhead-vulkan 60 --device vulkan --dtype f32 --model 0.5b --groups 8x16 --distiller low-rank --filter min-p --rounds 1 --tokens 32
     exit $failed
 }
 

@@ -16,6 +16,9 @@ use crate::model_source::{Cache, ModelSource};
 pub enum ModelName {
     /// SmolLM2-135M-Instruct; the only one that is fetched.
     Smollm2,
+    /// The shape of SmolLM2-135M.
+    #[value(name = "135m")]
+    Small,
     /// The shape of Qwen2.5-0.5B.
     #[value(name = "0.5b")]
     Half,
@@ -101,6 +104,7 @@ impl ModelName {
     fn name(self) -> &'static str {
         match self {
             Self::Smollm2 => "SmolLM2-135M-Instruct",
+            Self::Small => "the shape of SmolLM2-135M",
             Self::Half => "the shape of Qwen2.5-0.5B",
             Self::Two => "the shape of SmolLM2-1.7B",
             Self::Seven => "the shape of Qwen2.5-7B",
@@ -129,6 +133,19 @@ impl ModelName {
         };
         match self {
             Self::Smollm2 => None,
+            Self::Small => Some(LlamaConfig {
+                d_model: 576,
+                d_hidden: 1536,
+                n_layers: 30,
+                n_heads: 9,
+                n_kv_heads: 3,
+                vocab_size: 49_152,
+                context_length: 8192,
+                rms_norm_eps: 1e-5,
+                rope_theta: 100_000.0,
+                qkv_bias: false,
+                ..qwen
+            }),
             Self::Half => Some(qwen),
             Self::Two => Some(LlamaConfig {
                 d_model: 2048,
