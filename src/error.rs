@@ -181,19 +181,6 @@ pub enum StepError {
         /// The first such row.
         row: RowId,
     },
-    /// A prediction was started for other rows than those that the step steers.
-    #[error("early prediction: expected one for {expected:?}, got one for {got:?}")]
-    EarlyRows {
-        /// The rows that the step steers.
-        expected: Vec<RowId>,
-        /// The rows that were predicted.
-        got: Vec<RowId>,
-    },
-    /// A prediction is not the last one that this sampler has started, or the distillers have changed since.
-    #[error(
-        "early prediction: expected the last one of this sampler, with nothing learned, reset or released since, got another"
-    )]
-    EarlyStale,
     /// A cache cannot drop, reorder or append rows.
     #[error("key-value cache: expected one that can {operation}, got a fixed one")]
     CacheFixed {

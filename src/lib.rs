@@ -63,8 +63,8 @@ pub use novelty::{
 };
 pub use penalties::Penalties;
 pub use sampler::{
-    Choice, DistillerConfig, Early, EarlyTap, ExpectedControl, Novelty, Overlap, Phase, Sampler,
-    SamplerConfig, StepInput, StepOutput, StepRow,
+    Choice, DistillerConfig, ExpectedControl, GaussianError, Novelty, Phase, Sampler,
+    SamplerConfig, ShuffledErrors, StepInput, StepOutput, StepRow,
 };
 pub use sampling::{Sampling, SamplingConfig, TemperatureOrder};
 pub use select::Selection;

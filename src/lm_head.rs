@@ -44,15 +44,6 @@ pub trait LmHead {
         self.logits(hidden).gather(1, tokens)
     }
 
-    /// Whether the head is a matrix and, where it has one, a bias, and nothing else: `head((1 + w)·a − w·b)` is
-    /// `(1 + w)·head(a) − w·head(b)` for every `w` then, as the weights sum to 1 and leave the bias as it is.
-    ///
-    /// `false`, the default, is always right; `true` lets the sampler mix states before the head
-    /// ([`StepInput::from_head_input`](crate::StepInput::from_head_input)). A head with a soft-cap is not linear.
-    fn is_linear(&self) -> bool {
-        false
-    }
-
     /// `[d_model, vocab]`, where the head knows it: the sampler then refuses a head that does not belong to the model
     /// before it is applied. What a closure returns is checked afterwards.
     fn shape(&self) -> Option<[usize; 2]> {
@@ -85,10 +76,6 @@ impl LmHead for Linear {
     fn logits_at(&self, hidden: Tensor<2>, tokens: Tensor<2, Int>) -> Tensor<2> {
         let bias = self.bias.as_ref().map(|bias| bias.val());
         rows_of(self.weight.val().transpose(), bias, hidden, tokens)
-    }
-
-    fn is_linear(&self) -> bool {
-        true
     }
 
     fn shape(&self) -> Option<[usize; 2]> {
@@ -125,10 +112,6 @@ impl LmHead for TiedHead {
 
     fn logits_at(&self, hidden: Tensor<2>, tokens: Tensor<2, Int>) -> Tensor<2> {
         rows_of(self.weight.clone(), None, hidden, tokens)
-    }
-
-    fn is_linear(&self) -> bool {
-        true
     }
 
     fn shape(&self) -> Option<[usize; 2]> {

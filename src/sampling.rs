@@ -494,11 +494,6 @@ impl Sampling {
         candidates.refused().map_or(Ok(candidates), Err)
     }
 
-    /// Whether penalties or a bias may change logits.
-    pub(crate) fn adjusts_logits(&self) -> bool {
-        self.penalties != Penalties::default() || !self.logit_bias.is_empty()
-    }
-
     /// The tokens that the first filter could keep, under a mask, without a copy of the row: adjusted logits are put back.
     pub(crate) fn pool(
         &self,

@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use clap::{Parser, ValueEnum};
-use esamp::{Overlap, Sharing};
+use esamp::Sharing;
 
 use crate::{
     device::DeviceName,
@@ -62,9 +62,6 @@ pub struct Args {
     /// Updates run on a thread of their own and are visible one step late.
     #[arg(long)]
     background: bool,
-    /// When the prediction of a step starts: in the step, in the model's forward pass, or on a thread of its own.
-    #[arg(long, value_enum, default_value = "none")]
-    overlap: OverlapName,
     /// What cargo bench passes.
     #[arg(long, hide = true)]
     bench: bool,
@@ -100,23 +97,6 @@ impl SharingName {
         match self {
             Self::PerPrompt => Sharing::PerPrompt,
             Self::Global => Sharing::Global,
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum OverlapName {
-    None,
-    Tap,
-    Thread,
-}
-
-impl OverlapName {
-    fn overlap(self) -> Overlap {
-        match self {
-            Self::None => Overlap::None,
-            Self::Tap => Overlap::Tap,
-            Self::Thread => Overlap::Thread,
         }
     }
 }
@@ -225,7 +205,6 @@ impl Args {
             beta: self.beta,
             sharing: self.sharing.sharing(),
             background: self.background,
-            overlap: self.overlap.overlap(),
             // What a GPU still has to do, and a thread, would be done in the other decoder's step.
             in_turns: self.device().is_cpu() && !self.background,
         }

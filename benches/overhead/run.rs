@@ -4,7 +4,7 @@ use std::{error::Error, fmt, time::Instant};
 
 use clap::ValueEnum;
 use esamp::{
-    CausalLm, Counters, Decoder, DistillerConfig, LowRankConfig, Overlap, Request, Sampler, SamplerConfig,
+    CausalLm, Counters, Decoder, DistillerConfig, LowRankConfig, Request, Sampler, SamplerConfig,
     SamplingConfig, Sharing, Staleness, SwiGluConfig, TokenId, TrainingConfig, llama::Llama,
 };
 use serde::Serialize;
@@ -79,8 +79,6 @@ pub struct Case {
     pub sharing: Sharing,
     /// Whether updates run on a thread of their own.
     pub background: bool,
-    /// When predictions start.
-    pub overlap: Overlap,
     /// Whether the two take turns step by step, or generation by generation.
     pub in_turns: bool,
 }
@@ -131,10 +129,6 @@ impl Case {
         }
         if self.background {
             name += ", background";
-        }
-        match self.overlap {
-            Overlap::None => {}
-            overlap => name += &format!(", overlap {overlap:?}"),
         }
         name
     }
@@ -203,7 +197,6 @@ impl Case {
         let sampler = SamplerConfig::new()
             .with_distiller(self.distiller.config())
             .with_sharing(self.sharing)
-            .with_overlap(self.overlap)
             .with_training(TrainingConfig { staleness, ..TrainingConfig::default() });
         Ok(Decoder::new(model, sampler.init(model.d_model(), &model.device())?))
     }

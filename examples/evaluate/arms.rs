@@ -5,14 +5,14 @@
 //! of 3e-3 (1e-2 for the low-rank one), which an independent study found to suit completions this short.
 
 use esamp::{
-    AdaptiveConfig, DistillerConfig, ExpectedControl, Fire, LowRankConfig, Matched,
-    OptimizerConfig, ReweighterConfig, SamplerConfig, SamplingConfig, Selection, Sharing,
-    TemperatureOrder, TrainingConfig,
+    AdaptiveConfig, DistillerConfig, Fire, LowRankConfig, Matched, OptimizerConfig,
+    ReweighterConfig, SamplerConfig, SamplingConfig, Selection, Sharing, TemperatureOrder,
+    TrainingConfig,
 };
 
 use crate::{
     failure::Failure,
-    record::{ArmRecord, Role},
+    record::{ArmRecord, ErrorName, Role},
 };
 
 /// min-p of every arm that has it.
@@ -149,8 +149,13 @@ fn controls() -> Vec<ArmRecord> {
         sampler: tuned(),
         ..arm(name, what, Role::Control, min_p().with_reweighter(reweighter).with_beta(beta))
     };
-    let error = |name: &str, what: &str, sampler: SamplerConfig| ArmRecord {
+    let distiller = |name: &str, what: &str, sampler: SamplerConfig| ArmRecord {
         sampler,
+        ..arm(name, what, Role::Control, esamp(0.5))
+    };
+    let error = |name: &str, what: &str, error: ErrorName| ArmRecord {
+        error,
+        sampler: tuned(),
         ..arm(name, what, Role::Control, esamp(0.5))
     };
     let extrapolate = ReweighterConfig::MatchedRandom(Matched::Extrapolate);
@@ -164,13 +169,13 @@ fn controls() -> Vec<ArmRecord> {
             0.5,
         ),
         scores("matched-orthogonal-1", "size of orthogonal-1, a random direction", orthogonal, 1.0),
-        error("noise-0.5", "Gaussian noise as long as the distiller's error", {
-            tuned().with_expected_control(ExpectedControl::GaussianError)
-        }),
-        error("shuffled-0.5", "the distiller's errors, exchanged between rows", {
-            tuned().with_expected_control(ExpectedControl::ShuffledErrors)
-        }),
-        error("frozen-0.5", "a distiller that never learns", {
+        error("noise-0.5", "Gaussian noise as long as the distiller's error", ErrorName::Gaussian),
+        error(
+            "shuffled-0.5",
+            "the distiller's errors, exchanged between rows",
+            ErrorName::Shuffled,
+        ),
+        distiller("frozen-0.5", "a distiller that never learns", {
             let never = TrainingConfig { update_every: NEVER, ..TrainingConfig::default() };
             tuned().with_training(never)
         }),
@@ -280,5 +285,6 @@ fn arm(name: &str, what: &str, role: Role, sampling: SamplingConfig) -> ArmRecor
         sampling,
         sampler: SamplerConfig::paper(),
         prompt_warm_up: 0,
+        error: ErrorName::Own,
     }
 }

@@ -113,6 +113,22 @@ pub struct ArmRecord {
     pub sampler: SamplerConfig,
     /// Updates on the prompt before the first token.
     pub prompt_warm_up: usize,
+    /// What replaces the distiller's error, in a control.
+    #[serde(default)]
+    pub error: ErrorName,
+}
+
+/// What replaces the distiller's error.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorName {
+    /// Nothing.
+    #[default]
+    Own,
+    /// [`GaussianError`](esamp::GaussianError)
+    Gaussian,
+    /// [`ShuffledErrors`](esamp::ShuffledErrors)
+    Shuffled,
 }
 
 /// What an arm is there for.

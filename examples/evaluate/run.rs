@@ -6,8 +6,8 @@ use std::{
 };
 
 use esamp::{
-    CausalLm, Completion, Counters, Decoder, Detokenize, FinishReason, Request, Sampler, TokenId,
-    TrainError,
+    CausalLm, Completion, Counters, Decoder, Detokenize, FinishReason, GaussianError, Request,
+    Sampler, ShuffledErrors, TokenId, TrainError,
 };
 
 use crate::{
@@ -15,7 +15,8 @@ use crate::{
     meter::{Meter, RowMeter},
     plan::Unit,
     record::{
-        ArmRecord, CompletionRecord, Header, ProblemRecord, TOKEN_SAMPLE, TokenRecord, Totals,
+        ArmRecord, CompletionRecord, ErrorName, Header, ProblemRecord, TOKEN_SAMPLE, TokenRecord,
+        Totals,
     },
     tasks::Problem,
 };
@@ -109,7 +110,12 @@ fn decode<M: CausalLm>(
     keeps_tokens: bool,
 ) -> Result<Batch, Failure> {
     let model = subject.model;
-    let sampler: Sampler = arm.sampler.init(model.d_model(), &model.device())?;
+    let mut sampler: Sampler = arm.sampler.init(model.d_model(), &model.device())?;
+    match arm.error {
+        ErrorName::Own => {}
+        ErrorName::Gaussian => sampler.set_expected_control(Box::new(GaussianError)),
+        ErrorName::Shuffled => sampler.set_expected_control(Box::<ShuffledErrors>::default()),
+    }
     let sampling = arm.sampling.init()?;
     let meter = Arc::new(Mutex::new(Meter::new(keeps_tokens)));
     let detokenizer = subject.detokenizer.clone();

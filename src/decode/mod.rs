@@ -18,7 +18,7 @@ use crate::{
     id::{PromptId, RequestId, RowId, TokenId},
     novelty::Expects,
     sampler::{Choice, Phase, Sampler, StepInput},
-    tap::{HiddenStateTap, NoTap, TapSite},
+    tap::{HiddenStateTap, NoTap, PairTap, TapSite},
     telemetry::Observer,
     text::Detokenize,
 };
@@ -448,23 +448,15 @@ impl<M: CausalLm> Decoder<M> {
         let tokens: Vec<TokenId> =
             batch.rows.iter().map(|row| row.as_ref().map_or(0, Row::last_token)).collect();
         let live = batch.live();
-        let rows = batch.rows.iter().enumerate();
-        let steered_rows: Vec<(usize, RowId)> = rows
-            .filter_map(|(at, row)| Some((at, row.as_ref()?)))
-            .filter(|(_, row)| row.expects() == Expects::Distiller)
-            .map(|(at, row)| (at, row.id))
-            .collect();
-        let steered = !steered_rows.is_empty();
-        let mut pair = self.sampler.tap(self.sites[0], self.sites[1], &steered_rows);
+        let rows = batch.rows.iter();
+        let steered = rows.flatten().any(|row| row.expects() == Expects::Distiller);
+        let mut pair = PairTap::new(self.sites[0], self.sites[1]);
         let tap: &mut dyn HiddenStateTap = if steered { &mut pair } else { &mut NoTap };
 
         let tokens = int_tensor(&tokens, [tokens.len(), 1], &self.model.device());
         let logits = self.model.forward(tokens, &mut batch.cache, tap)?;
         expect_logits(&logits, [batch.rows.len(), self.model.vocab_size()])?;
-        let (hidden, early) = match steered {
-            true => pair.take().map(|(hidden, early)| (Some(hidden), early))?,
-            false => (None, None),
-        };
+        let hidden = if steered { Some(pair.take()?) } else { None };
         let (logits, hidden) = rows_of(logits, hidden, batch.rows.len(), &live)?;
         let other_logits = match &mut self.other {
             Some(other) => other_logits(&mut **other, batch)?,
@@ -476,7 +468,6 @@ impl<M: CausalLm> Decoder<M> {
             batch.rows.iter().flatten().map(|row| row.step_row(Phase::Decode)).collect();
         let input = StepInput::new(&rows, logits, self.model.lm_head())
             .with_hidden(hidden)
-            .with_early(early)
             .with_other_logits(other_logits);
         let output = self.sampler.step(input)?;
         self.stats.steps += 1;

@@ -33,10 +33,6 @@ impl NoveltyReweighter for Extrapolate {
         distiller_if(self.beta)
     }
 
-    fn extrapolation(&self) -> Option<f32> {
-        Some(self.beta)
-    }
-
     fn validate(&self) -> Result<(), ConfigError> {
         check_beta(self.beta)
     }

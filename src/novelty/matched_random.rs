@@ -30,7 +30,7 @@ pub enum Matched {
 /// gain in diversity at equal perplexity is significant and that of this control is not.
 ///
 /// Gaussian noise of the same length in the hidden state
-/// ([`ExpectedControl::GaussianError`](crate::ExpectedControl::GaussianError)) is no matched control: through the head it
+/// ([`GaussianError`](crate::GaussianError)) is no matched control: through the head it
 /// moves logits 1.8 times as far.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MatchedRandom {

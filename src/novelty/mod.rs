@@ -74,14 +74,6 @@ pub trait NoveltyReweighter: Debug + Send + Sync {
         Expects::Distiller
     }
 
-    /// The weight `w`, where the new score of every candidate is `(1 + w)·logit − w·expected` and nothing else.
-    ///
-    /// Such a fusion may be done before a linear head instead of behind it, since the two weights sum to 1: see
-    /// [`StepInput::from_head_input`](crate::StepInput::from_head_input). `None`, the default, is always right.
-    fn extrapolation(&self) -> Option<f32> {
-        None
-    }
-
     /// Checks the settings, once, before any row is reweighted.
     ///
     /// # Errors
@@ -265,15 +257,6 @@ mod tests {
                 let got = scores(&*reweighter, 0, reference, expected);
                 assert!(got.iter().all(|score| score.is_finite()), "{config:?} {got:?}");
             }
-        }
-    }
-
-    #[test]
-    fn only_what_says_so_is_an_extrapolation() {
-        for config in ALL {
-            let extrapolation = config.init(0.7).unwrap().extrapolation();
-            let is = config == ReweighterConfig::Extrapolate;
-            assert_eq!(extrapolation, is.then_some(0.7), "{config:?}");
         }
     }
 

@@ -8,7 +8,7 @@ use burn::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{ExpectedControl, Overlap, Sampler};
+use super::Sampler;
 use crate::{
     bank::Sharing,
     distiller::{Distiller, LowRankConfig, SwiGluConfig},
@@ -75,15 +75,9 @@ pub struct SamplerConfig {
     /// [`Sampler::warm_up`] count too. 0, as in the paper, steers from the first decode step on.
     #[config(default = 0)]
     pub steps_before_steering: usize,
-    /// When and where distillers predict.
-    #[config(default = "Overlap::None")]
-    pub overlap: Overlap,
     /// Seed of the distiller's starting parameters. The tokens' seeds come with the requests.
     #[config(default = 0)]
     pub distiller_seed: u64,
-    /// What stands in for the distiller's error, in a control run.
-    #[config(default = "ExpectedControl::None")]
-    pub expected_control: ExpectedControl,
 }
 
 impl Default for SamplerConfig {

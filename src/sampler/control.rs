@@ -1,61 +1,92 @@
 //! Controls that put another error in the place of the distiller's.
 
+use std::{
+    fmt::Debug,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
 use burn::tensor::{DType, Tensor, TensorData};
 use rand_distr::{Distribution, StandardNormal};
-use serde::{Deserialize, Serialize};
 
-use super::{
-    StepRow,
-    steered::{length, read},
-};
-use crate::{draw::Draw, error::StepError, hidden::select_rows, telemetry::Counters};
+use super::expect::{length, read};
+use crate::{candidates::RowContext, draw::Draw, error::StepError, hidden::select_rows};
 
-/// What stands in for the error `e = deep − ĥ` of a distiller: the expected state becomes `deep − e'`.
+/// Replaces the expected states of a step, after the distillers have predicted them and before scores are reweighted
+/// with them.
 ///
-/// A control acts on what scores are reweighted with, not on what is learned: distillers predict, are measured
-/// ([`Choice::novelty`](crate::Choice::novelty), the counters) and learn as they would without it. Controls on scores are
-/// reweighters: [`RandomReward`](crate::RandomReward), [`MatchedRandom`](crate::MatchedRandom) and others.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum ExpectedControl {
-    /// The distiller's own error.
-    #[default]
-    None,
-    /// `e' = ‖e‖·g / ‖g‖` with `g` normal: the same length, a random direction (the paper's noise control, arXiv
-    /// 2604.24927).
+/// For experiments that ask whether the distiller's own error matters: a control puts another error `e'` in the place of
+/// `e = deep − ĥ`, and the expected state becomes `deep − e'`. It acts on what scores are reweighted with and not on what
+/// is learned: distillers predict, are measured ([`Choice::novelty`](crate::Choice::novelty), the counters) and learn as
+/// they would without it. A reweighter cannot do this, because it sees two numbers per candidate and no states.
+///
+/// Set with [`Sampler::set_expected_control`](crate::Sampler::set_expected_control).
+pub trait ExpectedControl: Debug + Send {
+    /// The expected states to use, `[rows, d_model]`, from the deep and the predicted ones of the same shape; both are
+    /// `f32`. `rows` are the rows that have a distiller, in the order of the tensors' first dimension.
     ///
-    /// The numbers come from the row's [`Draw`], stream `"gaussian error"`, so a row has its own noise in any company.
-    /// Through a head it is no noise of the same size: in SmolLM2-135M it moves logits 1.8 times as far as the
-    /// distiller's error. [`MatchedRandom`](crate::MatchedRandom) is the control that matches what reaches the logits.
-    GaussianError,
-    /// `e'` is the error of the next steered row of the step, the last row's that of the first: learned directions, of
-    /// the wrong context.
+    /// # Errors
     ///
-    /// Rows whose states are not finite stand aside. A row that is alone keeps its own error, counted in
-    /// [`Counters::errors_not_shuffled`]. With this control, and only with it, a row's tokens depend on who else is in
-    /// the batch.
-    ShuffledErrors,
-}
-
-impl ExpectedControl {
-    /// The expected states after the control, `[rows, d_model]`, from the deep and the predicted ones.
-    pub(super) fn apply<'a>(
-        self,
-        rows: impl Iterator<Item = &'a StepRow<'a>>,
+    /// [`StepError::Execution`] when the device fails. The step fails with it, and nothing is learned.
+    fn expected(
+        &mut self,
+        rows: &[RowContext<'_>],
         deep: &Tensor<2>,
         predicted: Tensor<2>,
-        counters: &mut Counters,
+    ) -> Result<Tensor<2>, StepError>;
+}
+
+/// `e' = ‖e‖·g / ‖g‖` with `g` normal: the same length, a random direction (the paper's noise control, arXiv
+/// 2604.24927).
+///
+/// The numbers come from the row's [`Draw`], stream `"gaussian error"`, so a row has its own noise whoever else is in the
+/// batch. Through a head it is not noise of the same size: in SmolLM2-135M it moves logits 1.8 times as far as the
+/// distiller's error. [`MatchedRandom`](crate::MatchedRandom) is the control that matches what reaches the logits.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct GaussianError;
+
+impl ExpectedControl for GaussianError {
+    fn expected(
+        &mut self,
+        rows: &[RowContext<'_>],
+        deep: &Tensor<2>,
+        predicted: Tensor<2>,
     ) -> Result<Tensor<2>, StepError> {
-        let predicted = predicted.inner();
-        match self {
-            Self::None => Ok(predicted),
-            Self::GaussianError => {
-                let draws: Vec<Draw> = rows.map(|row| row.context().draw).collect();
-                Ok(gaussian(&draws, deep, predicted))
-            }
-            Self::ShuffledErrors => shuffled(deep, predicted, counters),
-        }
+        let draws: Vec<Draw> = rows.iter().map(|row| row.draw).collect();
+        Ok(gaussian(&draws, deep, predicted))
+    }
+}
+
+/// `e'` is the error of the next row of the step that has a distiller, and the last row's is that of the first: learned
+/// directions, of the wrong context.
+///
+/// Rows whose states are not finite are left out. A row that is alone keeps its own error, which
+/// [`not_shuffled`](Self::not_shuffled) counts. With this control, and only with it, a row's tokens depend on the other rows of
+/// the batch.
+#[derive(Clone, Debug, Default)]
+pub struct ShuffledErrors {
+    not_shuffled: Arc<AtomicU64>,
+}
+
+impl ShuffledErrors {
+    /// Rows so far that kept their own error. A clone that stays with the caller shares the count.
+    pub fn not_shuffled(&self) -> u64 {
+        self.not_shuffled.load(Ordering::Relaxed)
+    }
+}
+
+impl ExpectedControl for ShuffledErrors {
+    fn expected(
+        &mut self,
+        _rows: &[RowContext<'_>],
+        deep: &Tensor<2>,
+        predicted: Tensor<2>,
+    ) -> Result<Tensor<2>, StepError> {
+        let (expected, alone) = shuffled(deep, predicted)?;
+        self.not_shuffled.fetch_add(u64::from(alone), Ordering::Relaxed);
+        Ok(expected)
     }
 }
 
@@ -73,22 +104,16 @@ fn gaussian(draws: &[Draw], deep: &Tensor<2>, predicted: Tensor<2>) -> Tensor<2>
     deep.clone() - directions * length(deep.clone() - predicted)
 }
 
-fn shuffled(
-    deep: &Tensor<2>,
-    predicted: Tensor<2>,
-    counters: &mut Counters,
-) -> Result<Tensor<2>, StepError> {
+/// The expected states with the errors passed on, and whether the only row that has one kept it.
+fn shuffled(deep: &Tensor<2>, predicted: Tensor<2>) -> Result<(Tensor<2>, bool), StepError> {
     let error = deep.clone() - predicted;
     let [lengths] = read([length(error.clone())])?;
     let finite: Vec<usize> = (0..lengths.len()).filter(|&row| lengths[row].is_finite()).collect();
-    if finite.len() == 1 {
-        counters.errors_not_shuffled += 1;
-    }
     let mut source: Vec<usize> = (0..lengths.len()).collect();
     for (place, &row) in finite.iter().enumerate() {
         source[row] = finite[(place + 1) % finite.len()];
     }
-    Ok(deep.clone() - select_rows(&error, &source))
+    Ok((deep.clone() - select_rows(&error, &source), finite.len() == 1))
 }
 
 #[cfg(test)]
@@ -148,8 +173,8 @@ mod tests {
                 Some(row) => predicted.clone().slice_assign([row..row + 1, 0..1], nan.clone()),
                 None => predicted.clone(),
             };
-            let mut counters = Counters::default();
-            let got = values(deep.clone() - shuffled(&deep, predicted, &mut counters).unwrap());
+            let (expected, alone) = shuffled(&deep, predicted).unwrap();
+            let got = values(deep.clone() - expected);
             for (row, source) in
                 sources.into_iter().enumerate().filter(|&(row, _)| bad != Some(row))
             {
@@ -157,12 +182,11 @@ mod tests {
                     assert!((got - error).abs() < 1e-6, "row {row}");
                 }
             }
-            assert_eq!(counters.errors_not_shuffled, 0);
+            assert!(!alone);
         }
-        let mut counters = Counters::default();
         let one = |tensor: &Tensor<2>| select_rows(tensor, &[1]);
-        let alone = shuffled(&one(&deep), one(&predicted), &mut counters).unwrap();
-        assert!((values(alone)[0][0] - values(predicted)[1][0]).abs() < 1e-6, "its own error");
-        assert_eq!(counters.errors_not_shuffled, 1);
+        let (expected, alone) = shuffled(&one(&deep), one(&predicted)).unwrap();
+        assert!((values(expected)[0][0] - values(predicted)[1][0]).abs() < 1e-6, "its own error");
+        assert!(alone);
     }
 }

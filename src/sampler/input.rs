@@ -2,9 +2,8 @@
 
 use burn::tensor::{Device, Tensor};
 
-use super::Early;
 use crate::{
-    candidates::{Candidates, RowContext, TokenMask},
+    candidates::{RowContext, TokenMask},
     draw::DrawKey,
     error::{RowError, StepError},
     hidden::HiddenStates,
@@ -62,17 +61,6 @@ impl StepRow<'_> {
         self.expects() == Some(Expects::Distiller)
     }
 
-    /// Gives every candidate its expected logit, on the scale of its score, from its place and token. Says whether all
-    /// of them are finite.
-    pub(super) fn set_expected(
-        &self,
-        race: &mut Candidates,
-        logit: impl Fn(usize, TokenId) -> f32,
-    ) -> bool {
-        let divisor = self.divisor();
-        race.set_expected(|place, token| logit(place, token) / divisor)
-    }
-
     /// What filters, reweighters and the selection may know.
     pub(crate) fn context(&self) -> RowContext<'_> {
         RowContext {
@@ -89,7 +77,7 @@ impl StepRow<'_> {
         self.sampling.divisor_at(self.position())
     }
 
-    /// How the token is chosen from the race.
+    /// How the token is chosen from the candidates.
     pub(crate) fn chooser(&self) -> Result<Chooser, RowError> {
         let draw = self.draw.at(self.position());
         match (self.sampling.selection(), self.code) {
@@ -139,63 +127,23 @@ impl StepRow<'_> {
 /// ```
 pub struct StepInput<'a> {
     pub(super) rows: &'a [StepRow<'a>],
-    pub(super) reference: Reference,
+    pub(super) logits: Tensor<2>,
     pub(super) hidden: Option<HiddenStates>,
-    pub(super) early: Option<Early>,
     pub(super) other_logits: Option<Tensor<2>>,
     pub(super) lm_head: &'a dyn LmHead,
-}
-
-/// What the reference logits are, or come from.
-pub(super) enum Reference {
-    Logits(Tensor<2>),
-    HeadInput(Tensor<2>),
 }
 
 impl<'a> StepInput<'a> {
     /// A step over `rows`, in the order of the tensors' first dimension, with the model's `logits`, `[rows, vocab]`, any
     /// floating-point type, and the model's head.
     pub fn new(rows: &'a [StepRow<'a>], logits: Tensor<2>, lm_head: &'a dyn LmHead) -> Self {
-        let reference = Reference::Logits(logits);
-        Self { rows, reference, hidden: None, early: None, other_logits: None, lm_head }
-    }
-
-    /// A step that is given what the head is applied to, `[rows, d_model]`, instead of logits. The sampler applies the
-    /// head, and may mix states before it: `head((1 + β)·hL − β·ĥ)`, one projection for both distributions (the paper's
-    /// latent form).
-    ///
-    /// A row is mixed when a distiller steers it, its reweighter says that it is an
-    /// [extrapolation](crate::NoveltyReweighter::extrapolation), it has no filter, it does not ask for
-    /// [`Choice::reference_log_prob`](super::Choice::reference_log_prob), and the head says that it is
-    /// [linear](LmHead::is_linear). All other rows go the long way: the head on the reference, then on what is expected of
-    /// the candidates. Which way a row goes depends on the row alone, except that nothing is mixed
-    /// while an [observer](super::Sampler::set_observer) watches; both ways give the same scores up to rounding. The ready decode
-    /// loop has logits and never mixes.
-    /// [`Counters::mixed`](crate::Counters::mixed) counts the rows that were mixed.
-    ///
-    /// One difference: where a mixed row's states are finite and their logits are not (a head in `f16` that overflows), the
-    /// row gets a [`RowError`](crate::RowError); on the long way it would be sampled plainly if the reference logits were
-    /// finite.
-    pub fn from_head_input(
-        rows: &'a [StepRow<'a>],
-        head_input: Tensor<2>,
-        lm_head: &'a dyn LmHead,
-    ) -> Self {
-        let reference = Reference::HeadInput(head_input);
-        Self { rows, reference, hidden: None, early: None, other_logits: None, lm_head }
+        Self { rows, logits, hidden: None, other_logits: None, lm_head }
     }
 
     /// Adds the hidden states of the same rows. Needed as soon as a distiller steers one of them: a row in
     /// [`Phase::Decode`] whose reweighter expects [`Expects::Distiller`].
     pub fn with_hidden(mut self, hidden: impl Into<Option<HiddenStates>>) -> Self {
         self.hidden = hidden.into();
-        self
-    }
-
-    /// Adds the prediction that an [`EarlyTap`](super::EarlyTap) has started during the forward pass: the step takes it in the
-    /// place of predicting by itself. It must be for exactly the rows that a distiller steers, in their order.
-    pub fn with_early(mut self, early: impl Into<Option<Early>>) -> Self {
-        self.early = early.into();
         self
     }
 
@@ -210,23 +158,9 @@ impl<'a> StepInput<'a> {
     /// Checks that everything is there and fits together, before any work is done.
     pub(super) fn check(&self, d_model: usize, device: &Device) -> Result<(), StepError> {
         let rows = self.rows.len();
-        match &self.reference {
-            Reference::Logits(logits) => {
-                expect_rows("logits", rows, logits.dims()[0])?;
-                expect_float("logits", logits)?;
-                self.check_other(logits.dims()[1])?;
-            }
-            Reference::HeadInput(states) => {
-                expect_rows("head input", rows, states.dims()[0])?;
-                expect_shape("head input", [rows, d_model], states.dims())?;
-                expect_float("head input", states)?;
-                expect_device("head input", device, &states.device())?;
-                self.check_head(d_model, device)?;
-                if let Some([_, vocab]) = self.lm_head.shape() {
-                    self.check_other(vocab)?;
-                }
-            }
-        }
+        expect_rows("logits", rows, self.logits.dims()[0])?;
+        expect_float("logits", &self.logits)?;
+        self.check_other(self.logits.dims()[1])?;
         let mut seen = std::collections::HashSet::with_capacity(rows);
         if let Some(twice) = self.rows.iter().find(|row| !seen.insert(row.id.request)) {
             return Err(StepError::DuplicateRequest { request: twice.id.request });
@@ -260,11 +194,7 @@ impl<'a> StepInput<'a> {
     /// be asked for rows that its matrix does not have.
     fn check_head(&self, d_model: usize, device: &Device) -> Result<(), StepError> {
         if let Some(got) = self.lm_head.shape() {
-            let vocab = match &self.reference {
-                Reference::Logits(logits) => logits.dims()[1],
-                Reference::HeadInput(_) => got[1],
-            };
-            expect_shape("LM head", [d_model, vocab], got)?;
+            expect_shape("LM head", [d_model, self.logits.dims()[1]], got)?;
         }
         match self.lm_head.device() {
             Some(got) => expect_device("LM head", device, &got),

@@ -2,38 +2,29 @@
 
 mod config;
 mod control;
-mod early;
+mod expect;
 mod input;
-mod latent;
 mod observe;
-mod other;
 mod output;
-mod race;
-mod steered;
+mod row;
+mod step;
 
 use burn::tensor::Device;
 
 pub use config::{DistillerConfig, SamplerConfig};
-pub use control::ExpectedControl;
-pub use early::{Early, EarlyTap, Overlap};
+pub use control::{ExpectedControl, GaussianError, ShuffledErrors};
 pub use input::{Phase, StepInput, StepRow};
 pub use output::{Choice, Novelty, StepOutput};
 
 use crate::{
     bank::Sharing,
-    error::{RowError, StepError, TrainError},
-    hidden::{HiddenStates, select_rows},
+    error::{StepError, TrainError},
+    hidden::HiddenStates,
     id::RowId,
-    novelty::Expects,
-    telemetry::{Counters, Observer, StageClock, StageSeconds, Steering, StepTrace},
-    train::{Learned, Misfit, OnlineTrainer, PredictionThread, TrainerState},
+    telemetry::{Counters, Observer, StageSeconds},
+    train::{Learned, Misfit, OnlineTrainer, TrainerState},
 };
-use input::Reference;
-use latent::project;
-use observe::{Chosen, RowState, steering, unsteered};
-use other::expect_other;
-use race::{Logits, choose, pool};
-use steered::Steered;
+use step::Step;
 
 /// Chooses tokens, steered away from what the distiller expects, and lets the distiller learn from every step.
 ///
@@ -50,10 +41,7 @@ pub struct Sampler {
     counters: Counters,
     stages: StageSeconds,
     observer: Option<Box<dyn Observer>>,
-    /// Started when first needed.
-    predictions: Option<PredictionThread>,
-    /// The prediction that was started last, while nothing has changed since.
-    early: Option<u64>,
+    control: Option<Box<dyn ExpectedControl>>,
 }
 
 /// Everything that makes a sampler what it is.
@@ -73,19 +61,16 @@ impl Sampler {
         d_model: usize,
         device: Device,
     ) -> Self {
-        let counters = Counters::default();
-        let (observer, predictions, early) = (None, None, None);
         Self {
             trainer,
             config,
             custom_distiller,
             d_model,
             device,
-            counters,
+            counters: Counters::default(),
             stages: StageSeconds::default(),
-            observer,
-            predictions,
-            early,
+            observer: None,
+            control: None,
         }
     }
 
@@ -97,13 +82,11 @@ impl Sampler {
 
     /// Says that a request has ended. A distiller that no request needs any more is dropped, with its optimizer state.
     pub fn release(&mut self, row: RowId) {
-        self.early = None;
         self.trainer.release(row);
     }
 
     /// Forgets all distillers, counters and times.
     pub fn reset(&mut self) {
-        self.early = None;
         self.trainer.reset();
         self.counters = Counters::default();
         self.stages = StageSeconds::default();
@@ -155,7 +138,6 @@ impl Sampler {
         counters: Counters,
         trainer: TrainerState,
     ) -> Result<(), Misfit> {
-        self.early = None;
         self.trainer.import(trainer)?;
         self.counters = counters;
         Ok(())
@@ -203,7 +185,6 @@ impl Sampler {
         if finite.is_empty() {
             return Ok(0);
         }
-        self.early = None;
         let done = self.trainer.warm_up(row, &prompt.at(&finite), updates)?;
         self.counters.warm_up_updates += done.updates as u64;
         self.counters.fits += done.fits as u64;
@@ -222,6 +203,12 @@ impl Sampler {
         self.observer.take()
     }
 
+    /// Replaces the expected states of every step from here on by what `control` makes of them: for experiments, see
+    /// [`ExpectedControl`]. A snapshot does not hold it.
+    pub fn set_expected_control(&mut self, control: Box<dyn ExpectedControl>) {
+        self.control = Some(control);
+    }
+
     /// Waits for an update that runs in the background, so that the next step sees it, and checks that steering did
     /// something. The sampler can be used on.
     ///
@@ -231,7 +218,6 @@ impl Sampler {
     /// for: their hidden states were not finite, or the distiller has no parameters that an update could move.
     /// [`TrainError::Worker`] when learning in the background has failed.
     pub fn finish(&mut self) -> Result<(), TrainError> {
-        self.early = None;
         let learned = self.trainer.finish()?;
         self.count_learned(learned);
         let Counters { updates, eligible, rows_not_finite: skipped, .. } = self.counters;
@@ -239,13 +225,6 @@ impl Sampler {
             return Err(TrainError::NothingLearned { eligible, skipped });
         }
         Ok(())
-    }
-
-    fn count_learned(&mut self, learned: Learned) {
-        self.counters.updates += learned.updates as u64;
-        self.counters.rows_learned += learned.rows as u64;
-        self.counters.fits += learned.fits as u64;
-        self.counters.fits_failed += learned.fits_failed as u64;
     }
 
     /// Chooses a token for every row, then learns from the step.
@@ -270,210 +249,26 @@ impl Sampler {
     /// one row is in its place in [`StepOutput::choices`], and the other rows go on.
     pub fn step(&mut self, input: StepInput<'_>) -> Result<StepOutput, StepError> {
         input.check(self.d_model, &self.device)?;
-        let StepInput { rows, reference, hidden, early, other_logits, lm_head } = input;
+        let StepInput { rows, logits, hidden, other_logits, lm_head } = input;
         if rows.is_empty() {
             return Ok(StepOutput::default());
         }
-        let mut clock = StageClock::start();
-        let mut steered = self.predict(rows, hidden, early)?; // 1
-        clock.lap(&mut self.stages.predict);
-        let mut logits = Logits::read(match reference {
-            Reference::Logits(logits) => logits,
-            Reference::HeadInput(states) => {
-                // An observer wants to see both distributions: nothing is mixed before the head then.
-                let mixable = steered.as_mut().filter(|_| self.observer.is_none());
-                project(rows, states, mixable, lm_head)?
-            }
-        })?;
-        clock.lap(&mut self.stages.read);
-        let mut races: Vec<_> = rows
-            .iter()
-            .enumerate()
-            .map(|(at, row)| pool(row, logits.row_mut(at))) // 2
-            .collect();
-        clock.lap(&mut self.stages.pool);
-        for (row, race) in rows.iter().zip(&mut races) {
-            if let Ok(race) = race {
-                row.sampling.filter(&row.context(), race); // 3
-            }
-        }
-        clock.lap(&mut self.stages.filter);
-        let mut ready = match &mut steered {
-            Some(steered) => steered.expect(rows, &mut races, lm_head, logits.vocab)?, // 4
-            None => Vec::new(),
-        };
-        let plain = unsteered(rows, &races, &ready);
-        let mut states = vec![RowState::default(); rows.len()];
-        let contrasted = expect_other(rows, &mut races, other_logits, logits.vocab)?; // 4
-        contrasted.iter().for_each(|&at| states[at].contrasted = true);
-        ready.extend(contrasted);
-        clock.lap(&mut self.stages.expect);
-        let alone = |&at: &usize| rows[at].expects() == Some(Expects::Nothing);
-        for at in ready.into_iter().chain((0..rows.len()).filter(alone)) {
-            if let Ok(race) = &mut races[at] {
-                rows[at].sampling.reweighter().reweight(&rows[at].context(), race); // 5
-            }
-        }
-        clock.lap(&mut self.stages.reweight);
-        let mut choices: Vec<_> = rows
-            .iter()
-            .zip(&races)
-            .enumerate()
-            .map(|(at, (row, race))| choose(row, race, logits.row(at))) // 6
-            .collect();
-        clock.lap(&mut self.stages.select);
-        if let Some(steered) = &steered {
-            let places = steered.at.iter().zip(&steered.warming);
-            places.for_each(|(&at, &is_warming)| states[at].warming = is_warming);
-        }
-        let updates = match steered {
-            Some(steered) => self.learn(steered, &mut choices)?, // 7
-            None => 0,
-        };
-        clock.lap(&mut self.stages.learn);
-        let chosen = Chosen {
-            step: self.counters.steps,
-            d_model: self.d_model,
-            rows,
-            races: &races,
-            logits: &logits,
-            choices: &choices,
-            unsteered: &plain,
-            states: &states,
-        };
-        self.count(&chosen);
-        self.observe(&chosen, updates);
-        clock.lap(&mut self.stages.observe);
-        Ok(StepOutput { choices, updates })
+        let mut step = Step::begin(rows, lm_head);
+        step.predict(self, hidden)?; // 1
+        step.read(logits)?;
+        step.pool(); // 2
+        step.filter(); // 3
+        step.expect(other_logits)?; // 4
+        step.reweight(); // 5
+        step.select(); // 6
+        step.learn(self)?; // 7
+        Ok(step.report(self))
     }
 
-    /// The expected deep states of the rows that are to be steered; `None` when there are none.
-    fn predict(
-        &mut self,
-        rows: &[StepRow<'_>],
-        hidden: Option<HiddenStates>,
-        early: Option<Early>,
-    ) -> Result<Option<Steered>, StepError> {
-        let at: Vec<usize> = (0..rows.len()).filter(|&at| rows[at].is_steered()).collect();
-        let Some(hidden) = hidden.filter(|_| !at.is_empty()) else {
-            return Ok(None);
-        };
-        let hidden = hidden.at(&at);
-        let ids: Vec<RowId> = at.iter().map(|&at| rows[at].id).collect();
-        let prediction = match early {
-            Some(early) => self.early_prediction(early, &ids)?,
-            None => self.trainer.predict(&ids, hidden.shallow())?,
-        };
-        let steered_rows = at.iter().map(|&at| &rows[at]);
-        let (deep, counters) = (hidden.deep(), &mut self.counters);
-        let expected = self.config.expected_control.apply(
-            steered_rows,
-            deep,
-            prediction.expected.clone(),
-            counters,
-        )?;
-        let before = self.config.steps_before_steering as u64;
-        let warming = |&row: &RowId| self.trainer.updates(row) < before;
-        let warming = ids.iter().map(warming).collect();
-        Ok(Some(Steered::new(at, ids, hidden, prediction, expected, warming)))
-    }
-
-    /// One update of each distiller on the steered rows that were given a token.
-    fn learn(
-        &mut self,
-        steered: Steered,
-        choices: &mut [Result<Choice, RowError>],
-    ) -> Result<usize, StepError> {
-        let mut learned = Vec::with_capacity(steered.at.len());
-        for (place, &at) in steered.at.iter().enumerate() {
-            let Ok(choice) = &mut choices[at] else {
-                continue;
-            };
-            self.counters.eligible += 1;
-            choice.novelty = steered.novelty[place];
-            match choice.novelty {
-                Some(novelty) => {
-                    self.counters.loss_sum += novelty.loss(self.d_model);
-                    self.counters.mixed += u64::from(steered.settled[place]);
-                    learned.push(place);
-                }
-                None => {
-                    self.counters.rows_not_finite += 1;
-                    self.counters.predictions_not_finite += u64::from(steered.diverged[place]);
-                }
-            }
-        }
-        if learned.is_empty() {
-            return Ok(0);
-        }
-        let ids: Vec<RowId> = learned.iter().map(|&place| steered.ids[place]).collect();
-        let parts: Vec<_> = steered.parts.iter().map(|part| select_rows(part, &learned)).collect();
-        self.early = None;
-        let done = self.trainer.learn(&ids, &steered.hidden.at(&learned), &parts)?;
-        self.count_learned(done);
-        Ok(done.updates)
-    }
-
-    /// Adds up a step.
-    fn count(&mut self, chosen: &Chosen<'_>) {
-        let Chosen { rows, choices, unsteered, states, .. } = *chosen;
-        let counters = &mut self.counters;
-        counters.steps += 1;
-        for (at, (row, choice)) in rows.iter().zip(choices).enumerate() {
-            let Ok(choice) = choice else {
-                counters.failed += 1;
-                continue;
-            };
-            counters.tokens += 1;
-            counters.candidates += choice.candidates as u64;
-            match steering(row, choice, states[at]) {
-                Steering::Steered => {
-                    let plain = unsteered.get(at).copied().flatten();
-                    counters.steered += 1;
-                    counters.interventions += u64::from(plain.is_some_and(|t| t != choice.token));
-                }
-                Steering::Warming => {
-                    counters.rows_warming += 1;
-                    continue;
-                }
-                Steering::Contrasted => {
-                    counters.contrasted += 1;
-                    continue;
-                }
-                Steering::OtherNotFinite => {
-                    counters.other_not_finite += 1;
-                    continue;
-                }
-                // Those that are not finite were counted when there was nothing to learn from them.
-                Steering::Off | Steering::FirstToken | Steering::NotFinite => continue,
-            }
-            if let Some(novelty) = choice.novelty {
-                counters.novelty_sum += f64::from(novelty.error);
-                let relative = f64::from(novelty.relative());
-                // Infinite where the deep state is 0.
-                counters.relative_novelty_sum += if relative.is_finite() { relative } else { 0.0 };
-            }
-        }
-    }
-
-    /// Shows the step to the observer, if there is one.
-    fn observe(&mut self, chosen: &Chosen<'_>, updates: usize) {
-        let Some(observer) = &mut self.observer else {
-            return;
-        };
-        let traces = chosen.traces();
-        self.counters.observed += traces.len() as u64;
-        self.counters.mass_outside += traces.iter().map(|trace| trace.mass_outside).sum::<f64>();
-        traces.iter().for_each(|trace| observer.token(trace));
-        let (failed, distillers) = (chosen.rows.len() - traces.len(), self.trainer.distillers());
-        let counters = self.counters;
-        observer.step(&StepTrace::of(
-            &traces,
-            self.config.sharing,
-            failed,
-            updates,
-            distillers,
-            counters,
-        ));
+    fn count_learned(&mut self, learned: Learned) {
+        self.counters.updates += learned.updates as u64;
+        self.counters.rows_learned += learned.rows as u64;
+        self.counters.fits += learned.fits as u64;
+        self.counters.fits_failed += learned.fits_failed as u64;
     }
 }

@@ -15,18 +15,12 @@ pub struct Counters {
     pub tokens: u64,
     /// Tokens chosen from scores reweighted with what a distiller expected.
     pub steered: u64,
-    /// Those of them whose states were mixed before the head: one projection instead of two
-    /// ([`StepInput::from_head_input`](crate::StepInput::from_head_input)).
-    pub mixed: u64,
     /// Tokens chosen from scores reweighted with the logits of another model.
     pub contrasted: u64,
     /// Rows that were to be contrasted with another model and were sampled plainly, because one of its logits for a
     /// candidate was not finite.
     pub other_not_finite: u64,
-    /// Steered rows whose error could not be exchanged with another row's, because theirs was the only one of the step
-    /// ([`ExpectedControl::ShuffledErrors`](crate::ExpectedControl::ShuffledErrors)).
-    pub errors_not_shuffled: u64,
-    /// Steered tokens, without those [mixed](Self::mixed) before the head, that differ from the one that the same random number would have chosen from the same candidates
+    /// Steered tokens that differ from the one that the same random number would have chosen from the same candidates
     /// without steering.
     ///
     /// The two choices are coupled by their random number, candidates best first. On average the share of such tokens
@@ -88,10 +82,9 @@ impl Counters {
         mean(self.loss_sum, self.eligible.saturating_sub(self.rows_not_finite))
     }
 
-    /// Share of the steered tokens, without those mixed before the head, that steering has changed; `None` before the
-    /// first.
+    /// Share of the steered tokens that steering has changed; `None` before the first.
     pub fn intervention_rate(&self) -> Option<f64> {
-        mean(self.interventions as f64, self.steered.saturating_sub(self.mixed))
+        mean(self.interventions as f64, self.steered)
     }
 
     /// Mean probability mass that filters removed, over the tokens chosen while an observer was attached; `None` before

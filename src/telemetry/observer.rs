@@ -6,8 +6,7 @@ use super::{RowTrace, StepTrace};
 
 /// Watches a sampler: one call per token, one per step.
 ///
-/// An observer changes nothing: with and without one, the same seeds give the same tokens and the same updates. (A step [from the head's
-/// input](crate::StepInput::from_head_input) takes the long way while somebody watches: the same scores, up to rounding.) What it
+/// An observer changes nothing: with and without one, the same seeds give the same tokens and the same updates. What it
 /// is shown is computed for it; a run without one pays nothing. With one, a token costs a pass over its logits with an
 /// exponential each, and some passes over its candidates: about 0.1 ms on one CPU core for a vocabulary of 50,000, and
 /// 4 ms more where no filter has narrowed it down.

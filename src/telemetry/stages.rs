@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 pub struct StageSeconds {
     /// The distillers' prediction of the deep hidden states.
     pub predict: f64,
-    /// The logits' way to the host, and the head before it where the loop handed over its input.
+    /// Bringing the logits to the host.
     pub read: f64,
     /// The tokens of each row that its first filter could keep.
     pub pool: f64,
@@ -47,6 +47,19 @@ impl StageSeconds {
             ("learn", self.learn),
             ("observe", self.observe),
         ]
+    }
+
+    /// Adds the seconds of a step.
+    pub(crate) fn add(&mut self, step: &Self) {
+        self.predict += step.predict;
+        self.read += step.read;
+        self.pool += step.pool;
+        self.filter += step.filter;
+        self.expect += step.expect;
+        self.reweight += step.reweight;
+        self.select += step.select;
+        self.learn += step.learn;
+        self.observe += step.observe;
     }
 
     /// All stages together.

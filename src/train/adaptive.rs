@@ -3,8 +3,8 @@
 use burn::tensor::Tensor;
 
 use super::{
-    InlineTrainer, Learned, Misfit, OnlineTrainer, Prediction, PredictionJob, TrainerState,
-    TrainingConfig, early::on_a_copy, evidence::Evidence, slots::Slots,
+    InlineTrainer, Learned, Misfit, OnlineTrainer, Prediction, TrainerState, TrainingConfig,
+    evidence::Evidence, slots::Slots,
 };
 use crate::{
     bank::{AdaptiveConfig, AdaptiveStart, Sharing},
@@ -91,18 +91,10 @@ impl<S: Slots> OnlineTrainer for AdaptiveTrainer<S> {
         self.own.waiting_rows() + self.shared.waiting_rows()
     }
 
-    fn prediction(&self, rows: &[RowId], shallow: &Tensor<2>) -> PredictionJob {
-        on_a_copy(self, rows, shallow)
-    }
-
-    fn settle(&mut self, rows: &[RowId]) {
-        self.shared.settle(rows);
-        self.start_own(rows);
-        self.own.settle(rows);
-    }
-
     fn predict(&mut self, rows: &[RowId], shallow: &Tensor<2>) -> Result<Prediction, TrainError> {
-        self.settle(rows);
+        // The shared slot comes first: a prompt's own distiller may start as a copy of it.
+        self.shared.start(rows);
+        self.start_own(rows);
         let own = self.own.predict(rows, shallow)?.expected;
         let shared = self.shared.predict(rows, shallow)?.expected;
         let weight = self.evidence.weights(rows, self.config.sharpness, &shallow.device());

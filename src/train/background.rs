@@ -9,7 +9,7 @@ use std::{
 
 use burn::tensor::Tensor;
 
-use super::{Learned, Misfit, OnlineTrainer, Prediction, PredictionJob, TrainerState};
+use super::{Learned, Misfit, OnlineTrainer, Prediction, TrainerState};
 use crate::{error::TrainError, hidden::HiddenStates, id::RowId};
 
 /// Learns on a worker's thread, one update a step, exactly one step late.
@@ -290,18 +290,6 @@ impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> 
 
     fn waiting_rows(&self) -> usize {
         self.visible.waiting_rows()
-    }
-
-    fn prediction(&self, rows: &[RowId], shallow: &Tensor<2>) -> PredictionJob {
-        if let Err(error) = self.check() {
-            return Box::new(|| Err(error));
-        }
-        self.visible.prediction(rows, shallow)
-    }
-
-    fn settle(&mut self, rows: &[RowId]) {
-        rows.iter().for_each(|&row| self.begin(row));
-        self.visible.settle(rows);
     }
 
     fn predict(&mut self, rows: &[RowId], shallow: &Tensor<2>) -> Result<Prediction, TrainError> {

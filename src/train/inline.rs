@@ -5,9 +5,7 @@ use std::collections::HashMap;
 use burn::tensor::Tensor;
 
 use super::{
-    Learned, Misfit, OnlineTrainer, Prediction, PredictionJob, SlotTensors, TrainRows,
-    TrainingConfig,
-    early::on_a_copy,
+    Learned, Misfit, OnlineTrainer, Prediction, SlotTensors, TrainRows, TrainingConfig,
     slots::{SlotRows, Slots},
 };
 use crate::{
@@ -69,6 +67,14 @@ pub(crate) struct SlotState {
 impl<S: Slots> InlineTrainer<S> {
     pub(crate) fn new(slots: S, sharing: Sharing, config: TrainingConfig) -> Self {
         Self { slots, bank: DistillerBank::new(sharing), config }
+    }
+
+    /// Makes sure that the slots of these rows exist and have their place.
+    pub(crate) fn start(&mut self, rows: &[RowId]) {
+        for &row in rows {
+            self.begin(row);
+        }
+        self.seat(&self.bank.groups(rows));
     }
 
     /// The work that a step with these rows has, slot by slot. Every row's slot has its place afterwards.
@@ -274,15 +280,6 @@ impl<S: Slots> OnlineTrainer for InlineTrainer<S> {
     fn waiting_rows(&self) -> usize {
         let entries = self.bank.entries();
         entries.iter().flat_map(|(_, _, seat)| &seat.gathered).map(HiddenStates::rows).sum()
-    }
-
-    fn prediction(&self, rows: &[RowId], shallow: &Tensor<2>) -> PredictionJob {
-        on_a_copy(self, rows, shallow)
-    }
-
-    fn settle(&mut self, rows: &[RowId]) {
-        rows.iter().for_each(|&row| self.begin(row));
-        self.work(rows);
     }
 
     fn predict(&mut self, rows: &[RowId], shallow: &Tensor<2>) -> Result<Prediction, TrainError> {

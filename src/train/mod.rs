@@ -4,7 +4,6 @@ mod adaptive;
 mod apart;
 mod background;
 mod config;
-mod early;
 mod evidence;
 mod inline;
 mod optimizer;
@@ -23,7 +22,6 @@ pub(crate) use apart::ApartSlots;
 pub use background::TrainingWorker;
 pub(crate) use background::{BackgroundTrainer, spawn};
 pub use config::{SlotPath, Staleness, TrainRows, TrainingConfig};
-pub(crate) use early::{PredictionJob, PredictionThread, caught};
 pub(crate) use inline::{InlineTrainer, SlotState, TrainerState};
 pub use optimizer::{LossReduction, OptimizerConfig, Schedule, UpdateRule};
 pub(crate) use slots::{Misfit, SeparateSlots, SlotTensors, Slots};
@@ -95,13 +93,6 @@ pub(crate) trait OnlineTrainer: Debug + Send {
 
     /// Rows that have been handed over and are still to be learned.
     fn waiting_rows(&self) -> usize;
-
-    /// What [`predict`](Self::predict) would give now, to be computed whenever and wherever. Nothing here is changed by it,
-    /// so that one that nobody takes was never made; one that is taken is followed by [`settle`](Self::settle).
-    fn prediction(&self, rows: &[RowId], shallow: &Tensor<2>) -> PredictionJob;
-
-    /// Leaves the trainer as predicting for these rows would: their requests have begun, their distillers have started.
-    fn settle(&mut self, rows: &[RowId]);
 
     /// The expected deep states of `rows` from their shallow ones, `[rows, d_model]`.
     fn predict(&mut self, rows: &[RowId], shallow: &Tensor<2>) -> Result<Prediction, TrainError>;

@@ -2,16 +2,20 @@
 
 use burn::tensor::Tensor;
 use esamp::{
-    Choice, Counters, ExpectedControl, HiddenStates, LmHead, RowId, Sampler, SamplerConfig,
-    Sampling, SamplingConfig, Sharing, StepInput, StepRow,
+    Choice, Counters, ExpectedControl, GaussianError, HiddenStates, LmHead, RowId, Sampler,
+    SamplerConfig, Sampling, SamplingConfig, Sharing, ShuffledErrors, StepInput, StepRow,
 };
 
 use super::sampler_step::{D_MODEL, World, choices, esamp, log_softmax, row};
 
-fn sampler(control: ExpectedControl) -> Sampler {
-    let config =
-        SamplerConfig::new().with_expected_control(control).with_sharing(Sharing::PerRequest);
-    config.init(D_MODEL, &crate::device()).unwrap()
+fn sampler() -> Sampler {
+    SamplerConfig::new().with_sharing(Sharing::PerRequest).init(D_MODEL, &crate::device()).unwrap()
+}
+
+fn controlled(control: impl ExpectedControl + 'static) -> Sampler {
+    let mut sampler = sampler();
+    sampler.set_expected_control(Box::new(control));
+    sampler
 }
 
 fn rows(sampling: &Sampling, count: u64) -> Vec<StepRow<'_>> {
@@ -19,10 +23,9 @@ fn rows(sampling: &Sampling, count: u64) -> Vec<StepRow<'_>> {
 }
 
 /// 20 steps of 4 rows.
-fn run(control: ExpectedControl) -> (Vec<Choice>, Counters) {
+fn run(mut sampler: Sampler) -> (Vec<Choice>, Counters) {
     let world = World::new();
     let sampling = esamp(1.0);
-    let mut sampler = sampler(control);
     let mut all = Vec::new();
     for step in 0..20 {
         let contexts: Vec<usize> = (0..4).map(|row| row * 5 + step).collect();
@@ -33,16 +36,19 @@ fn run(control: ExpectedControl) -> (Vec<Choice>, Counters) {
 
 #[test]
 fn what_is_learned_and_measured_is_the_same_bit_for_bit() {
-    let (own, counters) = run(ExpectedControl::None);
-    for control in [ExpectedControl::GaussianError, ExpectedControl::ShuffledErrors] {
+    let (own, counters) = run(sampler());
+    for (name, control) in [
+        ("gaussian", controlled(GaussianError)),
+        ("shuffled", controlled(ShuffledErrors::default())),
+    ] {
         let (other, other_counters) = run(control);
         let novelty =
             |all: &[Choice]| -> Vec<_> { all.iter().map(|c| c.novelty.unwrap()).collect() };
-        assert_eq!(novelty(&own), novelty(&other), "{control:?}");
+        assert_eq!(novelty(&own), novelty(&other), "{name}");
         assert_eq!(other_counters.loss_sum, counters.loss_sum);
         assert_eq!(other_counters.updates, counters.updates);
         let differ = own.iter().zip(&other).filter(|(a, b)| a.log_prob != b.log_prob).count();
-        assert!(differ > 70, "{control:?} changes scores: {differ} of 80");
+        assert!(differ > 70, "{name} changes scores: {differ} of 80");
     }
 }
 
@@ -62,45 +68,45 @@ fn a_shuffled_error_is_the_next_rows() {
     // (1 + β)·ref − β·head(deep − e') = ref + β·head(e') for β = 1 and a head without bias
     let fused = reference + world.head.logits(next);
     let fused: Vec<f32> = fused.into_data().try_into_vec().unwrap();
-    let mut sampler = sampler(ExpectedControl::ShuffledErrors);
+    let shuffled = ShuffledErrors::default();
+    let mut sampler = controlled(shuffled.clone());
     let got = choices(world.step(&mut sampler, &rows(&sampling, 3), &[0, 1, 2]).unwrap());
     for (choice, fused) in got.iter().zip(fused.chunks(fused.len() / 3)) {
         assert!((choice.log_prob - log_softmax(fused, choice.token)).abs() < 1e-4);
     }
-    assert_eq!(sampler.counters().errors_not_shuffled, 0);
+    assert_eq!(shuffled.not_shuffled(), 0);
 }
 
 #[test]
 fn a_row_alone_keeps_its_own_error_and_is_counted() {
     let world = World::new();
     let sampling = esamp(1.0);
-    let (mut plain, mut shuffled) =
-        (sampler(ExpectedControl::None), sampler(ExpectedControl::ShuffledErrors));
+    let control = ShuffledErrors::default();
+    let (mut plain, mut shuffled) = (sampler(), controlled(control.clone()));
     for step in 0..10 {
         let a = choices(world.step(&mut plain, &rows(&sampling, 1), &[step]).unwrap())[0];
         let b = choices(world.step(&mut shuffled, &rows(&sampling, 1), &[step]).unwrap())[0];
         assert_eq!(a.token, b.token);
         assert!((a.log_prob - b.log_prob).abs() < 1e-5);
     }
-    assert_eq!(shuffled.counters().errors_not_shuffled, 10);
+    assert_eq!(control.not_shuffled(), 10);
 }
 
 #[test]
 fn a_row_that_is_not_finite_spoils_nobody_elses_error() {
     let world = World::new();
     let sampling = esamp(1.0);
-    for control in [ExpectedControl::GaussianError, ExpectedControl::ShuffledErrors] {
+    for mut sampler in [controlled(GaussianError), controlled(ShuffledErrors::default())] {
         let clean = world.hidden(&[0, 1, 2]);
         let nan = Tensor::<2>::full([1, 1], f32::NAN, &world.device);
         let shallow = clean.shallow().clone().slice_assign([1..2, 0..1], nan);
         let hidden = HiddenStates::new(shallow, clean.deep().clone()).unwrap();
         let logits = world.head.logits(clean.deep().clone());
         let rows = rows(&sampling, 3);
-        let mut sampler = sampler(control);
         let input = StepInput::new(&rows, logits, &world.head).with_hidden(hidden);
         let got = choices(sampler.step(input).unwrap());
         let has: Vec<bool> = got.iter().map(|choice| choice.novelty.is_some()).collect();
-        assert_eq!(has, [true, false, true], "{control:?}");
+        assert_eq!(has, [true, false, true]);
         assert_eq!(sampler.counters().rows_learned, 2);
     }
 }
@@ -112,7 +118,7 @@ fn gaussian_errors_are_the_rows_own_in_any_company() {
     let rows = rows(&sampling, 4);
     let step = |places: &[usize]| {
         let rows: Vec<_> = places.iter().map(|&place| rows[place]).collect();
-        choices(world.step(&mut sampler(ExpectedControl::GaussianError), &rows, places).unwrap())
+        choices(world.step(&mut controlled(GaussianError), &rows, places).unwrap())
     };
     let together = step(&[0, 1, 2, 3]);
     for (place, together) in together.iter().enumerate() {
@@ -121,20 +127,6 @@ fn gaussian_errors_are_the_rows_own_in_any_company() {
         assert!((alone.log_prob - together.log_prob).abs() < 1e-4);
     }
     let moved = StepRow { id: RowId::new(9, 9), ..rows[0] };
-    let again =
-        choices(world.step(&mut sampler(ExpectedControl::GaussianError), &[moved], &[0]).unwrap());
+    let again = choices(world.step(&mut controlled(GaussianError), &[moved], &[0]).unwrap());
     assert_eq!(again[0].token, together[0].token, "the stream belongs to the draw, not to the id");
-}
-
-#[test]
-fn controls_are_written_down_by_name() {
-    for (control, name) in [
-        (ExpectedControl::None, r#""none""#),
-        (ExpectedControl::GaussianError, r#""gaussian_error""#),
-        (ExpectedControl::ShuffledErrors, r#""shuffled_errors""#),
-    ] {
-        assert_eq!(serde_json::to_string(&control).unwrap(), name);
-        assert_eq!(serde_json::from_str::<ExpectedControl>(name).unwrap(), control);
-    }
-    assert_eq!(SamplerConfig::new().expected_control, ExpectedControl::None);
 }

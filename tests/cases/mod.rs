@@ -8,8 +8,6 @@ mod decode_loop;
 mod expected_control;
 mod gradients;
 mod heads;
-mod latent_mixing;
-mod overlap;
 mod penalties;
 mod reweighters;
 mod sampler_step;

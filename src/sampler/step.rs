@@ -1,0 +1,157 @@
+//! The stages of a step over all of its rows.
+
+use burn::tensor::Tensor;
+
+use super::{
+    Sampler, StepOutput, StepRow,
+    expect::{Predicted, expect_other},
+    row::{Logits, RowState},
+};
+use crate::{
+    error::StepError,
+    hidden::{HiddenStates, select_rows},
+    id::RowId,
+    lm_head::LmHead,
+    telemetry::{StageClock, StageSeconds, Steering},
+    train::Prediction,
+};
+
+/// A step under way. Each stage works on what the stages before it have left, and adds its time to the stage's seconds.
+pub(super) struct Step<'a> {
+    pub(super) rows: Vec<RowState<'a>>,
+    pub(super) logits: Logits,
+    lm_head: &'a dyn LmHead,
+    /// `None` where no row has a distiller.
+    predicted: Option<Predicted>,
+    updates: usize,
+    clock: StageClock,
+    seconds: StageSeconds,
+}
+
+impl<'a> Step<'a> {
+    pub(super) fn begin(rows: &'a [StepRow<'a>], lm_head: &'a dyn LmHead) -> Self {
+        Self {
+            rows: rows.iter().map(RowState::new).collect(),
+            logits: Logits::default(),
+            lm_head,
+            predicted: None,
+            updates: 0,
+            clock: StageClock::start(),
+            seconds: StageSeconds::default(),
+        }
+    }
+
+    /// Predicts the deep state of every row that has a distiller, with the parameters from before this step.
+    pub(super) fn predict(
+        &mut self,
+        sampler: &mut Sampler,
+        hidden: Option<HiddenStates>,
+    ) -> Result<(), StepError> {
+        let at: Vec<usize> =
+            (0..self.rows.len()).filter(|&at| self.rows[at].has_distiller()).collect();
+        let Some(hidden) = hidden.filter(|_| !at.is_empty()) else {
+            return Ok(());
+        };
+        let hidden = hidden.at(&at);
+        let ids: Vec<RowId> = at.iter().map(|&at| self.rows[at].input.id).collect();
+        let Prediction { expected: predicted, parts } =
+            sampler.trainer.predict(&ids, hidden.shallow())?;
+        let expected = match &mut sampler.control {
+            Some(control) => {
+                let rows: Vec<_> = at.iter().map(|&at| self.rows[at].input.context()).collect();
+                control.expected(&rows, hidden.deep(), predicted.clone().inner())?
+            }
+            None => predicted.clone(),
+        };
+        let before = sampler.config.steps_before_steering as u64;
+        for (&at, &id) in at.iter().zip(&ids) {
+            if sampler.trainer.updates(id) < before {
+                self.rows[at].steering = Steering::Warming;
+            }
+        }
+        self.predicted = Some(Predicted { at, ids, hidden, predicted, expected, parts });
+        self.clock.lap(&mut self.seconds.predict);
+        Ok(())
+    }
+
+    /// Brings the logits to the host.
+    pub(super) fn read(&mut self, logits: Tensor<2>) -> Result<(), StepError> {
+        self.logits = Logits::read(logits)?;
+        self.clock.lap(&mut self.seconds.read);
+        Ok(())
+    }
+
+    pub(super) fn pool(&mut self) {
+        for (at, row) in self.rows.iter_mut().enumerate() {
+            row.pool(self.logits.row_mut(at));
+        }
+        self.clock.lap(&mut self.seconds.pool);
+    }
+
+    pub(super) fn filter(&mut self) {
+        for row in &mut self.rows {
+            row.filter();
+        }
+        self.clock.lap(&mut self.seconds.filter);
+    }
+
+    /// Gives the candidates that are left their expected logits: those of the predicted state, or another model's.
+    pub(super) fn expect(&mut self, other_logits: Option<Tensor<2>>) -> Result<(), StepError> {
+        let vocab = self.logits.vocab;
+        if let Some(predicted) = &self.predicted {
+            predicted.expect(&mut self.rows, self.lm_head, vocab)?;
+        }
+        expect_other(&mut self.rows, other_logits, vocab)?;
+        self.clock.lap(&mut self.seconds.expect);
+        Ok(())
+    }
+
+    pub(super) fn reweight(&mut self) {
+        for row in &mut self.rows {
+            row.reweight();
+        }
+        self.clock.lap(&mut self.seconds.reweight);
+    }
+
+    pub(super) fn select(&mut self) {
+        for (at, row) in self.rows.iter_mut().enumerate() {
+            row.select(self.logits.row(at));
+        }
+        self.clock.lap(&mut self.seconds.select);
+    }
+
+    /// One update of each distiller, on those of its rows that were given a token and whose numbers are finite.
+    pub(super) fn learn(&mut self, sampler: &mut Sampler) -> Result<(), StepError> {
+        let Some(predicted) = &self.predicted else {
+            return Ok(());
+        };
+        let learned: Vec<usize> = (0..predicted.at.len())
+            .filter(|&i| {
+                let row = &self.rows[predicted.at[i]];
+                matches!(row.choice, Some(Ok(_))) && row.novelty.is_some()
+            })
+            .collect();
+        if learned.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<RowId> = learned.iter().map(|&i| predicted.ids[i]).collect();
+        let parts: Vec<_> =
+            predicted.parts.iter().map(|part| select_rows(part, &learned)).collect();
+        let done = sampler.trainer.learn(&ids, &predicted.hidden.at(&learned), &parts)?;
+        sampler.count_learned(done);
+        self.updates = done.updates;
+        self.clock.lap(&mut self.seconds.learn);
+        Ok(())
+    }
+
+    /// Counts the step, shows it to the observer and hands over its choices.
+    pub(super) fn report(mut self, sampler: &mut Sampler) -> StepOutput {
+        sampler.count(&self.rows);
+        sampler.observe(&self.rows, &self.logits, self.updates);
+        self.clock.lap(&mut self.seconds.observe);
+        sampler.stages.add(&self.seconds);
+        // Every row has one by now: from the selection, or from the stage in which it failed.
+        let choices = self.rows.into_iter().filter_map(|row| row.choice).collect();
+        StepOutput { choices, updates: self.updates }
+    }
+}
