@@ -1,5 +1,7 @@
 //! What the decode loop asks of a model.
 
+use std::sync::Arc;
+
 use burn::tensor::{Device, Int, Tensor};
 
 use crate::{error::StepError, lm_head::LmHead, tap::HiddenStateTap};
@@ -224,43 +226,50 @@ pub trait KvCache {
         Self: Sized;
 }
 
-impl<M: CausalLm + ?Sized> CausalLm for &M {
-    type Cache = M::Cache;
+/// A pointer to a model is a model: a loop may own one, borrow it, or share it with other loops.
+macro_rules! pointer_to_a_model {
+    ($($pointer:ty),*) => {$(
+        impl<M: CausalLm + ?Sized> CausalLm for $pointer {
+            type Cache = M::Cache;
 
-    fn new_cache(&self) -> Self::Cache {
-        (**self).new_cache()
-    }
+            fn new_cache(&self) -> Self::Cache {
+                (**self).new_cache()
+            }
 
-    fn forward(
-        &self,
-        tokens: Tensor<2, Int>,
-        cache: &mut Self::Cache,
-        tap: &mut dyn HiddenStateTap,
-    ) -> Result<Tensor<2>, StepError> {
-        (**self).forward(tokens, cache, tap)
-    }
+            fn forward(
+                &self,
+                tokens: Tensor<2, Int>,
+                cache: &mut Self::Cache,
+                tap: &mut dyn HiddenStateTap,
+            ) -> Result<Tensor<2>, StepError> {
+                (**self).forward(tokens, cache, tap)
+            }
 
-    fn lm_head(&self) -> &dyn LmHead {
-        (**self).lm_head()
-    }
+            fn lm_head(&self) -> &dyn LmHead {
+                (**self).lm_head()
+            }
 
-    fn device(&self) -> Device {
-        (**self).device()
-    }
+            fn device(&self) -> Device {
+                (**self).device()
+            }
 
-    fn d_model(&self) -> usize {
-        (**self).d_model()
-    }
+            fn d_model(&self) -> usize {
+                (**self).d_model()
+            }
 
-    fn vocab_size(&self) -> usize {
-        (**self).vocab_size()
-    }
+            fn vocab_size(&self) -> usize {
+                (**self).vocab_size()
+            }
 
-    fn context_length(&self) -> Option<usize> {
-        (**self).context_length()
-    }
+            fn context_length(&self) -> Option<usize> {
+                (**self).context_length()
+            }
 
-    fn kv_bytes_per_token(&self) -> usize {
-        (**self).kv_bytes_per_token()
-    }
+            fn kv_bytes_per_token(&self) -> usize {
+                (**self).kv_bytes_per_token()
+            }
+        }
+    )*};
 }
+
+pointer_to_a_model!(&M, Box<M>, Arc<M>);

@@ -41,6 +41,12 @@ impl<F: Fn(&[TokenId]) -> Result<String, TextError> + Send + Sync> Detokenize fo
     }
 }
 
+impl<T: Detokenize + ?Sized> Detokenize for std::sync::Arc<T> {
+    fn decode(&self, tokens: &[TokenId]) -> Result<String, TextError> {
+        (**self).decode(tokens)
+    }
+}
+
 /// The text of a growing run of tokens, piece by piece.
 ///
 /// A character may be spread over several tokens: its piece comes with the last of them. The pieces together are the

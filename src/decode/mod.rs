@@ -16,9 +16,8 @@ use crate::{
     causal_lm::{CausalLm, KvCache},
     error::{ConfigError, RequestError, RowError, StepError},
     id::{PromptId, RequestId, RowId, TokenId},
-    novelty::Expects,
     sampler::{Choice, Phase, Sampler, StepInput},
-    tap::{HiddenStateTap, NoTap, PairTap, TapSite},
+    tap::{HiddenStateTap, NoTap, TapSite},
     telemetry::Observer,
     text::Detokenize,
 };
@@ -260,8 +259,8 @@ impl<M: CausalLm> Decoder<M> {
         let requests = completions.iter().map(|&(_, request)| request).collect();
         let waiting = Waiting { prompt, request: Arc::new(request), completions };
         // A distiller that the prompt shares must outlive the first of its completions.
-        if waiting.request.expects() == Expects::Distiller {
-            waiting.rows().for_each(|row| self.sampler.begin(row));
+        for row in waiting.rows() {
+            self.sampler.admit(row, &waiting.request.sampling);
         }
         self.waiting.push_back(waiting);
         Ok(Submitted { prompt, requests })
@@ -448,15 +447,17 @@ impl<M: CausalLm> Decoder<M> {
         let tokens: Vec<TokenId> =
             batch.rows.iter().map(|row| row.as_ref().map_or(0, Row::last_token)).collect();
         let live = batch.live();
-        let rows = batch.rows.iter();
-        let steered = rows.flatten().any(|row| row.expects() == Expects::Distiller);
-        let mut pair = PairTap::new(self.sites[0], self.sites[1]);
-        let tap: &mut dyn HiddenStateTap = if steered { &mut pair } else { &mut NoTap };
+        let settings = batch.rows.iter().flatten().map(Row::sampling);
+        let mut pair = self.sampler.tap_for(settings, self.sites);
+        let tap: &mut dyn HiddenStateTap = match &mut pair {
+            Some(pair) => pair,
+            None => &mut NoTap,
+        };
 
         let tokens = int_tensor(&tokens, [tokens.len(), 1], &self.model.device());
         let logits = self.model.forward(tokens, &mut batch.cache, tap)?;
         expect_logits(&logits, [batch.rows.len(), self.model.vocab_size()])?;
-        let hidden = if steered { Some(pair.take()?) } else { None };
+        let hidden = pair.map(|mut pair| pair.take()).transpose()?;
         let (logits, hidden) = rows_of(logits, hidden, batch.rows.len(), &live)?;
         let other_logits = match &mut self.other {
             Some(other) => other_logits(&mut **other, batch)?,

@@ -192,6 +192,12 @@ impl<F: Fn(RowId, &[TokenId]) -> Option<TokenMask> + Send + Sync> TokenMasker fo
     }
 }
 
+impl<T: TokenMasker + ?Sized> TokenMasker for Arc<T> {
+    fn mask(&self, row: RowId, generated: &[TokenId]) -> Option<TokenMask> {
+        (**self).mask(row, generated)
+    }
+}
+
 /// The names of a request that was accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Submitted {

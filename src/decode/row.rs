@@ -13,6 +13,7 @@ use crate::{
     id::{RowId, TokenId},
     novelty::Expects,
     sampler::{Choice, Phase, StepRow},
+    sampling::Sampling,
     select::Selection,
     text::{Detokenize, TextStream},
 };
@@ -83,6 +84,10 @@ impl Row {
 
     pub(super) fn expects(&self) -> Expects {
         self.request.expects()
+    }
+
+    pub(super) fn sampling(&self) -> &Sampling {
+        &self.request.sampling
     }
 
     /// Updates on the prompt before the first token; 0 where the row's distiller is not used.

@@ -2,8 +2,8 @@
 
 use super::row::Row;
 use crate::{
-    bank::Sharing,
     error::StepError,
+    id::RowId,
     sampler::Sampler,
     tap::{HiddenStateTap, NoTap, SequenceTap, TapSite},
 };
@@ -47,13 +47,8 @@ impl PromptWarmUp {
             return Ok(());
         };
         let prompt = tap.take()?;
-        let distillers = match sampler.sharing() {
-            Sharing::PerRequest => rows.len(),
-            Sharing::Global | Sharing::PerPrompt | Sharing::Adaptive(_) => 1,
-        };
-        for row in &rows[..distillers.min(rows.len())] {
-            sampler.warm_up(row.id, &prompt, self.updates)?;
-        }
+        let rows: Vec<RowId> = rows.iter().map(|row| row.id).collect();
+        sampler.warm_up_prompt(&rows, &prompt, self.updates)?;
         Ok(())
     }
 }

@@ -9,6 +9,8 @@ mod output;
 mod row;
 mod step;
 
+use std::collections::HashSet;
+
 use burn::tensor::Device;
 
 pub use config::{DistillerConfig, SamplerConfig};
@@ -21,6 +23,9 @@ use crate::{
     error::{StepError, TrainError},
     hidden::HiddenStates,
     id::RowId,
+    novelty::Expects,
+    sampling::Sampling,
+    tap::{PairTap, TapSite},
     telemetry::{Counters, Observer, StageSeconds},
     train::{Learned, Misfit, OnlineTrainer, TrainerState},
 };
@@ -74,10 +79,25 @@ impl Sampler {
         }
     }
 
-    /// Makes room for a row's request, so that its prompt's distiller stays while the request waits for its turn.
-    /// Optional: the first step that has the row does the same.
-    pub fn begin(&mut self, row: RowId) {
-        self.trainer.begin(row);
+    /// Makes room for a completion that is to be sampled with these settings, so that its prompt's distiller stays while
+    /// the completion waits for its turn. Optional: the first step that has its row does the same. Nothing happens where the
+    /// settings use no distiller.
+    pub fn admit(&mut self, row: RowId, sampling: &Sampling) {
+        if sampling.reweighter().expects() == Expects::Distiller {
+            self.trainer.begin(row);
+        }
+    }
+
+    /// The tap for a forward pass over rows with these settings: `None` where none of them needs hidden states, so that
+    /// the model can be given [`NoTap`](crate::NoTap) and records nothing.
+    pub fn tap_for<'a>(
+        &self,
+        settings: impl IntoIterator<Item = &'a Sampling>,
+        [shallow, deep]: [TapSite; 2],
+    ) -> Option<PairTap> {
+        let uses_distiller =
+            |sampling: &Sampling| sampling.reweighter().expects() == Expects::Distiller;
+        settings.into_iter().any(uses_distiller).then(|| PairTap::new(shallow, deep))
     }
 
     /// Says that a request has ended. A distiller that no request needs any more is dropped, with its optimizer state.
@@ -190,6 +210,28 @@ impl Sampler {
         self.counters.fits += done.fits as u64;
         self.counters.fits_failed += done.fits_failed as u64;
         Ok(done.updates)
+    }
+
+    /// [`warm_up`](Self::warm_up) for completions of one prompt: each of their distillers once, however many of them share
+    /// it. Returns the number of optimizer steps, over all distillers.
+    ///
+    /// # Errors
+    ///
+    /// As [`warm_up`](Self::warm_up).
+    pub fn warm_up_prompt(
+        &mut self,
+        rows: &[RowId],
+        prompt: &HiddenStates,
+        updates: usize,
+    ) -> Result<usize, StepError> {
+        let mut warm = HashSet::new();
+        let mut done = 0;
+        for &row in rows {
+            if warm.insert(self.config.sharing.slot(row)) {
+                done += self.warm_up(row, prompt, updates)?;
+            }
+        }
+        Ok(done)
     }
 
     /// Shows every token and every step from here on to `observer`, in the place of the one before. It changes nothing

@@ -1,13 +1,13 @@
 //! The decode loop, seen from outside.
 
-use std::ops::ControlFlow;
+use std::{ops::ControlFlow, sync::Arc};
 
 use crate::device;
 use burn::tensor::{Device, Int, Tensor};
 use esamp::{
-    CausalLm, Completion, Decoder, Event, FinishReason, HiddenStateTap, KvCache, LmHead, Request,
-    RequestError, RequestId, RowId, Sampler, SamplerConfig, Sampling, SamplingConfig, StepError,
-    TextError, TokenId, TokenMask,
+    CausalLm, Completion, Decoder, Detokenize, Event, FinishReason, HiddenStateTap, KvCache,
+    LmHead, Request, RequestError, RequestId, RowId, Sampler, SamplerConfig, Sampling,
+    SamplingConfig, StepError, TextError, TokenId, TokenMask, TokenMasker,
     testing::{ScriptedLm, TinyLm},
 };
 
@@ -634,4 +634,28 @@ fn a_plain_run_needs_no_taps() {
         error.to_string(),
         "tap site AfterBlock(77): expected one `record` in the forward pass, got none"
     );
+}
+
+#[test]
+fn a_model_and_its_parts_may_be_shared_by_pointer() {
+    let model = Arc::new(TinyLm::new(3, &device()));
+    let masker: Arc<dyn TokenMasker> =
+        Arc::new(|_: RowId, _: &[TokenId]| Some(TokenMask::allowing(TinyLm::VOCAB, [1, 2, 5])));
+    let detokenizer: Arc<dyn Detokenize> = Arc::new(TinyLm::detokenizer());
+    fn run(
+        model: impl CausalLm,
+        masker: Arc<dyn TokenMasker>,
+        text: Arc<dyn Detokenize>,
+    ) -> String {
+        let sampler = SamplerConfig::new().init(model.d_model(), &model.device()).unwrap();
+        let mut decoder = Decoder::new(model, sampler).with_detokenizer(text);
+        let request = Request::new(vec![1, 2]).with_max_new_tokens(6).with_masker(masker);
+        decoder.submit(request).unwrap();
+        let completions = decoder.run(|_| ControlFlow::Continue(())).unwrap();
+        assert!(completions[0].tokens().iter().all(|token| [1, 2, 5].contains(token)));
+        completions[0].text.clone().unwrap()
+    }
+    let borrowed = run(&*model, masker.clone(), detokenizer.clone());
+    assert_eq!(run(model.clone(), masker.clone(), detokenizer.clone()), borrowed);
+    assert_eq!(run(Box::new((*model).clone()), masker, detokenizer), borrowed);
 }
