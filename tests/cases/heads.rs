@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use burn::{
     module::Param,
     nn::{Linear, LinearConfig},
-    tensor::{DType, Int, Tensor, TensorData},
+    tensor::{DType, Device, Int, Tensor, TensorData},
 };
 use esamp::{
     Choice, HiddenStates, LmHead, Phase, ReweighterConfig, RowError, Sampler, Sampling,
@@ -368,6 +368,17 @@ fn a_plain_step_needs_the_heads_input_and_nothing_else() {
     assert_eq!(got, plain);
 }
 
+/// With a head input on another device than the sampler.
+pub(super) fn a_head_input_elsewhere_is_an_error(elsewhere: &Device) {
+    let world = World::new();
+    let steered = esamp(0.5);
+    let rows = [row(0, 0, &steered)];
+    let states = Tensor::<2>::zeros([1, D_MODEL], elsewhere);
+    let input = StepInput::from_head_input(&rows, states, &world.head);
+    let error = sampler().step(input.with_hidden(world.hidden(&[0]))).unwrap_err();
+    assert!(error.to_string().starts_with("head input: expected device"), "{error}");
+}
+
 #[test]
 fn a_head_input_that_does_not_fit_is_an_error() {
     let world = World::new();
@@ -384,8 +395,6 @@ fn a_head_input_that_does_not_fit_is_an_error() {
         wording(zeros([2, D_MODEL + 1]), &world.head),
         "head input: expected shape [2, 8], got [2, 9]"
     );
-    let elsewhere = Tensor::<2>::zeros([2, D_MODEL], &crate::another_device());
-    assert!(wording(elsewhere, &world.head).starts_with("head input: expected device"));
     let short = |hidden: Tensor<2>| hidden.slice([0..1, 0..D_MODEL]);
     assert_eq!(
         wording(zeros([2, D_MODEL]), &short),
