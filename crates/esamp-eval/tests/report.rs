@@ -407,8 +407,8 @@ fn where_it_comes_from_is_written() {
         "| run time | 2 min in 1 session |",
         "| embeddings | letters |",
         "| intervals | 95 %, expanded percentile bootstrap over problems, 10000 resamples |",
-        "cargo run --release --example evaluate -- --out 'a file'\n",
-        "cargo run --release --example evaluate -- --report report.md\n",
+        "cargo run --release --bin evaluate -- --out 'a file'\n",
+        "cargo run --release --bin evaluate -- --report report.md\n",
     ] {
         assert!(text.contains(part), "expected {part:?} in {text}");
     }

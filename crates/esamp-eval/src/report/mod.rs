@@ -380,7 +380,7 @@ fn command(words: &[String]) -> String {
         false => word.clone(),
     };
     let words: Vec<String> = words.iter().skip(1).map(quoted).collect();
-    format!("cargo run --release --example evaluate -- {}", words.join(" "))
+    format!("cargo run --release --bin evaluate -- {}", words.join(" "))
 }
 
 /// With a capital letter.

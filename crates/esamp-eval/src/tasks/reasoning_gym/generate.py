@@ -1,8 +1,8 @@
 """Writes problems.json: problems of the package reasoning-gym, which the task of that name asks.
 
     python3 -m venv venv && venv/bin/pip install reasoning-gym==0.1.25
-    venv/bin/python examples/evaluate/tasks/reasoning_gym/generate.py
-    venv/bin/python examples/evaluate/tasks/reasoning_gym/generate.py --check [--records run.jsonl]
+    venv/bin/python crates/esamp-eval/src/tasks/reasoning_gym/generate.py
+    venv/bin/python crates/esamp-eval/src/tasks/reasoning_gym/generate.py --check [--records run.jsonl]
 
 With --check nothing is written: the file has to be what the package generates now, and the package's own scorers have to
 tell its answers from wrong ones. --records also reads a file that the example `evaluate` has written, and has the package
