@@ -10,9 +10,6 @@
 
 #![allow(clippy::print_stdout, reason = "a program speaks to its user")]
 
-#[path = "../examples/model_source/mod.rs"]
-mod model_source;
-
 use std::{
     io::{BufRead, Write},
     time::Instant,
@@ -25,7 +22,7 @@ use esamp::{
     CausalLm, Decoder, Request, SamplerConfig, SamplingConfig, TokenId,
     llama::{Llama, Tokenizer},
 };
-use model_source::{Cache, ModelSource};
+use esamp_programs::model_source::{Cache, ModelSource};
 
 /// Plain decoding of SmolLM2-135M.
 #[derive(Debug, Parser)]

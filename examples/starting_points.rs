@@ -10,8 +10,6 @@
 
 #![allow(clippy::print_stdout, reason = "a program speaks to its user")]
 
-mod model_source;
-
 use std::ops::ControlFlow;
 
 use burn::tensor::{Device, Int, Tensor};
@@ -21,7 +19,7 @@ use esamp::{
     SwiGluConfig, TokenId,
     llama::{ChatMessage, ChatTemplate, Llama, Tokenizer},
 };
-use model_source::{Cache, ModelSource};
+use esamp_programs::model_source::{Cache, ModelSource};
 
 const PROMPTS: [&str; 4] = [
     "Continue this short story in an original way. Write only the continuation.\n\n\

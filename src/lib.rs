@@ -9,9 +9,6 @@ mod distiller;
 mod draw;
 mod error;
 mod fire;
-#[cfg(test)]
-#[path = "../tests/golden/mod.rs"]
-mod golden;
 pub mod guide;
 mod hidden;
 mod host;
@@ -19,7 +16,6 @@ mod id;
 #[cfg(feature = "llama")]
 pub mod llama;
 mod lm_head;
-pub mod metrics;
 mod novelty;
 mod penalties;
 pub mod prelude;
@@ -32,6 +28,9 @@ mod telemetry;
 pub mod testing;
 mod text;
 mod train;
+
+#[cfg(test)]
+use esamp_testkit::golden;
 
 pub use bank::{AdaptiveConfig, AdaptiveStart, Sharing, SlotKey};
 pub use candidates::{

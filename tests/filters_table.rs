@@ -2,15 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
-mod golden;
-
 use burn::tensor::{Device, Tensor, TensorData};
 use esamp::{
     CandidateFilter, Candidates, DrawKey, EpsilonCutoff, EtaCutoff, MinP, Phase, RowContext, RowId,
     SamplerConfig, Sampling, SamplingConfig, StepInput, StepRow, TemperatureOrder, TiedHead,
     TokenId, TokenMask, TopK, TopNSigma, TopP, Typical, Xtc,
 };
-use golden::Golden;
+use esamp_testkit::golden::Golden;
 
 /// Logits of these probabilities, in another order than best first.
 const PROBABILITIES: [f32; 4] = [0.2, 0.4, 0.1, 0.3];

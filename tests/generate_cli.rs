@@ -2,11 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
-#[path = "../examples/generate/columns.rs"]
-mod columns;
-#[path = "../examples/model_source/mod.rs"]
-mod model_source;
-
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -14,7 +9,11 @@ use std::{
 };
 
 use esamp::{RowTrace, StepTrace, TraceRecord, read_traces};
-use model_source::{Cache, ModelSource};
+use esamp_programs::{
+    columns,
+    model_source::{Cache, ModelSource},
+};
+use esamp_testkit::golden;
 use serde_json::Value;
 
 /// `cargo test` builds the examples beside the tests.
@@ -176,6 +175,7 @@ fn people_get_two_columns() {
 }
 
 #[test]
+#[cfg(feature = "ndarray")]
 fn ndarray_runs_it_too() {
     let report =
         json(&["--device", "ndarray", "--samples", "1", "--max-new-tokens", "2", "--plain"]);
@@ -362,8 +362,7 @@ fn a_reader_that_has_seen_enough_ends_it_quietly() {
 
 fn copy_of_golden(name: &str) -> tempfile::TempDir {
     let copy = tempfile::tempdir().unwrap();
-    let from = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llama").join(name);
-    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+    for entry in fs::read_dir(golden::path("llama").join(name)).unwrap().map(Result::unwrap) {
         fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
     }
     copy

@@ -2,8 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
-mod word_model;
-
 use std::{
     collections::HashMap,
     fs,
@@ -12,6 +10,7 @@ use std::{
 };
 
 use esamp::{TraceRecord, read_traces};
+use esamp_testkit::word_model;
 use serde_json::{Value, json};
 
 /// A model, and a place for files.

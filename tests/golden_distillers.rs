@@ -2,8 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
-mod golden;
-
 use burn::{
     module::Param,
     tensor::{Device, Tensor},
@@ -12,7 +10,7 @@ use esamp::{
     Distiller, HiddenStates, Learner, LmHead, LowRankDistiller, LowRankStart, OptimizerConfig,
     SourceNorm, SwiGluBlock, SwiGluDistiller, UpdateRule,
 };
-use golden::{Golden, assert_close, devices, values};
+use esamp_testkit::golden::{Golden, assert_close, devices, values};
 
 /// The paper's distiller as the vectors have it: on the raw source, all projections random at the start.
 fn swiglu(golden: &Golden, device: &Device) -> SwiGluDistiller {

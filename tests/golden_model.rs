@@ -2,17 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
-mod golden;
-#[path = "../examples/model_source/mod.rs"]
-mod model_source;
-
 use burn::tensor::{Device, Int, Tensor};
 use esamp::{
     CandidateFilter, Candidates, CausalLm, DrawKey, PairTap, RowContext, RowId, TokenId, TopP,
     llama::Llama,
 };
-use golden::{Golden, assert_close, values};
-use model_source::{Cache, ModelSource};
+use esamp_programs::model_source::{Cache, ModelSource};
+use esamp_testkit::golden::{self, Golden, assert_close, values};
 
 fn smollm2(device: &Device) -> Llama {
     let path = ModelSource::SmolLm2.fetch(&Cache::from_env().unwrap()).unwrap();
@@ -36,7 +32,7 @@ struct Case {
 }
 
 fn cases() -> Vec<Case> {
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/greedy.json");
+    let path = golden::path("greedy.json");
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 
@@ -137,6 +133,7 @@ fn the_nucleus_is_that_of_pytorch() {
 
 /// ndarray takes half a second for one product with the head: one short prompt only.
 #[test]
+#[cfg(feature = "ndarray")]
 #[allow(deprecated, reason = "ndarray is deprecated upstream and supported here")]
 fn the_real_model_runs_on_ndarray() {
     let model = smollm2(&Device::ndarray());

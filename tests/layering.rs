@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 const LAYERS: [&[&str]; 8] = [
     &["id", "host"],
     &["draw", "error"],
-    &["hidden", "lm_head", "distiller", "candidates", "penalties", "fire", "text", "metrics"],
+    &["hidden", "lm_head", "distiller", "candidates", "penalties", "fire", "text"],
     &["tap", "bank", "novelty", "select"],
     &["causal_lm", "train", "sampling", "telemetry"],
     &["sampler"],

@@ -2,8 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
-mod golden;
-
 use std::{fs, path::PathBuf};
 
 use burn::tensor::{Device, Int, Tensor};
@@ -11,14 +9,14 @@ use esamp::{
     CausalLm, KvCache, NoTap, PairTap, SequenceTap, StepError, TokenId,
     llama::{Llama, LlamaConfig, RopeScaling},
 };
-use golden::{Golden, assert_close, devices, values};
+use esamp_testkit::golden::{self, Golden, assert_close, devices, values};
 
 const MODELS: [&str; 6] = ["llama", "llama3", "linear_rope", "qwen2", "qwen3", "sharded_bf16"];
 const VOCAB: usize = 96;
 const D_MODEL: usize = 32;
 
 fn folder(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llama").join(name)
+    golden::path("llama").join(name)
 }
 
 fn load(name: &str, device: &Device) -> Llama {
@@ -275,9 +273,14 @@ fn the_cache_of_another_model_is_an_error() {
     let error = model.forward(tokens(&[&[3]], &device), &mut shallow.new_cache(), &mut NoTap);
     let message = "key-value cache, in blocks: expected shape [2], got [1]";
     assert_eq!(error.unwrap_err().to_string(), message);
+}
 
-    #[allow(deprecated, reason = "ndarray is deprecated upstream and supported here")]
-    let elsewhere = Device::ndarray();
+#[test]
+#[cfg(feature = "ndarray")]
+#[allow(deprecated, reason = "ndarray is deprecated upstream and supported here")]
+fn a_cache_on_another_device_is_an_error() {
+    let (device, elsewhere) = (Device::flex(), Device::ndarray());
+    let model = load("llama", &device);
     let (there, mut theirs) = (load("llama", &elsewhere), model.new_cache());
     there.forward(tokens(&[&[1]], &elsewhere), &mut theirs, &mut NoTap).unwrap();
     let error = model.forward(tokens(&[&[3]], &device), &mut theirs, &mut NoTap).unwrap_err();

@@ -4,15 +4,15 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod cases;
-mod first_gpu;
-mod golden;
 
 use burn::tensor::{Device, DeviceType};
+use esamp_testkit::{first_gpu::first_gpu, golden};
 
 fn device() -> Device {
-    first_gpu::first_gpu(DeviceType::Cuda)
+    first_gpu(DeviceType::Cuda)
 }
 
-fn another_device() -> Device {
-    Device::flex()
+#[test]
+fn what_is_on_another_device_is_refused() {
+    cases::refuse(&Device::flex());
 }

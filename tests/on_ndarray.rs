@@ -4,14 +4,15 @@
 #![allow(deprecated, reason = "ndarray is deprecated upstream and supported here")]
 
 mod cases;
-mod golden;
 
 use burn::tensor::Device;
+use esamp_testkit::golden;
 
 fn device() -> Device {
     Device::ndarray()
 }
 
-fn another_device() -> Device {
-    Device::flex()
+#[test]
+fn what_is_on_another_device_is_refused() {
+    cases::refuse(&Device::flex());
 }

@@ -2,27 +2,21 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
-#[path = "../examples/model_source/mod.rs"]
-mod model_source;
-
 use std::path::{Path, PathBuf};
 
 use esamp::{
     Detokenize, TextStream, TokenId,
     llama::{ChatMessage, ChatTemplate, Tokenizer},
 };
-use model_source::{Cache, ModelSource};
-
-fn golden(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
-}
+use esamp_programs::model_source::{Cache, ModelSource};
+use esamp_testkit::golden;
 
 fn smollm2() -> PathBuf {
     ModelSource::SmolLm2.fetch(&Cache::from_env().unwrap()).unwrap()
 }
 
 fn json<T: serde::de::DeserializeOwned>(name: &str) -> T {
-    serde_json::from_str(&std::fs::read_to_string(golden(name)).unwrap()).unwrap()
+    serde_json::from_str(&std::fs::read_to_string(golden::path(name)).unwrap()).unwrap()
 }
 
 #[derive(serde::Deserialize)]
@@ -66,7 +60,7 @@ struct Piece {
 
 #[test]
 fn a_sentencepiece_vocabulary_reads_as_sentencepiece_does() {
-    let tokenizer = Tokenizer::from_gguf(golden("tokenizer/sentencepiece.gguf")).unwrap();
+    let tokenizer = Tokenizer::from_gguf(golden::path("tokenizer/sentencepiece.gguf")).unwrap();
     for case in json::<Vec<Piece>>("tokenizer/sentencepiece.json") {
         let mut expected = vec![1]; // the file says nothing, so a SentencePiece model gets its first token
         expected.extend(&case.ids);
@@ -79,7 +73,7 @@ fn a_sentencepiece_vocabulary_reads_as_sentencepiece_does() {
 
 #[test]
 fn a_wrong_byte_does_not_stop_the_text_of_a_sentencepiece_model() {
-    let tokenizer = Tokenizer::from_gguf(golden("tokenizer/sentencepiece.gguf")).unwrap();
+    let tokenizer = Tokenizer::from_gguf(golden::path("tokenizer/sentencepiece.gguf")).unwrap();
     let byte = |byte: u8| tokenizer.token_id(&format!("<0x{byte:02X}>")).unwrap();
     let mut tokens: Vec<TokenId> = "😀".bytes().map(byte).collect();
     tokens.push(byte(0xf0));

@@ -7,8 +7,7 @@ use esamp::{
     EpsilonCutoff, EtaCutoff, FilterConfig, Matched, MinP, ReweighterConfig, Selection, Sharing,
     TemperatureOrder, TopK, TopNSigma, TopP, Typical, Xtc,
 };
-
-use crate::{
+use esamp_programs::{
     device::DeviceName,
     failure::Failure,
     model_source::{FetchError, ModelSource},

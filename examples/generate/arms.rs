@@ -11,10 +11,10 @@ use esamp::{
     Request, RowTrace, Sampler, SamplerConfig, SnapshotPrecision, StepTrace, TokenId,
     llama::{ChatMessage, ChatTemplate, Llama, Tokenizer},
 };
+use esamp_programs::failure::Failure;
 
 use crate::{
     args::Args,
-    failure::Failure,
     settings::{ArmSettings, check_outlives},
     trace::Trace,
 };

@@ -11,13 +11,6 @@
 #![allow(unreachable_pub, reason = "a program: there is nobody outside to reach it")]
 mod args;
 mod arms;
-mod columns;
-#[path = "../completions_page/mod.rs"]
-mod completions_page;
-mod device;
-mod failure;
-#[path = "../model_source/mod.rs"]
-mod model_source;
 mod page;
 mod render;
 mod report;
@@ -30,11 +23,13 @@ use std::{
 };
 
 use clap::Parser;
+use esamp_programs::{
+    failure::{End, exit_code},
+    model_source::Cache,
+};
 
 use args::Args;
 use arms::{Arm, Loaded};
-use failure::{End, exit_code};
-use model_source::Cache;
 use page::HtmlFile;
 use render::Screen;
 use trace::Trace;

@@ -7,12 +7,14 @@ use std::{
 };
 
 use esamp::llama::Tokenizer;
+use esamp_programs::{
+    failure::Failure,
+    page::{Page, ShownArm},
+};
 
 use crate::{
     args::Args,
     arms::Arm,
-    completions_page::{Page, ShownArm},
-    failure::Failure,
     render::{numbers, said, title},
 };
 

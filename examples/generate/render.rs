@@ -4,13 +4,9 @@ use std::io::{self, Write};
 
 use console::{Term, measure_text_width, style};
 use esamp::{FilterConfig, SamplingConfig};
+use esamp_programs::columns::{GAP, side_by_side, wrap};
 
-use crate::{
-    args::Args,
-    arms::Arm,
-    columns::{GAP, side_by_side, wrap},
-    settings::name_of,
-};
+use crate::{args::Args, arms::Arm, settings::name_of};
 
 /// The terminal, if there is one.
 pub struct Screen {

@@ -3,12 +3,12 @@
 use std::io::{self, Write};
 
 use esamp::{Counters, DecodeStats, SamplerConfig, SamplingConfig, TokenId};
+use esamp_programs::failure::{End, Failure};
 use serde::Serialize;
 
 use crate::{
     args::Args,
     arms::{Arm, failure_of},
-    failure::{End, Failure},
 };
 
 #[derive(Serialize)]

@@ -7,13 +7,11 @@ use esamp::{
     Contrast, DistillerConfig, Expects, FilterConfig, Fire, LowRankConfig, ReweighterConfig,
     SamplerConfig, Sampling, SamplingConfig, Sharing, SwiGluConfig, TemperatureOrder,
 };
+use esamp_programs::failure::Failure;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
-use crate::{
-    args::{Args, DistillerName, SettingsName},
-    failure::Failure,
-};
+use crate::args::{Args, DistillerName, SettingsName};
 
 /// One column.
 #[derive(Clone, Debug)]

@@ -8,8 +8,7 @@ use std::{
 };
 
 use esamp::{Observer, TraceWriter};
-
-use crate::failure::Failure;
+use esamp_programs::failure::Failure;
 
 /// A file of traces that somebody may read while it grows.
 pub struct Trace {

@@ -3,7 +3,6 @@
 use crate::{
     candidates::{Candidate, Candidates},
     id::TokenId,
-    metrics::{entropy_of, kl_of},
 };
 
 /// The numbers of a [`RowTrace`](super::RowTrace) that follow from its candidates; see there for what they are.
@@ -57,6 +56,25 @@ fn log_softmax(items: &[Candidate], score: impl Fn(&Candidate) -> f32) -> Vec<f6
     let total: f64 = scores.iter().map(|score| (score - best).exp()).sum();
     let log_total = best + total.ln();
     scores.into_iter().map(|score| score - log_total).collect()
+}
+
+/// The entropy of a distribution, in nats, from the logarithms of its probabilities.
+fn entropy_of(log_probs: &[f64]) -> f64 {
+    // + 0.0: a distribution on one token has entropy 0 and not −0.
+    -log_probs.iter().map(|&log_prob| weighted(log_prob, log_prob)).sum::<f64>() + 0.0
+}
+
+/// `KL(new ‖ reference)` of two distributions over the same tokens.
+fn kl_of(new: &[f64], reference: &[f64]) -> f64 {
+    let terms = new.iter().zip(reference).map(|(new, old)| weighted(*new, new - old));
+    // Never below 0, but for rounding.
+    terms.sum::<f64>().max(0.0)
+}
+
+/// `p·value`, which is 0 for `p = 0` whatever the value.
+fn weighted(log_prob: f64, value: f64) -> f64 {
+    let probability = log_prob.exp();
+    if probability == 0.0 { 0.0 } else { probability * value }
 }
 
 /// The line through some change of the candidates' scores, as a function of their reference logits.

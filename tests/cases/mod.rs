@@ -1,5 +1,5 @@
 //! Everything that is not bound to one kind of device. A program that runs it says in `device` which device it is to be, and
-//! in `another_device` what is to be refused beside it.
+//! calls `refuse` with another one, where it has one.
 
 mod background;
 mod batch_independence;
@@ -18,3 +18,18 @@ mod telemetry;
 mod traps;
 mod traps_met_here;
 mod warm_up;
+
+use burn::tensor::Device;
+
+/// What comes from another device than the sampler's is an error.
+#[cfg_attr(
+    not(feature = "ndarray"),
+    allow(
+        dead_code,
+        reason = "of the CPUs there is only flex then, and nothing to refuse beside it"
+    )
+)]
+pub(crate) fn refuse(elsewhere: &Device) {
+    sampler_step::hidden_states_or_a_head_elsewhere_are_an_error(elsewhere);
+    warm_up::a_prompt_elsewhere_is_an_error(elsewhere);
+}

@@ -531,10 +531,28 @@ fn what_does_not_fit_together_is_said_before_any_work() {
         wording(&rows, logits(), Some(HiddenStates::new(wide.clone(), wide).unwrap())),
         "hidden states: expected shape [2, 8], got [2, 9]"
     );
-    let elsewhere = Tensor::<2>::ones([2, D_MODEL], &crate::another_device());
-    let elsewhere = HiddenStates::new(elsewhere.clone(), elsewhere).unwrap();
-    let message = wording(&rows, logits(), Some(elsewhere));
+    assert_eq!(sampler.counters().steps, 0);
+    assert_eq!(sampler.distillers(), 0);
+}
+
+/// With hidden states, or a head, on another device than the sampler.
+pub(super) fn hidden_states_or_a_head_elsewhere_are_an_error(elsewhere: &Device) {
+    let world = World::new();
+    let sampling = esamp(0.25);
+    let rows = [row(0, 0, &sampling)];
+    let mut sampler = sampler();
+    let mut wording = |head: &dyn LmHead, hidden: HiddenStates| {
+        let logits = world.head.logits(world.hidden(&[0]).deep().clone());
+        let input = StepInput::new(&rows, logits, head).with_hidden(hidden);
+        sampler.step(input).unwrap_err().to_string()
+    };
+    let states = Tensor::<2>::ones([1, D_MODEL], elsewhere);
+    let states = HiddenStates::new(states.clone(), states).unwrap();
+    let message = wording(&world.head, states);
     assert!(message.starts_with("hidden states: expected device"), "{message}");
+    let head = TiedHead::new(wave([VOCAB, D_MODEL], 0.7, elsewhere));
+    let message = wording(&head, world.hidden(&[0]));
+    assert!(message.starts_with("LM head: expected device"), "{message}");
     assert_eq!(sampler.counters().steps, 0);
     assert_eq!(sampler.distillers(), 0);
 }
@@ -586,8 +604,6 @@ fn a_head_of_another_model_is_refused_before_it_is_applied() {
     );
     let linear = burn::nn::LinearConfig::new(D_MODEL + 1, VOCAB).init(&world.device);
     assert_eq!(wording(&linear), "LM head: expected shape [8, 12], got [9, 12]");
-    let elsewhere = TiedHead::new(wave([VOCAB, D_MODEL], 0.7, &crate::another_device()));
-    assert!(wording(&elsewhere).starts_with("LM head: expected device"));
     assert_eq!(sampler.counters().steps, 0);
 }
 

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use crate::{device, golden::values};
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 use esamp::{
     AdaptiveConfig, AdaptiveStart, CausalLm, Choice, Completion, Counters, Decoder, DrawKey,
     FinishReason, HiddenStateTap, HiddenStates, KvCache, Learner, LmHead, OptimizerConfig, PairTap,
@@ -275,9 +275,13 @@ fn a_warm_up_with_nothing_to_learn_does_nothing() {
         sampler.warm_up(id, &wide, 1).unwrap_err().to_string(),
         "prompt's hidden states: expected shape [3, 8], got [3, 9]"
     );
-    let elsewhere = Tensor::ones([3, D_MODEL], &crate::another_device());
-    let elsewhere = HiddenStates::new(elsewhere.clone(), elsewhere).unwrap();
-    let message = sampler.warm_up(id, &elsewhere, 1).unwrap_err().to_string();
+}
+
+pub(super) fn a_prompt_elsewhere_is_an_error(elsewhere: &Device) {
+    let mut sampler = config().init(D_MODEL, &device()).unwrap();
+    let states = Tensor::ones([3, D_MODEL], elsewhere);
+    let states = HiddenStates::new(states.clone(), states).unwrap();
+    let message = sampler.warm_up(RowId::new(0, 0), &states, 1).unwrap_err().to_string();
     assert!(message.starts_with("prompt's hidden states: expected device"), "{message}");
 }
 
@@ -361,7 +365,7 @@ impl<M: CausalLm> CausalLm for Fixed<M> {
         self.0.lm_head()
     }
 
-    fn device(&self) -> burn::tensor::Device {
+    fn device(&self) -> Device {
         self.0.device()
     }
 

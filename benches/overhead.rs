@@ -1,0 +1,19 @@
+//! What ESamp costs: the same decode loop with and without it, side by side. What is measured, how, and with which arguments:
+//! crates/esamp-bench/src/overhead.
+
+#![allow(clippy::print_stderr, reason = "a program speaks to its user")]
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use esamp_bench::overhead::{args::Args, report::report};
+
+fn main() -> ExitCode {
+    match report(&Args::parse(), &mut std::io::stdout()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}

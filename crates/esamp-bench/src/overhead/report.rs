@@ -1,0 +1,44 @@
+//! From arguments to lines of text or JSON.
+
+use std::{error::Error, io::Write};
+
+use super::{args::Args, run::Figures, state};
+
+/// Measures what `args` ask for and writes it down as it comes.
+pub fn report(args: &Args, out: &mut dyn Write) -> Result<(), Box<dyn Error>> {
+    let device = args.device().open()?;
+    let tokens = args.tokens();
+    let plans = args.plans();
+    if plans.is_empty() {
+        return Err(format!("--only: expected a part of a name, got {}", args.only).into());
+    }
+    for plan in plans {
+        let subject = plan.model.load(plan.dtype, &device)?;
+        if !args.json {
+            let how = if subject.has_words() { "" } else { ", random weights" };
+            writeln!(
+                out,
+                "{}{how}, {}, {}, {} threads; rounds of {tokens} tokens",
+                subject.name,
+                subject.dtype.name(),
+                args.device().name(),
+                std::thread::available_parallelism()?
+            )?;
+            writeln!(out, "{}", Figures::header())?;
+        }
+        for case in plan.cases {
+            let figures = case.run(&subject, args.device(), args.rounds(&case), tokens)?;
+            match args.json {
+                true => writeln!(out, "{}", serde_json::to_string(&figures)?)?,
+                false => writeln!(out, "{figures}")?,
+            }
+            out.flush()?; // whoever stops the bench keeps what is done
+        }
+    }
+    if !args.json {
+        for state in state::of_each_distiller()? {
+            writeln!(out, "{state}")?;
+        }
+    }
+    Ok(())
+}

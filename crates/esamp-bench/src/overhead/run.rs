@@ -1,0 +1,340 @@
+//! One configuration: two decoders that take turns.
+
+use std::{error::Error, fmt, time::Instant};
+
+use clap::ValueEnum;
+use esamp::{
+    CausalLm, Counters, Decoder, DistillerConfig, LowRankConfig, Request, Sampler, SamplerConfig,
+    SamplingConfig, Sharing, Staleness, SwiGluConfig, TokenId, TrainingConfig, llama::Llama,
+};
+use serde::Serialize;
+
+use super::{device::DeviceName, floor::Work, subject::Subject};
+
+/// The distillers that are compared.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum DistillerName {
+    /// The reference's, rank 64.
+    LowRank,
+    /// The paper's.
+    #[value(name = "swiglu")]
+    SwiGlu,
+}
+
+impl DistillerName {
+    pub fn config(self) -> DistillerConfig {
+        match self {
+            Self::LowRank => DistillerConfig::LowRank(LowRankConfig::new()),
+            Self::SwiGlu => DistillerConfig::SwiGlu(SwiGluConfig::new()),
+        }
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::LowRank => "low-rank 64",
+            Self::SwiGlu => "swiglu (paper)",
+        }
+    }
+}
+
+/// The filters that are compared.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum FilterName {
+    /// 0.05
+    MinP,
+    /// 0.95
+    TopP,
+    None,
+}
+
+impl FilterName {
+    fn sampling(self, beta: f32) -> SamplingConfig {
+        let plain = SamplingConfig::default().with_beta(beta);
+        match self {
+            Self::MinP => plain.with_min_p(0.05),
+            Self::TopP => plain.with_top_p(0.95),
+            Self::None => plain,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::MinP => "min-p .05",
+            Self::TopP => "top-p .95",
+            Self::None => "no filter",
+        }
+    }
+}
+
+/// What is run with and without ESamp.
+#[derive(Clone, Copy, Debug)]
+pub struct Case {
+    pub prompts: usize,
+    pub completions: usize,
+    pub filter: FilterName,
+    pub distiller: DistillerName,
+    pub beta: f32,
+    pub sharing: Sharing,
+    /// Whether updates run on a thread of their own.
+    pub background: bool,
+    /// Whether the two take turns step by step, or generation by generation.
+    pub in_turns: bool,
+}
+
+/// What came out, one object per configuration.
+#[derive(Clone, Debug, Serialize)]
+pub struct Figures {
+    config: String,
+    model: &'static str,
+    dtype: &'static str,
+    device: &'static str,
+    rows: usize,
+    distiller: DistillerName,
+    beta: f32,
+    tokens_per_second_plain: f64,
+    tokens_per_second_esamp: f64,
+    /// Median over rounds of plain time over steered time.
+    ratio: f64,
+    q1: f64,
+    q3: f64,
+    /// The best ratio that the counted work allows.
+    floor: f64,
+    floor_flops: f64,
+    floor_bytes: f64,
+    updates: u64,
+    rows_learned: u64,
+    candidates_per_token: f64,
+    /// Milliseconds of each stage of a step, without ESamp and with it.
+    stages_plain: Stages,
+    stages_esamp: Stages,
+}
+
+/// Milliseconds a step by stage.
+type Stages = Vec<(&'static str, f64)>;
+
+impl Case {
+    pub fn name(&self) -> String {
+        let mut name = format!(
+            "{} x {}, {}, {}, beta {}",
+            self.prompts,
+            self.completions,
+            self.filter.name(),
+            self.distiller.name(),
+            self.beta
+        );
+        if self.sharing == Sharing::Global {
+            name += ", global";
+        }
+        if self.background {
+            name += ", background";
+        }
+        name
+    }
+
+    /// Distillers that learn in a step.
+    pub fn slots(&self) -> usize {
+        if self.sharing == Sharing::Global { 1 } else { self.prompts }
+    }
+
+    /// Runs the case. The first round warms up caches and threads and is not counted.
+    pub fn run(
+        &self,
+        subject: &Subject,
+        device: DeviceName,
+        rounds: usize,
+        tokens: usize,
+    ) -> Result<Figures, Box<dyn Error>> {
+        let model = &subject.model;
+        let prompts = subject.prompts(self.prompts)?;
+        let mut arms = [self.decoder(model)?, self.decoder(model)?];
+        let (mut ratios, mut speeds) = (Vec::new(), [Vec::new(), Vec::new()]);
+        for round in 0..=rounds {
+            let seconds = self.round(&mut arms, &prompts, round, tokens)?;
+            if round > 0 {
+                ratios.push(seconds[0] / seconds[1]);
+                // The first token comes of the prefill, and the second of the step that prefills.
+                let decoded = (self.prompts * self.completions * (tokens - 2)) as f64;
+                speeds.iter_mut().zip(seconds).for_each(|(speeds, s)| speeds.push(decoded / s));
+            }
+        }
+        for arm in &mut arms {
+            arm.sampler_mut().finish()?;
+        }
+        let counters = *arms[1].sampler().counters();
+        self.check(&counters, rounds + 1, tokens)?;
+        let candidates = counters.candidates as f64 / counters.tokens as f64;
+        let weight_bytes = subject.dtype.dtype().size();
+        let work = Work::of(model.config(), self, weight_bytes, candidates, tokens);
+        let [plain, esamp] = speeds.map(|speeds| quantile(speeds, 0.5));
+        Ok(Figures {
+            config: self.name(),
+            model: subject.name,
+            dtype: subject.dtype.name(),
+            device: device.name(),
+            rows: self.prompts * self.completions,
+            distiller: self.distiller,
+            beta: self.beta,
+            tokens_per_second_plain: plain,
+            tokens_per_second_esamp: esamp,
+            ratio: quantile(ratios.clone(), 0.5),
+            q1: quantile(ratios.clone(), 0.25),
+            q3: quantile(ratios, 0.75),
+            floor: work.floor_flops.min(work.floor_bytes),
+            floor_flops: work.floor_flops,
+            floor_bytes: work.floor_bytes,
+            updates: counters.updates,
+            rows_learned: counters.rows_learned,
+            candidates_per_token: candidates,
+            stages_plain: stages(arms[0].sampler()),
+            stages_esamp: stages(arms[1].sampler()),
+        })
+    }
+
+    fn decoder<'m>(&self, model: &'m Llama) -> Result<Decoder<&'m Llama>, Box<dyn Error>> {
+        let staleness = if self.background { Staleness::Background } else { Staleness::Inline };
+        let sampler = SamplerConfig::new()
+            .with_distiller(self.distiller.config())
+            .with_sharing(self.sharing)
+            .with_training(TrainingConfig { staleness, ..TrainingConfig::default() });
+        Ok(Decoder::new(model, sampler.init(model.d_model(), &model.device())?))
+    }
+
+    /// One generation in both arms. Gives the seconds that the decode steps of each took; prefills are not counted.
+    fn round(
+        &self,
+        arms: &mut [Decoder<&Llama>; 2],
+        prompts: &[Vec<TokenId>],
+        round: usize,
+        tokens: usize,
+    ) -> Result<[f64; 2], Box<dyn Error>> {
+        let mut seconds = [0.0; 2];
+        let mut turn = round % 2;
+        if !self.in_turns {
+            for place in [turn, 1 - turn] {
+                let arm = &mut arms[place];
+                self.begin(arm, place, prompts, round, tokens)?;
+                settle(arm)?;
+                let started = Instant::now();
+                while !arm.is_idle() {
+                    arm.step()?;
+                }
+                settle(arm)?;
+                seconds[place] = started.elapsed().as_secs_f64();
+            }
+            return Ok(seconds);
+        }
+        // Whoever begins first has the first choice of memory.
+        for place in [turn, 1 - turn] {
+            self.begin(&mut arms[place], place, prompts, round, tokens)?;
+        }
+        while arms.iter().any(|arm| !arm.is_idle()) {
+            for place in [turn, 1 - turn] {
+                if !arms[place].is_idle() {
+                    let started = Instant::now();
+                    arms[place].step()?;
+                    seconds[place] += started.elapsed().as_secs_f64();
+                }
+            }
+            turn = 1 - turn; // whoever goes first finds the caches cold
+        }
+        Ok(seconds)
+    }
+
+    /// Submits the prompts, prefills them and does the first decode step.
+    fn begin(
+        &self,
+        arm: &mut Decoder<&Llama>,
+        place: usize,
+        prompts: &[Vec<TokenId>],
+        round: usize,
+        tokens: usize,
+    ) -> Result<(), Box<dyn Error>> {
+        let sampling = self.filter.sampling([0.0, self.beta][place]).init()?;
+        for prompt in prompts {
+            let request = Request::new(prompt.clone())
+                .with_completions(self.completions)
+                .with_max_new_tokens(tokens)
+                .with_seed(round as u64)
+                .with_sampling(sampling.clone());
+            arm.submit(request)?;
+        }
+        arm.step()?;
+        Ok(())
+    }
+
+    /// Refuses a run that did not do the work that it is timed for.
+    fn check(&self, counters: &Counters, rounds: usize, tokens: usize) -> Result<(), String> {
+        let rows = (self.prompts * self.completions) as u64;
+        let steps = (rounds * (tokens - 1)) as u64;
+        let steered = if self.beta == 0.0 { 0 } else { 1 };
+        let expected = (rows * steps * steered, self.slots() as u64 * steps * steered);
+        let got = (counters.rows_learned, counters.updates);
+        if got == expected && counters.tokens == rows * (rounds * tokens) as u64 {
+            return Ok(());
+        }
+        Err(format!(
+            "{}: expected {} rows learned in {} updates, got {} in {}; this run measures something else",
+            self.name(),
+            expected.0,
+            expected.1,
+            got.0,
+            got.1
+        ))
+    }
+}
+
+/// Waits until everything that the arm has started is done.
+fn settle(arm: &mut Decoder<&Llama>) -> Result<(), Box<dyn Error>> {
+    arm.sampler_mut().finish()?;
+    arm.model().device().sync().map_err(|error| format!("device: {error:?}"))?;
+    Ok(())
+}
+
+/// Where the steps of a sampler went, the first round and the first tokens with them.
+fn stages(sampler: &Sampler) -> Stages {
+    let steps = sampler.counters().steps as f64;
+    sampler.stage_seconds().named().map(|(name, seconds)| (name, 1e3 * seconds / steps)).to_vec()
+}
+
+/// By linear interpolation between the order statistics.
+fn quantile(mut values: Vec<f64>, q: f64) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let place = q * (values.len() - 1) as f64;
+    let (low, high) = (values[place.floor() as usize], values[place.ceil() as usize]);
+    low + (high - low) * place.fract()
+}
+
+impl Figures {
+    pub fn header() -> String {
+        format!(
+            "{:<44} {:>8} {:>8}   {:<20} {:>6}  {:>8}",
+            "prompts x completions", "plain/s", "ESamp/s", "ratio [quartiles]", "floor", "updates"
+        )
+    }
+}
+
+impl fmt::Display for Figures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ratio = format!("{:.3} [{:.3}, {:.3}]", self.ratio, self.q1, self.q3);
+        write!(
+            f,
+            "{:<44} {:>8.1} {:>8.1}   {:<20} {:>6.3}  {:>8}",
+            self.config,
+            self.tokens_per_second_plain,
+            self.tokens_per_second_esamp,
+            ratio,
+            self.floor,
+            self.updates
+        )?;
+        for (arm, stages) in [("plain", &self.stages_plain), ("ESamp", &self.stages_esamp)] {
+            let total: f64 = stages.iter().map(|(_, ms)| ms).sum();
+            write!(f, "\n    {arm} {total:.2} ms/step:")?;
+            for (name, ms) in stages {
+                write!(f, " {name} {ms:.2}")?;
+            }
+        }
+        write!(f, "\n    {:.1} candidates a token", self.candidates_per_token)
+    }
+}

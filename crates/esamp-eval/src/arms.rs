@@ -1,0 +1,288 @@
+//! The ways to sample that are compared, by name.
+//!
+//! All but `plain` and `top-p` draw from the candidates that min-p 0.05 keeps, so that a difference between arms is none of
+//! their filters. Distillers are the paper's (two SwiGLU blocks) unless an arm says otherwise; *tuned* is its learning rate
+//! of 3e-3 (1e-2 for the low-rank one), which an independent study found to suit completions this short.
+
+use esamp::{
+    AdaptiveConfig, DistillerConfig, Fire, LowRankConfig, Matched, OptimizerConfig,
+    ReweighterConfig, SamplerConfig, SamplingConfig, Selection, Sharing, TemperatureOrder,
+    TrainingConfig,
+};
+use esamp_programs::failure::Failure;
+
+use crate::record::{ArmRecord, ErrorName, Role};
+
+/// min-p of every arm that has it.
+const MIN_P: f32 = 0.05;
+/// A learning rate for short completions: the low-rank distiller.
+const TUNED_LOW_RANK: f64 = 1e-2;
+/// Temperature of a hot start.
+const HOT: f32 = 30.0;
+/// Updates of a warm-up on the prompt.
+const WARM_UP: usize = 20;
+/// Rows are gathered for an update that never comes.
+const NEVER: usize = 1 << 40;
+
+/// The arms that the held-out split is for.
+pub const HEADLINE: [&str; 8] = [
+    "min-p-0.85",
+    "min-p-1",
+    "min-p-1.2",
+    "esamp-paper-0.25",
+    "esamp-0.5",
+    "orthogonal-1",
+    "matched-orthogonal-1",
+    "fire",
+];
+
+/// All arms that have a name of their own, in the order in which they take turns. `min-p-T` is an arm for every
+/// temperature besides.
+pub fn all() -> Vec<ArmRecord> {
+    let mut arms = vec![
+        arm(
+            "plain",
+            "temperature 1, no filter",
+            Role::Baseline,
+            SamplingConfig::default().with_beta(0.0),
+        ),
+        min_p_at(0.85),
+        min_p_at(1.0),
+        min_p_at(1.2),
+        min_p_at(1.3),
+        arm(
+            "top-p",
+            "top-p 0.95",
+            Role::Baseline,
+            SamplingConfig::default().with_beta(0.0).with_top_p(0.95),
+        ),
+        arm(
+            "fire",
+            "FIRE: the first token at temperature 30, min-p",
+            Role::Baseline,
+            fire(min_p()),
+        ),
+        arm(
+            "arithmetic",
+            "arithmetic sampling: evenly spread codes, min-p",
+            Role::Baseline,
+            min_p().with_selection(Selection::Arithmetic),
+        ),
+    ];
+    for beta in [0.1, 0.25, 0.5, 1.0] {
+        arms.push(ArmRecord {
+            sampler: SamplerConfig::paper(),
+            ..method(
+                format!("esamp-paper-{beta}"),
+                "ESamp, the paper's distiller and optimizer",
+                esamp(beta),
+            )
+        });
+    }
+    for beta in [0.1, 0.25, 0.5, 1.0] {
+        arms.push(method(format!("esamp-{beta}"), "ESamp, tuned", esamp(beta)));
+    }
+    for beta in [0.1, 0.25, 0.5, 1.0] {
+        let hotter = esamp(beta).with_temperature(1.3);
+        arms.push(method(format!("esamp-{beta}-t1.3"), "ESamp, tuned, temperature 1.3", hotter));
+    }
+    arms.extend(variants());
+    arms.extend(controls());
+    arms
+}
+
+/// What else can be changed about ESamp, one thing at a time.
+fn variants() -> Vec<ArmRecord> {
+    let like = |name: &str, what: &str, sampler: SamplerConfig| ArmRecord {
+        sampler,
+        ..method(name.to_owned(), what, esamp(0.5))
+    };
+    let orthogonal =
+        |beta: f32| min_p().with_reweighter(ReweighterConfig::Orthogonal).with_beta(beta);
+    let warm = "ESamp, tuned, 20 updates on the prompt first";
+    vec![
+        like("esamp-0.5-shared", "ESamp, tuned, one distiller for the batch", {
+            tuned().with_sharing(Sharing::Global)
+        }),
+        like("esamp-0.5-adaptive", "ESamp, tuned, shared and own distiller mixed", {
+            tuned().with_sharing(Sharing::Adaptive(AdaptiveConfig::default()))
+        }),
+        like(
+            "esamp-0.5-low-rank-paper",
+            "ESamp, low-rank distiller, the reference's AdamW 1e-3",
+            low_rank(OptimizerConfig::reference()),
+        ),
+        like("esamp-0.5-low-rank", "ESamp, low-rank distiller, tuned", {
+            low_rank(OptimizerConfig::reference().with_learning_rate(TUNED_LOW_RANK))
+        }),
+        ArmRecord {
+            prompt_warm_up: WARM_UP,
+            ..method("esamp-0.5-warm-up".to_owned(), warm, esamp(0.5))
+        },
+        ArmRecord {
+            sampler: SamplerConfig::paper(),
+            prompt_warm_up: WARM_UP,
+            ..method(
+                "esamp-paper-0.25-warm-up".to_owned(),
+                "ESamp, the paper's settings, 20 updates on the prompt first",
+                esamp(0.25),
+            )
+        },
+        method("orthogonal-0.5".to_owned(), "orthogonal novelty, tuned", orthogonal(0.5)),
+        method("orthogonal-1".to_owned(), "orthogonal novelty, tuned", orthogonal(1.0)),
+        method("orthogonal-1-t1.3".to_owned(), "orthogonal novelty, tuned, temperature 1.3", {
+            orthogonal(1.0).with_temperature(1.3)
+        }),
+        method(
+            "fire-esamp-0.5".to_owned(),
+            "FIRE's hot start, then ESamp, tuned",
+            fire(esamp(0.5)),
+        ),
+    ]
+}
+
+/// What rules out other explanations. All with β 0.5 and the tuned distiller, where they have one.
+fn controls() -> Vec<ArmRecord> {
+    let scores = |name: &str, what: &str, reweighter: ReweighterConfig, beta: f32| ArmRecord {
+        sampler: tuned(),
+        ..arm(name, what, Role::Control, min_p().with_reweighter(reweighter).with_beta(beta))
+    };
+    let distiller = |name: &str, what: &str, sampler: SamplerConfig| ArmRecord {
+        sampler,
+        ..arm(name, what, Role::Control, esamp(0.5))
+    };
+    let error = |name: &str, what: &str, error: ErrorName| ArmRecord {
+        error,
+        sampler: tuned(),
+        ..arm(name, what, Role::Control, esamp(0.5))
+    };
+    let extrapolate = ReweighterConfig::MatchedRandom(Matched::Extrapolate);
+    let orthogonal = ReweighterConfig::MatchedRandom(Matched::Orthogonal);
+    vec![
+        scores("matched-0.5", "slope and size of esamp-0.5, a random direction", extrapolate, 0.5),
+        scores(
+            "matched-orthogonal-0.5",
+            "size of orthogonal-0.5, a random direction",
+            orthogonal,
+            0.5,
+        ),
+        scores("matched-orthogonal-1", "size of orthogonal-1, a random direction", orthogonal, 1.0),
+        error("noise-0.5", "Gaussian noise as long as the distiller's error", ErrorName::Gaussian),
+        error(
+            "shuffled-0.5",
+            "the distiller's errors, exchanged between rows",
+            ErrorName::Shuffled,
+        ),
+        distiller("frozen-0.5", "a distiller that never learns", {
+            let never = TrainingConfig { update_every: NEVER, ..TrainingConfig::default() };
+            tuned().with_training(never)
+        }),
+        scores(
+            "random-reward-0.5",
+            "a random reward of the variance of ESamp's",
+            ReweighterConfig::RandomReward,
+            0.5,
+        ),
+        scores(
+            "surprisal-0.5",
+            "the model's own surprisal as the reward, of the variance of ESamp's",
+            ReweighterConfig::Surprisal,
+            0.5,
+        ),
+        scores(
+            "sharpen-0.5",
+            "temperature 1 / 1.5 among the candidates of temperature 1",
+            ReweighterConfig::Sharpen,
+            0.5,
+        ),
+        arm("cool-0.5", "temperature 1 / 1.5, its own candidates", Role::Control, {
+            esamp(0.5).sharpened_plain()
+        }),
+    ]
+}
+
+/// The arms that `names` asks for: `headline`, `all`, or names with commas between them, in this order.
+///
+/// # Errors
+///
+/// A name that is none, or one that comes twice.
+pub fn named(names: &str) -> Result<Vec<ArmRecord>, Failure> {
+    let known = all();
+    let names: Vec<&str> = match names {
+        "all" => return Ok(known),
+        "headline" => HEADLINE.to_vec(),
+        names => names.split(',').map(str::trim).collect(),
+    };
+    let mut arms: Vec<ArmRecord> = Vec::new();
+    for name in names {
+        let arm = known.iter().find(|arm| arm.name == name).cloned();
+        let arm = arm.or_else(|| min_p_named(name)).ok_or_else(|| {
+            let known: Vec<&str> = known.iter().map(|arm| arm.name.as_str()).collect();
+            Failure::usage(
+                format!("--arms: expected the name of an arm, got {name}"),
+                &format!("headline, all, min-p-TEMPERATURE, or some of: {}", known.join(", ")),
+            )
+        })?;
+        if arms.iter().any(|other| other.name == arm.name) {
+            return Err(Failure::usage(
+                format!("--arms: expected each arm once, got {name} twice"),
+                "leave one of them out",
+            ));
+        }
+        arms.push(arm);
+    }
+    Ok(arms)
+}
+
+/// min-p at a temperature: a point of the frontier.
+pub fn min_p_at(temperature: f32) -> ArmRecord {
+    let name = format!("min-p-{temperature}");
+    let what = format!("min-p 0.05, temperature {temperature}");
+    arm(&name, &what, Role::Frontier, min_p().with_temperature(temperature))
+}
+
+/// `min-p-T`, where T is written as this program writes it.
+fn min_p_named(name: &str) -> Option<ArmRecord> {
+    let temperature = name.strip_prefix("min-p-")?.parse().ok()?;
+    let arm = min_p_at(temperature);
+    (arm.name == name && arm.sampling.init().is_ok()).then_some(arm)
+}
+
+fn min_p() -> SamplingConfig {
+    SamplingConfig::default().with_beta(0.0).with_min_p(MIN_P)
+}
+
+fn esamp(beta: f32) -> SamplingConfig {
+    min_p().with_beta(beta)
+}
+
+/// A hot start among the candidates that the arm would have without it.
+fn fire(sampling: SamplingConfig) -> SamplingConfig {
+    sampling.with_fire(Fire::new(HOT)).with_temperature_order(TemperatureOrder::AfterFilters)
+}
+
+fn tuned() -> SamplerConfig {
+    SamplerConfig::for_short_completions()
+}
+
+fn low_rank(optimizer: OptimizerConfig) -> SamplerConfig {
+    SamplerConfig::paper()
+        .with_distiller(DistillerConfig::LowRank(LowRankConfig::new()))
+        .with_optimizer(Some(optimizer))
+}
+
+fn method(name: String, what: &str, sampling: SamplingConfig) -> ArmRecord {
+    ArmRecord { sampler: tuned(), ..arm(&name, what, Role::Method, sampling) }
+}
+
+fn arm(name: &str, what: &str, role: Role, sampling: SamplingConfig) -> ArmRecord {
+    ArmRecord {
+        name: name.to_owned(),
+        what: what.to_owned(),
+        role,
+        sampling,
+        sampler: SamplerConfig::paper(),
+        prompt_warm_up: 0,
+        error: ErrorName::Own,
+    }
+}

@@ -1,0 +1,240 @@
+//! Evidence that anyone can rerun: tasks, each under several ways to sample, with several seeds.
+//!
+//! ```sh
+//! cargo run --release --bin evaluate -- --list
+//! cargo run --release --bin evaluate -- --quick --report quick.md
+//! cargo run --release --bin evaluate -- --split held-out --arms headline --budget 60 --out held-out.jsonl
+//! cargo run --release --bin evaluate -- --match-entropy esamp-0.5 --problems 8 --seeds 1
+//! ```
+//!
+//! The library beside this says what is written, where the splits come from, and what the arms are.
+
+use std::{
+    io::{self, Write},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+};
+
+use burn::tensor::Device;
+use clap::Parser;
+use esamp::{
+    CausalLm, LoadError, TokenId,
+    llama::{ChatMessage, ChatTemplate, Llama, Tokenizer},
+};
+use esamp_eval::{
+    args::Args,
+    arms,
+    entropy::match_entropy,
+    progress::Progress,
+    provenance::{self, SessionFile},
+    record::{self, ArmRecord, FORMAT_VERSION, Header, ModelRecord, Run},
+    report::{self, Origin, embeddings::Embeddings, gather::Results},
+    run::Subject,
+    store::Store,
+    tasks::{Problem, Task},
+    work::{Ended, problems_of, run_all},
+};
+use esamp_programs::{
+    failure::{End, Failure, exit_code},
+    model_source::{Cache, ModelSource},
+};
+
+fn main() -> ExitCode {
+    // A wrong flag ends the program here, with exit code 2.
+    let args = Args::parse();
+    exit_code(run(&args))
+}
+
+fn run(args: &Args) -> Result<(), End> {
+    let (tasks, arms, to_match) = (args.tasks()?, args.arms()?, args.arm_to_match()?);
+    if args.list {
+        return list(&tasks, args);
+    }
+    let device = args.device.open()?;
+    if let (Some(to), false) = (&args.report, args.records.is_empty()) {
+        return report(&args.records, to, &args.source()?, &device);
+    }
+    let source = args.source()?;
+    let path = source.fetch(&Cache::from_env()?)?;
+    let (model, tokenizer, template) = open(&path, &device)?;
+    let subject = Subject {
+        model: &model,
+        encode: Box::new(|text| prompt(&tokenizer, template.as_ref(), text)),
+        detokenizer: Arc::new(tokenizer.clone()),
+        stop_tokens: tokenizer.stop_tokens().to_vec(),
+    };
+    let header = args.fill(Header {
+        format_version: FORMAT_VERSION,
+        crate_version: env!("CARGO_PKG_VERSION").to_owned(),
+        commit: provenance::commit(Path::new(env!("CARGO_MANIFEST_DIR"))),
+        model: ModelRecord {
+            name: source.name(),
+            sha256: provenance::model_hash(&path)?,
+            d_model: model.d_model(),
+            vocab: model.vocab_size(),
+            device: format!("{:?}", args.device).to_lowercase(),
+        },
+        split: args.split.into(),
+        problems: 0,
+        samples: 0,
+        seeds: 0,
+        tokens: 0,
+        batch: 0,
+        tasks: Vec::new(),
+        arms,
+        token_arm: None,
+    });
+    let tasks_of = tasks.iter().map(|task| task.record(header.tokens)).collect();
+    let header = Header { tasks: tasks_of, ..header };
+    let problems = problems_of(&tasks, header.split, header.problems)?;
+    match to_match {
+        Some(arm) => matching(&subject, &header, &problems, &arm)?,
+        None => evaluate(&subject, &header, &problems, args)?,
+    }
+    match &args.report {
+        Some(to) if args.match_entropy.is_none() => {
+            report(std::slice::from_ref(&args.out), to, &source, &device)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Writes what records of a model say.
+fn report(records: &[PathBuf], to: &Path, model: &ModelSource, device: &Device) -> Result<(), End> {
+    let step = "check the path, or let the program make the records";
+    let mut runs = Vec::new();
+    let mut sessions = Vec::new();
+    for path in records {
+        runs.push(Run::read(path).map_err(|error| Failure::runtime(error, step))?);
+        sessions.extend(SessionFile::read(path)?);
+    }
+    let results = Results::gather(runs)?;
+    let command = std::env::args().collect();
+    let origin = Origin { sessions, command, embedder: Embeddings::name() };
+    let cache = Cache::from_env()?;
+    let path = model.fetch(&cache)?;
+    let (expected, got) = (&results.header.model.sha256, provenance::model_hash(&path)?);
+    if *expected != got {
+        let error = format!("--model: expected the model of the records, {expected}, got {got}");
+        return Err(Failure::usage(error, "name the model that the records were made with").into());
+    }
+    let tokenizer = tokenizer_at(&path)?;
+    let mut embeddings = Embeddings::open(&cache, device)?;
+    let mut embed = |texts: &[String]| embeddings.of(texts);
+    report::write(&results, &origin, &tokenizer, &mut embed, to)?;
+    writeln!(io::stdout(), "{}", to.display())?;
+    Ok(())
+}
+
+/// The main job.
+fn evaluate(
+    subject: &Subject<'_, Llama>,
+    header: &Header,
+    problems: &[Vec<Problem>],
+    args: &Args,
+) -> Result<(), End> {
+    let mut store = Store::open(&args.out, header)?;
+    let before = store.records();
+    let mut sessions = SessionFile::open(&args.out, before, store.planned())?;
+    let progress = Progress::new(header, &store);
+    let mut noted = Ok(());
+    let ended = run_all(subject, header, problems, &mut store, args.budget, |unit, store| {
+        progress.done(header, unit);
+        // The records are what counts: a session that cannot be noted is said at the end.
+        noted = sessions.update(store.records());
+    });
+    progress.finish();
+    let ended = ended?;
+    noted?;
+    let out = args.out.display();
+    let (records, planned) = (store.records(), store.planned());
+    writeln!(
+        io::stdout(),
+        "{records} of {planned} records in {out}, {} of them new, in {:.0} s",
+        records - before,
+        sessions.seconds()
+    )?;
+    if ended == Ended::OutOfTime {
+        writeln!(io::stdout(), "the time is up; the same command goes on from here")?;
+    }
+    Ok(())
+}
+
+/// Finds the temperature of the entropy-matched control.
+fn matching(
+    subject: &Subject<'_, Llama>,
+    header: &Header,
+    problems: &[Vec<Problem>],
+    arm: &ArmRecord,
+) -> Result<(), End> {
+    let matched = match_entropy(subject, header, problems, arm, |arm, entropy| {
+        // Somebody may be waiting; if not, nothing is lost.
+        let _ = writeln!(io::stderr(), "{}: {entropy:.4} nats a token", arm.name);
+    })?;
+    if let Some(found) = matched.tried.last() {
+        writeln!(
+            io::stdout(),
+            "{}: {:.4} nats a token; its entropy-matched control is min-p-{} with {:.4}",
+            arm.name,
+            matched.target,
+            found.temperature,
+            found.entropy
+        )?;
+    }
+    Ok(())
+}
+
+fn list(tasks: &[Box<dyn Task>], args: &Args) -> Result<(), End> {
+    let mut out = io::stdout();
+    writeln!(out, "tasks (development and held-out problems)")?;
+    for task in tasks {
+        let [dev, held_out] =
+            [record::Split::Dev, record::Split::HeldOut].map(|split| task.split(split).len());
+        writeln!(out, "  {:24} {} ({dev} and {held_out})", task.name(), task.what())?;
+    }
+    writeln!(out, "arms, of which these would run: {}", args.arms)?;
+    for arm in arms::all() {
+        writeln!(out, "  {:24} {}", arm.name, arm.what)?;
+    }
+    Ok(())
+}
+
+fn open(path: &Path, device: &Device) -> Result<(Llama, Tokenizer, Option<ChatTemplate>), Failure> {
+    let tokenizer = tokenizer_at(path)?;
+    let opened = match path.is_dir() {
+        true => ChatTemplate::from_hf_folder(path)
+            .and_then(|template| Ok((Llama::from_hf_folder(path, device)?, template))),
+        false => ChatTemplate::from_gguf(path)
+            .and_then(|template| Ok((Llama::from_gguf(path, device)?, template))),
+    };
+    let (model, template) = opened.map_err(not_whole)?;
+    Ok((model, tokenizer, template))
+}
+
+fn tokenizer_at(path: &Path) -> Result<Tokenizer, Failure> {
+    let opened = match path.is_dir() {
+        true => Tokenizer::from_hf_folder(path),
+        false => Tokenizer::from_gguf(path),
+    };
+    opened.map_err(not_whole)
+}
+
+fn not_whole(error: LoadError) -> Failure {
+    Failure::runtime(error, "check that the model is whole and of a kind that the message names")
+}
+
+/// The tokens of a message, in the model's chat template where it has one.
+fn prompt(
+    tokenizer: &Tokenizer,
+    template: Option<&ChatTemplate>,
+    text: &str,
+) -> Result<Vec<TokenId>, Failure> {
+    let tokens = match template {
+        Some(template) => template
+            .render(&[ChatMessage::user(text)])
+            .and_then(|text| tokenizer.encode_rendered(&text)),
+        None => tokenizer.encode(text),
+    };
+    tokens.map_err(|error| Failure::runtime(error, "report this with the model"))
+}

@@ -1,0 +1,282 @@
+//! Differences between arms, with intervals: at the same settings, at equal perplexity and at equal entropy.
+
+use esamp_programs::failure::Failure;
+use statrs::distribution::{ContinuousCDF, Normal, StudentsT};
+
+use super::measures::{Measure, Scores, TaskScores};
+use crate::metrics::{BootstrapConfig, Interval, MetricError, bootstrap_interval};
+
+/// What an arm is compared with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum At {
+    /// Plain sampling at temperature 1, the base.
+    Base,
+    /// Plain sampling at the temperature that gives the same mean surprisal of a token under the model, and thereby the same
+    /// perplexity.
+    EqualPerplexity,
+    /// Plain sampling at the temperature that gives the same mean entropy of what tokens are drawn from.
+    EqualEntropy,
+    /// Plain sampling at whichever of the temperatures is best in the measure on these very problems: harder to beat than one
+    /// that was chosen beforehand.
+    BestTemperature,
+}
+
+impl At {
+    /// All of them.
+    pub const ALL: [Self; 4] =
+        [Self::Base, Self::EqualPerplexity, Self::EqualEntropy, Self::BestTemperature];
+}
+
+/// The level that intervals are to have.
+pub const LEVEL: f64 = 0.95;
+/// Problems below which nothing is concluded from an interval, however narrow.
+pub const FEWEST: usize = 10;
+
+/// Settings of the intervals over so many problems.
+///
+/// A percentile interval of few problems is too narrow: it leaves out both the spread of a standard error that is itself
+/// estimated, and a factor `√((n − 1)/n)`. Its tails are moved out to those that a t interval would have (Hesterberg, *What
+/// Teachers Should Know about the Bootstrap*, arXiv 1411.5279, the expanded percentile interval).
+pub fn bootstrap(problems: usize) -> BootstrapConfig {
+    /// Of two or three problems the resamples have no farther tails.
+    const WIDEST: f64 = 0.9999;
+    let n = problems as f64;
+    let student = StudentsT::new(0.0, 1.0, (n - 1.0).max(1.0));
+    let tail = student.ok().zip(Normal::new(0.0, 1.0).ok()).map(|(student, normal)| {
+        let t = student.inverse_cdf((1.0 + LEVEL) / 2.0);
+        normal.cdf(-t * (n / (n - 1.0).max(1.0)).sqrt())
+    });
+    let level = tail.map_or(WIDEST, |tail| (1.0 - 2.0 * tail).min(WIDEST));
+    BootstrapConfig::default().with_level(level)
+}
+
+/// A difference between two arms.
+#[derive(Clone, Copy, Debug)]
+pub struct Gain {
+    pub interval: Interval,
+    /// The problems that it was found on.
+    pub problems: usize,
+}
+
+/// What a difference says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// 0 is ruled out.
+    More,
+    /// 0 is ruled out.
+    Less,
+    /// 0 is not ruled out, which does not show that there is none.
+    NoDifference,
+    /// Too few problems to conclude anything: see [`FEWEST`].
+    TooFew,
+}
+
+impl Gain {
+    /// What it says.
+    pub fn verdict(&self) -> Verdict {
+        match (self.problems < FEWEST, self.interval.excludes(0.0)) {
+            (true, _) => Verdict::TooFew,
+            (false, true) if self.interval.estimate > 0.0 => Verdict::More,
+            (false, true) => Verdict::Less,
+            (false, false) => Verdict::NoDifference,
+        }
+    }
+}
+
+/// Who is compared with whom.
+#[derive(Clone, Debug)]
+pub struct Opponents {
+    /// The arm of [`At::Base`].
+    pub base: usize,
+    /// Arms that differ in their temperature only: what plain sampling gives at any perplexity or entropy lies on the
+    /// broken line through their means.
+    pub frontier: Vec<usize>,
+}
+
+/// What an arm has more of a measure than its opponent. `None` where the frontier does not reach: its line is not drawn beyond
+/// its ends.
+///
+/// Resamples draw problems, which all arms have in common; on each the frontier's line is drawn anew, so the interval
+/// includes how well that line is known. In a resample the arm may lie a little beyond an end; there the last stretch of
+/// the line is followed.
+///
+/// # Errors
+///
+/// What the bootstrap says.
+pub fn gain(
+    scores: &TaskScores,
+    arm: usize,
+    measure: Measure,
+    at: At,
+    opponents: &Opponents,
+) -> Result<Option<Gain>, Failure> {
+    let Some(values) = scores.measures.get(&measure) else {
+        return Ok(None);
+    };
+    let all: Vec<usize> = (0..values.problems.len()).collect();
+    let best = || {
+        let sign = if measure.less_is_better() { -1.0 } else { 1.0 };
+        let of = |&arm: &usize| (arm, sign * mean(&values.of_arm[arm], &all));
+        opponents.frontier.iter().map(of).max_by(|a, b| a.1.total_cmp(&b.1)).map(|best| best.0)
+    };
+    let (equal, other) = match at {
+        At::Base => (None, Some(opponents.base)),
+        At::BestTemperature => (None, best()),
+        At::EqualPerplexity => (Some(Measure::Surprisal), None),
+        At::EqualEntropy => (Some(Measure::Entropy), None),
+    };
+    if let Some(other) = other {
+        let (new, old) = (&values.of_arm[arm], &values.of_arm[other]);
+        let difference = |picks: &[usize]| mean(new, picks) - mean(old, picks);
+        return known(values.problems.len(), difference).map(Some);
+    }
+    let line = equal.and_then(|equal| Frontier::of(scores, measure, equal, opponents));
+    match line.filter(|line| line.reaches(arm)) {
+        Some(line) => known(line.problems, |picks| line.excess(arm, picks)).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// How much farther an arm lies above the frontier, at its own perplexity, than another one does at its own. `None` where
+/// the frontier does not reach one of the two.
+///
+/// # Errors
+///
+/// What the bootstrap says.
+pub fn rivalry(
+    scores: &TaskScores,
+    [arm, rival]: [usize; 2],
+    measure: Measure,
+    opponents: &Opponents,
+) -> Result<Option<Gain>, Failure> {
+    let line = Frontier::of(scores, measure, Measure::Surprisal, opponents);
+    let Some(line) = line.filter(|line| line.reaches(arm) && line.reaches(rival)) else {
+        return Ok(None);
+    };
+    let difference = |picks: &[usize]| line.excess(arm, picks) - line.excess(rival, picks);
+    known(line.problems, difference).map(Some)
+}
+
+/// What plain sampling has of a measure, by what it has of another one.
+struct Frontier<'s> {
+    /// `[arm][problem]` of the measure, and of the one that is made equal.
+    values: Vec<Vec<f64>>,
+    by: Vec<Vec<f64>>,
+    arms: &'s [usize],
+    problems: usize,
+}
+
+impl<'s> Frontier<'s> {
+    fn of(
+        scores: &TaskScores,
+        measure: Measure,
+        equal: Measure,
+        opponents: &'s Opponents,
+    ) -> Option<Self> {
+        let (values, by) = (scores.measures.get(&measure)?, scores.measures.get(&equal)?);
+        // A measure may lack some problems, in which completions are too short for it.
+        let shared: Vec<usize> = values
+            .problems
+            .iter()
+            .copied()
+            .filter(|problem| by.problems.contains(problem))
+            .collect();
+        let on_shared = |scores: &Scores| -> Vec<Vec<f64>> {
+            let places: Vec<usize> = shared
+                .iter()
+                .filter_map(|problem| scores.problems.iter().position(|one| one == problem))
+                .collect();
+            let of_arm = |all: &Vec<f64>| places.iter().map(|&place| all[place]).collect();
+            scores.of_arm.iter().map(of_arm).collect()
+        };
+        let (values, by) = (on_shared(values), on_shared(by));
+        Some(Self { values, by, arms: &opponents.frontier, problems: shared.len() })
+    }
+
+    /// Its points on some problems, from left to right.
+    fn points(&self, picks: &[usize]) -> Vec<(f64, f64)> {
+        let point = |&arm: &usize| (mean(&self.by[arm], picks), mean(&self.values[arm], picks));
+        let mut points: Vec<(f64, f64)> = self.arms.iter().map(point).collect();
+        points.sort_by(|a, b| a.0.total_cmp(&b.0));
+        points
+    }
+
+    /// Whether an arm lies between its ends.
+    fn reaches(&self, arm: usize) -> bool {
+        let all: Vec<usize> = (0..self.problems).collect();
+        let (points, x) = (self.points(&all), mean(&self.by[arm], &all));
+        points.len() >= 2
+            && points.first().is_some_and(|first| first.0 <= x)
+            && points.last().is_some_and(|last| x <= last.0)
+    }
+
+    /// What an arm has more than the frontier where it lies.
+    fn excess(&self, arm: usize, picks: &[usize]) -> f64 {
+        mean(&self.values[arm], picks) - on_line(&self.points(picks), mean(&self.by[arm], picks))
+    }
+}
+
+/// The height of a broken line at `x`; its first or last stretch goes on beyond its ends. At least two points, by
+/// ascending x.
+fn on_line(points: &[(f64, f64)], x: f64) -> f64 {
+    let beyond = points.iter().position(|point| point.0 >= x).unwrap_or(points.len() - 1);
+    let (left, right) = (points[beyond.max(1) - 1], points[beyond.max(1)]);
+    let width = right.0 - left.0;
+    // Two temperatures with the very same abscissa: what lies between is their mean.
+    let share = if width > 0.0 { (x - left.0) / width } else { 0.5 };
+    left.1 + share * (right.1 - left.1)
+}
+
+fn mean(values: &[f64], picks: &[usize]) -> f64 {
+    picks.iter().map(|&pick| values[pick]).sum::<f64>() / picks.len() as f64
+}
+
+fn known(problems: usize, statistic: impl FnMut(&[usize]) -> f64) -> Result<Gain, Failure> {
+    let found: Result<Interval, MetricError> =
+        bootstrap_interval(problems, statistic, &bootstrap(problems));
+    let interval =
+        found.map_err(|error| Failure::runtime(error, "report this with the records"))?;
+    Ok(Gain { interval, problems })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broken_line_is_followed_between_its_points_and_beyond() {
+        let line = [(1.0, 10.0), (2.0, 20.0), (4.0, 0.0)];
+        for (x, y) in [
+            (1.0, 10.0),
+            (1.5, 15.0),
+            (2.0, 20.0),
+            (3.0, 10.0),
+            (4.0, 0.0),
+            (0.5, 5.0),
+            (5.0, -10.0),
+        ] {
+            assert_eq!(on_line(&line, x), y, "at {x}");
+        }
+        assert_eq!(on_line(&[(1.0, 2.0), (1.0, 4.0)], 1.0), 3.0);
+    }
+
+    #[test]
+    fn tails_are_those_of_a_t_interval() {
+        // t(29) = 2.04523, t(7) = 2.36462, from tables; times √(30/29) and √(8/7) of the normal distribution.
+        for (problems, level) in [(30, 0.96249), (8, 0.98852), (2, 0.9999), (1_000_000, 0.95)] {
+            let found = bootstrap(problems).level;
+            assert!((found - level).abs() < 2e-5, "{problems}: {found}");
+        }
+    }
+
+    #[test]
+    fn few_problems_decide_nothing() {
+        let interval = Interval { estimate: 1.0, low: 0.5, high: 1.5 };
+        let verdict = |problems| Gain { interval, problems }.verdict();
+        assert_eq!([9, 10].map(verdict), [Verdict::TooFew, Verdict::More]);
+        let less = Interval { estimate: -1.0, low: -1.5, high: -0.5 };
+        assert_eq!(Gain { interval: less, problems: 30 }.verdict(), Verdict::Less);
+        let touching = Interval { estimate: 1.0, low: 0.0, high: 1.5 };
+        assert_eq!(Gain { interval: touching, problems: 30 }.verdict(), Verdict::NoDifference);
+    }
+}

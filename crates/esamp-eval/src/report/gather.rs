@@ -1,0 +1,228 @@
+//! Records of one or several files, put side by side: the same problems and seeds under every arm, or not at all.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use esamp_programs::failure::Failure;
+
+use crate::record::{ArmRecord, Header, ProblemRecord, Role, Run, TaskRecord};
+
+/// Everything that a report is about.
+#[derive(Debug)]
+pub struct Results {
+    /// The header of the first file, with the tasks of all of them.
+    pub header: Header,
+    /// Commits that the records were made at, each once.
+    pub commits: Vec<String>,
+    /// The tasks, in their order, with what was found on them.
+    pub tasks: Vec<TaskResults>,
+    /// The arm that all others are compared with: plain sampling at temperature 1.
+    pub base: usize,
+}
+
+/// The records of a task.
+#[derive(Debug)]
+pub struct TaskResults {
+    pub task: TaskRecord,
+    /// The problems that all arms have met, in ascending order.
+    pub problems: Vec<usize>,
+    /// Pairs of problem and seed that all arms have met.
+    pub groups: BTreeSet<(usize, u64)>,
+    /// Records left out since some arm has none of the same problem and seed: a run that was not finished.
+    pub left_out: usize,
+    records: BTreeMap<(usize, usize, u64), ProblemRecord>,
+}
+
+impl Results {
+    /// Puts files together. They must be of one experiment: the same model, split, samples, seeds, arms and limits; only
+    /// their tasks differ.
+    ///
+    /// # Errors
+    ///
+    /// Files that are of different experiments, share a task, or hold no problem that all arms have met.
+    pub fn gather(runs: Vec<Run>) -> Result<Self, Failure> {
+        let mut runs = runs.into_iter();
+        let Some(first) = runs.next() else {
+            return Err(Failure::usage(
+                "--records: expected a file, got none".to_owned(),
+                "name the files of a run",
+            ));
+        };
+        let mut results = Self {
+            header: Header { tasks: Vec::new(), ..first.header.clone() },
+            commits: Vec::new(),
+            tasks: Vec::new(),
+            base: 0,
+        };
+        results.add(first)?;
+        results.base = Self::base_of(&results.header.arms)?;
+        for run in runs {
+            let pairs = experiment(&results.header).into_iter().zip(experiment(&run.header));
+            for ((what, one), (_, other)) in pairs {
+                if one != other {
+                    return Err(Failure::usage(
+                        format!(
+                            "--records: expected files of one experiment, got {what} {one} and {other}"
+                        ),
+                        "report on each of them by itself",
+                    ));
+                }
+            }
+            let arms = results.header.arms.iter().zip(&run.header.arms);
+            if let Some((arm, _)) = arms.into_iter().find(|(one, other)| one != other) {
+                return Err(Failure::usage(
+                    format!(
+                        "--records: expected files of one experiment, got two settings of the arm {}",
+                        arm.name
+                    ),
+                    "report on each of them by itself",
+                ));
+            }
+            results.add(run)?;
+        }
+        Ok(results)
+    }
+
+    fn add(&mut self, run: Run) -> Result<(), Failure> {
+        if !self.commits.contains(&run.header.commit) {
+            self.commits.push(run.header.commit.clone());
+        }
+        let mut of_task: BTreeMap<String, Vec<ProblemRecord>> = BTreeMap::new();
+        for record in run.records {
+            of_task.entry(record.task.clone()).or_default().push(record);
+        }
+        for task in run.header.tasks {
+            if self.header.tasks.iter().any(|known| known.name == task.name) {
+                return Err(Failure::usage(
+                    format!("--records: expected each task in one file, got {} twice", task.name),
+                    "leave one of the files out",
+                ));
+            }
+            let records = of_task.remove(&task.name).unwrap_or_default();
+            self.tasks.push(TaskResults::new(task.clone(), records, &run.header.arms)?);
+            self.header.tasks.push(task);
+        }
+        Ok(())
+    }
+
+    /// The place of an arm.
+    pub fn arm(&self, name: &str) -> Option<usize> {
+        self.header.arms.iter().position(|arm| arm.name == name)
+    }
+
+    /// The place of plain sampling at temperature 1.
+    ///
+    /// # Errors
+    ///
+    /// Arms without it.
+    pub fn base_of(arms: &[ArmRecord]) -> Result<usize, Failure> {
+        let plain = |arm: &ArmRecord| arm.role == Role::Frontier && arm.sampling.temperature == 1.0;
+        arms.iter().position(plain).ok_or_else(|| {
+            let names: Vec<&str> = arms.iter().map(|arm| arm.name.as_str()).collect();
+            Failure::usage(
+                format!("--report: expected min-p-1 among the arms, got {}", names.join(", ")),
+                "everything is compared with it: add it to --arms",
+            )
+        })
+    }
+
+    /// The method whose effect a control is to explain away, where it is in the run: `matched-orthogonal-B` belongs to
+    /// `orthogonal-B`, every other control with a strength B to `esamp-B`.
+    pub fn controlled(&self, control: usize) -> Option<usize> {
+        let name = &self.header.arms[control].name;
+        let method = match name.strip_prefix("matched-orthogonal-") {
+            Some(beta) => format!("orthogonal-{beta}"),
+            None => format!("esamp-{}", name.rsplit('-').next().unwrap_or_default()),
+        };
+        self.arm(&method)
+    }
+
+    /// The places of the arms that make the frontier.
+    pub fn frontier(&self) -> Vec<usize> {
+        let arms = self.header.arms.iter().enumerate();
+        arms.filter(|(_, arm)| arm.role == Role::Frontier).map(|(at, _)| at).collect()
+    }
+}
+
+/// What must be the same in all files, in words.
+fn experiment(header: &Header) -> [(&'static str, String); 8] {
+    let arms: Vec<&str> = header.arms.iter().map(|arm| arm.name.as_str()).collect();
+    [
+        ("model", header.model.sha256.clone()),
+        ("split", format!("{:?}", header.split)),
+        ("problems", header.problems.to_string()),
+        ("samples", header.samples.to_string()),
+        ("seeds", header.seeds.to_string()),
+        ("tokens", header.tokens.to_string()),
+        ("token arm", format!("{:?}", header.token_arm)),
+        ("arms", arms.join(", ")),
+    ]
+}
+
+impl TaskResults {
+    fn new(task: TaskRecord, all: Vec<ProblemRecord>, arms: &[ArmRecord]) -> Result<Self, Failure> {
+        let place = |name: &str| arms.iter().position(|arm| arm.name == name);
+        let mut records = BTreeMap::new();
+        for record in all {
+            if let Some(arm) = place(&record.arm) {
+                records.insert((arm, record.problem, record.seed), record);
+            }
+        }
+        let count = records.len();
+        let met: BTreeSet<(usize, u64)> =
+            records.keys().map(|&(_, problem, seed)| (problem, seed)).collect();
+        let by_all = |&(problem, seed): &(usize, u64)| {
+            (0..arms.len()).all(|arm| records.contains_key(&(arm, problem, seed)))
+        };
+        let groups: BTreeSet<_> = met.into_iter().filter(by_all).collect();
+        let problems: BTreeSet<usize> = groups.iter().map(|&(problem, _)| problem).collect();
+        if problems.len() < 2 {
+            return Err(Failure::new(
+                format!(
+                    "{}: expected at least 2 problems that all arms have met, got {}",
+                    task.name,
+                    problems.len()
+                ),
+                "let the run go on, then ask for the report again",
+            ));
+        }
+        records.retain(|&(_, problem, seed), _| groups.contains(&(problem, seed)));
+        let left_out = count - records.len();
+        Ok(Self { task, problems: problems.into_iter().collect(), groups, left_out, records })
+    }
+
+    /// How many problems with how many seeds.
+    pub fn extent(&self) -> String {
+        let (problems, groups) = (self.problems.len(), self.groups.len());
+        match groups.is_multiple_of(problems) && self.is_even() {
+            true => {
+                let seeds = groups / problems;
+                format!("{problems} problems × {seeds} seed{}", if seeds == 1 { "" } else { "s" })
+            }
+            false => format!("{problems} problems, {groups} runs of them with several seeds"),
+        }
+    }
+
+    /// Whether every problem has as many seeds.
+    fn is_even(&self) -> bool {
+        let seeds = |problem: usize| self.groups.iter().filter(|group| group.0 == problem).count();
+        self.problems
+            .iter()
+            .all(|&problem| seeds(problem) == self.groups.len() / self.problems.len())
+    }
+
+    /// The seeds that were met, in ascending order.
+    pub fn seeds(&self) -> BTreeSet<u64> {
+        self.groups.iter().map(|&(_, seed)| seed).collect()
+    }
+
+    /// The record of an arm.
+    pub fn record(&self, arm: usize, (problem, seed): (usize, u64)) -> &ProblemRecord {
+        // `new` has kept the groups that every arm has.
+        &self.records[&(arm, problem, seed)]
+    }
+
+    /// All records of an arm, in the order of problems and seeds.
+    pub fn of_arm(&self, arm: usize) -> Vec<&ProblemRecord> {
+        self.groups.iter().map(|&group| self.record(arm, group)).collect()
+    }
+}

@@ -1,0 +1,259 @@
+//! The file of a run: appended to batch by batch, safe against being killed.
+//!
+//! Records are in the order of the plan, so that a file is always the beginning of the one that it becomes. A line that was
+//! being written when the program was killed is dropped, and its batch runs again: as a whole, since rows of a batch may
+//! share a distiller. What of it is in the file already must come out again, byte by byte, or the run is refused as not
+//! reproducible.
+
+use std::{
+    fs::{File, OpenOptions, TryLockError},
+    io::{Read, Seek, SeekFrom, Write},
+    path::{Path, PathBuf},
+};
+
+use esamp_programs::failure::Failure;
+use serde_json::Value;
+
+use crate::{
+    plan::{Unit, units},
+    record::{Header, Line, ProblemRecord, parse_header},
+};
+
+/// A file that a run is written to.
+#[derive(Debug)]
+pub struct Store {
+    path: PathBuf,
+    file: File,
+    units: Vec<Unit>,
+    /// Units that are whole in the file.
+    done: usize,
+    /// Lines of the next unit that are in the file already.
+    begun: Vec<String>,
+    records: usize,
+}
+
+impl Store {
+    /// Starts a file, or goes on with one that has the same header.
+    ///
+    /// # Errors
+    ///
+    /// A file of something else, of other settings, or with records that do not follow the plan; one that another program
+    /// writes to; and what the disk says.
+    pub fn open(path: &Path, header: &Header) -> Result<Self, Failure> {
+        let at = |error| disk(path, error);
+        let mut file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .open(path)
+            .map_err(at)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(Failure::new(
+                    format!(
+                        "{}: expected to be the only writer, another one has it",
+                        path.display()
+                    ),
+                    "wait for the other run, or write to another file",
+                ));
+            }
+            Err(TryLockError::Error(error)) => return Err(at(error)),
+        }
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(at)?;
+        let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
+        let first = line(&Line::Header(Box::new(header.clone())))?;
+        if whole == 0 && !first.as_bytes().starts_with(&bytes) {
+            return Err(foreign(path, "something else"));
+        }
+        let text = str::from_utf8(&bytes[..whole]).map_err(|_| foreign(path, "no text"))?;
+        let mut lines = text.lines();
+        match lines.next() {
+            Some(found) => check_header(path, found, &first)?,
+            None => {
+                file.set_len(0).map_err(at)?;
+                file.rewind().map_err(at)?;
+                file.write_all(first.as_bytes()).and_then(|()| file.sync_data()).map_err(at)?;
+            }
+        }
+        let lines: Vec<&str> = lines.collect();
+        let units = units(header);
+        let (done, begun) = follow(path, header, &units, &lines)?;
+        if whole > 0 {
+            file.set_len(whole as u64).map_err(at)?;
+            file.seek(SeekFrom::End(0)).map_err(at)?;
+        }
+        let begun = lines[lines.len() - begun..].iter().map(|&line| format!("{line}\n")).collect();
+        Ok(Self { path: path.to_owned(), file, units, done, begun, records: lines.len() })
+    }
+
+    /// What is to run next.
+    pub fn next(&self) -> Option<&Unit> {
+        self.units.get(self.done)
+    }
+
+    /// The units that are in the file, and those that are not.
+    pub fn split(&self) -> (&[Unit], &[Unit]) {
+        self.units.split_at(self.done)
+    }
+
+    /// Records in the file.
+    pub fn records(&self) -> usize {
+        self.records
+    }
+
+    /// Records that it has when it is complete.
+    pub fn planned(&self) -> usize {
+        self.units.iter().map(|unit| unit.problems.len()).sum()
+    }
+
+    /// Writes the records of the [next](Self::next) unit. When this returns they are on the disk.
+    ///
+    /// # Errors
+    ///
+    /// Records that are not those that a killed run had written of the same unit, and what the disk says.
+    pub fn append(&mut self, records: Vec<ProblemRecord>) -> Result<(), Failure> {
+        let lines = records.into_iter().map(|record| line(&Line::Problem(Box::new(record))));
+        let lines: Vec<String> = lines.collect::<Result<_, _>>()?;
+        if let Some(place) =
+            (0..self.begun.len()).find(|&at| lines.get(at) != Some(&self.begun[at]))
+        {
+            let behind = self.begun.len() - place;
+            return Err(Failure::new(
+                format!(
+                    "{}: expected the {behind} records before its end to come out as they did, got others",
+                    self.path.display()
+                ),
+                "the program or the machine has changed since: write to another file",
+            ));
+        }
+        let new = &lines[self.begun.len()..];
+        let written = self.file.write_all(new.concat().as_bytes());
+        written.and_then(|()| self.file.sync_data()).map_err(|error| disk(&self.path, error))?;
+        self.records += new.len();
+        self.begun.clear();
+        self.done += 1;
+        Ok(())
+    }
+}
+
+/// Compares the records of a file with the plan: units that are whole, and records of the next one.
+fn follow(
+    path: &Path,
+    header: &Header,
+    units: &[Unit],
+    lines: &[&str],
+) -> Result<(usize, usize), Failure> {
+    let mut left = lines.iter().enumerate();
+    for (done, unit) in units.iter().enumerate() {
+        for (begun, expected) in unit.keys(header).into_iter().enumerate() {
+            let Some((place, text)) = left.next() else {
+                return Ok((done, begun));
+            };
+            let wrong = |got: String| {
+                Failure::new(
+                    format!(
+                        "{}, line {}: expected {} {} under {}, seed {}, got {got}",
+                        path.display(),
+                        place + 2,
+                        expected.0,
+                        expected.1,
+                        expected.2,
+                        expected.3
+                    ),
+                    "the file was changed by something else: write to another one",
+                )
+            };
+            match serde_json::from_str(text) {
+                Ok(Line::Problem(record)) => {
+                    let ProblemRecord { task, problem, arm, seed, .. } = *record;
+                    if (&task, problem, &arm, seed)
+                        != (&expected.0, expected.1, &expected.2, expected.3)
+                    {
+                        return Err(wrong(format!("{task} {problem} under {arm}, seed {seed}")));
+                    }
+                }
+                Ok(Line::Header(_)) => return Err(wrong("a header".to_owned())),
+                Err(error) => return Err(wrong(error.to_string())),
+            }
+        }
+    }
+    match left.next() {
+        None => Ok((units.len(), 0)),
+        Some((place, _)) => Err(Failure::new(
+            format!("{}: expected {place} records, got more", path.display()),
+            "the file was changed by something else: write to another one",
+        )),
+    }
+}
+
+/// Refuses a file of other settings, by the first that differs.
+fn check_header(path: &Path, found: &str, wanted: &str) -> Result<(), Failure> {
+    if found == wanted.trim_end() {
+        return Ok(());
+    }
+    let error = |error: serde_json::Error| foreign(path, &error.to_string());
+    parse_header(path, found).map_err(|error| foreign(path, &error.to_string()))?;
+    let found: Value = serde_json::from_str(found).map_err(error)?;
+    let wanted: Value = serde_json::from_str(wanted).map_err(error)?;
+    let (setting, expected, got) = difference(&wanted, &found)
+        .unwrap_or_else(|| ("header".to_owned(), "this one".to_owned(), "another".to_owned()));
+    Err(Failure::usage(
+        format!("{}: expected a file of {setting} {expected}, got one of {got}", path.display()),
+        "go on with the settings, the model and the commit that it was begun with, or write to another file",
+    ))
+}
+
+/// The first value of two that differs: its name, the wanted one, the found one.
+fn difference(wanted: &Value, found: &Value) -> Option<(String, String, String)> {
+    let within = |key: String, wanted: &Value, found: &Value| {
+        let (name, expected, got) = difference(wanted, found)?;
+        Some((if name.is_empty() { key } else { format!("{key}.{name}") }, expected, got))
+    };
+    match (wanted, found) {
+        (Value::Object(wanted), Value::Object(found)) => {
+            let keys = wanted.keys().chain(found.keys().filter(|key| !wanted.contains_key(*key)));
+            let value = |map: &serde_json::Map<String, Value>, key: &String| {
+                map.get(key).cloned().unwrap_or(Value::Null)
+            };
+            keys.into_iter()
+                .find_map(|key| within(key.clone(), &value(wanted, key), &value(found, key)))
+        }
+        (Value::Array(wanted), Value::Array(found)) => {
+            let name = |value: &Value| value["name"].as_str().map(str::to_owned);
+            let names = |values: &[Value]| {
+                let names: Option<Vec<String>> = values.iter().map(name).collect();
+                names.map_or_else(|| format!("{} values", values.len()), |names| names.join(", "))
+            };
+            let same = wanted.len() == found.len();
+            let same = same && wanted.iter().zip(found).all(|(w, f)| name(w) == name(f));
+            if !same {
+                return Some((String::new(), names(wanted), names(found)));
+            }
+            wanted.iter().zip(found).enumerate().find_map(|(at, (wanted, found))| {
+                within(name(wanted).unwrap_or_else(|| at.to_string()), wanted, found)
+            })
+        }
+        (wanted, found) if wanted == found => None,
+        (wanted, found) => Some((String::new(), wanted.to_string(), found.to_string())),
+    }
+}
+
+fn line(line: &Line) -> Result<String, Failure> {
+    let step = "report this with the command line that led to it";
+    let text = serde_json::to_string(line).map_err(|error| Failure::runtime(error, step))?;
+    Ok(text + "\n")
+}
+
+fn foreign(path: &Path, got: &str) -> Failure {
+    Failure::usage(
+        format!("{}: expected a file that this program has written, got {got}", path.display()),
+        "write to another file",
+    )
+}
+
+fn disk(path: &Path, error: std::io::Error) -> Failure {
+    Failure::new(format!("{}: {error}", path.display()), "check the path of --out and the disk")
+}

@@ -1,0 +1,262 @@
+//! The command line of `evaluate`, on a model of 96 words.
+
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Command, Output},
+};
+
+use esamp_eval::{
+    provenance,
+    record::{Run, Session, Split},
+};
+use esamp_testkit::word_model;
+
+struct Bench {
+    folder: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("model")).unwrap();
+        word_model::fill(&folder.path().join("model"));
+        Self { folder }
+    }
+
+    fn out(&self) -> PathBuf {
+        self.folder.path().join("run.jsonl")
+    }
+
+    fn evaluate(&self, args: &[&str]) -> Output {
+        let out = self.out();
+        let model = self.folder.path().join("model");
+        let usual = ["--model", model.to_str().unwrap(), "--out", out.to_str().unwrap()];
+        evaluate(&[&usual[..], args].concat())
+    }
+
+    fn said(&self, args: &[&str]) -> String {
+        let output = self.evaluate(args);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+fn evaluate(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_evaluate")).args(args).output().unwrap()
+}
+
+const SMALL: [&str; 12] = [
+    "--tasks",
+    "products,stories",
+    "--problems",
+    "3",
+    "--samples",
+    "2",
+    "--seeds",
+    "2",
+    "--tokens",
+    "6",
+    "--batch",
+    "2",
+];
+const ARMS: [&str; 4] = ["--arms", "min-p-1,esamp-0.5", "--token-arm", "esamp-0.5"];
+
+#[test]
+fn a_run_is_written_once_and_only_once() {
+    let bench = Bench::new();
+    let args = [&SMALL[..], &ARMS].concat();
+    let planned = 2 * 3 * 2 * 2;
+    let first = bench.said(&args);
+    assert!(first.starts_with(&format!("{planned} of {planned} records in ")), "{first}");
+    let bytes = fs::read(bench.out()).unwrap();
+    let run = Run::read(&bench.out()).unwrap();
+    let header = &run.header;
+    assert_eq!((header.problems, header.samples, header.seeds, header.tokens), (3, 2, 2, 6));
+    assert_eq!((header.split, header.batch), (Split::Dev, 2));
+    assert_eq!((header.model.vocab, header.model.sha256.len()), (96, 64));
+    assert_eq!(header.crate_version, env!("CARGO_PKG_VERSION"));
+    assert_eq!(run.records.len(), planned);
+    for record in &run.records {
+        assert_eq!(record.token_sample.is_empty(), record.arm == "min-p-1");
+        let judged = record.completions.iter().map(|completion| completion.correct);
+        assert!(judged.into_iter().all(|correct| correct.is_none() == (record.task == "stories")));
+    }
+
+    let second = bench.said(&args);
+    assert!(second.contains(", 0 of them new"), "{second}");
+    assert!(fs::read(bench.out()).unwrap() == bytes);
+    let mut sessions = bench.out().into_os_string();
+    sessions.push(".sessions");
+    let sessions = fs::read_to_string(sessions).unwrap();
+    let sessions: Vec<Session> =
+        sessions.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let records: Vec<[usize; 2]> = sessions.iter().map(|session| session.records).collect();
+    assert_eq!(records, [[0, planned]], "a run that had nothing to do leaves no session");
+    assert!(sessions[0].command.contains(&"products,stories".to_owned()));
+
+    let other = bench.evaluate(&[&args[..], &["--seeds", "3"]].concat());
+    assert_eq!(other.status.code(), Some(2));
+    let message = String::from_utf8(other.stderr).unwrap();
+    assert!(
+        message.contains(": expected a file of seeds 3, got one of 2\nnext step: "),
+        "{message}"
+    );
+    assert!(fs::read(bench.out()).unwrap() == bytes);
+}
+
+#[test]
+fn a_budget_ends_a_run_and_the_same_command_goes_on() {
+    let bench = Bench::new();
+    let args = [&SMALL[..], &ARMS].concat();
+    let said = bench.said(&[&args[..], &["--budget", "0.0000001"]].concat());
+    // Six microseconds: one batch may begin in them, and no second one.
+    assert!(said.ends_with("the time is up; the same command goes on from here\n"), "{said}");
+    assert!(bench.said(&args).starts_with("24 of 24 records in "));
+    let whole = Bench::new();
+    whole.said(&args);
+    let [one, other] = [bench, whole].map(|bench| fs::read_to_string(bench.out()).unwrap());
+    assert_eq!(one, other);
+}
+
+#[test]
+fn flags_that_cannot_work_are_refused_before_anything_is_fetched() {
+    let refused = |args: &[&str]| {
+        let output = evaluate(&[&["--model", "no-such-file"], args].concat());
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{message}");
+        message.lines().next().unwrap().strip_prefix("error: ").unwrap().to_owned()
+    };
+    for (args, wording) in [
+        (&["--tasks", "poems"][..], "--tasks: expected the name of a task, got poems"),
+        (&["--tasks", "gcd,gcd"], "--tasks: expected each task once, got gcd twice"),
+        (&["--arms", "poems"], "--arms: expected the name of an arm, got poems"),
+        (
+            &["--split", "held-out", "--arms", "all"],
+            "--arms: expected at most 8 on the held-out split, got 40",
+        ),
+        (&["--token-arm", "plain"], "--token-arm: expected one of the arms that run, got plain"),
+        (
+            &["--split", "held-out", "--match-entropy", "esamp-0.5"],
+            "--match-entropy: expected the development split, got the held-out one",
+        ),
+        (&["--out", "x"], "--model: expected a path that exists or hf:ORG/NAME, got no-such-file"),
+    ] {
+        assert_eq!(refused(args), wording);
+    }
+    let bench = Bench::new();
+    let output = bench.evaluate(&["--tasks", "letters", "--problems", "71"]);
+    let message = String::from_utf8(output.stderr).unwrap();
+    let wording = "error: --problems: expected at most the 70 of letters in this split, got 71";
+    assert_eq!(message.lines().next(), Some(wording));
+    assert!(!bench.out().exists());
+    for budget in ["0", "-1", "soon", "nan", "inf"] {
+        let output = evaluate(&[&format!("--budget={budget}")[..]]);
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert!(message.contains("expected a number above 0"), "{message}");
+    }
+}
+
+#[test]
+fn the_list_names_tasks_and_arms() {
+    let output = evaluate(&["--list"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    for name in ["sentences", "stories", "esamp-paper-0.25", "matched-orthogonal-1", "cool-0.5"] {
+        assert!(
+            text.lines().any(|line| line.trim_start().starts_with(&format!("{name} "))),
+            "{text}"
+        );
+    }
+    let public = text.lines().find(|line| line.trim_start().starts_with("reasoning-gym ")).unwrap();
+    assert!(public.contains("from the public set reasoning-gym"), "{public}");
+    assert!(public.ends_with(" (80 and 80)"), "{public}");
+}
+
+#[test]
+fn a_temperature_is_found_and_nothing_is_written() {
+    let bench = Bench::new();
+    let said = bench.said(&[&SMALL[..], &["--match-entropy", "min-p-0.9"]].concat());
+    assert!(said.starts_with("min-p-0.9: "), "{said}");
+    assert!(said.contains(" nats a token; its entropy-matched control is min-p-"), "{said}");
+    assert!(!bench.out().exists());
+}
+
+#[test]
+fn a_commit_is_that_of_the_checkout_or_unknown() {
+    let folder = tempfile::tempdir().unwrap();
+    // Not inside of some other checkout.
+    if provenance::commit(folder.path()) != "unknown" {
+        return;
+    }
+    let git = |arguments: &[&str]| {
+        let mut git = Command::new("git");
+        git.args(["-c", "user.name=a", "-c", "user.email=a@b"]).arg("-C").arg(folder.path());
+        assert!(git.args(arguments).output().unwrap().status.success());
+    };
+    git(&["init", "--quiet"]);
+    fs::create_dir(folder.path().join("src")).unwrap();
+    fs::write(folder.path().join("src/lib.rs"), "1").unwrap();
+    git(&["add", "."]);
+    git(&["commit", "--quiet", "-m", "one"]);
+    let commit = provenance::commit(folder.path());
+    assert!(commit.len() == 40 && commit.bytes().all(|byte| byte.is_ascii_hexdigit()), "{commit}");
+    fs::write(folder.path().join("notes"), "1").unwrap();
+    assert_eq!(provenance::commit(folder.path()), commit, "a file that git does not know");
+    fs::write(folder.path().join("src/lib.rs"), "2").unwrap();
+    assert_eq!(provenance::commit(folder.path()), format!("{commit}-modified"));
+}
+
+#[test]
+fn a_run_ends_in_its_report_and_its_records_give_the_same_one() {
+    let bench = Bench::new();
+    let [first, second] = ["one.md", "two.md"].map(|name| bench.folder.path().join(name));
+    let args = [&SMALL[..], &ARMS, &["--report", first.to_str().unwrap()]].concat();
+    let said = bench.said(&args);
+    assert!(said.ends_with(&format!("{}\n", first.display())), "{said}");
+    let records = bench.out();
+    let again = ["--records", records.to_str().unwrap(), "--report", second.to_str().unwrap()];
+    // Single tokens were kept: what they say is asked of the model's tokenizer, which must be the right one.
+    let other = evaluate(&again);
+    assert_eq!(other.status.code(), Some(2));
+    let message = String::from_utf8(other.stderr).unwrap();
+    assert!(
+        message.starts_with("error: --model: expected the model of the records, "),
+        "{message}"
+    );
+    let model = bench.folder.path().join("model");
+    let output = evaluate(&[&again[..], &["--model", model.to_str().unwrap()]].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+
+    let [one, two] = [&first, &second].map(|path| fs::read_to_string(path).unwrap());
+    assert!(one.contains("stories (3 problems × 2 seeds)"), "{one}");
+    // 96 words that mean nothing: whatever is sampled, no product is right.
+    assert!(
+        one.lines().any(|line| line.starts_with("| esamp-0.5 | 0.000 | 0.000 [0.000, 0.000] |")),
+        "{one}"
+    );
+    for figure in ["products-pass-at-k.svg", "products-pareto.svg", "stories-pareto.svg"] {
+        let [one, two] = ["one", "two"]
+            .map(|name| fs::read(bench.folder.path().join(name).join(figure)).unwrap());
+        assert!(one == two, "{figure}");
+    }
+    // They differ in their own names and commands, and in nothing else.
+    let same = |text: String, name: &str| -> Vec<String> {
+        let lines = text.lines().filter(|line| !line.starts_with("cargo run "));
+        lines.map(|line| line.replace(&format!("({name}/"), "(")).collect()
+    };
+    assert_eq!(same(one, "one"), same(two, "two"));
+}
+
+#[test]
+fn a_report_on_records_needs_both() {
+    let output = evaluate(&["--records", "x.jsonl"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("--report <FILE>"));
+
+    let output = evaluate(&["--records", "no-such.jsonl", "--report", "r.md"]);
+    assert_eq!(output.status.code(), Some(1));
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert!(message.starts_with("error: no-such.jsonl: "), "{message}");
+}

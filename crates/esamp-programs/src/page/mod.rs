@@ -1,0 +1,301 @@
+//! A run to look at: the completions of one prompt side by side, as one HTML file that needs nothing else.
+//!
+//! Each token is tinted by its novelty; over a token, or with the keyboard on it, the page says what it was chosen from and
+//! what steering had to do with it. Below are the loss, the novelty and the entropy over the completions. Everything comes
+//! from the traces that an observer is shown ([`esamp::Recorder`]).
+
+mod chart;
+mod markup;
+mod scale;
+mod token;
+
+use esamp::{Completion, Detokenize, FinishReason, Recorder, RowTrace, TextError, TextStream};
+
+use chart::{Chart, Line};
+use markup::escaped;
+use scale::Scale;
+
+/// What is on the page.
+#[derive(Clone, Debug)]
+pub struct Page {
+    /// The headline: the model.
+    pub title: String,
+    /// What was completed.
+    pub prompt: String,
+    /// What was set for all arms, in a few words.
+    pub settings: String,
+    /// The arms, from top to bottom.
+    pub arms: Vec<ShownArm>,
+}
+
+/// One arm: the completions of the prompt, in columns.
+#[derive(Clone, Debug)]
+pub struct ShownArm {
+    /// Its name.
+    pub name: String,
+    /// What it did, in a few words.
+    pub facts: String,
+    /// Its completions, by their index.
+    pub completions: Vec<ShownCompletion>,
+    /// Records that came behind the limit of the recorder, and are missing here.
+    pub dropped: u64,
+}
+
+/// One column.
+#[derive(Clone, Debug)]
+pub struct ShownCompletion {
+    /// Its tokens, in their order.
+    pub tokens: Vec<ShownToken>,
+    /// Why it ended.
+    pub ending: String,
+}
+
+/// One token.
+#[derive(Clone, Debug)]
+pub struct ShownToken {
+    /// What it adds to the text; empty for a special token and inside of a character.
+    pub text: String,
+    /// The text of the token that would have come without steering, where that is another one.
+    pub unsteered: Option<String>,
+    /// Its numbers.
+    pub trace: RowTrace,
+}
+
+impl ShownArm {
+    /// The completions of one prompt, with their tokens as `recorder` has them.
+    ///
+    /// # Errors
+    ///
+    /// What the detokenizer says.
+    pub fn new(
+        name: impl Into<String>,
+        facts: impl Into<String>,
+        completions: &[Completion],
+        recorder: &Recorder,
+        detokenizer: &dyn Detokenize,
+    ) -> Result<Self, TextError> {
+        let mut by_index: Vec<&Completion> = completions.iter().collect();
+        by_index.sort_by_key(|completion| completion.index);
+        let shown = by_index.into_iter().map(|completion| {
+            let traces = recorder.tokens().filter(|trace| trace.row == completion.row);
+            Ok(ShownCompletion {
+                tokens: tokens(traces, detokenizer)?,
+                ending: ending(&completion.finish),
+            })
+        });
+        Ok(Self {
+            name: name.into(),
+            facts: facts.into(),
+            completions: shown.collect::<Result<_, TextError>>()?,
+            dropped: recorder.dropped(),
+        })
+    }
+
+    fn tokens(&self) -> impl Iterator<Item = &ShownToken> {
+        self.completions.iter().flat_map(|completion| &completion.tokens)
+    }
+
+    /// A number of each token, over the places in the completions; a place where no token has it is left out.
+    fn line(&self, arm: usize, number: impl Fn(&RowTrace) -> Option<f64>) -> Line {
+        let longest = self.completions.iter().map(|c| c.tokens.len()).max().unwrap_or(0);
+        let points = (0..longest).filter_map(|place| {
+            let tokens = self.completions.iter().filter_map(|c| c.tokens.get(place));
+            let numbers: Vec<f64> = tokens.filter_map(|token| number(&token.trace)).collect();
+            chart::Point::of(place, &numbers)
+        });
+        Line { name: self.name.clone(), arm, points: points.collect() }
+    }
+}
+
+/// The tokens with their texts, which depend on what came before.
+fn tokens<'a>(
+    traces: impl Iterator<Item = &'a RowTrace>,
+    detokenizer: &dyn Detokenize,
+) -> Result<Vec<ShownToken>, TextError> {
+    let mut stream = TextStream::default();
+    let mut shown: Vec<ShownToken> = Vec::new();
+    for trace in traces {
+        let other = trace.unsteered_token.filter(|&other| other != trace.token);
+        shown.push(ShownToken {
+            text: stream.push(trace.token, detokenizer)?,
+            unsteered: other.map(|other| detokenizer.decode(&[other])).transpose()?,
+            trace: trace.clone(),
+        });
+    }
+    // Half a character that nothing completes.
+    let rest = stream.finish(detokenizer)?;
+    if let Some(last) = shown.last_mut() {
+        last.text.push_str(&rest);
+    }
+    Ok(shown)
+}
+
+fn ending(finish: &FinishReason) -> String {
+    match finish {
+        FinishReason::StopToken(_) => "ended by itself".to_owned(),
+        FinishReason::StopString(stop) => format!("ended with {stop:?}"),
+        FinishReason::MaxNewTokens => "cut off".to_owned(),
+        FinishReason::ContextFull => "cut off: the context is full".to_owned(),
+        FinishReason::Failed(error) => format!("failed: {error}"),
+        FinishReason::NoText(error) => format!("failed: {error}"),
+        other => other.name().replace('_', " "),
+    }
+}
+
+/// What a token can be tinted by, in the order of the switch.
+const TINTS: [Tint; 3] = [
+    Tint {
+        name: "novelty",
+        variable: "--n",
+        unit: "of the deep state",
+        number: |trace| trace.relative_novelty,
+    },
+    Tint {
+        name: "surprisal",
+        variable: "--s",
+        unit: "nats",
+        number: |trace| Some(trace.surprisal),
+    },
+    Tint {
+        name: "change",
+        variable: "--k",
+        unit: "nats, KL(new ‖ reference)",
+        number: |trace| Some(trace.kl),
+    },
+];
+
+struct Tint {
+    name: &'static str,
+    variable: &'static str,
+    unit: &'static str,
+    number: fn(&RowTrace) -> Option<f64>,
+}
+
+impl Page {
+    /// The file.
+    pub fn html(&self) -> String {
+        let title = escaped(&self.title);
+        let style = include_str!("page.css");
+        let script = include_str!("page.js");
+        let scales = TINTS.map(|tint| {
+            let tokens = self.arms.iter().flat_map(ShownArm::tokens);
+            Scale::of(tokens.filter_map(|token| (tint.number)(&token.trace)).collect())
+        });
+        let arms = self.arms.iter().enumerate();
+        let arms: String = arms.map(|(at, arm)| arm_section(at, arm, &scales)).collect();
+        format!(
+            "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+             <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+             <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; \
+             style-src 'unsafe-inline'; script-src 'unsafe-inline'\">\n\
+             <title>{title}: completions</title>\n<style>\n{style}</style>\n</head>\n<body>\n\
+             <header>\n<h1>{title}</h1>\n<p class=\"settings\">{}</p>\n\
+             <blockquote class=\"prompt\">{}</blockquote>\n{}</header>\n<main>\n{arms}{}</main>\n\
+             <div id=\"tip\" role=\"tooltip\" hidden></div>\n<script>\n{script}</script>\n</body>\n</html>\n",
+            escaped(&self.settings),
+            escaped(&self.prompt),
+            switch(&scales),
+            self.charts(),
+        )
+    }
+
+    fn charts(&self) -> String {
+        let lines = |number: fn(&RowTrace) -> Option<f64>| {
+            let arms = self.arms.iter().enumerate();
+            arms.map(|(at, arm)| arm.line(at, number)).collect::<Vec<_>>()
+        };
+        let charts = [
+            Chart {
+                title: "Novelty", unit: "‖e‖ / ‖deep‖", lines: lines(|t| t.relative_novelty)
+            },
+            Chart {
+                title: "Loss of the distiller",
+                unit: "before the update",
+                lines: lines(|t| t.loss),
+            },
+            Chart {
+                title: "Entropy of the choice",
+                unit: "nats",
+                lines: lines(|t| Some(t.entropy)),
+            },
+        ];
+        let charts: String = charts.iter().map(Chart::svg).collect();
+        format!(
+            "<section class=\"charts\">\n<h2>Over the completion</h2>\n\
+             <p>Mean over the completions of an arm, token by token; the band is from the least to the \
+             greatest.</p>\n<div class=\"row\">\n{charts}</div>\n</section>\n"
+        )
+    }
+}
+
+/// What tokens are tinted by, and what the tints mean.
+fn switch(scales: &[Option<Scale>; TINTS.len()]) -> String {
+    let mut choices = String::new();
+    let mut legends = String::new();
+    for (at, (tint, scale)) in TINTS.iter().zip(scales).enumerate() {
+        let name = tint.name;
+        let checked = if at == 0 { " checked" } else { "" };
+        choices.push_str(&format!(
+            "<label><input type=\"radio\" name=\"tint\" id=\"by-{name}\"{checked}>{name}</label>"
+        ));
+        let ends = match scale {
+            Some(scale) => format!(
+                "<span>{}</span><i class=\"ramp\"></i><span>{} {}</span>",
+                markup::number(scale.low()),
+                markup::number(scale.high()),
+                tint.unit
+            ),
+            None => "<span>no token of this run has one</span>".to_owned(),
+        };
+        legends.push_str(&format!("<span class=\"legend {name}\">{ends}</span>"));
+    }
+    format!(
+        "<div class=\"switch\"><span role=\"radiogroup\" aria-label=\"tint\">tint by {choices}</span>{legends}\
+         <span class=\"legend-mark\"><b>underlined</b> would have been \
+         another token without steering</span></div>\n\
+         <noscript><p>The numbers of each token are shown by a script, which is turned off here.</p></noscript>\n"
+    )
+}
+
+fn arm_section(at: usize, arm: &ShownArm, scales: &[Option<Scale>; TINTS.len()]) -> String {
+    let columns = arm.completions.iter().enumerate();
+    let columns: String = columns.map(|(at, c)| column(at, c, scales)).collect();
+    let expected = arm.tokens().any(|token| token.trace.novelty.is_some());
+    let tinted = if expected { "" } else { " (no distiller, so nothing to be novel to)" };
+    let missing = match arm.dropped {
+        0 => String::new(),
+        records => format!(
+            "<p class=\"missing\">{records} records came behind the limit of the recorder: tokens are \
+             missing here.</p>\n"
+        ),
+    };
+    format!(
+        "<section class=\"arm\">\n<h2><i class=\"swatch arm-{}\"></i>{} <small>{}{tinted}</small></h2>\n{missing}\
+         <div class=\"columns\">\n{columns}</div>\n</section>\n",
+        at % chart::COLOURS,
+        escaped(&arm.name),
+        escaped(&arm.facts),
+    )
+}
+
+fn column(
+    at: usize,
+    completion: &ShownCompletion,
+    scales: &[Option<Scale>; TINTS.len()],
+) -> String {
+    let tokens = completion.tokens.iter().enumerate();
+    let tokens: String =
+        tokens.map(|(place, token)| token::element(token, place == 0, scales)).collect();
+    let count = completion.tokens.len();
+    let changed = completion.tokens.iter().filter(|token| token.unsteered.is_some()).count();
+    let changed = match changed {
+        0 => String::new(),
+        changed => format!(", {changed} changed by steering"),
+    };
+    format!(
+        "<article>\n<h3>{} <small>{count} tokens{changed}; {}</small></h3>\n\
+         <p class=\"text\" dir=\"auto\">{tokens}</p>\n</article>\n",
+        at + 1,
+        escaped(&completion.ending),
+    )
+}

@@ -1,0 +1,123 @@
+//! Reads the golden files and compares with them.
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{Device, Tensor, TensorData};
+use safetensors::{Dtype, SafeTensors};
+
+/// Where a golden file or a folder of them is: in `tests/golden` of the repository, or in the folder that the variable
+/// `ESAMP_GOLDEN` names, for test programs that run on another machine than they were built on.
+pub fn path(name: &str) -> PathBuf {
+    let folder = match std::env::var_os("ESAMP_GOLDEN") {
+        Some(folder) => PathBuf::from(folder),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden"),
+    };
+    folder.join(name)
+}
+
+/// One golden file.
+#[derive(Clone, Debug)]
+pub struct Golden {
+    bytes: Vec<u8>,
+    name: String,
+}
+
+impl Golden {
+    /// Reads a file of tensors.
+    pub fn open(name: &str) -> Self {
+        let path = path(name);
+        let bytes = std::fs::read(&path).unwrap_or_else(|error| {
+            panic!("{}: {error} (golden files come with the repository only)", path.display())
+        });
+        Self { bytes, name: name.to_owned() }
+    }
+
+    /// Whether there is a tensor of this name.
+    pub fn has(&self, key: &str) -> bool {
+        self.file().tensor(key).is_ok()
+    }
+
+    /// The numbers of a tensor of `f32`.
+    pub fn values(&self, key: &str) -> Vec<f32> {
+        let file = self.file();
+        let view = file.tensor(key).unwrap_or_else(|_| panic!("{}: no {key}", self.name));
+        assert_eq!(view.dtype(), Dtype::F32, "{key}");
+        view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+    }
+
+    /// The numbers of a tensor of integers or of truth values.
+    pub fn ints(&self, key: &str) -> Vec<i64> {
+        let file = self.file();
+        let view = file.tensor(key).unwrap_or_else(|_| panic!("{}: no {key}", self.name));
+        let data = view.data();
+        match view.dtype() {
+            Dtype::I64 => {
+                data.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect()
+            }
+            Dtype::I32 => data
+                .chunks_exact(4)
+                .map(|b| i64::from(i32::from_le_bytes(b.try_into().unwrap())))
+                .collect(),
+            Dtype::BOOL | Dtype::U8 => data.iter().map(|&b| i64::from(b)).collect(),
+            other => panic!("{key}: {other:?}"),
+        }
+    }
+
+    /// The filter settings in the file (temperature, top-k, top-p, min-p), each with the name of its keep mask.
+    pub fn filters(&self) -> Vec<(String, [f32; 4])> {
+        let file = self.file();
+        let mut keys: Vec<String> = file.names().into_iter().map(str::to_owned).collect();
+        keys.sort();
+        let masks = keys.iter().filter_map(|key| {
+            let toy = key.strip_suffix(".T_topk_topp_minp").map(|name| format!("{name}.keep"));
+            Some((key, toy.or_else(|| Some(format!("keep{}", key.strip_prefix("params")?)))?))
+        });
+        masks.map(|(key, mask)| (mask, self.values(key).try_into().unwrap())).collect()
+    }
+
+    /// The shape of a tensor.
+    pub fn shape(&self, key: &str) -> Vec<usize> {
+        self.file().tensor(key).unwrap().shape().to_vec()
+    }
+
+    /// A tensor of `f32`.
+    pub fn tensor<const D: usize>(&self, key: &str, device: &Device) -> Tensor<D> {
+        Tensor::from_data(TensorData::new(self.values(key), self.shape(key)), device)
+    }
+
+    fn file(&self) -> SafeTensors<'_> {
+        SafeTensors::deserialize(&self.bytes).unwrap()
+    }
+}
+
+/// The CPU devices that every numeric test runs on: flex, and ndarray where it is built in.
+pub fn devices() -> Vec<Device> {
+    vec![
+        Device::flex(),
+        #[cfg(feature = "ndarray")]
+        #[allow(deprecated, reason = "ndarray is deprecated upstream and supported here")]
+        Device::ndarray(),
+    ]
+}
+
+/// The numbers of a tensor of `f32`.
+pub fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.into_data().try_into_vec().unwrap()
+}
+
+/// Compares relative to the largest expected magnitude.
+#[track_caller]
+pub fn assert_close(what: &str, got: &[f32], expected: &[f32], tolerance: f32) {
+    assert_eq!(got.len(), expected.len(), "{what}: length");
+    let largest = expected.iter().fold(0.0f32, |largest, v| largest.max(v.abs()));
+    let worst = got
+        .iter()
+        .zip(expected)
+        .map(|(g, e)| (g - e).abs())
+        .fold(0.0f32, |worst, d| if d.is_nan() { f32::INFINITY } else { worst.max(d) });
+    assert!(
+        worst <= tolerance * largest,
+        "{what}: expected within {tolerance:e} of the largest magnitude {largest}, got {:e}",
+        worst / largest
+    );
+}

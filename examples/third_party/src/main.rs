@@ -1,0 +1,87 @@
+//! A language model that nobody here wrote, decoded under ESamp, from outside: not a line of its crate is changed.
+//!
+//! The model is the Qwen3 of [`bunsen`](https://crates.io/crates/bunsen), small and with random weights, so that it runs in
+//! a second and downloads nothing; one loaded from a checkpoint is tapped the same way. `lib.rs` is the whole adapter.
+//!
+//! Its cache can neither drop rows nor take in new ones. So completions that have ended stay in the batch and are fed a
+//! dummy token, and the second request waits until the first has ended. The loop does that by itself.
+//!
+//! ```sh
+//! cargo run --release -p esamp-third-party
+//! ```
+
+#![allow(clippy::print_stdout, reason = "a program speaks to its user")]
+
+use std::error::Error;
+
+use bunsen::{kits::gpts::qwen3::Qwen3Config, prelude::ModuleInit};
+use burn::{
+    nn::{EmbeddingConfig, Initializer},
+    tensor::Device,
+};
+use esamp::{
+    CausalLm, Decoder, Event, OptimizerConfig, Request, SamplerConfig, SamplingConfig, TokenId,
+};
+use esamp_third_party::TappedQwen3;
+
+const VOCAB: usize = 96;
+const D_MODEL: usize = 48;
+const COMPLETIONS: usize = 4;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let device = Device::flex();
+    device.seed(7);
+    let mut model = Qwen3Config::new(VOCAB, D_MODEL, 3, 4, 2, 12, 96).init(&device);
+    // The embedding is also the head. At the default size of its numbers the model would repeat its last token for ever.
+    let small = Initializer::Normal { mean: 0.0, std: 0.2 };
+    let embedding = EmbeddingConfig::new(VOCAB, D_MODEL).with_initializer(small);
+    model.embed_tokens = embedding.init(&device);
+    let model = TappedQwen3::new(model, 128);
+
+    // Completions of some dozen tokens are short: a distiller that is to learn from them must learn fast.
+    let optimizer = OptimizerConfig::paper().with_learning_rate(3e-3);
+    let config = SamplerConfig::new().with_optimizer(Some(optimizer));
+    let sampler = config.init(model.d_model(), &model.device())?;
+    let sampling = SamplingConfig::default().with_min_p(0.05).init()?;
+    // Tokens that end a completion: enough of them that completions end at different times.
+    let stop_tokens: Vec<TokenId> = (0..VOCAB as TokenId).step_by(8).collect();
+
+    let mut decoder = Decoder::new(model, sampler);
+    for prompt in [vec![1, 2, 3], vec![4, 5, 6, 7, 8]] {
+        let request = Request::new(prompt)
+            .with_completions(COMPLETIONS)
+            .with_max_new_tokens(60)
+            .with_stop_tokens(stop_tokens.clone())
+            .with_sampling(sampling.clone());
+        decoder.submit(request)?;
+    }
+
+    while !decoder.is_idle() {
+        let events = decoder.step()?;
+        let step = decoder.stats().steps;
+        for event in events {
+            if let Event::Finished { completion, .. } = event {
+                println!(
+                    "step {step:3}: prompt {}, completion {} has ended after {} tokens ({})",
+                    completion.row.prompt.0,
+                    completion.index,
+                    completion.choices.len(),
+                    completion.finish.name(),
+                );
+            }
+        }
+    }
+
+    // Every step fed all rows of its request, as many as the request has completions.
+    let stats = *decoder.stats();
+    let fed = stats.steps * COMPLETIONS as u64;
+    println!("\n{fed} rows fed, {} of them dead", fed - stats.decoded_tokens);
+    let counters = *decoder.sampler().counters();
+    println!("{} tokens, {} updates", counters.tokens, counters.updates);
+    if let Some(novelty) = counters.mean_relative_novelty() {
+        println!("relative novelty {novelty:.2} (a distiller that knows nothing has 1)");
+    }
+    decoder.sampler_mut().finish()?; // an error if nothing was learned
+    println!("ESamp has learned");
+    Ok(())
+}
