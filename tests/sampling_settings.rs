@@ -2,10 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
-use esamp::{Fire, Penalties, SamplingConfig, Selection, TemperatureOrder};
+use esamp::{Fire, Penalties, Sampling, Selection, TemperatureOrder};
 
-fn everything() -> SamplingConfig {
-    SamplingConfig::default()
+fn everything() -> Sampling {
+    Sampling::default()
         .with_temperature(0.8)
         .with_temperature_order(TemperatureOrder::AfterFilters)
         .with_beta(0.5)
@@ -17,7 +17,9 @@ fn everything() -> SamplingConfig {
         .with_epsilon_cutoff(0.0006)
         .with_eta_cutoff(0.002)
         .with_xtc(0.1, 0.5)
-        .with_penalties(Penalties { repetition: 1.1, frequency: 0.2, presence: 0.3 })
+        .with_penalties(
+            Penalties::new().with_repetition(1.1).with_frequency(0.2).with_presence(0.3),
+        )
         .with_logit_bias(7, -2.5)
         .with_logit_bias(50_000, 1.0)
         .with_fire(Fire::new(30.0).with_tokens(2))
@@ -28,11 +30,11 @@ fn everything() -> SamplingConfig {
 fn all_settings_come_back() {
     let config = everything();
     let written = serde_json::to_string(&config).unwrap();
-    assert_eq!(serde_json::from_str::<SamplingConfig>(&written).unwrap(), config);
-    assert!(config.init().is_ok());
-    let default = SamplingConfig::default();
+    assert_eq!(serde_json::from_str::<Sampling>(&written).unwrap(), config);
+    assert!(config.checked().is_ok());
+    let default = Sampling::default();
     let written = serde_json::to_string(&default).unwrap();
-    assert_eq!(serde_json::from_str::<SamplingConfig>(&written).unwrap(), default);
+    assert_eq!(serde_json::from_str::<Sampling>(&written).unwrap(), default);
 }
 
 #[test]
@@ -63,21 +65,21 @@ fn the_names_that_are_written_down() {
 #[test]
 fn settings_that_are_left_out_are_off() {
     let old = r#"{ "temperature": 1.0, "temperature_order": "before_filters", "filters": [], "beta": 0.25 }"#;
-    let read: SamplingConfig = serde_json::from_str(old).unwrap();
-    assert_eq!(read, SamplingConfig::default());
+    let read: Sampling = serde_json::from_str(old).unwrap();
+    assert_eq!(read, Sampling::default());
     let some = r#"{ "temperature": 1.0, "temperature_order": "before_filters", "filters": [], "beta": 0.25,
         "penalties": { "presence": 0.5 }, "fire": { "temperature": 10.0 } }"#;
-    let read: SamplingConfig = serde_json::from_str(some).unwrap();
-    let presence = Penalties { presence: 0.5, ..Penalties::default() };
-    let expected = SamplingConfig::default().with_penalties(presence).with_fire(Fire::new(10.0));
+    let read: Sampling = serde_json::from_str(some).unwrap();
+    let presence = Penalties::new().with_presence(0.5);
+    let expected = Sampling::default().with_penalties(presence).with_fire(Fire::new(10.0));
     assert_eq!(read, expected);
 }
 
 #[test]
 fn every_setting_is_checked() {
-    let wording = |config: SamplingConfig| config.init().unwrap_err().to_string();
-    let base = SamplingConfig::default;
-    let repetition = Penalties { repetition: 0.0, ..Penalties::default() };
+    let wording = |config: Sampling| config.checked().unwrap_err().to_string();
+    let base = Sampling::default;
+    let repetition = Penalties::new().with_repetition(0.0);
     assert_eq!(
         wording(base().with_penalties(repetition)),
         "repetition penalty: expected a number above 0, got 0"
