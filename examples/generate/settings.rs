@@ -285,27 +285,5 @@ fn overlay<T: Serialize + DeserializeOwned>(
     for (key, value) in written {
         all[key] = value.clone();
     }
-    let read: T = serde_json::from_value(all).map_err(|error| refused(error.to_string()))?;
-    // Not every configuration refuses a name that it does not know; what was not understood is not written again.
-    let again = serde_json::to_value(&read).map_err(|error| refused(error.to_string()))?;
-    match lost(&Value::Object(written.clone()), &again) {
-        Some(name) => Err(refused(format!("expected a known setting, got {name}"))),
-        None => Ok(read),
-    }
-}
-
-/// The first name that only `written` has.
-fn lost(written: &Value, again: &Value) -> Option<String> {
-    match (written, again) {
-        (Value::Object(written), Value::Object(again)) => {
-            written.iter().find_map(|(key, value)| match again.get(key) {
-                Some(again) => lost(value, again).map(|name| format!("{key}.{name}")),
-                None => Some(key.clone()),
-            })
-        }
-        (Value::Array(written), Value::Array(again)) => {
-            written.iter().zip(again).find_map(|(written, again)| lost(written, again))
-        }
-        _ => None,
-    }
+    serde_json::from_value(all).map_err(|error| refused(error.to_string()))
 }
