@@ -23,7 +23,7 @@ use burn::{
 };
 use esamp::{
     CausalLm, Decoder, DrawKey, FinishReason, HiddenStateTap, KvCache, LmHead, PairTap, Phase,
-    Request, RowId, SamplerConfig, SamplingConfig, StepError, StepInput, StepRow, TapSite, TokenId,
+    Request, RowId, SamplerConfig, Sampling, StepError, StepInput, StepRow, TapSite, TokenId,
 };
 
 const VOCAB: usize = 100;
@@ -161,7 +161,7 @@ fn ready_loop(model: &MyModel) -> Result<(), Box<dyn Error>> {
 fn own_loop(model: &MyModel) -> Result<(), Box<dyn Error>> {
     let device = model.device();
     let mut sampler = SamplerConfig::new().init(model.d_model(), &device)?;
-    let sampling = SamplingConfig::default().with_top_k(20).init()?;
+    let sampling = Sampling::default().with_top_k(20).checked()?;
     let prompt: Vec<TokenId> = vec![1, 2, 3];
     let draw = DrawKey::new(42, &prompt, 0);
     let id = RowId::new(0, 0);

@@ -4,6 +4,7 @@
 mod bank;
 mod candidates;
 mod causal_lm;
+mod custom;
 mod decode;
 mod distiller;
 mod draw;
@@ -34,10 +35,11 @@ use esamp_testkit::golden;
 
 pub use bank::{AdaptiveConfig, AdaptiveStart, Sharing, SlotKey};
 pub use candidates::{
-    Candidate, CandidateFilter, Candidates, EpsilonCutoff, EtaCutoff, FilterConfig, MinP, Reach,
-    RowContext, RowStats, TokenMask, TopK, TopNSigma, TopP, Typical, Xtc,
+    Candidate, CandidateFilter, Candidates, FilterConfig, Reach, RowContext, RowStats, TokenMask,
+    filters::*,
 };
 pub use causal_lm::{CausalLm, KvCache};
+pub use custom::Custom;
 pub use decode::{
     Completion, DecodeStats, Decoder, Event, FinishReason, Request, Submitted, TokenMasker,
 };
@@ -63,11 +65,11 @@ pub use novelty::{
 pub use penalties::Penalties;
 pub use sampler::{
     Choice, DistillerConfig, ExpectedControl, GaussianError, Novelty, Phase, Sampler,
-    SamplerConfig, ShuffledErrors, StepInput, StepOutput, StepRow,
+    SamplerBuilder, SamplerConfig, ShuffledErrors, StepInput, StepOutput, StepRow,
 };
-pub use sampling::{Sampling, SamplingConfig, TemperatureOrder};
+pub use sampling::{CheckedSampling, Sampling, TemperatureOrder};
 pub use select::Selection;
-pub use snapshot::SnapshotPrecision;
+pub use snapshot::{SamplerLoader, SnapshotPrecision};
 pub use tap::{HiddenStateTap, NoTap, PairTap, SequenceTap, TapSite};
 pub use telemetry::{
     Counters, Observer, Recorder, RowTrace, SlotTrace, StageSeconds, Steering, StepTrace,

@@ -14,9 +14,10 @@ use crate::error::ConfigError;
 /// there is none, the best token stays.
 ///
 /// Below an entropy of `−½ ln ε` this is [`EpsilonCutoff`](super::EpsilonCutoff); above it, a flat row keeps more.
-/// Behind other filters, probabilities and entropy are those among the tokens that these have left. As the first filter
+/// After other filters, probabilities and entropy are those among the tokens that these have left. As the first filter
 /// it looks at every token: it costs a sort of the vocabulary, like having no filter.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct EtaCutoff {
     /// The largest cutoff ε, in `(0, 1)`; the paper's are 3e-4 to 4e-3.
     pub epsilon: f32,

@@ -9,11 +9,12 @@ use crate::error::ConfigError;
 /// *Locally Typical Sampling*, arXiv 2202.00666).
 ///
 /// Tokens are taken by rising `|−ln p − H|` until their probabilities sum to at least `mass`; the token that crosses is
-/// kept, and of two that are equally far the more likely comes first. The best token may go. Behind other filters,
+/// kept, and of two that are equally far the more likely comes first. The best token may go. After other filters,
 /// probabilities and entropy are those among the tokens that these have left.
 ///
 /// As the first filter it looks at every token: it costs a sort of the vocabulary, like having no filter.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Typical {
     /// The mass τ to keep, in `(0, 1]`; 1 keeps everything.
     pub mass: f32,

@@ -53,7 +53,7 @@ impl<M: CausalLm> Decoder<M> {
             let (limit, got) = (Request::MAX_COMPLETIONS, request.completions);
             return Err(RequestError::TooManyCompletions { limit, got });
         }
-        let biased: Vec<TokenId> = request.sampling.logit_bias().keys().copied().collect();
+        let biased: Vec<TokenId> = request.sampling.logit_bias.keys().copied().collect();
         for (place, tokens) in
             [("prompt", &request.prompt), ("stop", &request.stop_tokens), ("logit bias", &biased)]
         {

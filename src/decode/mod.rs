@@ -23,6 +23,7 @@ use crate::{
 };
 use forward::{expect_logits, int_tensor, prefill, rows_of};
 use other::{Beside, OtherModel, other_logits, other_requests};
+use request::Accepted;
 use row::Row;
 use warm_up::PromptWarmUp;
 
@@ -80,7 +81,7 @@ pub struct Decoder<M: CausalLm> {
 /// A prompt that is not prefilled yet.
 struct Waiting {
     prompt: PromptId,
-    request: Arc<Request>,
+    request: Arc<Accepted>,
     /// Index and name of each completion.
     completions: Vec<(usize, RequestId)>,
 }
@@ -98,7 +99,7 @@ impl<M: CausalLm> Decoder<M> {
     /// A loop over `model`, owned or borrowed, that chooses tokens with `sampler`.
     ///
     /// Its prompts and requests are numbered from behind those that the sampler knows already, so that a sampler that was
-    /// [loaded](Sampler::load) does not take them for others.
+    /// [loaded](crate::SamplerLoader) does not take them for others.
     pub fn new(model: M, sampler: Sampler) -> Self {
         let known = sampler.requests();
         let next = |ids: fn(&RowId) -> u64| known.iter().map(ids).max().map_or(0, |id| id + 1);
@@ -137,13 +138,13 @@ impl<M: CausalLm> Decoder<M> {
     /// use std::ops::ControlFlow;
     ///
     /// use burn::tensor::Device;
-    /// use esamp::{CausalLm, Decoder, Request, SamplerConfig, SamplingConfig, testing::TinyLm};
+    /// use esamp::{CausalLm, Decoder, Request, SamplerConfig, Sampling, testing::TinyLm};
     ///
     /// let expert = TinyLm::new(1, &Device::flex());
     /// let amateur = TinyLm::new(2, &Device::flex()); // the same vocabulary
     /// let sampler = SamplerConfig::new().init(expert.d_model(), &expert.device())?;
     /// let mut decoder = Decoder::new(&expert, sampler).with_other_model(amateur)?;
-    /// let sampling = SamplingConfig::contrastive().init()?;
+    /// let sampling = Sampling::contrastive();
     /// decoder.submit(Request::new(vec![1, 2, 3]).with_sampling(sampling).with_max_new_tokens(8))?;
     /// decoder.run(|_| ControlFlow::Continue(()))?;
     /// assert_eq!(decoder.sampler().counters().contrasted, 8);
@@ -250,6 +251,7 @@ impl<M: CausalLm> Decoder<M> {
     /// [`RequestError`] for a request that could never run.
     pub fn submit(&mut self, request: Request) -> Result<Submitted, RequestError> {
         self.check(&request)?;
+        let request = Accepted::new(request)?;
         let prompt = PromptId(self.next_prompt);
         self.next_prompt += 1;
         let completions: Vec<(usize, RequestId)> = (0..request.completions)

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 /// What happens to the shallow state before a distiller looks at it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum SourceNorm {
     /// Nothing.
     None,

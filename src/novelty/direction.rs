@@ -22,7 +22,7 @@ pub(super) fn perturbation(candidates: &Candidates) -> Vec<f64> {
 /// ChaCha8 per candidate, some 100 ns; 5 ms for a row of 50,000 tokens without a filter.
 pub(super) fn random(row: &RowContext<'_>, purpose: &str, candidates: &Candidates) -> Vec<f64> {
     const WORDS_PER_BLOCK: u128 = 16;
-    let mut rng = row.draw.apart(purpose).rng();
+    let mut rng = row.draw.apart(purpose).chacha();
     centred(candidates.as_slice().iter().map(|candidate| {
         rng.set_word_pos(u128::from(candidate.token) * WORDS_PER_BLOCK);
         StandardNormal.sample(&mut rng)

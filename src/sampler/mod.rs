@@ -1,5 +1,6 @@
 //! The step: predict, pool, filter, expect, reweight, select, learn.
 
+mod builder;
 mod config;
 mod control;
 mod expect;
@@ -13,6 +14,7 @@ use std::collections::HashSet;
 
 use burn::tensor::Device;
 
+pub use builder::SamplerBuilder;
 pub use config::{DistillerConfig, SamplerConfig};
 pub use control::{ExpectedControl, GaussianError, ShuffledErrors};
 pub use input::{Phase, StepInput, StepRow};
@@ -83,7 +85,7 @@ impl Sampler {
     /// the completion waits for its turn. Optional: the first step that has its row does the same. Nothing happens where the
     /// settings use no distiller.
     pub fn admit(&mut self, row: RowId, sampling: &Sampling) {
-        if sampling.reweighter().expects() == Expects::Distiller {
+        if sampling.expects() == Expects::Distiller {
             self.trainer.begin(row);
         }
     }
@@ -95,8 +97,7 @@ impl Sampler {
         settings: impl IntoIterator<Item = &'a Sampling>,
         [shallow, deep]: [TapSite; 2],
     ) -> Option<PairTap> {
-        let uses_distiller =
-            |sampling: &Sampling| sampling.reweighter().expects() == Expects::Distiller;
+        let uses_distiller = |sampling: &Sampling| sampling.expects() == Expects::Distiller;
         settings.into_iter().any(uses_distiller).then(|| PairTap::new(shallow, deep))
     }
 
@@ -113,7 +114,7 @@ impl Sampler {
     }
 
     /// The requests that have begun and not ended, as far as distillers know of them; a prompt that does not decide whose
-    /// distiller it is, is 0. After [`load`](Self::load), those that were running when the file was written: go on with
+    /// distiller it is, is 0. After [`load`](crate::SamplerLoader::load), those that were running when the file was written: go on with
     /// them, or release them.
     pub fn requests(&self) -> Vec<RowId> {
         self.trainer.requests()

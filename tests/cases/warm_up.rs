@@ -5,15 +5,15 @@ use std::ops::ControlFlow;
 use crate::{device, golden::values};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use esamp::{
-    AdaptiveConfig, AdaptiveStart, CausalLm, Choice, Completion, Counters, Decoder, DrawKey,
-    FinishReason, HiddenStateTap, HiddenStates, KvCache, Learner, LmHead, OptimizerConfig, PairTap,
-    Phase, Request, RowId, Sampler, SamplerConfig, Sampling, SamplingConfig, SequenceTap, Sharing,
-    StepError, StepInput, StepRow, SwiGluConfig, TokenId,
+    AdaptiveConfig, AdaptiveStart, CausalLm, CheckedSampling, Choice, Completion, Counters,
+    Decoder, DrawKey, FinishReason, HiddenStateTap, HiddenStates, KvCache, Learner, LmHead,
+    OptimizerConfig, PairTap, Phase, Request, RowId, Sampler, SamplerConfig, Sampling, SequenceTap,
+    Sharing, StepError, StepInput, StepRow, SwiGluConfig, TokenId,
     testing::{ScriptedLm, TinyLm},
 };
 
 fn sampling(beta: f32) -> Sampling {
-    SamplingConfig::default().with_beta(beta).init().unwrap()
+    Sampling::default().with_beta(beta)
 }
 
 fn optimizer() -> OptimizerConfig {
@@ -21,7 +21,7 @@ fn optimizer() -> OptimizerConfig {
 }
 
 fn config() -> SamplerConfig {
-    SamplerConfig::new().with_optimizer(Some(optimizer()))
+    SamplerConfig::new().with_optimizer(optimizer())
 }
 
 fn prompt(seed: u32, len: usize) -> Vec<TokenId> {
@@ -202,7 +202,7 @@ fn wave(rows: usize, phase: f32) -> Tensor<2> {
 }
 
 /// One decode step of one row; its head is the identity.
-fn decode(sampler: &mut Sampler, id: RowId, sampling: &Sampling) -> Choice {
+fn decode(sampler: &mut Sampler, id: RowId, sampling: &CheckedSampling) -> Choice {
     let hidden = HiddenStates::new(wave(1, 0.3), wave(1, 1.7)).unwrap();
     let row = StepRow {
         id,
@@ -224,7 +224,7 @@ fn decode(sampler: &mut Sampler, id: RowId, sampling: &Sampling) -> Choice {
 
 #[test]
 fn a_warm_up_is_so_many_updates_on_all_finite_positions() {
-    let steered = sampling(0.25);
+    let steered = sampling(0.25).checked().unwrap();
     let id = RowId::new(0, 0);
     let (shallow, deep) = (wave(6, 0.1), wave(6, 2.0));
     let clean = HiddenStates::new(shallow.clone(), deep.clone()).unwrap();
@@ -401,7 +401,7 @@ fn one_after_the_other<M: CausalLm>(
 #[test]
 fn a_warm_up_behind_a_cache_that_cannot_drop_rows_is_the_same() {
     for start in [AdaptiveStart::Shared, AdaptiveStart::Fresh] {
-        let adaptive = Sharing::Adaptive(AdaptiveConfig { start, ..AdaptiveConfig::default() });
+        let adaptive = Sharing::Adaptive(AdaptiveConfig::new().with_start(start));
         let config = config().with_sharing(adaptive);
         let model = || TinyLm::new(7, &device());
         let (free, free_counters, free_distillers) = one_after_the_other(model(), &config);

@@ -348,7 +348,7 @@ mod tests {
         for device in devices() {
             let rules = [
                 OptimizerConfig::paper().rule,
-                OptimizerConfig::reference().rule,
+                OptimizerConfig::adam_w(1e-3).rule,
                 UpdateRule::Momentum { momentum: 0.9 },
                 UpdateRule::Sgd,
             ];
@@ -403,7 +403,7 @@ mod tests {
     #[test]
     fn a_parameter_without_a_gradient_stays() {
         let device = Device::flex();
-        let config = OptimizerConfig::reference();
+        let config = OptimizerConfig::adam_w(1e-3);
         let mut parameters = vec![wave([1, 2, 2], 0.5, &device), wave([1, 1, 3], 0.5, &device)];
         let before = values(parameters[0].clone());
         let mut moments = Moments::fresh(config.rule, &parameters);
@@ -420,7 +420,7 @@ mod tests {
         let device = Device::flex();
         for rule in [
             OptimizerConfig::paper().rule,
-            OptimizerConfig::reference().rule,
+            OptimizerConfig::adam_w(1e-3).rule,
             UpdateRule::Momentum { momentum: 0.9 },
             UpdateRule::Sgd,
         ] {
@@ -464,7 +464,7 @@ mod tests {
         for device in devices() {
             for rule in [
                 OptimizerConfig::paper().rule,
-                OptimizerConfig::reference().rule,
+                OptimizerConfig::adam_w(1e-3).rule,
                 UpdateRule::Momentum { momentum: 0.9 },
                 UpdateRule::Sgd,
             ] {
