@@ -1,8 +1,9 @@
 //! The two hidden states of a step, checked once.
 
-use burn::tensor::{DType, Device, Int, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 
 use crate::error::StepError;
+pub(crate) use crate::tensor::select_rows;
 
 /// The shallow and the deep hidden state of every row of one step.
 ///
@@ -101,20 +102,6 @@ impl HiddenStates {
     pub(crate) fn at(&self, rows: &[usize]) -> Self {
         Self { shallow: select_rows(&self.shallow, rows), deep: select_rows(&self.deep, rows) }
     }
-}
-
-/// Some rows of a tensor, in the order given; the tensor itself where that is all of them in order.
-pub(crate) fn select_rows(tensor: &Tensor<2>, rows: &[usize]) -> Tensor<2> {
-    if rows.len() == tensor.dims()[0] && rows.iter().enumerate().all(|(at, &row)| at == row) {
-        return tensor.clone();
-    }
-    tensor.clone().select(0, row_index(rows, &tensor.device()))
-}
-
-/// Row numbers as an index tensor.
-fn row_index(rows: &[usize], device: &Device) -> Tensor<1, Int> {
-    let rows: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
-    Tensor::from_data(rows.as_slice(), device)
 }
 
 /// In the precision that distillers see.

@@ -11,6 +11,7 @@ use crate::{
     id::TokenId,
     lm_head::{LmHead, TiedHead},
     tap::{HiddenStateTap, TapSite},
+    tensor::index,
     text::Detokenize,
 };
 
@@ -167,12 +168,11 @@ impl CausalLm for TinyLm {
         let (rows, d) = (cache.sequences.len(), Self::D_MODEL);
 
         // Shorter sequences are padded behind their end, where the causal mask hides the padding from them.
-        let padded: Vec<i32> = cache
+        let padded = cache
             .sequences
             .iter()
-            .flat_map(|s| (0..longest).map(|at| s.get(at).map_or(0, |&token| token as i32)))
-            .collect();
-        let padded = Tensor::<1, Int>::from_data(padded.as_slice(), &self.device);
+            .flat_map(|s| (0..longest).map(|at| s.get(at).map_or(0, |&token| token as usize)));
+        let padded = index(padded, &self.device);
         let embedded = self.embedding.clone().select(0, padded).reshape([rows, longest, d]);
         let positions = self.positions.clone().slice([0..longest, 0..d]).unsqueeze();
         let mask = causal_mask(longest, &self.device);
@@ -241,9 +241,7 @@ fn causal_mask(seq: usize, device: &Device) -> Tensor<3> {
 fn end_positions(x: &Tensor<3>, sequences: &[Vec<TokenId>], count: usize) -> Tensor<3> {
     let [rows, seq, d] = x.dims();
     let ends = sequences.iter().enumerate().map(|(row, s)| row * seq + s.len());
-    let places = ends.flat_map(|end| (end - count..end).map(|place| place as i32));
-    let places: Vec<i32> = places.collect();
-    let places = Tensor::<1, Int>::from_data(places.as_slice(), &x.device());
+    let places = index(ends.flat_map(|end| end - count..end), &x.device());
     x.clone().reshape([rows * seq, d]).select(0, places).reshape([rows, count, d])
 }
 

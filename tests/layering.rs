@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 /// A module imports from lower layers only; inside of a module there are no rules.
 const LAYERS: [&[&str]; 8] = [
-    &["id", "host"],
+    &["id", "host", "numeric", "tensor"],
     &["draw", "error"],
     &["hidden", "lm_head", "distiller", "candidates", "penalties", "fire", "text"],
     &["tap", "bank", "novelty", "select"],

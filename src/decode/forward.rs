@@ -8,6 +8,7 @@ use crate::{
     error::{RequestError, StepError},
     hidden::{HiddenStates, select_rows},
     id::TokenId,
+    tensor::index,
 };
 
 /// Reads a prompt once for `rows` rows, `chunk` tokens at a time, watched by `warm_up`. Returns a cache with as many rows and the last
@@ -39,8 +40,7 @@ pub(super) fn prefill<M: CausalLm>(
 }
 
 pub(super) fn int_tensor(tokens: &[TokenId], shape: [usize; 2], device: &Device) -> Tensor<2, Int> {
-    let tokens: Vec<i32> = tokens.iter().map(|&token| token as i32).collect();
-    Tensor::<1, Int>::from_data(tokens.as_slice(), device).reshape(shape)
+    index(tokens.iter().map(|&token| token as usize), device).reshape(shape)
 }
 
 /// A model that returns other rows or another vocabulary than it was asked for must not be read as if it had.

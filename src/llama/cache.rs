@@ -3,7 +3,7 @@
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::config::LlamaConfig;
-use crate::{causal_lm::KvCache, error::StepError};
+use crate::{causal_lm::KvCache, error::StepError, tensor::index};
 
 /// The cache of a [`Llama`](super::Llama): for each block, keys and values `[rows, kv_heads, capacity, head_dim]`.
 ///
@@ -153,8 +153,7 @@ impl KvCache for LlamaCache {
         };
         let to = self.len;
         for kept in self.blocks.iter_mut().flatten() {
-            let index: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
-            let index = Tensor::from_data(index.as_slice(), &kept.keys.device());
+            let index = index(rows.iter().copied(), &kept.keys.device());
             let pick = |states: &Tensor<4>| columns(states, first, to).select(0, index.clone());
             let picked = KeysValues { keys: pick(&kept.keys), values: pick(&kept.values) };
             let capacity = kept.keys.dims()[2].min(most_capacity(to - first));
