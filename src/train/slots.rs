@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 
 use super::{
     Learner, OptimizerConfig,
-    rule::Moments,
+    rule::{Moments, bytes},
     update::{flat_parameters, with_parameters},
 };
 use crate::{
@@ -78,11 +78,6 @@ pub(crate) trait Slots: Clone + Debug + Send + 'static {
     /// Puts what a slot has learned in its place. Says which tensor does not fit: its name and the numbers of values
     /// expected and got.
     fn import(&mut self, place: usize, tensors: SlotTensors) -> Result<(), Misfit>;
-}
-
-/// Bytes of the values of these tensors.
-pub(super) fn bytes<'a>(tensors: impl IntoIterator<Item = &'a Tensor<3>>) -> usize {
-    tensors.into_iter().map(|t| t.dims().iter().product::<usize>() * t.dtype().size()).sum()
 }
 
 /// A tensor, or a list of them, that does not belong to the distiller.
