@@ -12,7 +12,7 @@ use burn::tensor::{DType, Tensor, TensorData};
 use rand_distr::{Distribution, StandardNormal};
 
 use super::expect::{length, read};
-use crate::{candidates::RowContext, draw::Draw, error::StepError, hidden::select_rows};
+use crate::{candidates::RowContext, draw::Draw, sampler::error::StepError, tensor::select_rows};
 
 /// Replaces the expected states of a step, after the distillers have predicted them and before scores are reweighted
 /// with them.

@@ -2,6 +2,7 @@
 
 mod config;
 mod control;
+mod error;
 mod expect;
 mod input;
 mod observe;
@@ -15,19 +16,19 @@ use burn::tensor::Device;
 
 pub use config::{DistillerConfig, SamplerConfig};
 pub use control::{ExpectedControl, GaussianError, ShuffledErrors};
+pub use error::StepError;
 pub use input::{Phase, StepInput, StepRow};
 pub use output::{Choice, Novelty, StepOutput};
 
 use crate::{
     bank::Sharing,
-    error::{StepError, TrainError},
     hidden::HiddenStates,
     id::RowId,
     novelty::Expects,
     sampling::Sampling,
     tap::{PairTap, TapSite},
     telemetry::{Counters, Observer, StageSeconds},
-    train::{Learned, Misfit, OnlineTrainer, TrainerState},
+    train::{Learned, Misfit, OnlineTrainer, TrainError, TrainerState},
 };
 use step::Step;
 

@@ -6,7 +6,7 @@ use super::{
     slots::{Misfit, SlotRows, SlotTensors, Slots, predict_one_by_one},
     stacked::StackedSlots,
 };
-use crate::{distiller::Distiller, error::TrainError, hidden::HiddenStates, host::is_flex};
+use crate::{distiller::Distiller, hidden::HiddenStates, host::is_flex, train::error::TrainError};
 
 /// The analytic gradients of [`StackedSlots`], slot after slot.
 ///

@@ -10,9 +10,7 @@ use super::{
     update::{flat_parameters, with_parameters},
 };
 use crate::{
-    distiller::Distiller,
-    error::{SnapshotError, TrainError},
-    hidden::{HiddenStates, select_rows},
+    distiller::Distiller, hidden::HiddenStates, tensor::select_rows, train::error::TrainError,
 };
 
 /// The rows that one slot has in a step. Every row of a step belongs to one slot.
@@ -86,12 +84,6 @@ pub(crate) struct Misfit {
     pub(crate) what: String,
     pub(crate) expected: usize,
     pub(crate) got: usize,
-}
-
-impl From<Misfit> for SnapshotError {
-    fn from(Misfit { what, expected, got }: Misfit) -> Self {
-        Self::Misfit { what, expected, got }
-    }
 }
 
 /// Compares lists of tensors by their numbers of values.

@@ -14,9 +14,9 @@ use super::{
 };
 use crate::{
     distiller::{Distiller, Gradient, StackedDistiller},
-    error::TrainError,
     hidden::HiddenStates,
     tensor::{from_f32, index, is_all},
+    train::error::TrainError,
 };
 
 /// The parameters of all slots, each parameter as one tensor `[slots, a, b]`, and their moments likewise.
