@@ -22,11 +22,11 @@ pub use output::{Choice, Novelty, StepOutput};
 
 use crate::{
     bank::Sharing,
-    hidden::HiddenStates,
+    hidden::{HiddenStates, TapSite},
     id::RowId,
     novelty::Expects,
     sampling::Sampling,
-    tap::{PairTap, TapSite},
+    tap::PairTap,
     telemetry::{Counters, Observer, StageSeconds},
     train::{Learned, Misfit, OnlineTrainer, TrainError, TrainerState},
 };
