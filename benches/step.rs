@@ -30,7 +30,7 @@ struct Batch {
 }
 
 impl Batch {
-    fn new(count: usize, device: &Device) -> Result<Self, esamp::StepError> {
+    fn new(count: usize, device: &Device) -> Result<Self, esamp::HiddenError> {
         let shape = [count, D_MODEL];
         let states = (0..STATES).map(|at| {
             let (shallow, deep) = (0.91 + at as f32, 1.3 + at as f32);

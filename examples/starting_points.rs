@@ -120,7 +120,7 @@ fn record(
         tap.end_pass(sequence.len())?;
         all.push(tap.take()?);
     }
-    let rows = |at: usize| -> Result<HiddenStates, esamp::StepError> {
+    let rows = |at: usize| -> Result<HiddenStates, esamp::HiddenError> {
         let rows: Vec<HiddenStates> =
             all.iter().map(|states| states.select(&[at])).collect::<Result<_, _>>()?;
         let pick = |part: fn(&HiddenStates) -> &Tensor<2>| {

@@ -5,9 +5,8 @@ use serde::{Deserialize, Serialize};
 use super::{
     CandidateFilter, Candidates, RowContext,
     epsilon_cutoff::{check, keep_above},
-    typical::entropy,
 };
-use crate::error::ConfigError;
+use crate::{error::ConfigError, numeric::entropy};
 
 /// Keeps tokens that are more likely than `η = min(ε, √ε · exp(−H))`, where `H` is the entropy of the row in nats: eta
 /// sampling (Hewitt, Manning and Liang, *Truncation Sampling as Language Model Desmoothing*, arXiv 2210.15191). Where

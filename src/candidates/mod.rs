@@ -36,6 +36,7 @@ use crate::{
     draw::Draw,
     error::{ConfigError, RowError},
     id::{RowId, TokenId},
+    numeric::log_softmax,
 };
 
 /// A token that is still in the race.
@@ -300,10 +301,7 @@ impl Candidates {
 
     /// The natural logarithm of each of the [`probabilities`](Self::probabilities), finite also where these round to 0.
     pub fn log_probabilities(&self) -> Vec<f64> {
-        let best = f64::from(self.items[0].logit);
-        let below: Vec<f64> = self.items.iter().map(|c| f64::from(c.logit) - best).collect();
-        let total = below.iter().map(|nats| nats.exp()).sum::<f64>() + self.unseen;
-        below.into_iter().map(|nats| nats - total.ln()).collect()
+        log_softmax(self.items.iter().map(|c| f64::from(c.logit)), self.unseen)
     }
 
     /// Statistics of the whole row that the candidates come from, without masked tokens. `None` where no filter of the

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{CandidateFilter, Candidates, RowContext};
-use crate::error::ConfigError;
+use crate::{error::ConfigError, numeric::entropy};
 
 /// Keeps the tokens whose surprisal is nearest to the entropy of the row, as few as hold the mass (Meister et al.,
 /// *Locally Typical Sampling*, arXiv 2202.00666).
@@ -59,9 +59,4 @@ impl CandidateFilter for Typical {
         let holds = self.mass > 0.0 && self.mass <= 1.0;
         ConfigError::check(holds, "typical", "a number in (0, 1]", self.mass)
     }
-}
-
-/// `−Σ p ln p`, in nats, from the logarithms.
-pub(super) fn entropy(log_probabilities: &[f64]) -> f64 {
-    -log_probabilities.iter().map(|log| log.exp() * log).sum::<f64>()
 }

@@ -3,7 +3,7 @@
 use super::{Decoder, Request, Waiting, row::Row};
 use crate::{
     causal_lm::{CausalLm, KvCache},
-    error::RequestError,
+    decode::error::RequestError,
     id::TokenId,
     novelty::Expects,
 };

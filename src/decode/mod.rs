@@ -1,6 +1,7 @@
 //! The ready decode loop: many prompts, many completions of each, in one batch.
 
 mod admission;
+mod error;
 mod forward;
 mod other;
 mod request;
@@ -10,14 +11,16 @@ mod warm_up;
 
 use std::{collections::VecDeque, ops::ControlFlow, sync::Arc, time::Instant};
 
+pub use error::RequestError;
 pub use request::{Completion, DecodeStats, Event, FinishReason, Request, Submitted, TokenMasker};
 
 use crate::{
     causal_lm::{CausalLm, KvCache},
-    error::{ConfigError, RequestError, RowError, StepError},
+    error::{ConfigError, RowError},
+    hidden::TapSite,
     id::{PromptId, RequestId, RowId, TokenId},
-    sampler::{Choice, Phase, Sampler, StepInput},
-    tap::{HiddenStateTap, NoTap, TapSite},
+    sampler::{Choice, Phase, Sampler, StepError, StepInput},
+    tap::{HiddenStateTap, NoTap},
     telemetry::Observer,
     text::Detokenize,
 };
@@ -409,11 +412,13 @@ impl<M: CausalLm> Decoder<M> {
             Ok(()) => running.rows.extend(newcomers.rows),
             Err(_) => {
                 let rows = newcomers.rows.into_iter().flatten();
-                rows.for_each(|row| self.hand_over(row, FinishReason::Aborted));
+                for row in rows {
+                    self.hand_over(row, FinishReason::Aborted);
+                }
             }
         }
         self.batch = Some(running);
-        joined
+        Ok(joined?)
     }
 
     fn first_tokens(

@@ -6,11 +6,12 @@ use serde::Serialize;
 
 use crate::{
     candidates::TokenMask,
-    error::{ConfigError, RowError, TextError},
+    error::{ConfigError, RowError},
     id::{PromptId, RequestId, RowId, TokenId},
     novelty::Expects,
     sampler::Choice,
     sampling::{CheckedSampling, Sampling},
+    text::TextError,
 };
 
 /// A prompt and what to do with it.
@@ -109,7 +110,7 @@ impl Request {
     ///
     /// The model must show both tap sites at every position of the prompt
     /// ([`HiddenStateTap::wants_all_positions`](crate::HiddenStateTap::wants_all_positions)); one that does not fails the
-    /// request with [`StepError::Positions`](crate::StepError::Positions). Cost: the model's final norm over the prompt, and
+    /// request with [`HiddenError::Positions`](crate::HiddenError::Positions). Cost: the model's final norm over the prompt, and
     /// `updates` updates on as many rows as the prompt has tokens.
     pub fn with_prompt_warm_up(mut self, updates: usize) -> Self {
         self.prompt_warm_up = updates;

@@ -9,10 +9,11 @@ use burn::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Distiller, SourceNorm, StackedDistiller,
+    Distiller,
     init::ParamInit,
     ridge::ridge,
-    stacked::StackedLowRank,
+    source::{LAYER_NORM_EPSILON, SourceNorm},
+    stacked::{StackedDistiller, StackedLowRank},
     svd::{Svd, host, tensor, truncated_svd},
 };
 use crate::error::ConfigError;
@@ -197,9 +198,6 @@ pub struct LowRankDistiller {
     #[module(skip)]
     pub start: LowRankStart,
 }
-
-/// ε of the layer norm.
-pub(super) const LAYER_NORM_EPSILON: f32 = 1e-5;
 
 /// The gate before it has learned anything: `silu(g₀)` at `g₀ = 1`.
 const OPEN_GATE: f64 = 0.731_058_578_630_004_9;

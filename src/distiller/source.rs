@@ -15,6 +15,9 @@ pub enum SourceNorm {
     Rms,
 }
 
+/// ε of the layer norm of [`LowRankDistiller`](super::LowRankDistiller).
+pub(super) const LAYER_NORM_EPSILON: f32 = 1e-5;
+
 /// ε of [`SourceNorm::Rms`].
 const RMS_EPSILON: f32 = 1e-5;
 

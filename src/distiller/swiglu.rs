@@ -8,7 +8,12 @@ use burn::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Distiller, SourceNorm, StackedDistiller, init::ParamInit, stacked::StackedSwiGlu};
+use super::{
+    Distiller,
+    init::ParamInit,
+    source::SourceNorm,
+    stacked::{StackedDistiller, StackedSwiGlu},
+};
 use crate::error::ConfigError;
 
 /// How the last projection of each block starts.

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::error::LoadError;
+use super::error::LoadError;
 
 /// Shape and settings of a Llama-type model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -5,11 +5,12 @@ use burn::tensor::{Device, Tensor};
 use crate::{
     candidates::{RowContext, TokenMask},
     draw::DrawKey,
-    error::{RowError, StepError},
+    error::RowError,
     hidden::HiddenStates,
     id::{RowId, TokenId},
     lm_head::LmHead,
     novelty::Expects,
+    sampler::error::StepError,
     sampling::CheckedSampling,
     select::{Chooser, Selection},
 };

@@ -3,6 +3,7 @@
 mod builder;
 mod config;
 mod control;
+mod error;
 mod expect;
 mod input;
 mod observe;
@@ -17,19 +18,19 @@ use burn::tensor::Device;
 pub use builder::SamplerBuilder;
 pub use config::{DistillerConfig, SamplerConfig};
 pub use control::{ExpectedControl, GaussianError, ShuffledErrors};
+pub use error::StepError;
 pub use input::{Phase, StepInput, StepRow};
 pub use output::{Choice, Novelty, StepOutput};
 
 use crate::{
     bank::Sharing,
-    error::{StepError, TrainError},
-    hidden::HiddenStates,
+    hidden::{HiddenStates, TapSite},
     id::RowId,
     novelty::Expects,
     sampling::Sampling,
-    tap::{PairTap, TapSite},
+    tap::PairTap,
     telemetry::{Counters, Observer, StageSeconds},
-    train::{Learned, Misfit, OnlineTrainer, TrainerState},
+    train::{Learned, Misfit, OnlineTrainer, TrainError, TrainerState},
 };
 use step::Step;
 

@@ -10,7 +10,7 @@ use std::{
 use burn::tensor::Tensor;
 
 use super::{Learned, Misfit, OnlineTrainer, Prediction, TrainerState};
-use crate::{error::TrainError, hidden::HiddenStates, id::RowId};
+use crate::{hidden::HiddenStates, id::RowId, train::error::TrainError};
 
 /// Learns on a worker's thread, one update a step, exactly one step late.
 ///

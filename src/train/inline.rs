@@ -10,9 +10,9 @@ use super::{
 };
 use crate::{
     bank::{DistillerBank, Sharing, SlotKey},
-    error::TrainError,
     hidden::HiddenStates,
     id::{PromptId, RequestId, RowId},
+    train::error::TrainError,
 };
 
 /// Predicts and learns on the caller's thread.
@@ -429,7 +429,7 @@ mod tests {
                 live.iter().map(|&row| RowId::new(row as u64 / 4, row as u64)).collect();
             let at = |states: &Tensor<3>| {
                 let states = states.clone().slice([step..step + 1, 0..8, 0..576]);
-                crate::hidden::select_rows(&states.reshape([8, 576]), &live)
+                crate::tensor::select_rows(&states.reshape([8, 576]), &live)
             };
             let expected = trainer.predict(&rows, &at(&x)).unwrap().expected;
             let golden_rows: Vec<f32> = live
@@ -481,7 +481,7 @@ mod tests {
             let rows: Vec<RowId> = (0..8).map(|i| RowId::new(prompts[i], i as u64)).collect();
             let only: Vec<usize> = (0..8).filter(|&i| prompts[i] == 1).collect();
             let ids: Vec<RowId> = only.iter().map(|&i| rows[i]).collect();
-            let taught = crate::hidden::select_rows(&x, &only);
+            let taught = crate::tensor::select_rows(&x, &only);
             trainer.predict(&ids, &taught).unwrap();
             let hidden = HiddenStates::new(taught.clone(), taught.clone() * 2.0).unwrap();
             trainer.learn(&ids, &hidden, &[]).unwrap();

@@ -6,8 +6,8 @@ use crate::device;
 use burn::tensor::{Device, Int, Tensor};
 use esamp::{
     CausalLm, Completion, Decoder, Detokenize, Event, FinishReason, HiddenStateTap, KvCache,
-    LmHead, Request, RequestError, RequestId, RowId, Sampler, SamplerConfig, Sampling, StepError,
-    TextError, TokenId, TokenMask, TokenMasker,
+    LmHead, ModelError, Request, RequestError, RequestId, RowId, Sampler, SamplerConfig, Sampling,
+    StepError, TextError, TokenId, TokenMask, TokenMasker,
     testing::{ScriptedLm, TinyLm},
 };
 
@@ -379,18 +379,18 @@ impl KvCache for LimitedCache {
         self.can.append
     }
 
-    fn keep_rows(&mut self, rows: &[usize]) -> Result<(), StepError> {
+    fn keep_rows(&mut self, rows: &[usize]) -> Result<(), ModelError> {
         let repeats = (1..rows.len()).any(|at| rows[..at].contains(&rows[at]));
         let drops = (0..self.rows()).any(|row| !rows.contains(&row));
         if repeats && !self.can.repeat || drops && !self.can.drop {
-            return Err(StepError::CacheFixed { operation: "keep these rows" });
+            return Err(ModelError::Unsupported { operation: "keep these rows" });
         }
         self.inner.keep_rows(rows)
     }
 
-    fn append_rows(&mut self, other: Self) -> Result<(), StepError> {
+    fn append_rows(&mut self, other: Self) -> Result<(), ModelError> {
         if !self.can.append {
-            return Err(StepError::CacheFixed { operation: "append rows" });
+            return Err(ModelError::Unsupported { operation: "append rows" });
         }
         self.inner.append_rows(other.inner)
     }
@@ -408,7 +408,7 @@ impl CausalLm for Limited {
         tokens: Tensor<2, Int>,
         cache: &mut LimitedCache,
         tap: &mut dyn HiddenStateTap,
-    ) -> Result<Tensor<2>, StepError> {
+    ) -> Result<Tensor<2>, ModelError> {
         self.inner.forward(tokens, &mut cache.inner, tap)
     }
 
@@ -545,7 +545,7 @@ impl CausalLm for Misshapen {
         tokens: Tensor<2, Int>,
         cache: &mut Self::Cache,
         tap: &mut dyn HiddenStateTap,
-    ) -> Result<Tensor<2>, StepError> {
+    ) -> Result<Tensor<2>, ModelError> {
         Ok((self.answer)(self.inner.forward(tokens, cache, tap)?))
     }
 

@@ -5,6 +5,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use super::sampler_step::log_softmax;
 use crate::device;
 use burn::tensor::{Device, Tensor, TensorData};
 use esamp::{
@@ -110,13 +111,6 @@ fn naive_adjusted(logits: &[f32]) -> Vec<f32> {
         }
     };
     logits.iter().enumerate().map(adjusted).collect()
-}
-
-/// `log softmax` of the scores, at one token.
-fn log_softmax(scores: &[f32], token: TokenId) -> f32 {
-    let best = scores.iter().copied().fold(f32::MIN, f32::max);
-    let sum: f64 = scores.iter().map(|s| f64::from(s - best).exp()).sum();
-    (f64::from(scores[token as usize] - best) - sum.ln()) as f32
 }
 
 #[test]

@@ -6,9 +6,9 @@ use crate::{device, golden::values};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use esamp::{
     AdaptiveConfig, AdaptiveStart, CausalLm, CheckedSampling, Choice, Completion, Counters,
-    Decoder, DrawKey, FinishReason, HiddenStateTap, HiddenStates, KvCache, Learner, LmHead,
-    OptimizerConfig, PairTap, Phase, Request, RowId, Sampler, SamplerConfig, Sampling, SequenceTap,
-    Sharing, StepError, StepInput, StepRow, SwiGluConfig, TokenId,
+    Decoder, DrawKey, FinishReason, HiddenError, HiddenStateTap, HiddenStates, KvCache, Learner,
+    LmHead, ModelError, OptimizerConfig, PairTap, Phase, Request, RowId, Sampler, SamplerConfig,
+    Sampling, SequenceTap, Sharing, StepError, StepInput, StepRow, SwiGluConfig, TokenId,
     testing::{ScriptedLm, TinyLm},
 };
 
@@ -121,7 +121,9 @@ fn a_model_that_shows_its_last_position_only_is_told_so() {
     let warm = Request::new(vec![1, 2, 3, 4]).with_sampling(sampling(0.25)).with_prompt_warm_up(2);
     decoder.submit(warm).unwrap();
     let error = decoder.run(|_| ControlFlow::Continue(())).unwrap_err();
-    let StepError::Positions { expected: 4, got: 1, .. } = &error else { panic!("{error}") };
+    let StepError::Hidden(HiddenError::Positions { expected: 4, got: 1, .. }) = &error else {
+        panic!("{error}")
+    };
     assert!(error.to_string().contains("expected the states of 4 positions, got 1"), "{error}");
     assert_eq!(decoder.take_completions()[0].finish, FinishReason::Aborted);
     // The same request without a warm-up runs, and so does one whose prompt is a single token.
@@ -336,12 +338,12 @@ impl<C: KvCache> KvCache for FixedCache<C> {
         false
     }
 
-    fn keep_rows(&mut self, _rows: &[usize]) -> Result<(), StepError> {
-        Err(StepError::CacheFixed { operation: "drop rows" })
+    fn keep_rows(&mut self, _rows: &[usize]) -> Result<(), ModelError> {
+        Err(ModelError::Unsupported { operation: "drop rows" })
     }
 
-    fn append_rows(&mut self, _other: Self) -> Result<(), StepError> {
-        Err(StepError::CacheFixed { operation: "append rows" })
+    fn append_rows(&mut self, _other: Self) -> Result<(), ModelError> {
+        Err(ModelError::Unsupported { operation: "append rows" })
     }
 }
 
@@ -357,7 +359,7 @@ impl<M: CausalLm> CausalLm for Fixed<M> {
         tokens: Tensor<2, Int>,
         cache: &mut Self::Cache,
         tap: &mut dyn HiddenStateTap,
-    ) -> Result<Tensor<2>, StepError> {
+    ) -> Result<Tensor<2>, ModelError> {
         self.0.forward(tokens, &mut cache.0, tap)
     }
 

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::{TensorSource, tensor_error};
 use crate::{
-    error::LoadError,
+    llama::error::LoadError,
     llama::{Llama, LlamaConfig},
 };
 

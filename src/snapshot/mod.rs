@@ -1,5 +1,7 @@
 //! A sampler on disk: what its distillers have learned, so that a run can go on where it ended.
 
+mod error;
+
 use std::{
     collections::{BTreeMap, HashMap},
     fmt,
@@ -16,10 +18,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+pub use error::SnapshotError;
+
 use crate::{
     bank::SlotKey,
     distiller::Distiller,
-    error::SnapshotError,
     hidden::HiddenStates,
     id::{PromptId, RequestId},
     sampler::{Sampler, SamplerBuilder, SamplerConfig},
