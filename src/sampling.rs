@@ -119,14 +119,13 @@ pub enum TemperatureOrder {
 #[non_exhaustive]
 pub struct Sampling {
     /// The temperature: 0 or at least [`Sampling::LOWEST_TEMPERATURE`]; 0 takes the best token that filters have
-    /// left, after reweighting. One temperature for the reference and
-    /// the expected logits.
+    /// left, after reweighting. One temperature for the reference and the expected logits.
     pub temperature: f32,
     /// Whether filters see logits before or after the temperature.
     pub temperature_order: TemperatureOrder,
     /// Filters, in the order in which they run.
     pub filters: Vec<FilterConfig>,
-    /// The exploration strength β; 0 is plain sampling.
+    /// The exploration strength β; 0 is plain sampling. A reweighter of your own does not look at it.
     pub beta: f32,
     /// What β is the strength of: ESamp, or one of the reweighters that it is compared with.
     pub reweighter: ReweighterConfig,

@@ -173,9 +173,9 @@ impl LowRankConfig {
     }
 }
 
-/// A low-rank gated residual behind a layer norm, `LayerNorm(x + ((x·A) ⊙ silu(x·G + g₀))·B)`, with
+/// A low-rank gated residual and a layer norm, `LayerNorm(x + ((x·A) ⊙ silu(x·G + g₀))·B)`, with
 /// `3·d_model·rank + rank + 2·d_model` parameters: the distiller of the paper's reference implementation, some twelve
-/// times smaller than [`SwiGluDistiller`](super::SwiGluDistiller). Here `x` is the shallow state behind
+/// times smaller than [`SwiGluDistiller`](super::SwiGluDistiller). Here `x` is the shallow state after
 /// [`source_norm`](Self::source_norm).
 #[derive(Module, Debug)]
 pub struct LowRankDistiller {
@@ -214,7 +214,7 @@ impl LowRankDistiller {
     /// Fewer rows than the rank leave columns of `A` over; they keep what they have, with rows of `B` that are 0.
     ///
     /// The fit is in front of the layer norm, whose output has mean square 1 whatever is fitted. On SmolLM2-135M that is for
-    /// the better: fitted to 16 tokens, the relative error on the next 16 is 0.86 (0.80 behind [`SourceNorm::Rms`]), against
+    /// the better: fitted to 16 tokens, the relative error on the next 16 is 0.86 (0.80 after [`SourceNorm::Rms`]), against
     /// 1.12 of the normal start, 1.03 of the fit in front of the norm, and 0.97 with the gain that suits the 16 tokens best.
     ///
     /// # Shapes

@@ -102,7 +102,7 @@ impl SamplerConfig {
     /// the distiller has learned something before they end.
     ///
     /// On SmolLM2-135M-Instruct, story continuations of 96 tokens had more different ideas with it at equal perplexity
-    /// than with the paper's rate (`docs/results/smollm2.md`, `esamp-0.5` beside `esamp-paper-0.25`; β differs as well). For
+    /// than with the paper's rate (`docs/results/smollm2.md`, `esamp-0.5` against `esamp-paper-0.25`; β differs as well). For
     /// thousands of tokens it was not measured; there the paper's rate is the one that somebody has.
     ///
     /// ```

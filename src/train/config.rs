@@ -92,7 +92,7 @@ pub enum Staleness {
     /// The update of step `t` is done before step `t + 1` predicts.
     #[default]
     Inline,
-    /// The update of step `t` runs on a thread of its own, beside the model's next forward pass: step `t + 1` predicts
+    /// The update of step `t` runs on a thread of its own, during the model's next forward pass: step `t + 1` predicts
     /// with the update of step `t − 1`. For machines with a stream or cores to spare; on two cores it gains nothing.
     Background,
 }
