@@ -9,8 +9,8 @@ use std::{hint::black_box, time::Duration};
 use burn::tensor::{Device, Tensor, TensorData};
 use criterion::{BenchmarkId, Criterion, SamplingMode, criterion_group, criterion_main};
 use esamp::{
-    DistillerConfig, DrawKey, HiddenStates, LmHead, LowRankConfig, Phase, RowId, Sampler,
-    SamplerConfig, Sampling, SamplingConfig, SlotPath, StepInput, StepRow, SwiGluConfig, TiedHead,
+    CheckedSampling, DistillerConfig, DrawKey, HiddenStates, LmHead, LowRankConfig, Phase, RowId,
+    Sampler, SamplerConfig, Sampling, SlotPath, StepInput, StepRow, SwiGluConfig, TiedHead,
     TrainingConfig,
 };
 
@@ -29,7 +29,7 @@ fn wave(shape: [usize; 2], scale: f32, device: &Device) -> Tensor<2> {
 /// A sampler, and the steps of a batch of prompts.
 struct Batch {
     sampler: Sampler,
-    sampling: Sampling,
+    sampling: CheckedSampling,
     head: TiedHead,
     logits: Tensor<2>,
     states: Vec<HiddenStates>,
@@ -54,7 +54,7 @@ impl Batch {
         let nan = Tensor::full(shape, f32::NAN, &device);
         let mut batch = Self {
             sampler: config.init(D_MODEL, &device)?,
-            sampling: SamplingConfig::default().with_beta(beta).init()?,
+            sampling: Sampling::default().with_beta(beta).checked()?,
             logits: head.logits(wave(shape, 1.3, &device)),
             head,
             states: states.collect::<Result<_, _>>()?,
@@ -133,7 +133,7 @@ fn bank(criterion: &mut Criterion) {
             let config = |slot_path| {
                 SamplerConfig::new()
                     .with_distiller(distiller.clone())
-                    .with_training(TrainingConfig { slot_path, ..TrainingConfig::default() })
+                    .with_training(TrainingConfig::new().with_slot_path(slot_path))
             };
             let mut measure = |what: &str, path: &str, beta: f32, slot_path, run: Run| {
                 let Ok(mut batch) = Batch::new(&config(slot_path), beta, slots) else {
@@ -164,7 +164,7 @@ fn bank(criterion: &mut Criterion) {
             for (what, run) in &jobs[..if slots == 1 { 3 } else { 5 }] {
                 // One path right after the other, so that both see the same load of the machine.
                 for (path, slot_path) in paths {
-                    measure(what, path, SamplingConfig::DEFAULT_BETA, slot_path, *run);
+                    measure(what, path, Sampling::DEFAULT_BETA, slot_path, *run);
                 }
             }
             group.finish();

@@ -12,7 +12,7 @@ folder=$PWD/target/compare
 mkdir -p "$folder"
 
 echo "== esamp" >&2
-cargo bench --bench decode --no-run --message-format=json |
+cargo bench -p esamp --bench decode --no-run --message-format=json |
     python3 -c '
 import json, sys
 lines = (json.loads(line) for line in sys.stdin)

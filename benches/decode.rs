@@ -19,7 +19,7 @@ use anyhow::{Context, Result};
 use burn::tensor::Device;
 use clap::Parser;
 use esamp::{
-    CausalLm, Decoder, Request, SamplerConfig, SamplingConfig, TokenId,
+    CausalLm, Decoder, Request, SamplerConfig, Sampling, TokenId,
     llama::{Llama, Tokenizer},
 };
 use esamp_programs::model_source::{Cache, ModelSource};
@@ -103,7 +103,7 @@ fn generate(
 ) -> Result<(f64, Vec<TokenId>)> {
     let sampler = SamplerConfig::new().init(model.d_model(), &model.device())?;
     let mut decoder = Decoder::new(model, sampler);
-    let greedy = SamplingConfig::default().with_beta(0.0).with_top_k(1).init()?;
+    let greedy = Sampling::default().with_beta(0.0).with_top_k(1);
     let request = Request::new(prompt)
         .with_completions(rows)
         .with_max_new_tokens(new_tokens)

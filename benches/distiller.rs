@@ -41,7 +41,7 @@ fn distillers(criterion: &mut Criterion) {
         bench(criterion, "swiglu, Adam", distiller, OptimizerConfig::paper(), &device);
     }
     if let Ok(distiller) = LowRankConfig::new().init(D_MODEL, 0, &device) {
-        let optimizer = OptimizerConfig::reference();
+        let optimizer = OptimizerConfig::adam_w(1e-3);
         bench(criterion, "low-rank 64, AdamW", distiller.clone(), optimizer, &device);
         bench(criterion, "low-rank 64, SGD", distiller, OptimizerConfig::sgd(1e-3), &device);
     }

@@ -4,7 +4,7 @@ use std::hint::black_box;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use esamp::{SamplerConfig, SamplingConfig, StepInput, TiedHead};
+use esamp::{SamplerConfig, Sampling, StepInput, TiedHead};
 
 mod rows;
 
@@ -13,7 +13,7 @@ const ROWS: usize = 16;
 
 fn filters(criterion: &mut Criterion) {
     let device = Device::flex();
-    let plain = SamplingConfig::default().with_beta(0.0);
+    let plain = Sampling::default().with_beta(0.0);
     let configs = [
         ("none", plain.clone()),
         ("min-p 0.05", plain.clone().with_min_p(0.05)),
@@ -31,7 +31,7 @@ fn filters(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("step of 16 rows, plain");
     group.throughput(Throughput::Elements(ROWS as u64));
     for (name, config) in configs {
-        let Ok(sampling) = config.init() else { continue };
+        let Ok(sampling) = config.checked() else { continue };
         let Ok(mut sampler) = SamplerConfig::new().init(1, &device) else { continue };
         let rows = rows::rows(ROWS, &sampling);
         group.bench_function(name, |bencher| {

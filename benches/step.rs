@@ -11,8 +11,8 @@ use std::{
 use burn::tensor::{Device, Tensor, TensorData};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use esamp::{
-    DistillerConfig, HiddenStates, LowRankConfig, Sampler, SamplerConfig, SamplingConfig,
-    StepInput, StepRow, TiedHead,
+    DistillerConfig, HiddenStates, LowRankConfig, Sampler, SamplerConfig, Sampling, StepInput,
+    StepRow, TiedHead,
 };
 
 mod rows;
@@ -30,7 +30,7 @@ struct Batch {
 }
 
 impl Batch {
-    fn new(count: usize, device: &Device) -> Result<Self, esamp::StepError> {
+    fn new(count: usize, device: &Device) -> Result<Self, esamp::HiddenError> {
         let shape = [count, D_MODEL];
         let states = (0..STATES).map(|at| {
             let (shallow, deep) = (0.91 + at as f32, 1.3 + at as f32);
@@ -77,7 +77,7 @@ fn step(criterion: &mut Criterion) {
     for count in [1, 16, 64] {
         let Ok(batch) = Batch::new(count, &device) else { return };
         for (name, beta) in [("plain", 0.0), ("ESamp, low-rank 64", 0.25)] {
-            let sampling = SamplingConfig::default().with_beta(beta).with_min_p(0.05).init();
+            let sampling = Sampling::default().with_beta(beta).with_min_p(0.05).checked();
             let (Ok(sampling), Ok(mut sampler)) = (sampling, config.init(D_MODEL, &device)) else {
                 return;
             };

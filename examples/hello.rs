@@ -10,7 +10,7 @@ use std::{error::Error, ops::ControlFlow};
 
 use burn::tensor::Device;
 use esamp::{
-    CausalLm, Decoder, OptimizerConfig, Request, SamplerConfig, SamplingConfig, testing::TinyLm,
+    CausalLm, Decoder, OptimizerConfig, Request, SamplerConfig, Sampling, testing::TinyLm,
 };
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -18,10 +18,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     for (name, beta) in [("plain", 0.0), ("ESamp", 1.0)] {
         // Completions of 24 tokens are short: a distiller that is to learn from them must learn fast.
         let optimizer = OptimizerConfig::paper().with_learning_rate(3e-3);
-        let config = SamplerConfig::new().with_optimizer(Some(optimizer));
+        let config = SamplerConfig::new().with_optimizer(optimizer);
         let sampler = config.init(model.d_model(), &model.device())?;
 
-        let sampling = SamplingConfig::default().with_beta(beta).with_min_p(0.05).init()?;
+        let sampling = Sampling::default().with_beta(beta).with_min_p(0.05);
         let request = Request::new(vec![1, 2, 3])
             .with_completions(4)
             .with_max_new_tokens(24)

@@ -15,7 +15,7 @@ use std::ops::ControlFlow;
 use burn::tensor::{Device, Int, Tensor};
 use esamp::{
     CausalLm, Decoder, Distiller, HiddenStates, Learner, LowRankConfig, LowRankDistiller,
-    LowRankStart, OptimizerConfig, Request, SamplerConfig, SamplingConfig, SequenceTap, SourceNorm,
+    LowRankStart, OptimizerConfig, Request, SamplerConfig, Sampling, SequenceTap, SourceNorm,
     SwiGluConfig, TokenId,
     llama::{ChatMessage, ChatTemplate, Llama, Tokenizer},
 };
@@ -76,7 +76,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
     }
     for rate in [1e-3, 1e-2] {
-        let optimizer = OptimizerConfig::reference().with_learning_rate(rate);
+        let optimizer = OptimizerConfig::adam_w(rate);
         for (name, distiller) in [
             ("low-rank, normal, raw source", &raw),
             ("low-rank, normal", &normal),
@@ -103,7 +103,7 @@ fn record(
     prompt: Vec<TokenId>,
     seed: u64,
 ) -> Result<Recording, Box<dyn std::error::Error>> {
-    let sampling = SamplingConfig::default().with_beta(0.0).with_min_p(0.05).init()?;
+    let sampling = Sampling::default().with_beta(0.0).with_min_p(0.05);
     let sampler = SamplerConfig::new().init(model.d_model(), &model.device())?;
     let mut decoder = Decoder::new(model, sampler);
     let request = Request::new(prompt.clone()).with_sampling(sampling).with_seed(seed);
@@ -120,7 +120,7 @@ fn record(
         tap.end_pass(sequence.len())?;
         all.push(tap.take()?);
     }
-    let rows = |at: usize| -> Result<HiddenStates, esamp::StepError> {
+    let rows = |at: usize| -> Result<HiddenStates, esamp::HiddenError> {
         let rows: Vec<HiddenStates> =
             all.iter().map(|states| states.select(&[at])).collect::<Result<_, _>>()?;
         let pick = |part: fn(&HiddenStates) -> &Tensor<2>| {

@@ -22,8 +22,8 @@ use burn::{
     tensor::{Device, Int, Tensor},
 };
 use esamp::{
-    CausalLm, Decoder, DrawKey, FinishReason, HiddenStateTap, KvCache, LmHead, PairTap, Phase,
-    Request, RowId, SamplerConfig, SamplingConfig, StepError, StepInput, StepRow, TapSite, TokenId,
+    CausalLm, Decoder, DrawKey, FinishReason, HiddenStateTap, KvCache, LmHead, ModelError, PairTap,
+    Phase, Request, RowId, SamplerConfig, Sampling, StepInput, StepRow, TapSite, TokenId,
 };
 
 const VOCAB: usize = 100;
@@ -85,7 +85,7 @@ impl KvCache for Tokens {
         self.0.as_ref().map_or(0, |tokens| tokens.dims()[0])
     }
 
-    fn keep_rows(&mut self, rows: &[usize]) -> Result<(), StepError> {
+    fn keep_rows(&mut self, rows: &[usize]) -> Result<(), ModelError> {
         if let Some(tokens) = self.0.take() {
             let rows: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
             let rows = Tensor::from_data(rows.as_slice(), &tokens.device());
@@ -98,8 +98,8 @@ impl KvCache for Tokens {
         false
     }
 
-    fn append_rows(&mut self, _other: Self) -> Result<(), StepError> {
-        Err(StepError::CacheFixed { operation: "append rows" })
+    fn append_rows(&mut self, _other: Self) -> Result<(), ModelError> {
+        Err(ModelError::Unsupported { operation: "append rows" })
     }
 }
 
@@ -115,7 +115,7 @@ impl CausalLm for MyModel {
         tokens: Tensor<2, Int>,
         cache: &mut Tokens,
         tap: &mut dyn HiddenStateTap,
-    ) -> Result<Tensor<2>, StepError> {
+    ) -> Result<Tensor<2>, ModelError> {
         let all = match cache.0.take() {
             Some(before) => Tensor::cat(vec![before, tokens], 1),
             None => tokens,
@@ -161,7 +161,7 @@ fn ready_loop(model: &MyModel) -> Result<(), Box<dyn Error>> {
 fn own_loop(model: &MyModel) -> Result<(), Box<dyn Error>> {
     let device = model.device();
     let mut sampler = SamplerConfig::new().init(model.d_model(), &device)?;
-    let sampling = SamplingConfig::default().with_top_k(20).init()?;
+    let sampling = Sampling::default().with_top_k(20).checked()?;
     let prompt: Vec<TokenId> = vec![1, 2, 3];
     let draw = DrawKey::new(42, &prompt, 0);
     let id = RowId::new(0, 0);

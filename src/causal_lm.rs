@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{Device, Int, Tensor};
+use burn::tensor::{Device, ExecutionError, Int, Tensor};
+use thiserror::Error;
 
-use crate::{error::StepError, lm_head::LmHead, tap::HiddenStateTap};
+use crate::{lm_head::LmHead, tap::HiddenStateTap};
 
 /// A decoder-only language model that the decode loop can drive.
 ///
@@ -15,7 +16,7 @@ use crate::{error::StepError, lm_head::LmHead, tap::HiddenStateTap};
 ///
 /// use burn::tensor::{Device, Int, Tensor, activation::silu};
 /// use esamp::{
-///     CausalLm, Decoder, HiddenStateTap, KvCache, LmHead, Request, SamplerConfig, StepError, TapSite, TiedHead,
+///     CausalLm, Decoder, HiddenStateTap, KvCache, LmHead, ModelError, Request, SamplerConfig, TapSite, TiedHead,
 /// };
 ///
 /// /// Looks at the last token only: nothing to remember but how many sequences there are.
@@ -32,12 +33,12 @@ use crate::{error::StepError, lm_head::LmHead, tap::HiddenStateTap};
 ///         self.0
 ///     }
 ///
-///     fn keep_rows(&mut self, rows: &[usize]) -> Result<(), StepError> {
+///     fn keep_rows(&mut self, rows: &[usize]) -> Result<(), ModelError> {
 ///         self.0 = rows.len();
 ///         Ok(())
 ///     }
 ///
-///     fn append_rows(&mut self, other: Self) -> Result<(), StepError> {
+///     fn append_rows(&mut self, other: Self) -> Result<(), ModelError> {
 ///         self.0 += other.0;
 ///         Ok(())
 ///     }
@@ -55,7 +56,7 @@ use crate::{error::StepError, lm_head::LmHead, tap::HiddenStateTap};
 ///         tokens: Tensor<2, Int>,
 ///         cache: &mut Rows,
 ///         tap: &mut dyn HiddenStateTap,
-///     ) -> Result<Tensor<2>, StepError> {
+///     ) -> Result<Tensor<2>, ModelError> {
 ///         let [rows, seq] = tokens.dims();
 ///         cache.0 = rows;
 ///         let last = tokens.narrow(1, seq - 1, 1).reshape([rows]);
@@ -111,14 +112,14 @@ pub trait CausalLm {
     ///
     /// # Errors
     ///
-    /// [`StepError`]: shapes that do not match, a context that is full, or what the model itself reports through
-    /// [`StepError::model`].
+    /// [`ModelError`]: a batch that does not match the cache, a context that is full, or what the model itself reports
+    /// through [`ModelError::other`].
     fn forward(
         &self,
         tokens: Tensor<2, Int>,
         cache: &mut Self::Cache,
         tap: &mut dyn HiddenStateTap,
-    ) -> Result<Tensor<2>, StepError>;
+    ) -> Result<Tensor<2>, ModelError>;
 
     /// The head that turned the deep hidden state into those logits.
     fn lm_head(&self) -> &dyn LmHead;
@@ -148,7 +149,7 @@ pub trait CausalLm {
 ///
 /// ```
 /// use burn::tensor::{Int, Tensor};
-/// use esamp::{KvCache, StepError};
+/// use esamp::{KvCache, ModelError};
 ///
 /// /// Keys and values of one layer, `[rows, heads, seq, d_head]`, of sequences of one length.
 /// struct Layer {
@@ -161,9 +162,9 @@ pub trait CausalLm {
 ///         self.keys.dims()[0]
 ///     }
 ///
-///     fn keep_rows(&mut self, rows: &[usize]) -> Result<(), StepError> {
+///     fn keep_rows(&mut self, rows: &[usize]) -> Result<(), ModelError> {
 ///         if let Some(&row) = rows.iter().find(|&&row| row >= self.rows()) {
-///             return Err(StepError::RowOutOfRange { row, rows: self.rows() });
+///             return Err(ModelError::RowOutOfRange { row, rows: self.rows() });
 ///         }
 ///         let places: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
 ///         let places = Tensor::<1, Int>::from_data(places.as_slice(), &self.keys.device());
@@ -177,8 +178,8 @@ pub trait CausalLm {
 ///         false
 ///     }
 ///
-///     fn append_rows(&mut self, _other: Self) -> Result<(), StepError> {
-///         Err(StepError::CacheFixed { operation: "append rows" })
+///     fn append_rows(&mut self, _other: Self) -> Result<(), ModelError> {
+///         Err(ModelError::Unsupported { operation: "append rows" })
 ///     }
 /// }
 /// ```
@@ -213,15 +214,16 @@ pub trait KvCache {
     ///
     /// # Errors
     ///
-    /// [`StepError::RowOutOfRange`] when a row does not exist, [`StepError::CacheFixed`] when the cache cannot do it.
-    fn keep_rows(&mut self, rows: &[usize]) -> Result<(), StepError>;
+    /// [`ModelError::RowOutOfRange`] when a row does not exist, [`ModelError::Unsupported`] when the cache cannot do it.
+    fn keep_rows(&mut self, rows: &[usize]) -> Result<(), ModelError>;
 
     /// Puts the rows of `other` behind the rows of `self`, whatever the lengths of their sequences.
     ///
     /// # Errors
     ///
-    /// [`StepError::CacheFixed`] when the cache cannot do it; a shape error when `other` belongs to another model.
-    fn append_rows(&mut self, other: Self) -> Result<(), StepError>
+    /// [`ModelError::Unsupported`] when the cache cannot do it; [`ModelError::Mismatch`] when `other` belongs to another
+    /// model.
+    fn append_rows(&mut self, other: Self) -> Result<(), ModelError>
     where
         Self: Sized;
 }
@@ -241,7 +243,7 @@ macro_rules! pointer_to_a_model {
                 tokens: Tensor<2, Int>,
                 cache: &mut Self::Cache,
                 tap: &mut dyn HiddenStateTap,
-            ) -> Result<Tensor<2>, StepError> {
+            ) -> Result<Tensor<2>, ModelError> {
                 (**self).forward(tokens, cache, tap)
             }
 
@@ -273,3 +275,81 @@ macro_rules! pointer_to_a_model {
 }
 
 pointer_to_a_model!(&M, Box<M>, Arc<M>);
+
+/// A model, or its cache, that could not do what it was asked for.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ModelError {
+    /// Tokens or a cache do not fit the model or each other.
+    #[error("{what}: expected {expected}, got {got}")]
+    Mismatch {
+        /// What was looked at.
+        what: &'static str,
+        /// What would fit.
+        expected: String,
+        /// What came.
+        got: String,
+    },
+    /// A row number is too large.
+    #[error("row {row}: expected a row below {rows}")]
+    RowOutOfRange {
+        /// The row asked for.
+        row: usize,
+        /// Number of rows there are.
+        rows: usize,
+    },
+    /// The sequences have grown past what the model can attend to.
+    #[error("context: expected at most {limit} tokens, got {got}")]
+    ContextFull {
+        /// The model's limit.
+        limit: usize,
+        /// The length that the sequence would have had.
+        got: usize,
+    },
+    /// A cache cannot drop, reorder or append rows.
+    #[error("key-value cache: expected one that can {operation}, got a fixed one")]
+    Unsupported {
+        /// What was asked of it.
+        operation: &'static str,
+    },
+    /// The device failed.
+    #[error("device: {0}")]
+    Device(String),
+    /// An error of the model's own.
+    #[error("model")]
+    Other(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl ModelError {
+    /// A [`Mismatch`](Self::Mismatch).
+    pub fn mismatch(
+        what: &'static str,
+        expected: impl std::fmt::Display,
+        got: impl std::fmt::Display,
+    ) -> Self {
+        Self::Mismatch { what, expected: expected.to_string(), got: got.to_string() }
+    }
+
+    /// A [`Mismatch`](Self::Mismatch) of shapes unless the two are the same.
+    ///
+    /// # Errors
+    ///
+    /// When they are not.
+    pub fn check_shape(what: &'static str, expected: &[usize], got: &[usize]) -> Result<(), Self> {
+        if expected == got {
+            return Ok(());
+        }
+        Err(Self::mismatch(what, format_args!("shape {expected:?}"), format_args!("{got:?}")))
+    }
+
+    /// An error of the model's own, or a message.
+    pub fn other(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Other(source.into())
+    }
+}
+
+impl From<ExecutionError> for ModelError {
+    fn from(error: ExecutionError) -> Self {
+        Self::Device(error.to_string())
+    }
+}

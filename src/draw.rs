@@ -86,8 +86,13 @@ impl Draw {
         Self { key: DrawKey(hash.finalize().into()), position: self.position }
     }
 
-    /// A generator for those who need more numbers than one. Its first number is the one behind [`Draw::uniform`].
-    pub fn rng(&self) -> ChaCha8Rng {
+    /// A generator for those who need more numbers than one. Its first number is the one that [`Draw::uniform`] is made of.
+    pub fn rng(&self) -> impl Rng + use<> {
+        self.chacha()
+    }
+
+    /// The generator itself, which can be moved to any place of its stream.
+    pub(crate) fn chacha(&self) -> ChaCha8Rng {
         let mut rng = ChaCha8Rng::from_seed(self.key.0);
         rng.set_stream(self.position);
         rng

@@ -14,6 +14,7 @@ use crate::error::ConfigError;
 /// Hot tokens are drawn at random also where the request's own temperature is 0: a hot start, then greedy.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct Fire {
     /// The temperature of the first tokens, above 0; 10, 30 or 50 in comparisons.
     pub temperature: f32,

@@ -4,6 +4,7 @@
 mod bank;
 mod candidates;
 mod causal_lm;
+mod custom;
 mod decode;
 mod distiller;
 mod draw;
@@ -17,6 +18,7 @@ mod id;
 pub mod llama;
 mod lm_head;
 mod novelty;
+mod numeric;
 mod penalties;
 pub mod prelude;
 mod sampler;
@@ -25,6 +27,7 @@ mod select;
 mod snapshot;
 mod tap;
 mod telemetry;
+mod tensor;
 pub mod testing;
 mod text;
 mod train;
@@ -34,27 +37,26 @@ use esamp_testkit::golden;
 
 pub use bank::{AdaptiveConfig, AdaptiveStart, Sharing, SlotKey};
 pub use candidates::{
-    Candidate, CandidateFilter, Candidates, EpsilonCutoff, EtaCutoff, FilterConfig, MinP, Reach,
-    RowContext, RowStats, TokenMask, TopK, TopNSigma, TopP, Typical, Xtc,
+    Candidate, CandidateFilter, Candidates, FilterConfig, Reach, RowContext, RowStats, TokenMask,
+    filters::*,
 };
-pub use causal_lm::{CausalLm, KvCache};
+pub use causal_lm::{CausalLm, KvCache, ModelError};
+pub use custom::Custom;
 pub use decode::{
-    Completion, DecodeStats, Decoder, Event, FinishReason, Request, Submitted, TokenMasker,
+    Completion, DecodeStats, Decoder, Event, FinishReason, Request, RequestError, Submitted,
+    TokenMasker,
 };
 pub use distiller::{
     Distiller, Gradient, LowRankConfig, LowRankDistiller, LowRankStart, OutputStart, SourceNorm,
     StackedDistiller, SwiGluBlock, SwiGluConfig, SwiGluDistiller,
 };
 pub use draw::{Draw, DrawKey};
-#[cfg(feature = "llama")]
-pub use error::LoadError;
-pub use error::{
-    ConfigError, RequestError, RowError, SnapshotError, StepError, TextError, TraceError,
-    TrainError,
-};
+pub use error::{ConfigError, RowError};
 pub use fire::Fire;
-pub use hidden::HiddenStates;
+pub use hidden::{HiddenError, HiddenStates, TapSite};
 pub use id::{PromptId, RequestId, RowId, TokenId};
+#[cfg(feature = "llama")]
+pub use llama::LoadError;
 pub use lm_head::{LmHead, TiedHead};
 pub use novelty::{
     Contrast, Expects, Extrapolate, Matched, MatchedRandom, NoveltyReweighter, Orthogonal,
@@ -63,18 +65,18 @@ pub use novelty::{
 pub use penalties::Penalties;
 pub use sampler::{
     Choice, DistillerConfig, ExpectedControl, GaussianError, Novelty, Phase, Sampler,
-    SamplerConfig, ShuffledErrors, StepInput, StepOutput, StepRow,
+    SamplerBuilder, SamplerConfig, ShuffledErrors, StepError, StepInput, StepOutput, StepRow,
 };
-pub use sampling::{Sampling, SamplingConfig, TemperatureOrder};
+pub use sampling::{CheckedSampling, Sampling, TemperatureOrder};
 pub use select::Selection;
-pub use snapshot::SnapshotPrecision;
-pub use tap::{HiddenStateTap, NoTap, PairTap, SequenceTap, TapSite};
+pub use snapshot::{SamplerLoader, SnapshotError, SnapshotPrecision};
+pub use tap::{HiddenStateTap, NoTap, PairTap, SequenceTap};
 pub use telemetry::{
     Counters, Observer, Recorder, RowTrace, SlotTrace, StageSeconds, Steering, StepTrace,
-    TraceReader, TraceRecord, TraceWriter, read_traces,
+    TraceError, TraceReader, TraceRecord, TraceWriter, read_traces,
 };
-pub use text::{Detokenize, TextStream};
+pub use text::{Detokenize, TextError, TextStream};
 pub use train::{
-    Learner, LossReduction, OptimizerConfig, Schedule, SlotPath, Staleness, TrainRows,
+    Learner, LossReduction, OptimizerConfig, Schedule, SlotPath, Staleness, TrainError, TrainRows,
     TrainingConfig, TrainingWorker, Update, UpdateRule,
 };

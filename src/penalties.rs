@@ -12,7 +12,7 @@ use crate::{
 /// How tokens that have occurred are held back. The default holds nothing back.
 ///
 /// All three look at the model's own logit and are summed up into one adjustment δ per token, together with the
-/// [bias](crate::SamplingConfig::logit_bias): no order is to be chosen. δ is added to the reference logit before the
+/// [bias](crate::Sampling::logit_bias): no order is to be chosen. δ is added to the reference logit before the
 /// filters and to the expected logit of the same token, so that ESamp leaves it as it is:
 /// `(1 + β)(l + δ) − β(e + δ) = (1 + β)l − βe + δ`. Where temperature divides the logits it divides δ with them. A
 /// masked token stays masked.
@@ -20,6 +20,7 @@ use crate::{
 /// Cost per row and step: a sort of the tokens said so far. The row of logits is not copied.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
 pub struct Penalties {
     /// Divides a positive logit and multiplies a negative one, once for every token that occurs in the prompt or the
     /// completion (Keskar et al., *CTRL*, arXiv 1909.05858; the prompt counts as it does in Hugging Face's
@@ -40,6 +41,29 @@ impl Default for Penalties {
 }
 
 impl Penalties {
+    /// Holds nothing back.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets the [repetition](Self::repetition) penalty.
+    pub fn with_repetition(mut self, repetition: f32) -> Self {
+        self.repetition = repetition;
+        self
+    }
+
+    /// Sets the [frequency](Self::frequency) penalty.
+    pub fn with_frequency(mut self, frequency: f32) -> Self {
+        self.frequency = frequency;
+        self
+    }
+
+    /// Sets the [presence](Self::presence) penalty.
+    pub fn with_presence(mut self, presence: f32) -> Self {
+        self.presence = presence;
+        self
+    }
+
     /// Checks the settings.
     ///
     /// # Errors

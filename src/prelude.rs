@@ -2,5 +2,5 @@
 
 pub use crate::{
     CausalLm, Completion, Decoder, Event, HiddenStateTap, Request, Sampler, SamplerConfig,
-    SamplingConfig, TapSite,
+    Sampling, TapSite,
 };

@@ -11,6 +11,7 @@ use crate::{
 /// Where the number comes from that selects a token, for rows that are not greedy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Selection {
     /// From the row's own random stream: completions are independent.
     #[default]

@@ -22,28 +22,8 @@
 //! ```
 
 use burn::tensor::Tensor;
-use serde::{Deserialize, Serialize};
 
-use crate::{error::StepError, hidden::HiddenStates};
-
-/// A place in a model where a hidden state can be seen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[non_exhaustive]
-pub enum TapSite {
-    /// The residual stream behind transformer block `i`, counted from 0.
-    AfterBlock(usize),
-    /// What the LM head is applied to: behind the final norm.
-    HeadInput,
-}
-
-impl std::fmt::Display for TapSite {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::AfterBlock(block) => write!(f, "AfterBlock({block})"),
-            Self::HeadInput => write!(f, "HeadInput"),
-        }
-    }
-}
+use crate::hidden::{HiddenError, HiddenStates, TapSite};
 
 /// Receives hidden states while a model runs.
 ///
@@ -56,7 +36,7 @@ impl std::fmt::Display for TapSite {
 /// use burn::tensor::Tensor;
 /// use esamp::{HiddenStateTap, TapSite};
 ///
-/// /// How long the residual stream is behind each block, at the last position of each row.
+/// /// The length of the residual stream after each block, at the last position of each row.
 /// #[derive(Default)]
 /// struct Lengths(Vec<(usize, Tensor<2>)>);
 ///
@@ -105,15 +85,65 @@ impl HiddenStateTap for NoTap {
     fn record(&mut self, _site: TapSite, _hidden: &Tensor<3>) {}
 }
 
-/// Keeps the last position of two sites: the shallow and the deep hidden state of a step.
-///
-/// The default sites are the paper's: behind the first block, and the input of the LM head.
+/// The states that one forward pass has shown at two sites, however each tap cuts them out.
 #[derive(Debug)]
-pub struct PairTap {
+struct Pair {
     sites: [TapSite; 2],
     seen: [Option<Tensor<2>>; 2],
     twice: Option<TapSite>,
 }
+
+impl Pair {
+    fn new(shallow: TapSite, deep: TapSite) -> Self {
+        Self { sites: [shallow, deep], seen: [None, None], twice: None }
+    }
+
+    fn wants(&self, site: TapSite) -> bool {
+        self.sites.contains(&site)
+    }
+
+    /// Keeps what `cut` makes of a state at a site that is wanted. `None`, a state without positions or rows, leaves the
+    /// site unrecorded, which [`take`](Self::take) reports.
+    fn record(
+        &mut self,
+        site: TapSite,
+        hidden: &Tensor<3>,
+        cut: impl Fn(&Tensor<3>) -> Option<Tensor<2>>,
+    ) {
+        for (wanted, seen) in self.sites.iter().zip(&mut self.seen) {
+            if *wanted != site {
+                continue;
+            }
+            if seen.is_some() {
+                self.twice = Some(site);
+            }
+            if let Some(state) = cut(hidden) {
+                *seen = Some(state);
+            }
+        }
+    }
+
+    /// The shallow and the deep state of the pass; empty again afterwards.
+    fn take(&mut self) -> Result<[Tensor<2>; 2], HiddenError> {
+        let seen = std::mem::take(&mut self.seen);
+        if let Some(site) = self.twice.take() {
+            return Err(HiddenError::SiteRecordedTwice { site });
+        }
+        match seen {
+            [Some(shallow), Some(deep)] => Ok([shallow, deep]),
+            [shallow, _] => {
+                let site = self.sites[usize::from(shallow.is_some())];
+                Err(HiddenError::SiteNotRecorded { site })
+            }
+        }
+    }
+}
+
+/// Keeps the last position of two sites: the shallow and the deep hidden state of a step.
+///
+/// The default sites are the paper's: after the first block, and the input of the LM head.
+#[derive(Debug)]
+pub struct PairTap(Pair);
 
 impl Default for PairTap {
     fn default() -> Self {
@@ -124,54 +154,32 @@ impl Default for PairTap {
 impl PairTap {
     /// Listens at `shallow` and at `deep`.
     pub fn new(shallow: TapSite, deep: TapSite) -> Self {
-        Self { sites: [shallow, deep], seen: [None, None], twice: None }
+        Self(Pair::new(shallow, deep))
     }
 
     /// Hands over what the last forward pass showed, and is empty again.
     ///
     /// # Errors
     ///
-    /// [`StepError::SiteNotRecorded`] or [`StepError::SiteRecordedTwice`] when the model did not call once per site,
+    /// [`HiddenError::SiteNotRecorded`] or [`HiddenError::SiteRecordedTwice`] when the model did not call once per site,
     /// and what [`HiddenStates::new`] finds wrong.
-    pub fn take(&mut self) -> Result<HiddenStates, StepError> {
-        let seen = std::mem::take(&mut self.seen);
-        if let Some(site) = self.twice.take() {
-            return Err(StepError::SiteRecordedTwice { site });
-        }
-        match seen {
-            [Some(shallow), Some(deep)] => HiddenStates::new(shallow, deep),
-            [shallow, _] => {
-                Err(StepError::SiteNotRecorded { site: self.sites[usize::from(shallow.is_some())] })
-            }
-        }
+    pub fn take(&mut self) -> Result<HiddenStates, HiddenError> {
+        let [shallow, deep] = self.0.take()?;
+        HiddenStates::new(shallow, deep)
     }
-}
-
-/// The last position of `[batch, seq, d_model]`, `[batch, d_model]`; `None` where there is none.
-pub(crate) fn last_position(hidden: &Tensor<3>) -> Option<Tensor<2>> {
-    let [rows, seq, width] = hidden.dims();
-    let last = seq.checked_sub(1)?;
-    Some(hidden.clone().slice([0..rows, last..seq, 0..width]).reshape([rows, width]))
 }
 
 impl HiddenStateTap for PairTap {
     fn wants(&self, site: TapSite) -> bool {
-        self.sites.contains(&site)
+        self.0.wants(site)
     }
 
     fn record(&mut self, site: TapSite, hidden: &Tensor<3>) {
-        for (wanted, seen) in self.sites.iter().zip(&mut self.seen) {
-            if *wanted != site {
-                continue;
-            }
-            if seen.is_some() {
-                self.twice = Some(site);
-            }
-            // A sequence without positions has no last one: leave the site unrecorded, which is reported.
-            if let Some(last) = last_position(hidden) {
-                *seen = Some(last);
-            }
-        }
+        self.0.record(site, hidden, |hidden| {
+            let [rows, seq, width] = hidden.dims();
+            let last = seq.checked_sub(1)?;
+            Some(hidden.clone().slice([0..rows, last..seq, 0..width]).reshape([rows, width]))
+        });
     }
 }
 
@@ -197,11 +205,9 @@ impl HiddenStateTap for PairTap {
 /// ```
 #[derive(Debug)]
 pub struct SequenceTap {
-    sites: [TapSite; 2],
-    /// Of the pass that is running.
-    seen: [Option<Tensor<2>>; 2],
-    twice: Option<TapSite>,
-    /// Of the passes that have ended.
+    /// The pass that is running.
+    pass: Pair,
+    /// The passes that have ended.
     kept: [Vec<Tensor<2>>; 2],
 }
 
@@ -214,7 +220,7 @@ impl Default for SequenceTap {
 impl SequenceTap {
     /// Listens at `shallow` and at `deep`.
     pub fn new(shallow: TapSite, deep: TapSite) -> Self {
-        Self { sites: [shallow, deep], seen: [None, None], twice: None, kept: [vec![], vec![]] }
+        Self { pass: Pair::new(shallow, deep), kept: [vec![], vec![]] }
     }
 
     /// Says that a forward pass over `positions` tokens a row has ended. What it showed is kept; where this returns an
@@ -222,24 +228,19 @@ impl SequenceTap {
     ///
     /// # Errors
     ///
-    /// [`StepError::SiteNotRecorded`] or [`StepError::SiteRecordedTwice`] when the model did not call once per site,
-    /// [`StepError::Positions`] when it showed another number of positions, as a model that norms its last one only does.
-    pub fn end_pass(&mut self, positions: usize) -> Result<(), StepError> {
-        let seen = std::mem::take(&mut self.seen);
-        if let Some(site) = self.twice.take() {
-            return Err(StepError::SiteRecordedTwice { site });
-        }
-        for (&site, seen) in self.sites.iter().zip(&seen) {
-            let got = match seen {
-                Some(states) => states.dims()[0],
-                None => return Err(StepError::SiteNotRecorded { site }),
-            };
+    /// [`HiddenError::SiteNotRecorded`] or [`HiddenError::SiteRecordedTwice`] when the model did not call once per site,
+    /// [`HiddenError::Positions`] when it showed another number of positions, as a model that norms its last one only
+    /// does.
+    pub fn end_pass(&mut self, positions: usize) -> Result<(), HiddenError> {
+        let seen = self.pass.take()?;
+        for (&site, states) in self.pass.sites.iter().zip(&seen) {
+            let got = states.dims()[0];
             if got != positions {
-                return Err(StepError::Positions { site, expected: positions, got });
+                return Err(HiddenError::Positions { site, expected: positions, got });
             }
         }
-        for (kept, seen) in self.kept.iter_mut().zip(seen) {
-            kept.extend(seen);
+        for (kept, states) in self.kept.iter_mut().zip(seen) {
+            kept.push(states);
         }
         Ok(())
     }
@@ -248,11 +249,11 @@ impl SequenceTap {
     ///
     /// # Errors
     ///
-    /// [`StepError::SiteNotRecorded`] when no pass has ended, and what [`HiddenStates::new`] finds wrong.
-    pub fn take(&mut self) -> Result<HiddenStates, StepError> {
+    /// [`HiddenError::SiteNotRecorded`] when no pass has ended, and what [`HiddenStates::new`] finds wrong.
+    pub fn take(&mut self) -> Result<HiddenStates, HiddenError> {
         let [shallow, deep] = std::mem::take(&mut self.kept);
         if shallow.is_empty() {
-            return Err(StepError::SiteNotRecorded { site: self.sites[0] });
+            return Err(HiddenError::SiteNotRecorded { site: self.pass.sites[0] });
         }
         HiddenStates::new(Tensor::cat(shallow, 0), Tensor::cat(deep, 0))
     }
@@ -260,7 +261,7 @@ impl SequenceTap {
 
 impl HiddenStateTap for SequenceTap {
     fn wants(&self, site: TapSite) -> bool {
-        self.sites.contains(&site)
+        self.pass.wants(site)
     }
 
     fn wants_all_positions(&self) -> bool {
@@ -268,20 +269,11 @@ impl HiddenStateTap for SequenceTap {
     }
 
     fn record(&mut self, site: TapSite, hidden: &Tensor<3>) {
-        for (wanted, seen) in self.sites.iter().zip(&mut self.seen) {
-            if *wanted != site {
-                continue;
-            }
-            if seen.is_some() {
-                self.twice = Some(site);
-            }
+        self.pass.record(site, hidden, |hidden| {
             let [rows, positions, width] = hidden.dims();
-            // Without a row or a position there is nothing to keep: the site stays unrecorded, which is reported.
-            if rows > 0 && positions > 0 {
-                let first = hidden.clone().slice([0..1, 0..positions, 0..width]);
-                *seen = Some(first.reshape([positions, width]));
-            }
-        }
+            let first = || hidden.clone().slice([0..1, 0..positions, 0..width]);
+            (rows > 0 && positions > 0).then(|| first().reshape([positions, width]))
+        });
     }
 }
 
@@ -302,7 +294,7 @@ mod tests {
         let states = numbers.reshape([2, 3, 1]);
         let mut tap = PairTap::default();
         tap.record(TapSite::AfterBlock(0), &states);
-        tap.record(TapSite::AfterBlock(1), &states); // nobody asked for it
+        tap.record(TapSite::AfterBlock(1), &states); // not asked for
         tap.record(TapSite::HeadInput, &(states * 10.0));
         let hidden = tap.take().unwrap();
         let numbers = |t: &Tensor<2>| -> Vec<f32> { t.clone().into_data().try_into_vec().unwrap() };
@@ -340,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sequence_tap_puts_the_positions_of_all_passes_behind_one_another() {
+    fn a_sequence_tap_keeps_the_positions_of_all_passes_in_order() {
         let device = Device::flex();
         let numbers = |t: &Tensor<2>| -> Vec<f32> { t.clone().into_data().try_into_vec().unwrap() };
         let mut tap = SequenceTap::default();
@@ -377,8 +369,8 @@ mod tests {
         for _ in 0..2 {
             tap.record(TapSite::HeadInput, &state(4));
         }
-        assert!(matches!(tap.end_pass(3), Err(StepError::SiteRecordedTwice { .. })));
-        assert!(matches!(tap.take(), Err(StepError::SiteNotRecorded { .. })), "no pass was kept");
+        assert!(matches!(tap.end_pass(3), Err(HiddenError::SiteRecordedTwice { .. })));
+        assert!(matches!(tap.take(), Err(HiddenError::SiteNotRecorded { .. })), "no pass was kept");
         assert!(!PairTap::default().wants_all_positions() && !NoTap.wants_all_positions());
     }
 }

@@ -6,12 +6,13 @@ use burn::tensor::{Device, Int, Tensor, TensorData, activation::softmax};
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 
 use crate::{
-    causal_lm::{CausalLm, KvCache},
-    error::{StepError, TextError},
+    causal_lm::{CausalLm, KvCache, ModelError},
+    hidden::TapSite,
     id::TokenId,
     lm_head::{LmHead, TiedHead},
-    tap::{HiddenStateTap, TapSite},
-    text::Detokenize,
+    tap::HiddenStateTap,
+    tensor::index,
+    text::{Detokenize, TextError},
 };
 
 /// A real transformer, small enough to run anywhere in no time: 64 tokens, width 32, two blocks, random weights.
@@ -98,17 +99,17 @@ pub struct TokenCache {
 
 impl TokenCache {
     /// Appends the tokens of each row.
-    fn extend(&mut self, tokens: Tensor<2, Int>) -> Result<(), StepError> {
+    fn extend(&mut self, tokens: Tensor<2, Int>) -> Result<(), ModelError> {
         let [rows, seq] = tokens.dims();
         if self.sequences.is_empty() {
             self.sequences = vec![Vec::new(); rows];
         }
         if rows != self.sequences.len() {
-            let expected = self.sequences.len();
-            return Err(StepError::RowCount { what: "tokens for the cache", expected, got: rows });
+            let expected = format!("{} rows", self.sequences.len());
+            return Err(ModelError::mismatch("tokens for the cache", expected, rows));
         }
         let tokens = tokens.try_into_data()?.convert::<i64>().try_into_vec::<i64>();
-        let tokens = tokens.map_err(|error| StepError::Execution(format!("{error:?}")))?;
+        let tokens = tokens.map_err(|error| ModelError::Device(format!("{error:?}")))?;
         for (sequence, new) in self.sequences.iter_mut().zip(tokens.chunks(seq.max(1))) {
             sequence.extend(new.iter().map(|&token| token as TokenId));
         }
@@ -125,20 +126,20 @@ impl KvCache for TokenCache {
         !self.fixed
     }
 
-    fn keep_rows(&mut self, rows: &[usize]) -> Result<(), StepError> {
+    fn keep_rows(&mut self, rows: &[usize]) -> Result<(), ModelError> {
         if self.fixed {
-            return Err(StepError::CacheFixed { operation: "drop rows" });
+            return Err(ModelError::Unsupported { operation: "drop rows" });
         }
         if let Some(&row) = rows.iter().find(|&&row| row >= self.rows()) {
-            return Err(StepError::RowOutOfRange { row, rows: self.rows() });
+            return Err(ModelError::RowOutOfRange { row, rows: self.rows() });
         }
         self.sequences = rows.iter().map(|&row| self.sequences[row].clone()).collect();
         Ok(())
     }
 
-    fn append_rows(&mut self, other: Self) -> Result<(), StepError> {
+    fn append_rows(&mut self, other: Self) -> Result<(), ModelError> {
         if self.fixed {
-            return Err(StepError::CacheFixed { operation: "append rows" });
+            return Err(ModelError::Unsupported { operation: "append rows" });
         }
         self.sequences.extend(other.sequences);
         Ok(())
@@ -157,22 +158,21 @@ impl CausalLm for TinyLm {
         tokens: Tensor<2, Int>,
         cache: &mut TokenCache,
         tap: &mut dyn HiddenStateTap,
-    ) -> Result<Tensor<2>, StepError> {
+    ) -> Result<Tensor<2>, ModelError> {
         let seq = tokens.dims()[1];
         let longest = cache.sequences.iter().map(Vec::len).max().unwrap_or(0) + seq;
         if longest > Self::CONTEXT {
-            return Err(StepError::ContextFull { limit: Self::CONTEXT, got: longest });
+            return Err(ModelError::ContextFull { limit: Self::CONTEXT, got: longest });
         }
         cache.extend(tokens)?;
         let (rows, d) = (cache.sequences.len(), Self::D_MODEL);
 
         // Shorter sequences are padded behind their end, where the causal mask hides the padding from them.
-        let padded: Vec<i32> = cache
+        let padded = cache
             .sequences
             .iter()
-            .flat_map(|s| (0..longest).map(|at| s.get(at).map_or(0, |&token| token as i32)))
-            .collect();
-        let padded = Tensor::<1, Int>::from_data(padded.as_slice(), &self.device);
+            .flat_map(|s| (0..longest).map(|at| s.get(at).map_or(0, |&token| token as usize)));
+        let padded = index(padded, &self.device);
         let embedded = self.embedding.clone().select(0, padded).reshape([rows, longest, d]);
         let positions = self.positions.clone().slice([0..longest, 0..d]).unsqueeze();
         let mask = causal_mask(longest, &self.device);
@@ -241,9 +241,7 @@ fn causal_mask(seq: usize, device: &Device) -> Tensor<3> {
 fn end_positions(x: &Tensor<3>, sequences: &[Vec<TokenId>], count: usize) -> Tensor<3> {
     let [rows, seq, d] = x.dims();
     let ends = sequences.iter().enumerate().map(|(row, s)| row * seq + s.len());
-    let places = ends.flat_map(|end| (end - count..end).map(|place| place as i32));
-    let places: Vec<i32> = places.collect();
-    let places = Tensor::<1, Int>::from_data(places.as_slice(), &x.device());
+    let places = index(ends.flat_map(|end| end - count..end), &x.device());
     x.clone().reshape([rows * seq, d]).select(0, places).reshape([rows, count, d])
 }
 
@@ -336,7 +334,7 @@ impl CausalLm for ScriptedLm {
         tokens: Tensor<2, Int>,
         cache: &mut TokenCache,
         tap: &mut dyn HiddenStateTap,
-    ) -> Result<Tensor<2>, StepError> {
+    ) -> Result<Tensor<2>, ModelError> {
         let seq = tokens.dims()[1];
         cache.extend(tokens)?;
         let fed = cache.sequences.iter().map(|s| s[s.len() - seq..].to_vec()).collect();
@@ -346,16 +344,13 @@ impl CausalLm for ScriptedLm {
             calls.len() - 1
         };
         if self.fails_at == Some(call) {
-            return Err(StepError::model(format!("scripted to fail at call {call}")));
+            return Err(ModelError::other(format!("scripted to fail at call {call}")));
         }
         let rows = cache.sequences.len();
         let logits: Vec<f32> = cache.sequences.iter().flat_map(|s| (self.script)(s)).collect();
         if logits.len() != rows * self.vocab {
-            return Err(StepError::Shape {
-                what: "logits of the script",
-                expected: vec![rows, self.vocab],
-                got: vec![logits.len()],
-            });
+            let expected = [rows, self.vocab];
+            ModelError::check_shape("logits of the script", &expected, &[logits.len()])?;
         }
         let logits: Tensor<2> =
             Tensor::from_data(TensorData::new(logits, [rows, self.vocab]), &self.device);

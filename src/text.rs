@@ -1,6 +1,8 @@
 //! Text from tokens that come one at a time.
 
-use crate::{error::TextError, id::TokenId};
+use thiserror::Error;
+
+use crate::id::TokenId;
 
 /// Turns tokens into text.
 ///
@@ -108,6 +110,18 @@ impl TextStream {
         };
         let inside = piece.ends_with(char::REPLACEMENT_CHARACTER);
         Ok((piece, inside))
+    }
+}
+
+/// Tokens that could not be turned into text.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("detokenizer: {0}")]
+pub struct TextError(String);
+
+impl TextError {
+    /// Wraps what a tokenizer says.
+    pub fn new(message: impl std::fmt::Display) -> Self {
+        Self(message.to_string())
     }
 }
 

@@ -6,7 +6,7 @@
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 use esamp::{
     DistillerConfig, DrawKey, HiddenStates, LmHead, LowRankConfig, LowRankStart, Phase, RowId,
-    SamplerConfig, SamplingConfig, Sharing, SnapshotPrecision, StepInput, StepRow, SwiGluConfig,
+    SamplerConfig, Sampling, Sharing, SnapshotPrecision, StepInput, StepRow, SwiGluConfig,
     TiedHead,
 };
 
@@ -33,7 +33,7 @@ fn distillers_do_not_follow_the_devices_default() {
                 SamplerConfig::new().with_distiller(distiller.clone()).with_sharing(sharing);
             let mut sampler = config.init(D_MODEL, &device).unwrap();
             let head = TiedHead::new(half(11, 0.3));
-            let sampling = SamplingConfig::default().init().unwrap();
+            let sampling = Sampling::default().checked().unwrap();
             for at in 0..4 {
                 let rows = [0, 1].map(|request| StepRow {
                     id: RowId::new(request, request),
@@ -57,7 +57,7 @@ fn distillers_do_not_follow_the_devices_default() {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("sampler");
             sampler.save(&path, SnapshotPrecision::F32).unwrap();
-            esamp::Sampler::load(&path, &device).unwrap();
+            esamp::Sampler::loader(&path).load(&device).unwrap();
         }
     }
 }

@@ -4,8 +4,8 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 use esamp::{
-    CandidateFilter, Candidates, DrawKey, EpsilonCutoff, EtaCutoff, MinP, Phase, RowContext, RowId,
-    SamplerConfig, Sampling, SamplingConfig, StepInput, StepRow, TiedHead, TokenId, TopK,
+    CandidateFilter, Candidates, CheckedSampling, DrawKey, EpsilonCutoff, EtaCutoff, MinP, Phase,
+    RowContext, RowId, SamplerConfig, Sampling, StepInput, StepRow, TiedHead, TokenId, TopK,
     TopNSigma, TopP, Typical, Xtc,
 };
 use proptest::prelude::*;
@@ -130,9 +130,9 @@ fn filtered(logits: &[f32], filter: &dyn CandidateFilter) -> Vec<TokenId> {
 }
 
 /// The number of candidates that the sampler, with its pool, is left with.
-fn through_the_sampler(logits: &[f32], config: SamplingConfig) -> usize {
+fn through_the_sampler(logits: &[f32], config: Sampling) -> usize {
     let device = Device::flex();
-    let sampling: Sampling = config.with_beta(0.0).init().unwrap();
+    let sampling: CheckedSampling = config.with_beta(0.0).checked().unwrap();
     let rows = [StepRow {
         id: RowId::new(0, 0),
         phase: Phase::Decode,
@@ -157,7 +157,7 @@ fn top_k_for_every_k() {
     for k in 1..=logits.len() + 1 {
         let expected = naive_top_k(&logits, k);
         assert_eq!(filtered(&logits, &TopK { k }), expected);
-        let config = SamplingConfig::default().with_top_k(k);
+        let config = Sampling::default().with_top_k(k);
         assert_eq!(through_the_sampler(&logits, config), expected.len());
     }
 }
@@ -172,7 +172,7 @@ proptest! {
     fn top_p(logits in row(), p in 0.001f32..0.999) {
         let expected = naive_top_p(&logits, f64::from(p));
         prop_assert_eq!(&filtered(&logits, &TopP { p }), &expected);
-        let config = SamplingConfig::default().with_top_p(p);
+        let config = Sampling::default().with_top_p(p);
         prop_assert_eq!(through_the_sampler(&logits, config), expected.len());
     }
 
@@ -180,7 +180,7 @@ proptest! {
     fn min_p(logits in row(), p in 0.0001f32..1.0) {
         let expected = naive_min_p(&logits, f64::from(p));
         prop_assert_eq!(&filtered(&logits, &MinP { p }), &expected);
-        let config = SamplingConfig::default().with_min_p(p);
+        let config = Sampling::default().with_min_p(p);
         prop_assert_eq!(through_the_sampler(&logits, config), expected.len());
     }
 
@@ -190,7 +190,7 @@ proptest! {
             return Ok(());
         };
         prop_assert_eq!(&filtered(&logits, &TopNSigma { n }), &expected);
-        let config = SamplingConfig::default().with_top_n_sigma(n).with_temperature(temperature);
+        let config = Sampling::default().with_top_n_sigma(n).with_temperature(temperature);
         prop_assert_eq!(through_the_sampler(&logits, config), expected.len());
     }
 
@@ -198,7 +198,7 @@ proptest! {
     fn typical(logits in row(), mass in 0.001f32..0.999) {
         let expected = naive_typical(&logits, f64::from(mass));
         prop_assert_eq!(&filtered(&logits, &Typical { mass }), &expected);
-        let config = SamplingConfig::default().with_typical(mass);
+        let config = Sampling::default().with_typical(mass);
         prop_assert_eq!(through_the_sampler(&logits, config), expected.len());
     }
 
@@ -207,7 +207,7 @@ proptest! {
         let epsilon = exponent.exp();
         let expected = naive_epsilon(&logits, f64::from(epsilon));
         prop_assert_eq!(&filtered(&logits, &EpsilonCutoff { epsilon }), &expected);
-        let config = SamplingConfig::default().with_epsilon_cutoff(epsilon);
+        let config = Sampling::default().with_epsilon_cutoff(epsilon);
         prop_assert_eq!(through_the_sampler(&logits, config), expected.len());
     }
 
@@ -216,7 +216,7 @@ proptest! {
         let epsilon = exponent.exp();
         let expected = naive_eta(&logits, f64::from(epsilon));
         prop_assert_eq!(&filtered(&logits, &EtaCutoff { epsilon }), &expected);
-        let config = SamplingConfig::default().with_eta_cutoff(epsilon);
+        let config = Sampling::default().with_eta_cutoff(epsilon);
         prop_assert_eq!(through_the_sampler(&logits, config), expected.len());
     }
 
@@ -224,7 +224,7 @@ proptest! {
     fn xtc(logits in row(), threshold in 0.001f32..0.5) {
         let expected = naive_xtc(&logits, f64::from(threshold));
         prop_assert_eq!(&filtered(&logits, &Xtc { threshold, probability: 1.0 }), &expected);
-        let config = SamplingConfig::default().with_xtc(threshold, 1.0);
+        let config = Sampling::default().with_xtc(threshold, 1.0);
         prop_assert_eq!(through_the_sampler(&logits, config), expected.len());
     }
 }

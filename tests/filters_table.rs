@@ -5,8 +5,8 @@
 use burn::tensor::{Device, Tensor, TensorData};
 use esamp::{
     CandidateFilter, Candidates, DrawKey, EpsilonCutoff, EtaCutoff, MinP, Phase, RowContext, RowId,
-    SamplerConfig, Sampling, SamplingConfig, StepInput, StepRow, TemperatureOrder, TiedHead,
-    TokenId, TokenMask, TopK, TopNSigma, TopP, Typical, Xtc,
+    SamplerConfig, Sampling, StepInput, StepRow, TemperatureOrder, TiedHead, TokenId, TokenMask,
+    TopK, TopNSigma, TopP, Typical, Xtc,
 };
 use esamp_testkit::golden::Golden;
 
@@ -98,7 +98,7 @@ fn top_n_sigma_is_of_the_whole_row_whoever_went_before() {
     let row = [3.0, 1.0, -3.0, -1.0];
     let filters: [&dyn CandidateFilter; 2] = [&TopK { k: 3 }, &TopNSigma { n: 0.895 }];
     assert_eq!(survivors_of_logits(&filters, &row), [0, 1]);
-    let config = SamplingConfig::default().with_top_k(3).with_top_n_sigma(0.895);
+    let config = Sampling::default().with_top_k(3).with_top_n_sigma(0.895);
     assert_eq!(kept_by_the_sampler(&row, 4, &config, None), [2], "the pool sees three tokens");
 }
 
@@ -107,9 +107,8 @@ fn top_n_sigma_does_not_feel_the_temperature() {
     let pair = [1.0, -1.0, f32::NEG_INFINITY, f32::NEG_INFINITY];
     for order in [TemperatureOrder::BeforeFilters, TemperatureOrder::AfterFilters] {
         for temperature in [0.0, 0.3, 0.7, 1.0, 3.0, 30.0] {
-            let config = SamplingConfig::default()
-                .with_temperature(temperature)
-                .with_temperature_order(order);
+            let config =
+                Sampling::default().with_temperature(temperature).with_temperature_order(order);
             let left = |logits: &[f32], n: f32| {
                 let config = config.clone().with_top_n_sigma(n);
                 kept_by_the_sampler(logits, 4, &config, None)[0]
@@ -131,7 +130,8 @@ fn top_n_sigma_without_statistics_is_an_error() {
             self.0.filter(row, candidates);
         }
     }
-    let sampling = Sampling::default().with_filter(Wrapped(TopNSigma { n: 1.0 })).unwrap();
+    let sampling =
+        Sampling::new().with_custom_filter(Wrapped(TopNSigma { n: 1.0 })).checked().unwrap();
     let error = sampling.candidates(&context(0), &[1.0, 2.0]).unwrap_err();
     assert_eq!(
         error.to_string(),
@@ -276,11 +276,11 @@ fn settings_out_of_range() {
 fn kept_by_the_sampler(
     logits: &[f32],
     vocab: usize,
-    config: &SamplingConfig,
+    config: &Sampling,
     allowed: Option<&TokenMask>,
 ) -> Vec<usize> {
     let device = Device::flex();
-    let sampling = config.clone().with_beta(0.0).init().unwrap();
+    let sampling = config.clone().with_beta(0.0).checked().unwrap();
     let rows: Vec<StepRow<'_>> = (0..logits.len() / vocab)
         .map(|row| StepRow {
             id: RowId::new(0, row as u64),
@@ -306,8 +306,8 @@ fn kept_by_the_sampler(
 fn a_mask_comes_before_the_filters() {
     let logits: Vec<f32> = PROBABILITIES.iter().map(|p| p.ln()).collect();
     let allowed = TokenMask::allowing(4, [0, 2]); // .2 and .1
-    let config = SamplingConfig::default();
-    let left = |config: &SamplingConfig| kept_by_the_sampler(&logits, 4, config, Some(&allowed))[0];
+    let config = Sampling::default();
+    let left = |config: &Sampling| kept_by_the_sampler(&logits, 4, config, Some(&allowed))[0];
     assert_eq!(left(&config), 2);
     assert_eq!(left(&config.clone().with_min_p(0.501)), 1, "half as likely as the best allowed");
     assert_eq!(left(&config.clone().with_min_p(0.499)), 2);
@@ -334,7 +334,7 @@ fn golden_masks() {
             if vocab == 64 && top_k == 0.0 && top_p < 1.0 {
                 continue; // needs the mass of the whole vocabulary: golden_model.rs has it
             }
-            let mut config = SamplingConfig::default().with_temperature(temperature);
+            let mut config = Sampling::default().with_temperature(temperature);
             if top_k > 0.0 {
                 config = config.with_top_k(top_k as usize);
             }

@@ -220,13 +220,16 @@ fn wrong_settings_are_said_before_anything_is_loaded() {
 }
 
 #[test]
-#[cfg(not(feature = "cuda"))]
 fn a_device_that_is_not_built_in_comes_with_the_command_that_builds_it() {
-    let message = refused(&["--device", "cuda"], 2);
-    assert!(
-        message.contains("cargo run --release --features cuda --example generate"),
-        "{message}"
-    );
+    for (device, built) in
+        [("cuda", cfg!(feature = "cuda")), ("ndarray", cfg!(feature = "ndarray"))]
+    {
+        if !built {
+            let message = refused(&["--device", device], 2);
+            let command = format!("cargo run --release --features {device} --example generate");
+            assert!(message.contains(&command), "{message}");
+        }
+    }
 }
 
 #[test]

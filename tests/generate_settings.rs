@@ -314,17 +314,13 @@ fn the_settings_that_a_run_prints_make_the_same_run() {
         write(text);
         error(&[&["--config", &path], flags].concat())
     };
-    assert_eq!(
-        wrong(r#"{"sampler": {"training": {"update_evry": 4}}}"#, &[]),
-        "--config: sampler: expected a known setting, got training.update_evry"
-    );
-    assert_eq!(
-        wrong(r#"{"sampler": {"sharring": "global"}}"#, &[]),
-        "--config: sampler: expected a known setting, got sharring"
-    );
-    assert!(
-        wrong(r#"{"sampling": {"tempreature": 1}}"#, &[]).contains("unknown field `tempreature`")
-    );
+    for (text, name) in [
+        (r#"{"sampler": {"training": {"update_evry": 4}}}"#, "update_evry"),
+        (r#"{"sampler": {"sharring": "global"}}"#, "sharring"),
+        (r#"{"sampling": {"tempreature": 1}}"#, "tempreature"),
+    ] {
+        assert!(wrong(text, &[]).contains(&format!("unknown field `{name}`")));
+    }
     assert!(wrong(r#"{"samplings": {}}"#, &[]).contains("unknown field `samplings`"));
     assert!(wrong("{", &[]).starts_with("--config ") && wrong("{", &[]).contains("EOF"));
     assert_eq!(

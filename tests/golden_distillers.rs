@@ -88,7 +88,7 @@ fn named_low_rank(distiller: &LowRankDistiller) -> Vec<(&'static str, Vec<f32>)>
 }
 
 fn adamw(learning_rate: f64) -> OptimizerConfig {
-    OptimizerConfig::reference().with_learning_rate(learning_rate)
+    OptimizerConfig::adam_w(learning_rate)
 }
 
 /// The paper's distiller at toy size: every parameter after 1, 8 and 32 updates.
@@ -101,14 +101,7 @@ fn toy_swiglu() {
         for (name, optimizer) in [
             ("adam", OptimizerConfig::paper()),
             ("adam_lr1e-2", OptimizerConfig::paper().with_learning_rate(1e-2)),
-            (
-                "sgd0.1",
-                OptimizerConfig {
-                    rule: UpdateRule::Sgd,
-                    learning_rate: 0.1,
-                    ..OptimizerConfig::paper()
-                },
-            ),
+            ("sgd0.1", OptimizerConfig::paper().with_rule(UpdateRule::Sgd).with_learning_rate(0.1)),
         ] {
             let learner = Learner::new(swiglu(&golden, &device), optimizer).unwrap();
             let trace = learn(learner, &shallow, &deep, |updates, learner| {

@@ -11,8 +11,8 @@ use burn::{
 use esamp::{
     Candidates, CausalLm, Completion, Counters, Decoder, Distiller, HiddenStateTap, HiddenStates,
     Learner, LowRankConfig, NoTap, NoveltyReweighter, OptimizerConfig, Request, RowContext,
-    SamplerConfig, Sampling, SamplingConfig, SequenceTap, SwiGluConfig, TapSite, TokenId,
-    UpdateRule, llama::Llama,
+    Sampler, SamplerConfig, Sampling, SequenceTap, SwiGluConfig, TapSite, TokenId, UpdateRule,
+    llama::Llama,
 };
 use esamp_testkit::golden::{self, assert_close, values};
 
@@ -112,7 +112,7 @@ fn hidden_states_leave_the_model_as_they_are_and_arrive_in_f32() {
 }
 
 fn sampling(beta: f32) -> Sampling {
-    SamplingConfig::default().with_beta(beta).with_min_p(0.05).init().unwrap()
+    Sampling::default().with_beta(beta).with_min_p(0.05)
 }
 
 fn run(model: &Llama, request: Request) -> (Vec<Completion>, Counters, usize) {
@@ -165,15 +165,14 @@ fn beta_zero_is_plain_decoding_in_half_precision_too() {
             let drawn = |sampling| {
                 run(&half, Request::new(prompt(9)).with_sampling(sampling).with_completions(2))
             };
-            let unfiltered = SamplingConfig::default().with_beta(0.0).init().unwrap();
+            let unfiltered = Sampling::default().with_beta(0.0);
             let (off, counters, distillers) = drawn(unfiltered);
-            assert_eq!(off, drawn(Sampling::new(Never).unwrap()).0);
+            assert_eq!(off, drawn(Sampling::new().with_custom_reweighter(Never)).0);
             assert_eq!((counters.updates, distillers), (0, 0));
 
             // Greedy: the largest logit of the whole sequence read anew, without this crate's loop.
-            let greedy = SamplingConfig::default().with_beta(0.0).with_temperature(0.0);
-            let (greedy, ..) =
-                run(&half, Request::new(prompt(9)).with_sampling(greedy.init().unwrap()));
+            let greedy = Sampling::default().with_beta(0.0).with_temperature(0.0);
+            let (greedy, ..) = run(&half, Request::new(prompt(9)).with_sampling(greedy));
             let mut sequence = prompt(9);
             for token in greedy[0].tokens() {
                 let logits = f32_values(logits(&half, &sequence, &mut NoTap));
@@ -289,7 +288,10 @@ fn scale(factor: f32) -> Scale {
 #[test]
 fn distillers_of_half_models_compute_in_f32() {
     let model = models().remove(0).cast(DType::F16).unwrap();
-    let sampler = SamplerConfig::new().init_with(scale(1.0), model.d_model(), &device()).unwrap();
+    let sampler = Sampler::builder(SamplerConfig::new())
+        .with_distiller(scale(1.0))
+        .build(model.d_model(), &device())
+        .unwrap();
     let mut decoder = Decoder::new(&model, sampler);
     let request = Request::new(prompt(5)).with_sampling(sampling(0.5)).with_max_new_tokens(6);
     decoder.submit(request.with_prompt_warm_up(2)).unwrap();
@@ -352,7 +354,7 @@ fn the_optimizer_keeps_its_state_in_f32() {
     let in_bf16 = adam(STEPS, |moment| half::bf16::from_f64(moment).to_f64());
     assert!((in_bf16 - expected).abs() > 0.1, "it would be seen: {in_bf16} {expected}");
     let rule = UpdateRule::Adam { beta_1: 0.9, beta_2: 0.999, epsilon: 1e-8 };
-    let config = OptimizerConfig { rule, ..OptimizerConfig::sgd(1e-3) };
+    let config = OptimizerConfig::sgd(1e-3).with_rule(rule);
     for (dtype, _) in HALVES {
         let mut learner = Learner::new(scale(1.0), config).unwrap();
         for step in 1..=STEPS {

@@ -8,8 +8,8 @@
 use burn::tensor::{Device, Tensor};
 use esamp::{
     AdaptiveConfig, Completion, Counters, Decoder, Event, FinishReason, HiddenStates,
-    OptimizerConfig, Request, RequestId, SamplerConfig, Sampling, SamplingConfig, Sharing,
-    Staleness, SwiGluConfig, TokenId, TrainingConfig, testing::TinyLm,
+    OptimizerConfig, Request, RequestId, SamplerConfig, Sampling, Sharing, Staleness, SwiGluConfig,
+    TokenId, TrainingConfig, testing::TinyLm,
 };
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 
@@ -90,7 +90,7 @@ fn run(config: &SamplerConfig, steps: u64) -> (Outcome, Memory) {
 
 /// Plain, greedy, filtered, strongly steered.
 fn settings() -> Vec<Sampling> {
-    let base = SamplingConfig::default;
+    let base = Sampling::default;
     [
         base().with_beta(0.0),
         base(),
@@ -98,7 +98,7 @@ fn settings() -> Vec<Sampling> {
         base().with_temperature(0.0),
         base().with_beta(0.5).with_top_k(8).with_temperature(0.7),
     ]
-    .map(|config| config.init().unwrap())
+    .map(|config| config)
     .to_vec()
 }
 
@@ -182,7 +182,7 @@ const MARGIN: u64 = 512;
 fn config() -> SamplerConfig {
     let optimizer = OptimizerConfig::paper().with_learning_rate(1e-2);
     let small = esamp::DistillerConfig::SwiGlu(SwiGluConfig::new().with_d_hidden(16));
-    SamplerConfig::new().with_distiller(small).with_optimizer(Some(optimizer))
+    SamplerConfig::new().with_distiller(small).with_optimizer(optimizer)
 }
 
 fn assert_flat(memory: &Memory) {
@@ -216,8 +216,7 @@ fn ten_thousand_steps_with_requests_that_come_and_go() {
     assert_eq!(first, second, "the same tokens, the same counters");
     a_leak_would_show();
 
-    let background =
-        TrainingConfig { staleness: Staleness::Background, ..TrainingConfig::default() };
+    let background = TrainingConfig::new().with_staleness(Staleness::Background);
     let mut seen = vec![run(&config(), STEPS / 10).0.tokens];
     for config in [
         config().with_sharing(Sharing::PerRequest),

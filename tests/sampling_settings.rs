@@ -2,10 +2,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
-use esamp::{Fire, Penalties, SamplingConfig, Selection, TemperatureOrder};
+use esamp::{
+    AdaptiveConfig, CandidateFilter, Candidates, Expects, FilterConfig, Fire, LowRankConfig,
+    NoveltyReweighter, OptimizerConfig, Penalties, ReweighterConfig, RowContext, SamplerConfig,
+    Sampling, Selection, Sharing, SwiGluConfig, TemperatureOrder, TopK, TrainRows, TrainingConfig,
+};
+use serde::de::DeserializeOwned;
 
-fn everything() -> SamplingConfig {
-    SamplingConfig::default()
+fn everything() -> Sampling {
+    Sampling::default()
         .with_temperature(0.8)
         .with_temperature_order(TemperatureOrder::AfterFilters)
         .with_beta(0.5)
@@ -17,7 +22,9 @@ fn everything() -> SamplingConfig {
         .with_epsilon_cutoff(0.0006)
         .with_eta_cutoff(0.002)
         .with_xtc(0.1, 0.5)
-        .with_penalties(Penalties { repetition: 1.1, frequency: 0.2, presence: 0.3 })
+        .with_penalties(
+            Penalties::new().with_repetition(1.1).with_frequency(0.2).with_presence(0.3),
+        )
         .with_logit_bias(7, -2.5)
         .with_logit_bias(50_000, 1.0)
         .with_fire(Fire::new(30.0).with_tokens(2))
@@ -28,11 +35,11 @@ fn everything() -> SamplingConfig {
 fn all_settings_come_back() {
     let config = everything();
     let written = serde_json::to_string(&config).unwrap();
-    assert_eq!(serde_json::from_str::<SamplingConfig>(&written).unwrap(), config);
-    assert!(config.init().is_ok());
-    let default = SamplingConfig::default();
+    assert_eq!(serde_json::from_str::<Sampling>(&written).unwrap(), config);
+    assert!(config.checked().is_ok());
+    let default = Sampling::default();
     let written = serde_json::to_string(&default).unwrap();
-    assert_eq!(serde_json::from_str::<SamplingConfig>(&written).unwrap(), default);
+    assert_eq!(serde_json::from_str::<Sampling>(&written).unwrap(), default);
 }
 
 #[test]
@@ -63,21 +70,113 @@ fn the_names_that_are_written_down() {
 #[test]
 fn settings_that_are_left_out_are_off() {
     let old = r#"{ "temperature": 1.0, "temperature_order": "before_filters", "filters": [], "beta": 0.25 }"#;
-    let read: SamplingConfig = serde_json::from_str(old).unwrap();
-    assert_eq!(read, SamplingConfig::default());
+    let read: Sampling = serde_json::from_str(old).unwrap();
+    assert_eq!(read, Sampling::default());
+    assert_eq!(serde_json::from_str::<Sampling>("{}").unwrap(), Sampling::default());
+    let one = serde_json::from_str::<Sampling>(r#"{ "temperature": 0.8 }"#).unwrap();
+    assert_eq!(one, Sampling::new().with_temperature(0.8));
     let some = r#"{ "temperature": 1.0, "temperature_order": "before_filters", "filters": [], "beta": 0.25,
         "penalties": { "presence": 0.5 }, "fire": { "temperature": 10.0 } }"#;
-    let read: SamplingConfig = serde_json::from_str(some).unwrap();
-    let presence = Penalties { presence: 0.5, ..Penalties::default() };
-    let expected = SamplingConfig::default().with_penalties(presence).with_fire(Fire::new(10.0));
+    let read: Sampling = serde_json::from_str(some).unwrap();
+    let presence = Penalties::new().with_presence(0.5);
+    let expected = Sampling::default().with_penalties(presence).with_fire(Fire::new(10.0));
     assert_eq!(read, expected);
 }
 
 #[test]
+fn settings_of_a_sampler_may_be_partial_too() {
+    fn read<T: DeserializeOwned>(written: &str) -> T {
+        serde_json::from_str(written).unwrap()
+    }
+    assert_eq!(read::<SamplerConfig>("{}"), SamplerConfig::paper());
+    assert_eq!(read::<TrainingConfig>("{}"), TrainingConfig::new());
+    assert_eq!(read::<SwiGluConfig>(r#"{ "blocks": 1 }"#), SwiGluConfig::new().with_blocks(1));
+    assert_eq!(read::<LowRankConfig>(r#"{ "rank": 8 }"#), LowRankConfig::new().with_rank(8));
+    assert_eq!(
+        read::<OptimizerConfig>(r#"{ "learning_rate": 3e-3 }"#),
+        OptimizerConfig::paper().with_learning_rate(3e-3)
+    );
+    assert_eq!(
+        read::<OptimizerConfig>(
+            r#"{ "rule": "sgd", "learning_rate": 0.1, "max_grad_norm": null }"#
+        ),
+        OptimizerConfig::sgd(0.1)
+    );
+    let written = r#"{ "sharing": { "adaptive": { "half_life": 4.0 } },
+        "training": { "train_rows": "first_per_prompt" } }"#;
+    let training = TrainingConfig::new().with_train_rows(TrainRows::FirstPerPrompt);
+    let sharing = Sharing::Adaptive(AdaptiveConfig::new().with_half_life(4.0));
+    let expected = SamplerConfig::new().with_sharing(sharing).with_training(training);
+    assert_eq!(read::<SamplerConfig>(written), expected);
+}
+
+#[test]
+fn a_name_that_is_not_known_is_an_error() {
+    fn refused<T: DeserializeOwned>(written: &str) {
+        let error = serde_json::from_str::<T>(written).err().unwrap().to_string();
+        assert!(error.starts_with("unknown field `odd`"), "{error}");
+    }
+    let odd = r#"{ "odd": 1 }"#;
+    refused::<Sampling>(odd);
+    refused::<SamplerConfig>(odd);
+    refused::<TrainingConfig>(odd);
+    refused::<OptimizerConfig>(odd);
+    refused::<OptimizerConfig>(r#"{ "rule": { "momentum": { "momentum": 0.9, "odd": 1 } } }"#);
+    refused::<SwiGluConfig>(odd);
+    refused::<LowRankConfig>(odd);
+    refused::<LowRankConfig>(r#"{ "start": { "ridge": { "rows": 4, "odd": 1 } } }"#);
+    refused::<AdaptiveConfig>(odd);
+    refused::<Penalties>(odd);
+    refused::<Fire>(odd);
+    refused::<Sampling>(r#"{ "filters": [{ "top_k": { "k": 4, "odd": 1 } }] }"#);
+}
+
+#[derive(Debug)]
+struct Own;
+
+impl CandidateFilter for Own {
+    fn filter(&self, _row: &RowContext<'_>, candidates: &mut Candidates) {
+        candidates.truncate(1);
+    }
+}
+
+impl NoveltyReweighter for Own {
+    fn reweight(&self, _row: &RowContext<'_>, _candidates: &mut Candidates) {}
+
+    fn expects(&self) -> Expects {
+        Expects::Nothing
+    }
+}
+
+/// They run in their place among the others, and no file holds the settings without them.
+#[test]
+fn parts_of_the_programs_own_are_not_written_down() {
+    let filtered = Sampling::new().with_top_k(4).with_custom_filter(Own).with_top_p(0.5);
+    let reweighted = Sampling::new().with_custom_reweighter(Own);
+    assert_eq!(reweighted.expects(), Expects::Nothing);
+    for sampling in [&filtered, &reweighted] {
+        sampling.validate().unwrap();
+        assert_eq!(sampling, &sampling.clone());
+        assert_eq!(
+            serde_json::to_string(sampling).unwrap_err().to_string(),
+            "expected filters and a reweighter that have names, got one of the program's own: Own"
+        );
+    }
+    assert_ne!(FilterConfig::custom(Own), FilterConfig::custom(Own));
+    assert_ne!(ReweighterConfig::custom(Own), ReweighterConfig::default());
+    assert_eq!(FilterConfig::from(TopK { k: 4 }), filtered.filters[0]);
+    assert!(serde_json::from_str::<FilterConfig>(r#"{ "custom": null }"#).is_err());
+}
+
+#[test]
 fn every_setting_is_checked() {
-    let wording = |config: SamplingConfig| config.init().unwrap_err().to_string();
-    let base = SamplingConfig::default;
-    let repetition = Penalties { repetition: 0.0, ..Penalties::default() };
+    let wording = |config: Sampling| {
+        let error = config.checked().unwrap_err();
+        assert_eq!(config.validate().unwrap_err().to_string(), error.to_string());
+        error.to_string()
+    };
+    let base = Sampling::default;
+    let repetition = Penalties::new().with_repetition(0.0);
     assert_eq!(
         wording(base().with_penalties(repetition)),
         "repetition penalty: expected a number above 0, got 0"

@@ -10,7 +10,7 @@ use burn::{
 };
 use esamp::{
     AdaptiveConfig, Distiller, DistillerConfig, DrawKey, HiddenStates, LmHead, LowRankConfig,
-    LowRankStart, OptimizerConfig, Phase, RowId, Sampler, SamplerConfig, SamplingConfig, Sharing,
+    LowRankStart, OptimizerConfig, Phase, RowId, Sampler, SamplerConfig, Sampling, Sharing,
     SnapshotError, SnapshotPrecision, Staleness, StepInput, StepRow, SwiGluConfig, TiedHead,
     TokenId, TrainingConfig,
 };
@@ -25,7 +25,7 @@ fn wave(rows: usize, phase: f32) -> Tensor<2> {
 
 /// One step of four rows of two prompts, of which some rest and one comes late. What comes out, bit for bit.
 fn step(sampler: &mut Sampler, at: usize) -> Vec<(TokenId, u32, Option<u32>)> {
-    let sampling = SamplingConfig::default().with_beta(0.7).init().unwrap();
+    let sampling = Sampling::default().with_beta(0.7).checked().unwrap();
     let head = TiedHead::new(wave(11, 0.3));
     let rows: Vec<StepRow<'_>> = [(0, 0), (0, 1), (1, 2), (2, 3)]
         .into_iter()
@@ -62,19 +62,19 @@ fn configs() -> Vec<SamplerConfig> {
         SamplerConfig::new().with_distiller(DistillerConfig::LowRank(config.with_rank(2)))
     };
     let ridge = LowRankStart::Ridge { rows: 17, lambda: 0.01 };
-    let background = TrainingConfig { staleness: Staleness::Background, ..Default::default() };
+    let background = TrainingConfig::new().with_staleness(Staleness::Background);
     vec![
         base(),
         base().with_sharing(Sharing::Global),
         base().with_sharing(Sharing::PerRequest),
         base().with_sharing(Sharing::Adaptive(AdaptiveConfig::default())),
-        training(TrainingConfig { update_every: 4, ..Default::default() }),
+        training(TrainingConfig::new().with_update_every(4)),
         training(background),
         training(background).with_sharing(Sharing::Adaptive(AdaptiveConfig::default())),
-        training(TrainingConfig { slot_path: esamp::SlotPath::OneByOne, ..Default::default() }),
-        training(TrainingConfig { slot_path: esamp::SlotPath::Stacked, ..Default::default() }),
-        base().with_optimizer(Some(OptimizerConfig::momentum(0.05, 0.9))),
-        base().with_optimizer(Some(OptimizerConfig::sgd(0.05))),
+        training(TrainingConfig::new().with_slot_path(esamp::SlotPath::OneByOne)),
+        training(TrainingConfig::new().with_slot_path(esamp::SlotPath::Stacked)),
+        base().with_optimizer(OptimizerConfig::momentum(0.05, 0.9)),
+        base().with_optimizer(OptimizerConfig::sgd(0.05)),
         low_rank(LowRankConfig::new()),
         low_rank(LowRankConfig::new().with_start(ridge)),
         base().with_steps_before_steering(7),
@@ -93,7 +93,7 @@ fn a_run_that_is_interrupted_gives_the_tokens_of_one_that_is_not() {
             let before = expected.iter().enumerate().take(interrupted_at);
             before.for_each(|(at, expected)| assert_eq!(&step(&mut first, at), expected));
             first.save(&path, SnapshotPrecision::F32).unwrap();
-            let mut second = Sampler::load(&path, &Device::flex()).unwrap();
+            let mut second = Sampler::loader(&path).load(&Device::flex()).unwrap();
             assert_eq!(second.config(), &config);
             for (at, expected) in expected.iter().enumerate().skip(interrupted_at) {
                 assert_eq!(&step(&mut second, at), expected, "{config:?} at {interrupted_at}");
@@ -128,14 +128,14 @@ fn a_learning_rate_of_seventeen_digits_is_the_same_afterwards() {
         1.0 / 3.0,
     ] {
         let optimizer = OptimizerConfig::paper().with_learning_rate(learning_rate);
-        let config = SamplerConfig::new().with_optimizer(Some(optimizer));
+        let config = SamplerConfig::new().with_optimizer(optimizer);
         let mut sampler = config.init(D_MODEL, &Device::flex()).unwrap();
         sampler.save(&path, SnapshotPrecision::F32).unwrap();
-        let mut loaded = Sampler::load(&path, &Device::flex()).unwrap();
+        let mut loaded = Sampler::loader(&path).load(&Device::flex()).unwrap();
         let got = loaded.config().optimizer.unwrap().learning_rate;
         assert_eq!(got.to_bits(), learning_rate.to_bits(), "{got:e} {learning_rate:e}");
         loaded.save(&path, SnapshotPrecision::F32).unwrap();
-        assert_eq!(Sampler::load(&path, &Device::flex()).unwrap().config(), &config);
+        assert_eq!(Sampler::loader(&path).load(&Device::flex()).unwrap().config(), &config);
     }
 }
 
@@ -145,7 +145,12 @@ fn a_sampler_can_be_loaded_without_a_thread_of_its_own() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("sampler");
     let device = Device::flex();
-    let own = |config: &SamplerConfig| config.init_with(scale(D_MODEL), D_MODEL, &device).unwrap();
+    let own = |config: &SamplerConfig| {
+        Sampler::builder(config.clone())
+            .with_distiller(scale(D_MODEL))
+            .build(D_MODEL, &device)
+            .unwrap()
+    };
     for config in configs() {
         for of_the_users_own in [false, true] {
             let mut whole = match of_the_users_own {
@@ -155,8 +160,11 @@ fn a_sampler_can_be_loaded_without_a_thread_of_its_own() {
             (0..5).for_each(|at| drop(step(&mut whole, at)));
             whole.save(&path, SnapshotPrecision::F32).unwrap();
             let (mut sampler, worker) = match of_the_users_own {
-                false => Sampler::load_pair(&path, &device).unwrap(),
-                true => Sampler::load_pair_with(scale(D_MODEL), &path, &device).unwrap(),
+                false => Sampler::loader(&path).load_with_worker(&device).unwrap(),
+                true => Sampler::loader(&path)
+                    .with_distiller(scale(D_MODEL))
+                    .load_with_worker(&device)
+                    .unwrap(),
             };
             let in_background = config.training.staleness == Staleness::Background;
             assert_eq!(worker.is_some(), in_background);
@@ -168,14 +176,14 @@ fn a_sampler_can_be_loaded_without_a_thread_of_its_own() {
         }
     }
     own(&SamplerConfig::new()).save(&path, SnapshotPrecision::F32).unwrap();
-    let error = Sampler::load_pair(&path, &device).unwrap_err().to_string();
+    let error = Sampler::loader(&path).load_with_worker(&device).unwrap_err().to_string();
     assert!(error.ends_with("distiller: expected one of this crate's, got one of the user's own"));
 }
 
 #[test]
 fn half_precision_is_half_the_size_and_close() {
     let folder = tempfile::tempdir().unwrap();
-    let config = SamplerConfig::new().with_optimizer(Some(OptimizerConfig::sgd(0.05)));
+    let config = SamplerConfig::new().with_optimizer(OptimizerConfig::sgd(0.05));
     let mut sampler = config.init(D_MODEL, &Device::flex()).unwrap();
     (0..10).for_each(|at| drop(step(&mut sampler, at)));
     let size = |name: &str, precision, sampler: &mut Sampler| {
@@ -186,7 +194,7 @@ fn half_precision_is_half_the_size_and_close() {
     let (full, _) = size("full", SnapshotPrecision::F32, &mut sampler);
     let (half, path) = size("half", SnapshotPrecision::F16, &mut sampler);
     assert!((half / full - 0.5).abs() < 0.02, "{half} {full}");
-    let mut loaded = Sampler::load(&path, &Device::flex()).unwrap();
+    let mut loaded = Sampler::loader(&path).load(&Device::flex()).unwrap();
     for (a, b) in step(&mut loaded, 10).into_iter().zip(step(&mut sampler, 10)) {
         let [a, b] = [a.2, b.2].map(|bits| f32::from_bits(bits.unwrap()));
         assert!((a - b).abs() < 2e-3 * b && a != b, "{a} {b}");
@@ -197,8 +205,10 @@ fn half_precision_is_half_the_size_and_close() {
 fn a_parameter_that_half_precision_cannot_hold_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let scale = Param::from_tensor(Tensor::full([D_MODEL], 1e6, &Device::flex()));
-    let mut sampler =
-        SamplerConfig::new().init_with(Scale { scale }, D_MODEL, &Device::flex()).unwrap();
+    let mut sampler = Sampler::builder(SamplerConfig::new())
+        .with_distiller(Scale { scale })
+        .build(D_MODEL, &Device::flex())
+        .unwrap();
     step(&mut sampler, 0);
     let path = folder.path().join("x");
     let error = sampler.save(&path, SnapshotPrecision::F16).unwrap_err().to_string();
@@ -227,22 +237,29 @@ fn a_distiller_of_the_users_own_is_brought_by_the_user() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("own");
     let device = Device::flex();
-    let mut whole = SamplerConfig::new().init_with(scale(D_MODEL), D_MODEL, &device).unwrap();
+    let mut whole = Sampler::builder(SamplerConfig::new())
+        .with_distiller(scale(D_MODEL))
+        .build(D_MODEL, &device)
+        .unwrap();
     let expected: Vec<_> = (0..10).map(|at| step(&mut whole, at)).collect();
-    let mut first = SamplerConfig::new().init_with(scale(D_MODEL), D_MODEL, &device).unwrap();
+    let mut first = Sampler::builder(SamplerConfig::new())
+        .with_distiller(scale(D_MODEL))
+        .build(D_MODEL, &device)
+        .unwrap();
     (0..5).for_each(|at| drop(step(&mut first, at)));
     first.save(&path, SnapshotPrecision::F32).unwrap();
-    let mut second = Sampler::load_with(scale(D_MODEL), &path, &device).unwrap();
+    let mut second = Sampler::loader(&path).with_distiller(scale(D_MODEL)).load(&device).unwrap();
     (5..10).for_each(|at| assert_eq!(step(&mut second, at), expected[at]));
 
-    let error = Sampler::load(&path, &device).unwrap_err().to_string();
+    let error = Sampler::loader(&path).load(&device).unwrap_err().to_string();
     assert!(error.ends_with("distiller: expected one of this crate's, got one of the user's own"));
-    let error = Sampler::load_with(scale(D_MODEL + 1), &path, &device).unwrap_err();
+    let error =
+        Sampler::loader(&path).with_distiller(scale(D_MODEL + 1)).load(&device).unwrap_err();
     assert_eq!(error.to_string(), "values in parameters 0: expected 7, got 6");
 }
 
 fn wording(path: &Path) -> String {
-    let error = Sampler::load(path, &Device::flex()).unwrap_err();
+    let error = Sampler::loader(path).load(&Device::flex()).unwrap_err();
     assert!(matches!(error, SnapshotError::Format { .. }), "{error:?}");
     let name = path.display().to_string();
     error.to_string().strip_prefix(&format!("{name}: ")).unwrap().to_owned()
@@ -261,13 +278,13 @@ fn a_file_that_is_cut_off_or_changed_anywhere_is_an_error() {
     let damaged = folder.path().join("damaged");
     for cut in (0..whole.len()).step_by(97) {
         fs::write(&damaged, &whole[..cut]).unwrap();
-        assert!(Sampler::load(&damaged, &Device::flex()).is_err(), "cut at {cut}");
+        assert!(Sampler::loader(&damaged).load(&Device::flex()).is_err(), "cut at {cut}");
     }
     for at in (0..whole.len()).step_by(53) {
         let mut bytes = whole.clone();
         bytes[at] ^= 0x10;
         fs::write(&damaged, &bytes).unwrap();
-        assert!(Sampler::load(&damaged, &Device::flex()).is_err(), "changed at {at}");
+        assert!(Sampler::loader(&damaged).load(&Device::flex()).is_err(), "changed at {at}");
     }
 }
 
@@ -291,7 +308,7 @@ fn what_is_no_snapshot_is_said() {
         tagged(&[("format", "esamp snapshot"), ("version", "2")]),
         "version: expected 1, got 2"
     );
-    let missing = Sampler::load(folder.path().join("nobody"), &Device::flex()).unwrap_err();
+    let missing = Sampler::loader(folder.path().join("nobody")).load(&Device::flex()).unwrap_err();
     assert!(matches!(missing, SnapshotError::Io { .. }));
     let mut sampler = SamplerConfig::new().init(D_MODEL, &Device::flex()).unwrap();
     let nowhere = folder.path().join("no/such/folder");
@@ -311,7 +328,7 @@ fn files_of_earlier_versions_can_be_read_for_ever() {
         (0..5).for_each(|at| drop(step(&mut sampler, at)));
         sampler.save(&path, SnapshotPrecision::F32).unwrap();
     }
-    let mut loaded = Sampler::load(&path, &Device::flex()).unwrap();
+    let mut loaded = Sampler::loader(&path).load(&Device::flex()).unwrap();
     assert_eq!(loaded.config(), &old_config());
     let mut whole = old_config().init(D_MODEL, &Device::flex()).unwrap();
     (0..5).for_each(|at| drop(step(&mut whole, at)));
@@ -329,11 +346,9 @@ fn old_config() -> SamplerConfig {
     SamplerConfig::new()
         .with_distiller(DistillerConfig::SwiGlu(SwiGluConfig::new().with_d_hidden(4)))
         .with_sharing(Sharing::Adaptive(AdaptiveConfig::default()))
-        .with_training(TrainingConfig {
-            update_every: 2,
-            slot_path: esamp::SlotPath::Stacked,
-            ..TrainingConfig::default()
-        })
+        .with_training(
+            TrainingConfig::new().with_update_every(2).with_slot_path(esamp::SlotPath::Stacked),
+        )
 }
 
 #[test]
@@ -348,7 +363,7 @@ fn a_decoder_does_not_take_a_new_prompt_for_one_that_the_sampler_knows() {
     (0..20).for_each(|_| drop(decoder.step().unwrap()));
     decoder.sampler_mut().save(&path, SnapshotPrecision::F32).unwrap();
 
-    let loaded = Sampler::load(&path, &Device::flex()).unwrap();
+    let loaded = Sampler::loader(&path).load(&Device::flex()).unwrap();
     let running = loaded.requests();
     assert_eq!(running, [RowId::new(0, 0), RowId::new(0, 1)]);
     let tokens = |sampler: Sampler| {
@@ -369,9 +384,10 @@ fn a_decoder_does_not_take_a_new_prompt_for_one_that_the_sampler_knows() {
 fn a_job_that_has_failed_is_no_snapshot() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x");
-    let background = TrainingConfig { staleness: Staleness::Background, ..Default::default() };
+    let background = TrainingConfig::new().with_staleness(Staleness::Background);
     let config = SamplerConfig::new().with_training(background);
-    let mut sampler = config.init_with(Fails {}, D_MODEL, &Device::flex()).unwrap();
+    let mut sampler =
+        Sampler::builder(config).with_distiller(Fails {}).build(D_MODEL, &Device::flex()).unwrap();
     step(&mut sampler, 0);
     let error = sampler.save(&path, SnapshotPrecision::F32).unwrap_err();
     assert!(matches!(error, SnapshotError::Train(esamp::TrainError::Worker { .. })), "{error}");

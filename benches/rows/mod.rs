@@ -2,11 +2,11 @@
 #![allow(dead_code, reason = "each bench uses a part of this")]
 
 use burn::tensor::{Device, Tensor, TensorData};
-use esamp::{DrawKey, Phase, RowId, Sampling, StepRow};
+use esamp::{CheckedSampling, DrawKey, Phase, RowId, StepRow};
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 
 /// Decode rows of one prompt.
-pub(crate) fn rows(count: usize, sampling: &Sampling) -> Vec<StepRow<'_>> {
+pub(crate) fn rows(count: usize, sampling: &CheckedSampling) -> Vec<StepRow<'_>> {
     let row = |row: u64| StepRow {
         id: RowId::new(0, row),
         phase: Phase::Decode,

@@ -87,7 +87,7 @@ impl<'m> Arm<'m> {
             .with_seed(args.seed)
             .with_stop_tokens(loaded.tokenizer.stop_tokens())
             .with_prompt_warm_up(args.learning.warm_up_steps.unwrap_or(0))
-            .with_sampling(settings.sampling.init()?);
+            .with_sampling(settings.sampling.clone());
         decoder
             .submit(request)
             .map_err(|error| Failure::runtime(error, "change the prompt or the flag it names"))?;
@@ -212,7 +212,7 @@ impl Observer for Watchers {
 fn sampler(settings: &ArmSettings, args: &Args, model: &Llama) -> Result<Sampler, Failure> {
     let sampler = match &args.files.load {
         Some(path) if settings.steered => {
-            let loaded = Sampler::load(path, &model.device()).map_err(|error| {
+            let loaded = Sampler::loader(path).load(&model.device()).map_err(|error| {
                 Failure::runtime(error, "give a file that --save has written for this model")
             })?;
             check_outlives("--load", loaded.sharing())?;

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use console::{Term, measure_text_width, style};
-use esamp::{FilterConfig, SamplingConfig};
+use esamp::Sampling;
 use esamp_programs::columns::{GAP, side_by_side, wrap};
 
 use crate::{args::Args, arms::Arm, settings::name_of};
@@ -122,21 +122,14 @@ impl Screen {
 }
 
 /// The temperature and the filters.
-pub fn said(sampling: &SamplingConfig) -> String {
+pub fn said(sampling: &Sampling) -> String {
     let mut words = vec![format!("T {}", sampling.temperature)];
-    words.extend(sampling.filters.iter().map(|&filter| {
-        let values = match filter {
-            FilterConfig::TopK(filter) => filter.k.to_string(),
-            FilterConfig::TopP(filter) => filter.p.to_string(),
-            FilterConfig::MinP(filter) => filter.p.to_string(),
-            FilterConfig::TopNSigma(filter) => filter.n.to_string(),
-            FilterConfig::Typical(filter) => filter.mass.to_string(),
-            FilterConfig::EpsilonCutoff(filter) => filter.epsilon.to_string(),
-            FilterConfig::EtaCutoff(filter) => filter.epsilon.to_string(),
-            FilterConfig::Xtc(filter) => format!("{} {}", filter.threshold, filter.probability),
-            _ => String::new(),
-        };
-        format!("{} {values}", name_of(filter))
+    words.extend(sampling.filters.iter().map(|filter| {
+        // {"xtc":{"threshold":0.1,"probability":0.5}}: the name and its numbers.
+        let written = serde_json::to_string(filter).unwrap_or_default();
+        let numbers =
+            written.split([':', ',', '{', '}']).filter(|word| word.parse::<f32>().is_ok());
+        format!("{} {}", name_of(filter), numbers.collect::<Vec<_>>().join(" "))
     }));
     words.join(", ")
 }

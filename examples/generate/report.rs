@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use esamp::{Counters, DecodeStats, SamplerConfig, SamplingConfig, TokenId};
+use esamp::{Counters, DecodeStats, SamplerConfig, Sampling, TokenId};
 use esamp_programs::failure::{End, Failure};
 use serde::Serialize;
 
@@ -26,7 +26,7 @@ struct Report<'a> {
 struct ArmReport<'a> {
     name: &'a str,
     /// What `--config` reads.
-    sampling: &'a SamplingConfig,
+    sampling: &'a Sampling,
     sampler: &'a SamplerConfig,
     samples: Vec<Sample<'a>>,
     tokens_per_second: Option<f64>,

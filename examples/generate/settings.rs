@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use burn::tensor::Device;
 use esamp::{
     Contrast, DistillerConfig, Expects, FilterConfig, Fire, LowRankConfig, ReweighterConfig,
-    SamplerConfig, Sampling, SamplingConfig, Sharing, SwiGluConfig, TemperatureOrder,
+    Sampler, SamplerConfig, Sampling, Sharing, SwiGluConfig, TemperatureOrder,
 };
 use esamp_programs::failure::Failure;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -17,7 +17,7 @@ use crate::args::{Args, DistillerName, SettingsName};
 #[derive(Clone, Debug)]
 pub struct ArmSettings {
     pub name: String,
-    pub sampling: SamplingConfig,
+    pub sampling: Sampling,
     pub sampler: SamplerConfig,
     /// What a distiller of this column learns and keeps besides.
     pub steered: bool,
@@ -43,13 +43,14 @@ impl Args {
         };
         let sampling = self.sampling(&written)?;
         let sampler = self.sampler(&written)?;
-        self.check(&written, &sampling, &sampling.init()?)?;
+        sampling.validate()?;
+        self.check(&written, &sampling)?;
         self.check_save(sampler.sharing)?;
         // The same checks as for the model that is not loaded yet; nothing is started.
-        sampler.init_pair(8, &Device::flex())?;
+        Sampler::builder(sampler.clone()).build_with_worker(8, &Device::flex())?;
 
         let unsteered =
-            SamplingConfig { beta: 0.0, reweighter: Default::default(), ..sampling.clone() };
+            sampling.clone().with_reweighter(ReweighterConfig::default()).with_beta(0.0);
         let plain = ArmSettings {
             name: "plain".to_owned(),
             sampling: unsteered,
@@ -59,15 +60,15 @@ impl Args {
         if self.plain {
             return Ok(vec![plain]);
         }
-        let name = match sampling.reweighter {
+        let name = match &sampling.reweighter {
             ReweighterConfig::Extrapolate => "esamp".to_owned(),
             other => name_of(other),
         };
         Ok(vec![plain, ArmSettings { name, sampling, sampler, steered: true }])
     }
 
-    fn sampling(&self, written: &Written) -> Result<SamplingConfig, Failure> {
-        let mut config = overlay(&SamplingConfig::default(), &written.sampling, "sampling")?;
+    fn sampling(&self, written: &Written) -> Result<Sampling, Failure> {
+        let mut config = overlay(&Sampling::default(), &written.sampling, "sampling")?;
         let is_written = |key: &str| written.sampling.contains_key(key);
         let (steering, drawing) = (&self.steering, &self.drawing);
         set(&mut config.reweighter, steering.reweighter.map(Into::into));
@@ -81,7 +82,7 @@ impl Args {
         set(&mut config.penalties.frequency, drawing.frequency_penalty);
         set(&mut config.penalties.presence, drawing.presence_penalty);
         if !is_written("filters") {
-            let usual = match (self.learning.settings, config.reweighter) {
+            let usual = match (self.learning.settings, &config.reweighter) {
                 (Some(SettingsName::Paper | SettingsName::Reference), _) => None,
                 (_, ReweighterConfig::Contrast) => Some(Contrast::USUAL_ALPHA),
                 _ => Some(USUAL_MIN_P),
@@ -115,12 +116,7 @@ impl Args {
     }
 
     /// Refuses what cannot go together.
-    fn check(
-        &self,
-        written: &Written,
-        config: &SamplingConfig,
-        sampling: &Sampling,
-    ) -> Result<(), Failure> {
+    fn check(&self, written: &Written, config: &Sampling) -> Result<(), Failure> {
         let given = |flags: &[(&'static str, bool)]| -> Option<&'static str> {
             flags.iter().find(|(_, is_given)| *is_given).map(|&(flag, _)| flag)
         };
@@ -143,11 +139,11 @@ impl Args {
                 "drop one of the two",
             ));
         }
-        let expects = sampling.reweighter().expects();
+        let expects = config.expects();
         if expects != Expects::Distiller
             && let Some(flag) = given(&of_a_distiller)
         {
-            let (name, beta) = (name_of(config.reweighter), config.beta);
+            let (name, beta) = (name_of(&config.reweighter), config.beta);
             return Err(Failure::usage(
                 format!(
                     "{flag}: expected a reweighter that asks a distiller, got {name} at beta {beta}"
@@ -155,12 +151,12 @@ impl Args {
                 "drop the flag, or choose another --reweighter or --beta",
             ));
         }
-        match (config.reweighter, &self.steering.contrast_with) {
+        match (&config.reweighter, &self.steering.contrast_with) {
             (ReweighterConfig::Contrast, None) => Err(Failure::usage(
                 "--reweighter contrast: expected a second model, got none".to_owned(),
                 "name one of the same tokenizer with --contrast-with MODEL",
             )),
-            (other, Some(_)) if other != ReweighterConfig::Contrast => Err(Failure::usage(
+            (other, Some(_)) if *other != ReweighterConfig::Contrast => Err(Failure::usage(
                 format!("--contrast-with: expected --reweighter contrast, got {}", name_of(other)),
                 "drop one of the two",
             )),
@@ -173,7 +169,7 @@ impl Args {
                 "their order matters: put all of them in one place",
             ));
         }
-        if sampling.is_greedy() && self.drawing.arithmetic && sampling.fire().is_none() {
+        if config.is_greedy() && self.drawing.arithmetic && config.fire.is_none() {
             return Err(Failure::usage(
                 "--arithmetic: expected a temperature above 0, got 0".to_owned(),
                 "the best token is not drawn: drop one of the two",
@@ -217,7 +213,7 @@ impl Args {
 }
 
 /// Near the hot temperature all tokens are as likely as the best one, and a filter that compares them keeps them all.
-fn check_fire(config: &SamplingConfig) -> Result<(), Failure> {
+fn check_fire(config: &Sampling) -> Result<(), Failure> {
     let narrows = |filter: &FilterConfig| {
         let after = config.temperature_order == TemperatureOrder::AfterFilters;
         after || matches!(filter, FilterConfig::TopK(_) | FilterConfig::TopNSigma(_))
@@ -289,27 +285,5 @@ fn overlay<T: Serialize + DeserializeOwned>(
     for (key, value) in written {
         all[key] = value.clone();
     }
-    let read: T = serde_json::from_value(all).map_err(|error| refused(error.to_string()))?;
-    // Not every configuration refuses a name that it does not know; what was not understood is not written again.
-    let again = serde_json::to_value(&read).map_err(|error| refused(error.to_string()))?;
-    match lost(&Value::Object(written.clone()), &again) {
-        Some(name) => Err(refused(format!("expected a known setting, got {name}"))),
-        None => Ok(read),
-    }
-}
-
-/// The first name that only `written` has.
-fn lost(written: &Value, again: &Value) -> Option<String> {
-    match (written, again) {
-        (Value::Object(written), Value::Object(again)) => {
-            written.iter().find_map(|(key, value)| match again.get(key) {
-                Some(again) => lost(value, again).map(|name| format!("{key}.{name}")),
-                None => Some(key.clone()),
-            })
-        }
-        (Value::Array(written), Value::Array(again)) => {
-            written.iter().zip(again).find_map(|(written, again)| lost(written, again))
-        }
-        _ => None,
-    }
+    serde_json::from_value(all).map_err(|error| refused(error.to_string()))
 }

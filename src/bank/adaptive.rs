@@ -15,7 +15,8 @@ use crate::error::ConfigError;
 ///
 /// See docs/design/adaptive-sharing.md for its limits.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
 pub struct AdaptiveConfig {
     /// Steps after which an error counts half, above 0.
     pub half_life: f32,
@@ -29,6 +30,7 @@ pub struct AdaptiveConfig {
 /// What a prompt's own distiller starts from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum AdaptiveStart {
     /// The parameters that the shared distiller has by then, with a fresh optimizer state.
     #[default]
@@ -44,6 +46,29 @@ impl Default for AdaptiveConfig {
 }
 
 impl AdaptiveConfig {
+    /// The defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets after how many steps an error counts half.
+    pub fn with_half_life(mut self, half_life: f32) -> Self {
+        self.half_life = half_life;
+        self
+    }
+
+    /// Sets how decidedly the better distiller is preferred.
+    pub fn with_sharpness(mut self, sharpness: f32) -> Self {
+        self.sharpness = sharpness;
+        self
+    }
+
+    /// Sets what a prompt's own distiller starts from.
+    pub fn with_start(mut self, start: AdaptiveStart) -> Self {
+        self.start = start;
+        self
+    }
+
     /// Checks every setting.
     ///
     /// # Errors

@@ -8,8 +8,9 @@ use crate::error::ConfigError;
 /// Keeps tokens that are more likely than `epsilon`: epsilon sampling (Hewitt, Manning and Liang, *Truncation Sampling
 /// as Language Model Desmoothing*, arXiv 2210.15191). Where there is none, the best token stays.
 ///
-/// Behind other filters, probabilities are those among the tokens that these have left.
+/// After other filters, probabilities are those among the tokens that these have left.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct EpsilonCutoff {
     /// The probability ε that a token must exceed, in `(0, 1)`; the paper's are 3e-4 to 2e-3.
     pub epsilon: f32,

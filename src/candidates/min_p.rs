@@ -10,6 +10,7 @@ use crate::error::ConfigError;
 ///
 /// `p_i ≥ p · p_max` is `logit_i ≥ logit_max + ln p`: the other tokens' probabilities do not matter.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct MinP {
     /// The share of the best token's probability, in `(0, 1]`; 1 keeps the best and those equal to it.
     pub p: f32,

@@ -13,26 +13,30 @@ mod top_p;
 mod typical;
 mod xtc;
 
-use std::fmt::Debug;
+use std::{fmt::Debug, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-pub use epsilon_cutoff::EpsilonCutoff;
-pub use eta_cutoff::EtaCutoff;
 pub use mask::TokenMask;
-pub use min_p::MinP;
 pub(crate) use pool::{log_sum_exp, mass_outside, pool};
 pub use stats::RowStats;
-pub use top_k::TopK;
-pub use top_n_sigma::TopNSigma;
-pub use top_p::TopP;
-pub use typical::Typical;
-pub use xtc::Xtc;
+
+/// The filters that this crate has. A new one is named here, in `filters!` below, and in the guide.
+pub(crate) mod filters {
+    pub use super::{
+        epsilon_cutoff::EpsilonCutoff, eta_cutoff::EtaCutoff, min_p::MinP, top_k::TopK,
+        top_n_sigma::TopNSigma, top_p::TopP, typical::Typical, xtc::Xtc,
+    };
+}
+
+use filters::*;
 
 use crate::{
+    custom::Custom,
     draw::Draw,
     error::{ConfigError, RowError},
     id::{RowId, TokenId},
+    numeric::log_softmax,
 };
 
 /// A token that is still in the race.
@@ -43,7 +47,7 @@ pub struct Candidate {
     /// Its score, in nats: the reference logit, divided by the temperature where temperature comes first, until a
     /// reweighter replaces it.
     pub logit: f32,
-    /// The reference logit, on the same scale. The pool sets it, and no rescoring touches it: behind a reweighter it
+    /// The reference logit, on the same scale. The pool sets it, and no rescoring touches it: after a reweighter it
     /// says where the score came from.
     pub reference: f32,
     /// The logit that the distiller's prediction would have given, on the same scale. Filters run before it is known
@@ -153,27 +157,57 @@ pub trait CandidateFilter: Debug + Send + Sync {
     }
 }
 
-/// A filter by name, for settings that are written down.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum FilterConfig {
-    /// [`TopK`]
-    TopK(TopK),
-    /// [`TopP`]
-    TopP(TopP),
-    /// [`MinP`]
-    MinP(MinP),
-    /// [`TopNSigma`]
-    TopNSigma(TopNSigma),
-    /// [`Typical`]
-    Typical(Typical),
-    /// [`EpsilonCutoff`]
-    EpsilonCutoff(EpsilonCutoff),
-    /// [`EtaCutoff`]
-    EtaCutoff(EtaCutoff),
-    /// [`Xtc`]
-    Xtc(Xtc),
+/// Makes the list of filters: a variant, a conversion and the dispatch for each. The variant's name in snake case is the
+/// filter's name in settings.
+macro_rules! filters {
+    ($($name:ident),+ $(,)?) => {
+        /// A filter of a request's settings, by name or of your own. Every named filter converts into it.
+        ///
+        /// ```
+        /// use esamp::{FilterConfig, TopK};
+        ///
+        /// assert_eq!(FilterConfig::from(TopK { k: 5 }), FilterConfig::TopK(TopK { k: 5 }));
+        /// ```
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[serde(rename_all = "snake_case")]
+        #[non_exhaustive]
+        pub enum FilterConfig {
+            $(
+                #[doc = concat!("[`", stringify!($name), "`](crate::", stringify!($name), ")")]
+                $name($name),
+            )+
+            /// A filter of your own: see [`custom`](Self::custom). Settings that hold one cannot be serialised.
+            #[serde(skip_deserializing)]
+            Custom(Custom<dyn CandidateFilter>),
+        }
+
+        impl FilterConfig {
+            /// The filter.
+            pub fn filter(&self) -> &dyn CandidateFilter {
+                match self {
+                    $(Self::$name(filter) => filter,)+
+                    Self::Custom(filter) => &**filter,
+                }
+            }
+        }
+
+        $(
+            impl From<$name> for FilterConfig {
+                fn from(filter: $name) -> Self {
+                    Self::$name(filter)
+                }
+            }
+        )+
+    };
+}
+
+filters!(TopK, TopP, MinP, TopNSigma, Typical, EpsilonCutoff, EtaCutoff, Xtc);
+
+impl FilterConfig {
+    /// A filter of your own.
+    pub fn custom(filter: impl CandidateFilter + 'static) -> Self {
+        Self::Custom(Custom(Arc::new(filter)))
+    }
 }
 
 impl Candidates {
@@ -267,10 +301,7 @@ impl Candidates {
 
     /// The natural logarithm of each of the [`probabilities`](Self::probabilities), finite also where these round to 0.
     pub fn log_probabilities(&self) -> Vec<f64> {
-        let best = f64::from(self.items[0].logit);
-        let below: Vec<f64> = self.items.iter().map(|c| f64::from(c.logit) - best).collect();
-        let total = below.iter().map(|nats| nats.exp()).sum::<f64>() + self.unseen;
-        below.into_iter().map(|nats| nats - total.ln()).collect()
+        log_softmax(self.items.iter().map(|c| f64::from(c.logit)), self.unseen)
     }
 
     /// Statistics of the whole row that the candidates come from, without masked tokens. `None` where no filter of the

@@ -9,6 +9,7 @@ use crate::error::ConfigError;
 ///
 /// Of tokens with the same logit, those with the smaller id come first, so that exactly `k` are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct TopK {
     /// How many, at least 1.
     pub k: usize,

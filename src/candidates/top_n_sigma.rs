@@ -12,6 +12,7 @@ use crate::error::{ConfigError, RowError};
 /// this one have dropped ([`RowStats`](super::RowStats)). Temperature divides both sides, so the tokens kept are the
 /// same at every temperature and in both [orders](crate::TemperatureOrder), up to the rounding of the division.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct TopNSigma {
     /// How many standard deviations, at least 0; the paper's is 1. 0 keeps the best and those equal to it.
     pub n: f32,

@@ -8,9 +8,10 @@ use crate::error::ConfigError;
 /// Keeps the smallest set of best tokens whose probabilities sum to at least `p` (Holtzman et al., *The Curious Case of
 /// Neural Text Degeneration*, arXiv 1904.09751).
 ///
-/// The token that crosses `p` is kept. Behind other filters, probabilities are those among the tokens that these have
+/// The token that crosses `p` is kept. After other filters, probabilities are those among the tokens that these have
 /// left.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct TopP {
     /// The mass to keep, in `(0, 1]`; 1 keeps everything.
     pub p: f32,

@@ -3,17 +3,18 @@
 use serde::{Deserialize, Serialize};
 
 use super::{CandidateFilter, Candidates, RowContext};
-use crate::error::ConfigError;
+use crate::{error::ConfigError, numeric::entropy};
 
 /// Keeps the tokens whose surprisal is nearest to the entropy of the row, as few as hold the mass (Meister et al.,
 /// *Locally Typical Sampling*, arXiv 2202.00666).
 ///
 /// Tokens are taken by rising `|−ln p − H|` until their probabilities sum to at least `mass`; the token that crosses is
-/// kept, and of two that are equally far the more likely comes first. The best token may go. Behind other filters,
+/// kept, and of two that are equally far the more likely comes first. The best token may go. After other filters,
 /// probabilities and entropy are those among the tokens that these have left.
 ///
 /// As the first filter it looks at every token: it costs a sort of the vocabulary, like having no filter.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Typical {
     /// The mass τ to keep, in `(0, 1]`; 1 keeps everything.
     pub mass: f32,
@@ -58,9 +59,4 @@ impl CandidateFilter for Typical {
         let holds = self.mass > 0.0 && self.mass <= 1.0;
         ConfigError::check(holds, "typical", "a number in (0, 1]", self.mass)
     }
-}
-
-/// `−Σ p ln p`, in nats, from the logarithms.
-pub(super) fn entropy(log_probabilities: &[f64]) -> f64 {
-    -log_probabilities.iter().map(|log| log.exp() * log).sum::<f64>()
 }

@@ -16,9 +16,10 @@ use crate::error::ConfigError;
 /// No token is exempt. The original leaves a row alone when the end of the text or a line break would be dropped; as in
 /// llama.cpp, that is left to the caller here (a mask or a bias can do it): with a high `probability` texts run on.
 ///
-/// Behind other filters, probabilities are those among the tokens that these have left; usually it is the last. As the
+/// After other filters, probabilities are those among the tokens that these have left; usually it is the last. As the
 /// first it looks at every token: it costs a sort of the vocabulary, like having no filter.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Xtc {
     /// From which probability on a token is a top choice, in `(0, 0.5]`: above 0.5 there is never more than one.
     pub threshold: f32,

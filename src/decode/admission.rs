@@ -3,7 +3,7 @@
 use super::{Decoder, Request, Waiting, row::Row};
 use crate::{
     causal_lm::{CausalLm, KvCache},
-    error::RequestError,
+    decode::error::RequestError,
     id::TokenId,
     novelty::Expects,
 };
@@ -53,7 +53,7 @@ impl<M: CausalLm> Decoder<M> {
             let (limit, got) = (Request::MAX_COMPLETIONS, request.completions);
             return Err(RequestError::TooManyCompletions { limit, got });
         }
-        let biased: Vec<TokenId> = request.sampling.logit_bias().keys().copied().collect();
+        let biased: Vec<TokenId> = request.sampling.logit_bias.keys().copied().collect();
         for (place, tokens) in
             [("prompt", &request.prompt), ("stop", &request.stop_tokens), ("logit bias", &biased)]
         {

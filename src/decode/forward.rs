@@ -4,10 +4,12 @@ use burn::tensor::{Device, Int, Tensor};
 
 use super::warm_up::PromptWarmUp;
 use crate::{
-    causal_lm::{CausalLm, KvCache},
-    error::{RequestError, StepError},
-    hidden::{HiddenStates, select_rows},
+    causal_lm::{CausalLm, KvCache, ModelError},
+    decode::error::RequestError,
+    hidden::HiddenStates,
     id::TokenId,
+    sampler::StepError,
+    tensor::{index, select_rows},
 };
 
 /// Reads a prompt once for `rows` rows, `chunk` tokens at a time, watched by `warm_up`. Returns a cache with as many rows and the last
@@ -29,7 +31,7 @@ pub(super) fn prefill<M: CausalLm>(
         last = Some(model.forward(tokens, &mut cache, warm_up.tap())?);
         warm_up.end_pass(chunk.len())?;
     }
-    let mut logits = last.ok_or_else(|| StepError::model(RequestError::EmptyPrompt))?;
+    let mut logits = last.ok_or_else(|| ModelError::other(RequestError::EmptyPrompt))?;
     expect_logits(&logits, [copies, model.vocab_size()])?;
     if shares && rows > 1 {
         cache.keep_rows(&vec![0; rows])?;
@@ -39,8 +41,7 @@ pub(super) fn prefill<M: CausalLm>(
 }
 
 pub(super) fn int_tensor(tokens: &[TokenId], shape: [usize; 2], device: &Device) -> Tensor<2, Int> {
-    let tokens: Vec<i32> = tokens.iter().map(|&token| token as i32).collect();
-    Tensor::<1, Int>::from_data(tokens.as_slice(), device).reshape(shape)
+    index(tokens.iter().map(|&token| token as usize), device).reshape(shape)
 }
 
 /// A model that returns other rows or another vocabulary than it was asked for must not be read as if it had.

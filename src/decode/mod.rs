@@ -1,6 +1,7 @@
 //! The ready decode loop: many prompts, many completions of each, in one batch.
 
 mod admission;
+mod error;
 mod forward;
 mod other;
 mod request;
@@ -10,19 +11,22 @@ mod warm_up;
 
 use std::{collections::VecDeque, ops::ControlFlow, sync::Arc, time::Instant};
 
+pub use error::RequestError;
 pub use request::{Completion, DecodeStats, Event, FinishReason, Request, Submitted, TokenMasker};
 
 use crate::{
     causal_lm::{CausalLm, KvCache},
-    error::{ConfigError, RequestError, RowError, StepError},
+    error::{ConfigError, RowError},
+    hidden::TapSite,
     id::{PromptId, RequestId, RowId, TokenId},
-    sampler::{Choice, Phase, Sampler, StepInput},
-    tap::{HiddenStateTap, NoTap, TapSite},
+    sampler::{Choice, Phase, Sampler, StepError, StepInput},
+    tap::{HiddenStateTap, NoTap},
     telemetry::Observer,
     text::Detokenize,
 };
 use forward::{expect_logits, int_tensor, prefill, rows_of};
 use other::{Beside, OtherModel, other_logits, other_requests};
+use request::Accepted;
 use row::Row;
 use warm_up::PromptWarmUp;
 
@@ -80,7 +84,7 @@ pub struct Decoder<M: CausalLm> {
 /// A prompt that is not prefilled yet.
 struct Waiting {
     prompt: PromptId,
-    request: Arc<Request>,
+    request: Arc<Accepted>,
     /// Index and name of each completion.
     completions: Vec<(usize, RequestId)>,
 }
@@ -98,7 +102,7 @@ impl<M: CausalLm> Decoder<M> {
     /// A loop over `model`, owned or borrowed, that chooses tokens with `sampler`.
     ///
     /// Its prompts and requests are numbered from behind those that the sampler knows already, so that a sampler that was
-    /// [loaded](Sampler::load) does not take them for others.
+    /// [loaded](crate::SamplerLoader) does not take them for others.
     pub fn new(model: M, sampler: Sampler) -> Self {
         let known = sampler.requests();
         let next = |ids: fn(&RowId) -> u64| known.iter().map(ids).max().map_or(0, |id| id + 1);
@@ -137,13 +141,13 @@ impl<M: CausalLm> Decoder<M> {
     /// use std::ops::ControlFlow;
     ///
     /// use burn::tensor::Device;
-    /// use esamp::{CausalLm, Decoder, Request, SamplerConfig, SamplingConfig, testing::TinyLm};
+    /// use esamp::{CausalLm, Decoder, Request, SamplerConfig, Sampling, testing::TinyLm};
     ///
     /// let expert = TinyLm::new(1, &Device::flex());
     /// let amateur = TinyLm::new(2, &Device::flex()); // the same vocabulary
     /// let sampler = SamplerConfig::new().init(expert.d_model(), &expert.device())?;
     /// let mut decoder = Decoder::new(&expert, sampler).with_other_model(amateur)?;
-    /// let sampling = SamplingConfig::contrastive().init()?;
+    /// let sampling = Sampling::contrastive();
     /// decoder.submit(Request::new(vec![1, 2, 3]).with_sampling(sampling).with_max_new_tokens(8))?;
     /// decoder.run(|_| ControlFlow::Continue(()))?;
     /// assert_eq!(decoder.sampler().counters().contrasted, 8);
@@ -250,6 +254,7 @@ impl<M: CausalLm> Decoder<M> {
     /// [`RequestError`] for a request that could never run.
     pub fn submit(&mut self, request: Request) -> Result<Submitted, RequestError> {
         self.check(&request)?;
+        let request = Accepted::new(request)?;
         let prompt = PromptId(self.next_prompt);
         self.next_prompt += 1;
         let completions: Vec<(usize, RequestId)> = (0..request.completions)
@@ -407,11 +412,13 @@ impl<M: CausalLm> Decoder<M> {
             Ok(()) => running.rows.extend(newcomers.rows),
             Err(_) => {
                 let rows = newcomers.rows.into_iter().flatten();
-                rows.for_each(|row| self.hand_over(row, FinishReason::Aborted));
+                for row in rows {
+                    self.hand_over(row, FinishReason::Aborted);
+                }
             }
         }
         self.batch = Some(running);
-        joined
+        Ok(joined?)
     }
 
     fn first_tokens(

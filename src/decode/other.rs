@@ -10,11 +10,11 @@ use super::{
 };
 use crate::{
     causal_lm::{CausalLm, KvCache},
-    error::StepError,
-    hidden::select_rows,
     id::{RequestId, TokenId},
     novelty::Expects,
+    sampler::StepError,
     tap::NoTap,
+    tensor::select_rows,
 };
 
 /// Another model with a cache of its own, its type forgotten.

@@ -1,29 +1,29 @@
 //! What is asked of the decode loop, and what it gives back.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, ops::Deref, sync::Arc};
 
 use serde::Serialize;
 
 use crate::{
     candidates::TokenMask,
-    error::{RowError, TextError},
+    error::{ConfigError, RowError},
     id::{PromptId, RequestId, RowId, TokenId},
     novelty::Expects,
     sampler::Choice,
-    sampling::Sampling,
+    sampling::{CheckedSampling, Sampling},
+    text::TextError,
 };
 
 /// A prompt and what to do with it.
 ///
 /// ```
-/// use esamp::{Request, SamplingConfig};
+/// use esamp::{Request, Sampling};
 ///
 /// let request = Request::new(vec![1, 2, 3])
 ///     .with_completions(4)
 ///     .with_max_new_tokens(64)
 ///     .with_seed(7)
-///     .with_sampling(SamplingConfig::default().with_min_p(0.05).init()?);
-/// # Ok::<(), esamp::ConfigError>(())
+///     .with_sampling(Sampling::new().with_min_p(0.05));
 /// ```
 #[derive(Clone)]
 pub struct Request {
@@ -71,7 +71,7 @@ impl Request {
 
     /// Where its expected logits come from.
     pub(super) fn expects(&self) -> Expects {
-        self.sampling.reweighter().expects()
+        self.sampling.expects()
     }
 
     /// How many completions of the prompt to make, 1 to [`MAX_COMPLETIONS`](Self::MAX_COMPLETIONS). They share its prefill
@@ -94,7 +94,7 @@ impl Request {
         self
     }
 
-    /// How tokens are chosen.
+    /// How tokens are chosen. [`Decoder::submit`](crate::Decoder::submit) checks the settings.
     pub fn with_sampling(mut self, sampling: Sampling) -> Self {
         self.sampling = sampling;
         self
@@ -110,7 +110,7 @@ impl Request {
     ///
     /// The model must show both tap sites at every position of the prompt
     /// ([`HiddenStateTap::wants_all_positions`](crate::HiddenStateTap::wants_all_positions)); one that does not fails the
-    /// request with [`StepError::Positions`](crate::StepError::Positions). Cost: the model's final norm over the prompt, and
+    /// request with [`HiddenError::Positions`](crate::HiddenError::Positions). Cost: the model's final norm over the prompt, and
     /// `updates` updates on as many rows as the prompt has tokens.
     pub fn with_prompt_warm_up(mut self, updates: usize) -> Self {
         self.prompt_warm_up = updates;
@@ -144,6 +144,33 @@ impl Request {
     pub fn with_masker(mut self, masker: impl TokenMasker + 'static) -> Self {
         self.masker = Some(Arc::new(masker));
         self
+    }
+}
+
+/// A request that has been checked.
+pub(super) struct Accepted {
+    request: Request,
+    /// [`Request::sampling`], ready for the step.
+    pub(super) ready: CheckedSampling,
+}
+
+impl Accepted {
+    pub(super) fn new(request: Request) -> Result<Self, ConfigError> {
+        let ready = request.sampling.checked()?;
+        Ok(Self { request, ready })
+    }
+
+    /// Where its expected logits come from.
+    pub(super) fn expects(&self) -> Expects {
+        self.ready.reweighter().expects()
+    }
+}
+
+impl Deref for Accepted {
+    type Target = Request;
+
+    fn deref(&self) -> &Request {
+        &self.request
     }
 }
 

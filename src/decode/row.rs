@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{
-    request::{Completion, Event, FinishReason, Request},
+    request::{Accepted, Completion, Event, FinishReason},
     stop::{Scan, StopScanner},
 };
 use crate::{
@@ -22,7 +22,7 @@ use crate::{
 pub(super) struct Row {
     pub(super) id: RowId,
     index: usize,
-    request: Arc<Request>,
+    request: Arc<Accepted>,
     draw: DrawKey,
     code: Option<f64>,
     /// The most tokens, and why no more.
@@ -39,7 +39,7 @@ impl Row {
     pub(super) fn new(
         id: RowId,
         index: usize,
-        request: Arc<Request>,
+        request: Arc<Accepted>,
         context_length: Option<usize>,
     ) -> Self {
         let room = request.longest(context_length) - request.prompt.len();
@@ -47,7 +47,7 @@ impl Row {
             true => (room, FinishReason::ContextFull),
             false => (request.max_new_tokens, FinishReason::MaxNewTokens),
         };
-        let code = match request.sampling.selection() {
+        let code = match request.sampling.selection {
             Selection::Random => None,
             Selection::Arithmetic => Some(DrawKey::arithmetic_code(
                 request.seed,
@@ -110,7 +110,7 @@ impl Row {
             code: self.code,
             prompt: &self.request.prompt,
             generated: &self.generated,
-            sampling: &self.request.sampling,
+            sampling: &self.request.ready,
             allowed: self.mask.as_ref(),
             wants_reference_log_prob: self.request.wants_reference_log_probs,
         }

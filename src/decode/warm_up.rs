@@ -2,10 +2,10 @@
 
 use super::row::Row;
 use crate::{
-    error::StepError,
+    hidden::{HiddenError, TapSite},
     id::RowId,
-    sampler::Sampler,
-    tap::{HiddenStateTap, NoTap, SequenceTap, TapSite},
+    sampler::{Sampler, StepError},
+    tap::{HiddenStateTap, NoTap, SequenceTap},
 };
 
 /// Watches one prefill where its request asks for a warm-up, and looks at nothing otherwise.
@@ -37,7 +37,7 @@ impl PromptWarmUp {
     }
 
     /// Ends a forward pass over `positions` tokens of the prompt.
-    pub(super) fn end_pass(&mut self, positions: usize) -> Result<(), StepError> {
+    pub(super) fn end_pass(&mut self, positions: usize) -> Result<(), HiddenError> {
         self.tap.as_mut().map_or(Ok(()), |tap| tap.end_pass(positions))
     }
 

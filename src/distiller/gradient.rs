@@ -1,8 +1,6 @@
 //! Gradients that need not be written down.
 
-#[cfg(feature = "flex")]
-use burn::tensor::Device;
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 
 /// The gradient of one parameter of a [`StackedDistiller`](super::StackedDistiller).
 ///
@@ -37,15 +35,12 @@ impl Gradient {
             Self::Product { inputs, upstream } => {
                 let factors = [inputs.dims(), upstream.dims()];
                 let [[slots, rows, a], [same_slots, same_rows, b]] = factors;
-                match (slots, rows) == (same_slots, same_rows) {
-                    true => Ok([slots, a, b]),
-                    false => Err(factors),
-                }
+                let fits = (slots, rows) == (same_slots, same_rows);
+                if fits { Ok([slots, a, b]) } else { Err(factors) }
             }
         }
     }
 
-    #[cfg(feature = "flex")]
     pub(crate) fn device(&self) -> Device {
         match self {
             Self::Whole(of) | Self::Product { inputs: of, .. } => of.device(),

@@ -2,10 +2,12 @@
 
 use burn::{
     module::Param,
-    tensor::{DType, Device, Tensor, TensorData},
+    tensor::{DType, Device, Tensor},
 };
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 use rand_distr::{Distribution, Normal};
+
+use crate::tensor::from_f32;
 
 /// Draws parameters one after the other from one seed.
 pub(crate) struct ParamInit<'a> {
@@ -44,7 +46,6 @@ impl<'a> ParamInit<'a> {
         mut draw: impl FnMut(&mut ChaCha8Rng) -> f32,
     ) -> Param<Tensor<2>> {
         let values: Vec<f32> = (0..shape[0] * shape[1]).map(|_| draw(&mut self.rng)).collect();
-        let values = TensorData::new(values, shape);
-        Param::from_tensor(Tensor::from_data(values, (self.device, DType::F32)))
+        Param::from_tensor(from_f32(values, shape, self.device))
     }
 }

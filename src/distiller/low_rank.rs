@@ -3,24 +3,24 @@
 use std::sync::Arc;
 
 use burn::{
-    config::Config,
     module::{Module, Param},
     tensor::{DType, Device, Tensor, activation::silu},
 };
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Distiller, SourceNorm, StackedDistiller,
+    Distiller,
     init::ParamInit,
     ridge::ridge,
-    stacked::StackedLowRank,
+    source::{LAYER_NORM_EPSILON, SourceNorm},
+    stacked::{StackedDistiller, StackedLowRank},
     svd::{Svd, host, tensor, truncated_svd},
 };
 use crate::error::ConfigError;
 
 /// What a [`LowRankDistiller`] of a new slot starts from.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 #[non_exhaustive]
 pub enum LowRankStart {
     /// The three matrices normal with standard deviation 0.02, the reference's.
@@ -42,20 +42,48 @@ pub enum LowRankStart {
 /// prediction is then `LayerNorm(x)` but for a part of relative size `0.0004·silu(1)·√(d_model·rank)`, 6 % at width 576
 /// and rank 64. [`init_from_ffn`](Self::init_from_ffn) starts from the weights of one of the model's blocks, and
 /// [`LowRankStart::Ridge`] from the first rows that a slot sees.
-#[derive(Config, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
 pub struct LowRankConfig {
     /// Rank of the correction.
-    #[config(default = 64)]
     pub rank: usize,
     /// What happens to the shallow state first. The reference takes it as it is.
-    #[config(default = "SourceNorm::None")]
     pub source_norm: SourceNorm,
     /// What a new slot starts from.
-    #[config(default = "LowRankStart::Normal")]
     pub start: LowRankStart,
 }
 
+impl Default for LowRankConfig {
+    fn default() -> Self {
+        Self { rank: 64, source_norm: SourceNorm::None, start: LowRankStart::Normal }
+    }
+}
+
 impl LowRankConfig {
+    /// The defaults, which are the reference's.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets the rank of the correction.
+    pub fn with_rank(mut self, rank: usize) -> Self {
+        self.rank = rank;
+        self
+    }
+
+    /// Sets what happens to the shallow state first.
+    pub fn with_source_norm(mut self, source_norm: SourceNorm) -> Self {
+        self.source_norm = source_norm;
+        self
+    }
+
+    /// Sets what a new slot starts from.
+    pub fn with_start(mut self, start: LowRankStart) -> Self {
+        self.start = start;
+        self
+    }
+
     /// A distiller for a model of width `d_model`: the three matrices normal with standard deviation 0.02, drawn from
     /// `seed`, the gate's bias 1, the layer norm the identity.
     ///
@@ -170,9 +198,6 @@ pub struct LowRankDistiller {
     #[module(skip)]
     pub start: LowRankStart,
 }
-
-/// ε of the layer norm.
-pub(super) const LAYER_NORM_EPSILON: f32 = 1e-5;
 
 /// The gate before it has learned anything: `silu(g₀)` at `g₀ = 1`.
 const OPEN_GATE: f64 = 0.731_058_578_630_004_9;

@@ -1,6 +1,6 @@
 //! Ridge regression of some rows on others, as the product of two factors.
 
-use super::svd::dot;
+use crate::numeric::dot;
 
 /// The map `L` that makes `‖target − source·L‖² + λ·s·‖L‖²` smallest, as factors: `L = left·right`, both given by rows.
 pub(super) struct Ridge {
@@ -55,20 +55,26 @@ fn solve(mut matrix: Vec<Vec<f64>>, mut rows: Vec<Vec<f64>>) -> Option<Vec<Vec<f
     for (i, factors) in matrix.iter().enumerate() {
         let (before, rest) = rows.split_at_mut(i);
         subtract(&mut rest[0], before.iter().zip(factors));
-        rest[0].iter_mut().for_each(|v| *v /= factors[i]);
+        for v in &mut rest[0] {
+            *v /= factors[i];
+        }
     }
     for i in (0..size).rev() {
         let (before, after) = rows.split_at_mut(i + 1);
         let column = matrix[i + 1..].iter().map(|row| &row[i]);
         subtract(&mut before[i], after.iter().zip(column));
-        before[i].iter_mut().for_each(|v| *v /= matrix[i][i]);
+        for v in &mut before[i] {
+            *v /= matrix[i][i];
+        }
     }
     Some(rows)
 }
 
 fn subtract<'a>(row: &mut [f64], others: impl Iterator<Item = (&'a Vec<f64>, &'a f64)>) {
     for (other, share) in others {
-        row.iter_mut().zip(other).for_each(|(r, o)| *r -= share * o);
+        for (r, o) in row.iter_mut().zip(other) {
+            *r -= share * o;
+        }
     }
 }
 

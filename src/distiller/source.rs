@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 /// What happens to the shallow state before a distiller looks at it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum SourceNorm {
     /// Nothing.
     None,
@@ -13,6 +14,9 @@ pub enum SourceNorm {
     /// deep state.
     Rms,
 }
+
+/// ε of the layer norm of [`LowRankDistiller`](super::LowRankDistiller).
+pub(super) const LAYER_NORM_EPSILON: f32 = 1e-5;
 
 /// ε of [`SourceNorm::Rms`].
 const RMS_EPSILON: f32 = 1e-5;

@@ -4,7 +4,10 @@ use std::fmt::Debug;
 
 use burn::tensor::{Tensor, activation::sigmoid};
 
-use super::{Gradient, SourceNorm, low_rank::LAYER_NORM_EPSILON};
+use super::{
+    gradient::Gradient,
+    source::{LAYER_NORM_EPSILON, SourceNorm},
+};
 use crate::host::{times_each, times_each_transposed};
 
 /// A distiller's network as a function of its parameters, for many slots at once: what lets a bank predict and update

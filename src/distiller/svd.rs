@@ -1,8 +1,13 @@
 //! The best low-rank approximation of a product of two matrices.
 
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 use rand::{SeedableRng, rngs::ChaCha8Rng};
 use rand_distr::{Distribution, StandardNormal};
+
+use crate::{
+    numeric::{dot, norm},
+    tensor::from_f32,
+};
 
 /// The leading singular triplets of a matrix, largest first: `left[i]` and `right[i]` are the singular vectors of
 /// `values[i]`. On the host and in `f64`.
@@ -88,12 +93,16 @@ pub(super) fn orthonormalise(vectors: &mut [Vec<f64>]) {
         for _ in 0..2 {
             for other in before.iter() {
                 let share = dot(other, vector);
-                vector.iter_mut().zip(other).for_each(|(v, o)| *v -= share * o);
+                for (v, o) in vector.iter_mut().zip(other) {
+                    *v -= share * o;
+                }
             }
         }
         let left = norm(vector);
         let scale = if left > 1e-12 * length { left.recip() } else { 0.0 };
-        vector.iter_mut().for_each(|v| *v *= scale);
+        for v in vector {
+            *v *= scale;
+        }
     }
 }
 
@@ -153,23 +162,17 @@ fn rotate(columns: &mut [Vec<f64>], i: usize, j: usize, cosine: f64, sine: f64) 
 fn combine(vectors: &[Vec<f64>], weights: &[f64]) -> Vec<f64> {
     let mut sum = vec![0.0; vectors.first().map_or(0, Vec::len)];
     for (vector, weight) in vectors.iter().zip(weights) {
-        sum.iter_mut().zip(vector).for_each(|(s, v)| *s += weight * v);
+        for (s, v) in sum.iter_mut().zip(vector) {
+            *s += weight * v;
+        }
     }
     sum
-}
-
-pub(super) fn dot(a: &[f64], b: &[f64]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| a * b).sum()
-}
-
-fn norm(vector: &[f64]) -> f64 {
-    dot(vector, vector).sqrt()
 }
 
 /// Vectors of `length` numbers as the rows of a tensor.
 pub(super) fn tensor(rows: &[Vec<f64>], length: usize, device: &Device) -> Tensor<2> {
     let values: Vec<f32> = rows.iter().flatten().map(|&v| v as f32).collect();
-    Tensor::from_data(TensorData::new(values, [rows.len(), length]), (device, DType::F32))
+    from_f32(values, [rows.len(), length], device)
 }
 
 /// The rows of an `f32` tensor as vectors; `None` where a number is not finite or cannot be read.

@@ -3,18 +3,23 @@
 use std::sync::Arc;
 
 use burn::{
-    config::Config,
     module::{Module, Param},
     tensor::{Device, Tensor, activation::silu},
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Distiller, SourceNorm, StackedDistiller, init::ParamInit, stacked::StackedSwiGlu};
+use super::{
+    Distiller,
+    init::ParamInit,
+    source::SourceNorm,
+    stacked::{StackedDistiller, StackedSwiGlu},
+};
 use crate::error::ConfigError;
 
 /// How the last projection of each block starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum OutputStart {
     /// At zero: every block is the identity before the first update.
     Zero,
@@ -34,23 +39,61 @@ pub enum OutputStart {
 /// adds noise of mean 0 to an input of mean square `m`, with variance `m/9 · E[silu(g)²]` over the seeds, `g` normal with
 /// variance `m/3`: 0.0115 where `m` is 1, close to `m²/54` where it is large. That is harmless behind
 /// [`SourceNorm::Rms`] and can be larger than the state itself on a raw source with outlying dimensions.
-#[derive(Config, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
 pub struct SwiGluConfig {
     /// Number of residual blocks.
-    #[config(default = 2)]
     pub blocks: usize,
     /// Width between the projections of a block.
-    #[config(default = 384)]
     pub d_hidden: usize,
     /// What happens to the shallow state before the first block.
-    #[config(default = "SourceNorm::Rms")]
     pub source_norm: SourceNorm,
     /// How the last projection of each block starts.
-    #[config(default = "OutputStart::Zero")]
     pub output_start: OutputStart,
 }
 
+impl Default for SwiGluConfig {
+    fn default() -> Self {
+        Self {
+            blocks: 2,
+            d_hidden: 384,
+            source_norm: SourceNorm::Rms,
+            output_start: OutputStart::Zero,
+        }
+    }
+}
+
 impl SwiGluConfig {
+    /// The defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets the number of residual blocks.
+    pub fn with_blocks(mut self, blocks: usize) -> Self {
+        self.blocks = blocks;
+        self
+    }
+
+    /// Sets the width between the projections of a block.
+    pub fn with_d_hidden(mut self, d_hidden: usize) -> Self {
+        self.d_hidden = d_hidden;
+        self
+    }
+
+    /// Sets what happens to the shallow state before the first block.
+    pub fn with_source_norm(mut self, source_norm: SourceNorm) -> Self {
+        self.source_norm = source_norm;
+        self
+    }
+
+    /// Sets how the last projection of each block starts.
+    pub fn with_output_start(mut self, output_start: OutputStart) -> Self {
+        self.output_start = output_start;
+        self
+    }
+
     /// A distiller for a model of width `d_model`, with starting values drawn from `seed`.
     ///
     /// # Errors

@@ -3,7 +3,10 @@
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::config::LlamaConfig;
-use crate::{causal_lm::KvCache, error::StepError};
+use crate::{
+    causal_lm::{KvCache, ModelError},
+    tensor::index,
+};
 
 /// The cache of a [`Llama`](super::Llama): for each block, keys and values `[rows, kv_heads, capacity, head_dim]`.
 ///
@@ -55,7 +58,7 @@ impl LlamaCache {
         config: &LlamaConfig,
         dtype: DType,
         device: &Device,
-    ) -> Result<(), StepError> {
+    ) -> Result<(), ModelError> {
         same_blocks("key-value cache, in blocks", config.n_layers, self.blocks.len())?;
         let Some(kept) = self.blocks.iter().flatten().next() else {
             return Ok(());
@@ -65,20 +68,17 @@ impl LlamaCache {
     }
 
     /// Makes room for `seq` more tokens in each of `rows` rows and gives the position of each.
-    pub(super) fn begin(&mut self, rows: usize, seq: usize) -> Result<Vec<Vec<usize>>, StepError> {
+    pub(super) fn begin(&mut self, rows: usize, seq: usize) -> Result<Vec<Vec<usize>>, ModelError> {
         if self.len == 0 {
             self.starts = vec![0; rows];
         }
         if rows != self.starts.len() {
-            return Err(StepError::RowCount {
-                what: "tokens for the key-value cache",
-                expected: self.starts.len(),
-                got: rows,
-            });
+            let expected = format!("{} rows", self.starts.len());
+            return Err(ModelError::mismatch("tokens for the key-value cache", expected, rows));
         }
         let longest = self.len - self.starts.iter().min().copied().unwrap_or(self.len) + seq;
         if longest > self.context_length {
-            return Err(StepError::ContextFull { limit: self.context_length, got: longest });
+            return Err(ModelError::ContextFull { limit: self.context_length, got: longest });
         }
         let from = self.len;
         let positions = |start: &usize| (from - start..from - start + seq).collect();
@@ -142,9 +142,9 @@ impl KvCache for LlamaCache {
     }
 
     /// Copies what is kept, once, without the columns that only dropped rows needed.
-    fn keep_rows(&mut self, rows: &[usize]) -> Result<(), StepError> {
+    fn keep_rows(&mut self, rows: &[usize]) -> Result<(), ModelError> {
         if let Some(&row) = rows.iter().find(|&&row| row >= self.starts.len()) {
-            return Err(StepError::RowOutOfRange { row, rows: self.starts.len() });
+            return Err(ModelError::RowOutOfRange { row, rows: self.starts.len() });
         }
         let starts: Vec<usize> = rows.iter().map(|&row| self.starts[row]).collect();
         let Some(&first) = starts.iter().min() else {
@@ -153,8 +153,7 @@ impl KvCache for LlamaCache {
         };
         let to = self.len;
         for kept in self.blocks.iter_mut().flatten() {
-            let index: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
-            let index = Tensor::from_data(index.as_slice(), &kept.keys.device());
+            let index = index(rows.iter().copied(), &kept.keys.device());
             let pick = |states: &Tensor<4>| columns(states, first, to).select(0, index.clone());
             let picked = KeysValues { keys: pick(&kept.keys), values: pick(&kept.values) };
             let capacity = kept.keys.dims()[2].min(most_capacity(to - first));
@@ -166,7 +165,7 @@ impl KvCache for LlamaCache {
     }
 
     /// Copies both caches, once; the shorter one gets padding on the left.
-    fn append_rows(&mut self, other: Self) -> Result<(), StepError> {
+    fn append_rows(&mut self, other: Self) -> Result<(), ModelError> {
         same_blocks("key-value cache to append, in blocks", self.blocks.len(), other.blocks.len())?;
         if other.starts.is_empty() {
             return Ok(());
@@ -198,7 +197,9 @@ impl KvCache for LlamaCache {
                 values: join(&kept.values, &joined.values),
             };
         }
-        self.starts.iter_mut().for_each(|start| *start += shift);
+        for start in &mut self.starts {
+            *start += shift;
+        }
         self.starts.extend(other.starts.into_iter().map(|start| start + other_shift));
         self.len = len;
         Ok(())
@@ -213,22 +214,17 @@ impl KeysValues {
         shape: [usize; 2],
         dtype: DType,
         device: &Device,
-    ) -> Result<(), StepError> {
+    ) -> Result<(), ModelError> {
         let [_, heads, _, width] = self.keys.dims();
-        if [heads, width] != shape {
-            return Err(StepError::Shape {
-                what,
-                expected: shape.to_vec(),
-                got: vec![heads, width],
-            });
-        }
+        ModelError::check_shape(what, &shape, &[heads, width])?;
         if self.keys.dtype() != dtype {
             let got = format!("{:?}", self.keys.dtype());
-            return Err(StepError::DType { what, expected: "the model's element type", got });
+            return Err(ModelError::mismatch(what, "the model's element type", got));
         }
         if self.keys.device() != *device {
-            let (expected, got) = (format!("{device:?}"), format!("{:?}", self.keys.device()));
-            return Err(StepError::Device { what, expected, got });
+            let (expected, got) =
+                (format!("device {device:?}"), format!("{:?}", self.keys.device()));
+            return Err(ModelError::mismatch(what, expected, got));
         }
         Ok(())
     }
@@ -256,11 +252,8 @@ fn most_capacity(len: usize) -> usize {
     (2 * len).max(MIN_CAPACITY)
 }
 
-fn same_blocks(what: &'static str, expected: usize, got: usize) -> Result<(), StepError> {
-    match expected == got {
-        true => Ok(()),
-        false => Err(StepError::Shape { what, expected: vec![expected], got: vec![got] }),
-    }
+fn same_blocks(what: &'static str, expected: usize, got: usize) -> Result<(), ModelError> {
+    ModelError::check_shape(what, &[expected], &[got])
 }
 
 /// Writes `states` into `buffer` from row `row` and column `column` on.

@@ -10,7 +10,7 @@ use minijinja::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    error::LoadError,
+    llama::error::LoadError,
     llama::load::{Gguf, read_json},
 };
 

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::error::LoadError;
+use super::error::LoadError;
 
 /// Shape and settings of a Llama-type model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -68,12 +68,19 @@ pub enum RopeScaling {
 }
 
 impl LlamaConfig {
-    /// Reads a Hugging Face `config.json`.
+    /// Reads the text of a Hugging Face `config.json`.
     ///
     /// # Errors
     ///
-    /// [`LoadError::Key`] for a key that is missing, has the wrong type, or asks for something this model does not do.
-    pub fn from_hf_json(json: &Value) -> Result<Self, LoadError> {
+    /// [`LoadError::Key`] for text that is no JSON, and for a key that is missing, has the wrong type, or asks for something
+    /// this model does not do.
+    pub fn from_hf_json(json: &str) -> Result<Self, LoadError> {
+        let json = serde_json::from_str(json).map_err(|error| unusable("config", "JSON", error))?;
+        Self::from_hf_value(&json)
+    }
+
+    /// [`from_hf_json`](Self::from_hf_json) for one that has been parsed.
+    pub(in crate::llama) fn from_hf_value(json: &Value) -> Result<Self, LoadError> {
         let keys = Keys(json);
         let model_type = keys.string("model_type")?;
         let qwen2 = match model_type.as_str() {

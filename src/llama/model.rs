@@ -13,10 +13,12 @@ use super::{
     rope::Rope,
 };
 use crate::{
-    causal_lm::CausalLm,
-    error::{ConfigError, LoadError, StepError},
+    causal_lm::{CausalLm, ModelError},
+    error::ConfigError,
+    hidden::TapSite,
+    llama::error::LoadError,
     lm_head::{LmHead, TiedHead},
-    tap::{HiddenStateTap, TapSite},
+    tap::HiddenStateTap,
 };
 
 /// A Llama-type decoder, for inference. Its weights are tensors, not parameters: nothing here learns.
@@ -132,14 +134,11 @@ impl CausalLm for Llama {
         tokens: Tensor<2, Int>,
         cache: &mut LlamaCache,
         tap: &mut dyn HiddenStateTap,
-    ) -> Result<Tensor<2>, StepError> {
+    ) -> Result<Tensor<2>, ModelError> {
         let [rows, seq] = tokens.dims();
         if rows == 0 || seq == 0 {
-            return Err(StepError::Shape {
-                what: "tokens",
-                expected: vec![rows.max(1), seq.max(1)],
-                got: vec![rows, seq],
-            });
+            let expected = [rows.max(1), seq.max(1)];
+            ModelError::check_shape("tokens", &expected, &[rows, seq])?;
         }
         cache.check(&self.config, self.embedding.dtype(), &self.device)?;
         let positions = cache.begin(rows, seq)?;

@@ -12,7 +12,7 @@ use crate::{
 ///
 /// The same fusion as [`Extrapolate`](super::Extrapolate); only where the expected logits come from differs. Its candidates
 /// are the tokens at least α times as likely as the best one, which is a [`MinP`](crate::MinP) filter with
-/// [`USUAL_ALPHA`](Self::USUAL_ALPHA): [`SamplingConfig::contrastive`](crate::SamplingConfig::contrastive) has both. It is
+/// [`USUAL_ALPHA`](Self::USUAL_ALPHA): [`Sampling::contrastive`](crate::Sampling::contrastive) has both. It is
 /// applied to the first token of a completion too.
 ///
 /// A row for which the other model rules a candidate out (−inf) has no finite score; it is sampled from the reference and

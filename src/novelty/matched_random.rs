@@ -6,6 +6,7 @@ use super::{Expects, NoveltyReweighter, Orthogonal, check_beta, direction, disti
 use crate::{
     candidates::{Candidates, RowContext},
     error::ConfigError,
+    numeric::norm,
 };
 
 /// What a [`MatchedRandom`] control is matched to.
@@ -56,8 +57,8 @@ impl NoveltyReweighter for MatchedRandom {
         direction::take_out(&mut change, &reference);
         // Directions that are left once constants, and the reference where it has one, are taken out.
         let left = candidates.len().saturating_sub(1 + usize::from(slope.is_some()));
-        let length = direction::norm(&change);
-        let scale = if left > 0 && length > 0.0 { direction::norm(&novelty) / length } else { 0.0 };
+        let length = norm(&change);
+        let scale = if left > 0 && length > 0.0 { norm(&novelty) / length } else { 0.0 };
         let slope = match self.matched {
             Matched::Extrapolate => slope.unwrap_or(0.0),
             Matched::Orthogonal => 0.0,
@@ -81,21 +82,18 @@ impl NoveltyReweighter for MatchedRandom {
 mod tests {
     use super::super::{Extrapolate, tests::*};
     use super::*;
+    use crate::numeric::{centred, dot};
 
     /// The change of the scores without its mean, and the same of the reference.
     fn change(reweighter: &dyn NoveltyReweighter, position: u64) -> Vec<f64> {
         let new = scores(reweighter, position, &REFERENCE, &EXPECTED);
         let change = new.iter().zip(&REFERENCE).map(|(n, r)| f64::from(*n) - f64::from(*r));
-        direction::centred(change)
-    }
-
-    fn dot(a: &[f64], b: &[f64]) -> f64 {
-        a.iter().zip(b).map(|(a, b)| a * b).sum()
+        centred(change)
     }
 
     #[test]
     fn slope_and_length_are_those_of_its_twin_and_the_rest_is_random() {
-        let z = direction::centred(REFERENCE.iter().map(|&r| f64::from(r)));
+        let z = centred(REFERENCE.iter().map(|&r| f64::from(r)));
         let twins: [(&dyn NoveltyReweighter, Matched); 2] = [
             (&Extrapolate { beta: 0.5 }, Matched::Extrapolate),
             (&Orthogonal { beta: 0.5 }, Matched::Orthogonal),
@@ -133,8 +131,8 @@ mod tests {
         let control = MatchedRandom { beta: 0.5, matched: Matched::Extrapolate };
         let expected = [1.0, -1.0, 3.0, 0.0];
         let got = scores(&control, 0, &[1.0; 4], &expected);
-        let change = direction::centred(got.iter().map(|&g| f64::from(g)));
-        let wanted = direction::centred(expected.iter().map(|&e| 0.5 * f64::from(e)));
+        let change = centred(got.iter().map(|&g| f64::from(g)));
+        let wanted = centred(expected.iter().map(|&e| 0.5 * f64::from(e)));
         assert!((dot(&change, &change) - dot(&wanted, &wanted)).abs() < 1e-5);
     }
 }

@@ -27,6 +27,7 @@ pub use surprisal::Surprisal;
 
 use crate::{
     candidates::{Candidates, RowContext},
+    custom::Custom,
     error::ConfigError,
 };
 
@@ -84,9 +85,9 @@ pub trait NoveltyReweighter: Debug + Send + Sync {
     }
 }
 
-/// A reweighter by name, for settings that are written down. Its strength is
-/// [`SamplingConfig::beta`](crate::SamplingConfig::beta); with 0 each of them is plain sampling.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+/// A reweighter of a request's settings, by name or of your own. The strength of the named ones is
+/// [`Sampling::beta`](crate::Sampling::beta); with 0 each of them is plain sampling.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum ReweighterConfig {
@@ -107,9 +108,18 @@ pub enum ReweighterConfig {
     Surprisal,
     /// [`MatchedRandom`]: a control.
     MatchedRandom(Matched),
+    /// A reweighter of your own: see [`custom`](Self::custom). Its strength is its own, β is not looked at. Settings that
+    /// hold one cannot be serialised.
+    #[serde(skip_deserializing)]
+    Custom(Custom<dyn NoveltyReweighter>),
 }
 
 impl ReweighterConfig {
+    /// A reweighter of your own.
+    pub fn custom(reweighter: impl NoveltyReweighter + 'static) -> Self {
+        Self::Custom(Custom(Arc::new(reweighter)))
+    }
+
     /// The strength that is usual for it.
     ///
     /// | reweighter | β | from |
@@ -119,7 +129,7 @@ impl ReweighterConfig {
     /// | `Contrast` | 0.5 | arXiv 2309.09117 |
     /// | `Orthogonal` | 1 | an independent study on SmolLM2-135M, one seed: in no paper |
     /// | controls | that of `Extrapolate`, or of `Orthogonal` for its own | they are compared with it |
-    pub fn usual_beta(self) -> f32 {
+    pub fn usual_beta(&self) -> f32 {
         match self {
             Self::Orthogonal | Self::MatchedRandom(Matched::Orthogonal) => Orthogonal::USUAL_BETA,
             Self::Contrast => Contrast::USUAL_BETA,
@@ -133,8 +143,15 @@ impl ReweighterConfig {
     /// # Errors
     ///
     /// [`ConfigError::OutOfRange`] for a strength that is negative or not finite.
-    pub fn init(self, beta: f32) -> Result<Arc<dyn NoveltyReweighter>, ConfigError> {
-        let reweighter: Arc<dyn NoveltyReweighter> = match self {
+    pub fn init(&self, beta: f32) -> Result<Arc<dyn NoveltyReweighter>, ConfigError> {
+        let reweighter = self.unchecked(beta);
+        reweighter.validate()?;
+        Ok(reweighter)
+    }
+
+    /// The reweighter, whatever its strength is.
+    pub(crate) fn unchecked(&self, beta: f32) -> Arc<dyn NoveltyReweighter> {
+        match *self {
             Self::Extrapolate => Arc::new(Extrapolate { beta }),
             Self::Subtract => Arc::new(Subtract { beta }),
             Self::Orthogonal => Arc::new(Orthogonal { beta }),
@@ -143,9 +160,8 @@ impl ReweighterConfig {
             Self::RandomReward => Arc::new(RandomReward { beta }),
             Self::Surprisal => Arc::new(Surprisal { beta }),
             Self::MatchedRandom(matched) => Arc::new(MatchedRandom { beta, matched }),
-        };
-        reweighter.validate()?;
-        Ok(reweighter)
+            Self::Custom(ref reweighter) => reweighter.0.clone(),
+        }
     }
 }
 
@@ -228,7 +244,7 @@ mod tests {
 
     #[test]
     fn usual_strengths_are_those_of_their_sources() {
-        let got = ALL.map(ReweighterConfig::usual_beta);
+        let got = ALL.map(|config| config.usual_beta());
         assert_eq!(got, [0.25, 0.5, 1.0, 0.5, 0.25, 0.25, 0.25, 0.25, 1.0]);
     }
 

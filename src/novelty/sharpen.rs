@@ -13,7 +13,7 @@ use crate::{
 /// did. What penalties and bias have added is not multiplied, as in ESamp. Tokens of a hot start ([`Fire`](crate::Fire)) are
 /// sharpened too, at `T_fire / (1 + β)`, as ESamp does; the first token of a completion never is.
 ///
-/// [`SamplingConfig::sharpened_plain`](crate::SamplingConfig::sharpened_plain) is the plain sampler at the lower temperature:
+/// [`Sampling::sharpened_plain`](crate::Sampling::sharpened_plain) is the plain sampler at the lower temperature:
 /// there the filters see the sharpened logits too and keep fewer candidates, the first token is sharpened as well, and the
 /// temperature of a hot start is left undivided.
 #[derive(Clone, Copy, Debug, PartialEq)]

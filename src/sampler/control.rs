@@ -12,7 +12,7 @@ use burn::tensor::{DType, Tensor, TensorData};
 use rand_distr::{Distribution, StandardNormal};
 
 use super::expect::{length, read};
-use crate::{candidates::RowContext, draw::Draw, error::StepError, hidden::select_rows};
+use crate::{candidates::RowContext, draw::Draw, sampler::error::StepError, tensor::select_rows};
 
 /// Replaces the expected states of a step, after the distillers have predicted them and before scores are reweighted
 /// with them.
@@ -121,7 +121,7 @@ mod tests {
     use burn::tensor::Device;
 
     use super::*;
-    use crate::draw::DrawKey;
+    use crate::{draw::DrawKey, numeric::dot};
 
     fn states(rows: usize, d_model: usize, scale: f32) -> Tensor<2> {
         let numbers = (0..rows * d_model).map(|i| (i as f32 * scale).sin() * 2.0).collect();
@@ -132,10 +132,6 @@ mod tests {
         let width = tensor.dims()[1];
         let values: Vec<f32> = tensor.into_data().try_into_vec().unwrap();
         values.chunks(width).map(|row| row.iter().map(|&v| f64::from(v)).collect()).collect()
-    }
-
-    fn dot(a: &[f64], b: &[f64]) -> f64 {
-        a.iter().zip(b).map(|(a, b)| a * b).sum()
     }
 
     #[test]

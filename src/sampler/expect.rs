@@ -9,11 +9,12 @@ use super::{
 };
 use crate::{
     candidates::Candidates,
-    error::StepError,
-    hidden::{HiddenStates, select_rows},
+    hidden::HiddenStates,
     id::{RowId, TokenId},
     lm_head::LmHead,
+    sampler::error::StepError,
     telemetry::Steering,
+    tensor::select_rows,
 };
 
 /// What the distillers predict for the rows of a step that have one, in the order of those rows.

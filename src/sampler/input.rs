@@ -5,12 +5,13 @@ use burn::tensor::{Device, Tensor};
 use crate::{
     candidates::{RowContext, TokenMask},
     draw::DrawKey,
-    error::{RowError, StepError},
+    error::RowError,
     hidden::HiddenStates,
     id::{RowId, TokenId},
     lm_head::LmHead,
     novelty::Expects,
-    sampling::Sampling,
+    sampler::error::StepError,
+    sampling::CheckedSampling,
     select::{Chooser, Selection},
 };
 
@@ -41,7 +42,7 @@ pub struct StepRow<'a> {
     /// The completion so far, without the prompt; its length is the position of the token to be chosen.
     pub generated: &'a [TokenId],
     /// How to choose the token.
-    pub sampling: &'a Sampling,
+    pub sampling: &'a CheckedSampling,
     /// The tokens allowed here; `None` allows all of them.
     pub allowed: Option<&'a TokenMask>,
     /// Whether to compute [`Choice::reference_log_prob`](super::Choice::reference_log_prob), which reads the whole
@@ -80,7 +81,7 @@ impl StepRow<'_> {
     /// How the token is chosen from the candidates.
     pub(crate) fn chooser(&self) -> Result<Chooser, RowError> {
         let draw = self.draw.at(self.position());
-        match (self.sampling.selection(), self.code) {
+        match (self.sampling.selection, self.code) {
             _ if self.sampling.is_greedy_at(self.position()) => Ok(Chooser::Greedy),
             (Selection::Random, _) => Ok(Chooser::Random(draw)),
             (Selection::Arithmetic, None) => Err(RowError::CodeMissing),
@@ -100,7 +101,7 @@ impl StepRow<'_> {
 ///
 /// ```
 /// use burn::tensor::{Device, Tensor};
-/// use esamp::{DrawKey, HiddenStates, Phase, RowId, SamplerConfig, SamplingConfig, StepInput, StepRow, TiedHead};
+/// use esamp::{DrawKey, HiddenStates, Phase, RowId, SamplerConfig, Sampling, StepInput, StepRow, TiedHead};
 ///
 /// let device = Device::flex();
 /// let mut sampler = SamplerConfig::new().init(2, &device)?;
@@ -108,7 +109,7 @@ impl StepRow<'_> {
 /// let [shallow, deep] = [[[0.3, 0.1]], [[0.2, 0.4]]].map(|state| Tensor::<2>::from_floats(state, &device));
 /// let logits = Tensor::<2>::from_floats([[0.2, 0.4, 0.6]], &device);
 ///
-/// let sampling = SamplingConfig::default().init()?;
+/// let sampling = Sampling::default().checked()?;
 /// let rows = [StepRow {
 ///     id: RowId::new(0, 0),
 ///     phase: Phase::Decode,

@@ -1,7 +1,9 @@
 //! The step: predict, pool, filter, expect, reweight, select, learn.
 
+mod builder;
 mod config;
 mod control;
+mod error;
 mod expect;
 mod input;
 mod observe;
@@ -13,21 +15,22 @@ use std::collections::HashSet;
 
 use burn::tensor::Device;
 
+pub use builder::SamplerBuilder;
 pub use config::{DistillerConfig, SamplerConfig};
 pub use control::{ExpectedControl, GaussianError, ShuffledErrors};
+pub use error::StepError;
 pub use input::{Phase, StepInput, StepRow};
 pub use output::{Choice, Novelty, StepOutput};
 
 use crate::{
     bank::Sharing,
-    error::{StepError, TrainError},
-    hidden::HiddenStates,
+    hidden::{HiddenStates, TapSite},
     id::RowId,
     novelty::Expects,
     sampling::Sampling,
-    tap::{PairTap, TapSite},
+    tap::PairTap,
     telemetry::{Counters, Observer, StageSeconds},
-    train::{Learned, Misfit, OnlineTrainer, TrainerState},
+    train::{Learned, Misfit, OnlineTrainer, TrainError, TrainerState},
 };
 use step::Step;
 
@@ -83,7 +86,7 @@ impl Sampler {
     /// the completion waits for its turn. Optional: the first step that has its row does the same. Nothing happens where the
     /// settings use no distiller.
     pub fn admit(&mut self, row: RowId, sampling: &Sampling) {
-        if sampling.reweighter().expects() == Expects::Distiller {
+        if sampling.expects() == Expects::Distiller {
             self.trainer.begin(row);
         }
     }
@@ -95,8 +98,7 @@ impl Sampler {
         settings: impl IntoIterator<Item = &'a Sampling>,
         [shallow, deep]: [TapSite; 2],
     ) -> Option<PairTap> {
-        let uses_distiller =
-            |sampling: &Sampling| sampling.reweighter().expects() == Expects::Distiller;
+        let uses_distiller = |sampling: &Sampling| sampling.expects() == Expects::Distiller;
         settings.into_iter().any(uses_distiller).then(|| PairTap::new(shallow, deep))
     }
 
@@ -113,7 +115,7 @@ impl Sampler {
     }
 
     /// The requests that have begun and not ended, as far as distillers know of them; a prompt that does not decide whose
-    /// distiller it is, is 0. After [`load`](Self::load), those that were running when the file was written: go on with
+    /// distiller it is, is 0. After [`load`](crate::SamplerLoader::load), those that were running when the file was written: go on with
     /// them, or release them.
     pub fn requests(&self) -> Vec<RowId> {
         self.trainer.requests()

@@ -5,9 +5,10 @@ use burn::tensor::{DType, Tensor, TensorData};
 use super::{Choice, Novelty, Phase, StepRow};
 use crate::{
     candidates::{Candidates, log_sum_exp},
-    error::{RowError, StepError},
+    error::RowError,
     id::TokenId,
     novelty::Expects,
+    sampler::error::StepError,
     select::{Selected, select},
     telemetry::Steering,
 };

@@ -8,11 +8,12 @@ use super::{
     row::{Logits, RowState},
 };
 use crate::{
-    error::StepError,
-    hidden::{HiddenStates, select_rows},
+    hidden::HiddenStates,
     id::RowId,
     lm_head::LmHead,
+    sampler::error::StepError,
     telemetry::{StageClock, StageSeconds, Steering},
+    tensor::select_rows,
     train::Prediction,
 };
 

@@ -4,8 +4,7 @@ use std::io::{self, BufRead, Write};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Observer, RowTrace, StepTrace};
-use crate::error::TraceError;
+use super::{Observer, RowTrace, StepTrace, error::TraceError};
 
 /// One line of a trace file behind its header.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -3,6 +3,7 @@
 use crate::{
     candidates::{Candidate, Candidates},
     id::TokenId,
+    numeric::{centred, dot, entropy, kl_divergence, log_softmax, slope},
 };
 
 /// The numbers of a [`RowTrace`](super::RowTrace) that follow from its candidates; see there for what they are.
@@ -31,15 +32,15 @@ impl Measures {
         let ahead = |c: &&Candidate| {
             c.reference > chosen.reference || c.reference == chosen.reference && c.token < token
         };
-        let reference = log_softmax(items, |c| c.reference);
-        let new = log_softmax(items, |c| c.logit);
+        let reference = log_softmax(items.iter().map(|c| f64::from(c.reference)), 0.0);
+        let new = log_softmax(items.iter().map(|c| f64::from(c.logit)), 0.0);
         let perturbed = line(items, |c| f64::from(c.reference) - f64::from(c.expected));
         let moved = line(items, |c| f64::from(c.logit) - f64::from(c.reference));
         Some(Self {
             surprisal: -reference[rank],
-            reference_entropy: entropy_of(&reference),
-            entropy: entropy_of(&new),
-            kl: kl_of(&new, &reference),
+            reference_entropy: entropy(&reference),
+            entropy: entropy(&new),
+            kl: kl_divergence(&new, &reference),
             reference_rank: items.iter().filter(ahead).count(),
             rank,
             slope: perturbed.map(|line| line.slope),
@@ -47,34 +48,6 @@ impl Measures {
             sharpening_share: moved.and_then(|line| line.share),
         })
     }
-}
-
-/// Log-probabilities of the candidates under one of their scores, in nats.
-fn log_softmax(items: &[Candidate], score: impl Fn(&Candidate) -> f32) -> Vec<f64> {
-    let scores: Vec<f64> = items.iter().map(|c| f64::from(score(c))).collect();
-    let best = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let total: f64 = scores.iter().map(|score| (score - best).exp()).sum();
-    let log_total = best + total.ln();
-    scores.into_iter().map(|score| score - log_total).collect()
-}
-
-/// The entropy of a distribution, in nats, from the logarithms of its probabilities.
-fn entropy_of(log_probs: &[f64]) -> f64 {
-    // + 0.0: a distribution on one token has entropy 0 and not −0.
-    -log_probs.iter().map(|&log_prob| weighted(log_prob, log_prob)).sum::<f64>() + 0.0
-}
-
-/// `KL(new ‖ reference)` of two distributions over the same tokens.
-fn kl_of(new: &[f64], reference: &[f64]) -> f64 {
-    let terms = new.iter().zip(reference).map(|(new, old)| weighted(*new, new - old));
-    // Never below 0, but for rounding.
-    terms.sum::<f64>().max(0.0)
-}
-
-/// `p·value`, which is 0 for `p = 0` whatever the value.
-fn weighted(log_prob: f64, value: f64) -> f64 {
-    let probability = log_prob.exp();
-    if probability == 0.0 { 0.0 } else { probability * value }
 }
 
 /// The line through some change of the candidates' scores, as a function of their reference logits.
@@ -88,21 +61,12 @@ struct Line {
 
 /// Least squares, every candidate with the same weight. `None` where all references are equal.
 fn line(items: &[Candidate], change: impl Fn(&Candidate) -> f64) -> Option<Line> {
-    let count = items.len() as f64;
-    let mean_x = items.iter().map(|c| f64::from(c.reference)).sum::<f64>() / count;
-    let mean_y = items.iter().map(&change).sum::<f64>() / count;
-    let [mut xx, mut xy, mut yy] = [0.0f64; 3];
-    for candidate in items {
-        let (x, y) = (f64::from(candidate.reference) - mean_x, change(candidate) - mean_y);
-        xx += x * x;
-        xy += x * y;
-        yy += y * y;
-    }
+    let x = centred(items.iter().map(|c| f64::from(c.reference)));
+    let y = centred(items.iter().map(change));
+    // Rounding of the mean leaves equal references a variance.
     let spread = items.iter().any(|c| c.reference != items[0].reference);
-    if !spread || xx == 0.0 {
-        return None;
-    }
-    let slope = xy / xx;
+    let slope = slope(&y, &x).filter(|_| spread)?;
+    let (xy, yy) = (dot(&x, &y), dot(&y, &y));
     let share = (items.len() >= 3 && yy > 0.0).then(|| (slope * xy / yy).clamp(0.0, 1.0));
     Some(Line { slope, share })
 }

@@ -8,9 +8,9 @@ use super::{
 };
 use crate::{
     bank::{AdaptiveConfig, AdaptiveStart, Sharing},
-    error::TrainError,
     hidden::HiddenStates,
     id::RowId,
+    train::error::TrainError,
 };
 
 /// Two trainers side by side: one slot for each prompt, and one for all of them.

@@ -6,7 +6,7 @@ use super::{
     slots::{Misfit, SlotRows, SlotTensors, Slots, predict_one_by_one},
     stacked::StackedSlots,
 };
-use crate::{distiller::Distiller, error::TrainError, hidden::HiddenStates};
+use crate::{distiller::Distiller, hidden::HiddenStates, host::is_flex, train::error::TrainError};
 
 /// The analytic gradients of [`StackedSlots`], slot after slot.
 ///
@@ -28,13 +28,7 @@ impl<D: Distiller> ApartSlots<D> {
 
     /// Whether this is the faster path on a device: on flex, where it was measured (docs/design/bank.md).
     pub(crate) fn is_faster_on(device: &Device) -> bool {
-        #[cfg(feature = "flex")]
-        return *device == Device::flex();
-        #[cfg(not(feature = "flex"))]
-        return {
-            _ = device;
-            false
-        };
+        is_flex(device)
     }
 }
 

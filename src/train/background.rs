@@ -10,7 +10,7 @@ use std::{
 use burn::tensor::Tensor;
 
 use super::{Learned, Misfit, OnlineTrainer, Prediction, TrainerState};
-use crate::{error::TrainError, hidden::HiddenStates, id::RowId};
+use crate::{hidden::HiddenStates, id::RowId, train::error::TrainError};
 
 /// Learns on a worker's thread, one update a step, exactly one step late.
 ///
@@ -64,7 +64,7 @@ type Done<T> = Result<(T, Learned), TrainError>;
 /// The half of a sampler that learns: its [`run`](Self::run) returns when the sampler is dropped.
 ///
 /// [`SamplerConfig::init`](crate::SamplerConfig::init) starts a thread for it;
-/// [`SamplerConfig::init_pair`](crate::SamplerConfig::init_pair) hands it to a caller that has threads of its own.
+/// [`SamplerBuilder::build_with_worker`](crate::SamplerBuilder::build_with_worker) hands it to a caller that has threads of its own.
 #[must_use = "a sampler whose worker does not run waits for ever at its second step"]
 pub struct TrainingWorker(Box<dyn FnOnce() + Send>);
 

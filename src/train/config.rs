@@ -6,7 +6,8 @@ use crate::error::ConfigError;
 
 /// When a bank learns, from which rows, and on which path. The defaults are the paper's: every row, every step.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
 pub struct TrainingConfig {
     /// The rows that distillers learn from.
     pub train_rows: TrainRows,
@@ -31,6 +32,35 @@ impl Default for TrainingConfig {
 }
 
 impl TrainingConfig {
+    /// The paper's settings, which are the defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets the rows that distillers learn from.
+    pub fn with_train_rows(mut self, train_rows: TrainRows) -> Self {
+        self.train_rows = train_rows;
+        self
+    }
+
+    /// Sets the steps whose rows make one update.
+    pub fn with_update_every(mut self, steps: usize) -> Self {
+        self.update_every = steps;
+        self
+    }
+
+    /// Sets when an update becomes visible.
+    pub fn with_staleness(mut self, staleness: Staleness) -> Self {
+        self.staleness = staleness;
+        self
+    }
+
+    /// Sets how the predictions and updates of many slots are computed.
+    pub fn with_slot_path(mut self, slot_path: SlotPath) -> Self {
+        self.slot_path = slot_path;
+        self
+    }
+
     /// Checks every setting.
     ///
     /// # Errors
@@ -44,6 +74,7 @@ impl TrainingConfig {
 /// The rows that distillers learn from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum TrainRows {
     /// Every steered row: what one completion has said is no longer new to the others. The paper's.
     #[default]
@@ -56,6 +87,7 @@ pub enum TrainRows {
 /// When an update becomes visible. Both are exact: the same seed gives the same tokens on every run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Staleness {
     /// The update of step `t` is done before step `t + 1` predicts.
     #[default]
@@ -69,6 +101,7 @@ pub enum Staleness {
 /// deterministic; docs/design/bank.md says what they cost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum SlotPath {
     /// [`Apart`](Self::Apart) on flex, [`Stacked`](Self::Stacked) on every other device.
     #[default]

@@ -1,10 +1,10 @@
 //! How well a prompt's own distiller and the shared one have predicted it lately.
 
-use burn::tensor::{DType, Device, Tensor, TensorData, activation::sigmoid};
+use burn::tensor::{DType, Device, Tensor, activation::sigmoid};
 
 use crate::{
-    hidden::select_rows,
     id::{PromptId, RowId},
+    tensor::{from_f32, select_rows},
 };
 
 /// A relative squared error counts at most this much: a deep state near 0 must not decide for ever.
@@ -95,15 +95,17 @@ impl Evidence {
         };
         let prompts = self.prompts.len();
         let mut counts = vec![0usize; prompts];
-        places.iter().for_each(|&place| counts[place] += 1);
+        for &place in &places {
+            counts[place] += 1;
+        }
         // A prompt's mean over its rows; the rest of its line is 0.
         let mut averages = vec![0.0f32; prompts * rows.len()];
         for (row, &place) in places.iter().enumerate() {
             averages[place * rows.len() + row] = 1.0 / counts[place] as f32;
         }
         let kept = counts.iter().map(|&count| if count > 0 { discount as f32 } else { 1.0 });
-        let kept = tensor(kept.collect(), [prompts, 1], &device);
-        let means = tensor(averages, [prompts, rows.len()], &device).matmul(errors);
+        let kept = from_f32(kept.collect(), [prompts, 1], &device);
+        let means = from_f32(averages, [prompts, rows.len()], &device).matmul(errors);
         self.sums = Some(sums * kept + means.mul_scalar(1.0 - discount));
     }
 
@@ -136,10 +138,6 @@ impl Evidence {
     }
 }
 
-fn tensor(numbers: Vec<f32>, shape: [usize; 2], device: &Device) -> Tensor<2> {
-    Tensor::from_data(TensorData::new(numbers, shape), (device, DType::F32))
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -151,7 +149,7 @@ mod tests {
 
     fn states(rows: usize, phase: f32, device: &Device) -> Tensor<2> {
         let numbers = (0..rows * D).map(|i| (i as f32 * 0.83 + phase).sin() * 1.5);
-        tensor(numbers.collect(), [rows, D], device)
+        from_f32(numbers.collect(), [rows, D], device)
     }
 
     /// Prompts that come, rest and go, prompt after prompt in 64 bits: the formula of `AdaptiveConfig`.

@@ -10,9 +10,9 @@ use super::{
 };
 use crate::{
     bank::{DistillerBank, Sharing, SlotKey},
-    error::TrainError,
     hidden::HiddenStates,
     id::{PromptId, RequestId, RowId},
+    train::error::TrainError,
 };
 
 /// Predicts and learns on the caller's thread.
@@ -429,7 +429,7 @@ mod tests {
                 live.iter().map(|&row| RowId::new(row as u64 / 4, row as u64)).collect();
             let at = |states: &Tensor<3>| {
                 let states = states.clone().slice([step..step + 1, 0..8, 0..576]);
-                crate::hidden::select_rows(&states.reshape([8, 576]), &live)
+                crate::tensor::select_rows(&states.reshape([8, 576]), &live)
             };
             let expected = trainer.predict(&rows, &at(&x)).unwrap().expected;
             let golden_rows: Vec<f32> = live
@@ -454,7 +454,7 @@ mod tests {
 
     #[test]
     fn per_prompt_matches_golden() {
-        every_path(OptimizerConfig::reference(), Sharing::PerPrompt, |trainer| {
+        every_path(OptimizerConfig::adam_w(1e-3), Sharing::PerPrompt, |trainer| {
             let mut trainer = trainer();
             matches_golden(&mut *trainer, "bank.prompt.safetensors");
             assert_eq!(trainer.distillers(), 2);
@@ -463,7 +463,7 @@ mod tests {
 
     #[test]
     fn global_matches_golden() {
-        every_path(OptimizerConfig::reference(), Sharing::Global, |trainer| {
+        every_path(OptimizerConfig::adam_w(1e-3), Sharing::Global, |trainer| {
             let mut trainer = trainer();
             matches_golden(&mut *trainer, "bank.global.safetensors");
             assert_eq!(trainer.distillers(), 1);
@@ -481,7 +481,7 @@ mod tests {
             let rows: Vec<RowId> = (0..8).map(|i| RowId::new(prompts[i], i as u64)).collect();
             let only: Vec<usize> = (0..8).filter(|&i| prompts[i] == 1).collect();
             let ids: Vec<RowId> = only.iter().map(|&i| rows[i]).collect();
-            let taught = crate::hidden::select_rows(&x, &only);
+            let taught = crate::tensor::select_rows(&x, &only);
             trainer.predict(&ids, &taught).unwrap();
             let hidden = HiddenStates::new(taught.clone(), taught.clone() * 2.0).unwrap();
             trainer.learn(&ids, &hidden, &[]).unwrap();
@@ -566,17 +566,14 @@ mod tests {
             let rate = 0.01;
             let optimizers = [
                 OptimizerConfig::paper().with_learning_rate(rate),
-                OptimizerConfig::reference().with_schedule(Schedule::WarmUp { updates: 3 }),
+                OptimizerConfig::adam_w(1e-3).with_schedule(Schedule::WarmUp { updates: 3 }),
                 OptimizerConfig::momentum(rate, 0.9).with_loss(LossReduction::Sum),
-                OptimizerConfig::sgd(rate).with_max_grad_norm(Some(0.1)),
+                OptimizerConfig::sgd(rate).with_max_grad_norm(0.1),
             ];
             let configs = [
                 TrainingConfig::default(),
-                TrainingConfig { update_every: 2, ..TrainingConfig::default() },
-                TrainingConfig {
-                    train_rows: TrainRows::FirstPerPrompt,
-                    ..TrainingConfig::default()
-                },
+                TrainingConfig::new().with_update_every(2),
+                TrainingConfig::new().with_train_rows(TrainRows::FirstPerPrompt),
             ];
             for sharing in [Sharing::PerPrompt, Sharing::PerRequest, Sharing::Global] {
                 for optimizer in optimizers {
@@ -631,7 +628,7 @@ mod tests {
         let device = Device::flex();
         let distiller = crate::distiller::LowRankConfig::new().with_rank(3);
         let distiller = distiller.init(12, 4, &device).unwrap();
-        let slots = StackedSlots::new(&distiller, OptimizerConfig::reference()).unwrap();
+        let slots = StackedSlots::new(&distiller, OptimizerConfig::adam_w(1e-3)).unwrap();
         let mut trainer = InlineTrainer::new(slots, Sharing::PerPrompt, TrainingConfig::default());
         let rows = [RowId::new(0, 0), RowId::new(1, 1), RowId::new(2, 2)];
         let step = |trainer: &mut dyn OnlineTrainer, rows: &[RowId], phase: f32| {
@@ -658,7 +655,7 @@ mod tests {
         let distiller = SwiGluConfig::new().with_d_hidden(5).init(12, 3, &device).unwrap();
         let optimizer = OptimizerConfig::sgd(0.1);
         let slots = StackedSlots::new(&distiller, optimizer).unwrap();
-        let config = TrainingConfig { update_every: 3, ..TrainingConfig::default() };
+        let config = TrainingConfig::new().with_update_every(3);
         let mut trainer = InlineTrainer::new(slots.clone(), Sharing::PerPrompt, config);
         let rows = [RowId::new(0, 0), RowId::new(0, 1)];
         let steps: Vec<HiddenStates> = (0..3).map(|i| hidden(2, i as f32, &device)).collect();
@@ -685,8 +682,7 @@ mod tests {
         let device = Device::flex();
         let distiller = SwiGluConfig::new().with_d_hidden(5).init(12, 3, &device).unwrap();
         let slots = StackedSlots::new(&distiller, OptimizerConfig::sgd(0.1)).unwrap();
-        let config =
-            TrainingConfig { train_rows: TrainRows::FirstPerPrompt, ..TrainingConfig::default() };
+        let config = TrainingConfig::new().with_train_rows(TrainRows::FirstPerPrompt);
         let trainer = InlineTrainer::new(slots, Sharing::Global, config);
         let rows = [(1, 7), (0, 5), (1, 3), (0, 6), (0, 4)].map(|(p, r)| RowId::new(p, r));
         assert_eq!(trainer.rows_to_train(&rows), [2, 4]);
@@ -698,7 +694,7 @@ mod tests {
         let config = crate::distiller::LowRankConfig::new().with_rank(3);
         let config = config.with_start(LowRankStart::Ridge { rows: 5, lambda: 1e-2 });
         let distiller = config.init(12, 4, &device).unwrap();
-        let optimizer = OptimizerConfig::reference();
+        let optimizer = OptimizerConfig::adam_w(1e-3);
         let slots = StackedSlots::new(&distiller, optimizer).unwrap();
         let steps: Vec<HiddenStates> = (0..5).map(|i| hidden(2, i as f32, &device)).collect();
         let rows = [RowId::new(0, 0), RowId::new(0, 1)];

@@ -4,6 +4,7 @@ mod adaptive;
 mod apart;
 mod background;
 mod config;
+mod error;
 mod evidence;
 mod inline;
 mod optimizer;
@@ -22,13 +23,14 @@ pub(crate) use apart::ApartSlots;
 pub use background::TrainingWorker;
 pub(crate) use background::{BackgroundTrainer, spawn};
 pub use config::{SlotPath, Staleness, TrainRows, TrainingConfig};
+pub use error::TrainError;
 pub(crate) use inline::{InlineTrainer, SlotState, TrainerState};
 pub use optimizer::{LossReduction, OptimizerConfig, Schedule, UpdateRule};
 pub(crate) use slots::{Misfit, SeparateSlots, SlotTensors, Slots};
 pub(crate) use stacked::StackedSlots;
 pub use update::{Learner, Update};
 
-use crate::{error::TrainError, hidden::HiddenStates, id::RowId};
+use crate::{hidden::HiddenStates, id::RowId};
 
 /// What the distillers expect of the rows of a step.
 #[derive(Clone, Debug)]

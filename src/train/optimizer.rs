@@ -6,7 +6,7 @@ use crate::error::ConfigError;
 
 /// The update rule.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 #[non_exhaustive]
 pub enum UpdateRule {
     /// Plain gradient descent.
@@ -42,6 +42,7 @@ pub enum UpdateRule {
 /// What the squared error is summed and averaged over. Rows are always averaged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum LossReduction {
     /// The mean over rows and width: the paper's algorithm.
     #[default]
@@ -54,7 +55,7 @@ pub enum LossReduction {
 /// How the learning rate changes with the number of updates that a distiller has had, as a factor on
 /// [`OptimizerConfig::learning_rate`]. Each slot of a bank counts its own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 #[non_exhaustive]
 pub enum Schedule {
     /// The same for every update.
@@ -114,22 +115,28 @@ impl Schedule {
     }
 }
 
-/// Update rule, learning rate and clipping.
+/// Update rule, learning rate and clipping. With serde, what is left out is as in [`paper`](Self::paper), clipping too.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
 pub struct OptimizerConfig {
     /// The update rule.
     pub rule: UpdateRule,
     /// The learning rate, above 0.
     pub learning_rate: f64,
     /// How it changes with the number of updates.
-    #[serde(default)]
     pub schedule: Schedule,
     /// What the loss is summed and averaged over.
-    #[serde(default)]
     pub loss: LossReduction,
     /// The largest norm that the gradient of one distiller may have, over all of its parameters together; a larger
     /// one is scaled by `max / (norm + 1e-6)`. `None` never clips.
     pub max_grad_norm: Option<f32>,
+}
+
+impl Default for OptimizerConfig {
+    fn default() -> Self {
+        Self::paper()
+    }
 }
 
 impl OptimizerConfig {
@@ -145,21 +152,12 @@ impl OptimizerConfig {
         }
     }
 
-    /// The optimizer of the paper's reference implementation, for [`LowRankDistiller`](crate::LowRankDistiller): AdamW
-    /// at 1e-3 with weight decay 0.01, without clipping.
-    pub fn reference() -> Self {
-        Self {
-            rule: UpdateRule::AdamW {
-                beta_1: 0.9,
-                beta_2: 0.999,
-                epsilon: 1e-8,
-                weight_decay: 0.01,
-            },
-            learning_rate: 1e-3,
-            schedule: Schedule::Constant,
-            loss: LossReduction::Mean,
-            max_grad_norm: None,
-        }
+    /// AdamW with ε 1e-8 and weight decay 0.01, without clipping. At 1e-3 it is the optimizer of the paper's reference
+    /// implementation, for [`LowRankDistiller`](crate::LowRankDistiller).
+    pub fn adam_w(learning_rate: f64) -> Self {
+        let rule =
+            UpdateRule::AdamW { beta_1: 0.9, beta_2: 0.999, epsilon: 1e-8, weight_decay: 0.01 };
+        Self { rule, ..Self::sgd(learning_rate) }
     }
 
     /// Plain gradient descent without clipping.
@@ -176,6 +174,12 @@ impl OptimizerConfig {
     /// Gradient descent with momentum, without clipping.
     pub fn momentum(learning_rate: f64, momentum: f32) -> Self {
         Self { rule: UpdateRule::Momentum { momentum }, ..Self::sgd(learning_rate) }
+    }
+
+    /// Sets the update rule.
+    pub fn with_rule(mut self, rule: UpdateRule) -> Self {
+        self.rule = rule;
+        self
     }
 
     /// Sets the learning rate.
@@ -196,9 +200,15 @@ impl OptimizerConfig {
         self
     }
 
-    /// Sets the largest norm of a gradient; `None` never clips.
-    pub fn with_max_grad_norm(mut self, max_grad_norm: Option<f32>) -> Self {
-        self.max_grad_norm = max_grad_norm;
+    /// Sets the largest norm of a gradient.
+    pub fn with_max_grad_norm(mut self, max_grad_norm: f32) -> Self {
+        self.max_grad_norm = Some(max_grad_norm);
+        self
+    }
+
+    /// Never clips a gradient.
+    pub fn without_clipping(mut self) -> Self {
+        self.max_grad_norm = None;
         self
     }
 
@@ -290,7 +300,7 @@ mod tests {
             "schedule.floor: expected a number in [0, 1], got 1.5"
         );
         assert_eq!(
-            wording(base().with_max_grad_norm(Some(0.0))),
+            wording(base().with_max_grad_norm(0.0)),
             "max_grad_norm: expected a number above 0, got 0"
         );
     }

@@ -6,13 +6,11 @@ use burn::tensor::Tensor;
 
 use super::{
     Learner, OptimizerConfig,
-    rule::Moments,
+    rule::{Moments, bytes},
     update::{flat_parameters, with_parameters},
 };
 use crate::{
-    distiller::Distiller,
-    error::{SnapshotError, TrainError},
-    hidden::{HiddenStates, select_rows},
+    distiller::Distiller, hidden::HiddenStates, tensor::select_rows, train::error::TrainError,
 };
 
 /// The rows that one slot has in a step. Every row of a step belongs to one slot.
@@ -80,23 +78,12 @@ pub(crate) trait Slots: Clone + Debug + Send + 'static {
     fn import(&mut self, place: usize, tensors: SlotTensors) -> Result<(), Misfit>;
 }
 
-/// Bytes of the values of these tensors.
-pub(super) fn bytes<'a>(tensors: impl IntoIterator<Item = &'a Tensor<3>>) -> usize {
-    tensors.into_iter().map(|t| t.dims().iter().product::<usize>() * t.dtype().size()).sum()
-}
-
 /// A tensor, or a list of them, that does not belong to the distiller.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Misfit {
     pub(crate) what: String,
     pub(crate) expected: usize,
     pub(crate) got: usize,
-}
-
-impl From<Misfit> for SnapshotError {
-    fn from(Misfit { what, expected, got }: Misfit) -> Self {
-        Self::Misfit { what, expected, got }
-    }
 }
 
 /// Compares lists of tensors by their numbers of values.

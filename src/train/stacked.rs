@@ -4,18 +4,19 @@ use std::sync::Arc;
 
 use burn::{
     module::{Module, ModuleVisitor, Param},
-    tensor::{DType, Device, Int, Tensor, TensorData},
+    tensor::{Device, Int, Tensor},
 };
 
 use super::{
     LossReduction, OptimizerConfig,
-    rule::{Moments, apply},
-    slots::{Misfit, SlotRows, SlotTensors, Slots, bytes, check_fit, check_prediction},
+    rule::{Moments, apply, bytes},
+    slots::{Misfit, SlotRows, SlotTensors, Slots, check_fit, check_prediction},
 };
 use crate::{
     distiller::{Distiller, Gradient, StackedDistiller},
-    error::TrainError,
     hidden::HiddenStates,
+    tensor::{from_f32, index, is_all},
+    train::error::TrainError,
 };
 
 /// The parameters of all slots, each parameter as one tensor `[slots, a, b]`, and their moments likewise.
@@ -61,11 +62,8 @@ impl<D: Distiller> StackedSlots<D> {
 
     /// The slots at these places as an index; `None` where they are all slots in order.
     fn index(&self, places: &[usize]) -> Option<Tensor<1, Int>> {
-        if places.len() == self.count && places.iter().enumerate().all(|(at, &place)| at == place) {
-            return None;
-        }
-        let places: Vec<i32> = places.iter().map(|&place| place as i32).collect();
-        Some(Tensor::from_data(places.as_slice(), &self.template[0].device()))
+        let device = self.template[0].device();
+        (!is_all(places, self.count)).then(|| index(places.iter().copied(), &device))
     }
 }
 
@@ -252,10 +250,10 @@ impl<'a> Grid<'a> {
             return rows.clone().reshape(shape);
         }
         let fill = |slot: &'a SlotRows| {
-            (0..self.width).map(|at| *slot.rows.get(at).unwrap_or(&slot.rows[0]) as i32)
+            (0..self.width).map(|at| *slot.rows.get(at).unwrap_or(&slot.rows[0]))
         };
-        let index: Vec<i32> = self.work.iter().flat_map(fill).collect();
-        rows.clone().select(0, Tensor::from_data(index.as_slice(), &self.device)).reshape(shape)
+        let index = index(self.work.iter().flat_map(fill), &self.device);
+        rows.clone().select(0, index).reshape(shape)
     }
 
     /// `[slots, width, d]` back to `[rows, d]`, without the padding.
@@ -265,13 +263,13 @@ impl<'a> Grid<'a> {
         if self.in_order {
             return flat;
         }
-        let mut index = vec![0; self.work.iter().map(|slot| slot.rows.len()).sum()];
+        let mut places = vec![0; self.work.iter().map(|slot| slot.rows.len()).sum()];
         for (slot, work) in self.work.iter().enumerate() {
             for (at, &row) in work.rows.iter().enumerate() {
-                index[row] = (slot * width + at) as i32;
+                places[row] = slot * width + at;
             }
         }
-        flat.select(0, Tensor::from_data(index.as_slice(), &self.device))
+        flat.select(0, index(places, &self.device))
     }
 
     /// What the squared error of each row counts, `[slots, width, 1]`: the mean over the rows of its slot, and over the
@@ -285,9 +283,7 @@ impl<'a> Grid<'a> {
             let rows = slot.rows.len();
             (0..self.width).map(move |at| if at < rows { per_row / rows as f32 } else { 0.0 })
         });
-        let weights =
-            TensorData::new(weights.collect::<Vec<f32>>(), [self.work.len(), self.width, 1]);
-        Tensor::from_data(weights, (&self.device, DType::F32))
+        from_f32(weights.collect(), [self.work.len(), self.width, 1], &self.device)
     }
 }
 

@@ -8,15 +8,15 @@ use burn::{
     tensor::{Tensor, TensorData},
 };
 use esamp::{
-    Decoder, Distiller, DrawKey, HiddenStates, Learner, LmHead, OptimizerConfig, Phase, Request,
-    RowId, Sampler, SamplerConfig, Sampling, SamplingConfig, Sharing, Staleness, StepInput,
+    CheckedSampling, Decoder, Distiller, DrawKey, HiddenStates, Learner, LmHead, OptimizerConfig,
+    Phase, Request, RowId, Sampler, SamplerConfig, Sampling, Sharing, Staleness, StepInput,
     StepRow, SwiGluConfig, TiedHead, TokenId, TrainError, TrainingConfig, testing::TinyLm,
 };
 
 const D_MODEL: usize = 8;
 
 fn background() -> SamplerConfig {
-    let training = TrainingConfig { staleness: Staleness::Background, ..TrainingConfig::default() };
+    let training = TrainingConfig::new().with_staleness(Staleness::Background);
     SamplerConfig::new().with_training(training)
 }
 
@@ -31,7 +31,7 @@ fn hidden(step: usize) -> HiddenStates {
 }
 
 /// Steps one row and gives the norm of the error of its prediction.
-fn step(sampler: &mut Sampler, sampling: &Sampling, step: usize) -> Result<f32, String> {
+fn step(sampler: &mut Sampler, sampling: &CheckedSampling, step: usize) -> Result<f32, String> {
     let head = TiedHead::new(wave([12, D_MODEL], 0.3));
     let hidden = hidden(step);
     let row = StepRow {
@@ -64,7 +64,7 @@ fn error_after(updates: usize, step: usize) -> f32 {
 
 #[test]
 fn a_step_sees_the_update_of_the_step_before_the_last() {
-    let sampling = SamplingConfig::default().init().unwrap();
+    let sampling = Sampling::default().checked().unwrap();
     let mut sampler = background().init(D_MODEL, &device()).unwrap();
     for at in 0..6usize {
         let error = step(&mut sampler, &sampling, at).unwrap();
@@ -84,7 +84,7 @@ fn a_step_sees_the_update_of_the_step_before_the_last() {
 fn decode(config: &SamplerConfig) -> (Vec<Vec<TokenId>>, u64) {
     let model = TinyLm::new(3, &device());
     let mut decoder = Decoder::new(&model, config.init(TinyLm::D_MODEL, &device()).unwrap());
-    let sampling = SamplingConfig::default().with_beta(1.0).init().unwrap();
+    let sampling = Sampling::default().with_beta(1.0);
     for (prompt, length) in [(vec![1, 2, 3], 14), (vec![9], 6), (vec![5, 5], 10)] {
         let request = Request::new(prompt).with_max_new_tokens(length).with_completions(3);
         decoder.submit(request.with_sampling(sampling.clone()).with_seed(5)).unwrap();
@@ -98,7 +98,7 @@ fn decode(config: &SamplerConfig) -> (Vec<Vec<TokenId>>, u64) {
 
 #[test]
 fn the_same_tokens_on_every_run() {
-    let optimizer = Some(OptimizerConfig::paper().with_learning_rate(1e-2));
+    let optimizer = OptimizerConfig::paper().with_learning_rate(1e-2);
     for sharing in [Sharing::PerPrompt, Sharing::Global, Sharing::Adaptive(Default::default())] {
         let config = background().with_sharing(sharing).with_optimizer(optimizer);
         let first = decode(&config);
@@ -134,9 +134,10 @@ impl Distiller for Fragile {
 
 #[test]
 fn a_panicking_distiller_is_an_error_and_stays_one() {
-    let sampling = SamplingConfig::default().init().unwrap();
+    let sampling = Sampling::default().checked().unwrap();
     let distiller = Fragile { calls: Arc::default() };
-    let mut sampler = background().init_with(distiller, D_MODEL, &device()).unwrap();
+    let mut sampler =
+        Sampler::builder(background()).with_distiller(distiller).build(D_MODEL, &device()).unwrap();
     let results: Vec<_> = (0..6).map(|at| step(&mut sampler, &sampling, at)).collect();
     let message =
         "background learning: expected a running worker, got a panic: cannot learn this".to_owned();
@@ -169,9 +170,10 @@ impl Distiller for Gated {
 fn dropping_never_waits_for_the_worker() {
     let gate = Arc::new(Mutex::new(()));
     let closed: MutexGuard<'_, ()> = gate.lock().unwrap();
-    let sampling = SamplingConfig::default().init().unwrap();
+    let sampling = Sampling::default().checked().unwrap();
     let distiller = Gated { gate: gate.clone() };
-    let mut sampler = background().init_with(distiller, D_MODEL, &device()).unwrap();
+    let mut sampler =
+        Sampler::builder(background()).with_distiller(distiller).build(D_MODEL, &device()).unwrap();
     step(&mut sampler, &sampling, 0).unwrap();
     drop(sampler); // the worker is inside of an update that cannot end before the next line
     drop(closed);
@@ -179,8 +181,9 @@ fn dropping_never_waits_for_the_worker() {
 
 #[test]
 fn a_caller_may_run_the_worker_on_a_thread_of_its_own() {
-    let sampling = SamplingConfig::default().init().unwrap();
-    let (mut sampler, worker) = background().init_pair(D_MODEL, &device()).unwrap();
+    let sampling = Sampling::default().checked().unwrap();
+    let (mut sampler, worker) =
+        Sampler::builder(background()).build_with_worker(D_MODEL, &device()).unwrap();
     let thread = std::thread::spawn(move || worker.unwrap().run());
     for at in 0..3 {
         step(&mut sampler, &sampling, at).unwrap();
@@ -189,14 +192,16 @@ fn a_caller_may_run_the_worker_on_a_thread_of_its_own() {
     assert_eq!(sampler.counters().updates, 3);
     drop(sampler);
     thread.join().unwrap();
-    let (_, none) = SamplerConfig::new().init_pair(D_MODEL, &device()).unwrap();
+    let (_, none) =
+        Sampler::builder(SamplerConfig::new()).build_with_worker(D_MODEL, &device()).unwrap();
     assert!(none.is_none(), "inline learning needs no worker");
 }
 
 #[test]
 fn a_worker_that_has_ended_is_an_error() {
-    let sampling = SamplingConfig::default().init().unwrap();
-    let (mut sampler, worker) = background().init_pair(D_MODEL, &device()).unwrap();
+    let sampling = Sampling::default().checked().unwrap();
+    let (mut sampler, worker) =
+        Sampler::builder(background()).build_with_worker(D_MODEL, &device()).unwrap();
     drop(worker);
     let error = step(&mut sampler, &sampling, 0).unwrap_err();
     assert_eq!(error, "background learning: expected a running worker, got one that has ended");
@@ -204,7 +209,7 @@ fn a_worker_that_has_ended_is_an_error() {
 
 #[test]
 fn reset_and_release_reach_the_worker() {
-    let sampling = SamplingConfig::default().init().unwrap();
+    let sampling = Sampling::default().checked().unwrap();
     let mut sampler = background().init(D_MODEL, &device()).unwrap();
     let run = |sampler: &mut Sampler| -> Vec<f32> {
         (0..4).map(|at| step(sampler, &sampling, at).unwrap()).collect()
@@ -219,7 +224,7 @@ fn reset_and_release_reach_the_worker() {
 
 #[test]
 fn a_warm_up_next_door_does_not_remove_the_lag() {
-    let sampling = SamplingConfig::default().init().unwrap();
+    let sampling = Sampling::default().checked().unwrap();
     let run = |neighbour: bool| -> (Vec<f32>, u64) {
         let mut sampler = background().init(D_MODEL, &device()).unwrap();
         let errors = (0..6).map(|at| {
@@ -238,7 +243,7 @@ fn a_warm_up_next_door_does_not_remove_the_lag() {
 
 #[test]
 fn a_warm_up_is_seen_at_once_and_stays() {
-    let sampling = SamplingConfig::default().init().unwrap();
+    let sampling = Sampling::default().checked().unwrap();
     let errors = |config: SamplerConfig| -> Vec<f32> {
         let mut sampler = config.init(D_MODEL, &device()).unwrap();
         sampler.warm_up(RowId::new(0, 0), &hidden(1), 6).unwrap();

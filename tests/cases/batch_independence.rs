@@ -5,8 +5,8 @@ use std::ops::ControlFlow;
 use crate::device;
 use burn::tensor::{Int, Tensor};
 use esamp::{
-    CausalLm, Completion, Decoder, KvCache, NoTap, Request, SamplerConfig, Sampling,
-    SamplingConfig, Sharing, TokenId, testing::TinyLm,
+    CausalLm, Completion, Decoder, KvCache, NoTap, Request, SamplerConfig, Sampling, Sharing,
+    TokenId, testing::TinyLm,
 };
 
 fn model() -> TinyLm {
@@ -19,8 +19,7 @@ fn decoder(model: &TinyLm) -> Decoder<&TinyLm> {
 }
 
 fn request(prompt: &[TokenId], seed: u64, beta: f32) -> Request {
-    let sampling: Sampling =
-        SamplingConfig::default().with_beta(beta).with_min_p(0.02).init().unwrap();
+    let sampling: Sampling = Sampling::default().with_beta(beta).with_min_p(0.02);
     Request::new(prompt.to_vec())
         .with_seed(seed)
         .with_sampling(sampling)

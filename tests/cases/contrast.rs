@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use esamp::{
     CausalLm, Completion, Decoder, FinishReason, Request, ReweighterConfig, SamplerConfig,
-    Sampling, SamplingConfig, TokenId,
+    Sampling, TokenId,
     testing::{ScriptedLm, TinyLm},
 };
 
@@ -22,8 +22,8 @@ fn run<M: CausalLm>(decoder: &mut Decoder<M>) -> Vec<Completion> {
 }
 
 fn contrast(beta: f32) -> Sampling {
-    let config = SamplingConfig::default().with_reweighter(ReweighterConfig::Contrast);
-    config.with_beta(beta).init().unwrap()
+    let config = Sampling::default().with_reweighter(ReweighterConfig::Contrast);
+    config.with_beta(beta)
 }
 
 /// Logits that depend on every token of the sequence and its place: a cache that is out of step gives others.
@@ -47,8 +47,8 @@ fn a_model_contrasted_with_itself_is_the_plain_model() {
     let model = TinyLm::new(5, &device());
     let tokens = |reweighter: ReweighterConfig, beta: f32| {
         let mut decoder = decoder(&model).with_other_model(model.clone()).unwrap();
-        let sampling = SamplingConfig::default().with_min_p(0.05).with_reweighter(reweighter);
-        let sampling = sampling.with_beta(beta).init().unwrap();
+        let sampling = Sampling::default().with_min_p(0.05).with_reweighter(reweighter);
+        let sampling = sampling.with_beta(beta);
         for prompt in [vec![7, 8, 9], vec![1]] {
             let request =
                 Request::new(prompt).with_completions(2).with_seed(11).with_max_new_tokens(20);
@@ -70,12 +70,12 @@ fn a_model_contrasted_with_itself_is_the_plain_model() {
 fn an_amateur_changes_the_choice_as_the_formula_says() {
     let expert = ScriptedLm::new(3, &device(), |_| vec![2.0, 1.8, 0.0]);
     let amateur = ScriptedLm::new(3, &device(), |_| vec![3.0, 1.0, -4.0]);
-    let greedy = |config: SamplingConfig| config.with_temperature(0.0).init().unwrap();
+    let greedy = |config: Sampling| config.with_temperature(0.0);
     for (config, token) in [
-        (SamplingConfig::default().with_beta(0.0), 0),
-        (SamplingConfig::contrastive(), 1), // min-p 0.1: 2.0 − 2.3 < 0, so 2 is in
-        (SamplingConfig::contrastive().with_beta(1.0), 2), // 0: 1, 1: 2.6, 2: 4
-        (SamplingConfig::contrastive().with_beta(1.0).with_min_p(0.2), 1), // 2 is out
+        (Sampling::default().with_beta(0.0), 0),
+        (Sampling::contrastive(), 1), // min-p 0.1: 2.0 − 2.3 < 0, so 2 is in
+        (Sampling::contrastive().with_beta(1.0), 2), // 0: 1, 1: 2.6, 2: 4
+        (Sampling::contrastive().with_beta(1.0).with_min_p(0.2), 1), // 2 is out
     ] {
         let mut decoder = decoder(&expert).with_other_model(amateur.clone()).unwrap();
         let request = Request::new(vec![0]).with_max_new_tokens(3).with_sampling(greedy(config));
@@ -94,7 +94,7 @@ fn alone(request: Request) -> Vec<TokenId> {
 /// Requests of different lengths and kinds join, end and are cancelled; the amateur follows those that want it.
 #[test]
 fn the_other_models_cache_keeps_step_with_ragged_joins_and_leaves() {
-    let steered = SamplingConfig::default().with_beta(0.0).init().unwrap();
+    let steered = Sampling::default().with_beta(0.0).checked().unwrap();
     let request = |prompt: &[TokenId], length: usize, sampling: &Sampling| {
         let request = Request::new(prompt.to_vec()).with_max_new_tokens(length);
         request.with_seed(3).with_sampling(sampling.clone())
@@ -153,7 +153,7 @@ fn the_other_models_cache_keeps_step_with_ragged_joins_and_leaves() {
 fn the_other_model_reads_only_what_wants_it_and_each_token_once() {
     let (expert, amateur) = (hashing(1), hashing(2));
     let mut decoder = decoder(&expert).with_other_model(amateur.clone()).unwrap();
-    let plain = SamplingConfig::default().with_beta(0.0).init().unwrap();
+    let plain = Sampling::default().with_beta(0.0);
     let base = |prompt: &[TokenId], sampling| {
         Request::new(prompt.to_vec()).with_max_new_tokens(3).with_sampling(sampling)
     };
@@ -171,7 +171,7 @@ fn the_other_model_reads_only_what_wants_it_and_each_token_once() {
 fn rows_that_have_ended_leave_the_other_models_cache() {
     let amateur = hashing(2);
     let mut decoder = decoder(hashing(1)).with_other_model(amateur.clone()).unwrap();
-    let plain = SamplingConfig::default().with_beta(0.0).init().unwrap();
+    let plain = Sampling::default().with_beta(0.0);
     for (length, sampling) in [(2, contrast(0.5)), (4, contrast(0.5)), (8, plain)] {
         let request = Request::new(vec![1]).with_max_new_tokens(length);
         decoder.submit(request.with_sampling(sampling)).unwrap();
@@ -205,7 +205,7 @@ fn what_a_contrasted_request_needs_is_said_when_it_is_submitted() {
         "prompt of 4 tokens: expected at most 3, to leave room for one new token in the model's context"
     );
     decoder.submit(request()).unwrap();
-    let plain = SamplingConfig::default().with_beta(0.0).init().unwrap();
+    let plain = Sampling::default().with_beta(0.0);
     decoder.submit(request().with_sampling(plain)).unwrap();
     let completions = run(&mut decoder);
     assert_eq!(completions.iter().map(|c| c.choices.len()).collect::<Vec<_>>(), [3, 5]);

@@ -6,8 +6,8 @@ use crate::device;
 use burn::tensor::{Device, Int, Tensor};
 use esamp::{
     CausalLm, Completion, Decoder, Detokenize, Event, FinishReason, HiddenStateTap, KvCache,
-    LmHead, Request, RequestError, RequestId, RowId, Sampler, SamplerConfig, Sampling,
-    SamplingConfig, StepError, TextError, TokenId, TokenMask, TokenMasker,
+    LmHead, ModelError, Request, RequestError, RequestId, RowId, Sampler, SamplerConfig, Sampling,
+    StepError, TextError, TokenId, TokenMask, TokenMasker,
     testing::{ScriptedLm, TinyLm},
 };
 
@@ -16,11 +16,11 @@ fn sampler(d_model: usize) -> Sampler {
 }
 
 fn sampling(beta: f32) -> Sampling {
-    SamplingConfig::default().with_beta(beta).init().unwrap()
+    Sampling::default().with_beta(beta)
 }
 
 fn greedy() -> Sampling {
-    SamplingConfig::default().with_beta(0.0).with_temperature(0.0).init().unwrap()
+    Sampling::default().with_beta(0.0).with_temperature(0.0)
 }
 
 /// Says the next number, modulo 10.
@@ -312,7 +312,7 @@ fn a_row_that_fails_ends_and_the_others_go_on() {
 #[test]
 fn log_probabilities_are_those_of_the_model() {
     let mut decoder = Decoder::new(counter(), sampler(10));
-    let warm = SamplingConfig::default().with_beta(0.0).with_top_k(1).init().unwrap();
+    let warm = Sampling::default().with_beta(0.0).with_top_k(1);
     decoder.submit(count_from(1).with_sampling(warm).with_reference_log_probs()).unwrap();
     let choices = &run(&mut decoder)[0].choices;
     let expected = 9.0 - (9.0f64.exp() + 9.0).ln();
@@ -379,18 +379,18 @@ impl KvCache for LimitedCache {
         self.can.append
     }
 
-    fn keep_rows(&mut self, rows: &[usize]) -> Result<(), StepError> {
+    fn keep_rows(&mut self, rows: &[usize]) -> Result<(), ModelError> {
         let repeats = (1..rows.len()).any(|at| rows[..at].contains(&rows[at]));
         let drops = (0..self.rows()).any(|row| !rows.contains(&row));
         if repeats && !self.can.repeat || drops && !self.can.drop {
-            return Err(StepError::CacheFixed { operation: "keep these rows" });
+            return Err(ModelError::Unsupported { operation: "keep these rows" });
         }
         self.inner.keep_rows(rows)
     }
 
-    fn append_rows(&mut self, other: Self) -> Result<(), StepError> {
+    fn append_rows(&mut self, other: Self) -> Result<(), ModelError> {
         if !self.can.append {
-            return Err(StepError::CacheFixed { operation: "append rows" });
+            return Err(ModelError::Unsupported { operation: "append rows" });
         }
         self.inner.append_rows(other.inner)
     }
@@ -408,7 +408,7 @@ impl CausalLm for Limited {
         tokens: Tensor<2, Int>,
         cache: &mut LimitedCache,
         tap: &mut dyn HiddenStateTap,
-    ) -> Result<Tensor<2>, StepError> {
+    ) -> Result<Tensor<2>, ModelError> {
         self.inner.forward(tokens, &mut cache.inner, tap)
     }
 
@@ -445,8 +445,8 @@ fn a_cache_is_asked_for_nothing_that_it_cannot_do() {
     for ([repeat, drop, append], fed) in table {
         let model = Limited { inner: counter(), can: Can { repeat, drop, append } };
         let mut decoder = Decoder::new(&model, sampler(10));
-        let steered = SamplingConfig::default().with_beta(0.5).with_temperature(0.0);
-        let steered = steered.init().unwrap();
+        let steered = Sampling::default().with_beta(0.5).with_temperature(0.0);
+        let steered = steered;
         let masker = |row: RowId, generated: &[TokenId]| -> Option<TokenMask> {
             let end = generated.len() as u64 == row.request.0 + 1;
             Some(TokenMask::allowing(10, [if end { 9 } else { 1 }]))
@@ -545,7 +545,7 @@ impl CausalLm for Misshapen {
         tokens: Tensor<2, Int>,
         cache: &mut Self::Cache,
         tap: &mut dyn HiddenStateTap,
-    ) -> Result<Tensor<2>, StepError> {
+    ) -> Result<Tensor<2>, ModelError> {
         Ok((self.answer)(self.inner.forward(tokens, cache, tap)?))
     }
 
@@ -623,7 +623,7 @@ fn steering_learns_every_row_but_the_first_token() {
 
 #[test]
 fn a_plain_run_needs_no_taps() {
-    let plain = SamplingConfig::default().with_beta(0.0).init().unwrap();
+    let plain = Sampling::default().with_beta(0.0);
     let mut decoder = Decoder::new(TinyLm::new(1, &device()), sampler(TinyLm::D_MODEL))
         .with_sites(esamp::TapSite::AfterBlock(77), esamp::TapSite::HeadInput);
     decoder.submit(Request::new(vec![1]).with_sampling(plain)).unwrap();

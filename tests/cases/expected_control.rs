@@ -2,8 +2,8 @@
 
 use burn::tensor::Tensor;
 use esamp::{
-    Choice, Counters, ExpectedControl, GaussianError, HiddenStates, LmHead, RowId, Sampler,
-    SamplerConfig, Sampling, SamplingConfig, Sharing, ShuffledErrors, StepInput, StepRow,
+    CheckedSampling, Choice, Counters, ExpectedControl, GaussianError, HiddenStates, LmHead, RowId,
+    Sampler, SamplerConfig, Sampling, Sharing, ShuffledErrors, StepInput, StepRow,
 };
 
 use super::sampler_step::{D_MODEL, World, choices, esamp, log_softmax, row};
@@ -18,7 +18,7 @@ fn controlled(control: impl ExpectedControl + 'static) -> Sampler {
     sampler
 }
 
-fn rows(sampling: &Sampling, count: u64) -> Vec<StepRow<'_>> {
+fn rows(sampling: &CheckedSampling, count: u64) -> Vec<StepRow<'_>> {
     (0..count).map(|request| row(request / 2, request, sampling)).collect()
 }
 
@@ -114,7 +114,7 @@ fn a_row_that_is_not_finite_spoils_nobody_elses_error() {
 #[test]
 fn gaussian_errors_are_the_rows_own_in_any_company() {
     let world = World::new();
-    let sampling = SamplingConfig::default().with_beta(1.0).with_top_k(3).init().unwrap();
+    let sampling = Sampling::default().with_beta(1.0).with_top_k(3).checked().unwrap();
     let rows = rows(&sampling, 4);
     let step = |places: &[usize]| {
         let rows: Vec<_> = places.iter().map(|&place| rows[place]).collect();

@@ -5,7 +5,7 @@ use burn::{
     nn::{Linear, LinearConfig},
     tensor::{Int, Tensor, TensorData},
 };
-use esamp::{LmHead, SamplingConfig, StepInput, SwiGluConfig, TiedHead};
+use esamp::{LmHead, Sampling, StepInput, SwiGluConfig, TiedHead};
 
 use super::sampler_step::{D_MODEL, VOCAB, World, choices, log_softmax, row, sampler, wave};
 use crate::device;
@@ -97,7 +97,7 @@ fn logits_of_some_tokens_are_those_of_all() {
 #[test]
 fn the_narrow_way_the_wide_way_and_the_formula_agree_for_every_head() {
     let world = World::new();
-    let sampling = SamplingConfig::default().with_beta(0.5).with_top_k(5).init().unwrap();
+    let sampling = Sampling::default().with_beta(0.5).with_top_k(5).checked().unwrap();
     let distiller = SwiGluConfig::new().init(D_MODEL, 0, &world.device).unwrap();
     for (name, head) in all_heads() {
         let step = |contexts: &[usize]| {

@@ -5,12 +5,13 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use super::sampler_step::log_softmax;
 use crate::device;
 use burn::tensor::{Device, Tensor, TensorData};
 use esamp::{
-    CausalLm, Choice, Decoder, Distiller, DrawKey, Fire, HiddenStates, LmHead, Penalties, Phase,
-    Recorder, Request, RowContext, RowError, RowId, Sampler, SamplerConfig, Sampling,
-    SamplingConfig, StepInput, StepRow, TemperatureOrder, TiedHead, TokenId, TokenMask,
+    CausalLm, CheckedSampling, Choice, Decoder, Distiller, DrawKey, Fire, HiddenStates, LmHead,
+    Penalties, Phase, Recorder, Request, RowContext, RowError, RowId, Sampler, SamplerConfig,
+    Sampling, StepInput, StepRow, TemperatureOrder, TiedHead, TokenId, TokenMask,
     testing::ScriptedLm,
 };
 
@@ -69,7 +70,7 @@ fn values(tensor: Tensor<2>) -> Vec<f32> {
     tensor.into_data().try_into_vec().unwrap()
 }
 
-fn row(request: u64, sampling: &Sampling) -> StepRow<'_> {
+fn row(request: u64, sampling: &CheckedSampling) -> StepRow<'_> {
     StepRow {
         id: RowId::new(0, request),
         phase: Phase::Decode,
@@ -83,9 +84,11 @@ fn row(request: u64, sampling: &Sampling) -> StepRow<'_> {
     }
 }
 
-fn everything(config: SamplingConfig) -> SamplingConfig {
+fn everything(config: Sampling) -> Sampling {
     config
-        .with_penalties(Penalties { repetition: 1.5, frequency: 0.4, presence: 0.3 })
+        .with_penalties(
+            Penalties::new().with_repetition(1.5).with_frequency(0.4).with_presence(0.3),
+        )
         .with_logit_bias(3, 1.25)
         .with_logit_bias(5, -0.5)
 }
@@ -110,13 +113,6 @@ fn naive_adjusted(logits: &[f32]) -> Vec<f32> {
     logits.iter().enumerate().map(adjusted).collect()
 }
 
-/// `log softmax` of the scores, at one token.
-fn log_softmax(scores: &[f32], token: TokenId) -> f32 {
-    let best = scores.iter().copied().fold(f32::MIN, f32::max);
-    let sum: f64 = scores.iter().map(|s| f64::from(s - best).exp()).sum();
-    (f64::from(scores[token as usize] - best) - sum.ln()) as f32
-}
-
 #[test]
 fn what_is_added_to_a_logit_is_not_multiplied_by_the_fusion() {
     let (beta, temperature) = (2.0, 0.8);
@@ -131,8 +127,8 @@ fn what_is_added_to_a_logit_is_not_multiplied_by_the_fusion() {
             })
             .collect();
         for order in [TemperatureOrder::BeforeFilters, TemperatureOrder::AfterFilters] {
-            let base = SamplingConfig::default().with_beta(beta).with_temperature(temperature);
-            let sampling = everything(base).with_temperature_order(order).init().unwrap();
+            let base = Sampling::default().with_beta(beta).with_temperature(temperature);
+            let sampling = everything(base).with_temperature_order(order).checked().unwrap();
             for request in 0..20 {
                 let choice = context.step(row(request, &sampling)).unwrap();
                 let expected = log_softmax(&fused, choice.token);
@@ -140,8 +136,8 @@ fn what_is_added_to_a_logit_is_not_multiplied_by_the_fusion() {
                 assert!((got - expected).abs() < 2e-5, "{order:?} {got} {expected}");
             }
         }
-        let greedy = SamplingConfig::default().with_beta(beta).with_temperature(0.0);
-        let greedy = everything(greedy).init().unwrap();
+        let greedy = Sampling::default().with_beta(beta).with_temperature(0.0);
+        let greedy = everything(greedy).checked().unwrap();
         let best = (0..VOCAB).max_by(|&a, &b| fused[a].total_cmp(&fused[b])).unwrap();
         assert_eq!(context.step(row(0, &greedy)).unwrap().token as usize, best);
     }
@@ -165,9 +161,9 @@ fn what_is_added_to_a_logit_is_not_multiplied_by_a_contrast_either() {
             let in_race = |&z: &usize| adjusted[z] >= best + seen * alpha.ln();
             let race: Vec<usize> = (0..VOCAB).filter(in_race).collect();
             assert!(race.len() > 1 && race.len() < VOCAB, "{race:?}");
-            let contrastive = SamplingConfig::contrastive().with_beta(beta);
+            let contrastive = Sampling::contrastive().with_beta(beta);
             let contrastive = everything(contrastive).with_temperature_order(order);
-            let sampling = contrastive.clone().with_temperature(temperature).init().unwrap();
+            let sampling = contrastive.clone().with_temperature(temperature).checked().unwrap();
             let scores: Vec<f32> = race.iter().map(|&z| fused(z) / temperature).collect();
             for request in 0..20 {
                 let choice = context.step(row(request, &sampling)).unwrap();
@@ -178,8 +174,8 @@ fn what_is_added_to_a_logit_is_not_multiplied_by_a_contrast_either() {
                 assert!((got - expected).abs() < 2e-5, "{order:?} {got} {expected}");
             }
         }
-        let greedy = SamplingConfig::contrastive().with_beta(beta).with_temperature(0.0);
-        let greedy = everything(greedy).init().unwrap();
+        let greedy = Sampling::contrastive().with_beta(beta).with_temperature(0.0);
+        let greedy = everything(greedy).checked().unwrap();
         let race = (0..VOCAB).filter(|&z| adjusted[z] >= best + alpha.ln());
         let wanted = race.max_by(|&a, &b| fused(a).total_cmp(&fused(b))).unwrap();
         assert_eq!(context.step(row(0, &greedy)).unwrap().token as usize, wanted);
@@ -198,9 +194,9 @@ fn the_mass_outside_is_of_what_the_filters_saw() {
         mask.set(6, false);
         for (allowed, beta) in [(None, 0.0), (None, 0.5), (Some(&mask), 0.5)] {
             for order in [TemperatureOrder::BeforeFilters, TemperatureOrder::AfterFilters] {
-                let config = everything(SamplingConfig::default().with_top_k(4));
+                let config = everything(Sampling::default().with_top_k(4));
                 let config = config.with_beta(beta).with_temperature(temperature);
-                let sampling = config.with_temperature_order(order).init().unwrap();
+                let sampling = config.with_temperature_order(order).checked().unwrap();
                 let mut sampler = SamplerConfig::new().init(D_MODEL, &context.device).unwrap();
                 let recorder = Arc::new(Mutex::new(Recorder::new()));
                 sampler.set_observer(Box::new(recorder.clone()));
@@ -241,8 +237,8 @@ fn filters_see_the_adjusted_logits() {
     for (order, seen) in
         [(TemperatureOrder::BeforeFilters, 2.0), (TemperatureOrder::AfterFilters, 1.0)]
     {
-        let config = everything(SamplingConfig::default().with_temperature(2.0).with_min_p(0.3));
-        let sampling = config.with_temperature_order(order).init().unwrap();
+        let config = everything(Sampling::default().with_temperature(2.0).with_min_p(0.3));
+        let sampling = config.with_temperature_order(order).checked().unwrap();
         let got = sampling.candidates(&at, &context.reference).unwrap();
         let best = adjusted.iter().copied().fold(f32::MIN, f32::max);
         let least = best + seen * 0.3f32.ln();
@@ -261,7 +257,7 @@ fn filters_see_the_adjusted_logits() {
 fn a_masked_token_stays_masked_whatever_is_added() {
     let context = Context::new(0);
     let sampling =
-        SamplingConfig::default().with_logit_bias(4, 1e30).with_logit_bias(8, 50.0).init().unwrap();
+        Sampling::default().with_logit_bias(4, 1e30).with_logit_bias(8, 50.0).checked().unwrap();
     let mut allowed = TokenMask::all(VOCAB);
     allowed.set(4, false);
     let masked = StepRow { allowed: Some(&allowed), ..row(0, &sampling) };
@@ -276,8 +272,8 @@ fn a_masked_token_stays_masked_whatever_is_added() {
         generated: &[4, 4, 4, 4],
         draw: DrawKey::new(7, &PROMPT, 0).at(4),
     };
-    let penalised = Penalties { repetition: 0.5, frequency: -1.0, presence: -1.0 };
-    let sampling = sampling.with_penalties(penalised).unwrap();
+    let penalised = Penalties::new().with_repetition(0.5).with_frequency(-1.0).with_presence(-1.0);
+    let sampling = (*sampling).clone().with_penalties(penalised).checked().unwrap();
     let candidates = sampling.candidates(&at, &logits).unwrap();
     assert_eq!(candidates.len(), VOCAB - 1);
     assert!(candidates.as_slice().iter().all(|c| c.token != 4 && c.logit.is_finite()));
@@ -285,7 +281,7 @@ fn a_masked_token_stays_masked_whatever_is_added() {
     logits[4] = f32::NAN;
     let error = sampling.candidates(&at, &logits).unwrap_err();
     assert_eq!(error.to_string(), "logits: expected numbers or -inf, got NaN for token 4");
-    let far = SamplingConfig::default().with_logit_bias(4, f32::MAX).init().unwrap();
+    let far = Sampling::default().with_logit_bias(4, f32::MAX).checked().unwrap();
     logits[4] = f32::MAX;
     let error = far.candidates(&at, &logits).unwrap_err();
     assert_eq!(error.to_string(), "logits: expected numbers or -inf, got inf for token 4");
@@ -294,7 +290,7 @@ fn a_masked_token_stays_masked_whatever_is_added() {
 #[test]
 fn log_probabilities_under_the_model_know_nothing_of_it() {
     let context = Context::new(2);
-    let sampling = everything(SamplingConfig::default()).init().unwrap();
+    let sampling = everything(Sampling::default()).checked().unwrap();
     let asked = StepRow { wants_reference_log_prob: true, ..row(0, &sampling) };
     let choice = context.step(asked).unwrap();
     let expected = log_softmax(&context.reference, choice.token);
@@ -304,7 +300,7 @@ fn log_probabilities_under_the_model_know_nothing_of_it() {
 #[test]
 fn a_bias_for_a_token_that_there_is_not_is_an_error_of_the_row() {
     let context = Context::new(0);
-    let sampling = SamplingConfig::default().with_logit_bias(12, 1.0).init().unwrap();
+    let sampling = Sampling::default().with_logit_bias(12, 1.0).checked().unwrap();
     let error = context.step(row(0, &sampling)).unwrap_err();
     assert_eq!(error, RowError::UnknownToken { place: "logit bias", token: 12, vocab: VOCAB });
 }
@@ -318,11 +314,11 @@ fn constant() -> ScriptedLm {
     })
 }
 
-fn said(config: SamplingConfig, prompt: Vec<TokenId>) -> Vec<TokenId> {
+fn said(config: Sampling, prompt: Vec<TokenId>) -> Vec<TokenId> {
     let model = constant();
     let sampler = SamplerConfig::new().init(model.d_model(), &device()).unwrap();
     let mut decoder = Decoder::new(&model, sampler);
-    let sampling = config.with_beta(0.0).with_temperature(0.0).init().unwrap();
+    let sampling = config.with_beta(0.0).with_temperature(0.0);
     let request = Request::new(prompt).with_sampling(sampling).with_max_new_tokens(5);
     decoder.submit(request).unwrap();
     decoder.run(|_| std::ops::ControlFlow::Continue(())).unwrap()[0].tokens()
@@ -331,7 +327,12 @@ fn said(config: SamplingConfig, prompt: Vec<TokenId>) -> Vec<TokenId> {
 #[test]
 fn the_decoder_counts_what_was_said() {
     let penalties = |repetition, frequency, presence| {
-        SamplingConfig::default().with_penalties(Penalties { repetition, frequency, presence })
+        Sampling::default().with_penalties(
+            Penalties::new()
+                .with_repetition(repetition)
+                .with_frequency(frequency)
+                .with_presence(presence),
+        )
     };
     assert_eq!(said(penalties(1.0, 0.0, 0.0), vec![3]), [3; 5]);
     // The prompt's 3 has .5 from the start; 7 has .45 once it is said.
@@ -340,7 +341,7 @@ fn the_decoder_counts_what_was_said() {
     // Each time .15 less; the prompt does not count.
     assert_eq!(said(penalties(1.0, 0.15, 0.0), vec![3]), [3, 7, 3, 7, 3]);
     assert_eq!(said(penalties(1.0, 0.0, 0.15), vec![3]), [3, 7, 3, 3, 3]);
-    assert_eq!(said(SamplingConfig::default().with_logit_bias(0, 1.5), vec![3]), [0; 5]);
+    assert_eq!(said(Sampling::default().with_logit_bias(0, 1.5), vec![3]), [0; 5]);
 }
 
 #[test]
@@ -348,7 +349,7 @@ fn a_request_whose_bias_names_no_token_is_refused() {
     let model = constant();
     let sampler = SamplerConfig::new().init(model.d_model(), &device()).unwrap();
     let mut decoder = Decoder::new(&model, sampler);
-    let sampling = SamplingConfig::default().with_logit_bias(10, 1.0).init().unwrap();
+    let sampling = Sampling::default().with_logit_bias(10, 1.0);
     let error = decoder.submit(Request::new(vec![1]).with_sampling(sampling)).unwrap_err();
     assert_eq!(error.to_string(), "logit bias token 10: expected an id below 10");
 }
@@ -358,8 +359,8 @@ fn a_hot_start_is_hot_for_as_many_tokens_as_it_says() {
     let context = Context::new(1);
     let beta = 0.5;
     let fire = Fire::new(30.0).with_tokens(2);
-    let base = SamplingConfig::default().with_beta(beta).with_temperature(0.7).with_fire(fire);
-    let sampling = base.init().unwrap();
+    let base = Sampling::default().with_beta(beta).with_temperature(0.7).with_fire(fire);
+    let sampling = base.checked().unwrap();
     let fused: Vec<f32> = (0..VOCAB)
         .map(|z| (1.0 + beta) * context.reference[z] - beta * context.expected[z])
         .collect();
@@ -380,8 +381,8 @@ fn a_hot_start_is_hot_for_as_many_tokens_as_it_says() {
 #[test]
 fn a_hot_start_before_greedy_tokens_is_random() {
     let context = Context::new(1);
-    let sampling = SamplingConfig::default().with_temperature(0.0).with_fire(Fire::new(30.0));
-    let sampling = sampling.init().unwrap();
+    let sampling = Sampling::default().with_temperature(0.0).with_fire(Fire::new(30.0));
+    let sampling = sampling.checked().unwrap();
     assert!(sampling.is_greedy() && sampling.is_greedy_at(1) && !sampling.is_greedy_at(0));
     let seen = |generated: &'static [TokenId]| -> HashSet<TokenId> {
         let token = |request| {

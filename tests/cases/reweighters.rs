@@ -5,16 +5,16 @@ use burn::{
     tensor::{Tensor, TensorData},
 };
 use esamp::{
-    CausalLm, Choice, Completion, Decoder, Distiller, Fire, GaussianError, LmHead, Matched, Phase,
-    Request, ReweighterConfig, RowId, Sampler, SamplerConfig, Sampling, SamplingConfig, Sharing,
+    CausalLm, CheckedSampling, Choice, Completion, Decoder, Distiller, Fire, GaussianError, LmHead,
+    Matched, Phase, Request, ReweighterConfig, RowId, Sampler, SamplerConfig, Sampling, Sharing,
     StepError, StepInput, StepRow, SwiGluConfig, TokenId, testing::TinyLm,
 };
 
 use super::sampler_step::{D_MODEL, VOCAB, World, choices, esamp, log_softmax, row, sampler, wave};
 use crate::device;
 
-fn sampling(reweighter: ReweighterConfig, beta: f32) -> SamplingConfig {
-    SamplingConfig::default().with_reweighter(reweighter).with_beta(beta)
+fn sampling(reweighter: ReweighterConfig, beta: f32) -> Sampling {
+    Sampling::default().with_reweighter(reweighter).with_beta(beta)
 }
 
 fn host(tensor: Tensor<2>) -> Vec<f32> {
@@ -71,8 +71,9 @@ fn a_token_is_drawn_from_what_the_formula_says() {
     ];
     for (reweighter, formula) in formulas {
         for k in [3, 5, VOCAB] {
-            let config = sampling(reweighter, beta).with_temperature(temperature).with_top_k(k);
-            let sampling = config.init().unwrap();
+            let config =
+                sampling(reweighter.clone(), beta).with_temperature(temperature).with_top_k(k);
+            let sampling = config.checked().unwrap();
             for context in 0..6 {
                 let hidden = world.hidden(&[context]);
                 let scaled = |logits: Tensor<2>| host(logits / temperature);
@@ -105,10 +106,10 @@ fn a_token_is_drawn_from_what_the_formula_says() {
 fn sharpening_is_a_temperature_and_costs_nothing() {
     let world = World::new();
     let config = sampling(ReweighterConfig::Sharpen, 0.5).with_temperature(0.9);
-    let (sharp, plain) = (config.init().unwrap(), config.sharpened_plain());
+    let (sharp, plain) = (config.checked().unwrap(), config.sharpened_plain());
     assert_eq!(plain.beta, 0.0);
     assert!((plain.temperature - 0.6).abs() < 1e-6);
-    let plain = plain.init().unwrap();
+    let plain = plain.checked().unwrap();
     let mut sampler = sampler();
     for context in 0..30 {
         let hidden = world.hidden(&[context, context]);
@@ -138,7 +139,7 @@ fn sharpening_and_a_hot_start() {
     let hidden = world.hidden(&[3]);
     let logits = host(world.head.logits(hidden.deep().clone()));
     for (config, factor) in [(&config, (1.0 + beta) / hot), (&plain, 1.0 / hot)] {
-        let sampling = config.init().unwrap();
+        let sampling = config.checked().unwrap();
         let rows = [row(0, 0, &sampling)]; // its third token
         let input = StepInput::new(&rows, world.head.logits(hidden.deep().clone()), &world.head);
         let choice = choices(sampler().step(input).unwrap())[0];
@@ -157,7 +158,7 @@ fn sharpening_keeps_the_candidates_that_a_lower_temperature_would_drop() {
     for (config, scores) in
         [(config.clone(), &[0.0f32, -2.0][..]), (config.sharpened_plain(), &[0.0][..])]
     {
-        let sampling = config.init().unwrap();
+        let sampling = config.checked().unwrap();
         let logits = Tensor::from_data(TensorData::new(logits.clone(), [1, VOCAB]), &world.device);
         let rows = [row(0, 0, &sampling)];
         let output = sampler().step(StepInput::new(&rows, logits, &world.head)).unwrap();
@@ -180,12 +181,16 @@ impl Distiller for Blank {
 #[test]
 fn sharpening_is_esamp_with_a_distiller_of_constant_logits() {
     let world = World::new();
-    let mut blank = SamplerConfig::new().init_with(Blank {}, D_MODEL, &world.device).unwrap();
+    let mut blank = Sampler::builder(SamplerConfig::new())
+        .with_distiller(Blank {})
+        .build(D_MODEL, &world.device)
+        .unwrap();
     let bias = [[].into(), [(2, 3.0), (5, -2.0)].into()];
     let pairs = bias.map(|logit_bias: std::collections::BTreeMap<u32, f32>| {
         [ReweighterConfig::Extrapolate, ReweighterConfig::Sharpen].map(|reweighter| {
-            let config = sampling(reweighter, 0.7).with_min_p(0.05);
-            SamplingConfig { logit_bias: logit_bias.clone(), ..config }.init().unwrap()
+            let mut config = sampling(reweighter, 0.7).with_min_p(0.05);
+            config.logit_bias = logit_bias.clone();
+            config.checked().unwrap()
         })
     });
     for (context, [esamp, sharp]) in (0..30).flat_map(|c| pairs.iter().map(move |p| (c, p))) {
@@ -200,8 +205,11 @@ fn sharpening_is_esamp_with_a_distiller_of_constant_logits() {
 #[test]
 fn orthogonal_novelty_of_constant_logits_is_nothing() {
     let world = World::new();
-    let mut blank = SamplerConfig::new().init_with(Blank {}, D_MODEL, &world.device).unwrap();
-    let orthogonal = sampling(ReweighterConfig::Orthogonal, 1.0).init().unwrap();
+    let mut blank = Sampler::builder(SamplerConfig::new())
+        .with_distiller(Blank {})
+        .build(D_MODEL, &world.device)
+        .unwrap();
+    let orthogonal = sampling(ReweighterConfig::Orthogonal, 1.0).checked().unwrap();
     for context in 0..30 {
         let one =
             choices(world.step(&mut blank, &[row(0, 0, &orthogonal)], &[context]).unwrap())[0];
@@ -216,7 +224,7 @@ fn orthogonal_novelty_of_constant_logits_is_nothing() {
 fn only_the_first_token_of_a_contrasted_row_is_reweighted() {
     let world = World::new();
     let plain = esamp(0.0);
-    let step = |sampling: &Sampling| {
+    let step = |sampling: &CheckedSampling| {
         let logits = world.head.logits(world.hidden(&[3]).deep().clone());
         let rows = [StepRow { phase: Phase::FirstToken, generated: &[], ..row(0, 0, sampling) }];
         let input = StepInput::new(&rows, logits, &world.head);
@@ -228,10 +236,10 @@ fn only_the_first_token_of_a_contrasted_row_is_reweighted() {
         ReweighterConfig::Sharpen,
         ReweighterConfig::RandomReward,
     ] {
-        let sampling = sampling(reweighter, 3.0).init().unwrap();
+        let sampling = sampling(reweighter.clone(), 3.0).checked().unwrap();
         assert_eq!(step(&sampling), step(&plain), "{reweighter:?}");
     }
-    let contrast = sampling(ReweighterConfig::Contrast, 0.5).init().unwrap();
+    let contrast = sampling(ReweighterConfig::Contrast, 0.5).checked().unwrap();
     let reference = host(world.head.logits(world.hidden(&[3]).deep().clone()));
     let other = host(other_logits(&world, &[3]));
     let fused: Vec<f32> = reference.iter().zip(&other).map(|(r, o)| 1.5 * r - 0.5 * o).collect();
@@ -255,7 +263,8 @@ fn all_reweighters_in_one_batch() {
         sampling(ReweighterConfig::MatchedRandom(Matched::Extrapolate), 0.5),
         sampling(ReweighterConfig::MatchedRandom(Matched::Orthogonal), 0.5),
     ];
-    let samplings: Vec<Sampling> = kinds.iter().map(|kind| kind.init().unwrap()).collect();
+    let samplings: Vec<CheckedSampling> =
+        kinds.iter().map(|kind| kind.checked().unwrap()).collect();
     let rows: Vec<StepRow<'_>> =
         samplings.iter().enumerate().map(|(at, s)| row(at as u64, at as u64, s)).collect();
     let contexts: Vec<usize> = (0..rows.len()).collect();
@@ -286,8 +295,8 @@ fn all_reweighters_in_one_batch() {
 #[test]
 fn a_row_that_the_other_model_has_no_number_for_is_sampled_plainly() {
     let world = World::new();
-    let contrast = sampling(ReweighterConfig::Contrast, 0.5).init().unwrap();
-    let narrow = sampling(ReweighterConfig::Contrast, 0.5).with_top_k(1).init().unwrap();
+    let contrast = sampling(ReweighterConfig::Contrast, 0.5).checked().unwrap();
+    let narrow = sampling(ReweighterConfig::Contrast, 0.5).with_top_k(1).checked().unwrap();
     let plain = esamp(0.0);
     let rows = [row(0, 0, &contrast), row(0, 1, &contrast), row(0, 2, &narrow)];
     let hidden = world.hidden(&[1, 2, 3]);
@@ -313,7 +322,7 @@ fn a_row_that_the_other_model_has_no_number_for_is_sampled_plainly() {
 fn what_a_contrasted_row_needs_is_said_before_any_work() {
     let world = World::new();
     let (contrast, steered) =
-        (sampling(ReweighterConfig::Contrast, 0.5).init().unwrap(), esamp(0.25));
+        (sampling(ReweighterConfig::Contrast, 0.5).checked().unwrap(), esamp(0.25));
     let rows = [row(4, 7, &contrast), row(0, 1, &steered)];
     let mut sampler = sampler();
     let mut wording = |other: Option<Tensor<2>>| {
@@ -346,13 +355,13 @@ fn what_a_contrasted_row_needs_is_said_before_any_work() {
 #[test]
 fn settings_from_before_reweighters_had_names_are_esamp() {
     let old = r#"{"temperature":0.8,"temperature_order":"before_filters","filters":[],"beta":0.5}"#;
-    let read: SamplingConfig = serde_json::from_str(old).unwrap();
-    assert_eq!(read, SamplingConfig::default().with_temperature(0.8).with_beta(0.5));
+    let read: Sampling = serde_json::from_str(old).unwrap();
+    assert_eq!(read, Sampling::default().with_temperature(0.8).with_beta(0.5));
     let orthogonal = sampling(ReweighterConfig::Orthogonal, 1.0);
     let written = serde_json::to_string(&orthogonal).unwrap();
     assert!(written.contains(r#""beta":1.0,"reweighter":"orthogonal""#), "{written}");
-    assert_eq!(serde_json::from_str::<SamplingConfig>(&written).unwrap(), orthogonal);
-    let contrastive = SamplingConfig::contrastive();
+    assert_eq!(serde_json::from_str::<Sampling>(&written).unwrap(), orthogonal);
+    let contrastive = Sampling::contrastive();
     assert_eq!((contrastive.beta, contrastive.filters.len()), (0.5, 1));
 }
 
@@ -360,8 +369,8 @@ fn settings_from_before_reweighters_had_names_are_esamp() {
 #[test]
 fn a_rows_tokens_do_not_depend_on_its_company_whatever_reweights_it() {
     let model = TinyLm::new(5, &device());
-    let base = || SamplingConfig::default().with_min_p(0.02);
-    let arms: Vec<(SamplingConfig, bool)> = [
+    let base = || Sampling::default().with_min_p(0.02);
+    let arms: Vec<(Sampling, bool)> = [
         ReweighterConfig::Subtract,
         ReweighterConfig::Orthogonal,
         ReweighterConfig::Contrast,
@@ -372,7 +381,7 @@ fn a_rows_tokens_do_not_depend_on_its_company_whatever_reweights_it() {
         ReweighterConfig::MatchedRandom(Matched::Orthogonal),
     ]
     .map(|reweighter| {
-        let config = base().with_reweighter(reweighter).with_beta(reweighter.usual_beta());
+        let config = base().with_beta(reweighter.usual_beta()).with_reweighter(reweighter);
         (config, false)
     })
     .into_iter()
@@ -392,7 +401,7 @@ fn a_rows_tokens_do_not_depend_on_its_company_whatever_reweights_it() {
         };
         let request = |prompt: &[TokenId], seed| {
             let request = Request::new(prompt.to_vec()).with_seed(seed).with_max_new_tokens(16);
-            request.with_completions(2).with_sampling(config.init().unwrap())
+            request.with_completions(2).with_sampling(config.clone())
         };
         let run = |mut decoder: Decoder<&TinyLm>| -> Vec<Vec<TokenId>> {
             let completions = decoder.run(|_| std::ops::ControlFlow::Continue(())).unwrap();

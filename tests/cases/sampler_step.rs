@@ -6,8 +6,8 @@ use burn::{
     tensor::{DType, Device, Tensor, TensorData},
 };
 use esamp::{
-    Choice, Distiller, DrawKey, Gradient, HiddenStates, LmHead, Phase, RowError, RowId, Sampler,
-    SamplerConfig, Sampling, SamplingConfig, Sharing, StepError, StepInput, StepOutput, StepRow,
+    CheckedSampling, Choice, Distiller, DrawKey, Gradient, HiddenStates, LmHead, Phase, RowError,
+    RowId, Sampler, SamplerConfig, Sampling, Sharing, StepError, StepInput, StepOutput, StepRow,
     TemperatureOrder, TiedHead, TokenMask, TrainError,
 };
 
@@ -64,7 +64,7 @@ pub(crate) fn sampler() -> Sampler {
     SamplerConfig::new().init(D_MODEL, &device()).unwrap()
 }
 
-pub(crate) fn row(prompt: u64, request: u64, sampling: &Sampling) -> StepRow<'_> {
+pub(crate) fn row(prompt: u64, request: u64, sampling: &CheckedSampling) -> StepRow<'_> {
     StepRow {
         id: RowId::new(prompt, request),
         phase: Phase::Decode,
@@ -78,8 +78,8 @@ pub(crate) fn row(prompt: u64, request: u64, sampling: &Sampling) -> StepRow<'_>
     }
 }
 
-pub(crate) fn esamp(beta: f32) -> Sampling {
-    SamplingConfig::default().with_beta(beta).init().unwrap()
+pub(crate) fn esamp(beta: f32) -> CheckedSampling {
+    Sampling::default().with_beta(beta).checked().unwrap()
 }
 
 pub(crate) fn choices(output: StepOutput) -> Vec<Choice> {
@@ -101,8 +101,8 @@ pub(crate) fn log_softmax(scores: &[f32], token: u32) -> f32 {
 fn a_token_is_drawn_from_the_fused_distribution() {
     let world = World::new();
     let (beta, temperature) = (0.5, 0.8);
-    let sampling = SamplingConfig::default().with_beta(beta).with_temperature(temperature);
-    let sampling = sampling.init().unwrap();
+    let sampling = Sampling::default().with_beta(beta).with_temperature(temperature);
+    let sampling = sampling.checked().unwrap();
     let hidden = world.hidden(&[4]);
     let distiller = esamp::SwiGluConfig::new().init(D_MODEL, 0, &world.device).unwrap();
     let expected = world.head.logits(distiller.predict(hidden.shallow().clone()));
@@ -118,9 +118,9 @@ fn a_token_is_drawn_from_the_fused_distribution() {
 fn the_expected_logits_are_those_of_the_candidates_alone() {
     // With a filter, the sampler projects onto the candidates; without, onto the whole vocabulary. The scores agree.
     let world = World::new();
-    let wide = SamplingConfig::default().with_beta(1.0).with_temperature(0.0).init().unwrap();
-    let narrow = SamplingConfig::default().with_beta(1.0).with_temperature(0.0).with_top_k(2);
-    let narrow = narrow.init().unwrap();
+    let wide = Sampling::default().with_beta(1.0).with_temperature(0.0).checked().unwrap();
+    let narrow = Sampling::default().with_beta(1.0).with_temperature(0.0).with_top_k(2);
+    let narrow = narrow.checked().unwrap();
     let contexts: Vec<usize> = (0..3).collect();
     let rows = |sampling| -> Vec<_> { (0..3).map(|r| row(0, r, sampling)).collect() };
     let wide = choices(world.step(&mut sampler(), &rows(&wide), &contexts).unwrap());
@@ -135,7 +135,8 @@ fn the_expected_logits_are_those_of_the_candidates_alone() {
 #[test]
 fn beta_zero_is_plain_sampling_and_no_distiller_work() {
     let world = World::new();
-    let (plain, off) = (Sampling::new(Never).unwrap(), esamp(0.0));
+    let (plain, off) =
+        (Sampling::new().with_custom_reweighter(Never).checked().unwrap(), esamp(0.0));
     let mut with_zero = sampler();
     for step in 0..20 {
         let contexts = [step, step + 1];
@@ -184,7 +185,10 @@ impl Distiller for Oracle {
 #[test]
 fn a_perfect_distiller_changes_nothing() {
     let world = World::new();
-    let mut sampler = SamplerConfig::new().init_with(Oracle {}, D_MODEL, &world.device).unwrap();
+    let mut sampler = Sampler::builder(SamplerConfig::new())
+        .with_distiller(Oracle {})
+        .build(D_MODEL, &world.device)
+        .unwrap();
     let (strong, off) = (esamp(2.0), esamp(0.0));
     for context in 0..30 {
         let deep = world.hidden(&[context]).deep().clone();
@@ -428,7 +432,7 @@ fn steering_that_learned_nothing_is_an_error() {
 #[test]
 fn greedy_and_random_rows_in_one_batch() {
     let world = World::new();
-    let greedy = SamplingConfig::default().with_temperature(0.0).init().unwrap();
+    let greedy = Sampling::default().with_temperature(0.0).checked().unwrap();
     let random = esamp(0.25);
     let mut seen = std::collections::HashSet::new();
     let mut greedy_tokens = std::collections::HashSet::new();
@@ -450,9 +454,8 @@ fn the_place_of_the_temperature_decides_what_filters_see() {
     logits[..3].copy_from_slice(&[0.0, -1.0, -2.0]);
     for (order, left) in [(TemperatureOrder::BeforeFilters, 3), (TemperatureOrder::AfterFilters, 2)]
     {
-        let sampling =
-            SamplingConfig::default().with_beta(0.0).with_temperature(2.0).with_min_p(0.2);
-        let sampling = sampling.with_temperature_order(order).init().unwrap();
+        let sampling = Sampling::default().with_beta(0.0).with_temperature(2.0).with_min_p(0.2);
+        let sampling = sampling.with_temperature_order(order).checked().unwrap();
         let logits = Tensor::from_data(TensorData::new(logits.clone(), [1, VOCAB]), &world.device);
         let rows = [row(0, 0, &sampling)];
         let input = StepInput::new(&rows, logits, &world.head);
@@ -466,7 +469,7 @@ fn the_place_of_the_temperature_decides_what_filters_see() {
 #[test]
 fn log_probabilities_under_the_model_are_given_on_demand() {
     let world = World::new();
-    let sampling = SamplingConfig::default().with_top_k(2).with_temperature(0.3).init().unwrap();
+    let sampling = Sampling::default().with_top_k(2).with_temperature(0.3).checked().unwrap();
     let asked = StepRow { wants_reference_log_prob: true, ..row(0, 0, &sampling) };
     let got = choices(world.step(&mut sampler(), &[asked, row(0, 1, &sampling)], &[1, 2]).unwrap());
     let reference = world.head.logits(world.hidden(&[1]).deep().clone());
@@ -570,7 +573,10 @@ fn a_head_or_a_distiller_that_returns_the_wrong_shape_is_an_error() {
     let world = World::new();
     let sampling = esamp(0.25);
     let rows = [row(0, 0, &sampling)];
-    let mut narrow = SamplerConfig::new().init_with(Narrow {}, D_MODEL, &world.device).unwrap();
+    let mut narrow = Sampler::builder(SamplerConfig::new())
+        .with_distiller(Narrow {})
+        .build(D_MODEL, &world.device)
+        .unwrap();
     let error = world.step(&mut narrow, &rows, &[0]).unwrap_err();
     assert_eq!(error.to_string(), "distiller: expected a prediction of shape [1, 8], got [1, 3]");
     let hidden = world.hidden(&[0]);
@@ -588,7 +594,7 @@ fn a_head_or_a_distiller_that_returns_the_wrong_shape_is_an_error() {
 fn a_head_of_another_model_is_refused_before_it_is_applied() {
     let world = World::new();
     // With a filter: the head's matrix would be asked for rows that it does not have.
-    let sampling = SamplingConfig::default().with_top_k(2).init().unwrap();
+    let sampling = Sampling::default().with_top_k(2).checked().unwrap();
     let rows = [row(0, 0, &sampling)];
     let hidden = world.hidden(&[0]);
     let mut sampler = sampler();
@@ -610,7 +616,7 @@ fn a_head_of_another_model_is_refused_before_it_is_applied() {
 #[test]
 fn a_log_probability_that_does_not_exist_is_said() {
     let world = World::new();
-    let sampling = SamplingConfig::default().with_beta(0.0).init().unwrap();
+    let sampling = Sampling::default().with_beta(0.0).checked().unwrap();
     let only = TokenMask::allowing(VOCAB, [2, 3]);
     let nan = Tensor::<2>::full([1, 1], f32::NAN, &world.device);
     let logits = wave([1, VOCAB], 0.3, &world.device).slice_assign([0..1, 7..8], nan);
@@ -635,7 +641,8 @@ fn a_reweighter_that_returns_no_number_fails_its_row_only() {
         }
     }
     let world = World::new();
-    let (broken, fine) = (Sampling::new(Broken).unwrap(), esamp(0.25));
+    let (broken, fine) =
+        (Sampling::new().with_custom_reweighter(Broken).checked().unwrap(), esamp(0.25));
     let rows = [row(0, 0, &broken), row(0, 1, &fine)];
     let output = world.step(&mut sampler(), &rows, &[0, 1]).unwrap();
     assert!(matches!(output.choices[0], Err(RowError::Score { token: 3, .. })));
@@ -644,8 +651,8 @@ fn a_reweighter_that_returns_no_number_fails_its_row_only() {
 
 #[test]
 fn settings_out_of_range_are_refused_when_they_are_made() {
-    let wording = |config: SamplingConfig| config.init().unwrap_err().to_string();
-    let base = SamplingConfig::default;
+    let wording = |config: Sampling| config.checked().unwrap_err().to_string();
+    let base = Sampling::default;
     assert_eq!(wording(base().with_beta(-0.5)), "beta: expected a number of at least 0, got -0.5");
     assert_eq!(
         wording(base().with_beta(f32::NAN)),
@@ -655,12 +662,15 @@ fn settings_out_of_range_are_refused_when_they_are_made() {
         wording(base().with_temperature(-1.0)),
         "temperature: expected 0 or a number of at least 0.0001, got -1"
     );
-    assert!(base().with_temperature(1e-5).init().is_err(), "logits would leave the range of f32");
-    assert!(base().with_temperature(Sampling::LOWEST_TEMPERATURE).init().is_ok());
+    assert!(
+        base().with_temperature(1e-5).checked().is_err(),
+        "logits would leave the range of f32"
+    );
+    assert!(base().with_temperature(Sampling::LOWEST_TEMPERATURE).checked().is_ok());
     let refused = |config: SamplerConfig| config.init(D_MODEL, &device()).unwrap_err().to_string();
     let rate = esamp::OptimizerConfig::sgd(0.0);
     assert_eq!(
-        refused(SamplerConfig::new().with_optimizer(Some(rate))),
+        refused(SamplerConfig::new().with_optimizer(rate)),
         "learning_rate: expected a number above 0, got 0"
     );
     let blocks = esamp::DistillerConfig::SwiGlu(esamp::SwiGluConfig::new().with_blocks(0));
@@ -670,7 +680,7 @@ fn settings_out_of_range_are_refused_when_they_are_made() {
     );
     assert!(SamplerConfig::new().init(0, &device()).is_err());
     let first = esamp::TrainRows::FirstPerPrompt;
-    let training = esamp::TrainingConfig { train_rows: first, ..Default::default() };
+    let training = esamp::TrainingConfig::new().with_train_rows(first);
     let alone = SamplerConfig::new().with_sharing(Sharing::PerRequest).with_training(training);
     assert_eq!(
         refused(alone),
@@ -705,7 +715,10 @@ impl esamp::StackedDistiller for StackedNothing {
 fn a_distiller_without_parameters_predicts_in_any_company() {
     let world = World::new();
     let sampling = esamp(0.25);
-    let mut sampler = SamplerConfig::new().init_with(Nothing {}, D_MODEL, &world.device).unwrap();
+    let mut sampler = Sampler::builder(SamplerConfig::new())
+        .with_distiller(Nothing {})
+        .build(D_MODEL, &world.device)
+        .unwrap();
     let (a, b) = (row(0, 0, &sampling), row(1, 1, &sampling));
     for rows in [&[a, b][..], &[b, a], &[b]] {
         let contexts: Vec<usize> = (0..rows.len()).collect();
@@ -763,7 +776,10 @@ fn gradients_that_do_not_fit_are_refused() {
         let weight = Param::from_tensor(wave([D_MODEL, D_MODEL], 0.3, &world.device));
         let distiller = Given { weight, gradient };
         let config = SamplerConfig::new();
-        let mut sampler = config.init_with(distiller, D_MODEL, &world.device).unwrap();
+        let mut sampler = Sampler::builder(config)
+            .with_distiller(distiller)
+            .build(D_MODEL, &world.device)
+            .unwrap();
         world.step(&mut sampler, &[row(0, 0, &sampling)], &[0]).map(|_| sampler.counters().updates)
     };
     let fits = [[1, 1, D_MODEL], [1, 1, D_MODEL]];
@@ -800,7 +816,10 @@ fn a_distiller_that_has_diverged_is_counted_apart() {
             shallow * f32::NAN
         }
     }
-    let mut sampler = SamplerConfig::new().init_with(Diverged {}, D_MODEL, &world.device).unwrap();
+    let mut sampler = Sampler::builder(SamplerConfig::new())
+        .with_distiller(Diverged {})
+        .build(D_MODEL, &world.device)
+        .unwrap();
     world.step(&mut sampler, &[row(0, 0, &sampling)], &[0]).unwrap();
     let counters = sampler.counters();
     assert_eq!((counters.rows_not_finite, counters.predictions_not_finite), (1, 1));

@@ -5,19 +5,19 @@ use std::{collections::BTreeMap, ops::ControlFlow};
 use crate::device;
 use burn::tensor::{Device, Tensor, TensorData};
 use esamp::{
-    CausalLm, Completion, Decoder, Distiller, DrawKey, HiddenStates, LmHead, Phase, Request,
-    RowError, RowId, Sampler, SamplerConfig, Sampling, SamplingConfig, Selection, StepInput,
+    CausalLm, CheckedSampling, Completion, Decoder, Distiller, DrawKey, HiddenStates, LmHead,
+    Phase, Request, RowError, RowId, Sampler, SamplerConfig, Sampling, Selection, StepInput,
     StepRow, TiedHead, TokenId, testing::ScriptedLm,
 };
 
 const PROBABILITIES: [f64; 4] = [0.15, 0.5, 0.05, 0.3];
 
-fn arithmetic() -> SamplingConfig {
-    SamplingConfig::default().with_selection(Selection::Arithmetic)
+fn arithmetic() -> Sampling {
+    Sampling::default().with_selection(Selection::Arithmetic)
 }
 
 fn plain() -> Sampling {
-    arithmetic().with_beta(0.0).init().unwrap()
+    arithmetic().with_beta(0.0)
 }
 
 /// A model with the same distribution everywhere.
@@ -106,7 +106,7 @@ impl Loop {
 
     fn step(
         &mut self,
-        sampling: &Sampling,
+        sampling: &CheckedSampling,
         generated: &[TokenId],
         code: Option<f64>,
     ) -> Result<esamp::Choice, RowError> {
@@ -116,7 +116,7 @@ impl Loop {
     fn step_with(
         &mut self,
         probabilities: [f64; 4],
-        sampling: &Sampling,
+        sampling: &CheckedSampling,
         generated: &[TokenId],
         code: Option<f64>,
     ) -> Result<esamp::Choice, RowError> {
@@ -145,7 +145,7 @@ impl Loop {
 fn long_completions_stay_valid_samples() {
     for probabilities in [PROBABILITIES, [0.25; 4]] {
         let mut own = Loop::new();
-        let sampling = plain();
+        let sampling = plain().checked().unwrap();
         let mut code = Some(DrawKey::arithmetic_code(5, &[1, 2], 0, 8));
         let mut generated: Vec<TokenId> = Vec::new();
         let tokens = 4_000;
@@ -174,7 +174,7 @@ fn long_completions_stay_valid_samples() {
 #[test]
 fn a_code_that_is_missing_or_is_none_fails_its_row() {
     let mut own = Loop::new();
-    let sampling = plain();
+    let sampling = plain().checked().unwrap();
     let mut wording = |code| own.step(&sampling, &[], code).unwrap_err().to_string();
     assert_eq!(wording(None), "arithmetic code: expected that of the row's last choice, got none");
     assert_eq!(wording(Some(1.0)), "arithmetic code: expected a number in [0, 1), got 1");
@@ -185,10 +185,10 @@ fn a_code_that_is_missing_or_is_none_fails_its_row() {
 #[test]
 fn rows_that_need_no_code_hand_it_on() {
     let mut own = Loop::new();
-    let greedy = arithmetic().with_beta(0.0).with_temperature(0.0).init().unwrap();
+    let greedy = arithmetic().with_beta(0.0).with_temperature(0.0).checked().unwrap();
     let choice = own.step(&greedy, &[], Some(0.99)).unwrap();
     assert_eq!((choice.token, choice.code), (1, Some(0.99)));
-    let random = SamplingConfig::default().with_beta(0.0).init().unwrap();
+    let random = Sampling::default().with_beta(0.0).checked().unwrap();
     let with = own.step(&random, &[], Some(0.99)).unwrap();
     let without = own.step(&random, &[], None).unwrap();
     assert_eq!((with.token, with.code), (without.token, Some(0.99)));
@@ -224,7 +224,7 @@ fn steered_rows_cover_the_fused_distribution_evenly() {
     let fused: Vec<f64> = fused[..VOCAB].iter().map(|&score| f64::from(score).exp()).collect();
     let total: f64 = fused.iter().sum();
 
-    let sampling = arithmetic().with_beta(beta).init().unwrap();
+    let sampling = arithmetic().with_beta(beta).checked().unwrap();
     for seed in 0..10 {
         let rows: Vec<StepRow<'_>> = (0..count as u64)
             .map(|request| StepRow {

@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 use esamp::{
     DistillerConfig, DrawKey, HiddenStates, LowRankConfig, OptimizerConfig, Phase, RowId, Sampler,
-    SamplerConfig, SamplingConfig, Sharing, SlotPath, Staleness, StepInput, StepRow, SwiGluConfig,
+    SamplerConfig, Sampling, Sharing, SlotPath, Staleness, StepInput, StepRow, SwiGluConfig,
     TiedHead, TrainingConfig,
 };
 
@@ -20,7 +20,7 @@ fn after_a_step(config: &SamplerConfig, prompts: u64) -> Sampler {
     let device = crate::device();
     let mut sampler = config.init(D_MODEL, &device).unwrap();
     assert_eq!(sampler.state_bytes(), 0, "nothing has learned");
-    let sampling = SamplingConfig::default().init().unwrap();
+    let sampling = Sampling::default().checked().unwrap();
     let rows: Vec<StepRow<'_>> = (0..prompts)
         .map(|prompt| StepRow {
             id: RowId::new(prompt, prompt),
@@ -54,11 +54,11 @@ fn a_slot_is_its_parameters_and_what_its_optimizer_remembers() {
     for path in [SlotPath::Automatic, SlotPath::Stacked, SlotPath::Apart, SlotPath::OneByOne] {
         for (optimizer, copies) in [
             (OptimizerConfig::sgd(1e-3), 1),
-            (OptimizerConfig::reference(), 3),
+            (OptimizerConfig::adam_w(1e-3), 3),
             (OptimizerConfig::paper(), 3),
         ] {
-            let training = TrainingConfig { slot_path: path, ..TrainingConfig::default() };
-            let config = low_rank().with_training(training).with_optimizer(Some(optimizer));
+            let training = TrainingConfig::new().with_slot_path(path);
+            let config = low_rank().with_training(training).with_optimizer(optimizer);
             let sampler = after_a_step(&config, 3);
             assert_eq!(sampler.state_bytes(), 3 * copies * LOW_RANK * 4, "{path:?} {optimizer:?}");
         }
@@ -75,7 +75,7 @@ fn sharing_and_the_background_change_the_number_of_copies() {
     assert_eq!(after_a_step(&shared, 3).state_bytes(), state);
     let adaptive = low_rank().with_sharing(Sharing::Adaptive(Default::default()));
     assert_eq!(after_a_step(&adaptive, 3).state_bytes(), 4 * state, "three of their own and one");
-    let training = TrainingConfig { staleness: Staleness::Background, ..TrainingConfig::default() };
+    let training = TrainingConfig::new().with_staleness(Staleness::Background);
     let background = low_rank().with_training(training);
     assert_eq!(after_a_step(&background, 3).state_bytes(), 2 * 3 * state);
 }

@@ -11,9 +11,9 @@ use burn::{
     tensor::{Tensor, TensorData},
 };
 use esamp::{
-    CausalLm, Choice, Completion, Counters, Decoder, Distiller, DrawKey, HiddenStates, LmHead,
-    Observer, OptimizerConfig, Phase, Recorder, Request, ReweighterConfig, RowError, RowId,
-    RowTrace, Sampler, SamplerConfig, Sampling, SamplingConfig, Sharing, SlotKey, Steering,
+    CausalLm, CheckedSampling, Choice, Completion, Counters, Decoder, Distiller, DrawKey,
+    HiddenStates, LmHead, Observer, OptimizerConfig, Phase, Recorder, Request, ReweighterConfig,
+    RowError, RowId, RowTrace, Sampler, SamplerConfig, Sampling, Sharing, SlotKey, Steering,
     StepInput, StepOutput, StepRow, TemperatureOrder, TokenMask, TrainError, testing::TinyLm,
 };
 
@@ -40,13 +40,16 @@ type Shared = Arc<Mutex<Recorder>>;
 
 /// A sampler over four tokens and its observer.
 fn watched() -> (Sampler, Shared) {
-    let mut sampler = SamplerConfig::new().init_with(Repeat {}, 4, &device()).unwrap();
+    let mut sampler = Sampler::builder(SamplerConfig::new())
+        .with_distiller(Repeat {})
+        .build(4, &device())
+        .unwrap();
     let recorder = Shared::default();
     sampler.set_observer(Box::new(recorder.clone()));
     (sampler, recorder)
 }
 
-fn row(request: u64, sampling: &Sampling) -> StepRow<'_> {
+fn row(request: u64, sampling: &CheckedSampling) -> StepRow<'_> {
     StepRow {
         id: RowId::new(0, request),
         phase: Phase::Decode,
@@ -96,7 +99,7 @@ fn a_row_of_four_tokens_by_hand() {
     let weights = [1.6, 0.45, 0.04 / 0.3, 0.025];
     let total: f64 = weights.iter().sum();
     let [p, new] = [[0.4, 0.3, 0.2, 0.1], weights.map(|w| w / total)];
-    let sampling = SamplingConfig::default().with_beta(1.0).init().unwrap();
+    let sampling = Sampling::default().with_beta(1.0).checked().unwrap();
     let mut seen = [false; 4];
     for request in 0..60 {
         let (mut sampler, recorder) = watched();
@@ -157,11 +160,11 @@ fn temperature_and_filters_are_in_the_trace_as_they_were_in_the_race() {
     // Masses 1, 2, 4, 8 at T 1; at T ½ they are 1, 4, 16, 64. Top-k 2 leaves the last two.
     let logits = [1.0f32, 2.0, 4.0, 8.0].map(f32::ln);
     for order in [TemperatureOrder::BeforeFilters, TemperatureOrder::AfterFilters] {
-        let sampling = SamplingConfig::default().with_beta(0.0).with_temperature(0.5).with_top_k(2);
-        let sampling = sampling.with_temperature_order(order).init().unwrap();
-        let greedy = SamplingConfig::default().with_temperature(0.0).with_top_k(2).init().unwrap();
+        let sampling = Sampling::default().with_beta(0.0).with_temperature(0.5).with_top_k(2);
+        let sampling = sampling.with_temperature_order(order).checked().unwrap();
+        let greedy = Sampling::default().with_temperature(0.0).with_top_k(2).checked().unwrap();
         let odd = TokenMask::allowing(4, [1, 3]);
-        let one = SamplingConfig::default().with_top_k(1).init().unwrap();
+        let one = Sampling::default().with_top_k(1).checked().unwrap();
         let (mut sampler, recorder) = watched();
         let masked = StepRow { allowed: Some(&odd), ..row(2, &one) };
         let rows = [row(0, &sampling), row(1, &greedy), masked];
@@ -195,7 +198,7 @@ fn temperature_and_filters_are_in_the_trace_as_they_were_in_the_race() {
 #[test]
 fn interventions_are_tokens_that_steering_has_changed() {
     // β 1 on greedy rows: 2·logit − expected. Token 0 stays the best unless it was expected.
-    let sampling = SamplingConfig::default().with_beta(1.0).with_temperature(0.0).init().unwrap();
+    let sampling = Sampling::default().with_beta(1.0).with_temperature(0.0).checked().unwrap();
     let logits = [2.0, 1.0, 0.0, -1.0];
     let expected = [[0.0, 0.0, 0.0, 0.0], [4.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, -6.0]];
     let (mut sampler, recorder) = watched();
@@ -212,8 +215,8 @@ fn interventions_are_tokens_that_steering_has_changed() {
 
 #[test]
 fn every_row_says_why_it_was_not_steered() {
-    let (on, off) = (SamplingConfig::default(), SamplingConfig::default().with_beta(0.0));
-    let (on, off) = (on.init().unwrap(), off.init().unwrap());
+    let (on, off) = (Sampling::default(), Sampling::default().with_beta(0.0));
+    let (on, off) = (on.checked().unwrap(), off.checked().unwrap());
     let (mut sampler, recorder) = watched();
     let first = StepRow { phase: Phase::FirstToken, generated: &[], ..row(0, &on) };
     let rows = [first, row(1, &off), row(2, &on), row(3, &on), row(4, &on)];
@@ -232,8 +235,8 @@ fn every_row_says_why_it_was_not_steered() {
 
 #[test]
 fn a_row_that_could_not_be_contrasted_is_not_traced_as_if_it_had_been() {
-    let contrast = SamplingConfig::default().with_reweighter(ReweighterConfig::Contrast);
-    let sampling = contrast.with_beta(1.0).init().unwrap();
+    let contrast = Sampling::default().with_reweighter(ReweighterConfig::Contrast);
+    let sampling = contrast.with_beta(1.0).checked().unwrap();
     let (mut sampler, recorder) = watched();
     let first = StepRow { phase: Phase::FirstToken, generated: &[], ..row(2, &sampling) };
     let rows = [row(0, &sampling), row(1, &sampling), first, row(3, &sampling)];
@@ -266,7 +269,7 @@ fn a_row_that_could_not_be_contrasted_is_not_traced_as_if_it_had_been() {
 
 #[test]
 fn a_deep_state_of_zero_does_not_poison_the_sums() {
-    let sampling = SamplingConfig::default().init().unwrap();
+    let sampling = Sampling::default().checked().unwrap();
     let (mut sampler, recorder) = watched();
     let rows = [row(0, &sampling), row(1, &sampling), row(2, &sampling)];
     let logits = [[0.0; 4], [0.0; 4], [1.0, 0.0, 0.0, 0.0]];
@@ -286,15 +289,19 @@ fn a_deep_state_of_zero_does_not_poison_the_sums() {
 
 #[test]
 fn what_cannot_move_has_not_learned() {
-    let sampling = SamplingConfig::default().init().unwrap();
+    let sampling = Sampling::default().checked().unwrap();
     let sgd = OptimizerConfig::sgd(0.1);
     let swiglu = || esamp::SwiGluConfig::new().init(4, 0, &device()).unwrap();
     // SGD and a clip take different ways through an update.
     for optimizer in [sgd, OptimizerConfig::paper()] {
-        let config = SamplerConfig::new().with_optimizer(Some(optimizer));
-        let frozen = config.init_with(swiglu().no_grad(), 4, &device()).unwrap();
-        let empty = config.init_with(Repeat {}, 4, &device()).unwrap();
-        let alive = config.init_with(swiglu(), 4, &device()).unwrap();
+        let config = SamplerConfig::new().with_optimizer(optimizer);
+        let frozen = Sampler::builder(config.clone())
+            .with_distiller(swiglu().no_grad())
+            .build(4, &device())
+            .unwrap();
+        let empty =
+            Sampler::builder(config.clone()).with_distiller(Repeat {}).build(4, &device()).unwrap();
+        let alive = Sampler::builder(config).with_distiller(swiglu()).build(4, &device()).unwrap();
         for (mut sampler, learns) in [(frozen, false), (empty, false), (alive, true)] {
             let recorder = Shared::default();
             sampler.set_observer(Box::new(recorder.clone()));
@@ -334,7 +341,7 @@ fn run(seed: u64, sharing: Sharing, observer: Option<Shared>) -> (Vec<Completion
     if let Some(observer) = observer {
         decoder = decoder.with_observer(Box::new(observer));
     }
-    let base = SamplingConfig::default;
+    let base = Sampling::default;
     let settings = [
         base(),
         base().with_beta(1.0).with_min_p(0.05),
@@ -352,7 +359,7 @@ fn run(seed: u64, sharing: Sharing, observer: Option<Shared>) -> (Vec<Completion
             .with_completions(1 + (seed as usize + i) % 3)
             .with_max_new_tokens(2 + (seed as usize * 7 + i * 5) % 9)
             .with_seed(seed)
-            .with_sampling(setting.init().unwrap());
+            .with_sampling(setting.clone());
         decoder.submit(request).unwrap();
         decoder.step().unwrap();
     }
@@ -476,7 +483,7 @@ fn counters_are_the_sums_of_the_traces() {
 
 #[test]
 fn closures_observe_and_an_observer_can_be_taken_back() {
-    let sampling = SamplingConfig::default().init().unwrap();
+    let sampling = Sampling::default().checked().unwrap();
     let (mut sampler, recorder) = watched();
     let one = |sampler: &mut Sampler| {
         step(sampler, &[row(0, &sampling)], &[[1.0, 0.0, 0.0, 0.0]], &[[0.0; 4]]);
@@ -510,7 +517,7 @@ fn an_observer_is_shown_tokens_in_the_order_of_the_rows_and_then_the_step() {
             self.0.lock().unwrap().push(format!("step {}", trace.step));
         }
     }
-    let sampling = SamplingConfig::default().init().unwrap();
+    let sampling = Sampling::default().checked().unwrap();
     let seen = Arc::new(Mutex::new(Vec::new()));
     let (mut sampler, _) = watched();
     sampler.set_observer(Box::new(Order(seen.clone())));

@@ -13,9 +13,9 @@ use burn::{
 use esamp::{
     Candidates, Choice, Completion, Decoder, Distiller, DrawKey, Expects, FinishReason,
     HiddenStates, Learner, LmHead, NoveltyReweighter, OptimizerConfig, Request, RowContext,
-    RowError, RowId, Sampler, SamplerConfig, Sampling, SamplingConfig, Sharing, SlotPath,
-    Staleness, StepInput, StepRow, SwiGluConfig, SwiGluDistiller, TokenId, TokenMask, TrainError,
-    TrainingConfig, UpdateRule,
+    RowError, RowId, Sampler, SamplerConfig, Sampling, Sharing, SlotPath, Staleness, StepInput,
+    StepRow, SwiGluConfig, SwiGluDistiller, TokenId, TokenMask, TrainError, TrainingConfig,
+    UpdateRule,
     testing::{ScriptedLm, TinyLm},
 };
 
@@ -25,7 +25,7 @@ fn optimizer() -> OptimizerConfig {
 }
 
 fn config() -> SamplerConfig {
-    SamplerConfig::new().with_optimizer(Some(optimizer()))
+    SamplerConfig::new().with_optimizer(optimizer())
 }
 
 fn sampler(config: &SamplerConfig) -> Sampler {
@@ -108,7 +108,7 @@ fn trap_02_two_generations() {
     let model = TinyLm::new(3, &device());
     let generation = |decoder: &mut Decoder<&TinyLm>| {
         let request = Request::new(vec![1, 2, 3]).with_completions(2).with_max_new_tokens(16);
-        decoder.submit(request.with_sampling(esamp(1.0))).unwrap();
+        decoder.submit(request.with_sampling(Sampling::new().with_beta(1.0))).unwrap();
         tokens(&run(decoder))
     };
     for (sharing, goes_on) in [(Sharing::PerPrompt, false), (Sharing::Global, true)] {
@@ -242,10 +242,13 @@ impl NoveltyReweighter for Plain {
 #[test]
 fn trap_07_beta_zero() {
     let model = TinyLm::new(3, &device());
-    let off = SamplingConfig::default().with_beta(0.0).with_min_p(0.01).init().unwrap();
-    let plain = Sampling::new(Plain).unwrap().with_filter(esamp::MinP { p: 0.01 }).unwrap();
+    let off = Sampling::default().with_beta(0.0).with_min_p(0.01);
+    let plain = Sampling::new().with_custom_reweighter(Plain).with_min_p(0.01);
     let all = |sampling: &Sampling| -> Vec<Choice> {
-        let sampler = config().init_with(Forbidden {}, TinyLm::D_MODEL, &device()).unwrap();
+        let sampler = Sampler::builder(config())
+            .with_distiller(Forbidden {})
+            .build(TinyLm::D_MODEL, &device())
+            .unwrap();
         let mut decoder = Decoder::new(&model, sampler);
         let request = Request::new(vec![5, 6]).with_completions(3).with_max_new_tokens(30);
         decoder.submit(request.with_sampling(sampling.clone()).with_seed(9)).unwrap();
@@ -263,7 +266,7 @@ fn trap_08_prediction_comes_before_the_update() {
     let world = World::new();
     let sampling = esamp(0.5);
     for (staleness, behind) in [(Staleness::Inline, 0), (Staleness::Background, 1)] {
-        let training = TrainingConfig { staleness, ..TrainingConfig::default() };
+        let training = TrainingConfig::new().with_staleness(staleness);
         let mut sampler = sampler(&config().with_training(training));
         for at in 0..6usize {
             let mut oracle = learner();
@@ -296,13 +299,13 @@ fn trap_10_one_temperature_and_one_adjustment_for_both_logits() {
     let world = World::new();
     let (beta, temperature, bias) = (1.5, 0.7, 1.25);
     let [reference, expected] = both_logits(&world, 4);
-    let base = SamplingConfig::default().with_beta(beta).with_temperature(temperature);
+    let base = Sampling::default().with_beta(beta).with_temperature(temperature);
     for biased in [None, Some(3)] {
         let sampling = match biased {
             Some(token) => base.clone().with_logit_bias(token, bias),
             None => base.clone(),
         };
-        let sampling = sampling.init().unwrap();
+        let sampling = sampling.checked().unwrap();
         let added = |token: usize| if biased == Some(token as TokenId) { bias } else { 0.0 };
         // The bias is added once; on the reference alone the fusion would make (1 + β)·bias of it.
         let scores: Vec<f32> = (0..VOCAB)
@@ -319,7 +322,7 @@ fn trap_10_one_temperature_and_one_adjustment_for_both_logits() {
 fn trap_11_nothing_is_filtered_after_the_fusion() {
     let world = World::new();
     let (beta, min_p) = (2.0, 0.1f32);
-    let sampling = SamplingConfig::default().with_beta(beta).with_min_p(min_p).init().unwrap();
+    let sampling = Sampling::default().with_beta(beta).with_min_p(min_p).checked().unwrap();
     let kept_of = |scores: &[f32]| -> HashSet<usize> {
         let best = scores.iter().copied().fold(f32::MIN, f32::max);
         (0..scores.len()).filter(|&z| scores[z] >= best + min_p.ln()).collect()
@@ -346,7 +349,7 @@ fn trap_12_a_batch_is_its_rows_one_by_one() {
     let request = |at: u32| {
         let prompt = (0..=at).map(|token| token * 9 % 64).collect();
         let request = Request::new(prompt).with_max_new_tokens(12).with_seed(u64::from(at));
-        request.with_sampling(esamp(0.5)).with_reference_log_probs()
+        request.with_sampling(Sampling::new().with_beta(0.5)).with_reference_log_probs()
     };
     let decode = |requests: Vec<Request>| {
         let mut decoder = Decoder::new(&model, config().init(TinyLm::D_MODEL, &device()).unwrap());
@@ -367,7 +370,7 @@ fn trap_12_a_batch_is_its_rows_one_by_one() {
 #[test]
 fn trap_13_random_numbers_know_no_neighbours() {
     let world = World::new();
-    let off = SamplingConfig::default().with_beta(0.0).with_temperature(3.0).init().unwrap();
+    let off = Sampling::default().with_beta(0.0).with_temperature(3.0).checked().unwrap();
     let draw = DrawKey::new(7, &[1, 2, 3], 4);
     let token = |id: RowId, draw: DrawKey, generated: &[TokenId], others: u64, last: bool| {
         let mine = StepRow { id, draw, generated, ..row(0, 0, &off) };
@@ -424,7 +427,8 @@ fn trap_14_enabled_but_nothing_learned() {
             shallow
         }
     }
-    let mut rigid = config().init_with(Rigid {}, D_MODEL, &world.device).unwrap();
+    let mut rigid =
+        Sampler::builder(config()).with_distiller(Rigid {}).build(D_MODEL, &world.device).unwrap();
     step(&world, &mut rigid, &rows, &[0, 1]);
     let nothing = TrainError::NothingLearned { eligible: 2, skipped: 0 };
     assert_eq!(rigid.finish(), Err(nothing));
@@ -434,7 +438,7 @@ fn trap_14_enabled_but_nothing_learned() {
 fn trap_15_greedy_rows() {
     let world = World::new();
     let beta = 2.0;
-    let greedy = SamplingConfig::default().with_beta(beta).with_temperature(0.0).init().unwrap();
+    let greedy = Sampling::default().with_beta(beta).with_temperature(0.0).checked().unwrap();
     let random = esamp(beta);
     let argmax = |scores: &[f32]| {
         (0..VOCAB).max_by(|&a, &b| scores[a].total_cmp(&scores[b])).unwrap() as TokenId
@@ -482,8 +486,11 @@ fn trap_16_half_precision_models_have_full_precision_distillers() {
             continue; // ndarray has no halves
         }
         let sgd = OptimizerConfig::sgd(1e-3);
-        let config = SamplerConfig::new().with_optimizer(Some(sgd));
-        let mut sampler = config.init_with(Scale::one(), D_MODEL, &world.device).unwrap();
+        let config = SamplerConfig::new().with_optimizer(sgd);
+        let mut sampler = Sampler::builder(config)
+            .with_distiller(Scale::one())
+            .build(D_MODEL, &world.device)
+            .unwrap();
         let states = |value: f32| Tensor::<2>::full([1, D_MODEL], value, &world.device).cast(dtype);
         for at in 0..100 {
             let hidden = HiddenStates::new(states(1.0), states(1.5)).unwrap();
@@ -555,14 +562,16 @@ fn trap_18_a_row_that_is_not_finite_poisons_nobody() {
 fn trap_19_a_slot_at_rest_does_not_move() {
     let world = World::new();
     let sampling = esamp(0.5);
-    let decay = OptimizerConfig {
-        rule: UpdateRule::AdamW { beta_1: 0.9, beta_2: 0.999, epsilon: 1e-8, weight_decay: 0.5 },
-        ..optimizer()
-    };
+    let decay = optimizer().with_rule(UpdateRule::AdamW {
+        beta_1: 0.9,
+        beta_2: 0.999,
+        epsilon: 1e-8,
+        weight_decay: 0.5,
+    });
     for rule in [decay, OptimizerConfig::momentum(1e-2, 0.9), optimizer()] {
         for slot_path in [SlotPath::Stacked, SlotPath::OneByOne] {
-            let training = TrainingConfig { slot_path, ..TrainingConfig::default() };
-            let config = config().with_optimizer(Some(rule)).with_training(training);
+            let training = TrainingConfig::new().with_slot_path(slot_path);
+            let config = config().with_optimizer(rule).with_training(training);
             let (mut resting, mut straight) = (sampler(&config), sampler(&config));
             let (sleeper, busy) = ([row(0, 0, &sampling)], [row(1, 1, &sampling)]);
             for at in 0..6 {
@@ -595,7 +604,9 @@ fn trap_20_ended_rows() {
             Some(TokenMask::allowing(10, if ends { 9..10 } else { 0..9 }))
         };
         let request = Request::new(vec![1]).with_completions(4).with_stop_tokens([9]);
-        decoder.submit(request.with_sampling(esamp(0.5)).with_masker(masker)).unwrap();
+        decoder
+            .submit(request.with_sampling(Sampling::new().with_beta(0.5)).with_masker(masker))
+            .unwrap();
         let completions = run(&mut decoder);
         let lengths: Vec<usize> = completions.iter().map(|c| c.choices.len()).collect();
         assert_eq!(lengths, [2, 4, 6, 8]);

@@ -13,8 +13,8 @@ use burn::{
 };
 use esamp::{
     Candidates, CausalLm, Completion, Decoder, Distiller, FinishReason, HiddenStates, LmHead,
-    NoveltyReweighter, OptimizerConfig, Request, RowContext, RowError, RowId, SamplerConfig,
-    Sampling, SamplingConfig, Schedule, Selection, Staleness, StepInput, StepRow, TextError,
+    NoveltyReweighter, OptimizerConfig, Request, RowContext, RowError, RowId, Sampler,
+    SamplerConfig, Sampling, Schedule, Selection, Staleness, StepInput, StepRow, TextError,
     TokenId, TokenMask, TrainingConfig, testing::ScriptedLm,
 };
 
@@ -22,8 +22,8 @@ fn run<M: CausalLm>(decoder: &mut Decoder<M>) -> Vec<Completion> {
     decoder.run(|_| ControlFlow::Continue(())).unwrap()
 }
 
-fn plain() -> SamplingConfig {
-    SamplingConfig::default().with_beta(0.0)
+fn plain() -> Sampling {
+    Sampling::default().with_beta(0.0)
 }
 
 /// A token below 256 is a byte, and one wrong byte spoils its whole run, as in SentencePiece's byte fallback.
@@ -48,7 +48,7 @@ fn trap_21_text_goes_on_after_a_wrong_byte() {
     });
     let sampler = SamplerConfig::new().init(259, &device()).unwrap();
     let mut decoder = Decoder::new(&model, sampler).with_detokenizer(byte_fallback);
-    let greedy = plain().with_temperature(0.0).init().unwrap();
+    let greedy = plain().with_temperature(0.0);
     let request = Request::new(vec![0]).with_max_new_tokens(said.len()).with_sampling(greedy);
     decoder.submit(request.with_stop_strings(["<stop>"])).unwrap();
     let completion = &run(&mut decoder)[0];
@@ -69,9 +69,9 @@ fn trap_22_one_bad_row_does_not_spoil_the_step() {
     }
     let world = World::new();
     let fine = esamp(0.5);
-    let broken = Sampling::new(Broken).unwrap();
-    let codeless = SamplingConfig::default().with_selection(Selection::Arithmetic).init().unwrap();
-    let unknown = SamplingConfig::default().with_logit_bias(99, 1.0).init().unwrap();
+    let broken = Sampling::new().with_custom_reweighter(Broken).checked().unwrap();
+    let codeless = Sampling::default().with_selection(Selection::Arithmetic).checked().unwrap();
+    let unknown = Sampling::default().with_logit_bias(99, 1.0).checked().unwrap();
     let (nobody, short) = (TokenMask::allowing(VOCAB, []), TokenMask::all(VOCAB - 1));
     let good = row(0, 0, &fine);
     let bad = [
@@ -113,7 +113,7 @@ fn trap_23_no_cache_for_rows_that_left() {
         let ends = generated.len() as u64 == 2 * row.request.0 + 1;
         Some(TokenMask::allowing(10, if ends { 9..10 } else { 0..9 }))
     };
-    let contrastive = SamplingConfig::contrastive().init().unwrap();
+    let contrastive = Sampling::contrastive();
     let request = Request::new(vec![1, 2]).with_completions(4).with_stop_tokens([9]);
     decoder.submit(request.with_sampling(contrastive).with_masker(masker)).unwrap();
     run(&mut decoder);
@@ -158,8 +158,11 @@ fn trap_24_a_fit_starts_the_optimizers_age_again() {
     // be 3/4 if the slot's age did not.
     let world = World::new();
     let optimizer = OptimizerConfig::sgd(0.1).with_schedule(Schedule::WarmUp { updates: 4 });
-    let config = SamplerConfig::new().with_optimizer(Some(optimizer));
-    let mut sampler = config.init_with(Fitted { scale: Scale::one() }, D_MODEL, &device()).unwrap();
+    let config = SamplerConfig::new().with_optimizer(optimizer);
+    let mut sampler = Sampler::builder(config)
+        .with_distiller(Fitted { scale: Scale::one() })
+        .build(D_MODEL, &device())
+        .unwrap();
     let sampling = esamp(0.5);
     let rows = [row(0, 0, &sampling)];
     for (at, expected) in [0.5, 0.475, 0.5, 0.475, 0.4275].into_iter().enumerate() {
@@ -176,7 +179,7 @@ fn trap_24_a_fit_starts_the_optimizers_age_again() {
 #[test]
 fn trap_25_a_job_under_way_is_no_part_of_a_warm_up() {
     let world = World::new();
-    let training = TrainingConfig { staleness: Staleness::Background, ..TrainingConfig::default() };
+    let training = TrainingConfig::new().with_staleness(Staleness::Background);
     let config = SamplerConfig::new().with_training(training);
     let mut sampler = config.init(D_MODEL, &device()).unwrap();
     let sampling = esamp(0.5);

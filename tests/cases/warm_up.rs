@@ -5,15 +5,15 @@ use std::ops::ControlFlow;
 use crate::{device, golden::values};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use esamp::{
-    AdaptiveConfig, AdaptiveStart, CausalLm, Choice, Completion, Counters, Decoder, DrawKey,
-    FinishReason, HiddenStateTap, HiddenStates, KvCache, Learner, LmHead, OptimizerConfig, PairTap,
-    Phase, Request, RowId, Sampler, SamplerConfig, Sampling, SamplingConfig, SequenceTap, Sharing,
-    StepError, StepInput, StepRow, SwiGluConfig, TokenId,
+    AdaptiveConfig, AdaptiveStart, CausalLm, CheckedSampling, Choice, Completion, Counters,
+    Decoder, DrawKey, FinishReason, HiddenError, HiddenStateTap, HiddenStates, KvCache, Learner,
+    LmHead, ModelError, OptimizerConfig, PairTap, Phase, Request, RowId, Sampler, SamplerConfig,
+    Sampling, SequenceTap, Sharing, StepError, StepInput, StepRow, SwiGluConfig, TokenId,
     testing::{ScriptedLm, TinyLm},
 };
 
 fn sampling(beta: f32) -> Sampling {
-    SamplingConfig::default().with_beta(beta).init().unwrap()
+    Sampling::default().with_beta(beta)
 }
 
 fn optimizer() -> OptimizerConfig {
@@ -21,7 +21,7 @@ fn optimizer() -> OptimizerConfig {
 }
 
 fn config() -> SamplerConfig {
-    SamplerConfig::new().with_optimizer(Some(optimizer()))
+    SamplerConfig::new().with_optimizer(optimizer())
 }
 
 fn prompt(seed: u32, len: usize) -> Vec<TokenId> {
@@ -121,7 +121,9 @@ fn a_model_that_shows_its_last_position_only_is_told_so() {
     let warm = Request::new(vec![1, 2, 3, 4]).with_sampling(sampling(0.25)).with_prompt_warm_up(2);
     decoder.submit(warm).unwrap();
     let error = decoder.run(|_| ControlFlow::Continue(())).unwrap_err();
-    let StepError::Positions { expected: 4, got: 1, .. } = &error else { panic!("{error}") };
+    let StepError::Hidden(HiddenError::Positions { expected: 4, got: 1, .. }) = &error else {
+        panic!("{error}")
+    };
     assert!(error.to_string().contains("expected the states of 4 positions, got 1"), "{error}");
     assert_eq!(decoder.take_completions()[0].finish, FinishReason::Aborted);
     // The same request without a warm-up runs, and so does one whose prompt is a single token.
@@ -202,7 +204,7 @@ fn wave(rows: usize, phase: f32) -> Tensor<2> {
 }
 
 /// One decode step of one row; its head is the identity.
-fn decode(sampler: &mut Sampler, id: RowId, sampling: &Sampling) -> Choice {
+fn decode(sampler: &mut Sampler, id: RowId, sampling: &CheckedSampling) -> Choice {
     let hidden = HiddenStates::new(wave(1, 0.3), wave(1, 1.7)).unwrap();
     let row = StepRow {
         id,
@@ -224,7 +226,7 @@ fn decode(sampler: &mut Sampler, id: RowId, sampling: &Sampling) -> Choice {
 
 #[test]
 fn a_warm_up_is_so_many_updates_on_all_finite_positions() {
-    let steered = sampling(0.25);
+    let steered = sampling(0.25).checked().unwrap();
     let id = RowId::new(0, 0);
     let (shallow, deep) = (wave(6, 0.1), wave(6, 2.0));
     let clean = HiddenStates::new(shallow.clone(), deep.clone()).unwrap();
@@ -336,12 +338,12 @@ impl<C: KvCache> KvCache for FixedCache<C> {
         false
     }
 
-    fn keep_rows(&mut self, _rows: &[usize]) -> Result<(), StepError> {
-        Err(StepError::CacheFixed { operation: "drop rows" })
+    fn keep_rows(&mut self, _rows: &[usize]) -> Result<(), ModelError> {
+        Err(ModelError::Unsupported { operation: "drop rows" })
     }
 
-    fn append_rows(&mut self, _other: Self) -> Result<(), StepError> {
-        Err(StepError::CacheFixed { operation: "append rows" })
+    fn append_rows(&mut self, _other: Self) -> Result<(), ModelError> {
+        Err(ModelError::Unsupported { operation: "append rows" })
     }
 }
 
@@ -357,7 +359,7 @@ impl<M: CausalLm> CausalLm for Fixed<M> {
         tokens: Tensor<2, Int>,
         cache: &mut Self::Cache,
         tap: &mut dyn HiddenStateTap,
-    ) -> Result<Tensor<2>, StepError> {
+    ) -> Result<Tensor<2>, ModelError> {
         self.0.forward(tokens, &mut cache.0, tap)
     }
 
@@ -401,7 +403,7 @@ fn one_after_the_other<M: CausalLm>(
 #[test]
 fn a_warm_up_behind_a_cache_that_cannot_drop_rows_is_the_same() {
     for start in [AdaptiveStart::Shared, AdaptiveStart::Fresh] {
-        let adaptive = Sharing::Adaptive(AdaptiveConfig { start, ..AdaptiveConfig::default() });
+        let adaptive = Sharing::Adaptive(AdaptiveConfig::new().with_start(start));
         let config = config().with_sharing(adaptive);
         let model = || TinyLm::new(7, &device());
         let (free, free_counters, free_distillers) = one_after_the_other(model(), &config);

@@ -129,4 +129,9 @@ fn what_cannot_be_run_is_said() {
         DeviceName::Cuda.open().unwrap_err().to_string(),
         "--device cuda: expected a program built with --features cuda-nvrtc, this one is not"
     );
+    #[cfg(not(feature = "ndarray"))]
+    assert_eq!(
+        DeviceName::Ndarray.open().unwrap_err().to_string(),
+        "--device ndarray: expected a program built with --features ndarray, this one is not"
+    );
 }

@@ -6,7 +6,7 @@
 
 use esamp::{
     AdaptiveConfig, DistillerConfig, Fire, LowRankConfig, Matched, OptimizerConfig,
-    ReweighterConfig, SamplerConfig, SamplingConfig, Selection, Sharing, TemperatureOrder,
+    ReweighterConfig, SamplerConfig, Sampling, Selection, Sharing, TemperatureOrder,
     TrainingConfig,
 };
 use esamp_programs::failure::Failure;
@@ -44,7 +44,7 @@ pub fn all() -> Vec<ArmRecord> {
             "plain",
             "temperature 1, no filter",
             Role::Baseline,
-            SamplingConfig::default().with_beta(0.0),
+            Sampling::default().with_beta(0.0),
         ),
         min_p_at(0.85),
         min_p_at(1.0),
@@ -54,7 +54,7 @@ pub fn all() -> Vec<ArmRecord> {
             "top-p",
             "top-p 0.95",
             Role::Baseline,
-            SamplingConfig::default().with_beta(0.0).with_top_p(0.95),
+            Sampling::default().with_beta(0.0).with_top_p(0.95),
         ),
         arm(
             "fire",
@@ -110,10 +110,10 @@ fn variants() -> Vec<ArmRecord> {
         like(
             "esamp-0.5-low-rank-paper",
             "ESamp, low-rank distiller, the reference's AdamW 1e-3",
-            low_rank(OptimizerConfig::reference()),
+            low_rank(OptimizerConfig::adam_w(1e-3)),
         ),
         like("esamp-0.5-low-rank", "ESamp, low-rank distiller, tuned", {
-            low_rank(OptimizerConfig::reference().with_learning_rate(TUNED_LOW_RANK))
+            low_rank(OptimizerConfig::adam_w(TUNED_LOW_RANK))
         }),
         ArmRecord {
             prompt_warm_up: WARM_UP,
@@ -163,7 +163,7 @@ fn controls() -> Vec<ArmRecord> {
         scores(
             "matched-orthogonal-0.5",
             "size of orthogonal-0.5, a random direction",
-            orthogonal,
+            orthogonal.clone(),
             0.5,
         ),
         scores("matched-orthogonal-1", "size of orthogonal-1, a random direction", orthogonal, 1.0),
@@ -174,7 +174,7 @@ fn controls() -> Vec<ArmRecord> {
             ErrorName::Shuffled,
         ),
         distiller("frozen-0.5", "a distiller that never learns", {
-            let never = TrainingConfig { update_every: NEVER, ..TrainingConfig::default() };
+            let never = TrainingConfig::new().with_update_every(NEVER);
             tuned().with_training(never)
         }),
         scores(
@@ -245,19 +245,19 @@ pub fn min_p_at(temperature: f32) -> ArmRecord {
 fn min_p_named(name: &str) -> Option<ArmRecord> {
     let temperature = name.strip_prefix("min-p-")?.parse().ok()?;
     let arm = min_p_at(temperature);
-    (arm.name == name && arm.sampling.init().is_ok()).then_some(arm)
+    (arm.name == name && arm.sampling.validate().is_ok()).then_some(arm)
 }
 
-fn min_p() -> SamplingConfig {
-    SamplingConfig::default().with_beta(0.0).with_min_p(MIN_P)
+fn min_p() -> Sampling {
+    Sampling::default().with_beta(0.0).with_min_p(MIN_P)
 }
 
-fn esamp(beta: f32) -> SamplingConfig {
+fn esamp(beta: f32) -> Sampling {
     min_p().with_beta(beta)
 }
 
 /// A hot start among the candidates that the arm would have without it.
-fn fire(sampling: SamplingConfig) -> SamplingConfig {
+fn fire(sampling: Sampling) -> Sampling {
     sampling.with_fire(Fire::new(HOT)).with_temperature_order(TemperatureOrder::AfterFilters)
 }
 
@@ -268,14 +268,14 @@ fn tuned() -> SamplerConfig {
 fn low_rank(optimizer: OptimizerConfig) -> SamplerConfig {
     SamplerConfig::paper()
         .with_distiller(DistillerConfig::LowRank(LowRankConfig::new()))
-        .with_optimizer(Some(optimizer))
+        .with_optimizer(optimizer)
 }
 
-fn method(name: String, what: &str, sampling: SamplingConfig) -> ArmRecord {
+fn method(name: String, what: &str, sampling: Sampling) -> ArmRecord {
     ArmRecord { sampler: tuned(), ..arm(&name, what, Role::Method, sampling) }
 }
 
-fn arm(name: &str, what: &str, role: Role, sampling: SamplingConfig) -> ArmRecord {
+fn arm(name: &str, what: &str, role: Role, sampling: Sampling) -> ArmRecord {
     ArmRecord {
         name: name.to_owned(),
         what: what.to_owned(),

@@ -67,7 +67,7 @@ fn run(args: &Args) -> Result<(), End> {
     let header = args.fill(Header {
         format_version: FORMAT_VERSION,
         crate_version: env!("CARGO_PKG_VERSION").to_owned(),
-        commit: provenance::commit(Path::new(env!("CARGO_MANIFEST_DIR"))),
+        commit: provenance::commit(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))),
         model: ModelRecord {
             name: source.name(),
             sha256: provenance::model_hash(&path)?,

@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use crate::record::Session;
 
 /// What decides numbers.
-const CODE: [&str; 4] = ["src", "examples", "Cargo.toml", "Cargo.lock"];
+const CODE: [&str; 4] = ["src", "crates", "Cargo.toml", "Cargo.lock"];
 
 /// The commit of a checkout, as [`Header::commit`](crate::record::Header::commit) has it.
 pub fn commit(checkout: &Path) -> String {

@@ -16,8 +16,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use esamp::{Counters, SamplerConfig, SamplingConfig, TokenId};
-use serde::{Deserialize, Serialize};
+use esamp::{Counters, SamplerConfig, Sampling, TokenId};
+use serde::{Deserialize, Deserializer, Serialize, de::Error};
+use serde_json::{Map, Value};
 
 /// Version of the format. A file of another version is refused.
 pub const FORMAT_VERSION: u32 = 1;
@@ -108,14 +109,24 @@ pub struct ArmRecord {
     /// What it is there for.
     pub role: Role,
     /// How tokens are chosen.
-    pub sampling: SamplingConfig,
+    pub sampling: Sampling,
     /// The distillers. Arms that use none have the default.
+    #[serde(deserialize_with = "sampler_of_any_version")]
     pub sampler: SamplerConfig,
     /// Updates on the prompt before the first token.
     pub prompt_warm_up: usize,
     /// What replaces the distiller's error, in a control.
     #[serde(default)]
     pub error: ErrorName,
+}
+
+/// Reads the settings of a sampler, without those that only earlier versions had.
+fn sampler_of_any_version<'de, D: Deserializer<'de>>(
+    written: D,
+) -> Result<SamplerConfig, D::Error> {
+    let mut settings = Map::<String, Value>::deserialize(written)?;
+    ["overlap", "expected_control"].iter().for_each(|name| drop(settings.remove(*name)));
+    serde_json::from_value(settings.into()).map_err(D::Error::custom)
 }
 
 /// What replaces the distiller's error.
@@ -382,8 +393,7 @@ impl Run {
 pub fn parse_header(path: &Path, line: &str) -> Result<Header, ReadError> {
     let wrong = |got: String| ReadError::Header { path: path.to_owned(), got };
     // The version first: another one may have other fields.
-    let value: serde_json::Value =
-        serde_json::from_str(line).map_err(|error| wrong(error.to_string()))?;
+    let value: Value = serde_json::from_str(line).map_err(|error| wrong(error.to_string()))?;
     let version = &value["format_version"];
     if version.as_u64() != Some(u64::from(FORMAT_VERSION)) {
         return Err(wrong(format!("format version {version}")));

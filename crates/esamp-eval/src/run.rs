@@ -116,7 +116,7 @@ fn decode<M: CausalLm>(
         ErrorName::Gaussian => sampler.set_expected_control(Box::new(GaussianError)),
         ErrorName::Shuffled => sampler.set_expected_control(Box::<ShuffledErrors>::default()),
     }
-    let sampling = arm.sampling.init()?;
+    let sampling = arm.sampling.clone();
     let meter = Arc::new(Mutex::new(Meter::new(keeps_tokens)));
     let detokenizer = subject.detokenizer.clone();
     let mut decoder = Decoder::new(model, sampler)

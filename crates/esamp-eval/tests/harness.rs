@@ -201,7 +201,7 @@ fn a_record_says_what_a_plain_decode_loop_gives() {
             .with_completions(4)
             .with_max_new_tokens(if record.task == "syllables" { 10 } else { 12 })
             .with_seed(record.seed)
-            .with_sampling(arm.sampling.init().unwrap())
+            .with_sampling(arm.sampling.clone())
             .with_reference_log_probs();
         decoder.submit(request).unwrap();
         let completions = decoder.run(|_| ControlFlow::Continue(())).unwrap();
@@ -538,7 +538,7 @@ fn arms_are_found_by_name() {
     let all = arms::all();
     for arm in &all {
         assert_eq!(arms::named(&arm.name).unwrap(), std::slice::from_ref(arm));
-        arm.sampling.init().unwrap();
+        arm.sampling.validate().unwrap();
         arm.sampler.init(32, &Device::flex()).unwrap();
     }
     assert_eq!(arms::named("all").unwrap(), all);

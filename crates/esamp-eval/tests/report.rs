@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use esamp::{Counters, SamplerConfig, SamplingConfig, TokenId};
+use esamp::{Counters, SamplerConfig, Sampling, TokenId};
 use esamp_eval::{
     metrics::{mean_interval, pass_at_k},
     record::{
@@ -50,7 +50,7 @@ fn header(problems: usize, tasks: Vec<TaskRecord>) -> Header {
         name: name.into(),
         what: format!("what {name} is"),
         role,
-        sampling: SamplingConfig::default().with_min_p(0.05).with_temperature(temperature),
+        sampling: Sampling::default().with_min_p(0.05).with_temperature(temperature),
         sampler: SamplerConfig::paper(),
         prompt_warm_up: 0,
         error: ErrorName::Own,

@@ -61,6 +61,8 @@ fn found(name: &str, kind: burn::tensor::DeviceType) -> Result<Device, Failure> 
 fn not_built(name: &str) -> Failure {
     Failure::usage(
         format!("--device {name}: expected a program built with it, this one is not"),
-        &format!("cargo run --release --features {name} --example generate -- --device {name}"),
+        &format!(
+            "build it with this feature, as in cargo run --release --features {name} --example generate -- --device {name}"
+        ),
     )
 }

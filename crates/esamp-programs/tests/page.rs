@@ -10,7 +10,7 @@ use std::{
 use burn::tensor::Device;
 use esamp::{
     CausalLm, Completion, Decoder, FinishReason, Observer, Recorder, Request, SamplerConfig,
-    SamplingConfig, Steering, TextError, TokenId, testing::TinyLm,
+    Sampling, Steering, TextError, TokenId, testing::TinyLm,
 };
 use esamp_programs::page::{Page, ShownArm};
 
@@ -24,7 +24,7 @@ fn run(beta: f32, limit: usize) -> (Vec<Completion>, Recorder) {
     let model = TinyLm::new(1, &Device::flex());
     let sampler = SamplerConfig::new().init(model.d_model(), &model.device()).unwrap();
     let mut decoder = Decoder::new(&model, sampler).with_observer(Box::new(recorder.clone()));
-    let sampling = SamplingConfig { beta, ..SamplingConfig::default() }.init().unwrap();
+    let sampling = Sampling::default().with_beta(beta);
     let request = Request::new(vec![1, 2, 3])
         .with_completions(3)
         .with_max_new_tokens(12)

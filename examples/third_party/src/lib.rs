@@ -6,7 +6,7 @@ use bunsen::{
     ops::transformers::attention::{KVCache, KVCacheConfig, KVCacheMeta, KVCacheModel},
 };
 use burn::tensor::{Device, Int, Tensor};
-use esamp::{CausalLm, HiddenStateTap, KvCache, LmHead, StepError, TapSite, TiedHead};
+use esamp::{CausalLm, HiddenStateTap, KvCache, LmHead, ModelError, TapSite, TiedHead};
 
 /// A foreign model, and what the decode loop wants to know about it.
 pub struct TappedQwen3 {
@@ -47,7 +47,7 @@ impl CausalLm for TappedQwen3 {
         tokens: Tensor<2, Int>,
         cache: &mut Qwen3Cache,
         tap: &mut dyn HiddenStateTap,
-    ) -> Result<Tensor<2>, StepError> {
+    ) -> Result<Tensor<2>, ModelError> {
         let [rows, seq] = tokens.dims();
         // The foreign cache must know its batch when it is made, so it is made at the first pass.
         let cache = cache.0.get_or_insert_with(|| {
@@ -55,12 +55,12 @@ impl CausalLm for TappedQwen3 {
         });
         // The foreign model panics on these two; a loop wants an error.
         if rows != cache.batch_size() {
-            let expected = cache.batch_size();
-            return Err(StepError::RowCount { what: "tokens for the cache", expected, got: rows });
+            let expected = format!("{} rows", cache.batch_size());
+            return Err(ModelError::mismatch("tokens for the cache", expected, rows));
         }
         let (start, end) = (cache.pos(), cache.pos() + seq);
         if end > self.context {
-            return Err(StepError::ContextFull { limit: self.context, got: end });
+            return Err(ModelError::ContextFull { limit: self.context, got: end });
         }
 
         let rotary = self.rotary.clip_range(start..end);
@@ -122,9 +122,9 @@ impl KvCache for Qwen3Cache {
         true
     }
 
-    fn keep_rows(&mut self, rows: &[usize]) -> Result<(), StepError> {
+    fn keep_rows(&mut self, rows: &[usize]) -> Result<(), ModelError> {
         if let Some(&row) = rows.iter().find(|&&row| row >= self.rows()) {
-            return Err(StepError::RowOutOfRange { row, rows: self.rows() });
+            return Err(ModelError::RowOutOfRange { row, rows: self.rows() });
         }
         let Some(cache) = &mut self.0 else {
             return Ok(());
@@ -143,12 +143,12 @@ impl KvCache for Qwen3Cache {
             many.prefill(cache);
             *cache = many;
         } else {
-            return Err(StepError::CacheFixed { operation: "drop rows" });
+            return Err(ModelError::Unsupported { operation: "drop rows" });
         }
         Ok(())
     }
 
-    fn append_rows(&mut self, _other: Self) -> Result<(), StepError> {
-        Err(StepError::CacheFixed { operation: "append rows" })
+    fn append_rows(&mut self, _other: Self) -> Result<(), ModelError> {
+        Err(ModelError::Unsupported { operation: "append rows" })
     }
 }

@@ -19,9 +19,7 @@ use burn::{
     nn::{EmbeddingConfig, Initializer},
     tensor::Device,
 };
-use esamp::{
-    CausalLm, Decoder, Event, OptimizerConfig, Request, SamplerConfig, SamplingConfig, TokenId,
-};
+use esamp::{CausalLm, Decoder, Event, OptimizerConfig, Request, SamplerConfig, Sampling, TokenId};
 use esamp_third_party::TappedQwen3;
 
 const VOCAB: usize = 96;
@@ -40,9 +38,9 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     // Completions of some dozen tokens are short: a distiller that is to learn from them must learn fast.
     let optimizer = OptimizerConfig::paper().with_learning_rate(3e-3);
-    let config = SamplerConfig::new().with_optimizer(Some(optimizer));
+    let config = SamplerConfig::new().with_optimizer(optimizer);
     let sampler = config.init(model.d_model(), &model.device())?;
-    let sampling = SamplingConfig::default().with_min_p(0.05).init()?;
+    let sampling = Sampling::default().with_min_p(0.05);
     // Tokens that end a completion: enough of them that completions end at different times.
     let stop_tokens: Vec<TokenId> = (0..VOCAB as TokenId).step_by(8).collect();
 

@@ -7,7 +7,7 @@ use std::{ops::ControlFlow, process::Command};
 use bunsen::{kits::gpts::qwen3::Qwen3Config, prelude::ModuleInit};
 use burn::tensor::{Device, Int, Tensor, Tolerance, activation::log_softmax};
 use esamp::{
-    CausalLm, Decoder, KvCache, NoTap, PairTap, Request, SamplerConfig, SamplingConfig, TokenId,
+    CausalLm, Decoder, KvCache, NoTap, PairTap, Request, SamplerConfig, Sampling, TokenId,
 };
 use esamp_third_party::{Qwen3Cache, TappedQwen3};
 
@@ -102,7 +102,7 @@ fn dead_rows_change_nothing_for_those_that_live() {
     let model = model();
     let sampler = SamplerConfig::new().init(model.d_model(), &model.device()).unwrap();
     let mut decoder = Decoder::new(&model, sampler);
-    let sampling = SamplingConfig::default().with_beta(1.0).init().unwrap();
+    let sampling = Sampling::new().with_beta(1.0);
     let prompts: [Vec<TokenId>; 2] = [vec![1, 2, 3], vec![4, 5]];
     for prompt in &prompts {
         let request = Request::new(prompt.clone())
@@ -143,7 +143,7 @@ fn the_foreign_caches_limits_are_errors_and_not_panics() {
     let mut cache: Qwen3Cache = model.new_cache();
     assert_eq!((cache.rows(), cache.can_drop_rows(), cache.can_append_rows()), (0, false, false));
     model.forward(tokens(&[&[1], &[2]]), &mut cache, &mut NoTap).unwrap();
-    let wording = |result: Result<(), esamp::StepError>| result.unwrap_err().to_string();
+    let wording = |result: Result<(), esamp::ModelError>| result.unwrap_err().to_string();
     assert_eq!(
         wording(cache.keep_rows(&[0])),
         "key-value cache: expected one that can drop rows, got a fixed one"

@@ -9,7 +9,7 @@ pub(super) use gguf::Gguf;
 
 use burn::tensor::{Device, Tensor, TensorData};
 
-use crate::error::LoadError;
+use crate::llama::error::LoadError;
 
 /// Name of the embedding.
 pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";

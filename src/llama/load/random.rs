@@ -5,7 +5,7 @@ use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 
 use super::{EMBEDDING, HEAD, TensorSource};
 use crate::{
-    error::LoadError,
+    llama::error::LoadError,
     llama::{
         Llama, LlamaConfig,
         config::{positive, unusable},

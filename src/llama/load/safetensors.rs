@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::{TensorSource, tensor_error};
 use crate::{
-    error::LoadError,
+    llama::error::LoadError,
     llama::{Llama, LlamaConfig},
 };
 
@@ -27,7 +27,7 @@ impl Llama {
     /// [`LoadError`] that names the file, key or tensor, what was expected and what is there.
     pub fn from_hf_folder(folder: impl AsRef<Path>, device: &Device) -> Result<Self, LoadError> {
         let folder = folder.as_ref();
-        let config = LlamaConfig::from_hf_json(&read_json(&folder.join("config.json"))?)?;
+        let config = LlamaConfig::from_hf_value(&read_json(&folder.join("config.json"))?)?;
         Self::from_source(config, &mut Shards::open(folder)?, device)
     }
 }

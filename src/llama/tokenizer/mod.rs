@@ -5,10 +5,10 @@ mod vocabulary;
 use std::path::Path;
 
 use crate::{
-    error::{LoadError, TextError},
     id::TokenId,
+    llama::error::LoadError,
     llama::load::{Gguf, read_json},
-    text::Detokenize,
+    text::{Detokenize, TextError},
 };
 
 /// The tokenizer of a model: byte-level BPE or SentencePiece BPE, from `tokenizer.json` or from a GGUF file.

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use serde_json::{Map, Value, json};
 
 use crate::{
-    error::LoadError,
     id::TokenId,
+    llama::error::LoadError,
     llama::{config::unusable, load::Gguf},
 };
 

@@ -5,7 +5,7 @@ use std::{error::Error, fmt, time::Instant};
 use clap::ValueEnum;
 use esamp::{
     CausalLm, Counters, Decoder, DistillerConfig, LowRankConfig, Request, Sampler, SamplerConfig,
-    SamplingConfig, Sharing, Staleness, SwiGluConfig, TokenId, TrainingConfig, llama::Llama,
+    Sampling, Sharing, Staleness, SwiGluConfig, TokenId, TrainingConfig, llama::Llama,
 };
 use serde::Serialize;
 
@@ -50,8 +50,8 @@ pub enum FilterName {
 }
 
 impl FilterName {
-    fn sampling(self, beta: f32) -> SamplingConfig {
-        let plain = SamplingConfig::default().with_beta(beta);
+    fn sampling(self, beta: f32) -> Sampling {
+        let plain = Sampling::default().with_beta(beta);
         match self {
             Self::MinP => plain.with_min_p(0.05),
             Self::TopP => plain.with_top_p(0.95),
@@ -197,7 +197,7 @@ impl Case {
         let sampler = SamplerConfig::new()
             .with_distiller(self.distiller.config())
             .with_sharing(self.sharing)
-            .with_training(TrainingConfig { staleness, ..TrainingConfig::default() });
+            .with_training(TrainingConfig::new().with_staleness(staleness));
         Ok(Decoder::new(model, sampler.init(model.d_model(), &model.device())?))
     }
 
@@ -251,7 +251,7 @@ impl Case {
         round: usize,
         tokens: usize,
     ) -> Result<(), Box<dyn Error>> {
-        let sampling = self.filter.sampling([0.0, self.beta][place]).init()?;
+        let sampling = self.filter.sampling([0.0, self.beta][place]);
         for prompt in prompts {
             let request = Request::new(prompt.clone())
                 .with_completions(self.completions)

@@ -4,8 +4,7 @@ use std::{error::Error, fmt};
 
 use burn::tensor::{Device, Tensor};
 use esamp::{
-    DrawKey, HiddenStates, Phase, RowId, SamplerConfig, SamplingConfig, StepInput, StepRow,
-    TiedHead,
+    DrawKey, HiddenStates, Phase, RowId, SamplerConfig, Sampling, StepInput, StepRow, TiedHead,
 };
 
 use super::run::DistillerName;
@@ -28,7 +27,7 @@ pub fn of_each_distiller() -> Result<Vec<State>, Box<dyn Error>> {
     let of = |(distiller, target): (DistillerName, usize)| -> Result<State, Box<dyn Error>> {
         let config = SamplerConfig::new().with_distiller(distiller.config());
         let mut sampler = config.init(D_MODEL, &device)?;
-        let sampling = SamplingConfig::default().init()?;
+        let sampling = Sampling::default().checked()?;
         let rows = [StepRow {
             id: RowId::new(0, 0),
             phase: Phase::Decode,

@@ -128,7 +128,7 @@ impl Interval {
 ///
 /// [`MetricError::TooFew`] below two problems, of which nothing is known about the spread; [`MetricError::NotFinite`]
 /// where the statistic is not a finite number, for the problems as they are or for a resample (position 0 is the
-/// former); [`MetricError::Config`]; and with [`BootstrapMethod::Bca`] [`MetricError::OutOfRange`] where all
+/// former); [`MetricError::OutOfRange`] for a setting that cannot work, and with [`BootstrapMethod::Bca`] where all
 /// resamples are on one side of the estimate.
 pub fn bootstrap_interval(
     problems: usize,

@@ -11,7 +11,7 @@ pub(crate) use reader::Gguf;
 
 use super::{TensorSource, tensor_error};
 use crate::{
-    error::LoadError,
+    llama::error::LoadError,
     llama::{Llama, LlamaConfig, RopeScaling, config::unusable},
 };
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::quant::Kind;
-use crate::error::LoadError;
+use crate::llama::error::LoadError;
 
 /// A GGUF file (versions 2 and 3, little-endian). Metadata is read when it is opened, tensors when they are asked for.
 ///

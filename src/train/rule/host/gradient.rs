@@ -1,6 +1,6 @@
 //! Gradients on the host, written down or in factors.
 
-use super::numbers;
+use super::memory::numbers;
 use crate::{distiller::Gradient, host::share_pieces};
 
 /// With more rows one matrix product is as fast as multiplying factors out where they are needed.

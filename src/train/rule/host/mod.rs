@@ -4,15 +4,22 @@
 //! it is once. For networks as small as these that is most of what an update costs.
 
 mod gradient;
+mod memory;
 
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
+use gradient::{HostGradient, NUMBERS_OF_A_THREAD};
+use memory::in_place;
 
 use super::{
-    super::{OptimizerConfig, UpdateRule},
-    Adam, AdamStep, Moments,
+    adam::{Adam, AdamStep},
+    moments::Moments,
 };
-use crate::{distiller::Gradient, host::vectorised};
-use gradient::{HostGradient, NUMBERS_OF_A_THREAD};
+use crate::{
+    distiller::Gradient,
+    host::vectorised,
+    tensor::from_f32,
+    train::optimizer::{OptimizerConfig, UpdateRule},
+};
 
 /// What [`apply`](super::apply) does, on slices.
 pub(super) fn apply(
@@ -53,8 +60,7 @@ pub(super) fn apply(
             }
         });
     }
-    norms
-        .map(|norms| Tensor::from_data(TensorData::new(norms, [slots, 1, 1]), (device, DType::F32)))
+    norms.map(|norms| from_f32(norms, [slots, 1, 1], device))
 }
 
 /// One rule on the numbers of all slots, each with its kernel.
@@ -155,21 +161,4 @@ fn norms(gradients: &[Option<HostGradient>], slots: usize) -> Vec<f32> {
             squares.into_iter().map(|square: f64| square.sqrt() as f32).collect()
         },
     )
-}
-
-/// The numbers of a tensor; its own memory where nobody else holds it.
-fn numbers(tensor: Tensor<3>) -> Vec<f32> {
-    let tensor = if tensor.dtype() == DType::F32 { tensor } else { tensor.cast(DType::F32) };
-    let data = tensor.into_data();
-    data.try_into_vec().unwrap_or_else(|error| unreachable!("f32 on the host: {error:?}"))
-}
-
-/// Changes the numbers of a tensor, in its own memory where nobody else holds it.
-fn in_place(tensor: &mut Tensor<3>, change: impl FnOnce(&mut [f32])) {
-    tensor.inplace(|tensor| {
-        let (shape, device) = (tensor.dims(), tensor.device());
-        let mut numbers = numbers(tensor);
-        change(&mut numbers);
-        Tensor::from_data(TensorData::new(numbers, shape), (&device, DType::F32))
-    });
 }

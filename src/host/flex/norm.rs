@@ -2,9 +2,10 @@
 
 use burn::tensor::Tensor;
 
-use super::{flex, share_rows, sum_of_products, tensor};
+use super::{flex, share_rows, sum_of_products};
+use crate::tensor::from_f32;
 
-pub(super) fn rms_norm<const D: usize>(
+pub(crate) fn rms_norm<const D: usize>(
     x: &Tensor<D>,
     weight: &Tensor<1>,
     eps: f32,
@@ -32,5 +33,5 @@ pub(super) fn rms_norm<const D: usize>(
             }
         },
     );
-    Some(tensor(normed, shape, &x.device()))
+    Some(from_f32(normed, shape, &x.device()))
 }

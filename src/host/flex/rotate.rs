@@ -2,9 +2,10 @@
 
 use burn::tensor::Tensor;
 
-use super::{flex, share_rows, tensor};
+use super::{flex, share_rows};
+use crate::tensor::from_f32;
 
-pub(super) fn rotate_halves(x: &Tensor<4>, cos: &Tensor<4>, sin: &Tensor<4>) -> Option<Tensor<4>> {
+pub(crate) fn rotate_halves(x: &Tensor<4>, cos: &Tensor<4>, sin: &Tensor<4>) -> Option<Tensor<4>> {
     let [rows, seq, heads, width] = x.dims();
     let angles = [rows, seq, 1, width];
     let fits = cos.dims() == angles && sin.dims() == angles && width % 2 == 0;
@@ -36,5 +37,5 @@ pub(super) fn rotate_halves(x: &Tensor<4>, cos: &Tensor<4>, sin: &Tensor<4>) -> 
             }
         },
     );
-    Some(tensor(turned, [rows, seq, heads, width], &x.device()))
+    Some(from_f32(turned, [rows, seq, heads, width], &x.device()))
 }

@@ -2,9 +2,10 @@
 
 use burn::tensor::{DType, Int, Tensor};
 
-use super::{flex, share_rows, sum_of_products, tensor};
+use super::{flex, share_rows, sum_of_products};
+use crate::tensor::from_f32;
 
-pub(super) fn times_rows_at(
+pub(crate) fn times_rows_at(
     x: &Tensor<2>,
     weight: &Tensor<2>,
     picked: &Tensor<2, Int>,
@@ -36,7 +37,7 @@ pub(super) fn times_rows_at(
             }
         },
     );
-    Some(tensor(product, [rows, columns], &x.device()))
+    Some(from_f32(product, [rows, columns], &x.device()))
 }
 
 /// Indices on the host. `None` for those on another device, and for a negative one.

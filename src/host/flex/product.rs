@@ -7,7 +7,8 @@
 use burn::tensor::Tensor;
 use pulp::{Arch, Simd, WithSimd};
 
-use super::{flex, parts_for, share, tensor, threads_for};
+use super::{flex, parts_for, share, threads_for};
+use crate::tensor::from_f32;
 
 /// With more rows a product that copies blocks of the matrix into an order of its own is as fast.
 pub(super) const MOST_ROWS: usize = 128;
@@ -16,7 +17,7 @@ pub(super) const MOST_ROWS: usize = 128;
 pub(super) const WORK_OF_A_THREAD: usize = 300_000;
 
 /// The product, where this is the device and the shape for it.
-pub(super) fn times_transposed(x: &Tensor<2>, weight: &Tensor<2>) -> Option<Tensor<2>> {
+pub(crate) fn times_transposed(x: &Tensor<2>, weight: &Tensor<2>) -> Option<Tensor<2>> {
     let ([rows, width], [columns, same_width]) = (x.dims(), weight.dims());
     let fits = width == same_width && width * columns > 0 && (1..=MOST_ROWS).contains(&rows);
     if !fits {
@@ -25,7 +26,7 @@ pub(super) fn times_transposed(x: &Tensor<2>, weight: &Tensor<2>) -> Option<Tens
     let (numbers, weight) = (flex(x)?.to_contiguous(), flex(weight)?);
     let mut product = vec![0.0; rows * columns];
     multiply(numbers.as_slice()?, weight.as_slice()?, width, &mut product);
-    Some(tensor(product, [rows, columns], &x.device()))
+    Some(from_f32(product, [rows, columns], &x.device()))
 }
 
 /// Every row of `x` with every row of `weight`, both `width` wide.
@@ -52,7 +53,9 @@ pub(super) fn column_parts(
     parts.resize_with(columns.div_ceil(columns_of_a_part), || Vec::with_capacity(rows));
     for row in product.chunks_mut(columns) {
         let pieces = row.chunks_mut(columns_of_a_part);
-        parts.iter_mut().zip(pieces).for_each(|(part, piece)| part.push(piece));
+        for (part, piece) in parts.iter_mut().zip(pieces) {
+            part.push(piece);
+        }
     }
     parts
 }

@@ -2,9 +2,10 @@
 
 use burn::tensor::Tensor;
 
-use super::{exp_of_negative, flex, share_rows, tensor};
+use super::{flex, share_rows};
+use crate::{host::exp_of_negative, tensor::from_f32};
 
-pub(super) fn silu_gated(both: &Tensor<2>) -> Option<Tensor<2>> {
+pub(crate) fn silu_gated(both: &Tensor<2>) -> Option<Tensor<2>> {
     let [rows, width] = both.dims();
     let half = width / 2;
     if rows * half == 0 {
@@ -29,5 +30,5 @@ pub(super) fn silu_gated(both: &Tensor<2>) -> Option<Tensor<2>> {
             }
         },
     );
-    Some(tensor(gated, [rows, half], &both.device()))
+    Some(from_f32(gated, [rows, half], &both.device()))
 }

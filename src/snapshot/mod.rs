@@ -1,7 +1,10 @@
 //! A sampler on disk: what its distillers have learned, so that a run can go on where it ended.
 
+mod error;
+
 use std::{
     collections::{BTreeMap, HashMap},
+    fmt,
     fs::{self, File},
     io::Write,
     path::{Path, PathBuf},
@@ -15,13 +18,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+pub use error::SnapshotError;
+
 use crate::{
     bank::SlotKey,
     distiller::Distiller,
-    error::SnapshotError,
     hidden::HiddenStates,
     id::{PromptId, RequestId},
-    sampler::{Sampler, SamplerConfig},
+    sampler::{Sampler, SamplerBuilder, SamplerConfig},
     telemetry::Counters,
     train::{Learned, SlotState, SlotTensors, TrainerState, TrainingWorker},
 };
@@ -31,9 +35,13 @@ const FORMAT: &str = "esamp snapshot";
 /// The version written here. Files of every version up to it can be read, for ever: tests/old_snapshots.
 const VERSION: &str = "1";
 
+/// Settings that files of earlier versions may have and that mean nothing any more.
+const RETIRED: [&str; 2] = ["overlap", "expected_control"];
+
 /// How parameters are stored. Optimizer states, gathered rows and everything else are always `f32`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum SnapshotPrecision {
     /// As they are: a run that is loaded gives the tokens that it would have given without the interruption.
     #[default]
@@ -146,67 +154,78 @@ impl Sampler {
         write(path.as_ref(), header, &tensors)
     }
 
-    /// Reads a sampler that [`save`](Self::save) has written, onto `device`. Requests are known by the ids that they had:
-    /// those that were running are in [`requests`](Self::requests), to be gone on with or released.
+    /// A reader of the file that [`save`](Self::save) has written at `path`.
+    pub fn loader(path: impl Into<PathBuf>) -> SamplerLoader {
+        SamplerLoader { path: path.into(), distiller: None }
+    }
+}
+
+/// Reads a sampler that [`Sampler::save`] has written: made by [`Sampler::loader`].
+///
+/// Requests are known by the ids that they had: those that were running are in [`Sampler::requests`], to be gone on with or
+/// released.
+#[must_use = "nothing is read before `load`"]
+pub struct SamplerLoader {
+    path: PathBuf,
+    distiller: Option<Box<dyn FnOnce(SamplerBuilder) -> SamplerBuilder>>,
+}
+
+impl SamplerLoader {
+    /// Reads a sampler with a distiller of your own: `distiller` is what fresh slots start from, as in
+    /// [`SamplerBuilder::with_distiller`].
+    pub fn with_distiller<D: Distiller>(mut self, distiller: D) -> Self {
+        self.distiller = Some(Box::new(|builder| builder.with_distiller(distiller)));
+        self
+    }
+
+    /// Reads the sampler onto `device`.
     ///
     /// # Errors
     ///
     /// [`SnapshotError`] for a file that cannot be read, is none of ours, is newer than this crate, is damaged, or was
-    /// written with a distiller of the user's own ([`load_with`](Self::load_with)).
-    pub fn load(path: impl AsRef<Path>, device: &Device) -> Result<Self, SnapshotError> {
-        let file = Snapshot::open(path.as_ref())?.of_this_crate()?;
-        let (config, d_model) = (file.config()?, file.header.d_model);
-        file.into_sampler(config.init(d_model, device)?, device)
+    /// written with a distiller of the user's own and is read without one; [`SnapshotError::Misfit`] when the file's
+    /// parameters are not those of the distiller.
+    pub fn load(self, device: &Device) -> Result<Sampler, SnapshotError> {
+        let (file, builder) = self.open()?;
+        let sampler = builder.build(file.header.d_model, device)?;
+        file.into_sampler(sampler, device)
     }
 
-    /// [`load`](Self::load) for a sampler with a distiller of your own: `distiller` is what fresh slots start from, as in
-    /// [`SamplerConfig::init_with`].
-    ///
-    /// # Errors
-    ///
-    /// As [`load`](Self::load), and [`SnapshotError::Misfit`] when the file's parameters are not those of `distiller`.
-    pub fn load_with<D: Distiller>(
-        distiller: D,
-        path: impl AsRef<Path>,
-        device: &Device,
-    ) -> Result<Self, SnapshotError> {
-        let file = Snapshot::open(path.as_ref())?;
-        let (config, d_model) = (file.config()?, file.header.d_model);
-        file.into_sampler(config.init_with(distiller, d_model, device)?, device)
-    }
-
-    /// [`load`](Self::load) for a caller with threads of its own, as [`SamplerConfig::init_pair`]: a sampler and, with
-    /// [`Staleness::Background`](crate::Staleness::Background), the worker that learns for it, which must be
-    /// [run](TrainingWorker::run) on another thread. An update that was done and not visible yet when the file was written
-    /// is in the sampler: it waits for the worker no earlier than one that was started afresh.
+    /// [`load`](Self::load) for a caller with threads of its own, as [`SamplerBuilder::build_with_worker`]. An update that
+    /// was done and not visible yet when the file was written is in the sampler: it waits for the worker no earlier than one
+    /// that was started afresh.
     ///
     /// # Errors
     ///
     /// As [`load`](Self::load).
-    pub fn load_pair(
-        path: impl AsRef<Path>,
+    pub fn load_with_worker(
+        self,
         device: &Device,
-    ) -> Result<(Self, Option<TrainingWorker>), SnapshotError> {
-        let file = Snapshot::open(path.as_ref())?.of_this_crate()?;
-        let (config, d_model) = (file.config()?, file.header.d_model);
-        let (sampler, worker) = config.init_pair(d_model, device)?;
+    ) -> Result<(Sampler, Option<TrainingWorker>), SnapshotError> {
+        let (file, builder) = self.open()?;
+        let (sampler, worker) = builder.build_with_worker(file.header.d_model, device)?;
         Ok((file.into_sampler(sampler, device)?, worker))
     }
 
-    /// [`load_with`](Self::load_with) for a caller with threads of its own, as [`load_pair`](Self::load_pair).
-    ///
-    /// # Errors
-    ///
-    /// As [`load_with`](Self::load_with).
-    pub fn load_pair_with<D: Distiller>(
-        distiller: D,
-        path: impl AsRef<Path>,
-        device: &Device,
-    ) -> Result<(Self, Option<TrainingWorker>), SnapshotError> {
-        let file = Snapshot::open(path.as_ref())?;
-        let (config, d_model) = (file.config()?, file.header.d_model);
-        let (sampler, worker) = config.init_pair_with(distiller, d_model, device)?;
-        Ok((file.into_sampler(sampler, device)?, worker))
+    fn open(self) -> Result<(Snapshot, SamplerBuilder), SnapshotError> {
+        let file = Snapshot::open(&self.path)?;
+        match self.distiller {
+            Some(with_distiller) => {
+                let builder = with_distiller(Sampler::builder(file.config()?));
+                Ok((file, builder))
+            }
+            None => {
+                let file = file.of_this_crate()?;
+                let builder = Sampler::builder(file.config()?);
+                Ok((file, builder))
+            }
+        }
+    }
+}
+
+impl fmt::Debug for SamplerLoader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SamplerLoader").field("path", &self.path).finish_non_exhaustive()
     }
 }
 
@@ -432,7 +451,7 @@ impl Snapshot {
             expected: expected.to_owned(),
             got,
         };
-        let foreign = |error: &dyn std::fmt::Display| {
+        let foreign = |error: &dyn fmt::Display| {
             format("content", "a whole safetensors file", error.to_string())
         };
         let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|e| foreign(&e))?;
@@ -496,6 +515,9 @@ impl Snapshot {
     /// The configuration. Settings that the file does not know have their defaults.
     fn config(&self) -> Result<SamplerConfig, SnapshotError> {
         let mut config = self.header.config.clone();
+        if let Some(settings) = config.as_object_mut() {
+            RETIRED.iter().for_each(|name| drop(settings.remove(*name)));
+        }
         for (place, &bits) in &self.header.config_fractions {
             let fraction = f64::from_bits(bits);
             let setting = config.pointer_mut(place).filter(|setting| setting.is_f64());
@@ -504,8 +526,9 @@ impl Snapshot {
             };
             *setting = Value::from(fraction);
         }
-        SamplerConfig::from_partial_json(&config)
-            .map_err(|error| self.format("configuration", "settings that this crate knows", &error))
+        serde_json::from_value(config).map_err(|error| {
+            self.format("configuration", "settings that this crate knows", &error.to_string())
+        })
     }
 
     fn into_sampler(

@@ -6,18 +6,19 @@ use pulp::{Arch, Simd, WithSimd};
 use super::{
     flex,
     product::{MOST_ROWS, WORK_OF_A_THREAD, column_parts, multiply},
-    share, tensor, threads_for,
+    share, threads_for,
 };
+use crate::tensor::from_f32;
 
 /// `x·Wᵀ` for each slot, where this is the device and the shape for it.
-pub(super) fn times_transposed(x: &Tensor<3>, weight: &Tensor<3>) -> Option<Tensor<3>> {
+pub(crate) fn times_each_transposed(x: &Tensor<3>, weight: &Tensor<3>) -> Option<Tensor<3>> {
     let [_, columns, width] = weight.dims();
     each(x, weight, [width, columns], |x, weight, product| multiply(x, weight, width, product))
 }
 
 /// `x·W` for each slot, where this is the device and the shape for it. A single row is left to burn, whose product is faster
 /// there: its last bits may differ from those that it has beside others.
-pub(super) fn times(x: &Tensor<3>, weight: &Tensor<3>) -> Option<Tensor<3>> {
+pub(crate) fn times_each(x: &Tensor<3>, weight: &Tensor<3>) -> Option<Tensor<3>> {
     let [_, width, columns] = weight.dims();
     if x.dims()[1] == 1 {
         return None;
@@ -44,8 +45,10 @@ fn each(
     let xs = numbers.as_slice()?.chunks_exact(rows * width);
     let weights = weights.as_slice()?.chunks_exact(width * columns);
     let products = product.chunks_exact_mut(rows * columns);
-    xs.zip(weights).zip(products).for_each(|((x, weight), product)| multiply(x, weight, product));
-    Some(tensor(product, [slots, rows, columns], &x.device()))
+    for ((x, weight), product) in xs.zip(weights).zip(products) {
+        multiply(x, weight, product);
+    }
+    Some(from_f32(product, [slots, rows, columns], &x.device()))
 }
 
 /// `product += x·weight`, with `product` `[rows, columns]` and `weight` `[width, columns]`. Each sum is added up in the order of
@@ -229,7 +232,7 @@ mod tests {
             for rows in [1, 2, 3, 4, 5, 6, 7, 8, 11, 16, 64, MOST_ROWS] {
                 let x = wave([2, rows, width], 0.91, 1.0);
                 let exact = naive(&x, &weight);
-                let product = times(&x, &weight);
+                let product = times_each(&x, &weight);
                 assert_eq!(product.is_some(), rows > 1, "a single row is left to burn");
                 if let Some(product) = product {
                     assert_eq!(product.dims(), [2, rows, columns]);
@@ -240,7 +243,7 @@ mod tests {
                         &format!("{rows} {width} {columns}"),
                     );
                 }
-                let product = times_transposed(&x, &turned).unwrap();
+                let product = times_each_transposed(&x, &turned).unwrap();
                 assert_eq!(product.dims(), [2, rows, columns]);
                 assert_close(product, exact, width, &format!("turned {rows} {width} {columns}"));
             }
@@ -250,10 +253,10 @@ mod tests {
     #[test]
     fn a_row_does_not_depend_on_its_batch_from_two_rows_on() {
         let (x, weight) = (wave([1, 64, 576], 0.91, 1.0), wave([1, 576, 390], 0.37, 1.0));
-        let all = numbers(times(&x, &weight).unwrap());
+        let all = numbers(times_each(&x, &weight).unwrap());
         for rows in [2, 3, 5, 16] {
             for first in [0, 7, 64 - rows] {
-                let some = times(&x.clone().narrow(1, first, rows), &weight).unwrap();
+                let some = times_each(&x.clone().narrow(1, first, rows), &weight).unwrap();
                 assert_eq!(
                     numbers(some),
                     all[first * 390..(first + rows) * 390],
@@ -269,25 +272,28 @@ mod tests {
         let weight = weight.narrow(0, 1, 2);
         let dense = |t: &Tensor<3>| Tensor::from_data(t.clone().into_data(), &t.device());
         let exact = naive(&dense(&x), &dense(&weight));
-        if let Some(product) = times(&x, &weight) {
+        if let Some(product) = times_each(&x, &weight) {
             assert_close(product, exact.clone(), 8, "a view of slots");
         }
-        assert_close(times(&x, &dense(&weight)).unwrap(), exact, 8, "turned rows");
+        assert_close(times_each(&x, &dense(&weight)).unwrap(), exact, 8, "turned rows");
     }
 
     #[test]
     fn other_work_is_left_to_burn() {
         let (x, weight) = (wave([2, 3, 8], 0.91, 1.0), wave([2, 8, 5], 0.37, 1.0));
-        assert!(times(&x, &weight).is_some());
-        assert!(times(&x.clone().autodiff(), &weight).is_none(), "with gradients");
-        assert!(times(&x, &weight.clone().autodiff()).is_none(), "with gradients");
-        assert!(times(&x.clone().cast(DType::F16), &weight).is_none());
-        assert!(times(&wave([2, MOST_ROWS + 1, 8], 0.9, 1.0), &weight).is_none());
-        assert!(times(&wave([1, 3, 8], 0.9, 1.0), &weight).is_none(), "other slots");
-        assert!(times(&x, &wave([2, 5, 8], 0.4, 1.0).swap_dims(1, 2)).is_none(), "turned weights");
+        assert!(times_each(&x, &weight).is_some());
+        assert!(times_each(&x.clone().autodiff(), &weight).is_none(), "with gradients");
+        assert!(times_each(&x, &weight.clone().autodiff()).is_none(), "with gradients");
+        assert!(times_each(&x.clone().cast(DType::F16), &weight).is_none());
+        assert!(times_each(&wave([2, MOST_ROWS + 1, 8], 0.9, 1.0), &weight).is_none());
+        assert!(times_each(&wave([1, 3, 8], 0.9, 1.0), &weight).is_none(), "other slots");
+        assert!(
+            times_each(&x, &wave([2, 5, 8], 0.4, 1.0).swap_dims(1, 2)).is_none(),
+            "turned weights"
+        );
         let turned = wave([2, 5, 8], 0.37, 1.0);
-        assert!(times_transposed(&x, &turned).is_some());
-        assert!(times_transposed(&x.clone().autodiff(), &turned).is_none());
-        assert!(times_transposed(&x, &wave([2, 5, 7], 0.37, 1.0)).is_none(), "another width");
+        assert!(times_each_transposed(&x, &turned).is_some());
+        assert!(times_each_transposed(&x.clone().autodiff(), &turned).is_none());
+        assert!(times_each_transposed(&x, &wave([2, 5, 7], 0.37, 1.0)).is_none(), "another width");
     }
 }

@@ -1,0 +1,45 @@
+//! A part of the settings that only the program knows.
+
+use std::{fmt, ops::Deref, sync::Arc};
+
+use serde::{Serialize, Serializer, ser::Error};
+
+/// A [filter](crate::FilterConfig::Custom) or [reweighter](crate::ReweighterConfig::Custom) of your own in a place for
+/// named ones. Cheap to clone, and equal to its clones only.
+///
+/// It has no written form: serialising settings that hold one is an error, so that no file claims to be all of them.
+pub struct Custom<T: ?Sized>(pub(crate) Arc<T>);
+
+impl<T: ?Sized> Clone for Custom<T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<T: ?Sized> Deref for Custom<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T: ?Sized + fmt::Debug> fmt::Debug for Custom<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl<T: ?Sized> PartialEq for Custom<T> {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl<T: ?Sized + fmt::Debug> Serialize for Custom<T> {
+    fn serialize<S: Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
+        let message =
+            "expected filters and a reweighter that have names, got one of the program's own";
+        Err(S::Error::custom(format!("{message}: {:?}", &self.0)))
+    }
+}

@@ -1,0 +1,160 @@
+//! The operations on flex.
+
+#[cfg(feature = "llama")]
+mod gate;
+#[cfg(feature = "llama")]
+mod norm;
+mod pick;
+mod product;
+#[cfg(feature = "llama")]
+mod rotate;
+mod slots;
+#[cfg(test)]
+mod tests;
+
+use burn::tensor::{DType, Device, Tensor};
+#[cfg(feature = "llama")]
+pub(crate) use gate::silu_gated;
+#[cfg(feature = "llama")]
+pub(crate) use norm::rms_norm;
+pub(crate) use pick::times_rows_at;
+pub(crate) use product::times_transposed;
+#[cfg(feature = "llama")]
+pub(crate) use rotate::rotate_halves;
+pub(crate) use slots::{times_each, times_each_transposed};
+
+/// Whether a device's memory is the host's, so that these operations can work there.
+pub(crate) fn is_flex(device: &Device) -> bool {
+    *device == Device::flex()
+}
+
+/// A tensor's numbers where they are. `None` for a tensor with autodiff, on another device, or of another type than `f32`.
+fn flex<const D: usize>(tensor: &Tensor<D>) -> Option<burn::backend::flex::FlexTensor> {
+    let is_f32 = tensor.dtype() == DType::F32;
+    let primitive = || tensor.clone().try_into_primitive::<burn::backend::Flex>().ok();
+    is_f32.then(primitive).flatten()
+}
+
+/// Does `work` with the widest vector instructions that this CPU has, whatever the program was compiled for. The numbers
+/// are the same: products and sums are never contracted.
+///
+/// Only code that is inlined into `work` gains: `work` must be `#[inline(always)]`, and so must what its hot loops call. A
+/// function or closure that is not inlined keeps the instructions that the program was compiled for, and so does the shim
+/// by which the compiler calls an `Fn` passed as `FnOnce`. Hence `Fn`; what `work` changes or consumes comes as `input`.
+#[inline(always)]
+pub(crate) fn vectorised<I, R>(input: I, work: impl Fn(I) -> R) -> R {
+    struct Work<I, F>(I, F);
+    impl<I, R, F: Fn(I) -> R> pulp::WithSimd for Work<I, F> {
+        type Output = R;
+
+        #[inline(always)]
+        fn with_simd<S: pulp::Simd>(self, _: S) -> R {
+            (self.1)(self.0)
+        }
+    }
+    pulp::Arch::new().dispatch(Work(input, work))
+}
+
+/// Does `work` for every part, on up to `threads` threads. The caller's is one of them, so that work starts before another
+/// thread has woken up.
+fn share<P: Send>(threads: usize, parts: impl Iterator<Item = P> + Send, work: impl Fn(P) + Sync) {
+    use std::sync::{Mutex, PoisonError};
+
+    let queue = Mutex::new(parts);
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let work_on = || {
+        while let Some(part) = next() {
+            work(part);
+        }
+    };
+    rayon::in_place_scope(|scope| {
+        for _ in 1..threads {
+            scope.spawn(|_| work_on());
+        }
+        work_on();
+    });
+}
+
+/// Parts per thread: a thread that is held up leaves its parts to the others.
+const PARTS_PER_THREAD: usize = 4;
+
+/// Number of threads for an amount of work of which `of_a_thread` is worth one.
+fn threads_for(work: usize, of_a_thread: usize) -> usize {
+    (work / of_a_thread).clamp(1, rayon::current_num_threads())
+}
+
+/// Number of parts that `threads` threads share: one for one thread, several for each of many.
+fn parts_for(threads: usize) -> usize {
+    if threads == 1 { 1 } else { threads * PARTS_PER_THREAD }
+}
+
+/// Numbers that are worth a second thread where each takes a few instructions.
+const NUMBERS_OF_A_THREAD: usize = 16_384;
+
+/// Does `work` for all pieces of `count` numbers, of which `numbers_of_a_thread` are worth a thread. `pieces` cuts them into
+/// pieces of the length that it is given. `work` must be `#[inline(always)]`: see [`vectorised`].
+pub(crate) fn share_pieces<P: Send, I: Iterator<Item = P> + Send>(
+    count: usize,
+    numbers_of_a_thread: usize,
+    pieces: impl FnOnce(usize) -> I,
+    work: impl Fn(P) + Sync,
+) {
+    let threads = threads_for(count, numbers_of_a_thread);
+    share(threads, pieces(count.div_ceil(parts_for(threads)).max(1)), |piece| {
+        #[allow(clippy::redundant_closure, reason = "behind a reference it would not be inlined")]
+        vectorised(
+            piece,
+            #[inline(always)]
+            |piece| work(piece),
+        );
+    });
+}
+
+/// Does `work` for all rows of `from`, each with its row of `to`, in parts of several rows. A row reads about
+/// `numbers_of_a_row` numbers. `work` must be `#[inline(always)]`: see [`vectorised`].
+fn share_rows<T: Sync>(
+    from: &[T],
+    from_width: usize,
+    to: &mut [f32],
+    to_width: usize,
+    numbers_of_a_row: usize,
+    work: impl Fn(usize, &[T], &mut [f32]) + Sync,
+) {
+    let rows = from.len() / from_width;
+    let threads = threads_for(rows * numbers_of_a_row, NUMBERS_OF_A_THREAD);
+    let rows_of_a_part = rows.div_ceil(threads);
+    let parts = from
+        .chunks(rows_of_a_part * from_width)
+        .zip(to.chunks_mut(rows_of_a_part * to_width))
+        .enumerate();
+    share(threads, parts, |(part, from_and_to)| {
+        vectorised(
+            from_and_to,
+            #[inline(always)]
+            |(from, to): (&[T], &mut [f32])| {
+                let rows = from.chunks(from_width).zip(to.chunks_mut(to_width));
+                for (at, (from, to)) in rows.enumerate() {
+                    work(part * rows_of_a_part + at, from, to);
+                }
+            },
+        );
+    });
+}
+
+/// Sums side by side, so that they can be done in parallel.
+const LANES: usize = 16;
+
+/// `Σ a·b` of two slices of one length.
+#[inline(always)]
+fn sum_of_products(a: &[f32], b: &[f32]) -> f32 {
+    let (a_chunks, b_chunks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let rest = a_chunks.remainder().iter().zip(b_chunks.remainder());
+    let rest: f32 = rest.map(|(a, b)| a * b).sum();
+    let mut sums = [0.0; LANES];
+    for (a, b) in a_chunks.zip(b_chunks) {
+        for lane in 0..LANES {
+            sums[lane] += a[lane] * b[lane];
+        }
+    }
+    sums.iter().sum::<f32>() + rest
+}

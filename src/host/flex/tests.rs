@@ -1,0 +1,89 @@
+//! Each operation against burn's.
+
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+
+use super::pick;
+#[cfg(feature = "llama")]
+use super::{gate, norm, rotate};
+use crate::host::*;
+
+/// Numbers between −scale and scale.
+pub(super) fn wave<const D: usize>(shape: [usize; D], step: f32, scale: f32) -> Tensor<D> {
+    let count: usize = shape.iter().product();
+    let numbers: Vec<f32> = (0..count).map(|i| (i as f32 * step).sin() * scale).collect();
+    Tensor::from_data(TensorData::new(numbers, shape), &Device::flex())
+}
+
+pub(super) fn numbers<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.into_data().try_into_vec().unwrap()
+}
+
+/// The same with burn's operations: tensors with autodiff go that way.
+fn assert_same<const D: usize>(here: Tensor<D>, burns: Tensor<D>) {
+    assert_eq!(here.dims(), burns.dims());
+    for (at, (here, burns)) in numbers(here).into_iter().zip(numbers(burns.inner())).enumerate() {
+        assert!((here - burns).abs() <= 2e-6 * burns.abs().max(1.0), "{at}: {here} {burns}");
+    }
+}
+
+#[cfg(feature = "llama")]
+#[test]
+fn each_is_what_burn_computes() {
+    for rows in [1, 3, 64] {
+        let both = wave([rows, 2 * 770], 0.37, 30.0);
+        assert!(gate::silu_gated(&both).is_some());
+        assert_same(silu_gated(both.clone()), silu_gated(both.autodiff()));
+
+        let (x, weight) = (wave([rows, 1, 577], 0.91, 5.0), wave([577], 0.11, 2.0));
+        assert!(norm::rms_norm(&x, &weight, 1e-5).is_some());
+        assert_same(
+            rms_norm(x.clone(), &weight, 1e-5),
+            rms_norm(x.autodiff(), &weight.autodiff(), 1e-5),
+        );
+
+        let heads = wave([rows, 2, 5, 64], 0.73, 3.0);
+        let (cos, sin) = (wave([rows, 2, 1, 64], 0.2, 1.0), wave([rows, 2, 1, 64], 0.3, 1.0));
+        let view = heads.narrow(2, 1, 3);
+        assert!(rotate::rotate_halves(&view, &cos, &sin).is_some());
+        assert_same(
+            rotate_halves(view.clone(), &cos, &sin),
+            rotate_halves(view.autodiff(), &cos.autodiff(), &sin.autodiff()),
+        );
+    }
+}
+
+#[test]
+fn picked_rows_are_those_that_burn_picks() {
+    let (x, weight) = (wave([5, 37], 0.91, 1.0), wave([101, 37], 0.37, 1.0));
+    let tokens: Vec<i32> = (0..5 * 40).map(|i| i * 7919 % 101).collect();
+    let tokens = TensorData::new(tokens, [5, 40]);
+    let picked = Tensor::<2, Int>::from_data(tokens, &Device::flex());
+    assert!(pick::times_rows_at(&x, &weight, &picked).is_some());
+    assert!(pick::times_rows_at(&x.clone().autodiff(), &weight, &picked).is_none());
+    let whole = x.clone().matmul(weight.clone().transpose());
+    assert_same(times_rows_at(x, &weight, &picked), whole.gather(1, picked.clone()).autodiff());
+    let short = weight.narrow(0, 0, 100);
+    assert!(pick::times_rows_at(&wave([5, 37], 0.9, 1.0), &short, &picked).is_none());
+}
+
+/// The negative control of the test above: tensors with autodiff, of another type, and none at all are burn's.
+#[cfg(feature = "llama")]
+#[test]
+fn other_work_is_left_to_burn() {
+    let both = wave([2, 8], 0.37, 1.0);
+    assert!(gate::silu_gated(&both.clone().autodiff()).is_none());
+    assert!(gate::silu_gated(&both.clone().cast(DType::F16)).is_none());
+    assert!(norm::rms_norm(&both.clone().autodiff(), &wave([8], 0.1, 1.0), 0.0).is_none());
+    let half = wave([8], 0.1, 1.0).cast(DType::F16);
+    assert!(norm::rms_norm(&both, &half, 0.0).is_none());
+}
+
+#[cfg(feature = "llama")]
+#[test]
+fn extreme_gates_are_what_they_should_be() {
+    let both = Tensor::<2>::from_data(
+        [[-1e30f32, -100.0, 100.0, 1e30, 1.0, 2.0, 3.0, 4.0]],
+        &Device::flex(),
+    );
+    assert_eq!(numbers(silu_gated(both)), [0.0, 0.0, 300.0, 4e30]);
+}

@@ -1,0 +1,68 @@
+//! Without flex: nothing is done on the host's memory, so every function leaves the work to burn.
+
+use burn::tensor::{Device, Int, Tensor};
+
+pub(crate) fn is_flex(_device: &Device) -> bool {
+    false
+}
+
+pub(crate) fn times_transposed(_x: &Tensor<2>, _weight: &Tensor<2>) -> Option<Tensor<2>> {
+    None
+}
+
+pub(crate) fn times_each(_x: &Tensor<3>, _weight: &Tensor<3>) -> Option<Tensor<3>> {
+    None
+}
+
+pub(crate) fn times_each_transposed(_x: &Tensor<3>, _weight: &Tensor<3>) -> Option<Tensor<3>> {
+    None
+}
+
+pub(crate) fn times_rows_at(
+    _x: &Tensor<2>,
+    _weight: &Tensor<2>,
+    _picked: &Tensor<2, Int>,
+) -> Option<Tensor<2>> {
+    None
+}
+
+#[cfg(feature = "llama")]
+pub(crate) fn silu_gated(_both: &Tensor<2>) -> Option<Tensor<2>> {
+    None
+}
+
+#[cfg(feature = "llama")]
+pub(crate) fn rms_norm<const D: usize>(
+    _x: &Tensor<D>,
+    _weight: &Tensor<1>,
+    _eps: f32,
+) -> Option<Tensor<D>> {
+    None
+}
+
+#[cfg(feature = "llama")]
+pub(crate) fn rotate_halves(
+    _x: &Tensor<4>,
+    _cos: &Tensor<4>,
+    _sin: &Tensor<4>,
+) -> Option<Tensor<4>> {
+    None
+}
+
+/// Does `work` with the instructions that the program was compiled for.
+#[inline(always)]
+pub(crate) fn vectorised<I, R>(input: I, work: impl Fn(I) -> R) -> R {
+    work(input)
+}
+
+/// Does `work` for `count` numbers as one piece, on the caller's thread.
+pub(crate) fn share_pieces<P: Send, I: Iterator<Item = P> + Send>(
+    count: usize,
+    _numbers_of_a_thread: usize,
+    pieces: impl FnOnce(usize) -> I,
+    work: impl Fn(P) + Sync,
+) {
+    for piece in pieces(count.max(1)) {
+        work(piece);
+    }
+}

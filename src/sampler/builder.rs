@@ -1,0 +1,185 @@
+//! A sampler from its settings.
+
+use std::fmt;
+
+use burn::{
+    module::{ModuleMapper, Param},
+    tensor::{DType, Device, Tensor},
+};
+
+use super::{DistillerConfig, Sampler, SamplerConfig};
+use crate::{
+    bank::Sharing,
+    distiller::Distiller,
+    error::ConfigError,
+    train::{
+        AdaptiveTrainer, ApartSlots, BackgroundTrainer, InlineTrainer, OnlineTrainer,
+        SeparateSlots, SlotPath, Slots, StackedSlots, Staleness, TrainRows, TrainingWorker, spawn,
+    },
+};
+
+/// A sampler, and the worker that learns for it where it learns in the background.
+type Pair = (Sampler, Option<TrainingWorker>);
+
+/// Makes a sampler from its settings: what [`Sampler::builder`] returns, for those that
+/// [`SamplerConfig::init`] is not enough for.
+///
+/// ```
+/// use esamp::{Sampler, SamplerConfig, Staleness, SwiGluConfig, TrainingConfig};
+///
+/// # let device = burn::tensor::Device::flex();
+/// let training = TrainingConfig::new().with_staleness(Staleness::Background);
+/// let distiller = SwiGluConfig::new().init(64, 0, &device)?; // or a module of your own
+/// let (sampler, worker) = Sampler::builder(SamplerConfig::new().with_training(training))
+///     .with_distiller(distiller)
+///     .build_with_worker(64, &device)?;
+/// let thread = worker.map(|worker| std::thread::spawn(|| worker.run()));
+/// # drop(sampler);
+/// # thread.unwrap().join().unwrap();
+/// # Ok::<(), esamp::ConfigError>(())
+/// ```
+#[must_use = "nothing is made before `build`"]
+pub struct SamplerBuilder {
+    config: SamplerConfig,
+    make: Option<Box<dyn FnOnce(&SamplerConfig, usize, &Device) -> Result<Pair, ConfigError>>>,
+}
+
+impl Sampler {
+    /// Starts to make a sampler with these settings.
+    pub fn builder(config: SamplerConfig) -> SamplerBuilder {
+        SamplerBuilder { config, make: None }
+    }
+}
+
+impl SamplerBuilder {
+    /// Takes a distiller of your own; [`SamplerConfig::distiller`] only decides the default optimizer then. Every slot
+    /// starts as a copy of `distiller`.
+    pub fn with_distiller<D: Distiller>(mut self, distiller: D) -> Self {
+        self.make =
+            Some(Box::new(|config, d_model, device| config.pair(distiller, true, d_model, device)));
+        self
+    }
+
+    /// A sampler for a model of width `d_model` whose hidden states live on `device`.
+    ///
+    /// With [`Staleness::Background`] a thread is started that learns until the sampler is dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::OutOfRange`] for the first setting that cannot work; [`ConfigError::Thread`] when the thread cannot
+    /// be started.
+    pub fn build(self, d_model: usize, device: &Device) -> Result<Sampler, ConfigError> {
+        let (sampler, worker) = self.build_with_worker(d_model, device)?;
+        if let Some(worker) = worker {
+            spawn(worker).map_err(|error| ConfigError::Thread { reason: error.to_string() })?;
+        }
+        Ok(sampler)
+    }
+
+    /// [`build`](Self::build) for a caller with threads of its own: a sampler and, with [`Staleness::Background`], the
+    /// worker that learns for it, which must be [run](TrainingWorker::run) on another thread.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::OutOfRange`] for the first setting that cannot work.
+    pub fn build_with_worker(
+        self,
+        d_model: usize,
+        device: &Device,
+    ) -> Result<(Sampler, Option<TrainingWorker>), ConfigError> {
+        let Self { config, make } = self;
+        if let Some(make) = make {
+            return make(&config, d_model, device);
+        }
+        let inner = device.clone().inner();
+        let seed = config.distiller_seed;
+        match &config.distiller {
+            DistillerConfig::SwiGlu(named) => {
+                config.pair(named.init(d_model, seed, &inner)?, false, d_model, device)
+            }
+            DistillerConfig::LowRank(named) => {
+                config.pair(named.init(d_model, seed, &inner)?, false, d_model, device)
+            }
+        }
+    }
+}
+
+impl fmt::Debug for SamplerBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SamplerBuilder").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl SamplerConfig {
+    fn pair<D: Distiller>(
+        &self,
+        distiller: D,
+        is_custom: bool,
+        d_model: usize,
+        device: &Device,
+    ) -> Result<Pair, ConfigError> {
+        let optimizer = self.optimizer.unwrap_or_else(|| self.distiller.default_optimizer());
+        optimizer.validate()?;
+        self.training.validate()?;
+        if let Sharing::Adaptive(adaptive) = self.sharing {
+            adaptive.validate()?;
+        }
+        let alone = self.sharing == Sharing::PerRequest;
+        ConfigError::check(
+            !alone || self.training.train_rows == TrainRows::All,
+            "train_rows",
+            "all, where every request has a distiller of its own",
+            "first_per_prompt",
+        )?;
+        ConfigError::at_least_one("d_model", d_model)?;
+        let device = device.clone().inner();
+        let template = distiller.to_device(&device).valid().map(&mut FullPrecision);
+        let path = match self.training.slot_path {
+            SlotPath::Automatic if ApartSlots::<D>::is_faster_on(&device) => SlotPath::Apart,
+            SlotPath::Automatic => SlotPath::Stacked,
+            path => path,
+        };
+        let stacked = StackedSlots::new(&template, optimizer);
+        let (trainer, worker) = match (path, stacked) {
+            (SlotPath::Apart, Some(slots)) => self.trainer(ApartSlots::new(slots)),
+            (SlotPath::Stacked, Some(slots)) => self.trainer(slots),
+            _ => self.trainer(SeparateSlots::new(template, optimizer)),
+        };
+        let sampler = Sampler::new(trainer, self.clone(), is_custom, d_model, device);
+        Ok((sampler, worker))
+    }
+
+    fn trainer(&self, slots: impl Slots) -> (Box<dyn OnlineTrainer>, Option<TrainingWorker>) {
+        match self.sharing {
+            Sharing::Adaptive(adaptive) => {
+                self.paced(AdaptiveTrainer::new(slots, adaptive, self.training))
+            }
+            sharing => self.paced(InlineTrainer::new(slots, sharing, self.training)),
+        }
+    }
+
+    fn paced<T: OnlineTrainer + Clone + 'static>(
+        &self,
+        trainer: T,
+    ) -> (Box<dyn OnlineTrainer>, Option<TrainingWorker>) {
+        match self.training.staleness {
+            Staleness::Inline => (Box::new(trainer), None),
+            Staleness::Background => {
+                let (trainer, worker) = BackgroundTrainer::pair(trainer);
+                (Box::new(trainer), Some(worker))
+            }
+        }
+    }
+}
+
+/// Distillers learn in `f32`, whatever they came in: steps as small as theirs are lost in less.
+struct FullPrecision;
+
+impl ModuleMapper for FullPrecision {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        match param.val().dtype() {
+            DType::F32 => param,
+            _ => param.map(|tensor| tensor.cast(DType::F32)),
+        }
+    }
+}
