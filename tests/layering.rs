@@ -6,8 +6,8 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 /// A module imports from lower layers only; inside of a module there are no rules.
 const LAYERS: [&[&str]; 8] = [
-    &["id", "host", "numeric", "tensor", "custom"],
-    &["draw", "error"],
+    &["id", "numeric", "tensor", "custom"],
+    &["draw", "error", "host"],
     &["hidden", "lm_head", "distiller", "candidates", "penalties", "fire", "text"],
     &["tap", "bank", "novelty", "select"],
     &["causal_lm", "train", "sampling", "telemetry"],
