@@ -2,7 +2,7 @@
 
 mod adaptive;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde::{Deserialize, Serialize};
 
@@ -51,6 +51,25 @@ pub enum SlotKey {
     Request(RequestId),
 }
 
+/// One slot: its name, the requests that share it, and what `S` keeps about it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Slot<S> {
+    pub(crate) key: SlotKey,
+    pub(crate) members: BTreeSet<RowId>,
+    #[serde(flatten)]
+    pub(crate) state: S,
+}
+
+impl<S> Slot<S> {
+    /// The same slot with something else kept about it.
+    pub(crate) fn try_map<T, E>(
+        self,
+        change: impl FnOnce(S) -> Result<T, E>,
+    ) -> Result<Slot<T>, E> {
+        Ok(Slot { key: self.key, members: self.members, state: change(self.state)? })
+    }
+}
+
 /// All distillers in use, each with whatever `S` keeps about it.
 ///
 /// Slots are made when first needed and dropped when their last request ends, so there is no capacity to run out of
@@ -58,34 +77,26 @@ pub enum SlotKey {
 #[derive(Clone, Debug)]
 pub(crate) struct DistillerBank<S> {
     sharing: Sharing,
-    slots: HashMap<SlotKey, Slot<S>>,
-}
-
-#[derive(Clone, Debug)]
-struct Slot<S> {
-    state: S,
-    members: HashSet<RequestId>,
+    slots: BTreeMap<SlotKey, Slot<S>>,
 }
 
 impl<S> DistillerBank<S> {
     pub(crate) fn new(sharing: Sharing) -> Self {
-        Self { sharing, slots: HashMap::new() }
+        Self { sharing, slots: BTreeMap::new() }
     }
 
     /// Makes sure that the slot of `row` exists and outlives its request.
     pub(crate) fn join(&mut self, row: RowId, fresh: impl FnOnce() -> S) {
-        self.slots
-            .entry(self.key(row))
-            .or_insert_with(|| Slot { state: fresh(), members: HashSet::new() })
-            .members
-            .insert(row.request);
+        let key = self.key(row);
+        let fresh = || Slot { key, members: BTreeSet::new(), state: fresh() };
+        self.slots.entry(key).or_insert_with(fresh).members.insert(row);
     }
 
-    /// Ends a request. Its slot goes with it if nobody else needs it.
+    /// Ends a request. Its slot is dropped with it if no other request needs it.
     pub(crate) fn leave(&mut self, row: RowId) {
         let key = self.key(row);
         if let Some(slot) = self.slots.get_mut(&key) {
-            slot.members.remove(&row.request);
+            slot.members.remove(&row);
             if slot.members.is_empty() && key != SlotKey::Everyone {
                 self.slots.remove(&key);
             }
@@ -94,7 +105,7 @@ impl<S> DistillerBank<S> {
 
     /// Whether the request of `row` has begun and not ended.
     pub(crate) fn has(&self, row: RowId) -> bool {
-        self.slots.get(&self.key(row)).is_some_and(|slot| slot.members.contains(&row.request))
+        self.slots.get(&self.key(row)).is_some_and(|slot| slot.members.contains(&row))
     }
 
     /// What is kept about the slot of `row`, if it has one.
@@ -102,48 +113,27 @@ impl<S> DistillerBank<S> {
         self.slots.get(&self.key(row)).map(|slot| &slot.state)
     }
 
-    /// Every request that has joined a slot, in order; its prompt where the slot is named by it, else 0.
+    /// Every request that has joined a slot, in order.
     pub(crate) fn requests(&self) -> Vec<RowId> {
-        let rows = self.slots.iter().flat_map(|(key, slot)| {
-            let prompt = match key {
-                SlotKey::Prompt(prompt) => *prompt,
-                SlotKey::Everyone | SlotKey::Request(_) => PromptId(0),
-            };
-            slot.members.iter().map(move |&request| RowId { prompt, request })
-        });
-        let mut rows: Vec<RowId> = rows.collect();
+        let members = self.slots.values().flat_map(|slot| slot.members.iter().copied());
+        let mut rows: Vec<RowId> = members.collect();
         rows.sort_unstable();
         rows
     }
 
-    /// What is kept about every slot, in no order.
+    /// Every slot, in the order of the names.
+    pub(crate) fn slots(&self) -> impl Iterator<Item = &Slot<S>> {
+        self.slots.values()
+    }
+
+    /// What is kept about every slot, in the order of the names.
     pub(crate) fn states_mut(&mut self) -> impl Iterator<Item = &mut S> {
         self.slots.values_mut().map(|slot| &mut slot.state)
     }
 
-    /// Every slot with its name and members, in the order of the names.
-    pub(crate) fn entries(&self) -> Vec<(SlotKey, Vec<RequestId>, &S)> {
-        let mut entries: Vec<_> = self
-            .slots
-            .iter()
-            .map(|(&key, slot)| {
-                let mut members: Vec<RequestId> = slot.members.iter().copied().collect();
-                members.sort_unstable();
-                (key, members, &slot.state)
-            })
-            .collect();
-        entries.sort_unstable_by_key(|&(key, ..)| key);
-        entries
-    }
-
-    /// Puts a slot back that [`entries`](Self::entries) has given.
-    pub(crate) fn restore(
-        &mut self,
-        key: SlotKey,
-        members: impl IntoIterator<Item = RequestId>,
-        state: S,
-    ) {
-        self.slots.insert(key, Slot { state, members: members.into_iter().collect() });
+    /// Puts a slot back that [`slots`](Self::slots) has given.
+    pub(crate) fn restore(&mut self, slot: Slot<S>) {
+        self.slots.insert(slot.key, slot);
     }
 
     /// Drops every slot.
@@ -220,6 +210,14 @@ mod tests {
         assert_eq!(bank.get_mut(SlotKey::Everyone), Some(&mut 7));
         bank.clear();
         assert_eq!(bank.len(), 0);
+    }
+
+    #[test]
+    fn requests_come_with_their_prompts_whatever_the_sharing() {
+        let rows = [RowId::new(0, 0), RowId::new(0, 1), RowId::new(1, 2)];
+        for sharing in [Sharing::Global, Sharing::PerPrompt, Sharing::PerRequest] {
+            assert_eq!(bank(sharing).requests(), rows, "{sharing:?}");
+        }
     }
 
     #[test]

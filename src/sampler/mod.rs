@@ -114,9 +114,9 @@ impl Sampler {
         self.stages = StageSeconds::default();
     }
 
-    /// The requests that have begun and not ended, as far as distillers know of them; a prompt that does not decide whose
-    /// distiller it is, is 0. After [`load`](crate::SamplerLoader::load), those that were running when the file was written: go on with
-    /// them, or release them.
+    /// The requests that have begun and not ended, as far as distillers know of them. After
+    /// [`load`](crate::SamplerLoader::load), those that were running when the file was written: go on with them, or release
+    /// them. (A file of version 1 knows prompts only where distillers are shared by prompt; elsewhere they come back as 0.)
     pub fn requests(&self) -> Vec<RowId> {
         self.trainer.requests()
     }

@@ -3,14 +3,18 @@
 use burn::tensor::Tensor;
 
 use super::{
-    InlineTrainer, Learned, Misfit, OnlineTrainer, Prediction, TrainerState, TrainingConfig,
-    evidence::Evidence, slots::Slots,
+    config::TrainingConfig,
+    error::TrainError,
+    evidence::Evidence,
+    inline::InlineTrainer,
+    slots::{Misfit, Slots},
+    state::{Learned, TrainerState},
+    trainer::{OnlineTrainer, Prediction},
 };
 use crate::{
     bank::{AdaptiveConfig, AdaptiveStart, Sharing},
     hidden::HiddenStates,
     id::RowId,
-    train::error::TrainError,
 };
 
 /// Two trainers side by side: one slot for each prompt, and one for all of them.

@@ -3,10 +3,11 @@
 use burn::tensor::{Device, Tensor};
 
 use super::{
+    error::TrainError,
     slots::{Misfit, SlotRows, SlotTensors, Slots, predict_one_by_one},
     stacked::StackedSlots,
 };
-use crate::{distiller::Distiller, hidden::HiddenStates, host::is_flex, train::error::TrainError};
+use crate::{distiller::Distiller, hidden::HiddenStates, host::is_flex};
 
 /// The analytic gradients of [`StackedSlots`], slot after slot.
 ///

@@ -5,13 +5,12 @@ use std::fmt::Debug;
 use burn::tensor::Tensor;
 
 use super::{
-    Learner, OptimizerConfig,
+    error::TrainError,
+    optimizer::OptimizerConfig,
     rule::{Moments, bytes},
-    update::{flat_parameters, with_parameters},
+    update::{Learner, flat_parameters, with_parameters},
 };
-use crate::{
-    distiller::Distiller, hidden::HiddenStates, tensor::select_rows, train::error::TrainError,
-};
+use crate::{distiller::Distiller, hidden::HiddenStates, tensor::select_rows};
 
 /// The rows that one slot has in a step. Every row of a step belongs to one slot.
 #[derive(Clone, Debug, PartialEq)]
@@ -219,7 +218,9 @@ pub(super) fn predict_one_by_one(
 fn places(work: &[SlotRows]) -> Vec<usize> {
     let order: Vec<usize> = work.iter().flat_map(|slot| slot.rows.iter().copied()).collect();
     let mut places = vec![0; order.len()];
-    order.iter().enumerate().for_each(|(at, &row)| places[row] = at);
+    for (at, &row) in order.iter().enumerate() {
+        places[row] = at;
+    }
     places
 }
 

@@ -8,7 +8,8 @@ use burn::{
 };
 
 use super::{
-    LossReduction, OptimizerConfig,
+    error::TrainError,
+    optimizer::{LossReduction, OptimizerConfig},
     rule::{Moments, apply, bytes},
     slots::{Misfit, SlotRows, SlotTensors, Slots, check_fit, check_prediction},
 };
@@ -16,7 +17,6 @@ use crate::{
     distiller::{Distiller, Gradient, StackedDistiller},
     hidden::HiddenStates,
     tensor::{from_f32, index, is_all},
-    train::error::TrainError,
 };
 
 /// The parameters of all slots, each parameter as one tensor `[slots, a, b]`, and their moments likewise.

@@ -7,7 +7,7 @@ use burn::{
 };
 
 use super::{
-    LossReduction, OptimizerConfig,
+    optimizer::{LossReduction, OptimizerConfig},
     rule::{Moments, apply},
 };
 use crate::{

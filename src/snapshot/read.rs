@@ -1,0 +1,220 @@
+//! From a file to a sampler.
+
+use std::{
+    collections::HashMap,
+    fmt, fs,
+    path::{Path, PathBuf},
+};
+
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use half::f16;
+use safetensors::{Dtype, SafeTensors};
+use serde_json::Value;
+
+use super::{
+    error::SnapshotError,
+    format::{ContentHash, FORMAT, Header, StoredSlot, StoredTrainer, VERSION, sums, upgrade},
+};
+use crate::{
+    hidden::HiddenStates,
+    id::PromptId,
+    sampler::{Sampler, SamplerConfig},
+    train::{ExportedSlot, SlotState, SlotTensors},
+};
+
+/// Settings that files of earlier versions may have and that mean nothing any more.
+const RETIRED: [&str; 2] = ["overlap", "expected_control"];
+
+/// A file that has been read and checked.
+pub(super) struct Snapshot {
+    path: PathBuf,
+    header: Header,
+    tensors: HashMap<String, Read>,
+    /// Where the tensors go.
+    device: Device,
+}
+
+/// One tensor of a file, as numbers.
+struct Read {
+    shape: Vec<usize>,
+    values: Vec<f32>,
+}
+
+impl Snapshot {
+    pub(super) fn open(path: &Path, device: &Device) -> Result<Self, SnapshotError> {
+        let bytes =
+            fs::read(path).map_err(|source| SnapshotError::Io { path: path.to_owned(), source })?;
+        let format = |what: &str, expected: &str, got: String| SnapshotError::Format {
+            path: path.to_owned(),
+            what: what.to_owned(),
+            expected: expected.to_owned(),
+            got,
+        };
+        let foreign = |error: &dyn fmt::Display| {
+            format("content", "a whole safetensors file", error.to_string())
+        };
+        let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|e| foreign(&e))?;
+        let file = SafeTensors::deserialize(&bytes).map_err(|e| foreign(&e))?;
+        let metadata = metadata.metadata().clone().unwrap_or_default();
+        let tag = |key: &str| metadata.get(key).map_or("none", String::as_str);
+        if tag("format") != FORMAT {
+            return Err(format("format", FORMAT, tag("format").to_owned()));
+        }
+        let version = tag("version").parse().unwrap_or(0);
+        if !(1..=VERSION).contains(&version) {
+            let expected = format!("at most {VERSION}");
+            return Err(format("version", &expected, tag("version").to_owned()));
+        }
+        let (precision, header) = (tag("precision"), tag("sampler"));
+        let mut names: Vec<&str> = file.names();
+        names.sort_unstable();
+        let mut hash = ContentHash::new(precision, header);
+        let mut tensors = HashMap::new();
+        for name in names {
+            let view = file.tensor(name).map_err(|e| foreign(&e))?;
+            let bytes = view.data();
+            hash.add(name, bytes);
+            let values = match view.dtype() {
+                Dtype::F32 => bytes
+                    .chunks_exact(4)
+                    .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+                    .collect(),
+                Dtype::F16 => bytes
+                    .chunks_exact(2)
+                    .map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32())
+                    .collect(),
+                other => return Err(format(name, "F32 or F16", format!("{other:?}"))),
+            };
+            tensors.insert(name.to_owned(), Read { shape: view.shape().to_vec(), values });
+        }
+        let hash = hash.finish();
+        if hash != tag("sha256") {
+            return Err(format("SHA-256 of the content", tag("sha256"), hash));
+        }
+        let header = serde_json::from_str(header).and_then(|mut header: Value| {
+            upgrade(&mut header, version);
+            serde_json::from_value(header)
+        });
+        let header = header
+            .map_err(|error| format("sampler", "its description in JSON", error.to_string()))?;
+        Ok(Self { path: path.to_owned(), header, tensors, device: device.clone().inner() })
+    }
+
+    /// Refuses a file whose distillers this crate cannot make.
+    pub(super) fn check_distiller(&self) -> Result<(), SnapshotError> {
+        if self.header.custom_distiller {
+            return Err(self.format("distiller", "one of this crate's", "one of the user's own"));
+        }
+        Ok(())
+    }
+
+    fn format(&self, what: &str, expected: &str, got: &str) -> SnapshotError {
+        SnapshotError::Format {
+            path: self.path.clone(),
+            what: what.to_owned(),
+            expected: expected.to_owned(),
+            got: got.to_owned(),
+        }
+    }
+
+    /// The configuration. Settings that the file does not know have their defaults.
+    pub(super) fn config(&self) -> Result<SamplerConfig, SnapshotError> {
+        let mut config = self.header.config.clone();
+        if let Some(settings) = config.as_object_mut() {
+            for name in RETIRED {
+                settings.remove(name);
+            }
+        }
+        for (place, &bits) in &self.header.config_fractions {
+            let fraction = f64::from_bits(bits);
+            let setting = config.pointer_mut(place).filter(|setting| setting.is_f64());
+            let (Some(setting), true) = (setting, fraction.is_finite()) else {
+                return Err(self.format("configuration", "a fraction at each place of one", place));
+            };
+            *setting = Value::from(fraction);
+        }
+        serde_json::from_value(config).map_err(|error| {
+            self.format("configuration", "settings that this crate knows", &error.to_string())
+        })
+    }
+
+    /// Width of the model that the distillers belong to.
+    pub(super) fn d_model(&self) -> usize {
+        self.header.d_model
+    }
+
+    /// Puts everything that was learned into a sampler with the file's configuration.
+    pub(super) fn into_sampler(mut self, mut sampler: Sampler) -> Result<Sampler, SnapshotError> {
+        let stored = std::mem::replace(&mut self.header.trainer, StoredTrainer::new(Vec::new()));
+        let trainer = stored.try_map("own", &mut self, Self::slot, Self::evidence)?;
+        let mut counters = self.header.counters;
+        for (sum, bits) in sums(&mut counters).into_iter().zip(self.header.sums) {
+            *sum = f64::from_bits(bits);
+        }
+        sampler.import(counters, trainer)?;
+        Ok(sampler)
+    }
+
+    fn evidence(
+        &mut self,
+        place: &str,
+        prompt: PromptId,
+    ) -> Result<(PromptId, Tensor<1>), SnapshotError> {
+        Ok((prompt, self.take(place)?))
+    }
+
+    fn slot(&mut self, place: &str, slot: StoredSlot) -> Result<ExportedSlot, SnapshotError> {
+        slot.try_map(|slot| {
+            Ok(SlotState {
+                updates: slot.updates,
+                age: slot.age,
+                is_fitted: slot.is_fitted,
+                gathered: self.rows(place, "gathered", slot.gathered)?,
+                first_rows: self.rows(place, "first_rows", slot.first_rows)?,
+                tensors: slot.tensors.map(|counts| self.tensors(place, counts)).transpose()?,
+            })
+        })
+    }
+
+    fn rows(
+        &mut self,
+        place: &str,
+        name: &str,
+        count: usize,
+    ) -> Result<Vec<HiddenStates>, SnapshotError> {
+        let mut rows = Vec::new();
+        for at in 0..count {
+            let shallow = self.take(&format!("{place}.{name}.{at}.shallow"))?;
+            let deep = self.take(&format!("{place}.{name}.{at}.deep"))?;
+            let states = HiddenStates::new(shallow, deep);
+            rows.push(states.map_err(|e| self.format(place, "rows that fit", &e.to_string()))?);
+        }
+        Ok(rows)
+    }
+
+    fn tensors(
+        &mut self,
+        place: &str,
+        [parameters, first, second]: [usize; 3],
+    ) -> Result<SlotTensors, SnapshotError> {
+        let mut list = |name: &str, count: usize| -> Result<Vec<_>, SnapshotError> {
+            (0..count).map(|at| self.take(&format!("{place}.{name}.{at}"))).collect()
+        };
+        Ok(SlotTensors {
+            parameters: list("parameter", parameters)?,
+            first: list("first", first)?,
+            second: list("second", second)?,
+        })
+    }
+
+    fn take<const D: usize>(&mut self, name: &str) -> Result<Tensor<D>, SnapshotError> {
+        let Some(Read { shape, values }) = self.tensors.remove(name) else {
+            return Err(self.format(&format!("tensor {name}"), "one of this name", "none"));
+        };
+        if shape.len() != D {
+            let (expected, got) = (format!("{D} dimensions"), format!("shape {shape:?}"));
+            return Err(self.format(&format!("tensor {name}"), &expected, &got));
+        }
+        Ok(Tensor::from_data(TensorData::new(values, shape), (&self.device, DType::F32)))
+    }
+}

@@ -1,0 +1,215 @@
+//! From a sampler to a file.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::{self, File},
+    io::Write,
+    path::Path,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use burn::tensor::Tensor;
+use half::f16;
+use safetensors::{Dtype, tensor::TensorView};
+
+use super::{
+    error::SnapshotError,
+    format::{ContentHash, FORMAT, SnapshotPrecision, StoredSlot, StoredTrainer, VERSION},
+};
+use crate::{
+    hidden::HiddenStates,
+    id::PromptId,
+    train::{ExportedSlot, SlotState, SlotTensors, TrainerState},
+};
+
+/// The tensors of a snapshot that is being made.
+pub(super) struct Tensors {
+    precision: SnapshotPrecision,
+    stored: BTreeMap<String, Stored>,
+}
+
+/// One tensor, as bytes.
+struct Stored {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: Vec<u8>,
+}
+
+impl Tensors {
+    pub(super) fn new(precision: SnapshotPrecision) -> Self {
+        Self { precision, stored: BTreeMap::new() }
+    }
+
+    /// Stores the tensors of a trainer; the header is what is left of it.
+    pub(super) fn trainer(&mut self, state: TrainerState) -> Result<StoredTrainer, SnapshotError> {
+        state.try_map("own", self, Self::slot, Self::evidence)
+    }
+
+    fn evidence(
+        &mut self,
+        place: &str,
+        (prompt, values): (PromptId, Tensor<1>),
+    ) -> Result<PromptId, SnapshotError> {
+        self.add(place.to_owned(), values)?;
+        Ok(prompt)
+    }
+
+    fn slot(&mut self, place: &str, slot: ExportedSlot) -> Result<StoredSlot, SnapshotError> {
+        slot.try_map(|slot| {
+            Ok(SlotState {
+                updates: slot.updates,
+                age: slot.age,
+                is_fitted: slot.is_fitted,
+                gathered: self.rows(place, "gathered", slot.gathered)?,
+                first_rows: self.rows(place, "first_rows", slot.first_rows)?,
+                tensors: slot.tensors.map(|tensors| self.tensors(place, tensors)).transpose()?,
+            })
+        })
+    }
+
+    fn rows(
+        &mut self,
+        place: &str,
+        name: &str,
+        parts: Vec<HiddenStates>,
+    ) -> Result<usize, SnapshotError> {
+        let count = parts.len();
+        for (at, part) in parts.into_iter().enumerate() {
+            self.add(format!("{place}.{name}.{at}.shallow"), part.shallow().clone())?;
+            self.add(format!("{place}.{name}.{at}.deep"), part.deep().clone())?;
+        }
+        Ok(count)
+    }
+
+    fn tensors(&mut self, place: &str, tensors: SlotTensors) -> Result<[usize; 3], SnapshotError> {
+        let counts = tensors.counts();
+        for (at, parameter) in tensors.parameters.into_iter().enumerate() {
+            self.add_parameter(format!("{place}.parameter.{at}"), parameter)?;
+        }
+        for (name, moments) in [("first", tensors.first), ("second", tensors.second)] {
+            for (at, moment) in moments.into_iter().enumerate() {
+                self.add(format!("{place}.{name}.{at}"), moment)?;
+            }
+        }
+        Ok(counts)
+    }
+
+    fn add<const D: usize>(
+        &mut self,
+        name: String,
+        tensor: Tensor<D>,
+    ) -> Result<(), SnapshotError> {
+        let shape = tensor.dims().to_vec();
+        let bytes = values(tensor)?.into_iter().flat_map(f32::to_le_bytes).collect();
+        self.stored.insert(name, Stored { dtype: Dtype::F32, shape, bytes });
+        Ok(())
+    }
+
+    fn add_parameter(&mut self, name: String, tensor: Tensor<1>) -> Result<(), SnapshotError> {
+        if self.precision == SnapshotPrecision::F32 {
+            return self.add(name, tensor);
+        }
+        let shape = tensor.dims().to_vec();
+        let mut bytes = Vec::with_capacity(2 * shape[0]);
+        for value in values(tensor)? {
+            let half = f16::from_f32(value);
+            if value.is_finite() && !half.is_finite() {
+                return Err(SnapshotError::Range { what: name, got: value });
+            }
+            bytes.extend(half.to_le_bytes());
+        }
+        self.stored.insert(name, Stored { dtype: Dtype::F16, shape, bytes });
+        Ok(())
+    }
+}
+
+fn values<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, SnapshotError> {
+    let device = |error: String| SnapshotError::Device(error);
+    let data = tensor.try_into_data().map_err(|error| device(error.to_string()))?;
+    data.try_into_vec::<f32>().map_err(|error| device(format!("{error:?}")))
+}
+
+/// Files begun by this process: two threads that save to the same place must not write to the same file.
+static ATTEMPTS: AtomicU64 = AtomicU64::new(0);
+
+/// Writes a file next to `path` and renames it, so that `path` is always a whole file.
+pub(super) fn write(path: &Path, header: String, tensors: &Tensors) -> Result<(), SnapshotError> {
+    let io = |source| SnapshotError::Io { path: path.to_owned(), source };
+    let precision = match tensors.precision {
+        SnapshotPrecision::F32 => "f32",
+        SnapshotPrecision::F16 => "f16",
+    };
+    let mut hash = ContentHash::new(precision, &header);
+    let mut views = Vec::with_capacity(tensors.stored.len());
+    for (name, stored) in &tensors.stored {
+        hash.add(name, &stored.bytes);
+        let view = TensorView::new(stored.dtype, stored.shape.clone(), &stored.bytes);
+        views.push((name, view.map_err(SnapshotError::header)?));
+    }
+    let metadata = HashMap::from([
+        ("format".to_owned(), FORMAT.to_owned()),
+        ("version".to_owned(), VERSION.to_string()),
+        ("precision".to_owned(), precision.to_owned()),
+        ("sampler".to_owned(), header),
+        ("sha256".to_owned(), hash.finish()),
+    ]);
+    let bytes = safetensors::serialize(views, Some(metadata)).map_err(SnapshotError::header)?;
+
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    let attempt = ATTEMPTS.fetch_add(1, Ordering::Relaxed);
+    name.push(format!(".{}.{attempt}.partial", std::process::id()));
+    let partial = path.with_file_name(name);
+    let written = File::create(&partial)
+        .and_then(|mut file| {
+            file.write_all(&bytes)?;
+            file.sync_all()
+        })
+        .and_then(|()| fs::rename(&partial, path))
+        .and_then(|()| sync_folder(folder_of(path)));
+    if written.is_err() {
+        // The rest of the attempt is of no use. If it cannot be removed either, the first error is the one to report.
+        let _ = fs::remove_file(&partial);
+    }
+    written.map_err(io)
+}
+
+/// The folder that a file is in.
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    }
+}
+
+/// Makes a rename in this folder durable: on Unix the new name is an entry of the folder and is written with it.
+#[cfg(unix)]
+fn sync_folder(folder: &Path) -> std::io::Result<()> {
+    use std::io::ErrorKind::{InvalidInput, Unsupported};
+    match File::open(folder)?.sync_all() {
+        // Some file systems keep folders in another way and say that there is nothing to synchronise.
+        Err(error) if matches!(error.kind(), InvalidInput | Unsupported) => Ok(()),
+        result => result,
+    }
+}
+
+/// Elsewhere there is no such call.
+#[cfg(not(unix))]
+fn sync_folder(_folder: &Path) -> std::io::Result<()> {
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_without_a_folder_is_in_the_one_at_hand() {
+        for (path, folder) in [("a.st", "."), ("./a.st", "."), ("b/a.st", "b"), ("/a.st", "/")] {
+            assert_eq!(folder_of(Path::new(path)), Path::new(folder));
+        }
+        sync_folder(Path::new(".")).unwrap();
+        if cfg!(unix) {
+            assert!(sync_folder(Path::new("no such folder")).is_err());
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! The trainer for a machine with a stream to spare: updates run on a thread of their own.
+
+mod protocol;
+#[cfg(test)]
+mod tests;
+mod worker;
+
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use burn::tensor::Tensor;
+use protocol::{Change, Done, Job, Lesson, ended};
+pub use worker::TrainingWorker;
+pub(crate) use worker::spawn;
+
+use super::{
+    error::TrainError,
+    slots::Misfit,
+    state::{Learned, TrainerState},
+    trainer::{OnlineTrainer, Prediction},
+};
+use crate::{hidden::HiddenStates, id::RowId};
+
+/// Learns on a worker's thread, one update a step, exactly one step late.
+///
+/// Two copies of the trainer: `visible` predicts, the worker's learns. [`learn`](OnlineTrainer::learn) of step `t` first
+/// waits for the update of step `t − 1`, makes it visible, and only then hands over step `t`. So step `t + 1` predicts
+/// with the update of step `t − 1`, whatever the threads' timing, and at most one job is under way. (Steps in which nothing
+/// is learned do not count.) What the caller does in between, such as releasing a request or learning from a prompt, is done
+/// to both copies, between the same two updates.
+#[derive(Debug)]
+pub(crate) struct BackgroundTrainer<T> {
+    visible: T,
+    jobs: SyncSender<Job<T>>,
+    results: Receiver<Done<T>>,
+    /// Whether a job is with the worker, or its result in `arrived`.
+    under_way: bool,
+    /// The result of the job under way, if it had to be waited for before it becomes visible: a snapshot needs it.
+    arrived: Option<Done<T>>,
+    /// What has happened since the last lesson was sent: the worker gets it with the next one.
+    changes: Vec<Change>,
+    /// Why the worker is gone, if it is: every later call reports it again.
+    failed: Option<TrainError>,
+}
+
+impl<T: OnlineTrainer + Clone + 'static> BackgroundTrainer<T> {
+    /// A trainer and its worker, which share `trainer`'s starting state.
+    pub(crate) fn pair(trainer: T) -> (Self, TrainingWorker) {
+        // At most one lesson is under way, but a reset or a load also sends a `Replace`, and a caller with threads of its own
+        // may do either before it runs the worker: sending must not block then.
+        let (jobs, to_do) = sync_channel(4);
+        let (done, results) = sync_channel(1);
+        let worker = TrainingWorker::new(trainer.clone(), to_do, done);
+        let background = Self {
+            visible: trainer,
+            jobs,
+            results,
+            under_way: false,
+            arrived: None,
+            changes: Vec::new(),
+            failed: None,
+        };
+        (background, worker)
+    }
+
+    /// Waits for the job under way, if there is one, and makes its result visible.
+    fn join(&mut self) -> Result<Learned, TrainError> {
+        self.check()?;
+        if !self.under_way {
+            return Ok(Learned::default());
+        }
+        self.receive();
+        self.under_way = false;
+        match self.arrived.take().unwrap_or_else(|| Err(ended())) {
+            Ok((trainer, learned)) => {
+                self.visible = trainer;
+                // The worker made this copy without what has happened since the lesson was sent. The list is kept: the
+                // worker's own copy still lacks it.
+                for change in &self.changes {
+                    change.apply(&mut self.visible)?;
+                }
+                Ok(learned)
+            }
+            Err(error) => {
+                self.failed = Some(error.clone());
+                Err(error)
+            }
+        }
+    }
+
+    /// Waits for the result of the job under way without making it visible.
+    fn receive(&mut self) {
+        if self.under_way && self.arrived.is_none() {
+            self.arrived = self.results.recv().ok();
+        }
+    }
+
+    fn hand_over(&mut self, job: Job<T>) -> Result<(), TrainError> {
+        if self.jobs.send(job).is_err() {
+            self.failed = Some(ended());
+            return Err(ended());
+        }
+        Ok(())
+    }
+
+    fn check(&self) -> Result<(), TrainError> {
+        self.failed.clone().map_or(Ok(()), Err)
+    }
+
+    /// Applies a change here, and lets the worker apply it before its next lesson.
+    fn change(&mut self, change: Change) -> Result<Learned, TrainError> {
+        let learned = change.apply(&mut self.visible)?;
+        self.changes.push(change);
+        Ok(learned)
+    }
+
+    /// The place of a request's beginning in the list of changes, if that beginning can be struck out together with the
+    /// end that follows now, as if the request had never been.
+    ///
+    /// It cannot when another request of the prompt has ended since, because this request has kept the slot alive, and not
+    /// when this request has warmed up a slot that others may share.
+    fn unsent_begin(&self, row: RowId) -> Option<usize> {
+        let is_begin = |change: &Change| matches!(change, Change::Begin(other) if other.request == row.request);
+        let at = self.changes.iter().rposition(is_begin)?;
+        let ends = |change: &Change| matches!(change, Change::Release(other) if other.prompt == row.prompt);
+        let warms = |change: &Change| matches!(change, Change::WarmUp(prompt) if prompt.0 == row);
+        let matters = |change: &Change| ends(change) || warms(change);
+        (!self.changes[at..].iter().any(matters)).then_some(at)
+    }
+
+    /// Lets the worker go on from what is visible, after a reset or a load here. What was listed for it is part of that.
+    fn replace(&mut self) -> Result<(), TrainError> {
+        self.changes.clear();
+        let visible = self.visible.clone();
+        self.hand_over(Job::Replace(Box::new(visible)))
+    }
+}
+
+impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> {
+    fn begin(&mut self, row: RowId) {
+        // Beginning twice changes nothing, so it is not listed: the list must stay short in a sampler that decodes for days
+        // without learning.
+        if !self.visible.has(row) {
+            let _ = self.change(Change::Begin(row));
+        }
+    }
+
+    fn release(&mut self, row: RowId) {
+        // Plain requests never begin here, and steered ones may end before there was anything to learn. Neither needs a
+        // lesson, so the list would grow without end if their ends were kept.
+        if !self.visible.has(row) {
+            return;
+        }
+        match self.unsent_begin(row) {
+            Some(at) => {
+                self.changes.remove(at);
+                self.visible.release(row);
+            }
+            None => {
+                let _ = self.change(Change::Release(row));
+            }
+        }
+    }
+
+    fn reset(&mut self) {
+        // The lesson under way is waited for, so that its result cannot arrive after the reset. After a failure there is no
+        // worker to reset, and the failure stays.
+        if self.join().is_ok() {
+            self.visible.reset();
+            let _ = self.replace();
+        }
+    }
+
+    fn distillers(&self) -> usize {
+        self.visible.distillers()
+    }
+
+    fn state_bytes(&self) -> usize {
+        // The worker's copy is as large.
+        2 * self.visible.state_bytes()
+    }
+
+    fn updates(&self, row: RowId) -> u64 {
+        self.visible.updates(row)
+    }
+
+    fn requests(&self) -> Vec<RowId> {
+        self.visible.requests()
+    }
+
+    fn has(&self, row: RowId) -> bool {
+        self.visible.has(row)
+    }
+
+    fn waiting_rows(&self) -> usize {
+        self.visible.waiting_rows()
+    }
+
+    fn predict(&mut self, rows: &[RowId], shallow: &Tensor<2>) -> Result<Prediction, TrainError> {
+        self.check()?;
+        for &row in rows {
+            self.begin(row);
+        }
+        self.visible.predict(rows, shallow)
+    }
+
+    fn learn(
+        &mut self,
+        rows: &[RowId],
+        hidden: &HiddenStates,
+        parts: &[Tensor<2>],
+    ) -> Result<Learned, TrainError> {
+        let learned = self.join()?;
+        let changes = std::mem::take(&mut self.changes);
+        let (rows, hidden, parts) = (rows.to_vec(), hidden.clone(), parts.to_vec());
+        self.hand_over(Job::Learn(Box::new(Lesson { changes, rows, hidden, parts })))?;
+        self.under_way = true;
+        Ok(learned)
+    }
+
+    fn warm_up(
+        &mut self,
+        row: RowId,
+        hidden: &HiddenStates,
+        updates: usize,
+    ) -> Result<Learned, TrainError> {
+        self.check()?;
+        self.change(Change::WarmUp(Box::new((row, hidden.clone(), updates))))
+    }
+
+    fn finish(&mut self) -> Result<Learned, TrainError> {
+        self.join()
+    }
+
+    fn export(&mut self) -> Result<TrainerState, TrainError> {
+        self.check()?;
+        self.receive();
+        if !self.under_way {
+            return self.visible.export();
+        }
+        let mut state = self.visible.export()?;
+        match &mut self.arrived {
+            Some(Ok((ahead, learned))) => {
+                // On a copy: the changes are applied to the arrived state again when it becomes visible.
+                let mut ahead = ahead.clone();
+                for change in &self.changes {
+                    change.apply(&mut ahead)?;
+                }
+                state.ahead = Some((Box::new(ahead.export()?), *learned));
+                Ok(state)
+            }
+            Some(Err(error)) => Err(error.clone()),
+            None => Err(ended()),
+        }
+    }
+
+    fn import(&mut self, mut state: TrainerState) -> Result<(), Misfit> {
+        let _ = self.join();
+        let ahead = state.ahead.take();
+        self.visible.import(state)?;
+        let _ = self.replace();
+        if let Some((ahead, learned)) = ahead {
+            let mut trainer = self.visible.clone();
+            trainer.import(*ahead)?;
+            let _ = self.hand_over(Job::Replace(Box::new(trainer.clone())));
+            (self.arrived, self.under_way) = (Some(Ok((trainer, learned))), true);
+        }
+        Ok(())
+    }
+}

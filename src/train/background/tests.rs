@@ -1,0 +1,62 @@
+//! What the worker hears of, and when.
+
+use burn::tensor::{Device, Tensor};
+
+use super::*;
+use crate::{
+    bank::Sharing,
+    distiller::SwiGluConfig,
+    train::{InlineTrainer, OptimizerConfig, SeparateSlots, TrainingConfig},
+};
+
+fn background() -> BackgroundTrainer<impl OnlineTrainer + Clone> {
+    let distiller = SwiGluConfig::new().with_d_hidden(4).init(4, 0, &Device::flex()).unwrap();
+    let slots = SeparateSlots::new(distiller, OptimizerConfig::paper());
+    let trainer = InlineTrainer::new(slots, Sharing::PerPrompt, TrainingConfig::default());
+    let (trainer, worker) = BackgroundTrainer::pair(trainer);
+    spawn(worker).unwrap();
+    trainer
+}
+
+fn learn(trainer: &mut impl OnlineTrainer, row: RowId) {
+    let states = || Tensor::<2>::ones([1, 4], &Device::flex());
+    trainer.predict(&[row], &states()).unwrap();
+    let hidden = HiddenStates::new(states(), states().mul_scalar(2.0)).unwrap();
+    trainer.learn(&[row], &hidden, &[]).unwrap();
+}
+
+#[test]
+fn what_the_worker_need_not_hear_of_does_not_pile_up() {
+    let mut trainer = background();
+    learn(&mut trainer, RowId::new(0, 0)); // a job under way that nothing follows for a while
+    for request in 1..1000 {
+        trainer.release(RowId::new(request, request)); // plain: it never began
+        let steered = RowId::new(2000 + request, 2000 + request);
+        trainer.begin(steered);
+        trainer.begin(steered);
+        trainer.release(steered); // steered, and ended before there was anything to learn
+    }
+    assert!(trainer.changes.is_empty(), "{:?}", trainer.changes);
+    assert_eq!(trainer.distillers(), 1);
+}
+
+#[test]
+fn a_slot_outlives_the_request_that_ends_if_another_has_joined() {
+    // The worker has heard of 0. Before its next job 1 joins, 0 ends, 2 joins, 1 ends: the slot has never been empty.
+    for (joins_in_time, updates) in [(true, 2), (false, 1)] {
+        let mut trainer = background();
+        let row = |request| RowId::new(0, request);
+        learn(&mut trainer, row(0));
+        if joins_in_time {
+            trainer.begin(row(1));
+        }
+        trainer.release(row(0));
+        trainer.begin(row(2));
+        trainer.release(row(1));
+        learn(&mut trainer, row(2));
+        trainer.finish().unwrap();
+        assert_eq!(trainer.updates(row(2)), updates, "in time: {joins_in_time}");
+        trainer.release(row(2));
+        assert_eq!(trainer.distillers(), 0);
+    }
+}

@@ -1,0 +1,320 @@
+//! The trainer for a CPU: the update of step `t` is done before step `t + 1` begins.
+
+use std::collections::HashMap;
+
+use burn::tensor::Tensor;
+
+use super::{
+    config::{TrainRows, TrainingConfig},
+    error::TrainError,
+    slots::{Misfit, SlotRows, SlotTensors, Slots},
+    state::{Learned, LiveSlot, TrainerState},
+    trainer::{OnlineTrainer, Prediction},
+};
+use crate::{
+    bank::{DistillerBank, Sharing, Slot, SlotKey},
+    hidden::HiddenStates,
+    id::{PromptId, RowId},
+};
+
+/// Predicts and learns on the caller's thread.
+#[derive(Clone, Debug)]
+pub(crate) struct InlineTrainer<S> {
+    slots: S,
+    bank: DistillerBank<LiveSlot>,
+    config: TrainingConfig,
+}
+
+impl<S: Slots> InlineTrainer<S> {
+    pub(crate) fn new(slots: S, sharing: Sharing, config: TrainingConfig) -> Self {
+        Self { slots, bank: DistillerBank::new(sharing), config }
+    }
+
+    /// Makes sure that the slots of these rows exist and have their place.
+    pub(crate) fn start(&mut self, rows: &[RowId]) {
+        for &row in rows {
+            self.begin(row);
+        }
+        self.seat(&self.bank.groups(rows));
+    }
+
+    /// The work that a step with these rows has, slot by slot. Every row's slot has its place afterwards.
+    fn work(&mut self, rows: &[RowId]) -> Vec<SlotRows> {
+        let groups = self.bank.groups(rows);
+        self.seat(&groups);
+        let work = groups.into_iter().filter_map(|(key, rows)| {
+            let slot = self.bank.get_mut(key)?;
+            Some(SlotRows { slot: slot.tensors?, done: slot.age, rows })
+        });
+        let mut work: Vec<SlotRows> = work.collect();
+        // In the order of their places: where all slots have work, nothing has to be picked out.
+        work.sort_unstable_by_key(|slot| slot.slot);
+        work
+    }
+
+    /// Gives a place to every slot that has none.
+    // Places are dense, `0..slots.len()`, because a stack computes all of its slots in one product: a hole would be
+    // computed with them. Released slots leave holes. Closing them copies every parameter once, so it is done here, when
+    // the next new slot or step asks for places, and not at each release.
+    fn seat(&mut self, groups: &[(SlotKey, Vec<usize>)]) {
+        let mut taken: Vec<&mut usize> =
+            self.bank.states_mut().filter_map(|slot| slot.tensors.as_mut()).collect();
+        if taken.len() < self.slots.len() {
+            taken.sort_unstable();
+            let places: Vec<usize> = taken.iter().map(|place| **place).collect();
+            for (at, place) in taken.into_iter().enumerate() {
+                *place = at;
+            }
+            self.slots.keep(&places);
+        }
+        let mut next = self.slots.len();
+        for (key, _) in groups {
+            if let Some(slot) = self.bank.get_mut(*key).filter(|slot| slot.tensors.is_none()) {
+                slot.tensors = Some(next);
+                next += 1;
+            }
+        }
+        if next > self.slots.len() {
+            self.slots.add(next - self.slots.len());
+        }
+    }
+
+    /// The rows that are to be learned: places in `rows`.
+    fn rows_to_train(&self, rows: &[RowId]) -> Vec<usize> {
+        match self.config.train_rows {
+            TrainRows::All => (0..rows.len()).collect(),
+            TrainRows::FirstPerPrompt => {
+                let mut first: HashMap<PromptId, usize> = HashMap::new();
+                for (at, row) in rows.iter().enumerate() {
+                    let best = first.entry(row.prompt).or_insert(at);
+                    if row.request < rows[*best].request {
+                        *best = at;
+                    }
+                }
+                let mut first: Vec<usize> = first.into_values().collect();
+                first.sort_unstable();
+                first
+            }
+        }
+    }
+
+    /// One update of each slot that has work.
+    fn update(&mut self, rows: &[RowId], hidden: &HiddenStates) -> Result<Learned, TrainError> {
+        if rows.is_empty() {
+            return Ok(Learned::default());
+        }
+        let work = self.work(rows);
+        let updates = self.slots.update(&work, hidden)?;
+        if updates > 0 {
+            // A device that queues work submits it in batches: without this, the end of the update would stay in the queue
+            // until the next forward pass. It does not wait for the device, and does nothing on a CPU. A failure to submit
+            // is reported by the next read.
+            let _ = hidden.device().flush();
+            for (key, _) in self.bank.groups(rows) {
+                if let Some(slot) = self.bank.get_mut(key) {
+                    slot.updates += 1;
+                    slot.age += 1;
+                }
+            }
+        }
+        let rows = if updates > 0 { rows.len() } else { 0 };
+        Ok(Learned { updates, rows, ..Learned::default() })
+    }
+
+    /// Collects the first rows of slots whose distiller wants to be fitted, and fits those that have seen enough.
+    fn fit(&mut self, rows: &[RowId], hidden: &HiddenStates) -> Learned {
+        let mut learned = Learned::default();
+        let wanted = self.slots.rows_to_fit();
+        if wanted == 0 || rows.is_empty() {
+            return learned;
+        }
+        self.work(rows); // every slot has its place
+        for (key, members) in self.bank.groups(rows) {
+            let Some(slot) = self.bank.get_mut(key).filter(|slot| !slot.is_fitted) else {
+                continue;
+            };
+            slot.first_rows.push(hidden.at(&members));
+            let seen: usize = slot.first_rows.iter().map(HiddenStates::rows).sum();
+            if seen < wanted {
+                continue;
+            }
+            let first_rows = HiddenStates::concat(&std::mem::take(&mut slot.first_rows));
+            slot.is_fitted = true;
+            if slot.tensors.is_some_and(|place| self.slots.fit(place, &first_rows)) {
+                slot.age = 0;
+                learned.fits += 1;
+            } else {
+                learned.fits_failed += 1;
+            }
+        }
+        learned
+    }
+
+    /// Adds the step's rows to what their slots have gathered, and gives the rows of the slots that have enough.
+    fn gather(
+        &mut self,
+        rows: &[RowId],
+        hidden: &HiddenStates,
+    ) -> Option<(Vec<RowId>, HiddenStates)> {
+        let mut due = Vec::new();
+        let mut states = Vec::new();
+        for (key, members) in self.bank.groups(rows) {
+            let Some(slot) = self.bank.get_mut(key) else {
+                continue;
+            };
+            slot.gathered.push(hidden.at(&members));
+            if slot.gathered.len() >= self.config.update_every {
+                let gathered = std::mem::take(&mut slot.gathered);
+                let count: usize = gathered.iter().map(HiddenStates::rows).sum();
+                // From here on only their slot matters, so one member stands for all of them.
+                due.extend(std::iter::repeat_n(rows[members[0]], count));
+                states.extend(gathered);
+            }
+        }
+        (!states.is_empty()).then(|| (due, HiddenStates::concat(&states)))
+    }
+
+    /// Gives the slot of `row` the parameters that `other` has for `theirs`, with a fresh optimizer state.
+    pub(super) fn start_from(&mut self, row: RowId, other: &Self, theirs: RowId) {
+        let Some(place) = other.bank.of(theirs).and_then(|slot| slot.tensors) else {
+            return;
+        };
+        let parameters = other.slots.export(place).parameters;
+        if let Some(work) = self.work(&[row]).first() {
+            let fresh = self.slots.export(work.slot);
+            // Both come from one template, so this cannot misfit.
+            let _ = self.slots.import(work.slot, SlotTensors { parameters, ..fresh });
+            // A fit would throw away what it has just been given.
+            let key = self.bank.groups(&[row]).first().map(|&(key, _)| key);
+            if let Some(slot) = key.and_then(|key| self.bank.get_mut(key)) {
+                slot.is_fitted = true;
+            }
+        }
+    }
+
+    /// Whether the slot of `row` has parameters of its own.
+    pub(super) fn is_seated(&self, row: RowId) -> bool {
+        self.bank.of(row).is_some_and(|slot| slot.tensors.is_some())
+    }
+
+    /// The prompts that have slots, in order.
+    pub(super) fn prompts(&self) -> Vec<PromptId> {
+        let prompts = self.bank.slots().filter_map(|slot| match slot.key {
+            SlotKey::Prompt(prompt) => Some(prompt),
+            _ => None,
+        });
+        prompts.collect()
+    }
+}
+
+impl<S: Slots> OnlineTrainer for InlineTrainer<S> {
+    fn begin(&mut self, row: RowId) {
+        self.bank.join(row, LiveSlot::default);
+    }
+
+    fn release(&mut self, row: RowId) {
+        self.bank.leave(row);
+    }
+
+    fn has(&self, row: RowId) -> bool {
+        self.bank.has(row)
+    }
+
+    fn reset(&mut self) {
+        self.bank.clear();
+        self.slots.keep(&[]);
+    }
+
+    fn distillers(&self) -> usize {
+        self.bank.len()
+    }
+
+    fn state_bytes(&self) -> usize {
+        self.slots.state_bytes()
+    }
+
+    fn updates(&self, row: RowId) -> u64 {
+        self.bank.of(row).map_or(0, |slot| slot.updates)
+    }
+
+    fn requests(&self) -> Vec<RowId> {
+        self.bank.requests()
+    }
+
+    fn waiting_rows(&self) -> usize {
+        self.bank.slots().flat_map(|slot| &slot.state.gathered).map(HiddenStates::rows).sum()
+    }
+
+    fn predict(&mut self, rows: &[RowId], shallow: &Tensor<2>) -> Result<Prediction, TrainError> {
+        for &row in rows {
+            self.begin(row);
+        }
+        let work = self.work(rows);
+        Ok(Prediction { expected: self.slots.predict(&work, shallow)?, parts: Vec::new() })
+    }
+
+    fn learn(
+        &mut self,
+        rows: &[RowId],
+        hidden: &HiddenStates,
+        _parts: &[Tensor<2>],
+    ) -> Result<Learned, TrainError> {
+        let train = self.rows_to_train(rows);
+        let picked: Vec<RowId> = train.iter().map(|&at| rows[at]).collect();
+        let hidden = hidden.at(&train);
+        let mut learned = if self.config.update_every == 1 {
+            self.update(&picked, &hidden)?
+        } else {
+            match self.gather(&picked, &hidden) {
+                Some((rows, hidden)) => self.update(&rows, &hidden)?,
+                None => Learned::default(),
+            }
+        };
+        learned += self.fit(&picked, &hidden);
+        Ok(learned)
+    }
+
+    fn warm_up(
+        &mut self,
+        row: RowId,
+        hidden: &HiddenStates,
+        updates: usize,
+    ) -> Result<Learned, TrainError> {
+        self.begin(row);
+        let rows = vec![row; hidden.rows()];
+        let mut learned = self.fit(&rows, hidden);
+        for _ in 0..updates {
+            learned += self.update(&rows, hidden)?;
+        }
+        Ok(learned)
+    }
+
+    fn finish(&mut self) -> Result<Learned, TrainError> {
+        Ok(Learned::default())
+    }
+
+    fn export(&mut self) -> Result<TrainerState, TrainError> {
+        let tensors = |place| Ok(self.slots.export(place));
+        let export =
+            |slot: &Slot<LiveSlot>| slot.clone().try_map(|state| state.try_with_tensors(tensors));
+        Ok(TrainerState::new(self.bank.slots().map(export).collect::<Result<_, _>>()?))
+    }
+
+    fn import(&mut self, state: TrainerState) -> Result<(), Misfit> {
+        self.reset();
+        for slot in state.slots {
+            let place = |tensors| {
+                let place = self.slots.len();
+                self.slots.add(1);
+                self.slots.import(place, tensors)?;
+                Ok(place)
+            };
+            let slot = slot.try_map(|state| state.try_with_tensors(place))?;
+            self.bank.restore(slot);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;
