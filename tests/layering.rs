@@ -1,10 +1,10 @@
-//! Who may depend on whom: the table of ARCHITECTURE.md, as data.
+//! Who may depend on whom: the table of ARCHITECTURE.md, as data; and no circles among the files of a module.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::{collections::BTreeMap, fs, path::Path};
 
-/// A module imports from lower layers only; inside of a module there are no rules.
+/// A module imports from lower layers only.
 const LAYERS: [&[&str]; 8] = [
     &["id", "numeric", "tensor", "custom"],
     &["draw", "error", "host"],
@@ -49,6 +49,170 @@ fn modules_import_from_lower_layers_only() {
 fn an_import_that_goes_up_would_be_seen() {
     let source = "use crate::{\n    bank::{A, B},\n    train::C,\n};\nuse crate::sampler::X;";
     assert_eq!(imports(source), ["bank", "train", "sampler"]);
+}
+
+/// Modules whose files import each other, if at all, in one direction.
+const WITHOUT_CIRCLES: [&str; 2] = ["train", "distiller"];
+
+#[test]
+fn files_of_a_module_do_not_import_each_other_in_a_circle() {
+    for module in WITHOUT_CIRCLES {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(module);
+        let files = Files::of(module, &folder);
+        assert!(files.sources.len() > 5, "{module}: {:?}", files.sources.keys());
+        assert_eq!(files.circle(), None, "{module}");
+    }
+}
+
+#[test]
+fn a_circle_would_be_seen() {
+    let files = |sources: &[(&str, &str)]| Files {
+        module: "train".to_owned(),
+        sources: sources.iter().map(|&(file, s)| (file.to_owned(), s.to_owned())).collect(),
+    };
+    let module = ("", "mod a;\nmod b;\npub use a::A;\n");
+    let circle = files(&[module, ("a", "\nuse super::b::{B, c};\n"), ("b", "\nuse super::A;\n")]);
+    assert_eq!(circle.circle().unwrap(), ["a", "b", "a"]);
+    let deeper = files(&[
+        module,
+        ("a", "\nuse crate::{id::X, train::b::c::C};\n"),
+        ("b", "mod c;\nuse c::C;\n"),
+        ("b/c", "\nuse super::super::a;\n"),
+    ]);
+    assert_eq!(deeper.circle().unwrap(), ["a", "b/c", "a"]);
+    let line = files(&[module, ("a", "\nuse super::b::B;\n"), ("b", "\nuse super::Own;\n")]);
+    assert_eq!(line.circle(), None);
+}
+
+/// The files of a module by their paths in it, without `.rs`; `a/mod.rs` is `a`, and the module's own is empty.
+struct Files {
+    module: String,
+    sources: BTreeMap<String, String>,
+}
+
+impl Files {
+    fn of(module: &str, folder: &Path) -> Self {
+        let mut found = BTreeMap::new();
+        let mut folders = vec![folder.to_path_buf()];
+        while let Some(next) = folders.pop() {
+            for path in fs::read_dir(next).unwrap().map(|entry| entry.unwrap().path()) {
+                if path.is_dir() {
+                    folders.push(path);
+                    continue;
+                }
+                let inside = path.strip_prefix(folder).unwrap().with_extension("");
+                let name = inside.to_str().unwrap().replace('\\', "/");
+                let name = name.strip_suffix("mod").unwrap_or(&name).trim_end_matches('/');
+                if !name.ends_with("tests") {
+                    found.insert(name.to_owned(), fs::read_to_string(&path).unwrap());
+                }
+            }
+        }
+        Self { module: module.to_owned(), sources: found }
+    }
+
+    /// The files that `file` imports from. What a `mod.rs` re-exports is not imported by it, and whoever takes it from there
+    /// imports the file that it comes from.
+    fn imported_by(&self, file: &str) -> Vec<String> {
+        let paths = used_paths(&self.sources[file], "use ");
+        let targets = paths.iter().filter_map(|path| self.target(file, path));
+        targets.filter(|target| target != file).collect()
+    }
+
+    /// The file that `path`, as written in `file`, leads to; `None` where that is outside of the module.
+    fn target(&self, file: &str, path: &str) -> Option<String> {
+        let mut at: Vec<&str> = file.split('/').filter(|part| !part.is_empty()).collect();
+        let mut rest: Vec<&str> = path.split("::").collect();
+        if rest[0] == "crate" {
+            if rest.get(1) != Some(&self.module.as_str()) {
+                return None;
+            }
+            at.clear();
+            rest.drain(..2);
+        }
+        while rest.first() == Some(&"super") {
+            at.pop()?; // beyond the module
+            rest.remove(0);
+        }
+        let start = at.len();
+        while let Some(next) = rest.first() {
+            let deeper = [&at[..], &[next]].concat();
+            if !self.sources.contains_key(&deeper.join("/")) {
+                break;
+            }
+            at = deeper;
+            rest.remove(0);
+        }
+        if path.starts_with(char::is_lowercase) && !path.starts_with("super") && at.len() == start {
+            return (path.starts_with("crate")).then(|| at.join("/")); // another crate
+        }
+        let here = at.join("/");
+        let Some(item) = rest.first() else {
+            return Some(here);
+        };
+        let re_exports = used_paths(&self.sources[&here], "pub use ")
+            .into_iter()
+            .chain(used_paths(&self.sources[&here], "pub(crate) use "))
+            .chain(used_paths(&self.sources[&here], "pub(super) use "));
+        let from = re_exports.into_iter().find(|path| path.split("::").last() == Some(item));
+        match from {
+            Some(from) => self.target(&here, &from),
+            None => Some(here),
+        }
+    }
+
+    /// A circle of imports, if there is one.
+    fn circle(&self) -> Option<Vec<String>> {
+        fn walk(files: &Files, way: &mut Vec<String>, done: &mut Vec<String>) -> bool {
+            let last = way.last().unwrap().clone();
+            if done.contains(&last) {
+                return false;
+            }
+            for next in files.imported_by(&last) {
+                let closes = way.iter().position(|file| *file == next);
+                way.push(next);
+                if let Some(start) = closes {
+                    way.drain(..start);
+                    return true;
+                }
+                if walk(files, way, done) {
+                    return true;
+                }
+                way.pop();
+            }
+            done.push(last);
+            false
+        }
+        let mut done = Vec::new();
+        self.sources.keys().find_map(|file| {
+            let mut way = vec![file.clone()];
+            walk(self, &mut way, &mut done).then_some(way)
+        })
+    }
+}
+
+/// Every path of the statements that begin with `keyword`, above the tests of a file.
+fn used_paths(source: &str, keyword: &str) -> Vec<String> {
+    let code = source.split("#[cfg(test)]\nmod tests {").next().unwrap();
+    let mut found = Vec::new();
+    for tail in format!("\n{code}").split(&format!("\n{keyword}")).skip(1) {
+        paths_of("", tail.split(';').next().unwrap(), &mut found);
+    }
+    found
+}
+
+/// `a::{b, c::d}` into `a::b` and `a::c::d`.
+fn paths_of(prefix: &str, tree: &str, found: &mut Vec<String>) {
+    let tree = tree.trim().trim_end_matches(',');
+    match tree.split_once('{') {
+        None => found.push(format!("{prefix}{tree}").split(" as ").next().unwrap().to_owned()),
+        Some((head, group)) => {
+            let prefix = format!("{prefix}{}", head.trim());
+            for item in top_level_items(group).into_iter().filter(|item| !item.trim().is_empty()) {
+                paths_of(&prefix, item, found);
+            }
+        }
+    }
 }
 
 /// Every source file with the name of the top-level module that it belongs to.
