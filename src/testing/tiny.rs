@@ -1,12 +1,11 @@
-//! Models without weights to download: for this crate's tests, and for those of your own distillers, filters and loops.
-
-use std::sync::{Arc, Mutex};
+//! A transformer with random weights.
 
 use burn::tensor::{Device, Int, Tensor, TensorData, activation::softmax};
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 
+use super::cache::TokenCache;
 use crate::{
-    causal_lm::{CausalLm, KvCache, ModelError},
+    causal_lm::{CausalLm, ModelError},
     hidden::TapSite,
     id::TokenId,
     lm_head::{LmHead, TiedHead},
@@ -87,62 +86,6 @@ impl TinyLm {
             };
             Ok(tokens.iter().map(syllable).collect())
         }
-    }
-}
-
-/// The cache of the models here: the sequences themselves. They are small enough to be read again at every step.
-#[derive(Clone, Debug, Default)]
-pub struct TokenCache {
-    sequences: Vec<Vec<TokenId>>,
-    fixed: bool,
-}
-
-impl TokenCache {
-    /// Appends the tokens of each row.
-    fn extend(&mut self, tokens: Tensor<2, Int>) -> Result<(), ModelError> {
-        let [rows, seq] = tokens.dims();
-        if self.sequences.is_empty() {
-            self.sequences = vec![Vec::new(); rows];
-        }
-        if rows != self.sequences.len() {
-            let expected = format!("{} rows", self.sequences.len());
-            return Err(ModelError::mismatch("tokens for the cache", expected, rows));
-        }
-        let tokens = tokens.try_into_data()?.convert::<i64>().try_into_vec::<i64>();
-        let tokens = tokens.map_err(|error| ModelError::Device(format!("{error:?}")))?;
-        for (sequence, new) in self.sequences.iter_mut().zip(tokens.chunks(seq.max(1))) {
-            sequence.extend(new.iter().map(|&token| token as TokenId));
-        }
-        Ok(())
-    }
-}
-
-impl KvCache for TokenCache {
-    fn rows(&self) -> usize {
-        self.sequences.len()
-    }
-
-    fn can_drop_rows(&self) -> bool {
-        !self.fixed
-    }
-
-    fn keep_rows(&mut self, rows: &[usize]) -> Result<(), ModelError> {
-        if self.fixed {
-            return Err(ModelError::Unsupported { operation: "drop rows" });
-        }
-        if let Some(&row) = rows.iter().find(|&&row| row >= self.rows()) {
-            return Err(ModelError::RowOutOfRange { row, rows: self.rows() });
-        }
-        self.sequences = rows.iter().map(|&row| self.sequences[row].clone()).collect();
-        Ok(())
-    }
-
-    fn append_rows(&mut self, other: Self) -> Result<(), ModelError> {
-        if self.fixed {
-            return Err(ModelError::Unsupported { operation: "append rows" });
-        }
-        self.sequences.extend(other.sequences);
-        Ok(())
     }
 }
 
@@ -243,154 +186,4 @@ fn end_positions(x: &Tensor<3>, sequences: &[Vec<TokenId>], count: usize) -> Ten
     let ends = sequences.iter().enumerate().map(|(row, s)| row * seq + s.len());
     let places = index(ends.flat_map(|end| end - count..end), &x.device());
     x.clone().reshape([rows * seq, d]).select(0, places).reshape([rows, count, d])
-}
-
-/// What a [`ScriptedLm`] answers: from a sequence to the logits of its next token.
-type Script = Arc<dyn Fn(&[TokenId]) -> Vec<f32> + Send + Sync>;
-
-/// A model that answers what you tell it to: its logits are a function of the sequence. It remembers what it was fed.
-///
-/// Its hidden states are its logits, at every site, and its head is the identity: the expected logits that a distiller
-/// gives rise to are simply what it predicts.
-///
-/// ```
-/// use burn::tensor::Device;
-/// use esamp::testing::ScriptedLm;
-///
-/// /// Always the next token of a vocabulary of 8.
-/// let counts = ScriptedLm::new(8, &Device::flex(), |sequence| {
-///     let next = (sequence.last().unwrap() + 1) % 8;
-///     (0..8).map(|token| if token == next { 5.0 } else { 0.0 }).collect()
-/// });
-/// ```
-#[derive(Clone)]
-pub struct ScriptedLm {
-    script: Script,
-    vocab: usize,
-    device: Device,
-    fixed_cache: bool,
-    context_length: Option<usize>,
-    fails_at: Option<usize>,
-    calls: Arc<Mutex<Vec<Vec<Vec<TokenId>>>>>,
-}
-
-impl ScriptedLm {
-    /// A model over `vocab` tokens that answers `script(sequence)`: `vocab` logits.
-    pub fn new(
-        vocab: usize,
-        device: &Device,
-        script: impl Fn(&[TokenId]) -> Vec<f32> + Send + Sync + 'static,
-    ) -> Self {
-        Self {
-            script: Arc::new(script),
-            vocab,
-            device: device.clone(),
-            fixed_cache: false,
-            context_length: None,
-            fails_at: None,
-            calls: Arc::default(),
-        }
-    }
-
-    /// Gives it a cache that can neither drop nor append rows.
-    pub fn with_fixed_cache(mut self) -> Self {
-        self.fixed_cache = true;
-        self
-    }
-
-    /// Limits its sequences.
-    pub fn with_context_length(mut self, limit: usize) -> Self {
-        self.context_length = Some(limit);
-        self
-    }
-
-    /// Lets forward pass number `call`, counted from 0, fail.
-    pub fn failing_at(mut self, call: usize) -> Self {
-        self.fails_at = Some(call);
-        self
-    }
-
-    /// What each forward pass was fed, `[call][row][token]`.
-    pub fn calls(&self) -> Vec<Vec<Vec<TokenId>>> {
-        self.calls.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
-    }
-}
-
-impl std::fmt::Debug for ScriptedLm {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ScriptedLm").field("vocab", &self.vocab).finish_non_exhaustive()
-    }
-}
-
-impl CausalLm for ScriptedLm {
-    type Cache = TokenCache;
-
-    fn new_cache(&self) -> TokenCache {
-        TokenCache { sequences: Vec::new(), fixed: self.fixed_cache }
-    }
-
-    fn forward(
-        &self,
-        tokens: Tensor<2, Int>,
-        cache: &mut TokenCache,
-        tap: &mut dyn HiddenStateTap,
-    ) -> Result<Tensor<2>, ModelError> {
-        let seq = tokens.dims()[1];
-        cache.extend(tokens)?;
-        let fed = cache.sequences.iter().map(|s| s[s.len() - seq..].to_vec()).collect();
-        let call = {
-            let mut calls = self.calls.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-            calls.push(fed);
-            calls.len() - 1
-        };
-        if self.fails_at == Some(call) {
-            return Err(ModelError::other(format!("scripted to fail at call {call}")));
-        }
-        let rows = cache.sequences.len();
-        let logits: Vec<f32> = cache.sequences.iter().flat_map(|s| (self.script)(s)).collect();
-        if logits.len() != rows * self.vocab {
-            let expected = [rows, self.vocab];
-            ModelError::check_shape("logits of the script", &expected, &[logits.len()])?;
-        }
-        let logits: Tensor<2> =
-            Tensor::from_data(TensorData::new(logits, [rows, self.vocab]), &self.device);
-        let hidden = logits.clone().reshape([rows, 1, self.vocab]);
-        for site in [TapSite::AfterBlock(0), TapSite::HeadInput] {
-            tap.record(site, &hidden);
-        }
-        Ok(logits)
-    }
-
-    fn lm_head(&self) -> &dyn LmHead {
-        &Identity
-    }
-
-    fn device(&self) -> Device {
-        self.device.clone()
-    }
-
-    fn d_model(&self) -> usize {
-        self.vocab
-    }
-
-    fn vocab_size(&self) -> usize {
-        self.vocab
-    }
-
-    fn context_length(&self) -> Option<usize> {
-        self.context_length
-    }
-
-    fn kv_bytes_per_token(&self) -> usize {
-        1
-    }
-}
-
-/// Logits that are the hidden state.
-struct Identity;
-
-impl LmHead for Identity {
-    fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
-        hidden
-    }
 }
