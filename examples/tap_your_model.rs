@@ -22,8 +22,9 @@ use burn::{
     tensor::{Device, Int, Tensor},
 };
 use esamp::{
-    CausalLm, Decoder, DrawKey, FinishReason, HiddenStateTap, KvCache, LmHead, ModelError, PairTap,
-    Phase, Request, RowId, SamplerConfig, Sampling, StepInput, StepRow, TapSite, TokenId,
+    CausalLm, CompletionId, Decoder, DrawKey, FinishReason, HiddenStateTap, KvCache, LmHead,
+    PairTap, Phase, Request, SamplerConfig, Sampling, StepInput, StepRow, TapSite, TokenId,
+    errors::ModelError,
 };
 
 const VOCAB: usize = 100;
@@ -149,7 +150,7 @@ fn ready_loop(model: &MyModel) -> Result<(), Box<dyn Error>> {
     let longer = Request::new(vec![4, 5, 6, 7, 8]);
     decoder.submit(longer.with_completions(2).with_max_new_tokens(12))?;
     for completion in decoder.run(|_event| ControlFlow::Continue(()))? {
-        let (prompt, index) = (completion.row.prompt.0, completion.index);
+        let (prompt, index) = (completion.id.prompt.0, completion.id.index);
         println!("prompt {prompt}, completion {index}: {:?}", completion.tokens());
         assert_eq!(completion.finish, FinishReason::MaxNewTokens);
     }
@@ -164,7 +165,7 @@ fn own_loop(model: &MyModel) -> Result<(), Box<dyn Error>> {
     let sampling = Sampling::default().with_top_k(20).checked()?;
     let prompt: Vec<TokenId> = vec![1, 2, 3];
     let draw = DrawKey::new(42, &prompt, 0);
-    let id = RowId::new(0, 0);
+    let id = CompletionId::new(0, 0);
 
     let mut generated: Vec<TokenId> = Vec::new();
     let mut tap = PairTap::default();

@@ -7,9 +7,11 @@
 
 use burn::tensor::{Device, Tensor};
 use esamp::{
-    AdaptiveConfig, Completion, Counters, Decoder, Event, FinishReason, HiddenStates,
-    OptimizerConfig, Request, RequestId, SamplerConfig, Sampling, Sharing, Staleness, SwiGluConfig,
-    TokenId, TrainingConfig, testing::TinyLm,
+    Completion, CompletionId, Counters, Decoder, Event, FinishReason, HiddenStates, Request,
+    SamplerConfig, Sampling, Sharing, TokenId,
+    distillers::SwiGluConfig,
+    optim::{AdaptiveConfig, OptimizerConfig, Staleness, TrainingConfig},
+    testing::TinyLm,
 };
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 
@@ -37,7 +39,7 @@ fn run(config: &SamplerConfig, steps: u64) -> (Outcome, Memory) {
     let sampler = config.init(TinyLm::D_MODEL, &device).unwrap();
     let mut decoder = Decoder::new(&model, sampler);
     let settings = settings();
-    let mut running: Vec<RequestId> = Vec::new();
+    let mut running: Vec<CompletionId> = Vec::new();
     let mut totals = Totals::default();
     let mut memory = Memory::default();
     // One for each running request at most, and the one that all prompts share.
@@ -54,7 +56,7 @@ fn run(config: &SamplerConfig, steps: u64) -> (Outcome, Memory) {
                 .with_seed(rng.random())
                 .with_stop_tokens([0])
                 .with_sampling(settings[rng.random_range(0..settings.len())].clone());
-            running.extend(decoder.submit(request).unwrap().requests);
+            running.extend(decoder.submit(request).unwrap().completions);
         }
         if rng.random_bool(0.02) {
             let victim = running[rng.random_range(0..running.len())];
@@ -62,7 +64,7 @@ fn run(config: &SamplerConfig, steps: u64) -> (Outcome, Memory) {
         }
         for event in decoder.step().unwrap() {
             if let Event::Finished { completion, .. } = event {
-                running.retain(|&request| request != completion.row.request);
+                running.retain(|&running| running != completion.id);
                 totals.add(&completion);
             }
         }
@@ -132,7 +134,7 @@ impl Totals {
             self.novelty += choice.novelty.map_or(0.0, |novelty| f64::from(novelty.error));
         }
         // FNV-1a over names and tokens: an order or a token that differs shows.
-        let name = [completion.row.request.0, completion.index as u64];
+        let name = [completion.id.prompt.0, completion.id.index];
         for number in name.into_iter().chain(completion.tokens().into_iter().map(u64::from)) {
             self.hash = (self.hash ^ number).wrapping_mul(0x0100_0000_01b3);
         }
@@ -181,7 +183,7 @@ const MARGIN: u64 = 512;
 /// A rate at which a distiller that has learned one update less says something else within a few hundred tokens.
 fn config() -> SamplerConfig {
     let optimizer = OptimizerConfig::paper().with_learning_rate(1e-2);
-    let small = esamp::DistillerConfig::SwiGlu(SwiGluConfig::new().with_d_hidden(16));
+    let small = esamp::distillers::DistillerConfig::SwiGlu(SwiGluConfig::new().with_d_hidden(16));
     SamplerConfig::new().with_distiller(small).with_optimizer(optimizer)
 }
 
@@ -219,7 +221,7 @@ fn ten_thousand_steps_with_requests_that_come_and_go() {
     let background = TrainingConfig::new().with_staleness(Staleness::Background);
     let mut seen = vec![run(&config(), STEPS / 10).0.tokens];
     for config in [
-        config().with_sharing(Sharing::PerRequest),
+        config().with_sharing(Sharing::PerCompletion),
         config().with_sharing(Sharing::Global),
         config().with_sharing(Sharing::Adaptive(AdaptiveConfig::default())),
         config().with_training(background),

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::Counters;
 use crate::{
     bank::{Sharing, SlotKey},
-    id::{RowId, TokenId},
+    id::{CompletionId, TokenId},
 };
 
 /// Whether a row was steered, and if not, why not.
@@ -41,7 +41,8 @@ pub struct RowTrace {
     /// Number of the step, from 0, since the sampler's beginning or last reset.
     pub step: u64,
     /// Whose token it is.
-    pub row: RowId,
+    #[serde(alias = "row")] // its name in files of earlier development versions
+    pub completion: CompletionId,
     /// Its place in the completion: 0 is the first.
     pub position: u64,
     /// The token.
@@ -152,7 +153,7 @@ impl StepTrace {
             let Some(loss) = token.loss else {
                 continue;
             };
-            let slot = sharing.slot(token.row);
+            let slot = sharing.slot(token.completion);
             let at = *place.entry(slot).or_insert(slots.len());
             if at == slots.len() {
                 slots.push(SlotTrace { slot, rows: 0, loss: 0.0 });
@@ -182,7 +183,7 @@ impl StepTrace {
 pub(super) fn example(step: u64, prompt: u64, request: u64, loss: Option<f64>) -> RowTrace {
     RowTrace {
         step,
-        row: RowId::new(prompt, request),
+        completion: CompletionId::new(prompt, request),
         position: step,
         token: 7,
         unsteered_token: loss.map(|_| 3),
@@ -210,7 +211,7 @@ pub(super) fn example(step: u64, prompt: u64, request: u64, loss: Option<f64>) -
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::{PromptId, RequestId};
+    use crate::id::PromptId;
 
     #[test]
     fn losses_are_means_per_slot_and_over_all_rows() {
@@ -231,8 +232,9 @@ mod tests {
         assert_eq!(got.slots, prompts);
         assert_eq!(step(Sharing::Global).slots, [slot(SlotKey::Everyone, 3, 5.0)]);
         let requests = [(10, 2.0), (11, 5.0), (12, 8.0)];
-        let requests = requests.map(|(r, loss)| slot(SlotKey::Request(RequestId(r)), 1, loss));
-        assert_eq!(step(Sharing::PerRequest).slots, requests);
+        let requests =
+            requests.map(|(r, loss)| slot(SlotKey::Completion(CompletionId::new(0, r)), 1, loss));
+        assert_eq!(step(Sharing::PerCompletion).slots, requests);
         let nothing = StepTrace::of(&tokens[3..], Sharing::PerPrompt, 0, 0, 0, counters);
         assert_eq!((nothing.loss, nothing.slots.len()), (None, 0));
     }

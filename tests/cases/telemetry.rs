@@ -11,10 +11,16 @@ use burn::{
     tensor::{Tensor, TensorData},
 };
 use esamp::{
-    CausalLm, CheckedSampling, Choice, Completion, Counters, Decoder, Distiller, DrawKey,
-    HiddenStates, LmHead, Observer, OptimizerConfig, Phase, Recorder, Request, ReweighterConfig,
-    RowError, RowId, RowTrace, Sampler, SamplerConfig, Sampling, Sharing, SlotKey, Steering,
-    StepInput, StepOutput, StepRow, TemperatureOrder, TokenMask, TrainError, testing::TinyLm,
+    CausalLm, CheckedSampling, Choice, Completion, CompletionId, Counters, Decoder, DrawKey,
+    HiddenStates, LmHead, Phase, Request, Sampler, SamplerConfig, Sampling, Sharing, StepInput,
+    StepOutput, StepRow, TemperatureOrder, TokenMask,
+    distillers::Distiller,
+    errors::{RowError, TrainError},
+    optim::OptimizerConfig,
+    reweighters::ReweighterConfig,
+    telemetry::{Observer, Recorder, RowTrace, Steering},
+    testing::TinyLm,
+    unstable::SlotKey,
 };
 
 /// Predicts the shallow state itself, so that a test can say what is expected.
@@ -51,7 +57,7 @@ fn watched() -> (Sampler, Shared) {
 
 fn row(request: u64, sampling: &CheckedSampling) -> StepRow<'_> {
     StepRow {
-        id: RowId::new(0, request),
+        id: CompletionId::new(0, request),
         phase: Phase::Decode,
         draw: DrawKey::new(7, &[1, 2, 3], request),
         code: None,
@@ -110,7 +116,10 @@ fn a_row_of_four_tokens_by_hand() {
         let token = choice.token as usize;
         seen[token] = true;
 
-        assert_eq!((trace.step, trace.row, trace.position), (0, RowId::new(0, request), 2));
+        assert_eq!(
+            (trace.step, trace.completion, trace.position),
+            (0, CompletionId::new(0, request), 2)
+        );
         assert_eq!((trace.token, trace.log_prob), (choice.token, choice.log_prob));
         assert_eq!((trace.steering, trace.temperature), (Steering::Steered, 1.0));
         assert_eq!((trace.candidates, trace.mass_outside), (4, 0.0));
@@ -223,7 +232,7 @@ fn every_row_says_why_it_was_not_steered() {
     let fine = [0.0, 1.0, 2.0, 3.0];
     let bad = [f32::NAN; 4];
     step(&mut sampler, &rows, &[fine, fine, fine, fine, bad], &[fine, fine, bad, fine, fine]);
-    let got: Vec<_> = tokens(&recorder).iter().map(|t| (t.row.request.0, t.steering)).collect();
+    let got: Vec<_> = tokens(&recorder).iter().map(|t| (t.completion.index, t.steering)).collect();
     let expected =
         [Steering::FirstToken, Steering::Off, Steering::NotFinite, Steering::Steered].into_iter();
     assert_eq!(got, (0..4).zip(expected).collect::<Vec<_>>(), "a row that failed has no token");
@@ -249,7 +258,7 @@ fn a_row_that_could_not_be_contrasted_is_not_traced_as_if_it_had_been() {
     assert!(matches!(output.choices[3], Err(RowError::Score { .. })), "{:?}", output.choices[3]);
 
     let traces = tokens(&recorder);
-    let got: Vec<_> = traces.iter().map(|t| (t.row.request.0, t.steering)).collect();
+    let got: Vec<_> = traces.iter().map(|t| (t.completion.index, t.steering)).collect();
     let expected = [Steering::Contrasted, Steering::OtherNotFinite, Steering::Contrasted];
     assert_eq!(got, (0..3).zip(expected).collect::<Vec<_>>());
     // It was sampled plainly: the new distribution is the reference, and nothing was expected.
@@ -291,7 +300,7 @@ fn a_deep_state_of_zero_does_not_poison_the_sums() {
 fn what_cannot_move_has_not_learned() {
     let sampling = Sampling::default().checked().unwrap();
     let sgd = OptimizerConfig::sgd(0.1);
-    let swiglu = || esamp::SwiGluConfig::new().init(4, 0, &device()).unwrap();
+    let swiglu = || esamp::distillers::SwiGluConfig::new().init(4, 0, &device()).unwrap();
     // SGD and a clip take different ways through an update.
     for optimizer in [sgd, OptimizerConfig::paper()] {
         let config = SamplerConfig::new().with_optimizer(optimizer);
@@ -393,7 +402,7 @@ fn counters_are_the_sums_of_the_traces() {
     for (seed, sharing) in [
         (1, Sharing::PerPrompt),
         (2, Sharing::Global),
-        (3, Sharing::PerRequest),
+        (3, Sharing::PerCompletion),
         (4, Sharing::PerPrompt),
     ] {
         let recorder = Shared::default();
@@ -459,7 +468,7 @@ fn counters_are_the_sums_of_the_traces() {
 
         // And every trace agrees with the choice that the caller was given.
         for completion in &completions {
-            let mine = traces.iter().filter(|trace| trace.row == completion.row);
+            let mine = traces.iter().filter(|trace| trace.completion == completion.id);
             for ((position, choice), trace) in completion.choices.iter().enumerate().zip(mine) {
                 assert_eq!((trace.position, trace.token), (position as u64, choice.token));
                 assert_eq!(
@@ -511,9 +520,9 @@ fn an_observer_is_shown_tokens_in_the_order_of_the_rows_and_then_the_step() {
     struct Order(Arc<Mutex<Vec<String>>>);
     impl Observer for Order {
         fn token(&mut self, trace: &RowTrace) {
-            self.0.lock().unwrap().push(trace.row.to_string());
+            self.0.lock().unwrap().push(trace.completion.to_string());
         }
-        fn step(&mut self, trace: &esamp::StepTrace) {
+        fn step(&mut self, trace: &esamp::telemetry::StepTrace) {
             self.0.lock().unwrap().push(format!("step {}", trace.step));
         }
     }

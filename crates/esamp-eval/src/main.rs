@@ -19,7 +19,8 @@ use std::{
 use burn::tensor::Device;
 use clap::Parser;
 use esamp::{
-    CausalLm, LoadError, TokenId,
+    CausalLm, TokenId,
+    errors::LoadError,
     llama::{ChatMessage, ChatTemplate, Llama, Tokenizer},
 };
 use esamp_eval::{

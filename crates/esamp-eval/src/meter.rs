@@ -2,14 +2,17 @@
 
 use std::collections::HashMap;
 
-use esamp::{Observer, RowId, RowTrace, Steering};
+use esamp::{
+    CompletionId,
+    telemetry::{Observer, RowTrace, Steering},
+};
 
 use crate::record::TokenRecord;
 
 /// Adds up the traces of each row.
 #[derive(Debug, Default)]
 pub struct Meter {
-    rows: HashMap<RowId, RowMeter>,
+    rows: HashMap<CompletionId, RowMeter>,
     keeps_tokens: bool,
 }
 
@@ -48,7 +51,7 @@ impl Meter {
     }
 
     /// Takes what a row has come to.
-    pub fn take(&mut self, row: RowId) -> Option<RowMeter> {
+    pub fn take(&mut self, row: CompletionId) -> Option<RowMeter> {
         self.rows.remove(&row)
     }
 }
@@ -69,7 +72,7 @@ impl Mean {
 
 impl Observer for Meter {
     fn token(&mut self, trace: &RowTrace) {
-        let row = self.rows.entry(trace.row).or_default();
+        let row = self.rows.entry(trace.completion).or_default();
         let steered = trace.steering == Steering::Steered;
         let novelty = trace.novelty.map(f64::from);
         row.tokens += 1;

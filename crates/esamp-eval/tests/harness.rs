@@ -14,7 +14,9 @@ use std::{
 
 use burn::tensor::Device;
 use esamp::{
-    CausalLm, Decoder, Detokenize, Recorder, Request, TextError, TokenId,
+    CausalLm, Decoder, Detokenize, Request, TokenId,
+    errors::TextError,
+    telemetry::Recorder,
     testing::{ScriptedLm, TinyLm},
 };
 use esamp_eval::{
@@ -223,7 +225,8 @@ fn a_record_says_what_a_plain_decode_loop_gives() {
         let mut interventions = 0;
         for (index, (got, expected)) in record.completions.iter().zip(&completions).enumerate() {
             assert_eq!(got.tokens, expected.tokens());
-            let traces: Vec<_> = recorder.tokens().filter(|t| t.row == expected.row).collect();
+            let traces: Vec<_> =
+                recorder.tokens().filter(|t| t.completion == expected.id).collect();
             let mean = |numbers: Vec<f64>| numbers.iter().sum::<f64>() / numbers.len() as f64;
             let close = |got: f64, expected: f64| assert!((got - expected).abs() < 1e-9);
             let log_probs =
@@ -236,7 +239,7 @@ fn a_record_says_what_a_plain_decode_loop_gives() {
             close(got.mean_reference_entropy, mean(reference));
             close(got.mean_kl, mean(traces.iter().map(|t| t.kl).collect()));
             close(got.mean_candidates, mean(traces.iter().map(|t| t.candidates as f64).collect()));
-            let some = |number: fn(&esamp::RowTrace) -> Option<f64>| {
+            let some = |number: fn(&esamp::telemetry::RowTrace) -> Option<f64>| {
                 let numbers: Vec<f64> = traces.iter().filter_map(|t| number(t)).collect();
                 (!numbers.is_empty()).then(|| mean(numbers))
             };

@@ -143,7 +143,7 @@ fn the_foreign_caches_limits_are_errors_and_not_panics() {
     let mut cache: Qwen3Cache = model.new_cache();
     assert_eq!((cache.rows(), cache.can_drop_rows(), cache.can_append_rows()), (0, false, false));
     model.forward(tokens(&[&[1], &[2]]), &mut cache, &mut NoTap).unwrap();
-    let wording = |result: Result<(), esamp::ModelError>| result.unwrap_err().to_string();
+    let wording = |result: Result<(), esamp::errors::ModelError>| result.unwrap_err().to_string();
     assert_eq!(
         wording(cache.keep_rows(&[0])),
         "key-value cache: expected one that can drop rows, got a fixed one"

@@ -2,14 +2,18 @@
 //!
 //! Each token is tinted by its novelty; over a token, or with the keyboard on it, the page says what it was chosen from and
 //! what steering had to do with it. Below are the loss, the novelty and the entropy over the completions. Everything comes
-//! from the traces that an observer is shown ([`esamp::Recorder`]).
+//! from the traces that an observer is shown ([`esamp::telemetry::Recorder`]).
 
 mod chart;
 mod markup;
 mod scale;
 mod token;
 
-use esamp::{Completion, Detokenize, FinishReason, Recorder, RowTrace, TextError, TextStream};
+use esamp::{
+    Completion, Detokenize, FinishReason, TextStream,
+    errors::TextError,
+    telemetry::{Recorder, RowTrace},
+};
 
 use chart::{Chart, Line};
 use markup::escaped;
@@ -75,9 +79,9 @@ impl ShownArm {
         detokenizer: &dyn Detokenize,
     ) -> Result<Self, TextError> {
         let mut by_index: Vec<&Completion> = completions.iter().collect();
-        by_index.sort_by_key(|completion| completion.index);
+        by_index.sort_by_key(|completion| completion.id.index);
         let shown = by_index.into_iter().map(|completion| {
-            let traces = recorder.tokens().filter(|trace| trace.row == completion.row);
+            let traces = recorder.tokens().filter(|trace| trace.completion == completion.id);
             Ok(ShownCompletion {
                 tokens: tokens(traces, detokenizer)?,
                 ending: ending(&completion.finish),
