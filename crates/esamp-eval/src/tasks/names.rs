@@ -1,20 +1,20 @@
-//! Names out of a list that everybody knows: few enough solutions to count all of them.
+//! The task of naming members of well-known lists, which are short enough to count all solutions.
 
 use super::{Problem, Task, Verdict};
 
-/// A member of a known list whose name has a given letter in it.
+/// A member of a known list whose name contains a given letter.
 pub struct Names;
 
-/// A list, and how it is asked for.
+/// A list and its name in the question.
 pub struct List {
-    /// As in "Name one …".
+    /// Completes "Name one …".
     pub what: &'static str,
     /// All members, in English.
     pub members: &'static [&'static str],
 }
 
-/// The lists: countries by continent (the Congos are one, as texts call them), the states of the United States, and chemical
-/// elements; without lead, which is more often a verb.
+/// The lists: countries by continent (the two Congos count as one, because texts do not distinguish them),
+/// the states of the United States, and chemical elements without lead, which is more often a verb.
 pub const LISTS: [List; 6] = [
     List {
         what: "country in Africa",
@@ -338,7 +338,7 @@ pub const LISTS: [List; 6] = [
     },
 ];
 
-/// Fewest solutions of a problem.
+/// The fewest solutions of a problem.
 const LEAST: usize = 8;
 
 impl Task for Names {
@@ -362,7 +362,7 @@ impl Task for Names {
         let letters = LISTS.iter().flat_map(|list| ('a'..='z').map(move |letter| (list, letter)));
         let found = letters.map(|(list, letter)| (list, letter, list.solutions(letter)));
         let found = found.filter(|(list, _, solutions)| {
-            // A letter that nearly all have asks for nothing.
+            // A letter that nearly all members have is no constraint.
             (LEAST..=list.members.len() * 2 / 3).contains(&solutions.len())
         });
         found.map(|(list, letter, solutions)| problem(list, letter, solutions.len())).collect()
@@ -383,12 +383,12 @@ fn problem(list: &'static List, letter: char, solutions: usize) -> Problem {
 }
 
 impl List {
-    /// The members with a letter in their name.
+    /// The members whose names contain a letter.
     pub fn solutions(&self, letter: char) -> Vec<&'static str> {
         self.members.iter().copied().filter(|name| has(name, letter)).collect()
     }
 
-    /// The member that a text names first, whatever the case; of those that begin at the same place the longest.
+    /// The member that a text names first, ignoring case; the longest if several start at the same place.
     pub fn first_in(&self, text: &str) -> Option<&'static str> {
         let text = text.to_lowercase();
         let found = self.members.iter().filter_map(|name| {
@@ -402,7 +402,7 @@ fn has(name: &str, letter: char) -> bool {
     name.to_lowercase().contains(letter)
 }
 
-/// Where a word, or several, stand in a text with no letter or digit beside them.
+/// The first position of a word or phrase in a text without a letter or digit next to it.
 fn whole_word(text: &str, word: &str) -> Option<usize> {
     let joins = |c: Option<char>| c.is_some_and(char::is_alphanumeric);
     text.match_indices(word).map(|(at, _)| at).find(|&at| {
