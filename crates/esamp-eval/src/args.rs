@@ -156,7 +156,10 @@ impl Args {
         if let Some(report) = &self.report {
             if report.extension().is_none() {
                 return Err(Failure::usage(
-                    format!("--report: expected a file name with an extension, got {}", report.display()),
+                    format!(
+                        "--report: expected a file name with an extension, got {}",
+                        report.display()
+                    ),
                     "the folder for figures is named without it: try r.md",
                 ));
             }

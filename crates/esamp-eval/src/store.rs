@@ -52,10 +52,7 @@ impl Store {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 return Err(Failure::new(
-                    format!(
-                        "{}: expected to be the only writer, got another one",
-                        path.display()
-                    ),
+                    format!("{}: expected to be the only writer, got another one", path.display()),
                     "wait for the other run, or write to another file",
                 ));
             }

@@ -109,6 +109,12 @@ fn take_out(fixed: &[Vec<f64>], vector: &mut [f64]) -> bool {
     length > ROUNDING
 }
 
+fn scale(vector: &mut [f64], divisor: f64) {
+    for value in vector {
+        *value /= divisor;
+    }
+}
+
 /// The values minus their mean, as a unit vector.
 fn directed(what: &str, mut numbers: Vec<f64>) -> Result<Vec<f64>, MetricError> {
     let first = numbers.first().copied().unwrap_or(0.0);
