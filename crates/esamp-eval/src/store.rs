@@ -117,10 +117,9 @@ impl Store {
         if let Some(place) =
             (0..self.begun.len()).find(|&at| lines.get(at) != Some(&self.begun[at]))
         {
-            let behind = self.begun.len() - place;
             return Err(Failure::new(
                 format!(
-                    "{}: expected the last {behind} records to be reproduced, got different ones",
+                    "{}: expected record {place} of the unfinished batch to be reproduced, got a different one",
                     self.path.display()
                 ),
                 "the program or the machine has changed: write to another file",

@@ -114,7 +114,7 @@ fn records_that_are_not_those_of_the_plan_are_refused() {
     let changed = lines[1].replacen("\"text\":\"", "\"text\":\"x", 1);
     assert_eq!(
         open(&[lines[0], &changed]),
-        ": expected the last 1 records to be reproduced, got different ones"
+        ": expected record 0 of the unfinished batch to be reproduced, got a different one"
     );
 }
 
