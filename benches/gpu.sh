@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs what needs a GPU but no model file: tests/cases on CUDA and Vulkan devices, the overhead bench on the reference
-# implementation's workload (`--gpu`), and plain decoding with PyTorch for comparison. Builds on one machine and runs on
-# another; the machine with the GPU needs no Rust toolchain and no network.
+# implementation's workload (`--gpu`), and plain decoding with PyTorch for comparison. It can build on one machine and run
+# on another: the machine with the GPU needs no Rust toolchain and no network.
 #
 #   benches/gpu.sh                  builds, packs into target/gpu, and prints what to run on the machine with the GPU
 #   benches/gpu.sh vulkan           the same without CUDA
@@ -12,12 +12,12 @@
 #   benches/gpu.sh run cpu          runs only the bench on the CPU
 #
 # Environment:
-#   LINK_CUDA  A program that links without LLVM. burn's `cuda` feature links LLVM, which a build script downloads; set this
-#              where the download is not possible. It is called as `$LINK_CUDA --bench|--test NAME --features LIST` in this
-#              folder, with the same CARGO_TARGET_DIR, and must write the executable where cargo would. The LLVM symbols are
-#              never called, because NVRTC compiles the kernels at run time. Default: cargo.
-#   OUT        The folder that `run` writes to (default: target/gpu/out). Files are named by card and date: test logs, and
-#              figures as JSON Lines and as CSV with the header that benches/record expects.
+#   LINK_CUDA  A program that links without LLVM. burn's `cuda` feature links LLVM, which a build script downloads; set
+#              this where the download is not possible. It is called as `$LINK_CUDA --bench|--test NAME --features LIST` in
+#              this folder, with the same CARGO_TARGET_DIR, and must write the executable where cargo would. The LLVM
+#              symbols are never called, because NVRTC compiles the kernels at run time. Default: cargo.
+#   OUT        The folder that `run` writes to (default: target/gpu/out). Files are named by card and date: test logs,
+#              and figures as JSON Lines and as CSV with the header that benches/record expects.
 #   LIMIT      Time limit of `run` in seconds (default: 570). What has not run by then is skipped.
 set -uo pipefail
 cd "$(dirname "$0")/.."

@@ -60,7 +60,7 @@ def is_sound(generator, entry):
         asked = re.search(r"How many sisters does (\S+)'s brother have", question)
         if asked and not question.startswith(asked[1] + " "):
             return False
-    # Negative numbers are too hard for a model this small: of 48 completions of an earlier development half, none was right.
+    # Negative numbers are too hard for a model this small: none of 48 completions of an earlier development half was right.
     return not answer.startswith("-") and answer not in re.findall(r"\d+", question)
 
 
