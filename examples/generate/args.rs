@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum, builder::RangedU64ValueParser};
 use esamp::{
-    EpsilonCutoff, EtaCutoff, FilterConfig, Matched, MinP, ReweighterConfig, Selection, Sharing,
-    TemperatureOrder, TopK, TopNSigma, TopP, Typical, Xtc,
+    Selection, Sharing, TemperatureOrder,
+    filters::{EpsilonCutoff, EtaCutoff, FilterConfig, MinP, TopK, TopNSigma, TopP, Typical, Xtc},
+    reweighters::{Matched, ReweighterConfig},
 };
 use esamp_programs::{
     device::DeviceName,
@@ -267,7 +268,7 @@ pub enum SharingName {
     /// The completions of one prompt.
     PerPrompt,
     /// None: each completion has its own.
-    PerRequest,
+    PerCompletion,
     /// A shared distiller and one per prompt, mixed by how well each predicts.
     Adaptive,
 }
@@ -277,7 +278,7 @@ impl From<SharingName> for Sharing {
         match name {
             SharingName::Global => Self::Global,
             SharingName::PerPrompt => Self::PerPrompt,
-            SharingName::PerRequest => Self::PerRequest,
+            SharingName::PerCompletion => Self::PerCompletion,
             SharingName::Adaptive => Self::Adaptive(Default::default()),
         }
     }

@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use esamp::{Observer, TraceWriter};
+use esamp::telemetry::{Observer, TraceWriter};
 use esamp_programs::failure::Failure;
 
 /// A trace file that can be read while it grows.

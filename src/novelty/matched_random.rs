@@ -25,13 +25,13 @@ pub enum Matched {
 ///
 /// With `z` and `δ` as in [`Orthogonal`], `δ = a·z + δ⊥`. The new score is `logit + β·(a·z + ‖δ⊥‖·ĝ)`, where `ĝ` is a random
 /// direction of length 1 that is orthogonal to `z` and to constants: normal numbers from the row's
-/// [`Draw`](crate::Draw), stream `"matched random"` ([`Draw::apart`](crate::Draw::apart)), one for each token, projected.
+/// [`Draw`](crate::filters::Draw), stream `"matched random"` ([`Draw::apart`](crate::filters::Draw::apart)), one for each token, projected.
 /// Slope on the reference and length over the row's candidates are ESamp's own; what ESamp gains over this control, its
 /// distiller has learned. From the independent study that found orthogonal novelty (see [`Orthogonal`]), where ESamp's
 /// gain in diversity at equal perplexity is significant and that of this control is not.
 ///
 /// Gaussian noise of the same length in the hidden state
-/// ([`GaussianError`](crate::GaussianError)) is no matched control: through the head it
+/// ([`GaussianError`](crate::reweighters::GaussianError)) is no matched control: through the head it
 /// moves logits 1.8 times as far.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MatchedRandom {

@@ -8,8 +8,8 @@ use crate::{
 
 /// A control: `logit + s·g`, a random reward per candidate with the variance that ESamp's perturbation has in this row.
 ///
-/// `g` is one standard normal number for each token, from the row's [`Draw`](crate::Draw) in the stream
-/// `"random reward"` ([`Draw::apart`](crate::Draw::apart)), centred and scaled over the row's candidates so that the
+/// `g` is one standard normal number for each token, from the row's [`Draw`](crate::filters::Draw) in the stream
+/// `"random reward"` ([`Draw::apart`](crate::filters::Draw::apart)), centred and scaled over the row's candidates so that the
 /// variance of `s·g` is exactly that of `β·(logit − expected)`. (The reward is what is random in the paper's control,
 /// arXiv 2604.24927; it still has a slope on the reference, by chance, in small races. The control that matches ESamp's
 /// slope is [`MatchedRandom`](super::MatchedRandom).)

@@ -43,7 +43,7 @@ pub trait ExpectedControl: Debug + Send {
 ///
 /// The numbers come from the row's [`Draw`], stream `"gaussian error"`, so a row has its own noise whoever else is in the
 /// batch. Through a head it is not noise of the same size: in SmolLM2-135M it moves logits 1.8 times as far as the
-/// distiller's error. [`MatchedRandom`](crate::MatchedRandom) is the control that matches what reaches the logits.
+/// distiller's error. [`MatchedRandom`](crate::reweighters::MatchedRandom) is the control that matches what reaches the logits.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct GaussianError;
 

@@ -6,9 +6,9 @@
 //! independent study found to suit completions this short.
 
 use esamp::{
-    AdaptiveConfig, DistillerConfig, Fire, LowRankConfig, Matched, OptimizerConfig,
-    ReweighterConfig, SamplerConfig, Sampling, Selection, Sharing, TemperatureOrder,
-    TrainingConfig,
+    Fire, SamplerConfig, Sampling, Selection, Sharing, TemperatureOrder,
+    distillers::{DistillerConfig, LowRankConfig}, optim::{AdaptiveConfig, OptimizerConfig, TrainingConfig},
+    reweighters::{Matched, ReweighterConfig},
 };
 use esamp_programs::failure::Failure;
 

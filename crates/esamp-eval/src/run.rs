@@ -6,8 +6,8 @@ use std::{
 };
 
 use esamp::{
-    CausalLm, Completion, Counters, Decoder, Detokenize, FinishReason, GaussianError, Request,
-    Sampler, ShuffledErrors, TokenId, TrainError,
+    CausalLm, Completion, Counters, Decoder, Detokenize, FinishReason, Request, Sampler, TokenId,
+    errors::TrainError, reweighters::{GaussianError, ShuffledErrors},
 };
 use esamp_programs::failure::Failure;
 

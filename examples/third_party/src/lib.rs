@@ -7,7 +7,7 @@ use bunsen::{
     ops::transformers::attention::{KVCache, KVCacheConfig, KVCacheMeta, KVCacheModel},
 };
 use burn::tensor::{Device, Int, Tensor};
-use esamp::{CausalLm, HiddenStateTap, KvCache, LmHead, ModelError, TapSite, TiedHead};
+use esamp::{CausalLm, HiddenStateTap, KvCache, LmHead, TapSite, TiedHead, errors::ModelError};
 
 /// A model of another crate with what the decode loop needs to know about it.
 pub struct TappedQwen3 {

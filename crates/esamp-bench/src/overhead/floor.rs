@@ -1,6 +1,6 @@
 //! A lower bound on the cost of ESamp, from counted work.
 
-use esamp::{DistillerConfig, llama::LlamaConfig};
+use esamp::{distillers::DistillerConfig, llama::LlamaConfig};
 
 use super::run::Case;
 

@@ -145,9 +145,9 @@ pub enum ErrorName {
     /// No replacement.
     #[default]
     Own,
-    /// [`GaussianError`](esamp::GaussianError)
+    /// [`GaussianError`](esamp::reweighters::GaussianError)
     Gaussian,
-    /// [`ShuffledErrors`](esamp::ShuffledErrors)
+    /// [`ShuffledErrors`](esamp::reweighters::ShuffledErrors)
     Shuffled,
 }
 
@@ -244,9 +244,9 @@ pub struct CompletionRecord {
     pub mean_novelty: Option<f64>,
     /// Mean of the same relative to `‖deep‖`.
     pub mean_relative_novelty: Option<f64>,
-    /// Mean slope of the error on the reference logits ([`RowTrace::slope`](esamp::RowTrace::slope)).
+    /// Mean slope of the error on the reference logits ([`RowTrace::slope`](esamp::telemetry::RowTrace::slope)).
     pub mean_slope: Option<f64>,
-    /// Mean slope of the reweighter's change ([`RowTrace::sharpening`](esamp::RowTrace::sharpening)).
+    /// Mean slope of the reweighter's change ([`RowTrace::sharpening`](esamp::telemetry::RowTrace::sharpening)).
     pub mean_sharpening: Option<f64>,
 }
 

@@ -19,7 +19,7 @@ use std::{
 
 use burn::tensor::Device;
 use esamp::{
-    CausalLm, Decoder, Detokenize, Recorder, Request, TextError, TokenId,
+    CausalLm, Decoder, Detokenize, Request, TokenId, errors::TextError, telemetry::Recorder,
     testing::{ScriptedLm, TinyLm},
 };
 use esamp_eval::{

@@ -2,14 +2,14 @@
 //!
 //! Each token is tinted by its novelty. On hover or keyboard focus the page shows the distribution the
 //! token was chosen from and what steering did to it. Charts below show loss, novelty and entropy over the
-//! completions. All data comes from the traces an observer receives ([`esamp::Recorder`]).
+//! completions. All data comes from the traces an observer receives ([`esamp::telemetry::Recorder`]).
 
 mod chart;
 mod markup;
 mod scale;
 mod token;
 
-use esamp::{Completion, Detokenize, FinishReason, Recorder, RowTrace, TextError, TextStream};
+use esamp::{Completion, Detokenize, FinishReason, TextStream, errors::TextError, telemetry::{Recorder, RowTrace}};
 
 use chart::{Chart, Line};
 use markup::escaped;

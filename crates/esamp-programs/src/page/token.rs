@@ -1,6 +1,6 @@
 //! Renders one token: its text, tints and tooltip.
 
-use esamp::{RowTrace, Steering};
+use esamp::telemetry::{RowTrace, Steering};
 
 use super::{
     ShownToken, TINTS,

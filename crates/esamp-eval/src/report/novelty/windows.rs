@@ -21,7 +21,7 @@
 
 use std::collections::HashMap;
 
-use esamp::{Detokenize, TextError, TokenId};
+use esamp::{Detokenize, TokenId, errors::TextError};
 use esamp_programs::failure::Failure;
 
 use super::{
