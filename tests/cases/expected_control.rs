@@ -2,14 +2,18 @@
 
 use burn::tensor::Tensor;
 use esamp::{
-    CheckedSampling, Choice, CompletionId, Counters, HiddenStates, LmHead, Sampler, SamplerConfig, Sampling,
-    Sharing, StepInput, StepRow, reweighters::{ExpectedControl, GaussianError, ShuffledErrors},
+    CheckedSampling, Choice, CompletionId, Counters, HiddenStates, LmHead, Sampler, SamplerConfig,
+    Sampling, Sharing, StepInput, StepRow,
+    reweighters::{ExpectedControl, GaussianError, ShuffledErrors},
 };
 
 use super::sampler_step::{D_MODEL, World, choices, esamp, log_softmax, row};
 
 fn sampler() -> Sampler {
-    SamplerConfig::new().with_sharing(Sharing::PerCompletion).init(D_MODEL, &crate::device()).unwrap()
+    SamplerConfig::new()
+        .with_sharing(Sharing::PerCompletion)
+        .init(D_MODEL, &crate::device())
+        .unwrap()
 }
 
 fn controlled(control: impl ExpectedControl + 'static) -> Sampler {

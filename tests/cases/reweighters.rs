@@ -5,10 +5,12 @@ use burn::{
     tensor::{Tensor, TensorData},
 };
 use esamp::{
-    CausalLm, CheckedSampling, Choice, Completion, CompletionId, Decoder, Fire, LmHead, Phase, Request,
-    Sampler, SamplerConfig, Sampling, Sharing, StepInput, StepRow, TokenId,
-    distillers::{Distiller, SwiGluConfig}, errors::StepError,
-    reweighters::{GaussianError, Matched, ReweighterConfig}, testing::TinyLm,
+    CausalLm, CheckedSampling, Choice, Completion, CompletionId, Decoder, Fire, LmHead, Phase,
+    Request, Sampler, SamplerConfig, Sampling, Sharing, StepInput, StepRow, TokenId,
+    distillers::{Distiller, SwiGluConfig},
+    errors::StepError,
+    reweighters::{GaussianError, Matched, ReweighterConfig},
+    testing::TinyLm,
 };
 
 use super::sampler_step::{D_MODEL, VOCAB, World, choices, esamp, log_softmax, row, sampler, wave};

@@ -7,7 +7,8 @@
 
 use esamp::{
     Fire, SamplerConfig, Sampling, Selection, Sharing, TemperatureOrder,
-    distillers::{DistillerConfig, LowRankConfig}, optim::{AdaptiveConfig, OptimizerConfig, TrainingConfig},
+    distillers::{DistillerConfig, LowRankConfig},
+    optim::{AdaptiveConfig, OptimizerConfig, TrainingConfig},
     reweighters::{Matched, ReweighterConfig},
 };
 use esamp_programs::failure::Failure;

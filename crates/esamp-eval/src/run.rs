@@ -7,7 +7,8 @@ use std::{
 
 use esamp::{
     CausalLm, Completion, Counters, Decoder, Detokenize, FinishReason, Request, Sampler, TokenId,
-    errors::TrainError, reweighters::{GaussianError, ShuffledErrors},
+    errors::TrainError,
+    reweighters::{GaussianError, ShuffledErrors},
 };
 use esamp_programs::failure::Failure;
 
