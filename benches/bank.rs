@@ -1,8 +1,9 @@
-//! What a bank of S slots costs in a step on each path, and what it costs when a slot comes and goes.
+//! The cost of a bank of S slots in a step, for each slot path, and the cost of replacing a slot.
 //!
-//! Everything goes through `Sampler::step` with 4 rows a slot, at the width of SmolLM2-135M. The head has 64 tokens, so that
-//! what is left is the distillers' work; `plain` is the same step without it. Rows whose deep states are not finite are
-//! predicted and not learned: `predict` is such a step, and `step` less `predict` is the update.
+//! Everything goes through `Sampler::step` with 4 rows per slot, at the width of SmolLM2-135M. The head has
+//! only 64 tokens, so that the distillers dominate the time; `plain` is the same step without them. Rows
+//! whose deep states are not finite are predicted but not learned: `predict` is such a step, and `step`
+//! minus `predict` is the cost of the update.
 
 use std::{hint::black_box, time::Duration};
 
@@ -19,7 +20,7 @@ use esamp::{
 const D_MODEL: usize = 576;
 const VOCAB: usize = 64;
 const ROWS: u64 = 4;
-/// Different hidden states, so that a step has something to learn that the last one has not taught.
+/// Number of different hidden states, so that each step has something new to learn.
 const STATES: usize = 8;
 
 fn wave(shape: [usize; 2], scale: f32, device: &Device) -> Tensor<2> {
@@ -28,7 +29,7 @@ fn wave(shape: [usize; 2], scale: f32, device: &Device) -> Tensor<2> {
     Tensor::from_data(TensorData::new(numbers, shape), device)
 }
 
-/// A sampler, and the steps of a batch of prompts.
+/// A sampler and the inputs of its steps.
 struct Batch {
     sampler: Sampler,
     sampling: CheckedSampling,
@@ -64,14 +65,14 @@ impl Batch {
             prompts: (0..slots as u64).collect(),
             next: 0,
         };
-        // Two steps: the second finds slots and moments in their places.
+        // Two warm-up steps: the second finds the slots and moments already in place.
         let prompts = batch.prompts.clone();
         batch.step(&prompts)?;
         batch.step(&prompts)?;
         Ok(batch)
     }
 
-    /// A step of these prompts, predicted and learned; of as many as there are slots, or of the first of them.
+    /// Predicts and learns one step of these prompts: all of them, or the first few.
     fn step(&mut self, prompts: &[u64]) -> Result<usize, Box<dyn std::error::Error>> {
         self.next += 1;
         let hidden = self.states[self.next % STATES].clone();
@@ -110,7 +111,7 @@ impl Batch {
         Ok(black_box(output).updates)
     }
 
-    /// The oldest prompt ends and a new one joins, as in the ready loop: behind the others.
+    /// Ends the oldest prompt and appends a new one after the others, as the decode loop does.
     fn replace(&mut self) -> Result<usize, Box<dyn std::error::Error>> {
         let old = self.prompts.remove(0);
         (0..ROWS).for_each(|i| self.sampler.release(CompletionId::new(old, old * ROWS + i)));
@@ -166,7 +167,7 @@ fn bank(criterion: &mut Criterion) {
                 }),
             ];
             for (what, run) in &jobs[..if slots == 1 { 3 } else { 5 }] {
-                // One path right after the other, so that both see the same load of the machine.
+                // Measure the paths one right after the other, so that they see the same machine load.
                 for (path, slot_path) in paths {
                     measure(what, path, Sampling::DEFAULT_BETA, slot_path, *run);
                 }

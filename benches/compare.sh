@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Plain greedy decoding of SmolLM2-135M-Instruct, f32, on this machine's CPU: esamp beside PyTorch (transformers' Llama with its
-# cache) and candle (candle-transformers' Llama with its cache), the same weights, prompt and lengths, taking turns.
+# Compares plain greedy decoding of SmolLM2-135M-Instruct in f32 on the CPU: esamp, PyTorch (transformers' Llama with its
+# cache) and candle (candle-transformers' Llama with its cache), with the same weights, prompt and lengths, interleaved.
 #
 #     benches/compare.sh [--rows 1,16,64] [--rounds N] [--tokens N]
 #
-# Installs what it compares with under target/compare (PyTorch from PyPI, 2.5 GB; candle from crates.io) and nothing elsewhere.
+# Installs PyTorch (from PyPI, 2.5 GB) and candle (from crates.io) under target/compare and writes nowhere else.
 # Needs a Rust toolchain, Python 3 with venv, and 4 GB of memory.
 set -euo pipefail
 cd "$(dirname "$0")/.."

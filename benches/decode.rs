@@ -1,12 +1,13 @@
-//! Plain greedy decoding of SmolLM2-135M: the loop that everything else is a ratio of.
+//! Plain greedy decoding of SmolLM2-135M: the loop that other costs are compared with.
 //!
 //! ```sh
-//! cargo bench --bench decode          # tokens a second at 1, 4, 16 and 64 rows
-//! benches/compare.sh                  # the same beside PyTorch and candle
+//! cargo bench --bench decode          # tokens per second at 1, 4, 16 and 64 rows
+//! benches/compare.sh                  # the same compared with PyTorch and candle
 //! ```
 //!
-//! With `--serve` it answers lines `ROWS PROMPT_IDS NEW_TOKENS` (ids separated by commas) with `SECONDS TOKENS`: the time of
-//! the decode steps alone, and the first row's new tokens. That is how `compare.sh` asks each of the programs in turn.
+//! With `--serve` it answers each line `ROWS PROMPT_IDS NEW_TOKENS` (ids separated by commas) with `SECONDS
+//! TOKENS`: the time of the decode steps alone, and the new tokens of the first row. `compare.sh` uses this
+//! protocol with every program.
 
 #![allow(clippy::print_stdout, reason = "a program speaks to its user")]
 
@@ -27,22 +28,22 @@ use esamp_programs::model_source::{Cache, ModelSource};
 /// Plain decoding of SmolLM2-135M.
 #[derive(Debug, Parser)]
 struct Args {
-    /// Generations of each batch size; the median is printed.
+    /// Generations per batch size; the median is printed.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// New tokens of each completion.
+    /// New tokens per completion.
     #[arg(long, default_value_t = 48)]
     tokens: usize,
     /// Batch sizes.
     #[arg(long, value_delimiter = ',', default_values_t = [1, 4, 16, 64])]
     rows: Vec<usize>,
-    /// Answer lines on standard input instead.
+    /// Serve requests from standard input instead.
     #[arg(long)]
     serve: bool,
-    /// Print where the model's file is, and nothing else.
+    /// Print the path of the model file and exit.
     #[arg(long)]
     print_model: bool,
-    /// What cargo bench passes.
+    /// Passed by cargo bench.
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -67,7 +68,7 @@ fn main() -> Result<()> {
             let (seconds, _) = generate(&model, rows, prompt.clone(), args.tokens)?;
             speeds.push((rows * (args.tokens - 2)) as f64 / seconds);
         }
-        speeds.remove(0); // caches and threads were cold
+        speeds.remove(0); // warm-up
         speeds.sort_by(f64::total_cmp);
         println!("{rows:>3} rows: {:>7.1} tokens/s", speeds[speeds.len() / 2]);
     }
@@ -93,8 +94,8 @@ fn serve(model: &Llama) -> Result<()> {
     Ok(())
 }
 
-/// The seconds of the decode steps behind the second token, and the first row's tokens. The first token comes of the prefill,
-/// and the second of the step that prefills.
+/// Returns the seconds of the decode steps after the second token, and the tokens of the first row. The
+/// first `Decoder::step` includes the prefill and yields the first two tokens, so it is not timed.
 fn generate(
     model: &Llama,
     rows: usize,

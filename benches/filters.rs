@@ -1,4 +1,4 @@
-//! From a row of 49,152 logits to a token, without a distiller: what the pool and the filters cost.
+//! From a row of 49,152 logits to a token, without a distiller: the cost of the pool and the filters.
 
 use std::hint::black_box;
 

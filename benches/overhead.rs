@@ -1,5 +1,5 @@
-//! What ESamp costs: the same decode loop with and without it, side by side. What is measured, how, and with which arguments:
-//! crates/esamp-bench/src/overhead.
+//! The overhead of ESamp: the same decode loop with and without it, interleaved.
+//! crates/esamp-bench/src/overhead documents the measurement and its arguments.
 
 #![allow(clippy::print_stderr, reason = "a program speaks to its user")]
 

@@ -1,7 +1,8 @@
-//! `Sampler::step` at the shape of SmolLM2-135M, without the model: what is added to a decode step, by number of rows.
+//! `Sampler::step` at the shape of SmolLM2-135M, without the model: the time added to a decode step, by
+//! number of rows.
 //!
-//! Plain sampling against ESamp with the low-rank distiller, both behind min-p 0.05; and of the plain step the pool alone,
-//! the pass over all 49,152 logits of each row.
+//! Compares plain sampling with ESamp and the low-rank distiller, both after min-p 0.05. For the plain step
+//! it also reports the pool alone: the pass over all 49,152 logits of each row.
 
 use std::{
     hint::black_box,
@@ -19,10 +20,10 @@ mod rows;
 
 const D_MODEL: usize = 576;
 const VOCAB: usize = 49_152;
-/// Different hidden states, so that a step has something to learn that the last one has not taught.
+/// Number of different hidden states, so that each step has something new to learn.
 const STATES: usize = 8;
 
-/// What a step is given.
+/// The inputs of a step.
 struct Batch {
     logits: Vec<f32>,
     states: Vec<HiddenStates>,
@@ -43,7 +44,7 @@ impl Batch {
         })
     }
 
-    /// As many steps as criterion wants, timed together.
+    /// Runs `count` steps, as criterion asks, and returns their total time.
     fn steps(
         &self,
         sampler: &mut Sampler,
@@ -53,7 +54,8 @@ impl Batch {
     ) -> Duration {
         let mut time = Duration::ZERO;
         for at in 0..count as usize {
-            // New ones each time, outside of the clock: a forward pass has just written them, and nobody else holds them.
+            // New tensors for each step, made outside the timed part: after a forward pass the sampler also
+            // holds the only reference to freshly written logits.
             let logits = TensorData::new(self.logits.clone(), [rows.len(), VOCAB]);
             let logits = Tensor::<2>::from_data(logits, &self.device);
             let hidden = self.states[at % STATES].clone();
@@ -86,7 +88,7 @@ fn step(criterion: &mut Criterion) {
                 bencher.iter_custom(|steps| batch.steps(&mut sampler, &rows, &head, steps));
             });
             if beta == 0.0 {
-                // Of the same steps only the stage that gathers the tokens which the filter could keep.
+                // Of the same steps, only the stage that gathers the tokens the filter could keep.
                 group.bench_function(BenchmarkId::new("the pool alone", count), |bencher| {
                     bencher.iter_custom(|steps| {
                         let before = sampler.stage_seconds().pool;

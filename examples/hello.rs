@@ -1,4 +1,4 @@
-//! The whole crate in thirty lines, on a model without weights to download.
+//! A minimal run: plain sampling and ESamp on a tiny model that needs no download.
 //!
 //! ```sh
 //! cargo run --release --example hello
@@ -16,7 +16,7 @@ use esamp::{
 fn main() -> Result<(), Box<dyn Error>> {
     let model = TinyLm::new(1, &Device::flex());
     for (name, beta) in [("plain", 0.0), ("ESamp", 1.0)] {
-        // Completions of 24 tokens are short: a distiller that is to learn from them must learn fast.
+        // 24 tokens are few updates, so the distiller needs a higher learning rate than the default.
         let optimizer = OptimizerConfig::paper().with_learning_rate(3e-3);
         let config = SamplerConfig::new().with_optimizer(optimizer);
         let sampler = config.init(model.d_model(), &model.device())?;

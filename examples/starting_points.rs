@@ -1,12 +1,12 @@
-//! How fast distillers learn from each starting point, on a real model: relative error by step, the numbers of
-//! docs/guide/starting-points.md.
+//! Measures how fast distillers learn from each starting point on a real model. Prints the relative error
+//! by step: the figures of docs/guide/starting-points.md.
 //!
 //! ```sh
 //! cargo run --release --example starting_points
 //! ```
 //!
-//! Each prompt is completed by the plain model; its hidden states are recorded once and replayed to every distiller, so that
-//! all of them see the same tokens.
+//! The plain model completes each prompt. Its hidden states are recorded once and replayed to every
+//! distiller, so that all of them see the same tokens.
 
 #![allow(clippy::print_stdout, reason = "a program speaks to its user")]
 
@@ -34,7 +34,7 @@ const SAMPLES: usize = 4;
 const TOKENS: usize = 81; // 80 decode steps
 const STEPS: [(usize, usize); 4] = [(0, 5), (5, 20), (20, 50), (50, 80)];
 
-/// One prompt: the states of its own positions, and those of each decode step, one row a completion.
+/// The recorded states of one prompt: its own positions, and each decode step with one row per completion.
 struct Recording {
     prompt: HiddenStates,
     steps: Vec<HiddenStates>,
@@ -71,7 +71,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let name = format!("SwiGLU, {updates} updates on the prompt");
             let start = |recording: &Recording| {
                 let mut learner = Learner::new(blocks.clone(), optimizer)?;
-                (0..updates).for_each(|_| drop(learner.update(&recording.prompt)));
+                for _ in 0..updates {
+                    learner.update(&recording.prompt);
+                }
                 Ok(learner)
             };
             report(&name, &recordings, optimizer, start)?;
@@ -99,7 +101,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// Completes a prompt plainly and records what a tap would have seen of it.
+/// Completes a prompt with plain sampling and records the hidden states a tap would have seen.
 fn record(
     model: &Llama,
     prompt: Vec<TokenId>,
@@ -135,8 +137,8 @@ fn record(
     Ok(Recording { prompt: all[0].select(&prompt_rows)?, steps })
 }
 
-/// Replays every recording and prints the mean relative error of some ranges of steps. A distiller that wants to be fitted
-/// is, as soon as there are rows enough.
+/// Replays every recording and prints the mean relative error over ranges of steps. A distiller that asks
+/// to be fitted is fitted as soon as enough rows have been seen.
 fn report<D: Distiller>(
     name: &str,
     recordings: &[Recording],

@@ -1,7 +1,8 @@
-//! What you change in a burn model of your own, and what you get for it.
+//! How to tap your own burn model, and how to decode it with ESamp.
 //!
-//! The model here is an ordinary one: an embedding, blocks of burn's own attention, a norm, a head. The lines marked with
-//! `// esamp` are all that is added to it. Then it runs in the ready decode loop, and in a loop of one's own.
+//! The model is an ordinary one: an embedding, blocks of burn's attention, a norm and a head. Only the
+//! lines marked `// esamp` were added. The example decodes it twice: with `Decoder`, and with a
+//! hand-written loop around `Sampler::step`.
 //!
 //! ```sh
 //! cargo run --release --example tap_your_model
@@ -58,7 +59,7 @@ impl MyModel {
         }
     }
 
-    /// `[batch, seq]` to the logits of the last position, `[batch, vocab]`.
+    /// Maps tokens `[batch, seq]` to the logits of the last position, `[batch, vocab]`.
     fn forward(&self, tokens: Tensor<2, Int>, tap: &mut dyn HiddenStateTap) -> Tensor<2> {
         let [batch, seq] = tokens.dims();
         let mask = generate_autoregressive_mask(batch, seq, &tokens.device());
@@ -75,9 +76,9 @@ impl MyModel {
     }
 }
 
-/// This model has no key-value cache: it reads everything again at every step. What it remembers of its sequences is
-/// their tokens, `[rows, seq]`. It can repeat and drop rows; but its rows all have the same length, so others cannot stand
-/// beside them, and a second prompt waits until the first has ended.
+/// The model has no key-value cache and reads the whole sequence at every step, so its cache holds the
+/// tokens themselves, `[rows, seq]`. Rows can be repeated and dropped. They all have the same length, so
+/// rows of another prompt cannot be appended: a second prompt waits until the first has ended.
 #[derive(Default)]
 struct Tokens(Option<Tensor<2, Int>>);
 
@@ -142,7 +143,7 @@ impl CausalLm for MyModel {
     }
 }
 
-/// The ready loop: submit, run. The second prompt is longer than the first and runs behind it.
+/// Decodes with `Decoder`. The second prompt is longer than the first, so it runs after it.
 fn ready_loop(model: &MyModel) -> Result<(), Box<dyn Error>> {
     let sampler = SamplerConfig::new().init(model.d_model(), &model.device())?;
     let mut decoder = Decoder::new(model, sampler);
@@ -158,7 +159,7 @@ fn ready_loop(model: &MyModel) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// A loop of one's own: one sequence, `Sampler::step` for every token.
+/// Decodes one sequence with a hand-written loop that calls `Sampler::step` for every token.
 fn own_loop(model: &MyModel) -> Result<(), Box<dyn Error>> {
     let device = model.device();
     let mut sampler = SamplerConfig::new().init(model.d_model(), &device)?;
@@ -196,7 +197,7 @@ fn own_loop(model: &MyModel) -> Result<(), Box<dyn Error>> {
         generated.push(choice.token);
     }
     sampler.release(id);
-    sampler.finish()?; // an error if nothing was learned
+    sampler.finish()?; // fails if nothing was learned
     Ok(())
 }
 

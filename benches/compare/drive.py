@@ -1,10 +1,10 @@
-"""Asks several programs for the same generations in turn and prints their speeds side by side.
+"""Runs the same generations in several programs, interleaved, and prints their speeds side by side.
 
     drive.py [--rows 1,16,64] [--rounds N] [--tokens N] [--record FILE] NAME=COMMAND ...
 
-Every program says `ready` and then answers a line `ROWS PROMPT_IDS NEW_TOKENS` with `SECONDS TOKENS`. They take turns, one generation
-each, and whoever begins a round ends the next; a program that waits uses no processor. The first program is the one that the
-others are compared with. All of them decode greedily: that they give the same tokens is checked and printed.
+Each program prints `ready` and then answers each line `ROWS PROMPT_IDS NEW_TOKENS` with `SECONDS TOKENS`. The programs take
+turns, one generation each, in an order that reverses every round; a waiting program uses no CPU. The first program is the
+one that the others are compared with. All programs decode greedily; the last column says whether their tokens agree.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def main() -> None:
         for round in range(args.rounds + 1):
             for program in programs if round % 2 == 0 else reversed(programs):
                 took, tokens[program.name] = program.ask(rows, args.tokens)
-                if round > 0:  # the first one warms up
+                if round > 0:  # the first round warms up
                     seconds[program.name].append(took)
         decoded = rows * (args.tokens - 2)
         line = f"{rows:>4}"

@@ -1,8 +1,8 @@
 """Plain greedy decoding with transformers' Llama on PyTorch, f32 on the CPU, for benches/compare.sh.
 
 `torch_llama.py export GGUF FOLDER` writes the model's weights in f32 as FOLDER/model.safetensors.
-`torch_llama.py serve FOLDER` says `ready` and then answers every line `ROWS PROMPT_IDS NEW_TOKENS` (ids separated by commas) with
-`SECONDS TOKENS`: the time of the decode steps alone, and the first row's new tokens.
+`torch_llama.py serve FOLDER` prints `ready` and then answers each line `ROWS PROMPT_IDS NEW_TOKENS` (ids separated by commas)
+with `SECONDS TOKENS`: the time of the decode steps alone, and the new tokens of the first row.
 """
 
 import json
@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 def export(gguf: Path, folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    # Its own save refuses a model that was quantised once, although the weights are plain f32 by now.
+    # `save_pretrained` refuses models loaded from quantised files, although the weights are plain f32 here.
     weights = {name: value.contiguous() for name, value in model.state_dict().items()}
-    del weights["lm_head.weight"]  # the embedding's
+    del weights["lm_head.weight"]  # tied to the embedding
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     config = model.config.to_dict()
     config.pop("quantization_config", None)

@@ -1,9 +1,9 @@
-"""Plain decoding of a Qwen2 shape with random weights on a GPU, with transformers on PyTorch: what benches/gpu.sh compares with.
+"""Plain decoding of a Qwen2 shape with random weights on a GPU, with transformers on PyTorch, for benches/gpu.sh.
 
     torch_shapes.py [--shape 7b|0.5b|tiny] [--rows N] [--prompt N] [--tokens N] [--rounds N] [--device cuda] [--dtype bfloat16]
 
-Eager mode with a static cache; every token is drawn after min-p 0.05 at temperature 1 and read by the host. Prints one JSON object: the
-tokens per second of the decode steps alone, by rounds.
+Eager mode with a static cache. Every token is drawn after min-p 0.05 at temperature 1 and copied to the host. Prints one JSON
+object with the tokens per second of the decode steps alone, per round and as a median.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def generate(model, args, wait) -> float:
     tokens = torch.randint(model.config.vocab_size, (args.rows, args.prompt), device=args.device)
     seconds = 0.0
     for step in range(args.tokens):
-        if step == 2:  # the prefill and the first step are not counted
+        if step == 2:  # the prefill and the first step are not timed
             wait()
             started = time.perf_counter()
         begin = 0 if step == 0 else args.prompt + step - 1
@@ -53,7 +53,7 @@ def generate(model, args, wait) -> float:
             position_ids=position[None].expand(args.rows, -1), cache_position=position,
         )
         tokens = draw(out.logits[:, -1])
-        tokens.cpu()  # a serving loop must see them
+        tokens.cpu()  # a serving loop needs them on the host
     wait()
     seconds = time.perf_counter() - started
     return args.rows * (args.tokens - 2) / seconds

@@ -1,4 +1,4 @@
-//! Rows, states and logits of a step that nobody has decoded.
+//! Synthetic rows, states and logits of a step.
 #![allow(dead_code, reason = "each bench uses a part of this")]
 
 use burn::tensor::{Device, Tensor, TensorData};
@@ -21,14 +21,14 @@ pub(crate) fn rows(count: usize, sampling: &CheckedSampling) -> Vec<StepRow<'_>>
     (0..count as u64).map(row).collect()
 }
 
-/// Numbers within ±0.5 that do not repeat; another `scale` gives others.
+/// Deterministic values within ±0.5 that do not repeat; a different `scale` gives different values.
 pub(crate) fn wave(shape: [usize; 2], scale: f32, device: &Device) -> Tensor<2> {
     let numbers: Vec<f32> =
         (0..shape[0] * shape[1]).map(|i| (i as f32 * scale).sin() * 0.5).collect();
     Tensor::from_data(TensorData::new(numbers, shape), device)
 }
 
-/// Logits like a language model's: a few tokens far above a broad field.
+/// Logits shaped like a language model's: a few tokens far above a broad field.
 pub(crate) fn logits(rows: usize, vocab: usize) -> Vec<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     let mut noise = || -> f32 { (0..6).map(|_| rng.random_range(-1.0f32..1.0)).sum() };

@@ -1,4 +1,4 @@
-//! The command line. What it makes of the library's settings is in `settings`.
+//! The command line. `settings` turns it into the library's settings.
 
 use std::path::PathBuf;
 
@@ -14,39 +14,40 @@ use esamp_programs::{
     model_source::{FetchError, ModelSource},
 };
 
-/// Completions of one prompt side by side: plain sampling and ESamp, or what --reweighter names.
+/// Compare completions of one prompt side by side: plain sampling against ESamp, or against the method that
+/// --reweighter names.
 #[derive(Debug, Parser)]
 #[command(name = "generate", version, args_override_self = true)]
 pub struct Args {
-    /// What to complete; a chat message unless --raw.
+    /// The prompt; sent as a chat message unless --raw is given.
     #[arg(
         long,
         default_value = "Continue this short story in an original way. Write only the continuation.\n\n\
                          The lighthouse had been dark for twenty years when"
     )]
     pub prompt: String,
-    /// Completions per arm.
+    /// Number of completions per arm.
     #[arg(long, default_value_t = 4, value_parser = RangedU64ValueParser::<usize>::new().range(1..=4096))]
     pub samples: usize,
-    /// The most tokens of a completion.
+    /// Maximum number of tokens per completion.
     #[arg(long, default_value_t = 64, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     pub max_new_tokens: usize,
     /// Seed of the random numbers.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// A GGUF file, a Hugging Face folder, or hf:ORG/NAME [default: SmolLM2-135M-Instruct]
+    /// The model: a GGUF file, a Hugging Face folder, or hf:ORG/NAME [default: SmolLM2-135M-Instruct]
     #[arg(long)]
     pub model: Option<String>,
-    /// Where to compute.
+    /// The device to compute on.
     #[arg(long, value_enum, default_value_t = DeviceName::Flex)]
     pub device: DeviceName,
-    /// Complete the prompt as it is, without the model's chat template.
+    /// Complete the prompt as given, without the model's chat template.
     #[arg(long)]
     pub raw: bool,
-    /// Only plain sampling.
+    /// Run plain sampling only.
     #[arg(long)]
     pub plain: bool,
-    /// Print one JSON object instead, with the settings that --config reads.
+    /// Print one JSON object instead of text; it contains the settings in the form that --config reads.
     #[arg(long)]
     pub json: bool,
     #[command(flatten)]
@@ -61,86 +62,91 @@ pub struct Args {
     pub files: Files,
 }
 
-/// How far to steer, and where.
+/// Steering strength and method.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Steering")]
 pub struct Steering {
-    /// Exploration strength; 0 is plain sampling [default: the usual one of the reweighter]
+    /// Steering strength; 0 is plain sampling [default: depends on the reweighter]
     #[arg(long, allow_negative_numbers = true)]
     pub beta: Option<f32>,
-    /// What beta is the strength of [default: extrapolate]
+    /// The reweighter whose strength beta sets [default: extrapolate]
     #[arg(long, value_enum)]
     pub reweighter: Option<ReweighterName>,
-    /// The second model of `--reweighter contrast`, named as in --model; it must have the same tokenizer.
+    /// The second model for `--reweighter contrast`, in the same form as --model; it must use the same
+    /// tokenizer.
     #[arg(long, value_name = "MODEL")]
     pub contrast_with: Option<String>,
 }
 
-/// What a token is drawn with.
+/// How a token is drawn.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Drawing")]
 pub struct Drawing {
-    /// Temperature; 0 takes the best token [default: 1]
+    /// Temperature; 0 is greedy decoding [default: 1]
     #[arg(long, allow_negative_numbers = true)]
     pub temperature: Option<f32>,
-    /// Whether filters see logits before or after the temperature [default: before-filters]
+    /// Whether the temperature is applied before or after the filters [default: before-filters]
     #[arg(long, value_enum)]
     pub temperature_order: Option<OrderName>,
-    /// Temperature of the first token alone (FIRE), 10 to 50.
+    /// Temperature of the first token only (FIRE); 10 to 50 are usual.
     #[arg(long, value_name = "TEMPERATURE", allow_negative_numbers = true)]
     pub fire: Option<f32>,
-    /// Spread the completions over the distribution (arithmetic sampling) instead of drawing each on its own.
+    /// Use arithmetic sampling: spread the completions over the distribution instead of drawing them
+    /// independently.
     #[arg(long)]
     pub arithmetic: bool,
-    /// Divides the logits of tokens that have occurred, in the prompt too; 1 is off.
+    /// Repetition penalty: divides the logits of tokens that have occurred, including in the prompt; 1 is
+    /// off.
     #[arg(long, allow_negative_numbers = true)]
     pub repetition_penalty: Option<f32>,
-    /// Subtracted from a logit for each time that its token has occurred in the completion; 0 is off.
+    /// Frequency penalty: subtracted from a token's logit once per occurrence in the completion; 0 is off.
     #[arg(long, allow_negative_numbers = true)]
     pub frequency_penalty: Option<f32>,
-    /// Subtracted from the logit of every token that has occurred in the completion; 0 is off.
+    /// Presence penalty: subtracted from the logit of every token that has occurred in the completion; 0 is
+    /// off.
     #[arg(long, allow_negative_numbers = true)]
     pub presence_penalty: Option<f32>,
 }
 
-/// Who is left to be drawn.
+/// The filters that narrow the candidates.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Filters, in the order in which they run")]
 pub struct Filters {
-    /// Keep tokens at most so many standard deviations below the best logit.
+    /// Top-nσ: keep tokens at most N standard deviations below the best logit.
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub top_n_sigma: Option<f32>,
-    /// Keep so many of the best tokens.
+    /// Keep the K most likely tokens.
     #[arg(long, value_name = "K")]
     pub top_k: Option<usize>,
-    /// Keep the tokens of this mass whose surprisal is nearest to the entropy.
+    /// Typical sampling: keep tokens of total probability MASS whose surprisal is closest to the entropy.
     #[arg(long, value_name = "MASS", allow_negative_numbers = true)]
     pub typical: Option<f32>,
-    /// Keep the best tokens that together have this probability.
+    /// Top-p: keep the most likely tokens whose total probability reaches P.
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub top_p: Option<f32>,
-    /// Keep tokens at least this many times as likely as the best one; 0 keeps all [default: 0.05; 0.1 with contrast, 0 with --settings paper or reference]
+    /// Min-p: keep tokens at least P times as likely as the best one; 0 is off [default: 0.05; 0.1 with
+    /// contrast, 0 with --settings paper or reference]
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub min_p: Option<f32>,
-    /// Keep tokens more likely than this.
+    /// Epsilon cutoff: keep tokens with a probability above P.
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub epsilon: Option<f32>,
-    /// The same with a cutoff that falls with the entropy.
+    /// Eta cutoff: like epsilon, with a cutoff that falls with the entropy.
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub eta: Option<f32>,
-    /// With this probability, drop all tokens above the threshold but the least likely of them.
+    /// XTC: with this probability, drop all tokens above the threshold except the least likely of them.
     #[arg(long, value_name = "THRESHOLD,PROBABILITY", value_parser = xtc, allow_hyphen_values = true)]
     pub xtc: Option<Xtc>,
 }
 
-/// The distiller.
+/// The distiller and how it learns.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Learning")]
 pub struct Learning {
-    /// What the other settings start from [default: default]
+    /// The preset that the other settings start from [default: default]
     #[arg(long, value_enum)]
     pub settings: Option<SettingsName>,
-    /// The network that learns to expect the deep hidden state [default: swiglu]
+    /// The network that learns to predict the deep hidden state [default: swiglu]
     #[arg(long, value_enum)]
     pub distiller: Option<DistillerName>,
     /// Learning rate of the distiller [default: 4e-4 for swiglu, 1e-3 for low-rank]
@@ -149,43 +155,44 @@ pub struct Learning {
     /// Which completions share a distiller [default: per-prompt]
     #[arg(long, value_enum)]
     pub sharing: Option<SharingName>,
-    /// Updates on the prompt, before the first token [default: 0]
+    /// Updates on the prompt before the first token [default: 0]
     #[arg(long, value_name = "UPDATES")]
     pub warm_up_steps: Option<usize>,
-    /// Updates that a distiller must have had before it steers [default: 0]
+    /// Updates a distiller needs before it steers [default: 0]
     #[arg(long, value_name = "UPDATES")]
     pub steps_before_steering: Option<usize>,
 }
 
-/// What is read and written.
+/// Files to read and write.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Files")]
 pub struct Files {
-    /// Settings as JSON: {"sampling": {…}, "sampler": {…}}, each with what differs. A flag overrides it.
+    /// Settings as JSON: {"sampling": {…}, "sampler": {…}}, each with the values to change. Flags override
+    /// the file.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Write every token and step of the last column as JSON Lines, as they come.
+    /// Write every token and step of the last column as JSON Lines during the run.
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
-    /// Write a page to look at in a browser: every token with its novelty and what steering did to it.
+    /// Write an HTML page that shows every token with its novelty and the effect of steering.
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
-    /// Start from what --save has written, with the learning settings that are in it.
+    /// Start from a snapshot written by --save, with its learning settings.
     #[arg(long, value_name = "FILE")]
     pub load: Option<PathBuf>,
-    /// Write what was learned; with --sharing global or adaptive, where it outlives its prompt.
+    /// Save what was learned to a snapshot; needs --sharing global or adaptive.
     #[arg(long, value_name = "FILE")]
     pub save: Option<PathBuf>,
 }
 
-/// The reweighters, under the names of the library.
+/// The reweighters, named as in the library.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum ReweighterName {
     /// ESamp.
     Extrapolate,
-    /// ESamp without 1 + beta on the reference.
+    /// ESamp without the factor 1 + beta on the reference.
     Subtract,
-    /// ESamp without what only sharpens.
+    /// ESamp without the component that only sharpens the distribution.
     Orthogonal,
     /// Contrastive decoding; needs --contrast-with.
     Contrast,
@@ -193,9 +200,9 @@ pub enum ReweighterName {
     Sharpen,
     /// A control: a random reward.
     RandomReward,
-    /// A control: the model's own surprisal.
+    /// A control: the model's own surprisal as the reward.
     Surprisal,
-    /// A control: ESamp's slope and size, in a random direction.
+    /// A control: a random direction with ESamp's slope and size.
     MatchedRandom,
 }
 
@@ -214,12 +221,12 @@ impl From<ReweighterName> for ReweighterConfig {
     }
 }
 
-/// What filters see.
+/// Which logits the filters see.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum OrderName {
-    /// Logits divided by the temperature.
+    /// The logits divided by the temperature.
     BeforeFilters,
-    /// Logits as the model gave them.
+    /// The logits as the model returned them.
     AfterFilters,
 }
 
@@ -232,36 +239,37 @@ impl From<OrderName> for TemperatureOrder {
     }
 }
 
-/// Settings that belong together.
+/// Presets of settings.
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
 pub enum SettingsName {
-    /// The paper's, and min-p 0.05.
+    /// The paper's settings with min-p 0.05.
     Default,
-    /// The paper's: no filter.
+    /// The paper's settings, without a filter.
     Paper,
-    /// The reference implementation's cheap ones: low-rank, plain descent, one row learned; no filter.
+    /// The reference implementation's cheap settings: low-rank, plain SGD, one row learned per step, no
+    /// filter.
     Reference,
 }
 
-/// The distillers that the library has a name for.
+/// The distillers that have a name on the command line.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum DistillerName {
-    /// The paper's: two residual SwiGLU blocks.
+    /// The paper's distiller: two residual SwiGLU blocks.
     Swiglu,
-    /// The reference implementation's: a low-rank gated residual.
+    /// The reference implementation's distiller: a low-rank gated residual.
     LowRank,
 }
 
-/// Who shares a distiller.
+/// Which completions share a distiller.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum SharingName {
-    /// Everyone.
+    /// All completions.
     Global,
-    /// The completions of a prompt.
+    /// The completions of one prompt.
     PerPrompt,
-    /// Nobody.
+    /// None: each completion has its own.
     PerCompletion,
-    /// Everyone and the completions of a prompt, mixed by how well each predicts.
+    /// A shared distiller and one per prompt, mixed by how well each predicts.
     Adaptive,
 }
 
@@ -277,7 +285,7 @@ impl From<SharingName> for Sharing {
 }
 
 impl Args {
-    /// The model asked for.
+    /// The model to decode.
     pub fn source(&self) -> Result<ModelSource, Failure> {
         match &self.model {
             None => Ok(ModelSource::SmolLm2),
@@ -285,7 +293,7 @@ impl Args {
         }
     }
 
-    /// The model to contrast with, if there is to be one.
+    /// The model to contrast with, if one was given.
     pub fn other_source(&self) -> Result<Option<ModelSource>, Failure> {
         let parse = |model: &String| match model.parse::<ModelSource>() {
             Err(FetchError::Unknown(got)) => Err(Failure::usage(
@@ -299,14 +307,14 @@ impl Args {
 }
 
 impl Drawing {
-    /// Where the number comes from that picks the token, if it was said.
+    /// How tokens are selected, if the command line says so.
     pub fn selection(&self) -> Option<Selection> {
         self.arithmetic.then_some(Selection::Arithmetic)
     }
 }
 
 impl Filters {
-    /// Those that were named, in their order; `usual_min_p` where min-p was not.
+    /// The filters that were given, in order; min-p is `usual_min_p` if it was not given.
     pub fn list(&self, usual_min_p: Option<f32>) -> Vec<FilterConfig> {
         let min_p = self.min_p.or(usual_min_p).filter(|&p| p != 0.0);
         [
@@ -324,7 +332,7 @@ impl Filters {
         .collect()
     }
 
-    /// Whether a filter was named.
+    /// Whether any filter was given.
     pub fn any(&self) -> bool {
         self.min_p.is_some() || !self.list(None).is_empty()
     }

@@ -1,4 +1,4 @@
-//! The model, and the loops that run on it.
+//! The model and the decoders that run on it.
 
 use std::{
     path::Path,
@@ -21,32 +21,33 @@ use crate::{
     trace::Trace,
 };
 
-/// A model with what it needs to read and write text.
+/// A model with its tokenizer and chat template.
 pub struct Loaded {
     pub model: Llama,
     pub tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
 }
 
-const LOAD_STEP: &str = "check that the model is whole and of a kind that the message names";
+const LOAD_STEP: &str = "check that the model is complete and of a supported architecture";
 
 impl Loaded {
     /// Opens a GGUF file or a Hugging Face folder.
     pub fn open(path: &Path, device: &Device) -> Result<Self, Failure> {
-        let loaded = match path.is_dir() {
-            true => Tokenizer::from_hf_folder(path).and_then(|tokenizer| {
+        let loaded = if path.is_dir() {
+            Tokenizer::from_hf_folder(path).and_then(|tokenizer| {
                 let template = ChatTemplate::from_hf_folder(path)?;
                 Ok(Self { model: Llama::from_hf_folder(path, device)?, tokenizer, template })
-            }),
-            false => Tokenizer::from_gguf(path).and_then(|tokenizer| {
+            })
+        } else {
+            Tokenizer::from_gguf(path).and_then(|tokenizer| {
                 let template = ChatTemplate::from_gguf(path)?;
                 Ok(Self { model: Llama::from_gguf(path, device)?, tokenizer, template })
-            }),
+            })
         };
         loaded.map_err(|error| Failure::runtime(error, LOAD_STEP))
     }
 
-    /// The tokens of the prompt, as a chat message where the model has a template.
+    /// Encodes the prompt; as a chat message if the model has a template and `raw` is false.
     pub fn prompt(&self, text: &str, raw: bool) -> Result<Vec<TokenId>, Failure> {
         let tokens = match &self.template {
             Some(template) if !raw => template
@@ -58,7 +59,7 @@ impl Loaded {
     }
 }
 
-/// One column: a loop, and the text of its completions so far.
+/// One column: a decoder and the text of its completions so far.
 pub struct Arm<'m> {
     pub settings: ArmSettings,
     pub texts: Vec<String>,
@@ -69,7 +70,7 @@ pub struct Arm<'m> {
 }
 
 impl<'m> Arm<'m> {
-    /// Submits the prompt. `other` is the model to contrast with.
+    /// Creates the decoder and submits the prompt. `other` is the model to contrast with.
     pub fn start(
         settings: ArmSettings,
         loaded: &'m Loaded,
@@ -98,19 +99,19 @@ impl<'m> Arm<'m> {
         Ok(Self { settings, texts, completions: Vec::new(), decoder, trace, recorder })
     }
 
-    /// Writes every token and step from here on.
+    /// Writes every token and step from now on to the trace file.
     pub fn trace_to(&mut self, trace: Trace) {
         self.trace = Some(trace);
         self.watch();
     }
 
-    /// Keeps every token and step from here on.
+    /// Records every token and step from now on.
     pub fn record(&mut self) {
         self.recorder = Some(Arc::default());
         self.watch();
     }
 
-    /// What was kept.
+    /// What has been recorded.
     pub fn recording(&self) -> Option<Recorder> {
         let recorder = self.recorder.as_ref()?;
         Some(recorder.lock().unwrap_or_else(PoisonError::into_inner).clone())
@@ -124,7 +125,7 @@ impl<'m> Arm<'m> {
         self.decoder.sampler_mut().set_observer(Box::new(watchers));
     }
 
-    /// One token for every completion that has not ended.
+    /// Decodes one token of every completion that has not ended.
     pub fn step(&mut self) -> Result<(), Failure> {
         if self.is_done() {
             return Ok(());
@@ -150,7 +151,7 @@ impl<'m> Arm<'m> {
         self.decoder.is_idle()
     }
 
-    /// Takes the completions.
+    /// Takes the completions from the decoder.
     pub fn finish(&mut self) {
         self.completions = self.decoder.take_completions();
     }
@@ -160,7 +161,7 @@ impl<'m> Arm<'m> {
         self.completions.iter().find(|c| c.id.index == sample as u64).and_then(failure_of)
     }
 
-    /// Refuses a run of which nothing came, and one that should have learned and did not.
+    /// Fails if all completions failed, or if the distiller should have learned and did not.
     pub fn check(&mut self) -> Result<(), Failure> {
         let failures: Vec<String> = self.completions.iter().filter_map(failure_of).collect();
         match failures.first() {
@@ -179,13 +180,13 @@ impl<'m> Arm<'m> {
         }
     }
 
-    /// Writes what was learned.
+    /// Saves what was learned to a snapshot.
     pub fn save(&mut self, path: &Path) -> Result<(), Failure> {
         let saved = self.decoder.sampler_mut().save(path, SnapshotPrecision::F32);
         saved.map_err(|error| Failure::runtime(error, "check the path of --save and the disk"))
     }
 
-    /// What the sampler was made from.
+    /// The configuration the sampler was made from.
     pub fn sampler(&self) -> &SamplerConfig {
         self.decoder.sampler().config()
     }
@@ -199,20 +200,24 @@ impl<'m> Arm<'m> {
     }
 }
 
-/// A sampler has one observer.
+/// Several observers as one, because a sampler takes only one.
 struct Watchers(Vec<Box<dyn Observer>>);
 
 impl Observer for Watchers {
     fn token(&mut self, trace: &RowTrace) {
-        self.0.iter_mut().for_each(|watcher| watcher.token(trace));
+        for watcher in &mut self.0 {
+            watcher.token(trace);
+        }
     }
 
     fn step(&mut self, trace: &StepTrace) {
-        self.0.iter_mut().for_each(|watcher| watcher.step(trace));
+        for watcher in &mut self.0 {
+            watcher.step(trace);
+        }
     }
 }
 
-/// A fresh sampler, or the one that was saved.
+/// A new sampler, or the one loaded from a snapshot.
 fn sampler(settings: &ArmSettings, args: &Args, model: &Llama) -> Result<Sampler, Failure> {
     let sampler = match &args.files.load {
         Some(path) if settings.steered => {

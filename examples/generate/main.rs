@@ -8,7 +8,7 @@
 //! cargo run --release --example generate -- --help
 //! ```
 
-#![allow(unreachable_pub, reason = "a program: there is nobody outside to reach it")]
+#![allow(unreachable_pub, reason = "the modules of a binary have no public API")]
 mod args;
 mod arms;
 mod page;
@@ -35,13 +35,13 @@ use render::Screen;
 use trace::Trace;
 
 fn main() -> ExitCode {
-    // A wrong flag ends the program here, with exit code 2.
+    // Exits with code 2 if a flag is wrong.
     let args = Args::parse();
     exit_code(run(&args))
 }
 
 fn run(args: &Args) -> Result<(), End> {
-    let arms = args.arms()?; // settings that cannot work are said before anything is fetched
+    let arms = args.arms()?; // refuses invalid settings before anything is fetched
     let device = args.device.open()?;
     let source = args.source()?;
     let other = args.other_source()?;
@@ -65,20 +65,26 @@ fn run(args: &Args) -> Result<(), End> {
         arm.trace_to(trace);
     }
     if page.is_some() {
-        arms.iter_mut().for_each(Arm::record);
+        for arm in &mut arms {
+            arm.record();
+        }
     }
 
     let mut screen = Screen::new(args.json);
     screen.headline(&source.name(), args, &arms, prompt.len())?;
-    // Step by step in turns, so that both columns grow together and both arms meet the same noise of the machine.
+    // The arms take turns step by step: both columns grow together, and both arms see the same machine
+    // load.
     while arms.iter().any(|arm| !arm.is_done()) {
         for arm in &mut arms {
             arm.step()?;
         }
         screen.live(&arms);
     }
-    arms.iter_mut().for_each(Arm::finish);
-    // What is to be kept is kept even if nobody reads the text; what was not learned is not.
+    for arm in &mut arms {
+        arm.finish();
+    }
+    // Save before printing: a closed standard output must not lose the snapshot. A failed run saves
+    // nothing.
     let mut outcome = arms.iter_mut().try_for_each(Arm::check);
     if let (Ok(()), Some(path), Some(arm)) = (&outcome, &args.files.save, arms.last_mut()) {
         outcome = arm.save(path);
@@ -87,13 +93,14 @@ fn run(args: &Args) -> Result<(), End> {
         let written = page.write(&source.name(), args, &arms, &loaded.tokenizer);
         outcome = outcome.and(written);
     }
-    match args.json {
-        true => report::print(&source.name(), args, prompt.len(), &arms)?,
-        false => screen.result(&arms)?,
+    if args.json {
+        report::print(&source.name(), args, prompt.len(), &arms)?;
+    } else {
+        screen.result(&arms)?;
     }
     outcome?;
     if let Some(arm) = arms.last() {
-        // Where nobody reads it, the run was as good.
+        // The run has succeeded even if standard error is closed.
         let _ = writeln!(io::stderr(), "{}", render::summary(arm));
     }
     Ok(())

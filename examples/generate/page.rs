@@ -1,4 +1,4 @@
-//! The run as a page for a browser.
+//! Writes the run as an HTML page.
 
 use std::{
     fs::File,
@@ -18,20 +18,21 @@ use crate::{
     render::{numbers, said, title},
 };
 
-/// A file that gets its content at the end of the run.
+/// The HTML file: created before the run, written after it.
 pub struct HtmlFile {
     path: PathBuf,
     file: File,
 }
 
 impl HtmlFile {
-    /// Makes the file, so that a path that cannot be written is said before the run; what was in it is gone.
+    /// Creates the file before the run, so that a path that cannot be written fails early. Truncates an
+    /// existing file.
     pub fn create(path: &Path) -> Result<Self, Failure> {
         let file = File::create(path).map_err(|error| failure(path, &error))?;
         Ok(Self { path: path.to_owned(), file })
     }
 
-    /// Writes what the arms have recorded.
+    /// Writes the page from what the arms have recorded.
     pub fn write(
         mut self,
         model: &str,
@@ -41,9 +42,10 @@ impl HtmlFile {
     ) -> Result<(), Failure> {
         let settings = arms.last().map(|arm| said(&arm.settings.sampling)).unwrap_or_default();
         let arms = arms.iter().map(|arm| {
-            let beta = match arm.settings.steered {
-                true => format!("β {}, ", arm.settings.sampling.beta),
-                false => String::new(),
+            let beta = if arm.settings.steered {
+                format!("β {}, ", arm.settings.sampling.beta)
+            } else {
+                String::new()
             };
             let facts = beta + &numbers(arm).join(", ");
             let recording = arm.recording().unwrap_or_default();

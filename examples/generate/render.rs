@@ -1,4 +1,4 @@
-//! Two columns of text, while it grows and when it is done.
+//! Prints two columns of text, during the run and after it.
 
 use std::io::{self, Write};
 
@@ -8,20 +8,20 @@ use esamp_programs::columns::{GAP, side_by_side, wrap};
 
 use crate::{args::Args, arms::Arm, settings::name_of};
 
-/// The terminal, if there is one.
+/// Standard output, which may be a terminal.
 pub struct Screen {
     term: Term,
     width: usize,
     silent: bool,
-    /// Lines that the last live picture took.
+    /// Lines drawn by the last call of `live`.
     drawn: usize,
 }
 
-/// Columns of the page where standard output is no terminal.
+/// Width in columns if standard output is no terminal.
 const PAGE_WIDTH: usize = 110;
 
 impl Screen {
-    /// A screen; a silent one shows nothing.
+    /// A screen; prints nothing if `silent`.
     pub fn new(silent: bool) -> Self {
         let term = Term::stdout();
         let width = match term.size_checked() {
@@ -31,7 +31,7 @@ impl Screen {
         Self { term, width, silent, drawn: 0 }
     }
 
-    /// What is about to happen.
+    /// Prints the model, the settings and the prompt.
     pub fn headline(
         &self,
         model: &str,
@@ -58,7 +58,7 @@ impl Screen {
         print_lines(wrap(&prompt, self.width))
     }
 
-    /// The ends of all completions, drawn over the last picture.
+    /// Redraws the last lines of all completions. Does nothing if standard output is no terminal.
     pub fn live(&mut self, arms: &[Arm<'_>]) {
         if self.silent || !self.term.is_term() {
             return;
@@ -77,13 +77,14 @@ impl Screen {
             lines.append(&mut block);
         }
         lines.truncate(usize::from(rows).saturating_sub(2));
-        // A terminal that goes away must not end the run: what is drawn here is drawn again at the end.
+        // Ignore write errors: a closed terminal must not end the run, and `result` prints everything
+        // again.
         let _ = self.term.clear_last_lines(self.drawn);
         let _ = self.term.write_line(&lines.join("\n"));
         self.drawn = lines.len();
     }
 
-    /// All completions in full, and the numbers.
+    /// Prints all completions in full, and the figures.
     pub fn result(&mut self, arms: &[Arm<'_>]) -> io::Result<()> {
         if self.drawn > 0 {
             let _ = self.term.clear_last_lines(self.drawn);
@@ -121,11 +122,11 @@ impl Screen {
     }
 }
 
-/// The temperature and the filters.
+/// The temperature and the filters as text.
 pub fn said(sampling: &Sampling) -> String {
     let mut words = vec![format!("T {}", sampling.temperature)];
     words.extend(sampling.filters.iter().map(|filter| {
-        // {"xtc":{"threshold":0.1,"probability":0.5}}: the name and its numbers.
+        // Serialised as {"xtc":{"threshold":0.1,"probability":0.5}}: keep the name and the numbers.
         let written = serde_json::to_string(filter).unwrap_or_default();
         let numbers =
             written.split([':', ',', '{', '}']).filter(|word| word.parse::<f32>().is_ok());
@@ -134,7 +135,7 @@ pub fn said(sampling: &Sampling) -> String {
     words.join(", ")
 }
 
-/// What an arm did, in one line.
+/// The counters of an arm, in one line.
 pub fn summary(arm: &Arm<'_>) -> String {
     let counters = arm.counters();
     let mean = counters.candidates as f64 / counters.tokens.max(1) as f64;
@@ -152,7 +153,7 @@ pub fn summary(arm: &Arm<'_>) -> String {
     )
 }
 
-/// How people write the name of an arm.
+/// The display name of an arm.
 pub fn title(name: &str) -> &str {
     match name {
         "esamp" => "ESamp",
@@ -160,7 +161,7 @@ pub fn title(name: &str) -> &str {
     }
 }
 
-/// What an arm cost and did.
+/// The speed and the counters of an arm, one line each.
 pub fn numbers(arm: &Arm<'_>) -> Vec<String> {
     let counters = arm.counters();
     let speed = arm.stats().tokens_per_second();

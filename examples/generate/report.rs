@@ -17,7 +17,7 @@ struct Report<'a> {
     prompt: &'a str,
     prompt_tokens: usize,
     seed: u64,
-    /// That of the last arm.
+    /// Beta of the last arm.
     beta: f32,
     arms: Vec<ArmReport<'a>>,
 }
@@ -25,7 +25,7 @@ struct Report<'a> {
 #[derive(Serialize)]
 struct ArmReport<'a> {
     name: &'a str,
-    /// What `--config` reads.
+    /// The settings, in the form that `--config` reads.
     sampling: &'a Sampling,
     sampler: &'a SamplerConfig,
     samples: Vec<Sample<'a>>,
@@ -41,7 +41,7 @@ struct Sample<'a> {
     text: &'a str,
     tokens: Vec<TokenId>,
     finish: &'static str,
-    /// Why a sample that failed did so.
+    /// Why the completion failed, if it did.
     error: Option<String>,
 }
 

@@ -1,4 +1,5 @@
-//! The library's settings, from the command line and from a file, and which of them cannot go together.
+//! Builds the library's settings from the command line and a file, and refuses combinations that cannot
+//! work.
 
 use std::{fs, path::Path};
 
@@ -15,17 +16,17 @@ use serde_json::{Map, Value};
 
 use crate::args::{Args, DistillerName, SettingsName};
 
-/// One column.
+/// The settings of one column.
 #[derive(Clone, Debug)]
 pub struct ArmSettings {
     pub name: String,
     pub sampling: Sampling,
     pub sampler: SamplerConfig,
-    /// What a distiller of this column learns and keeps besides.
+    /// Whether this column is steered, and so the one that `--load` and `--save` are about.
     pub steered: bool,
 }
 
-/// What `--config` names: of both configurations, what differs.
+/// The contents of the `--config` file: the values to change in both configurations.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct Written {
@@ -33,11 +34,11 @@ struct Written {
     sampler: Map<String, Value>,
 }
 
-/// min-p where nothing is said.
+/// Min-p if neither the command line nor the file sets filters.
 const USUAL_MIN_P: f32 = 0.05;
 
 impl Args {
-    /// The columns, with settings that have been checked.
+    /// The columns, with checked settings.
     pub fn arms(&self) -> Result<Vec<ArmSettings>, Failure> {
         let written = match &self.files.config {
             Some(path) => read(path)?,
@@ -48,7 +49,7 @@ impl Args {
         sampling.validate()?;
         self.check(&written, &sampling)?;
         self.check_save(sampler.sharing)?;
-        // The same checks as for the model that is not loaded yet; nothing is started.
+        // Runs the sampler's own checks with a small width, because the model is not loaded yet.
         Sampler::builder(sampler.clone()).build_with_worker(8, &Device::flex())?;
 
         let unsteered =
@@ -117,7 +118,7 @@ impl Args {
         Ok(config)
     }
 
-    /// Refuses what cannot go together.
+    /// Refuses settings that cannot be combined.
     fn check(&self, written: &Written, config: &Sampling) -> Result<(), Failure> {
         let given = |flags: &[(&'static str, bool)]| -> Option<&'static str> {
             flags.iter().find(|(_, is_given)| *is_given).map(|&(flag, _)| flag)
@@ -191,13 +192,13 @@ impl Args {
         {
             return Err(Failure::usage(
                 format!("--load: expected the learning settings of the file, got {flag}"),
-                "drop one of the two: a snapshot goes on as it began",
+                "drop one of the two: a snapshot keeps its learning settings",
             ));
         }
         Ok(())
     }
 
-    /// Refuses what would be found out at the end of the run.
+    /// Refuses a `--save` that would fail at the end of the run.
     fn check_save(&self, sharing: Sharing) -> Result<(), Failure> {
         let Some(path) = &self.files.save else {
             return Ok(());
@@ -209,12 +210,13 @@ impl Args {
                 "make the folder, or choose another",
             ));
         }
-        // With --load the sharing is the file's, which is checked when it is read.
+        // With --load the snapshot sets the sharing; it is checked after loading.
         if self.files.load.is_some() { Ok(()) } else { check_outlives("--save", sharing) }
     }
 }
 
-/// Near the hot temperature all tokens are as likely as the best one, and a filter that compares them keeps them all.
+/// Refuses FIRE without a filter that still narrows. At the hot temperature all tokens are about as likely
+/// as the best one, so filters that compare probabilities keep them all.
 fn check_fire(config: &Sampling) -> Result<(), Failure> {
     let narrows = |filter: &FilterConfig| {
         let after = config.temperature_order == TemperatureOrder::AfterFilters;
@@ -234,7 +236,7 @@ fn check_fire(config: &Sampling) -> Result<(), Failure> {
     }
 }
 
-/// Refuses to keep, or to go on with, what ends with its prompt.
+/// Refuses to save or load a distiller that ends with its prompt.
 pub fn check_outlives(flag: &str, sharing: Sharing) -> Result<(), Failure> {
     match sharing {
         Sharing::Global | Sharing::Adaptive(_) => Ok(()),
@@ -248,7 +250,7 @@ pub fn check_outlives(flag: &str, sharing: Sharing) -> Result<(), Failure> {
     }
 }
 
-/// A value's name on the command line: what serde writes, or the variant where it carries settings.
+/// The command-line name of a value: its serde name, or the variant's name if it carries settings.
 pub fn name_of(value: impl Serialize) -> String {
     let name = match serde_json::to_value(value) {
         Ok(Value::String(name)) => name,
@@ -275,7 +277,7 @@ fn read(path: &Path) -> Result<Written, Failure> {
         .map_err(|error| Failure::usage(format!("{}: {error}", place()), WRITTEN_STEP))
 }
 
-/// Settings with what was written in the place of their own.
+/// Replaces the values in `settings` that the file names.
 fn overlay<T: Serialize + DeserializeOwned>(
     settings: &T,
     written: &Map<String, Value>,

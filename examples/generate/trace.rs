@@ -10,26 +10,27 @@ use std::{
 use esamp::telemetry::{Observer, TraceWriter};
 use esamp_programs::failure::Failure;
 
-/// A file of traces that somebody may read while it grows.
+/// A trace file that can be read while it grows.
 pub struct Trace {
     path: PathBuf,
     writer: Arc<Mutex<TraceWriter<BufWriter<File>>>>,
 }
 
 impl Trace {
-    /// Begins the file; what was in it is gone.
+    /// Creates the file. Truncates an existing one.
     pub fn create(path: &Path) -> Result<Self, Failure> {
         let writer = File::create(path).and_then(|file| TraceWriter::new(BufWriter::new(file)));
         let writer = writer.map_err(|error| failure(path, error))?;
         Ok(Self { path: path.to_owned(), writer: Arc::new(Mutex::new(writer)) })
     }
 
-    /// What writes it.
+    /// The observer that writes to the file.
     pub fn observer(&self) -> Box<dyn Observer> {
         Box::new(self.writer.clone())
     }
 
-    /// Hands over what a step has written. An observer cannot say that it failed: here is where it is said.
+    /// Flushes what the last step wrote. Observers cannot return errors, so a failed write is reported
+    /// here.
     pub fn flush(&self) -> Result<(), Failure> {
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         writer.flush().map_err(|error| failure(&self.path, error))

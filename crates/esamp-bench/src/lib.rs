@@ -1,5 +1,6 @@
-//! Benches of `esamp` that are more than one file, so that tests can reach them. The programs themselves are in benches/.
+//! The code of multi-file benches, in a library so that tests can call it. The programs themselves are in
+//! benches/.
 
-#![allow(missing_docs, reason = "not published: a field whose name says it needs no line")]
+#![allow(missing_docs, reason = "not published: fields with telling names need no docs")]
 
 pub mod overhead;

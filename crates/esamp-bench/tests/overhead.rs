@@ -1,4 +1,4 @@
-//! The overhead bench on a tiny model: its way from arguments to figures, with no time asserted.
+//! The overhead bench on a tiny model, from arguments to figures. No test asserts a time.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -22,7 +22,7 @@ fn figures(line: &str) -> Vec<Value> {
     report(line).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// 6 tokens are 5 decode steps; the warm-up round learns too.
+/// 6 tokens take 5 decode steps; the warm-up round learns too.
 #[test]
 fn json_has_one_object_per_configuration_with_every_key() {
     let all = figures("--model tiny --rounds 1 --tokens 6 --filter min-p --json");
@@ -66,8 +66,8 @@ fn the_text_ends_with_what_a_prompts_distiller_takes() {
     let text = report("--model tiny --rounds 1 --tokens 3 --groups 1x2 --filter none");
     // Parameters and both moments: 3·(2304·4096)·4 and 3·(3·64·4096 + 64 + 2·4096)·4 bytes.
     let expected = [
-        "distiller state per prompt at d = 4096, swiglu (paper): 113.2 MB (at most 160 MB wanted)",
-        "distiller state per prompt at d = 4096, low-rank 64: 9.5 MB (at most 20 MB wanted)",
+        "distiller state per prompt at d = 4096, swiglu (paper): 113.2 MB (target: at most 160 MB)",
+        "distiller state per prompt at d = 4096, low-rank 64: 9.5 MB (target: at most 20 MB)",
     ];
     assert!(text.ends_with(&format!("{}\n{}\n", expected[0], expected[1])), "{text}");
     assert!(text.starts_with("a tiny shape, random weights, f32, flex, "), "{text}");
@@ -77,7 +77,7 @@ fn the_text_ends_with_what_a_prompts_distiller_takes() {
     }
 }
 
-/// The published numbers of parameters of the models whose shapes they are.
+/// Compared with the published parameter counts of the models.
 #[test]
 fn the_shapes_are_those_of_their_namesakes() {
     for (model, params) in [
@@ -123,15 +123,15 @@ fn what_cannot_be_run_is_said() {
     let error = report::report(&args, &mut Vec::new()).unwrap_err();
     assert_eq!(error.to_string(), "--only: expected a part of a name, got nothing of the kind");
     let error = DeviceError::NotThere { name: "cuda" };
-    assert_eq!(error.to_string(), "--device cuda: expected a device of this kind, none was found");
+    assert_eq!(error.to_string(), "--device cuda: expected a device of this kind, got none");
     #[cfg(not(feature = "cuda"))]
     assert_eq!(
         DeviceName::Cuda.open().unwrap_err().to_string(),
-        "--device cuda: expected a program built with --features cuda-nvrtc, this one is not"
+        "--device cuda: expected a program built with --features cuda-nvrtc, got one without it"
     );
     #[cfg(not(feature = "ndarray"))]
     assert_eq!(
         DeviceName::Ndarray.open().unwrap_err().to_string(),
-        "--device ndarray: expected a program built with --features ndarray, this one is not"
+        "--device ndarray: expected a program built with --features ndarray, got one without it"
     );
 }

@@ -12,74 +12,76 @@ use crate::{
     tasks::{self, Task},
 };
 
-/// Runs tasks under several ways to sample, and writes what came of it as JSON Lines.
+/// Run tasks under several sampling methods and write the results as JSON Lines.
 ///
-/// Killed or out of time, the same command goes on where it was.
+/// Run the same command again to resume after an interruption or a time limit.
 #[derive(Debug, Parser)]
 #[command(name = "evaluate", version, args_override_self = true)]
 pub struct Args {
-    /// What the model is asked: names with commas between them, or all.
+    /// Tasks to run: a comma-separated list of names, or all.
     #[arg(long, default_value = "all")]
     pub tasks: String,
-    /// Ways to sample: headline, all, or names with commas between them.
+    /// Arms to run: headline, all, or a comma-separated list of names.
     #[arg(long, default_value = "headline")]
     pub arms: String,
-    /// Which half of each task's problems.
+    /// The half of each task's problems to use.
     #[arg(long, value_enum, default_value_t = SplitName::Dev)]
     pub split: SplitName,
-    /// Problems of each task [default: 30, with --quick 2]
+    /// Problems per task [default: 30, with --quick 2]
     #[arg(long, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     pub problems: Option<usize>,
-    /// Completions of each problem [default: 16, with --quick 8]
+    /// Completions per problem [default: 16, with --quick 8]
     #[arg(long, value_parser = RangedU64ValueParser::<usize>::new().range(1..=4096))]
     pub samples: Option<usize>,
-    /// How often every problem is run under every arm: with the seeds 0, 1, … [default: 3, with --quick 1]
+    /// Number of seeds (0, 1, …); every problem runs once per arm and seed [default: 3, with --quick 1]
     #[arg(long, value_parser = RangedU64ValueParser::<u64>::new().range(1..))]
     pub seeds: Option<u64>,
-    /// The most tokens of a completion; tasks that need fewer take fewer [default: 96, with --quick 48]
+    /// Maximum number of tokens per completion; a task may have a lower limit of its own [default: 96, with
+    /// --quick 48]
     #[arg(long, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     pub tokens: Option<usize>,
-    /// Problems of a task that run in one batch [default: 4, with --quick 2]
+    /// Problems of a task per batch [default: 4, with --quick 2]
     #[arg(long, value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024))]
     pub batch: Option<usize>,
-    /// Few problems: done in less than ten minutes on two cores.
+    /// Run few problems: takes less than ten minutes on two cores.
     #[arg(long)]
     pub quick: bool,
-    /// Minutes after which no more is begun.
+    /// Time limit in minutes: no batch starts that would exceed it.
     #[arg(long, value_name = "MINUTES", value_parser = minutes)]
     pub budget: Option<Duration>,
-    /// Where the records go; with a file of the same name and .sessions behind it.
+    /// The file of records; a second file with .sessions appended to its name records the runs.
     #[arg(long, value_name = "FILE", default_value = "evaluate.jsonl")]
     pub out: PathBuf,
-    /// Keep single tokens of this arm, to see what novelty goes along with.
+    /// Keep single tokens of this arm, to see what novelty correlates with.
     #[arg(long, value_name = "ARM")]
     pub token_arm: Option<String>,
-    /// Find the temperature at which min-p has this arm's mean entropy, and do nothing else. Development split only.
+    /// Only find the temperature at which min-p has this arm's mean entropy. Development split only.
     #[arg(long, value_name = "ARM")]
     pub match_entropy: Option<String>,
-    /// Write what the records say to this file, in Markdown, with its figures in a folder beside it.
+    /// Write a report on the records to this Markdown file, with its figures in a folder next to it.
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
-    /// Report on the records of these files, packed with gzip or not, instead of running anything. Needs --report.
+    /// Report on these record files, plain or compressed with gzip, without running anything. Needs
+    /// --report.
     #[arg(long, value_name = "FILES", value_delimiter = ',', requires = "report")]
     pub records: Vec<PathBuf>,
-    /// Show the tasks and the arms, and do nothing else.
+    /// List the tasks and the arms, and exit.
     #[arg(long)]
     pub list: bool,
-    /// A GGUF file, a Hugging Face folder, or hf:ORG/NAME [default: SmolLM2-135M-Instruct]
+    /// The model: a GGUF file, a Hugging Face folder, or hf:ORG/NAME [default: SmolLM2-135M-Instruct]
     #[arg(long)]
     pub model: Option<String>,
-    /// Where to compute.
+    /// The device to compute on.
     #[arg(long, value_enum, default_value_t = DeviceName::Flex)]
     pub device: DeviceName,
 }
 
-/// The splits, as flags.
+/// The splits, as command-line values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum SplitName {
     /// For choosing settings.
     Dev,
-    /// For reporting, at most 8 arms.
+    /// For reporting; at most 8 arms.
     HeldOut,
 }
 
@@ -92,11 +94,11 @@ impl From<SplitName> for Split {
     }
 }
 
-/// The most arms on the held-out split: whoever tries many there chooses by it.
+/// The most arms on the held-out split. Trying many arms there would amount to choosing by it.
 pub const HELD_OUT_ARMS: usize = 8;
 
 impl Args {
-    /// The model asked for.
+    /// The model to run.
     pub fn source(&self) -> Result<ModelSource, Failure> {
         match &self.model {
             None => Ok(ModelSource::SmolLm2),
@@ -104,7 +106,7 @@ impl Args {
         }
     }
 
-    /// The tasks asked for, in the order asked for.
+    /// The tasks to run, in the order given.
     pub fn tasks(&self) -> Result<Vec<Box<dyn Task>>, Failure> {
         let mut known = tasks::all();
         if self.tasks == "all" {
@@ -118,13 +120,13 @@ impl Args {
                 Some(_) => {
                     return Err(Failure::usage(
                         format!("--tasks: expected each task once, got {name} twice"),
-                        "leave one of them out",
+                        "remove one of them",
                     ));
                 }
                 None => {
                     return Err(Failure::usage(
                         format!("--tasks: expected the name of a task, got {name}"),
-                        &format!("all, or some of: {}", names.join(", ")),
+                        &format!("use all, or some of: {}", names.join(", ")),
                     ));
                 }
             }
@@ -139,7 +141,7 @@ impl Args {
         Ok(chosen.into_iter().map(|(_, task)| task).collect())
     }
 
-    /// The arms asked for.
+    /// The arms to run.
     pub fn arms(&self) -> Result<Vec<ArmRecord>, Failure> {
         let arms = arms::named(&self.arms)?;
         if self.split == SplitName::HeldOut && arms.len() > HELD_OUT_ARMS {
@@ -148,14 +150,17 @@ impl Args {
                     "--arms: expected at most {HELD_OUT_ARMS} on the held-out split, got {}",
                     arms.len()
                 ),
-                "choose among them with --split dev first",
+                "choose arms with --split dev first",
             ));
         }
         if let Some(report) = &self.report {
             if report.extension().is_none() {
                 return Err(Failure::usage(
-                    format!("--report: expected a name with an ending, got {}", report.display()),
-                    "the folder of the figures has the name without it: try r.md",
+                    format!(
+                        "--report: expected a file name with an extension, got {}",
+                        report.display()
+                    ),
+                    "the folder for figures is named without it: try r.md",
                 ));
             }
             if self.records.is_empty() {
@@ -173,7 +178,7 @@ impl Args {
         Ok(arms)
     }
 
-    /// The arm to match, if that is what is asked.
+    /// The arm to match, if `--match-entropy` is given.
     pub fn arm_to_match(&self) -> Result<Option<ArmRecord>, Failure> {
         let Some(name) = &self.match_entropy else {
             return Ok(None);
@@ -181,7 +186,7 @@ impl Args {
         if self.split == SplitName::HeldOut {
             return Err(Failure::usage(
                 "--match-entropy: expected the development split, got the held-out one".to_owned(),
-                "a temperature is a setting: find it with --split dev",
+                "a temperature is a setting: choose it with --split dev",
             ));
         }
         let mut arms = arms::named(name)?;
@@ -189,12 +194,12 @@ impl Args {
             (Some(arm), 0) => Ok(Some(arm)),
             (_, more) => Err(Failure::usage(
                 format!("--match-entropy: expected one arm, got {}", more + 1),
-                "match them one by one",
+                "match one arm at a time",
             )),
         }
     }
 
-    /// Puts the settings into a header whose provenance is known.
+    /// Adds the settings to a header that already has its provenance.
     pub fn fill(&self, header: Header) -> Header {
         let or = |set: Option<usize>, usual: usize, quick: usize| {
             set.unwrap_or(if self.quick { quick } else { usual })

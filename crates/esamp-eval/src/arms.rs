@@ -1,8 +1,9 @@
-//! The ways to sample that are compared, by name.
+//! The sampling methods to compare, by name.
 //!
-//! All but `plain` and `top-p` draw from the candidates that min-p 0.05 keeps, so that a difference between arms is none of
-//! their filters. Distillers are the paper's (two SwiGLU blocks) unless an arm says otherwise; *tuned* is its learning rate
-//! of 3e-3 (1e-2 for the low-rank one), which an independent study found to suit completions this short.
+//! All arms except `plain` and `top-p` draw from the candidates that min-p 0.05 keeps, so that differences
+//! between arms do not come from their filters. Distillers are the paper's (two SwiGLU blocks) unless an
+//! arm says otherwise. *Tuned* means its learning rate of 3e-3 (1e-2 for the low-rank one), which an
+//! independent study found to suit completions this short.
 
 use esamp::{
     Fire, SamplerConfig, Sampling, Selection, Sharing, TemperatureOrder,
@@ -14,18 +15,18 @@ use esamp_programs::failure::Failure;
 
 use crate::record::{ArmRecord, ErrorName, Role};
 
-/// min-p of every arm that has it.
+/// The min-p threshold of all arms that use min-p.
 const MIN_P: f32 = 0.05;
-/// A learning rate for short completions: the low-rank distiller.
+/// The tuned learning rate of the low-rank distiller, for short completions.
 const TUNED_LOW_RANK: f64 = 1e-2;
-/// Temperature of a hot start.
+/// The temperature of the first token with FIRE.
 const HOT: f32 = 30.0;
-/// Updates of a warm-up on the prompt.
+/// Number of updates on the prompt before the first token.
 const WARM_UP: usize = 20;
-/// Rows are gathered for an update that never comes.
+/// An update interval so large that the distiller never learns.
 const NEVER: usize = 1 << 40;
 
-/// The arms that the held-out split is for.
+/// The arms for the held-out split.
 pub const HEADLINE: [&str; 8] = [
     "min-p-0.85",
     "min-p-1",
@@ -37,8 +38,8 @@ pub const HEADLINE: [&str; 8] = [
     "fire",
 ];
 
-/// All arms that have a name of their own, in the order in which they take turns. `min-p-T` is an arm for every
-/// temperature besides.
+/// All arms with a name of their own, in the order in which they run. In addition, `min-p-T` is an arm for
+/// every temperature T.
 pub fn all() -> Vec<ArmRecord> {
     let mut arms = vec![
         arm(
@@ -92,7 +93,7 @@ pub fn all() -> Vec<ArmRecord> {
     arms
 }
 
-/// What else can be changed about ESamp, one thing at a time.
+/// Variants of ESamp that each change one setting.
 fn variants() -> Vec<ArmRecord> {
     let like = |name: &str, what: &str, sampler: SamplerConfig| ArmRecord {
         sampler,
@@ -142,7 +143,7 @@ fn variants() -> Vec<ArmRecord> {
     ]
 }
 
-/// What rules out other explanations. All with β 0.5 and the tuned distiller, where they have one.
+/// Controls that rule out other explanations. All have β 0.5 and the tuned distiller if they use one.
 fn controls() -> Vec<ArmRecord> {
     let scores = |name: &str, what: &str, reweighter: ReweighterConfig, beta: f32| ArmRecord {
         sampler: tuned(),
@@ -202,11 +203,11 @@ fn controls() -> Vec<ArmRecord> {
     ]
 }
 
-/// The arms that `names` asks for: `headline`, `all`, or names with commas between them, in this order.
+/// Returns the arms in `names` (`headline`, `all`, or a comma-separated list), in this order.
 ///
 /// # Errors
 ///
-/// A name that is none, or one that comes twice.
+/// An unknown name, or a name that occurs twice.
 pub fn named(names: &str) -> Result<Vec<ArmRecord>, Failure> {
     let known = all();
     let names: Vec<&str> = match names {
@@ -221,13 +222,13 @@ pub fn named(names: &str) -> Result<Vec<ArmRecord>, Failure> {
             let known: Vec<&str> = known.iter().map(|arm| arm.name.as_str()).collect();
             Failure::usage(
                 format!("--arms: expected the name of an arm, got {name}"),
-                &format!("headline, all, min-p-TEMPERATURE, or some of: {}", known.join(", ")),
+                &format!("use headline, all, min-p-TEMPERATURE, or some of: {}", known.join(", ")),
             )
         })?;
         if arms.iter().any(|other| other.name == arm.name) {
             return Err(Failure::usage(
                 format!("--arms: expected each arm once, got {name} twice"),
-                "leave one of them out",
+                "remove one of them",
             ));
         }
         arms.push(arm);
@@ -235,14 +236,14 @@ pub fn named(names: &str) -> Result<Vec<ArmRecord>, Failure> {
     Ok(arms)
 }
 
-/// min-p at a temperature: a point of the frontier.
+/// Min-p at a temperature: a point on the frontier.
 pub fn min_p_at(temperature: f32) -> ArmRecord {
     let name = format!("min-p-{temperature}");
     let what = format!("min-p 0.05, temperature {temperature}");
     arm(&name, &what, Role::Frontier, min_p().with_temperature(temperature))
 }
 
-/// `min-p-T`, where T is written as this program writes it.
+/// Parses `min-p-T`, with T written as this program writes it.
 fn min_p_named(name: &str) -> Option<ArmRecord> {
     let temperature = name.strip_prefix("min-p-")?.parse().ok()?;
     let arm = min_p_at(temperature);
@@ -257,7 +258,7 @@ fn esamp(beta: f32) -> Sampling {
     min_p().with_beta(beta)
 }
 
-/// A hot start among the candidates that the arm would have without it.
+/// FIRE with a hot first token, drawn from the candidates the arm has without it.
 fn fire(sampling: Sampling) -> Sampling {
     sampling.with_fire(Fire::new(HOT)).with_temperature_order(TemperatureOrder::AfterFilters)
 }

@@ -1,4 +1,4 @@
-//! The entropy-matched control: the temperature at which plain min-p is as random as an arm is.
+//! The entropy-matched control: the temperature at which plain min-p has the same mean entropy as an arm.
 
 use esamp::CausalLm;
 use esamp_programs::failure::Failure;
@@ -11,32 +11,32 @@ use crate::{
     tasks::Problem,
 };
 
-/// A temperature, and the mean entropy that min-p has at it.
+/// A temperature and the mean entropy of min-p at it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Point {
     pub temperature: f32,
     pub entropy: f64,
 }
 
-/// What was found.
+/// The result of the search.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Matched {
     /// Mean entropy per token of the arm.
     pub target: f64,
-    /// What was tried, in order; the last one is the answer.
+    /// All points tried, in order; the last one is the answer.
     pub tried: Vec<Point>,
 }
 
-/// Temperatures that are looked at.
+/// The range of temperatures to search.
 pub const RANGE: [f32; 2] = [0.2, 2.0];
-/// Halvings of the range: the last one is of a hundredth.
+/// Maximum number of halvings; the last interval is about a hundredth wide.
 const HALVINGS: usize = 8;
 
-/// Halves the range of temperatures until it is narrow: entropy grows with the temperature.
+/// Bisects the range of temperatures. Entropy grows with the temperature.
 ///
 /// # Errors
 ///
-/// An entropy outside of what the range can give, and what `entropy_at` says.
+/// An entropy that no temperature in the range gives, and the errors of `entropy_at`.
 pub fn halve(
     target: f64,
     mut entropy_at: impl FnMut(f32) -> Result<f64, Failure>,
@@ -44,13 +44,14 @@ pub fn halve(
     let [mut low, mut high] = RANGE;
     let mut tried = Vec::new();
     for _ in 0..HALVINGS {
-        // In hundredths, as arms are named.
+        // Rounded to hundredths, as in the names of arms.
         let temperature = ((low + high) * 50.0).round() / 100.0;
         let entropy = entropy_at(temperature)?;
         tried.push(Point { temperature, entropy });
-        match entropy < target {
-            true => low = temperature,
-            false => high = temperature,
+        if entropy < target {
+            low = temperature;
+        } else {
+            high = temperature;
         }
         if high - low < 0.015 {
             break;
@@ -76,11 +77,11 @@ pub fn halve(
     }
 }
 
-/// Matches min-p to an arm on the problems of a header, all tasks together, seed by seed.
+/// Matches min-p to an arm on the problems of a header: all tasks together, seed by seed.
 ///
 /// # Errors
 ///
-/// What [`halve`] says and what a run says.
+/// The errors of [`halve`] and of a run.
 pub fn match_entropy<M: CausalLm>(
     subject: &Subject<'_, M>,
     header: &Header,
@@ -103,7 +104,7 @@ pub fn match_entropy<M: CausalLm>(
     Ok(Matched { target, tried })
 }
 
-/// Mean entropy of the sampling distribution, every token with the same weight.
+/// Mean entropy of the sampling distribution, over all tokens with equal weight.
 pub fn mean_entropy(records: &[ProblemRecord]) -> f64 {
     let completions = records.iter().flat_map(|record| &record.completions);
     let (sum, count) = completions.fold((0.0, 0.0), |(sum, count), completion| {

@@ -1,9 +1,9 @@
-//! Evidence that anyone can rerun: tasks, each under several ways to sample, with several seeds.
+//! A reproducible evaluation: tasks run under several sampling methods with several seeds.
 //!
-//! The program is `evaluate`; what it writes is described in [`record`], where the splits come from in [`tasks`], the arms in
-//! [`arms`], and what the numbers of a [`report`] are in [`metrics`].
+//! The program is `evaluate`. [`record`] documents its output, [`tasks`] the splits, [`arms`] the sampling
+//! methods, and [`metrics`] the figures of a [`report`].
 
-#![allow(missing_docs, reason = "not published: a field whose name says it needs no line")]
+#![allow(missing_docs, reason = "not published: fields with telling names need no docs")]
 
 pub mod args;
 pub mod arms;

@@ -1,4 +1,4 @@
-//! Evidence that anyone can rerun: tasks, each under several ways to sample, with several seeds.
+//! A reproducible evaluation: tasks run under several sampling methods with several seeds.
 //!
 //! ```sh
 //! cargo run --release --bin evaluate -- --list
@@ -7,7 +7,7 @@
 //! cargo run --release --bin evaluate -- --match-entropy esamp-0.5 --problems 8 --seeds 1
 //! ```
 //!
-//! The library beside this says what is written, where the splits come from, and what the arms are.
+//! The library documents the output, the splits and the arms.
 
 use std::{
     io::{self, Write},
@@ -42,7 +42,7 @@ use esamp_programs::{
 };
 
 fn main() -> ExitCode {
-    // A wrong flag ends the program here, with exit code 2.
+    // Exits with code 2 if a flag is wrong.
     let args = Args::parse();
     exit_code(run(&args))
 }
@@ -101,9 +101,9 @@ fn run(args: &Args) -> Result<(), End> {
     }
 }
 
-/// Writes what records of a model say.
+/// Writes a report on the records of a model.
 fn report(records: &[PathBuf], to: &Path, model: &ModelSource, device: &Device) -> Result<(), End> {
-    let step = "check the path, or let the program make the records";
+    let step = "check the path, or run without --records first";
     let mut runs = Vec::new();
     let mut sessions = Vec::new();
     for path in records {
@@ -118,7 +118,7 @@ fn report(records: &[PathBuf], to: &Path, model: &ModelSource, device: &Device) 
     let (expected, got) = (&results.header.model.sha256, provenance::model_hash(&path)?);
     if *expected != got {
         let error = format!("--model: expected the model of the records, {expected}, got {got}");
-        return Err(Failure::usage(error, "name the model that the records were made with").into());
+        return Err(Failure::usage(error, "give the model that wrote the records").into());
     }
     let tokenizer = tokenizer_at(&path)?;
     let mut embeddings = Embeddings::open(&cache, device)?;
@@ -128,7 +128,7 @@ fn report(records: &[PathBuf], to: &Path, model: &ModelSource, device: &Device) 
     Ok(())
 }
 
-/// The main job.
+/// Runs the evaluation and writes its report.
 fn evaluate(
     subject: &Subject<'_, Llama>,
     header: &Header,
@@ -142,7 +142,7 @@ fn evaluate(
     let mut noted = Ok(());
     let ended = run_all(subject, header, problems, &mut store, args.budget, |unit, store| {
         progress.done(header, unit);
-        // The records are what counts: a session that cannot be noted is said at the end.
+        // The records matter more than the session file, so an error here is reported at the end.
         noted = sessions.update(store.records());
     });
     progress.finish();
@@ -157,7 +157,7 @@ fn evaluate(
         sessions.seconds()
     )?;
     if ended == Ended::OutOfTime {
-        writeln!(io::stdout(), "the time is up; the same command goes on from here")?;
+        writeln!(io::stdout(), "time limit reached; run the same command again to resume")?;
     }
     Ok(())
 }
@@ -170,7 +170,7 @@ fn matching(
     arm: &ArmRecord,
 ) -> Result<(), End> {
     let matched = match_entropy(subject, header, problems, arm, |arm, entropy| {
-        // Somebody may be waiting; if not, nothing is lost.
+        // Progress only: a closed standard error is no failure.
         let _ = writeln!(io::stderr(), "{}: {entropy:.4} nats a token", arm.name);
     })?;
     if let Some(found) = matched.tried.last() {
@@ -194,7 +194,7 @@ fn list(tasks: &[Box<dyn Task>], args: &Args) -> Result<(), End> {
             [record::Split::Dev, record::Split::HeldOut].map(|split| task.split(split).len());
         writeln!(out, "  {:24} {} ({dev} and {held_out})", task.name(), task.what())?;
     }
-    writeln!(out, "arms, of which these would run: {}", args.arms)?;
+    writeln!(out, "arms (selected: {})", args.arms)?;
     for arm in arms::all() {
         writeln!(out, "  {:24} {}", arm.name, arm.what)?;
     }
@@ -203,29 +203,28 @@ fn list(tasks: &[Box<dyn Task>], args: &Args) -> Result<(), End> {
 
 fn open(path: &Path, device: &Device) -> Result<(Llama, Tokenizer, Option<ChatTemplate>), Failure> {
     let tokenizer = tokenizer_at(path)?;
-    let opened = match path.is_dir() {
-        true => ChatTemplate::from_hf_folder(path)
-            .and_then(|template| Ok((Llama::from_hf_folder(path, device)?, template))),
-        false => ChatTemplate::from_gguf(path)
-            .and_then(|template| Ok((Llama::from_gguf(path, device)?, template))),
+    let opened = if path.is_dir() {
+        ChatTemplate::from_hf_folder(path)
+            .and_then(|template| Ok((Llama::from_hf_folder(path, device)?, template)))
+    } else {
+        ChatTemplate::from_gguf(path)
+            .and_then(|template| Ok((Llama::from_gguf(path, device)?, template)))
     };
     let (model, template) = opened.map_err(not_whole)?;
     Ok((model, tokenizer, template))
 }
 
 fn tokenizer_at(path: &Path) -> Result<Tokenizer, Failure> {
-    let opened = match path.is_dir() {
-        true => Tokenizer::from_hf_folder(path),
-        false => Tokenizer::from_gguf(path),
-    };
+    let opened =
+        if path.is_dir() { Tokenizer::from_hf_folder(path) } else { Tokenizer::from_gguf(path) };
     opened.map_err(not_whole)
 }
 
 fn not_whole(error: LoadError) -> Failure {
-    Failure::runtime(error, "check that the model is whole and of a kind that the message names")
+    Failure::runtime(error, "check that the model is complete and of a supported architecture")
 }
 
-/// The tokens of a message, in the model's chat template where it has one.
+/// Encodes a message, with the model's chat template if it has one.
 fn prompt(
     tokenizer: &Tokenizer,
     template: Option<&ChatTemplate>,

@@ -1,4 +1,4 @@
-//! What an observer adds up, row by row.
+//! An observer that sums up traces row by row.
 
 use std::collections::HashMap;
 
@@ -9,7 +9,7 @@ use esamp::{
 
 use crate::record::TokenRecord;
 
-/// Adds up the traces of each row.
+/// Sums up the traces of each row.
 #[derive(Debug, Default)]
 pub struct Meter {
     rows: HashMap<CompletionId, RowMeter>,
@@ -33,11 +33,11 @@ pub struct RowMeter {
     pub relative_novelty: Mean,
     pub slope: Mean,
     pub sharpening: Mean,
-    /// The steered tokens, where they are kept; the completion is not known here.
+    /// The steered tokens, if they are kept. The index of the completion is filled in later.
     pub kept: Vec<TokenRecord>,
 }
 
-/// The mean of the numbers that there are.
+/// The mean of the values that are present.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Mean {
     sum: f64,
@@ -45,12 +45,12 @@ pub struct Mean {
 }
 
 impl Meter {
-    /// A meter that keeps the steered tokens too, or does not.
+    /// A meter; keeps the steered tokens if `keeps_tokens`.
     pub fn new(keeps_tokens: bool) -> Self {
         Self { rows: HashMap::new(), keeps_tokens }
     }
 
-    /// Takes what a row has come to.
+    /// Takes the sums of a row.
     pub fn take(&mut self, row: CompletionId) -> Option<RowMeter> {
         self.rows.remove(&row)
     }
@@ -64,7 +64,7 @@ impl Mean {
         }
     }
 
-    /// `None` where there were no numbers.
+    /// The mean, or `None` without values.
     pub fn get(self) -> Option<f64> {
         (self.count > 0).then(|| self.sum / self.count as f64)
     }

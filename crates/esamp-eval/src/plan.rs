@@ -1,29 +1,29 @@
-//! The order of the work.
+//! The order in which problems run.
 
 use std::ops::Range;
 
 use crate::record::Header;
 
-/// What runs in one batch: some problems of a task under one arm and seed.
+/// The work of one batch: some problems of a task under one arm and seed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unit {
     /// The seed.
     pub seed: u64,
-    /// Place of the task in the header.
+    /// Index of the task in the header.
     pub task: usize,
-    /// Place of the arm in the header.
+    /// Index of the arm in the header.
     pub arm: usize,
-    /// Numbers of the problems.
+    /// Indices of the problems.
     pub problems: Range<usize>,
 }
 
-/// What a record is about: names of task and arm, problem, seed.
+/// What identifies a record: task, problem, arm and seed.
 pub type Key = (String, usize, String, u64);
 
-/// The units in the order in which they run: for each seed, for some problems at a time, for each task, every arm.
+/// All units in the order in which they run: by seed, then by group of problems, then by task, then by arm.
 ///
-/// Wherever a run is stopped, all arms but those of the last unit have met the same problems, and all tasks have got about
-/// as far.
+/// If a run stops early, all arms have seen the same problems except in the last group, and all tasks have
+/// progressed about equally.
 pub fn units(header: &Header) -> Vec<Unit> {
     let mut units = Vec::new();
     for seed in 0..header.seeds {
@@ -40,13 +40,13 @@ pub fn units(header: &Header) -> Vec<Unit> {
 }
 
 impl Unit {
-    /// What its records are about, in their order.
+    /// The keys of the unit's records, in order.
     pub fn keys(&self, header: &Header) -> Vec<Key> {
         let (task, arm) = (&header.tasks[self.task].name, &header.arms[self.arm].name);
         self.problems.clone().map(|at| (task.clone(), at, arm.clone(), self.seed)).collect()
     }
 
-    /// Tokens that it may take: what progress is measured in.
+    /// The maximum number of tokens of the unit; progress is measured in these.
     pub fn most_tokens(&self, header: &Header) -> u64 {
         (self.problems.len() * header.samples * header.tasks[self.task].tokens) as u64
     }

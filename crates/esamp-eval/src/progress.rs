@@ -1,4 +1,4 @@
-//! How far it is.
+//! The progress bar.
 
 use std::time::Duration;
 
@@ -6,13 +6,13 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::{plan::Unit, record::Header, store::Store};
 
-/// A bar on standard error, in tokens; nothing where that is no terminal.
+/// A progress bar on standard error, in tokens; hidden if standard error is no terminal.
 pub struct Progress {
     bar: ProgressBar,
 }
 
 impl Progress {
-    /// A bar for what is left of a file.
+    /// A bar for the remaining work of a file.
     pub fn new(header: &Header, store: &Store) -> Self {
         let tokens =
             |units: &[Unit]| units.iter().map(|unit| unit.most_tokens(header)).sum::<u64>();
@@ -21,15 +21,15 @@ impl Progress {
         let style = ProgressStyle::with_template(
             "{bar:30} {percent:>3} %  {elapsed} gone, {eta} to go  {wide_msg}",
         );
-        // The template is a constant.
+        // Cannot fail: the template is a constant.
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         bar.enable_steady_tick(Duration::from_millis(500));
-        // What another run has done took this one no time.
+        // Work of earlier runs must not count towards this run's speed.
         bar.reset_eta();
         Self { bar }
     }
 
-    /// A unit has been done.
+    /// Advances the bar by a finished unit.
     pub fn done(&self, header: &Header, unit: &Unit) {
         let (task, arm) = (&header.tasks[unit.task].name, &header.arms[unit.arm].name);
         self.bar
@@ -37,7 +37,7 @@ impl Progress {
         self.bar.inc(unit.most_tokens(header));
     }
 
-    /// Takes the bar away.
+    /// Removes the bar.
     pub fn finish(&self) {
         self.bar.finish_and_clear();
     }

@@ -1,4 +1,4 @@
-//! Where a result comes from: code, model, machine.
+//! The provenance of results: code, model and machine.
 
 use std::{
     fs::{self, File},
@@ -13,10 +13,10 @@ use sha2::{Digest, Sha256};
 
 use crate::record::Session;
 
-/// What decides numbers.
+/// The paths whose content can affect results.
 const CODE: [&str; 4] = ["src", "crates", "Cargo.toml", "Cargo.lock"];
 
-/// The commit of a checkout, as [`Header::commit`](crate::record::Header::commit) has it.
+/// The commit of a checkout, in the form of [`Header::commit`](crate::record::Header::commit).
 pub fn commit(checkout: &Path) -> String {
     let git = |arguments: &[&str]| {
         let output = Command::new("git").arg("-C").arg(checkout).args(arguments).output().ok()?;
@@ -33,7 +33,7 @@ pub fn commit(checkout: &Path) -> String {
     }
 }
 
-/// SHA-256 of a model's file, or of the names and hashes of the files of its folder.
+/// SHA-256 of a model file; for a folder, of the names and hashes of its files.
 pub fn model_hash(path: &Path) -> Result<String, Failure> {
     let at = |error| {
         Failure::new(
@@ -72,7 +72,7 @@ fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Processor, threads and operating system.
+/// Processor, number of threads and operating system.
 pub fn machine() -> String {
     let cpu = fs::read_to_string("/proc/cpuinfo").ok().and_then(|text| {
         let line = text.lines().find(|line| line.starts_with("model name"))?;
@@ -83,8 +83,8 @@ pub fn machine() -> String {
     format!("{cpu}, {threads} threads, {}", std::env::consts::OS)
 }
 
-/// The line of this run in the file of sessions. It is written anew behind every batch: a run that is killed leaves the
-/// last one, and one that had nothing to do leaves none.
+/// This run's line in the session file. It is rewritten after every batch, so that a killed run leaves its
+/// last state. A run with nothing to do writes no line.
 #[derive(Debug)]
 pub struct SessionFile {
     path: PathBuf,
@@ -95,19 +95,19 @@ pub struct SessionFile {
 }
 
 impl SessionFile {
-    /// The file of sessions of a run's file.
+    /// The path of the session file for a record file.
     pub fn path_of(out: &Path) -> PathBuf {
         let mut name = out.as_os_str().to_owned();
         name.push(".sessions");
         name.into()
     }
 
-    /// What is in the file of sessions of a run's file; nothing where there is none. Records that are packed have theirs
-    /// beside the name that they had.
+    /// Reads the session file of a record file; empty if there is none. For compressed records the session
+    /// file is named after the uncompressed file.
     ///
     /// # Errors
     ///
-    /// A file that cannot be read, and a line that is no session.
+    /// A file that cannot be read, or a line that is not a session.
     pub fn read(out: &Path) -> Result<Vec<Session>, Failure> {
         let unpacked = if out.extension().is_some_and(|ending| ending == "gz") {
             out.with_extension("")
@@ -124,7 +124,7 @@ impl SessionFile {
         sessions.map_err(|error| failure(&path, error.into()))
     }
 
-    /// Opens it, behind what other runs have written.
+    /// Opens the file to append to the sessions of earlier runs.
     pub fn open(out: &Path, records: usize, planned: usize) -> Result<Self, Failure> {
         let path = Self::path_of(out);
         let opened =
@@ -143,7 +143,7 @@ impl SessionFile {
         Ok(Self { path, file, start, session, clock: Instant::now() })
     }
 
-    /// Says how far the run has come.
+    /// Records the progress of the run.
     pub fn update(&mut self, records: usize) -> Result<(), Failure> {
         self.session.seconds = self.clock.elapsed().as_secs_f64();
         self.session.records[1] = records;
@@ -156,7 +156,7 @@ impl SessionFile {
         written.map_err(|error| failure(&self.path, error))
     }
 
-    /// How long this run has taken, in seconds.
+    /// The time this run has taken, in seconds.
     pub fn seconds(&self) -> f64 {
         self.session.seconds
     }

@@ -1,4 +1,4 @@
-//! One batch: prompts in, records out.
+//! Runs one batch: prompts in, records out.
 
 use std::{
     ops::ControlFlow,
@@ -22,28 +22,28 @@ use crate::{
     tasks::Problem,
 };
 
-/// From a message to tokens.
+/// Encodes a message as tokens.
 pub type Encode<'m> = Box<dyn Fn(&str) -> Result<Vec<TokenId>, Failure> + 'm>;
 
-/// A model, with what it needs to read and write text.
+/// A model with what it needs to read and write text.
 pub struct Subject<'m, M> {
     /// The model.
     pub model: &'m M,
-    /// The tokens of a message to it.
+    /// Encodes a message to the model.
     pub encode: Encode<'m>,
-    /// Its text.
+    /// The detokenizer.
     pub detokenizer: Arc<dyn Detokenize>,
     /// Tokens that end a completion.
     pub stop_tokens: Vec<TokenId>,
 }
 
-/// The records of a unit, in the order of its problems. `problems` are those of its task.
+/// Runs a unit and returns its records in the order of its problems. `problems` are those of its task.
 ///
-/// Everything starts afresh: no unit knows what another one has learned.
+/// Every unit starts with a new sampler, so nothing learned carries over.
 ///
 /// # Errors
 ///
-/// A step or a completion that failed: a record is whole or it is not made.
+/// A step or a completion that failed; records are never partial.
 pub fn run_unit<M: CausalLm>(
     subject: &Subject<'_, M>,
     header: &Header,
@@ -87,16 +87,16 @@ pub fn run_unit<M: CausalLm>(
     Ok(records.collect())
 }
 
-/// A problem on its way to the model.
+/// A problem with its encoded prompt.
 struct Asked<'p> {
     number: usize,
     problem: &'p Problem,
     prompt: Vec<TokenId>,
 }
 
-/// What came of a batch.
+/// The results of a batch.
 struct Batch {
-    /// The completions of each prompt, in order.
+    /// The completions of each prompt, by index.
     groups: Vec<Vec<(Completion, RowMeter)>>,
     counters: Counters,
 }
@@ -140,7 +140,7 @@ fn decode<M: CausalLm>(
     let completions = decoder.run(|_| ControlFlow::Continue(()));
     let completions = completions.map_err(|error| Failure::runtime(error, step))?;
     match decoder.sampler_mut().finish() {
-        // The frozen distiller: what it gathers is more than it will ever see.
+        // The frozen distiller: its update interval exceeds the number of tokens, so it never learns.
         Err(TrainError::NothingLearned { .. }) if arm.sampler.training.update_every > tokens => {}
         finished => finished.map_err(|error| Failure::runtime(error, step))?,
     }
@@ -152,13 +152,13 @@ fn decode<M: CausalLm>(
         check(arm, &completion, &row)?;
         rows.push((completion, row));
     }
-    // Completions come in the order of their requests, and these in the order of their prompts.
+    // Completions are ordered by request, and requests by prompt.
     let mut rows = rows.into_iter();
     let groups = asked.iter().map(|_| rows.by_ref().take(samples).collect()).collect();
     Ok(Batch { groups, counters: *decoder.sampler().counters() })
 }
 
-/// Refuses a completion that would make an incomplete record.
+/// Refuses a completion whose record would be incomplete.
 fn check(arm: &ArmRecord, completion: &Completion, meter: &RowMeter) -> Result<(), Failure> {
     let got = match &completion.finish {
         FinishReason::Failed(error) => error.to_string(),
@@ -172,10 +172,10 @@ fn check(arm: &ArmRecord, completion: &Completion, meter: &RowMeter) -> Result<(
     };
     Err(Failure::new(
         format!(
-            "arm {}, completion {}: expected a whole one, got {got}",
+            "arm {}, completion {}: expected a complete one, got {got}",
             arm.name, completion.id.index
         ),
-        "leave the arm out, or report this with the command line that led to it",
+        "remove the arm, or report this with the command line that led to it",
     ))
 }
 
@@ -219,7 +219,7 @@ impl Totals {
     }
 }
 
-/// Keeps [`TOKEN_SAMPLE`] tokens, in their order.
+/// Keeps [`TOKEN_SAMPLE`] tokens, in order.
 pub fn decimate(tokens: &mut Vec<TokenRecord>) {
     if tokens.len() <= TOKEN_SAMPLE {
         return;
@@ -229,7 +229,7 @@ pub fn decimate(tokens: &mut Vec<TokenRecord>) {
     tokens.sort_by_key(|token| (token.completion, token.position));
 }
 
-/// Mixes two numbers: the finaliser of SplitMix64 (Steele, Lea and Flood, 2014).
+/// Hashes two numbers with the finaliser of SplitMix64 (Steele, Lea and Flood, 2014).
 fn hash(completion: u64, position: u64) -> u64 {
     let mut mixed = (completion << 32 | position).wrapping_add(0x9E37_79B9_7F4A_7C15);
     mixed = (mixed ^ mixed >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);

@@ -1,9 +1,9 @@
-//! The file of a run: appended to batch by batch, safe against being killed.
+//! The record file of a run: appended to batch by batch, safe against interruption.
 //!
-//! Records are in the order of the plan, so that a file is always the beginning of the one that it becomes. A line that was
-//! being written when the program was killed is dropped, and its batch runs again: as a whole, since rows of a batch may
-//! share a distiller. What of it is in the file already must come out again, byte by byte, or the run is refused as not
-//! reproducible.
+//! Records follow the order of the plan, so a file is always a prefix of the complete one. If the program
+//! was killed while writing a line, that line is dropped and its batch runs again, as a whole, because the
+//! rows of a batch may share a distiller. Records of that batch that are already in the file must come out
+//! byte for byte the same; otherwise the run is refused as not reproducible.
 
 use std::{
     fs::{File, OpenOptions, TryLockError},
@@ -19,26 +19,26 @@ use crate::{
     record::{Header, Line, ProblemRecord, parse_header},
 };
 
-/// A file that a run is written to.
+/// The file that a run writes to.
 #[derive(Debug)]
 pub struct Store {
     path: PathBuf,
     file: File,
     units: Vec<Unit>,
-    /// Units that are whole in the file.
+    /// Number of units that are completely in the file.
     done: usize,
-    /// Lines of the next unit that are in the file already.
+    /// Lines of the next unit that are already in the file.
     begun: Vec<String>,
     records: usize,
 }
 
 impl Store {
-    /// Starts a file, or goes on with one that has the same header.
+    /// Creates a file, or resumes one that has the same header.
     ///
     /// # Errors
     ///
-    /// A file of something else, of other settings, or with records that do not follow the plan; one that another program
-    /// writes to; and what the disk says.
+    /// A file with other content or settings, or with records that do not follow the plan; a file that
+    /// another program is writing; and I/O errors.
     pub fn open(path: &Path, header: &Header) -> Result<Self, Failure> {
         let at = |error| disk(path, error);
         let mut file = OpenOptions::new()
@@ -52,10 +52,7 @@ impl Store {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 return Err(Failure::new(
-                    format!(
-                        "{}: expected to be the only writer, another one has it",
-                        path.display()
-                    ),
+                    format!("{}: expected to be the only writer, got another one", path.display()),
                     "wait for the other run, or write to another file",
                 ));
             }
@@ -66,9 +63,9 @@ impl Store {
         let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
         let first = line(&Line::Header(Box::new(header.clone())))?;
         if whole == 0 && !first.as_bytes().starts_with(&bytes) {
-            return Err(foreign(path, "something else"));
+            return Err(foreign(path, "other content"));
         }
-        let text = str::from_utf8(&bytes[..whole]).map_err(|_| foreign(path, "no text"))?;
+        let text = str::from_utf8(&bytes[..whole]).map_err(|_| foreign(path, "binary data"))?;
         let mut lines = text.lines();
         match lines.next() {
             Some(found) => check_header(path, found, &first)?,
@@ -89,12 +86,12 @@ impl Store {
         Ok(Self { path: path.to_owned(), file, units, done, begun, records: lines.len() })
     }
 
-    /// What is to run next.
+    /// The next unit to run.
     pub fn next(&self) -> Option<&Unit> {
         self.units.get(self.done)
     }
 
-    /// The units that are in the file, and those that are not.
+    /// The units that are in the file, and the remaining ones.
     pub fn split(&self) -> (&[Unit], &[Unit]) {
         self.units.split_at(self.done)
     }
@@ -104,29 +101,28 @@ impl Store {
         self.records
     }
 
-    /// Records that it has when it is complete.
+    /// Records in the complete file.
     pub fn planned(&self) -> usize {
         self.units.iter().map(|unit| unit.problems.len()).sum()
     }
 
-    /// Writes the records of the [next](Self::next) unit. When this returns they are on the disk.
+    /// Writes the records of the [next](Self::next) unit. They are on the disk when this returns.
     ///
     /// # Errors
     ///
-    /// Records that are not those that a killed run had written of the same unit, and what the disk says.
+    /// Records that differ from those a killed run wrote for the same unit, and I/O errors.
     pub fn append(&mut self, records: Vec<ProblemRecord>) -> Result<(), Failure> {
         let lines = records.into_iter().map(|record| line(&Line::Problem(Box::new(record))));
         let lines: Vec<String> = lines.collect::<Result<_, _>>()?;
         if let Some(place) =
             (0..self.begun.len()).find(|&at| lines.get(at) != Some(&self.begun[at]))
         {
-            let behind = self.begun.len() - place;
             return Err(Failure::new(
                 format!(
-                    "{}: expected the {behind} records before its end to come out as they did, got others",
+                    "{}: expected record {place} of the unfinished batch to be reproduced, got a different one",
                     self.path.display()
                 ),
-                "the program or the machine has changed since: write to another file",
+                "the program or the machine has changed: write to another file",
             ));
         }
         let new = &lines[self.begun.len()..];
@@ -139,7 +135,8 @@ impl Store {
     }
 }
 
-/// Compares the records of a file with the plan: units that are whole, and records of the next one.
+/// Compares the records of a file with the plan. Returns the number of complete units and the lines of the
+/// next one.
 fn follow(
     path: &Path,
     header: &Header,
@@ -163,7 +160,7 @@ fn follow(
                         expected.2,
                         expected.3
                     ),
-                    "the file was changed by something else: write to another one",
+                    "another program has changed the file: write to another one",
                 )
             };
             match serde_json::from_str(text) {
@@ -184,12 +181,12 @@ fn follow(
         None => Ok((units.len(), 0)),
         Some((place, _)) => Err(Failure::new(
             format!("{}: expected {place} records, got more", path.display()),
-            "the file was changed by something else: write to another one",
+            "another program has changed the file: write to another one",
         )),
     }
 }
 
-/// Refuses a file of other settings, by the first that differs.
+/// Refuses a file with other settings and names the first difference.
 fn check_header(path: &Path, found: &str, wanted: &str) -> Result<(), Failure> {
     if found == wanted.trim_end() {
         return Ok(());
@@ -202,11 +199,11 @@ fn check_header(path: &Path, found: &str, wanted: &str) -> Result<(), Failure> {
         .unwrap_or_else(|| ("header".to_owned(), "this one".to_owned(), "another".to_owned()));
     Err(Failure::usage(
         format!("{}: expected a file of {setting} {expected}, got one of {got}", path.display()),
-        "go on with the settings, the model and the commit that it was begun with, or write to another file",
+        "use the settings, model and commit the file was started with, or write to another file",
     ))
 }
 
-/// The first value of two that differs: its name, the wanted one, the found one.
+/// The first difference between two values: its name, the wanted value and the found one.
 fn difference(wanted: &Value, found: &Value) -> Option<(String, String, String)> {
     let within = |key: String, wanted: &Value, found: &Value| {
         let (name, expected, got) = difference(wanted, found)?;

@@ -1,4 +1,4 @@
-//! The loop: one unit after the other, until the plan is done or the time is up.
+//! The main loop: runs units until the plan is complete or the time is up.
 
 use std::time::{Duration, Instant};
 
@@ -13,20 +13,20 @@ use crate::{
     tasks::{Problem, Task},
 };
 
-/// How a run has ended.
+/// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
-    /// Everything is in the file.
+    /// All records are in the file.
     Complete,
-    /// The time was up.
+    /// The time limit was reached.
     OutOfTime,
 }
 
-/// The problems of each task that a run needs: the first of the split.
+/// The problems of each task that a run uses: the first ones of the split.
 ///
 /// # Errors
 ///
-/// A split that has fewer.
+/// A split with fewer problems.
 pub fn problems_of(
     tasks: &[Box<dyn Task>],
     split: Split,
@@ -41,7 +41,7 @@ pub fn problems_of(
                     problems.len(),
                     task.name()
                 ),
-                "ask for fewer, or leave the task out",
+                "reduce --problems, or remove the task",
             ));
         }
         problems.truncate(count);
@@ -50,13 +50,13 @@ pub fn problems_of(
     tasks.iter().map(|task| of(&**task)).collect()
 }
 
-/// Runs what is left of the plan. `after` is called behind every unit.
+/// Runs the remaining units of the plan and calls `after` after each of them.
 ///
-/// No unit is begun that would not end within `budget` if it took as long for its tokens as those before it.
+/// A unit starts only if it would end within `budget` at the speed of the units before it.
 ///
 /// # Errors
 ///
-/// What the first unit that fails says; those before it are in the file.
+/// The error of the first unit that fails; the records of the units before it are in the file.
 pub fn run_all<M: CausalLm>(
     subject: &Subject<'_, M>,
     header: &Header,

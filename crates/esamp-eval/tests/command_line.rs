@@ -1,4 +1,4 @@
-//! The command line of `evaluate`, on a model of 96 words.
+//! The command line of `evaluate`, run on a model of 96 words.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -112,8 +112,8 @@ fn a_budget_ends_a_run_and_the_same_command_goes_on() {
     let bench = Bench::new();
     let args = [&SMALL[..], &ARMS].concat();
     let said = bench.said(&[&args[..], &["--budget", "0.0000001"]].concat());
-    // Six microseconds: one batch may begin in them, and no second one.
-    assert!(said.ends_with("the time is up; the same command goes on from here\n"), "{said}");
+    // Six microseconds: enough to start one batch, but not a second one.
+    assert!(said.ends_with("time limit reached; run the same command again to resume\n"), "{said}");
     assert!(bench.said(&args).starts_with("24 of 24 records in "));
     let whole = Bench::new();
     whole.said(&args);
@@ -186,7 +186,7 @@ fn a_temperature_is_found_and_nothing_is_written() {
 #[test]
 fn a_commit_is_that_of_the_checkout_or_unknown() {
     let folder = tempfile::tempdir().unwrap();
-    // Not inside of some other checkout.
+    // Only if the folder is not inside another checkout.
     if provenance::commit(folder.path()) != "unknown" {
         return;
     }
@@ -203,7 +203,7 @@ fn a_commit_is_that_of_the_checkout_or_unknown() {
     let commit = provenance::commit(folder.path());
     assert!(commit.len() == 40 && commit.bytes().all(|byte| byte.is_ascii_hexdigit()), "{commit}");
     fs::write(folder.path().join("notes"), "1").unwrap();
-    assert_eq!(provenance::commit(folder.path()), commit, "a file that git does not know");
+    assert_eq!(provenance::commit(folder.path()), commit, "untracked files do not count");
     fs::write(folder.path().join("src/lib.rs"), "2").unwrap();
     assert_eq!(provenance::commit(folder.path()), format!("{commit}-modified"));
 }
@@ -217,11 +217,12 @@ fn a_run_ends_in_its_report_and_its_records_give_the_same_one() {
     assert!(said.ends_with(&format!("{}\n", first.display())), "{said}");
     let records = bench.out();
     let again = ["--records", records.to_str().unwrap(), "--report", second.to_str().unwrap()];
-    // Single tokens were kept: what they say is asked of the model's tokenizer, which must be the right one.
+    // Single tokens were kept, so the report needs the model's tokenizer, and the model must be the right
+    // one.
     let other = evaluate(&again);
     assert_eq!(other.status.code(), Some(2));
     let message = String::from_utf8(other.stderr).unwrap();
-    // Behind what a first fetch announces.
+    // After the message about the download, if there is one.
     assert!(message.contains("error: --model: expected the model of the records, "), "{message}");
     let model = bench.folder.path().join("model");
     let output = evaluate(&[&again[..], &["--model", model.to_str().unwrap()]].concat());
@@ -229,7 +230,7 @@ fn a_run_ends_in_its_report_and_its_records_give_the_same_one() {
 
     let [one, two] = [&first, &second].map(|path| fs::read_to_string(path).unwrap());
     assert!(one.contains("stories (3 problems × 2 seeds)"), "{one}");
-    // 96 words that mean nothing: whatever is sampled, no product is right.
+    // The model has random weights: no product is right, whatever the sampling.
     assert!(
         one.lines().any(|line| line.starts_with("| esamp-0.5 | 0.000 | 0.000 [0.000, 0.000] |")),
         "{one}"
@@ -239,7 +240,7 @@ fn a_run_ends_in_its_report_and_its_records_give_the_same_one() {
             .map(|name| fs::read(bench.folder.path().join(name).join(figure)).unwrap());
         assert!(one == two, "{figure}");
     }
-    // They differ in their own names and commands, and in nothing else.
+    // The reports differ only in their names and commands.
     let same = |text: String, name: &str| -> Vec<String> {
         let lines = text.lines().filter(|line| !line.starts_with("cargo run "));
         lines.map(|line| line.replace(&format!("({name}/"), "(")).collect()

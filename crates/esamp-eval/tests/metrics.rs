@@ -1,4 +1,5 @@
-//! Metrics against the packages that others use (numpy, scipy, nltk, vendi-score): tests/golden/metrics/make.py.
+//! Compares metrics with established packages (numpy, scipy, nltk, vendi-score):
+//! tests/golden/metrics/make.py.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -26,7 +27,7 @@ struct Golden {
 #[derive(Deserialize)]
 struct Kernel {
     kernel: Vec<Vec<f64>>,
-    /// Null is infinity.
+    /// Null stands for infinity.
     orders: Vec<Option<f64>>,
     scores: Vec<f64>,
 }
@@ -46,7 +47,7 @@ struct Texts {
     distinct: Vec<f64>,
 }
 
-/// Of the orders 1 to 5.
+/// For the orders 1 to 5.
 #[derive(Deserialize)]
 struct SelfBleu {
     none: Vec<f64>,
@@ -155,7 +156,7 @@ fn the_exact_test_is_that_of_scipy() {
     }
 }
 
-/// Both programs draw 200,000 resamples, each its own: an end is off by a hundredth of the interval at most.
+/// Both programs use 200,000 resamples of their own, so ends differ by at most a hundredth of the interval.
 #[test]
 fn bootstrap_intervals_are_those_of_scipy() {
     for Bootstrap { values, percentile, bca } in golden().bootstrap {
@@ -164,7 +165,8 @@ fn bootstrap_intervals_are_those_of_scipy() {
         {
             let config = BootstrapConfig::default().with_resamples(200_000).with_method(method);
             let got = mean_interval(&values, &config).unwrap();
-            // Means of zeros and ones go in steps of one problem: an end may fall on either side of one.
+            // Means of zeros and ones change in steps of one problem, and an end may fall on either side of
+            // a step.
             let step: f64 =
                 if values.iter().all(|v| v.fract() == 0.0) { 1.0 / 40.0 + 1e-9 } else { 0.0 };
             let tolerance = step.max(0.01 * (high - low));

@@ -1,4 +1,4 @@
-//! Sentence embeddings against the package sentence-transformers: tests/golden/minilm/make.py.
+//! Compares sentence embeddings with the package sentence-transformers: tests/golden/minilm/make.py.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -73,7 +73,7 @@ fn neither_neighbours_nor_order_matter_and_what_is_cut_off_does_not_count() {
     let embedder = SentenceEmbedder::load(&folder(), &Device::flex()).unwrap();
     let long = sentences().pop().unwrap();
     assert_eq!(long.tokens.len(), SentenceEmbedder::MAX_TOKENS);
-    // More than one batch, the lengths mixed.
+    // More than one batch, with mixed lengths.
     let texts: Vec<String> = (0..40)
         .map(|i| match i % 13 {
             5 => long.text.clone(),
@@ -102,7 +102,7 @@ fn what_means_the_same_is_near() {
     assert!(same > 0.5 && other < 0.2, "{same} {other}");
 }
 
-/// A folder with this configuration, the real tokenizer, and weights with these bytes.
+/// A folder with this configuration, the real tokenizer and these bytes as weights.
 fn folder_with(config: &Value, weights: &[u8]) -> tempfile::TempDir {
     let copy = tempfile::tempdir().unwrap();
     fs::copy(folder().join("tokenizer.json"), copy.path().join("tokenizer.json")).unwrap();

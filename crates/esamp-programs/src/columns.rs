@@ -1,11 +1,11 @@
-//! Text in columns of a given width.
+//! Text in columns of a fixed width.
 
 use console::{measure_text_width, truncate_str};
 
-/// Between two columns.
+/// The separator between two columns.
 pub const GAP: &str = "  │  ";
 
-/// Line by line, each column filled up to its width.
+/// Joins columns line by line, padding each line to the column width.
 pub fn side_by_side(columns: &[Vec<String>], width: usize) -> Vec<String> {
     let height = columns.iter().map(Vec::len).max().unwrap_or(0);
     let cell = |column: &Vec<String>, line: usize| {
@@ -18,8 +18,8 @@ pub fn side_by_side(columns: &[Vec<String>], width: usize) -> Vec<String> {
         .collect()
 }
 
-/// Breaks a text into lines of at most `width` columns, between words where it can. Characters that would steer the
-/// terminal are written out.
+/// Wraps a text into lines of at most `width` columns, at word boundaries where possible. Control
+/// characters are escaped.
 pub fn wrap(text: &str, width: usize) -> Vec<String> {
     let text = printable(text);
     let mut lines = Vec::new();
@@ -50,8 +50,8 @@ pub fn wrap(text: &str, width: usize) -> Vec<String> {
     lines
 }
 
-/// What a model says is not trusted with the terminal: control characters and those that turn the writing direction become
-/// their escapes.
+/// Escapes control characters and characters that change the writing direction, because model output must
+/// not control the terminal.
 fn printable(text: &str) -> String {
     let steers = |c: char| {
         let turns = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
@@ -59,9 +59,10 @@ fn printable(text: &str) -> String {
     };
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
-        match steers(c) {
-            true => out.extend(c.escape_unicode()),
-            false => out.push(c),
+        if steers(c) {
+            out.extend(c.escape_unicode());
+        } else {
+            out.push(c);
         }
     }
     out

@@ -1,11 +1,11 @@
-//! Where to compute.
+//! The device to compute on.
 
 use burn::tensor::Device;
 use clap::ValueEnum;
 
 use crate::failure::Failure;
 
-/// The backends that programs can be built with.
+/// The backends a program can be built with.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum DeviceName {
     /// CPU.
@@ -14,14 +14,14 @@ pub enum DeviceName {
     Ndarray,
     /// NVIDIA GPU.
     Cuda,
-    /// Any GPU.
+    /// Any GPU that wgpu supports.
     Wgpu,
     /// A GPU with a Vulkan driver.
     Vulkan,
 }
 
 impl DeviceName {
-    /// The device, if it was built in and is there.
+    /// Opens the device, if the backend is built in and a device exists.
     pub fn open(self) -> Result<Device, Failure> {
         match self {
             Self::Flex => Ok(Device::flex()),
@@ -51,7 +51,7 @@ fn found(name: &str, kind: burn::tensor::DeviceType) -> Result<Device, Failure> 
     let device = Device::enumerate(kind).into_vec().into_iter().next();
     device.ok_or_else(|| {
         Failure::new(
-            format!("--device {name}: expected a device of this kind, none was found"),
+            format!("--device {name}: expected a device of this kind, got none"),
             "install its driver, or use --device flex",
         )
     })
@@ -60,9 +60,9 @@ fn found(name: &str, kind: burn::tensor::DeviceType) -> Result<Device, Failure> 
 #[cfg(not(all(feature = "ndarray", feature = "cuda", feature = "wgpu", feature = "vulkan")))]
 fn not_built(name: &str) -> Failure {
     Failure::usage(
-        format!("--device {name}: expected a program built with it, this one is not"),
+        format!("--device {name}: expected a program built with this backend, got one without it"),
         &format!(
-            "build it with this feature, as in cargo run --release --features {name} --example generate -- --device {name}"
+            "build with this feature, for example: cargo run --release --features {name} --example generate -- --device {name}"
         ),
     )
 }

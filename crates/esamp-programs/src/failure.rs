@@ -1,4 +1,4 @@
-//! Why the program ends early, and what to do about it.
+//! Why a program ends early, and what the user can do about it.
 
 use std::{
     fmt,
@@ -10,11 +10,11 @@ use esamp::errors::ConfigError;
 
 use crate::model_source::FetchError;
 
-/// Why the program ends early.
+/// Why a program ends early.
 #[derive(Debug)]
 pub enum End {
     Failed(Failure),
-    /// Whoever was reading the output has what it wanted: `| head`.
+    /// The reader of standard output has closed it, as `| head` does.
     ReaderGone,
 }
 
@@ -31,7 +31,7 @@ impl From<FetchError> for End {
 }
 
 impl From<io::Error> for End {
-    /// Of standard output.
+    /// An error of standard output.
     fn from(error: io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::BrokenPipe => Self::ReaderGone,
@@ -40,19 +40,19 @@ impl From<io::Error> for End {
     }
 }
 
-/// Says what went wrong, if anything did.
+/// Prints the failure, if any, and returns the exit code.
 pub fn exit_code(result: Result<(), End>) -> ExitCode {
     match result {
         Ok(()) | Err(End::ReaderGone) => ExitCode::SUCCESS,
         Err(End::Failed(failure)) => {
-            // Where nobody reads this either, the exit code says it.
+            // If standard error is closed too, the exit code still reports the failure.
             let _ = writeln!(io::stderr(), "{failure}");
             ExitCode::from(failure.code)
         }
     }
 }
 
-/// What went wrong, and what to do about it.
+/// An error message and the next step for the user.
 #[derive(Debug)]
 pub struct Failure {
     pub code: u8,
@@ -64,7 +64,7 @@ impl Failure {
     const RUNTIME: u8 = 1;
     const USAGE: u8 = 2;
 
-    /// Something went wrong while running.
+    /// An error at run time.
     pub fn runtime(error: impl std::error::Error, next_step: &str) -> Self {
         let mut message = error.to_string();
         let mut source = error.source();
@@ -75,12 +75,12 @@ impl Failure {
         Self::new(message, next_step)
     }
 
-    /// Flags that cannot work, alone or together.
+    /// Flags that are invalid, alone or together.
     pub fn usage(error: String, next_step: &str) -> Self {
         Self { code: Self::USAGE, error, next_step: next_step.to_owned() }
     }
 
-    /// Something went wrong while running, in words.
+    /// An error at run time that is already text.
     pub fn new(error: String, next_step: &str) -> Self {
         Self { code: Self::RUNTIME, error, next_step: next_step.to_owned() }
     }

@@ -1,6 +1,6 @@
-//! What the programs of this repository share: examples, benches, and `evaluate`.
+//! Code shared by the programs of this repository: examples, benches and `evaluate`.
 
-#![allow(missing_docs, reason = "not published: a field whose name says it needs no line")]
+#![allow(missing_docs, reason = "not published: fields with telling names need no docs")]
 
 pub mod columns;
 pub mod device;

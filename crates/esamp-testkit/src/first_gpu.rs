@@ -4,13 +4,14 @@ use std::{io::Write, process::exit, sync::OnceLock};
 
 use burn::tensor::{Device, DeviceType};
 
-/// The first device of a kind. Where there is none, the program says so and ends before the harness could call anything "ok".
+/// Returns the first device of a kind. Without one, prints a message and exits the process, before the test
+/// harness could report anything as "ok".
 pub fn first_gpu(kind: DeviceType) -> Device {
     static DEVICE: OnceLock<Device> = OnceLock::new();
     let device = DEVICE.get_or_init(|| {
         let found = Device::enumerate(kind.clone()).into_vec().into_iter().next();
         found.unwrap_or_else(|| {
-            // Not through eprintln, which the harness keeps to itself.
+            // Not with `eprintln!`, whose output the harness captures.
             let _ = writeln!(std::io::stderr(), "no {kind:?} device: nothing was tested");
             exit(0)
         })

@@ -1,12 +1,13 @@
-//! Reads the golden files and compares with them.
+//! Reads golden files and compares values with them.
 
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor, TensorData};
 use safetensors::{Dtype, SafeTensors};
 
-/// Where a golden file or a folder of them is: in `tests/golden` of the repository, or in the folder that the variable
-/// `ESAMP_GOLDEN` names, for test programs that run on another machine than they were built on.
+/// The path of a golden file or folder: in `tests/golden` of the repository, or in the folder that the
+/// environment variable `ESAMP_GOLDEN` names, for test programs that run on a different machine than the
+/// one that built them.
 pub fn path(name: &str) -> PathBuf {
     let folder = match std::env::var_os("ESAMP_GOLDEN") {
         Some(folder) => PathBuf::from(folder),
@@ -23,7 +24,7 @@ pub struct Golden {
 }
 
 impl Golden {
-    /// Reads a file of tensors.
+    /// Opens a file of tensors.
     pub fn open(name: &str) -> Self {
         let path = path(name);
         let bytes = std::fs::read(&path).unwrap_or_else(|error| {
@@ -32,12 +33,12 @@ impl Golden {
         Self { bytes, name: name.to_owned() }
     }
 
-    /// Whether there is a tensor of this name.
+    /// Whether the file has a tensor `key`.
     pub fn has(&self, key: &str) -> bool {
         self.file().tensor(key).is_ok()
     }
 
-    /// The numbers of a tensor of `f32`.
+    /// The values of an `f32` tensor.
     pub fn values(&self, key: &str) -> Vec<f32> {
         let file = self.file();
         let view = file.tensor(key).unwrap_or_else(|_| panic!("{}: no {key}", self.name));
@@ -45,7 +46,7 @@ impl Golden {
         view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
     }
 
-    /// The numbers of a tensor of integers or of truth values.
+    /// The values of an integer or boolean tensor.
     pub fn ints(&self, key: &str) -> Vec<i64> {
         let file = self.file();
         let view = file.tensor(key).unwrap_or_else(|_| panic!("{}: no {key}", self.name));
@@ -63,7 +64,8 @@ impl Golden {
         }
     }
 
-    /// The filter settings in the file (temperature, top-k, top-p, min-p), each with the name of its keep mask.
+    /// The filter settings in the file (temperature, top-k, top-p, min-p), each with the key of its keep
+    /// mask.
     pub fn filters(&self) -> Vec<(String, [f32; 4])> {
         let file = self.file();
         let mut keys: Vec<String> = file.names().into_iter().map(str::to_owned).collect();
@@ -80,7 +82,7 @@ impl Golden {
         self.file().tensor(key).unwrap().shape().to_vec()
     }
 
-    /// A tensor of `f32`.
+    /// An `f32` tensor on `device`.
     pub fn tensor<const D: usize>(&self, key: &str, device: &Device) -> Tensor<D> {
         Tensor::from_data(TensorData::new(self.values(key), self.shape(key)), device)
     }
@@ -90,7 +92,7 @@ impl Golden {
     }
 }
 
-/// The CPU devices that every numeric test runs on: flex, and ndarray where it is built in.
+/// The CPU devices for numeric tests: flex, and ndarray if it is built in.
 pub fn devices() -> Vec<Device> {
     vec![
         Device::flex(),
@@ -100,12 +102,12 @@ pub fn devices() -> Vec<Device> {
     ]
 }
 
-/// The numbers of a tensor of `f32`.
+/// The values of an `f32` tensor.
 pub fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor.into_data().try_into_vec().unwrap()
 }
 
-/// Compares relative to the largest expected magnitude.
+/// Asserts equality within a tolerance relative to the largest expected magnitude.
 #[track_caller]
 pub fn assert_close(what: &str, got: &[f32], expected: &[f32], tolerance: f32) {
     assert_eq!(got.len(), expected.len(), "{what}: length");

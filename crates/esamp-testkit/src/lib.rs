@@ -1,7 +1,7 @@
-//! What tests of several packages share.
+//! Code shared by the tests of several packages.
 //!
-//! Nothing here knows a type of `esamp`: its unit tests use this too, and to them the library that this package could depend on
-//! would be another one.
+//! Nothing here uses a type of `esamp`. Its unit tests use this crate, and an `esamp` that this crate
+//! depended on would be a different crate to them, with incompatible types.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 

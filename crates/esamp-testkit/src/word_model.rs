@@ -1,4 +1,4 @@
-//! A Hugging Face folder with a real model of 96 words, for programs that load one.
+//! A Hugging Face folder with a small random model, for programs that load one.
 
 use std::{fs, path::Path};
 
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::golden;
 
-/// Fills an existing folder: the weights of a golden Llama, and a tokenizer of the words w0 to w95.
+/// Fills an existing folder with the weights of a golden Llama and a tokenizer for the words w0 to w95.
 pub fn fill(folder: &Path) {
     for entry in fs::read_dir(golden::path("llama/llama")).unwrap().map(Result::unwrap) {
         fs::copy(entry.path(), folder.join(entry.file_name())).unwrap();

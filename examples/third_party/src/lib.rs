@@ -1,4 +1,5 @@
-//! The adapter: everything that is needed to decode a Qwen3 of the crate `bunsen` under ESamp, without a change in it.
+//! The adapter: everything needed to decode the Qwen3 of the crate `bunsen` under ESamp without changing
+//! that crate.
 
 use bunsen::{
     blocks::transformers::embedding::RotaryEmbedding,
@@ -8,10 +9,10 @@ use bunsen::{
 use burn::tensor::{Device, Int, Tensor};
 use esamp::{CausalLm, HiddenStateTap, KvCache, LmHead, TapSite, TiedHead, errors::ModelError};
 
-/// A foreign model, and what the decode loop wants to know about it.
+/// A model of another crate with what the decode loop needs to know about it.
 pub struct TappedQwen3 {
     model: Qwen3Model,
-    /// Tables for all positions; the model is shown a part of them at each pass.
+    /// Rotary tables for all positions; each pass takes the slice for its own.
     rotary: RotaryEmbedding,
     head: TiedHead,
     context: usize,
@@ -19,7 +20,7 @@ pub struct TappedQwen3 {
 }
 
 impl TappedQwen3 {
-    /// `model`, for sequences of up to `context` tokens.
+    /// Wraps `model` for sequences of up to `context` tokens.
     pub fn new(model: Qwen3Model, context: usize) -> Self {
         let embedding = model.embed_tokens.weight.val();
         let device = embedding.device();
@@ -27,7 +28,7 @@ impl TappedQwen3 {
         Self { model, rotary, head: TiedHead::new(embedding), context, device }
     }
 
-    /// The model itself, as it was given.
+    /// The wrapped model.
     pub fn model(&self) -> &Qwen3Model {
         &self.model
     }
@@ -40,8 +41,8 @@ impl CausalLm for TappedQwen3 {
         Qwen3Cache(None)
     }
 
-    /// What `Qwen3Model::forward_hidden` does, with a look at the hidden states on the way. Its parts are public, and that
-    /// is all that it takes to tap a model from outside.
+    /// Does what `Qwen3Model::forward_hidden` does and records the hidden states on the way. The model's
+    /// parts are public, which is all it takes to tap it from outside.
     fn forward(
         &self,
         tokens: Tensor<2, Int>,
@@ -49,11 +50,11 @@ impl CausalLm for TappedQwen3 {
         tap: &mut dyn HiddenStateTap,
     ) -> Result<Tensor<2>, ModelError> {
         let [rows, seq] = tokens.dims();
-        // The foreign cache must know its batch when it is made, so it is made at the first pass.
+        // bunsen's cache needs its batch size when it is created, so it is created at the first pass.
         let cache = cache.0.get_or_insert_with(|| {
             self.model.kv_cache_config().with_batch_size(rows).with_seq_len(self.context).init()
         });
-        // The foreign model panics on these two; a loop wants an error.
+        // bunsen panics on these two; the decode loop expects an error.
         if rows != cache.batch_size() {
             let expected = format!("{} rows", cache.batch_size());
             return Err(ModelError::mismatch("tokens for the cache", expected, rows));
@@ -70,7 +71,7 @@ impl CausalLm for TappedQwen3 {
             hidden = layer.forward(hidden, &rotary, &mut cache);
             tap.record(TapSite::AfterBlock(i), &hidden);
         }
-        // The last position is enough: the norm looks at one position at a time.
+        // The norm works on each position separately, so the last position is enough.
         let d_model = self.d_model();
         let last = hidden.slice([0..rows, seq - 1..seq, 0..d_model]);
         let head_input = self.model.norm.forward(last);
@@ -104,9 +105,9 @@ impl CausalLm for TappedQwen3 {
     }
 }
 
-/// The foreign cache, made at the first pass. Its number of rows is fixed from then on: it cannot drop a row, nor take in
-/// those of another cache. All that it can do is to be seeded with a single row, many times over, and that is enough for
-/// a prompt to be read once for all of its completions.
+/// bunsen's cache, created at the first pass. Its number of rows is then fixed: it cannot drop rows or take
+/// in rows of another cache. It can be filled from a single row repeated any number of times, which is
+/// enough to read a prompt once for all its completions.
 pub struct Qwen3Cache(Option<KVCache>);
 
 impl KvCache for Qwen3Cache {

@@ -1,10 +1,12 @@
-//! A language model that nobody here wrote, decoded under ESamp, from outside: not a line of its crate is changed.
+//! Decodes a language model of another crate under ESamp, without changing that crate.
 //!
-//! The model is the Qwen3 of [`bunsen`](https://crates.io/crates/bunsen), small and with random weights, so that it runs in
-//! a second and downloads nothing; one loaded from a checkpoint is tapped the same way. `lib.rs` is the whole adapter.
+//! The model is the Qwen3 of [`bunsen`](https://crates.io/crates/bunsen), small and with random weights, so
+//! that the example runs in a second without a download. A model loaded from a checkpoint is tapped the
+//! same way. `lib.rs` is the whole adapter.
 //!
-//! Its cache can neither drop rows nor take in new ones. So completions that have ended stay in the batch and are fed a
-//! dummy token, and the second request waits until the first has ended. The loop does that by itself.
+//! Its cache can neither drop rows nor take in new ones. Completions that have ended therefore stay in the
+//! batch and are fed a dummy token, and the second request waits until the first has ended. The decode loop
+//! does this without further settings.
 //!
 //! ```sh
 //! cargo run --release -p esamp-third-party
@@ -32,18 +34,19 @@ fn main() -> Result<(), Box<dyn Error>> {
     let device = Device::flex();
     device.seed(7);
     let mut model = Qwen3Config::new(VOCAB, D_MODEL, 3, 4, 2, 12, 96).init(&device);
-    // The embedding is also the head. At the default size of its numbers the model would repeat its last token for ever.
+    // The embedding is also the head. With the default initial scale the model would repeat its last token
+    // forever.
     let small = Initializer::Normal { mean: 0.0, std: 0.2 };
     let embedding = EmbeddingConfig::new(VOCAB, D_MODEL).with_initializer(small);
     model.embed_tokens = embedding.init(&device);
     let model = TappedQwen3::new(model, 128);
 
-    // Completions of some dozen tokens are short: a distiller that is to learn from them must learn fast.
+    // Completions of a few dozen tokens are few updates, so the learning rate is higher than the default.
     let optimizer = OptimizerConfig::paper().with_learning_rate(3e-3);
     let config = SamplerConfig::new().with_optimizer(optimizer);
     let sampler = config.init(model.d_model(), &model.device())?;
     let sampling = Sampling::default().with_min_p(0.05);
-    // Tokens that end a completion: enough of them that completions end at different times.
+    // Stop tokens; enough of them that completions end at different times.
     let stop_tokens: Vec<TokenId> = (0..VOCAB as TokenId).step_by(8).collect();
 
     let mut decoder = Decoder::new(model, sampler);
@@ -72,16 +75,16 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     }
 
-    // Every step fed all rows of its request, as many as the request has completions.
+    // Every step feeds all rows of its request, including those of completions that have ended.
     let stats = *decoder.stats();
     let fed = stats.steps * COMPLETIONS as u64;
     println!("\n{fed} rows fed, {} of them dead", fed - stats.decoded_tokens);
     let counters = *decoder.sampler().counters();
     println!("{} tokens, {} updates", counters.tokens, counters.updates);
     if let Some(novelty) = counters.mean_relative_novelty() {
-        println!("relative novelty {novelty:.2} (a distiller that knows nothing has 1)");
+        println!("relative novelty {novelty:.2} (an untrained distiller has 1)");
     }
-    decoder.sampler_mut().finish()?; // an error if nothing was learned
+    decoder.sampler_mut().finish()?; // fails if nothing was learned
     println!("ESamp has learned");
     Ok(())
 }

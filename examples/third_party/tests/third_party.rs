@@ -1,4 +1,4 @@
-//! The program, run as a newcomer runs it, and its adapter against the model's own way.
+//! Runs the program as a user would, and compares the adapter with the model's own forward pass.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -17,7 +17,7 @@ fn run() -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The number in front of `what`.
+/// The number before the word `what`.
 fn number(text: &str, what: &str) -> u64 {
     let words: Vec<&str> = text.split_whitespace().collect();
     let at = words.iter().position(|word| word.trim_end_matches(',') == what).unwrap();
@@ -40,7 +40,7 @@ fn the_program_keeps_dead_rows_lets_the_second_request_wait_and_learns() {
     }
     let dead = text.split(" rows fed, ").nth(1).unwrap().split(' ').next().unwrap();
     assert!(dead.parse::<u64>().unwrap() > 0, "{text}");
-    // One update a step: every step has a live row that can be learned.
+    // One update per step: every step has a live row to learn from.
     assert_eq!(number(&text, "updates"), ended[7].0, "{text}");
     assert!(text.ends_with("ESamp has learned\n"));
 }
@@ -58,7 +58,7 @@ fn tokens(rows: &[&[TokenId]]) -> Tensor<2, Int> {
     Tensor::<1, Int>::from_data(numbers.as_slice(), &Device::flex()).reshape(shape)
 }
 
-/// The logits that the foreign model itself gives, all positions at once and without a cache, `[rows, seq, vocab]`.
+/// The logits of the model's own forward pass, all positions at once without a cache, `[rows, seq, vocab]`.
 fn its_own_logits(model: &TappedQwen3, rows: &[&[TokenId]]) -> Tensor<3> {
     let model = model.model();
     let rotary = model.rotary(CONTEXT, &Device::flex());
@@ -133,7 +133,7 @@ fn dead_rows_change_nothing_for_those_that_live() {
     assert_eq!(
         decoder.sampler().counters().updates,
         steps,
-        "one prompt at a time, one update a step"
+        "one prompt at a time, one update per step"
     );
 }
 

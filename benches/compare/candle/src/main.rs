@@ -1,8 +1,8 @@
 //! Plain greedy decoding with candle-transformers' Llama, for `benches/compare.sh`.
 //!
-//! Protocol: the program is started with a folder that holds `model.safetensors` and `config.json`, says `ready`, and then
-//! answers every line `ROWS PROMPT_IDS NEW_TOKENS` (ids separated by commas) with `SECONDS TOKENS`: the time of the decode
-//! steps alone, and the first row's new tokens.
+//! Takes a folder with `model.safetensors` and `config.json`, prints `ready`, and then answers each line
+//! `ROWS PROMPT_IDS NEW_TOKENS` (ids separated by commas) with `SECONDS TOKENS`: the time of the decode
+//! steps alone, and the new tokens of the first row.
 
 use std::{
     io::{BufRead, Write},
@@ -59,7 +59,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// SmolLM2-135M-Instruct's.
+/// The configuration of SmolLM2-135M-Instruct.
 fn config() -> Config {
     Config {
         hidden_size: 576,

@@ -1,4 +1,4 @@
-//! What is to be measured.
+//! The command line, and the cases it selects.
 
 use std::str::FromStr;
 
@@ -11,43 +11,45 @@ use super::{
     subject::{DTypeName, ModelName},
 };
 
-/// The overhead of ESamp: the same decode loop with and without it.
+/// Measure the overhead of ESamp: the same decode loop with and without it.
 #[derive(Debug, Parser)]
 pub struct Args {
-    /// Fewer rounds, and only the configurations most asked for.
+    /// Fewer rounds, and only the most important configurations.
     #[arg(long)]
     quick: bool,
-    /// The reference's workload on a GPU: a 7B shape in bf16, 8 prompts x 16 completions, min-p 0.05, 256 tokens; the
-    /// low-rank distiller per prompt, the paper's per prompt and global; and the first of them on a 0.5B shape.
+    /// The reference implementation's workload on a GPU: a 7B shape in bf16, 8 prompts x 16 completions,
+    /// min-p 0.05, 256 tokens; the low-rank distiller per prompt, the paper's per prompt and global; and
+    /// the first of these on a 0.5B shape.
     #[arg(long, conflicts_with_all = [
         "quick", "model", "groups", "sharing", "distiller", "filter", "beta",
     ])]
     gpu: bool,
-    /// One JSON object per configuration.
+    /// Print one JSON object per configuration.
     #[arg(long)]
     pub json: bool,
-    /// Rounds of each configuration [default: 5; other filters than min-p and quick: 3; beta 0: four times as many, unless quick]
+    /// Rounds per configuration [default: 5; filters other than min-p and quick: 3; beta 0: four times as
+    /// many, unless quick]
     #[arg(long)]
     rounds: Option<usize>,
-    /// New tokens of each completion [default: 48, gpu: 256]
+    /// New tokens per completion [default: 48, gpu: 256]
     #[arg(long)]
     tokens: Option<usize>,
-    /// Only configurations whose name contains this.
+    /// Run only configurations whose name contains this.
     #[arg(long, default_value = "")]
     pub only: String,
-    /// The model. All but smollm2 have random weights.
+    /// The model; all except smollm2 have random weights.
     #[arg(long, value_enum, default_value = "smollm2")]
     model: ModelName,
     /// Precision of the model's weights [default: f32, gpu: bf16]
     #[arg(long, value_enum)]
     dtype: Option<DTypeName>,
-    /// Where to compute [default: flex, gpu: cuda]
+    /// The device to compute on [default: flex, gpu: cuda]
     #[arg(long, value_enum)]
     device: Option<DeviceName>,
     /// Prompts x completions, as in 1x16,8x16 [default: 1x1,1x16,4x4,4x16]
     #[arg(long, value_delimiter = ',')]
     groups: Vec<Group>,
-    /// Who shares a distiller.
+    /// Which completions share a distiller.
     #[arg(long, value_enum, default_value = "per-prompt")]
     sharing: SharingName,
     /// Only this distiller [default: both]
@@ -56,18 +58,18 @@ pub struct Args {
     /// Only this filter [default: all, quick: min-p]
     #[arg(long, value_enum)]
     filter: Option<FilterName>,
-    /// The strength of exploration.
+    /// Steering strength.
     #[arg(long, default_value_t = 0.25)]
     beta: f32,
-    /// Updates run on a thread of their own and are visible one step late.
+    /// Run updates on a separate thread; they take effect one step late.
     #[arg(long)]
     background: bool,
-    /// What cargo bench passes.
+    /// Passed by cargo bench.
     #[arg(long, hide = true)]
     bench: bool,
 }
 
-/// Prompts and completions of each.
+/// A number of prompts and of completions per prompt.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Group {
     prompts: usize,
@@ -101,7 +103,7 @@ impl SharingName {
     }
 }
 
-/// Cases of one model.
+/// The cases of one model.
 #[derive(Debug)]
 pub struct Plan {
     pub model: ModelName,
@@ -114,8 +116,9 @@ impl Args {
         self.device.unwrap_or(if self.gpu { DeviceName::Cuda } else { DeviceName::Flex })
     }
 
-    /// Rounds of a case: fewer for the slow filters, so that all of them take less than a quarter of an hour on two cores; more
-    /// for β = 0, where less has to be told apart than a round varies.
+    /// Rounds of a case. Slow filters get fewer, so that all of them together take less than a quarter of
+    /// an hour on two cores. β = 0 gets more, because its difference is smaller than the variation between
+    /// rounds.
     pub fn rounds(&self, case: &Case) -> usize {
         let usual = match case.filter {
             FilterName::MinP if !self.quick => 5,
@@ -125,12 +128,12 @@ impl Args {
         self.rounds.unwrap_or(usual).max(1)
     }
 
-    /// At least 3: the first token comes of the prefill, and the second is not timed.
+    /// Tokens per completion, at least 3: the first comes from the prefill, and the second is not timed.
     pub fn tokens(&self) -> usize {
         self.tokens.unwrap_or(if self.gpu { 256 } else { 48 }).max(3)
     }
 
-    /// What is run, model after model.
+    /// The cases to run, grouped by model.
     pub fn plans(&self) -> Vec<Plan> {
         let plans = if self.gpu {
             let dtype = self.dtype.unwrap_or(DTypeName::Bf16);
@@ -158,7 +161,7 @@ impl Args {
         picked.filter(|plan| !plan.cases.is_empty()).collect()
     }
 
-    /// Every combination that was asked for.
+    /// All combinations of the requested options.
     fn grid(&self) -> Vec<Case> {
         let groups = match self.groups.as_slice() {
             [] => [(1, 1), (1, 16), (4, 4), (4, 16)]
@@ -178,7 +181,7 @@ impl Args {
         let mut cases = Vec::new();
         for &filter in &filters {
             for &group in &groups {
-                // 64 rows and the slower filters: once, and only where nobody has asked for more.
+                // 64 rows with the slower filters run only if --groups asks for them.
                 let large = self.groups.is_empty() && group.prompts * group.completions > 16;
                 if large && (self.quick || filter != filters[0]) {
                     continue;
@@ -189,7 +192,8 @@ impl Args {
             }
         }
         if self.groups.is_empty() {
-            // β = 0 is plain sampling: the ratio of a run to itself, which shows what the measurement can tell apart.
+            // β = 0 is plain sampling, so its ratio compares a run with itself and shows the resolution of
+            // the measurement.
             let one_by_16 = Group { prompts: 1, completions: 16 };
             cases.push(Case { beta: 0.0, ..self.case(one_by_16, filters[0]) });
         }
@@ -205,7 +209,8 @@ impl Args {
             beta: self.beta,
             sharing: self.sharing.sharing(),
             background: self.background,
-            // What a GPU still has to do, and a thread, would be done in the other decoder's step.
+            // Work that a GPU or a background thread has not finished would be timed as part of the other
+            // decoder's step.
             in_turns: self.device().is_cpu() && !self.background,
         }
     }

@@ -1,10 +1,10 @@
-//! Where to compute.
+//! The device to compute on.
 
 use burn::tensor::Device;
 use clap::ValueEnum;
 use thiserror::Error;
 
-/// The backends that the bench can be built with.
+/// The backends the bench can be built with.
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
 pub enum DeviceName {
     /// CPU.
@@ -15,21 +15,23 @@ pub enum DeviceName {
     Cuda,
     /// A GPU with a Vulkan driver.
     Vulkan,
-    /// Any GPU.
+    /// Any GPU that wgpu supports.
     Wgpu,
 }
 
-/// A device that cannot be had.
+/// The requested device is not available.
 #[derive(Clone, Debug, Error, PartialEq)]
 pub enum DeviceError {
-    #[error("--device {name}: expected a program built with --features {feature}, this one is not")]
+    #[error(
+        "--device {name}: expected a program built with --features {feature}, got one without it"
+    )]
     NotBuilt { name: &'static str, feature: &'static str },
-    #[error("--device {name}: expected a device of this kind, none was found")]
+    #[error("--device {name}: expected a device of this kind, got none")]
     NotThere { name: &'static str },
 }
 
 impl DeviceName {
-    /// The first device of this kind, if it was built in and is there.
+    /// Opens the first device of this kind, if the backend is built in and a device exists.
     pub fn open(self) -> Result<Device, DeviceError> {
         match self {
             Self::Flex => Ok(Device::flex()),
@@ -53,7 +55,7 @@ impl DeviceName {
         }
     }
 
-    /// Whether every operation is done when its call returns.
+    /// Whether every operation has finished when its call returns.
     pub fn is_cpu(self) -> bool {
         matches!(self, Self::Flex | Self::Ndarray)
     }
@@ -71,7 +73,7 @@ impl DeviceName {
 
 #[cfg(any(feature = "cuda", feature = "wgpu", feature = "vulkan"))]
 fn found(name: &'static str, kind: burn::tensor::DeviceType) -> Result<Device, DeviceError> {
-    // Empty, without a panic, where there is no driver.
+    // Without a driver this is empty; it does not panic.
     let device = Device::enumerate(kind).into_vec().into_iter().next();
     device.ok_or(DeviceError::NotThere { name })
 }

@@ -1,25 +1,26 @@
-//! The least that ESamp can cost, from counted work.
+//! A lower bound on the cost of ESamp, from counted work.
 
 use esamp::{distillers::DistillerConfig, llama::LlamaConfig};
 
 use super::run::Case;
 
-/// The best ratios of plain to steered time that the counted work allows: if a machine did nothing but multiply, and if
-/// it did nothing but move memory. The smaller one is the floor. Multiplications count alike whatever their type; the distillers'
-/// are in `f32`, which a GPU does many times slower than the model's `bf16`: there the floor is further away than it says.
+/// The best possible ratios of plain to steered time by counted work: for a machine limited only by
+/// arithmetic, and for one limited only by memory traffic. The smaller of the two is the floor.
+/// Multiplications count the same for every type. The distillers compute in `f32`, which a GPU does many
+/// times slower than the model's `bf16`; there the true limit is below the floor.
 #[derive(Clone, Copy, Debug)]
 pub struct Work {
     pub floor_flops: f64,
     pub floor_bytes: f64,
 }
 
-/// The fewest bytes that an update of Adam can move per parameter: it reads and writes the parameter and both moments. On flex,
-/// with up to 64 rows a slot, no more are moved: the gradient is multiplied out of its factors where it is used. An update
-/// that stores it, as on a GPU, moves 32.
+/// The least memory traffic of an Adam update per parameter, in bytes: reading and writing the parameter
+/// and both moments. This is all that moves on flex with up to 64 rows per slot, where the gradient is
+/// computed from its factors during the update. An update that stores the gradient, as on a GPU, moves 32.
 const ADAM_BYTES: f64 = 24.0;
 
 impl Work {
-    /// `weight_bytes` is the size of one of the model's numbers, in its weights and its cache. The distillers' are `f32`.
+    /// `weight_bytes` is the size of one number in the model's weights and cache. The distillers use `f32`.
     pub fn of(
         config: &LlamaConfig,
         case: &Case,
@@ -30,15 +31,14 @@ impl Work {
         let (rows, slots) = ((case.prompts * case.completions) as f64, case.slots() as f64);
         let weight_bytes = weight_bytes as f64;
         let d = config.d_model as f64;
-        // Every weight is read once a step and multiplied with every row; the embedding is read only as the head.
+        // Every weight is read once per step and multiplied with every row; the embedding is read only as
+        // the head.
         let weights = config.num_params() as f64;
-        // Where the embedding is a matrix of its own, only the rows of the step's tokens are read of it.
-        let embedding = match config.tied_embeddings {
-            true => 0.0,
-            false => (config.vocab_size * config.d_model) as f64,
-        };
+        // An untied embedding is read only at the rows of the step's tokens.
+        let embedding =
+            if config.tied_embeddings { 0.0 } else { (config.vocab_size * config.d_model) as f64 };
         let weights = weights - embedding;
-        // Attention: keys and values of half the completion on average, and the prompt.
+        // Attention reads the keys and values of the prompt and, on average, half the completion.
         let columns = 12.0 + tokens as f64 / 2.0;
         let kv = 2.0 * (config.n_layers * config.n_kv_heads * config.head_dim) as f64;
         let attention = 2.0 * (config.n_layers * config.n_heads * config.head_dim) as f64;
@@ -57,11 +57,12 @@ impl Work {
             }
             _ => 0.0,
         };
-        // Forward once to predict; forward again, and back with respect to parameters and inputs, to learn.
+        // One forward pass to predict. To learn: another forward pass, and a backward pass for parameters
+        // and inputs.
         let distiller_flops = rows * 2.0 * parameters * 4.0 + slots * 12.0 * parameters;
         let distiller_bytes = slots * parameters * (4.0 + ADAM_BYTES);
         let expected_flops = rows * 2.0 * candidates * d;
-        // Rows of the head for each candidate, or all of them once.
+        // Head rows: one per candidate, or all of them once, whichever is less.
         let expected_bytes = weight_bytes * (rows * candidates).min(config.vocab_size as f64) * d;
         let ratio = |model: f64, extra: f64| model / (model + extra);
         Self {

@@ -1,18 +1,19 @@
-//! What ESamp costs: the same decode loop with and without it, side by side.
+//! The overhead of ESamp: the same decode loop with and without it, interleaved.
 //!
 //! ```sh
-//! cargo bench --bench overhead              # all CPU rows
-//! cargo bench --bench overhead -- --quick   # fewer rounds, the rows most asked for
+//! cargo bench --bench overhead              # all CPU configurations
+//! cargo bench --bench overhead -- --quick   # fewer rounds, the most important configurations
 //! cargo bench --bench overhead -- --json    # one object per configuration
 //! cargo bench --bench overhead -- --model 0.5b --groups 2x8 --distiller low-rank   # another shape, random weights
-//! benches/gpu.sh                            # on a GPU: --gpu is the reference's workload
+//! benches/gpu.sh                            # on a GPU, with --gpu: the reference implementation's workload
 //! ```
 //!
-//! Two decoders on one model take turns with the same prompts, filters, seeds and lengths; only β differs. On a CPU they
-//! take turns step by step. Where work goes on after a step has returned, on a GPU or on a thread in the background, it
-//! would be paid for by the other's step: there they take turns generation by generation, each timed until its last update
-//! is done. A round is one generation; its ratio is the plain time over the steered one. Medians and quartiles are over
-//! rounds. A run whose counters say that it did not learn what it should is refused.
+//! Two decoders on one model alternate over the same prompts, filters, seeds and lengths; only β differs.
+//! On a CPU they alternate step by step. On a GPU, or with a background thread, work continues after a step
+//! has returned and would be timed as part of the other decoder's step; there they alternate generation by
+//! generation, each timed until its last update has finished. A round is one generation, and its ratio is
+//! plain time divided by steered time. Medians and quartiles are over rounds. A run whose counters show
+//! that it did not learn what it should have is an error.
 
 pub mod args;
 pub mod device;

@@ -1,10 +1,10 @@
-//! From arguments to lines of text or JSON.
+//! Runs the bench and prints text or JSON.
 
 use std::{error::Error, io::Write};
 
 use super::{args::Args, run::Figures, state};
 
-/// Measures what `args` ask for and writes it down as it comes.
+/// Runs the cases selected by `args` and writes each result as soon as it is measured.
 pub fn report(args: &Args, out: &mut dyn Write) -> Result<(), Box<dyn Error>> {
     let device = args.device().open()?;
     let tokens = args.tokens();
@@ -28,11 +28,12 @@ pub fn report(args: &Args, out: &mut dyn Write) -> Result<(), Box<dyn Error>> {
         }
         for case in plan.cases {
             let figures = case.run(&subject, args.device(), args.rounds(&case), tokens)?;
-            match args.json {
-                true => writeln!(out, "{}", serde_json::to_string(&figures)?)?,
-                false => writeln!(out, "{figures}")?,
+            if args.json {
+                writeln!(out, "{}", serde_json::to_string(&figures)?)?;
+            } else {
+                writeln!(out, "{figures}")?;
             }
-            out.flush()?; // whoever stops the bench keeps what is done
+            out.flush()?; // an interrupted bench keeps its results
         }
     }
     if !args.json {

@@ -1,4 +1,4 @@
-//! One configuration: two decoders that take turns.
+//! Runs one configuration: two decoders that alternate.
 
 use std::{error::Error, fmt, time::Instant};
 
@@ -13,11 +13,11 @@ use serde::Serialize;
 
 use super::{device::DeviceName, floor::Work, subject::Subject};
 
-/// The distillers that are compared.
+/// The distillers to compare.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum DistillerName {
-    /// The reference's, rank 64.
+    /// The reference implementation's, with rank 64.
     LowRank,
     /// The paper's.
     #[value(name = "swiglu")]
@@ -40,13 +40,13 @@ impl DistillerName {
     }
 }
 
-/// The filters that are compared.
+/// The filters to compare.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum FilterName {
-    /// 0.05
+    /// min-p 0.05.
     MinP,
-    /// 0.95
+    /// top-p 0.95.
     TopP,
     None,
 }
@@ -70,7 +70,7 @@ impl FilterName {
     }
 }
 
-/// What is run with and without ESamp.
+/// One configuration, run with and without ESamp.
 #[derive(Clone, Copy, Debug)]
 pub struct Case {
     pub prompts: usize,
@@ -79,13 +79,13 @@ pub struct Case {
     pub distiller: DistillerName,
     pub beta: f32,
     pub sharing: Sharing,
-    /// Whether updates run on a thread of their own.
+    /// Whether updates run on a separate thread.
     pub background: bool,
-    /// Whether the two take turns step by step, or generation by generation.
+    /// Whether the decoders alternate step by step; otherwise generation by generation.
     pub in_turns: bool,
 }
 
-/// What came out, one object per configuration.
+/// The results of one configuration.
 #[derive(Clone, Debug, Serialize)]
 pub struct Figures {
     config: String,
@@ -97,23 +97,23 @@ pub struct Figures {
     beta: f32,
     tokens_per_second_plain: f64,
     tokens_per_second_esamp: f64,
-    /// Median over rounds of plain time over steered time.
+    /// Median over rounds of plain time divided by steered time.
     ratio: f64,
     q1: f64,
     q3: f64,
-    /// The best ratio that the counted work allows.
+    /// The best ratio the counted work allows.
     floor: f64,
     floor_flops: f64,
     floor_bytes: f64,
     updates: u64,
     rows_learned: u64,
     candidates_per_token: f64,
-    /// Milliseconds of each stage of a step, without ESamp and with it.
+    /// Milliseconds per step spent in each stage, without and with ESamp.
     stages_plain: Stages,
     stages_esamp: Stages,
 }
 
-/// Milliseconds a step by stage.
+/// Milliseconds per step, by stage.
 type Stages = Vec<(&'static str, f64)>;
 
 impl Case {
@@ -135,7 +135,7 @@ impl Case {
         name
     }
 
-    /// Distillers that learn in a step.
+    /// The number of distillers that learn in a step.
     pub fn slots(&self) -> usize {
         if self.sharing == Sharing::Global { 1 } else { self.prompts }
     }
@@ -156,9 +156,12 @@ impl Case {
             let seconds = self.round(&mut arms, &prompts, round, tokens)?;
             if round > 0 {
                 ratios.push(seconds[0] / seconds[1]);
-                // The first token comes of the prefill, and the second of the step that prefills.
+                // The first `Decoder::step` yields two tokens: one from the prefill, one from the decode
+                // step.
                 let decoded = (self.prompts * self.completions * (tokens - 2)) as f64;
-                speeds.iter_mut().zip(seconds).for_each(|(speeds, s)| speeds.push(decoded / s));
+                for (speeds, seconds) in speeds.iter_mut().zip(seconds) {
+                    speeds.push(decoded / seconds);
+                }
             }
         }
         for arm in &mut arms {
@@ -203,7 +206,8 @@ impl Case {
         Ok(Decoder::new(model, sampler.init(model.d_model(), &model.device())?))
     }
 
-    /// One generation in both arms. Gives the seconds that the decode steps of each took; prefills are not counted.
+    /// Runs one generation in both arms. Returns the seconds each spent in decode steps, without the
+    /// prefills.
     fn round(
         &self,
         arms: &mut [Decoder<&Llama>; 2],
@@ -227,7 +231,7 @@ impl Case {
             }
             return Ok(seconds);
         }
-        // Whoever begins first has the first choice of memory.
+        // The order alternates, because the arm that starts first allocates memory first.
         for place in [turn, 1 - turn] {
             self.begin(&mut arms[place], place, prompts, round, tokens)?;
         }
@@ -239,12 +243,12 @@ impl Case {
                     seconds[place] += started.elapsed().as_secs_f64();
                 }
             }
-            turn = 1 - turn; // whoever goes first finds the caches cold
+            turn = 1 - turn; // the first arm runs with cold caches
         }
         Ok(seconds)
     }
 
-    /// Submits the prompts, prefills them and does the first decode step.
+    /// Submits the prompts and runs the prefill and the first decode step.
     fn begin(
         &self,
         arm: &mut Decoder<&Llama>,
@@ -266,7 +270,7 @@ impl Case {
         Ok(())
     }
 
-    /// Refuses a run that did not do the work that it is timed for.
+    /// Fails if a run did not do the work it was timed for.
     fn check(&self, counters: &Counters, rounds: usize, tokens: usize) -> Result<(), String> {
         let rows = (self.prompts * self.completions) as u64;
         let steps = (rounds * (tokens - 1)) as u64;
@@ -277,7 +281,7 @@ impl Case {
             return Ok(());
         }
         Err(format!(
-            "{}: expected {} rows learned in {} updates, got {} in {}; this run measures something else",
+            "{}: expected {} rows learned in {} updates, got {} in {}; the run did not measure what it should",
             self.name(),
             expected.0,
             expected.1,
@@ -287,20 +291,20 @@ impl Case {
     }
 }
 
-/// Waits until everything that the arm has started is done.
+/// Waits until all work that the arm has started is finished.
 fn settle(arm: &mut Decoder<&Llama>) -> Result<(), Box<dyn Error>> {
     arm.sampler_mut().finish()?;
     arm.model().device().sync().map_err(|error| format!("device: {error:?}"))?;
     Ok(())
 }
 
-/// Where the steps of a sampler went, the first round and the first tokens with them.
+/// The time a sampler spent in each stage per step, including the first round and the first tokens.
 fn stages(sampler: &Sampler) -> Stages {
     let steps = sampler.counters().steps as f64;
     sampler.stage_seconds().named().map(|(name, seconds)| (name, 1e3 * seconds / steps)).to_vec()
 }
 
-/// By linear interpolation between the order statistics.
+/// The quantile by linear interpolation between order statistics.
 fn quantile(mut values: Vec<f64>, q: f64) -> f64 {
     values.sort_by(f64::total_cmp);
     let place = q * (values.len() - 1) as f64;
@@ -337,6 +341,6 @@ impl fmt::Display for Figures {
                 write!(f, " {name} {ms:.2}")?;
             }
         }
-        write!(f, "\n    {:.1} candidates a token", self.candidates_per_token)
+        write!(f, "\n    {:.1} candidates per token", self.candidates_per_token)
     }
 }

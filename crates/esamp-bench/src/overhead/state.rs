@@ -1,4 +1,4 @@
-//! How much memory a prompt's distiller takes.
+//! The memory a distiller takes per prompt.
 
 use std::{error::Error, fmt};
 
@@ -10,19 +10,19 @@ use esamp::{
 
 use super::run::DistillerName;
 
-/// The width of a 7B or 8B model, which the targets are for.
+/// The width of a 7B or 8B model, for which the memory targets are set.
 pub const D_MODEL: usize = 4096;
 
-/// What one slot holds after its first update.
+/// The size of one slot after its first update.
 pub struct State {
     pub distiller: DistillerName,
     pub bytes: usize,
     pub target: usize,
 }
 
-/// Parameters and optimizer state of one prompt's distiller, counted on the tensors of a slot that has learned.
+/// Measures the parameters and optimizer state of one slot per distiller, on the tensors after an update.
 pub fn of_each_distiller() -> Result<Vec<State>, Box<dyn Error>> {
-    // A CPU, whatever the bench runs on: the sizes are the same.
+    // Sizes do not depend on the device, so this always runs on a CPU.
     let device = Device::flex();
     let targets = [(DistillerName::SwiGlu, 160_000_000), (DistillerName::LowRank, 20_000_000)];
     let of = |(distiller, target): (DistillerName, usize)| -> Result<State, Box<dyn Error>> {
@@ -53,7 +53,7 @@ impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "distiller state per prompt at d = {D_MODEL}, {}: {:.1} MB (at most {:.0} MB wanted)",
+            "distiller state per prompt at d = {D_MODEL}, {}: {:.1} MB (target: at most {:.0} MB)",
             self.distiller.name(),
             self.bytes as f64 / 1e6,
             self.target as f64 / 1e6

@@ -1,4 +1,4 @@
-//! The models that are run, and what they are asked.
+//! The models to run and their prompts.
 
 use std::error::Error;
 
@@ -10,10 +10,11 @@ use esamp::{
 };
 use esamp_programs::model_source::{Cache, ModelSource};
 
-/// SmolLM2-135M with its weights, and shapes of other models with random ones: what a step costs depends on the shape.
+/// SmolLM2-135M with its weights, and shapes of other models with random weights. The cost of a step
+/// depends only on the shape.
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
 pub enum ModelName {
-    /// SmolLM2-135M-Instruct; the only one that is fetched.
+    /// SmolLM2-135M-Instruct; the only one that is downloaded.
     Smollm2,
     /// The shape of SmolLM2-135M.
     #[value(name = "135m")]
@@ -27,7 +28,7 @@ pub enum ModelName {
     /// The shape of Qwen2.5-7B.
     #[value(name = "7b")]
     Seven,
-    /// A shape of nobody's, for tests of the bench.
+    /// A tiny shape for tests of the bench.
     Tiny,
 }
 
@@ -65,12 +66,12 @@ pub struct Subject {
     tokenizer: Option<Tokenizer>,
 }
 
-/// How far random logits spread. Those of a random head of the usual scale have a standard deviation of 1, and min-p 0.05
-/// would leave a tenth of the vocabulary; with this it leaves some 10 to 20 tokens, as a real model does at temperature 1.
-/// How many it was is printed with each figure.
+/// The standard deviation of random logits. A random head of the usual scale has 1, and min-p 0.05 would
+/// keep a tenth of the vocabulary. With this value it keeps some 10 to 20 tokens, as a real model does at
+/// temperature 1. The actual number is printed with each result.
 const LOGIT_STD: f32 = 4.0;
 
-/// Tokens of a prompt without words, about as many as those with words have.
+/// Tokens in a prompt without words; about as many as the prompts with words have.
 const PROMPT_TOKENS: usize = 12;
 
 const PROMPTS: [&str; 8] = [
@@ -111,7 +112,7 @@ impl ModelName {
         }
     }
 
-    /// The shape of a model without weights, as the `config.json` of its namesake has it.
+    /// The shape of a model without weights, from the `config.json` of the model it is named after.
     pub fn shape(self) -> Option<LlamaConfig> {
         let qwen = LlamaConfig {
             d_model: 896,
@@ -184,16 +185,16 @@ impl ModelName {
 }
 
 impl Subject {
-    /// Whether its prompts are words, and its weights those of a model.
+    /// Whether the model has real weights and its prompts are words.
     pub fn has_words(&self) -> bool {
         self.tokenizer.is_some()
     }
 
-    /// The tokens of the first `count` prompts; no two are the same.
+    /// The tokens of the first `count` prompts, all different.
     pub fn prompts(&self, count: usize) -> Result<Vec<Vec<TokenId>>, Box<dyn Error>> {
         let prompt = |at: usize| -> Result<Vec<TokenId>, Box<dyn Error>> {
             let Some(tokenizer) = &self.tokenizer else {
-                // The place of the prompt in the first token, then a pattern.
+                // The first token is the index of the prompt; a fixed pattern follows.
                 let tokens = (0..PROMPT_TOKENS).map(|i| if i == 0 { at } else { 31 * i + 17 * at });
                 return Ok(tokens.map(|t| (t % self.model.vocab_size()) as TokenId).collect());
             };

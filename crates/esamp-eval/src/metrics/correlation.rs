@@ -1,17 +1,17 @@
-//! Whether two numbers go together, and whether they still do when others are held fixed.
+//! Correlation of two variables, and partial correlation with others held fixed.
 
 use super::{MetricError, similarity::dot};
 
-/// What is left of a vector's length where it is rounding.
+/// Vectors shorter than this, relative to their original length, are rounding errors.
 const ROUNDING: f64 = 1e-10;
 
-/// Pearson's correlation, `cov(x, y) / (σ_x·σ_y)` (Pearson, 1895): how near the pairs are to a straight line. In
-/// `[−1, 1]`.
+/// Pearson's correlation, `cov(x, y) / (σ_x·σ_y)` (Pearson, 1895): how close the pairs are to a straight
+/// line. In `[−1, 1]`.
 ///
 /// # Errors
 ///
-/// [`MetricError::Length`] where the lengths differ, [`MetricError::TooFew`] below two pairs,
-/// [`MetricError::NotFinite`], and [`MetricError::Constant`] where one of them does not vary.
+/// [`MetricError::Length`] for different lengths, [`MetricError::TooFew`] for fewer than two pairs,
+/// [`MetricError::NotFinite`], and [`MetricError::Constant`] if `x` or `y` is constant.
 ///
 /// ```
 /// let r = esamp_eval::metrics::pearson(&[1.0, 2.0, 3.0], &[1.0, 3.0, 2.0])?;
@@ -23,8 +23,8 @@ pub fn pearson(x: &[f64], y: &[f64]) -> Result<f64, MetricError> {
     correlation(directed("x", x.to_vec())?, directed("y", y.to_vec())?)
 }
 
-/// Spearman's rank correlation: [`pearson`] of the ranks, equal numbers sharing the mean of theirs (Spearman, 1904).
-/// How near the pairs are to any rising or falling line. In `[−1, 1]`. Cost: two sorts.
+/// Spearman's rank correlation: [`pearson`] of the ranks, with ties sharing the mean of their ranks
+/// (Spearman, 1904). How close the pairs are to any monotonic relation. In `[−1, 1]`. Cost: two sorts.
 ///
 /// # Errors
 ///
@@ -40,28 +40,28 @@ pub fn spearman(x: &[f64], y: &[f64]) -> Result<f64, MetricError> {
     correlation(directed("x", ranks(x))?, directed("y", ranks(y))?)
 }
 
-/// The partial rank correlation of `x` and `y` with `controls` held fixed: the correlation of what is left of their
-/// ranks after the best linear fit to the ranks of the controls (Kendall, *Partial Rank Correlation*, 1942, in
-/// Spearman's form). In `[−1, 1]`.
+/// The partial rank correlation of `x` and `y` with `controls` held fixed: the correlation of the residuals
+/// of their ranks after a linear fit to the ranks of the controls (Kendall, *Partial Rank Correlation*,
+/// 1942, in Spearman's form). In `[−1, 1]`.
 ///
-/// Does novelty go with distance, beyond what surprisal and position explain? With one control `z` it is
-/// `(ρ_xy − ρ_xz·ρ_yz) / √((1 − ρ_xz²)(1 − ρ_yz²))`. Controls that do not vary, or that follow from others, hold
-/// nothing fixed and do no harm; without controls it is [`spearman`]. It takes out what is linear in ranks, not every
-/// dependence.
+/// It answers questions such as: does novelty correlate with distance beyond what surprisal and position
+/// explain? With one control `z` it is `(ρ_xy − ρ_xz·ρ_yz) / √((1 − ρ_xz²)(1 − ρ_yz²))`. Controls that are
+/// constant or follow from others have no effect; without controls it equals [`spearman`]. It removes
+/// dependence that is linear in ranks, not every dependence.
 ///
-/// Cost: a sort of each, and `n·(c + 1)²` operations for `c` controls.
+/// Cost: one sort per variable, and `n·(c + 1)²` operations for `c` controls.
 ///
 /// # Errors
 ///
-/// Those of [`pearson`], also for the controls, which may be constant; and [`MetricError::Constant`] where the
-/// controls explain `x` or `y` fully.
+/// Those of [`pearson`], also for the controls, except that controls may be constant; and
+/// [`MetricError::Constant`] if the controls explain `x` or `y` completely.
 ///
 /// ```
 /// use esamp_eval::metrics::{partial_spearman, spearman};
 ///
 /// let z = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
 /// let (x, y) = ([2.0, 1.0, 4.0, 3.0, 6.0, 5.0], [1.0, 3.0, 2.0, 5.0, 4.0, 6.0]);
-/// // Both rise with z, and that is why they rise together.
+/// Both rise only because z does.
 /// assert!(spearman(&x, &y)? > 0.4);
 /// assert!(partial_spearman(&x, &y, &[z])? < 0.0);
 /// # Ok::<(), esamp_eval::metrics::MetricError>(())
@@ -77,7 +77,7 @@ pub fn partial_spearman<C: AsRef<[f64]>>(
     for (at, control) in controls.iter().enumerate() {
         let name = format!("control {at}");
         check(x, &name, control.as_ref())?;
-        // What is constant, or follows from those before it, has no direction of its own.
+        // A constant or dependent control has no direction of its own.
         let Ok(mut control) = directed(&name, ranks(control.as_ref())) else { continue };
         if take_out(&fixed, &mut control) {
             fixed.push(control);
@@ -92,35 +92,46 @@ pub fn partial_spearman<C: AsRef<[f64]>>(
     correlation(x_left, y_left)
 }
 
-/// Takes the directions `fixed`, which are orthonormal, out of a vector of length 1, and makes it of length 1 again;
-/// `false` where nothing but rounding is left. Twice, because once leaves some of them (Giraud et al., 2005).
+/// Removes the orthonormal directions `fixed` from a unit vector and rescales it to length 1. Returns
+/// `false` if only rounding errors remain. Projects twice, because a single pass leaves errors (Giraud et
+/// al., 2005).
 fn take_out(fixed: &[Vec<f64>], vector: &mut [f64]) -> bool {
     for _ in 0..2 {
         for direction in fixed {
             let share = dot(direction, vector);
-            vector.iter_mut().zip(direction).for_each(|(v, d)| *v -= share * d);
+            for (value, along) in vector.iter_mut().zip(direction) {
+                *value -= share * along;
+            }
         }
     }
     let length = dot(vector, vector).sqrt();
-    vector.iter_mut().for_each(|v| *v /= length);
+    scale(vector, length);
     length > ROUNDING
 }
 
-/// The numbers less their mean, as a vector of length 1.
+fn scale(vector: &mut [f64], divisor: f64) {
+    for value in vector {
+        *value /= divisor;
+    }
+}
+
+/// The values minus their mean, as a unit vector.
 fn directed(what: &str, mut numbers: Vec<f64>) -> Result<Vec<f64>, MetricError> {
     let first = numbers.first().copied().unwrap_or(0.0);
     if numbers.iter().all(|&number| number == first) {
         return Err(MetricError::Constant { what: what.to_owned() });
     }
-    // Scaled first: the squares of large numbers overflow, and those of small ones vanish.
+    // Scale first: squares of large values overflow, and squares of small ones underflow.
     let largest = numbers.iter().fold(0.0f64, |most, number| most.max(number.abs()));
-    numbers.iter_mut().for_each(|number| *number /= largest);
+    scale(&mut numbers, largest);
     let mean = numbers.iter().sum::<f64>() / numbers.len() as f64;
-    numbers.iter_mut().for_each(|number| *number -= mean);
+    for number in &mut numbers {
+        *number -= mean;
+    }
     let largest = numbers.iter().fold(0.0f64, |most, number| most.max(number.abs()));
-    numbers.iter_mut().for_each(|number| *number /= largest);
+    scale(&mut numbers, largest);
     let length = dot(&numbers, &numbers).sqrt();
-    numbers.iter_mut().for_each(|number| *number /= length);
+    scale(&mut numbers, length);
     Ok(numbers)
 }
 
@@ -128,16 +139,18 @@ fn correlation(x: Vec<f64>, y: Vec<f64>) -> Result<f64, MetricError> {
     Ok(dot(&x, &y).clamp(-1.0, 1.0))
 }
 
-/// Ranks from 1, equal numbers sharing the mean of theirs.
+/// Ranks from 1; ties share the mean of their ranks.
 fn ranks(numbers: &[f64]) -> Vec<f64> {
     let mut order: Vec<usize> = (0..numbers.len()).collect();
     order.sort_by(|&a, &b| numbers[a].total_cmp(&numbers[b]));
     let mut ranks = vec![0.0; numbers.len()];
     let mut before = 0;
-    // `==`, so that 0 and −0 are equal, which `total_cmp` puts next to each other.
+    // `==` rather than `total_cmp`, so that 0 and −0 are ties.
     for group in order.chunk_by(|&a, &b| numbers[a] == numbers[b]) {
         let rank = before as f64 + (group.len() + 1) as f64 / 2.0;
-        group.iter().for_each(|&at| ranks[at] = rank);
+        for &at in group {
+            ranks[at] = rank;
+        }
         before += group.len();
     }
     ranks
@@ -164,7 +177,7 @@ mod tests {
     fn by_hand() {
         assert_eq!(ranks(&[3.0, 1.0, 3.0, -0.0, 0.0, 3.0]), [5.0, 3.0, 5.0, 1.5, 1.5, 5.0]);
         let x = [1.0, 2.0, 3.0, 4.0, 5.0];
-        // Rank differences 1 1 1 1 0: 1 − 6·4/(5·24).
+        // The rank differences are 1 1 1 1 0: 1 − 6·4/(5·24).
         close(spearman(&x, &[2.0, 1.0, 4.0, 3.0, 5.0]).unwrap(), 0.8);
         close(spearman(&x, &x.map(f64::exp)).unwrap(), 1.0);
         close(spearman(&x, &x.map(|v| -v.powi(3))).unwrap(), -1.0);
@@ -201,7 +214,7 @@ mod tests {
     }
 
     proptest! {
-        /// Yule's formula for one control, and again for two.
+        /// Yule's formula for one control, applied again for two.
         #[test]
         fn partial_correlations_follow_the_recursion(
             rows in prop::collection::vec(prop::array::uniform4(0u8..6), 6..40),
@@ -225,7 +238,7 @@ mod tests {
             prop_assume!(by_z[1].abs() < 0.98 && by_z[2].abs() < 0.98);
             let two = partial_spearman(&x, &y, &[&z, &w]).unwrap();
             prop_assert!((two - yule(by_z[0], by_z[1], by_z[2])).abs() < 1e-9);
-            // A control that is constant, or given twice, or none at all.
+            // A control that is constant or repeated, and no control.
             let constant = vec![3.0; x.len()];
             let again = partial_spearman(&x, &y, &[&z, &constant, &z, &w]).unwrap();
             prop_assert!((again - two).abs() < 1e-9);

@@ -1,26 +1,27 @@
-//! How probable, how sure and how far apart: perplexity, entropy and divergence of distributions over tokens.
+//! Perplexity, entropy and divergence of distributions over tokens.
 
 use super::MetricError;
 
-/// How far above 0 a log-probability may be, and how far from 1 a sum of probabilities: what `f32` leaves over a
-/// large vocabulary.
+/// Tolerance for log-probabilities above 0 and for sums of probabilities other than 1: the rounding of
+/// `f32` over a large vocabulary.
 const TOLERANCE: f64 = 1e-3;
 
-/// The perplexity of a text, `exp(−mean ln p)`, from the natural logarithms of the probabilities that a model gives
-/// its tokens (Jelinek et al., *Perplexity—a measure of the difficulty of speech recognition tasks*, 1977): the
-/// number of equally likely tokens between which the model would be as undecided.
+/// The perplexity of a text, `exp(−mean ln p)`, from the natural logarithms of the probabilities a model
+/// gives its tokens (Jelinek et al., *Perplexity—a measure of the difficulty of speech recognition tasks*,
+/// 1977): the number of equally likely tokens that would leave the model equally undecided.
 ///
-/// At least 1, but for rounding; infinite where a token had no probability. Under the unmodified model at T = 1 and
-/// without filters it measures how plausible samples are, whatever has sampled them. Of several texts: the mean is
-/// over tokens, so hand over their tokens together, or average over texts what this gives for each, and say which.
+/// At least 1, up to rounding; infinite if a token has probability 0. Under the unmodified model at T = 1
+/// without filters it measures how plausible samples are, independently of how they were sampled. For
+/// several texts, either pass all their tokens together (a mean over tokens) or average the result over
+/// texts, and say which.
 ///
 /// # Errors
 ///
-/// [`MetricError::TooFew`] without tokens, and [`MetricError::OutOfRange`] for NaN and for a logarithm above 0 (by
-/// more than 1e-3).
+/// [`MetricError::TooFew`] without tokens, and [`MetricError::OutOfRange`] for NaN and for logarithms above
+/// 0 (by more than 1e-3).
 ///
 /// ```
-/// // A half and an eighth: the geometric mean is a quarter.
+/// A half and an eighth: the geometric mean is a quarter.
 /// assert_eq!(esamp_eval::metrics::perplexity(&[0.5f64.ln(), 0.125f64.ln()])?, 4.0);
 /// # Ok::<(), esamp_eval::metrics::MetricError>(())
 /// ```
@@ -30,16 +31,16 @@ pub fn perplexity(log_probs: &[f64]) -> Result<f64, MetricError> {
     Ok((-log_probs.iter().sum::<f64>() / log_probs.len() as f64).exp())
 }
 
-/// The entropy of a distribution, `−Σ p·ln p`, in nats, from the natural logarithms of its probabilities (Shannon,
-/// 1948).
+/// The entropy of a distribution, `−Σ p·ln p`, in nats, from the natural logarithms of its probabilities
+/// (Shannon, 1948).
 ///
-/// From 0 (one token has it all) to `ln` of their number. A token that a filter has removed has logarithm `−∞`, and
-/// adds nothing.
+/// From 0 (one token has all probability) to the logarithm of the number of tokens. A token removed by a
+/// filter has logarithm `−∞` and adds nothing.
 ///
 /// # Errors
 ///
-/// [`MetricError::TooFew`] for an empty distribution, and [`MetricError::OutOfRange`] for NaN, for a logarithm above
-/// 0, and for probabilities whose sum is not 1 (by more than 1e-3).
+/// [`MetricError::TooFew`] for an empty distribution, and [`MetricError::OutOfRange`] for NaN, for
+/// logarithms above 0, and for probabilities whose sum is not 1 (by more than 1e-3).
 ///
 /// ```
 /// use esamp_eval::metrics::entropy;
@@ -56,13 +57,13 @@ pub fn entropy(log_probs: &[f64]) -> Result<f64, MetricError> {
 /// `KL(new ‖ reference) = Σ new·(ln new − ln reference)`, in nats, from the natural logarithms of both (Kullback and
 /// Leibler, 1951).
 ///
-/// At least 0; 0 only for equal distributions; infinite where `new` has probability and `reference` has none.
-/// Position `i` is the same token in both. For the distributions of a step with ESamp and without, it is how far
-/// ESamp has gone.
+/// At least 0, and 0 only for equal distributions; infinite if `new` has probability where `reference` has
+/// none. Index `i` is the same token in both. For the distributions of a step with and without ESamp, it
+/// measures how far ESamp departs from the model.
 ///
 /// # Errors
 ///
-/// Those of [`entropy`], for either, and [`MetricError::Length`] where their lengths differ.
+/// Those of [`entropy`] for either distribution, and [`MetricError::Length`] for different lengths.
 ///
 /// ```
 /// use esamp_eval::metrics::kl_divergence;
@@ -79,16 +80,16 @@ pub fn kl_divergence(new: &[f64], reference: &[f64]) -> Result<f64, MetricError>
     Ok(kl_of(new, reference))
 }
 
-/// [`entropy`] of what is known to be a distribution.
+/// [`entropy`] of a checked distribution.
 fn entropy_of(log_probs: &[f64]) -> f64 {
-    // + 0.0: a distribution on one token has entropy 0 and not −0.
+    // + 0.0: turns −0 into 0 for a distribution on one token.
     -log_probs.iter().map(|&log_prob| weighted(log_prob, log_prob)).sum::<f64>() + 0.0
 }
 
-/// [`kl_divergence`] of what is known to be two distributions over the same tokens.
+/// [`kl_divergence`] of two checked distributions over the same tokens.
 fn kl_of(new: &[f64], reference: &[f64]) -> f64 {
     let terms = new.iter().zip(reference).map(|(new, old)| weighted(*new, new - old));
-    // Never below 0, but for rounding.
+    // Negative values can only come from rounding.
     terms.sum::<f64>().max(0.0)
 }
 

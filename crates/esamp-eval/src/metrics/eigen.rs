@@ -1,13 +1,14 @@
 //! Eigenvalues of a symmetric matrix.
 
-/// Eigenvalues of a symmetric matrix, given as rows, smallest first.
+/// The eigenvalues of a symmetric matrix, given as rows; smallest first.
 ///
-/// The cyclic Jacobi method (Jacobi, 1846; Golub and Van Loan, *Matrix Computations*, §8.5): each entry off the
-/// diagonal is turned to zero, row by row, until all are below rounding. Absolute errors are a few `f64` roundings of
-/// the largest eigenvalue. Cost: some `30·n³` operations, a tenth of a second for `n` = 350. Not [`svd`](crate::distiller)'s
-/// one-sided form, which loses the sign, by which a kernel that is none is known.
+/// Uses the cyclic Jacobi method (Jacobi, 1846; Golub and Van Loan, *Matrix Computations*, §8.5): each
+/// entry off the diagonal is rotated to zero, row by row, until all are below rounding. Absolute errors are
+/// a few `f64` roundings of the largest eigenvalue. Cost: about `30·n³` operations, a tenth of a second for
+/// `n` = 350. The one-sided form, as in the SVD of the distillers, would lose the signs, which are needed
+/// to detect invalid kernels.
 pub(super) fn eigenvalues(mut matrix: Vec<Vec<f64>>) -> Vec<f64> {
-    const SWEEPS: usize = 60; // it takes 6 to 10
+    const SWEEPS: usize = 60; // 6 to 10 are usual
     let count = matrix.len();
     let length = matrix.iter().flatten().map(|v| v * v).sum::<f64>().sqrt();
     let negligible = f64::EPSILON * length / count.max(1) as f64;
@@ -30,7 +31,8 @@ pub(super) fn eigenvalues(mut matrix: Vec<Vec<f64>>) -> Vec<f64> {
     values
 }
 
-/// Turns the plane of axes `i < j` so that their entry becomes 0; the smaller of the two angles that do.
+/// Rotates the plane of axes `i < j` so that their entry becomes 0, by the smaller of the two possible
+/// angles.
 fn annul(matrix: &mut [Vec<f64>], i: usize, j: usize) {
     let entry = matrix[i][j];
     let zeta = (matrix[j][j] - matrix[i][i]) / (2.0 * entry);
@@ -73,9 +75,10 @@ mod tests {
         assert_values(vec![vec![0.0; 4]; 4], vec![0.0; 4]);
         // Trace 4, determinant 4 − 9 = −5.
         assert_values(vec![vec![2.0, 3.0], vec![3.0, 2.0]], vec![5.0, -1.0]);
-        // All ones: n once, 0 otherwise.
+        // All ones: n once, and 0 otherwise.
         assert_values(vec![vec![1.0; 7]; 7], [vec![7.0], vec![0.0; 6]].concat());
-        // A path's Laplacian and a cycle's, whose eigenvalues are cosines; the cycle has double ones.
+        // The Laplacians of a path and of a cycle, whose eigenvalues are cosines; those of the cycle are
+        // double.
         let n = 25;
         let second = |i: usize, j: usize| if i == j { 2.0 } else { -f64::from(i.abs_diff(j) == 1) };
         let path = (0..n).map(|i| (0..n).map(|j| second(i, j)).collect()).collect();
@@ -86,7 +89,7 @@ mod tests {
         assert_values(cycle, (0..n).map(|k| angle(2 * k, n)).collect());
     }
 
-    /// A diagonal between products of reflections, which are orthogonal by construction.
+    /// A diagonal matrix between products of reflections, which are orthogonal by construction.
     #[test]
     fn known_spectra_are_found_again() {
         let mut rng = ChaCha8Rng::seed_from_u64(5);
@@ -100,11 +103,13 @@ mod tests {
             for _ in 0..3 {
                 let axis: Vec<f64> = (0..n).map(|_| number()).collect();
                 let scale = 2.0 / axis.iter().map(|v| v * v).sum::<f64>();
-                // H·M·H with H = 1 − scale·v·vᵀ, rows and then columns.
+                // H·M·H with H = 1 − scale·v·vᵀ: rows, then columns.
                 for _ in 0..2 {
                     for row in &mut matrix {
                         let share = scale * row.iter().zip(&axis).map(|(r, v)| r * v).sum::<f64>();
-                        row.iter_mut().zip(&axis).for_each(|(r, v)| *r -= share * v);
+                        for (value, along) in row.iter_mut().zip(&axis) {
+                            *value -= share * along;
+                        }
                     }
                     matrix = (0..n).map(|i| matrix.iter().map(|row| row[i]).collect()).collect();
                 }

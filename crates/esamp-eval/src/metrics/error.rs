@@ -1,54 +1,54 @@
-//! Numbers that a metric is not defined for.
+//! Errors of metrics.
 
 use std::fmt::Display;
 
 use thiserror::Error;
 
-/// Something that a metric is not defined for. Positions count from 0.
+/// An input that a metric is not defined for. Positions count from 0.
 #[derive(Clone, Debug, PartialEq, Error)]
 #[non_exhaustive]
 pub enum MetricError {
-    /// A number is outside of its range.
+    /// A value is outside its range.
     #[error("{what}: expected {expected}, got {got}")]
     OutOfRange {
-        /// Which number.
+        /// Which value.
         what: String,
-        /// The range, in words.
+        /// The valid range.
         expected: String,
-        /// The number that came.
+        /// The value.
         got: String,
     },
-    /// There is less than the metric needs.
+    /// There are fewer inputs than the metric needs.
     #[error("{what}: expected at least {expected}, got {got}")]
     TooFew {
         /// What was counted.
         what: String,
-        /// How many are needed.
+        /// The number needed.
         expected: usize,
-        /// How many came.
+        /// The number given.
         got: usize,
     },
-    /// Things that belong together are not of the same length.
+    /// Inputs that belong together have different lengths.
     #[error("{what}: expected {expected} values, got {got}")]
     Length {
-        /// Which of them.
+        /// Which input.
         what: String,
         /// The length of the others.
         expected: usize,
-        /// Its length.
+        /// The length of this one.
         got: usize,
     },
-    /// A number is infinite or not a number.
+    /// A value is infinite or NaN.
     #[error("{what}, value {at}: expected a finite number, got {got}")]
     NotFinite {
-        /// Where it stands.
+        /// Which input.
         what: String,
-        /// Its position there.
+        /// The position in it.
         at: usize,
-        /// The number.
+        /// The value.
         got: f64,
     },
-    /// Nothing varies, so nothing can vary together with it.
+    /// The values are constant, so a correlation is undefined.
     #[error("{what}: expected values that differ, got none that do")]
     Constant {
         /// Which values.
@@ -57,7 +57,7 @@ pub enum MetricError {
 }
 
 impl MetricError {
-    /// An [`OutOfRange`](Self::OutOfRange) error unless `holds`.
+    /// Returns an [`OutOfRange`](Self::OutOfRange) error unless `holds`.
     pub(super) fn check(
         holds: bool,
         what: impl Display,
@@ -71,7 +71,7 @@ impl MetricError {
         Err(Self::OutOfRange { what, expected, got })
     }
 
-    /// A [`TooFew`](Self::TooFew) error unless `got` is at least `expected`.
+    /// Returns a [`TooFew`](Self::TooFew) error unless `got` is at least `expected`.
     pub(super) fn at_least(what: impl Display, expected: usize, got: usize) -> Result<(), Self> {
         if got >= expected {
             return Ok(());
@@ -79,7 +79,7 @@ impl MetricError {
         Err(Self::TooFew { what: what.to_string(), expected, got })
     }
 
-    /// A [`Length`](Self::Length) error unless the two are equal.
+    /// Returns a [`Length`](Self::Length) error unless the two are equal.
     pub(super) fn same_length(what: impl Display, expected: usize, got: usize) -> Result<(), Self> {
         if expected == got {
             return Ok(());
@@ -87,7 +87,7 @@ impl MetricError {
         Err(Self::Length { what: what.to_string(), expected, got })
     }
 
-    /// A [`NotFinite`](Self::NotFinite) error for the first number that is not finite.
+    /// Returns a [`NotFinite`](Self::NotFinite) error for the first value that is not finite.
     pub(super) fn finite(what: impl Display, numbers: &[f64]) -> Result<(), Self> {
         match numbers.iter().position(|number| !number.is_finite()) {
             None => Ok(()),

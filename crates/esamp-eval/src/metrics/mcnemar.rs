@@ -1,29 +1,29 @@
-//! Whether one way to sample solves problems that another does not, more often than chance.
+//! McNemar's test: whether one method solves problems that another does not, more often than by chance.
 
 use serde::{Deserialize, Serialize};
 
 use super::MetricError;
 
-/// What [`mcnemar`] finds.
+/// The result of [`mcnemar`].
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct McNemar {
-    /// Problems that only the new way solves.
+    /// Problems that only the new method solves.
     pub only_new: u64,
-    /// Problems that only the old way solves.
+    /// Problems that only the old method solves.
     pub only_old: u64,
-    /// How likely a split as uneven as this one, or more so, would be if neither were better: two-sided, in `[0, 1]`
-    /// (below 1e-308 it is 0).
+    /// Probability of a split at least this uneven if neither method were better: two-sided, in `[0, 1]` (0
+    /// below 1e-308).
     pub p_value: f64,
 }
 
 impl McNemar {
-    /// The test from its two counts, which are all that it depends on.
+    /// The test from the two counts, which is all it depends on.
     ///
     /// Cost: twice the smaller count in steps.
     pub fn of_counts(only_new: u64, only_old: u64) -> Self {
         let (few, many) = (only_new.min(only_old), only_new.max(only_old));
         let all = few as f64 + many as f64;
-        // ln of C(all, few) / 2^all, then the terms below it by their ratio: the first is the largest.
+        // ln of C(all, few) / 2^all, then the smaller terms by their ratios: the first term is the largest.
         let choose: f64 = (1..=few).map(|i| ((many as f64 + i as f64) / i as f64).ln()).sum();
         let mut term = (choose - all * std::f64::consts::LN_2).exp();
         let mut tail = 0.0;
@@ -35,16 +35,16 @@ impl McNemar {
     }
 }
 
-/// McNemar's test, exact: of the problems that only one of two ways solves, is the share of either too uneven for
-/// chance (McNemar, 1947; exact by the binomial distribution with chance ½)?
+/// McNemar's exact test: among the problems that only one of two methods solves, is the split too uneven
+/// for chance (McNemar, 1947; exact by the binomial distribution with probability ½)?
 ///
-/// Position `i` is the same problem in `new` and `old`. The p-value is twice the chance of at most the smaller count,
-/// at most 1; 1 where both solve the same problems. For one outcome per problem; for graded scores, such as pass@k,
-/// see [`paired_interval`](super::paired_interval).
+/// Index `i` is the same problem in `new` and `old`. The p-value is twice the probability of at most the
+/// smaller count, capped at 1; it is 1 if both solve the same problems. For one outcome per problem; for
+/// graded scores such as pass@k use [`paired_interval`](super::paired_interval).
 ///
 /// # Errors
 ///
-/// [`MetricError::Length`] where the numbers of problems differ, [`MetricError::TooFew`] without problems.
+/// [`MetricError::Length`] for different numbers of problems, [`MetricError::TooFew`] without problems.
 ///
 /// ```
 /// use esamp_eval::metrics::mcnemar;
@@ -53,7 +53,7 @@ impl McNemar {
 /// let old = [false, false, false, false, false, true, false];
 /// let test = mcnemar(&new, &old)?;
 /// assert_eq!((test.only_new, test.only_old), (5, 0));
-/// // Five coins that fall on the same side, either one: 2/32.
+/// Five coins that all fall on the same side, either one: 2/32.
 /// assert!((test.p_value - 0.0625).abs() < 1e-12);
 /// # Ok::<(), esamp_eval::metrics::MetricError>(())
 /// ```
@@ -69,7 +69,7 @@ pub fn mcnemar(new: &[bool], old: &[bool]) -> Result<McNemar, MetricError> {
 mod tests {
     use super::*;
 
-    /// All falls of the coins, one by one.
+    /// Compares with an enumeration of all coin tosses.
     #[test]
     fn the_p_value_is_the_share_of_splits_as_uneven() {
         for only_new in 0..8u32 {

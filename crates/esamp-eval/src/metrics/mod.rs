@@ -1,24 +1,24 @@
-//! Measures of what was sampled: is it right, is it different, is it probable, and is the difference more than
-//! chance?
+//! Metrics of completions: correctness, diversity and probability, and whether differences are significant.
 //!
-//! Pure functions over slices, in `f64`: no tensors, no device, and random numbers only where a seed is asked for.
+//! Pure functions over slices in `f64`, without tensors or devices. Random numbers are used only by
+//! functions that take a seed.
 //!
 //! | question | functions |
 //! |---|---|
 //! | is one of them right? | [`pass_at_k`], [`maj_at_k`] |
 //! | do they differ in meaning? (embeddings) | [`vendi_from_embeddings`], [`vendi_from_kernel`], [`mean_pairwise_cosine`], [`cosine`] |
 //! | do they differ in words? (tokens) | [`distinct_n`], [`expectation_adjusted_distinct`], [`self_bleu`] |
-//! | how probable, how sure, how far away? | [`perplexity`], [`entropy`], [`kl_divergence`] |
+//! | how probable, how certain, how far apart? | [`perplexity`], [`entropy`], [`kl_divergence`] |
 //! | is a difference more than chance? | [`paired_interval`], [`mean_interval`], [`bootstrap_interval`], [`mcnemar`] |
-//! | do two numbers go together? | [`pearson`], [`spearman`], [`partial_spearman`] |
+//! | are two variables related? | [`pearson`], [`spearman`], [`partial_spearman`] |
 //!
-//! Each takes one problem's completions, or one number per problem. A comparison of two ways to sample on the same
-//! problems:
+//! Each takes the completions of one problem, or one value per problem. To compare two sampling methods on
+//! the same problems:
 //!
 //! ```
 //! use esamp_eval::metrics::{BootstrapConfig, paired_interval, pass_at_k};
 //!
-//! // Right ones among 16 completions, for each of six problems.
+//! Number of right completions among 16, for each of six problems.
 //! let plain = [0, 2, 1, 0, 7, 3];
 //! let explored = [1, 2, 3, 0, 6, 5];
 //! let pass = |correct: [usize; 6]| correct.map(|c| pass_at_k(16, c, 4));
@@ -30,8 +30,7 @@
 //! # Ok::<(), esamp_eval::metrics::MetricError>(())
 //! ```
 //!
-//! What is outside of a function's domain is a [`MetricError`]; no function gives a number for something else
-//! instead.
+//! Inputs outside a function's domain are a [`MetricError`]; no function falls back to another value.
 
 #![warn(missing_docs)]
 

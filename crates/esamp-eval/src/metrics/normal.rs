@@ -2,12 +2,12 @@
 
 use std::f64::consts::PI;
 
-/// Beyond this the distribution is 0 or 1 to the precision in which it is used.
+/// Beyond this the distribution function is 0 or 1 to the precision needed here.
 const EDGE: f64 = 8.0;
 
-/// The chance of a number below `x`, to some 1e-15.
+/// The distribution function at `x`, accurate to about 1e-15.
 ///
-/// `½ + φ(x)·(x + x³/3 + x⁵/(3·5) + …)`, whose terms all have the sign of x, so that nothing cancels before the last
+/// `½ + φ(x)·(x + x³/3 + x⁵/(3·5) + …)`: all terms have the sign of x, so nothing cancels before the last
 /// sum (Marsaglia, *Evaluating the Normal Distribution*, 2004).
 pub(super) fn below(x: f64) -> f64 {
     if x.abs() > EDGE {
@@ -22,8 +22,7 @@ pub(super) fn below(x: f64) -> f64 {
     0.5 + sum * (-x * x / 2.0).exp() / (2.0 * PI).sqrt()
 }
 
-/// The number below which a number falls with this chance, within ±8; by halving the interval, so it is as exact as
-/// [`below`].
+/// The quantile function, within ±8. Uses bisection, so it is as accurate as [`below`].
 pub(super) fn quantile(chance: f64) -> f64 {
     let (mut low, mut high) = (-EDGE, EDGE);
     for _ in 0..60 {

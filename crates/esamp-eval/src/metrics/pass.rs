@@ -1,27 +1,28 @@
-//! Whether a problem is solved when there are k tries.
+//! Whether a problem is solved within k attempts.
 
 use std::collections::BTreeMap;
 
 use super::MetricError;
 
-/// pass@k: the chance that at least one of `k` completions is right, from `samples` completions of which `correct`
-/// are.
+/// pass@k: the probability that at least one of `k` completions is right, from `samples` completions of
+/// which `correct` are right.
 ///
-/// `1 − C(samples − correct, k) / C(samples, k)`, the share of all subsets of `k` that hold a right one: the unbiased
-/// estimate of `1 − (1 − p)^k`, where `p` is the chance that one completion is right (Chen et al., *Evaluating Large
-/// Language Models Trained on Code*, arXiv 2107.03374). For one problem; the score of a set of problems is the mean.
+/// `1 − C(samples − correct, k) / C(samples, k)`, the share of subsets of size `k` that contain a right
+/// completion: the unbiased estimate of `1 − (1 − p)^k`, where `p` is the probability that one completion
+/// is right (Chen et al., *Evaluating Large Language Models Trained on Code*, arXiv 2107.03374). This is
+/// the score of one problem; the score of a set of problems is the mean.
 ///
 /// In `[0, 1]`. Computed as a product of `correct` factors, so nothing overflows.
 ///
 /// # Errors
 ///
-/// [`MetricError::OutOfRange`] for more right ones than samples, and for a `k` outside of `1..=samples`: with fewer
-/// samples than `k` there is no unbiased estimate.
+/// [`MetricError::OutOfRange`] if `correct` exceeds `samples`, or if `k` is outside `1..=samples`: with
+/// fewer samples than `k` there is no unbiased estimate.
 ///
 /// ```
 /// use esamp_eval::metrics::pass_at_k;
 ///
-/// // One right one among four: a pair holds it in 3 of 6 cases.
+/// One right completion of four: 3 of 6 pairs contain it.
 /// assert_eq!(pass_at_k(4, 1, 2)?, 0.5);
 /// assert!(pass_at_k(4, 1, 5).is_err());
 /// # Ok::<(), esamp_eval::metrics::MetricError>(())
@@ -37,29 +38,29 @@ pub fn pass_at_k(samples: usize, correct: usize, k: usize) -> Result<f64, Metric
     Ok(1.0 - all_wrong)
 }
 
-/// maj@k: the chance that the answer which most of `k` completions give is the right one (Wang et al.,
-/// *Self-Consistency Improves Chain of Thought Reasoning*, arXiv 2203.11171; the name is from Lewkowycz et al., arXiv
-/// 2206.14858).
+/// maj@k: the probability that the most frequent answer of `k` completions is the right one (Wang et al.,
+/// *Self-Consistency Improves Chain of Thought Reasoning*, arXiv 2203.11171; the name is from Lewkowycz et
+/// al., arXiv 2206.14858).
 ///
-/// Over all subsets of `k` of the answers, each as likely, and exactly: nothing is drawn. Of answers with equally
-/// many votes each wins as often. A completion without an answer (`None`) has no vote, yet is one of the `k`; where
-/// nobody votes, nobody wins. With `k` the number of answers it is the plain majority vote. `A` is the answer in a
-/// form in which equal answers are equal: whether `1/2` is `0.5` is up to the caller.
+/// Exact over all subsets of `k` answers, each equally likely; nothing is drawn at random. Ties are split
+/// evenly. A completion without an answer (`None`) has no vote but counts as one of the `k`; without any
+/// vote no answer wins. If `k` is the number of answers, this is the plain majority vote. `A` must compare
+/// equal answers as equal: whether `1/2` equals `0.5` is up to the caller.
 ///
-/// In `[0, 1]`. Cost: up to `samples·k²·ln k` multiply-adds: microseconds for 16 samples, hundredths of a second
-/// for 256.
+/// In `[0, 1]`. Cost: up to `samples·k²·ln k` multiply-adds: microseconds for 16 samples, hundredths of a
+/// second for 256.
 ///
 /// # Errors
 ///
-/// [`MetricError::OutOfRange`] for a `k` outside of `1..=answers.len()`.
+/// [`MetricError::OutOfRange`] if `k` is outside `1..=answers.len()`.
 ///
 /// ```
 /// use esamp_eval::metrics::maj_at_k;
 ///
 /// let answers = [Some(7), Some(9), Some(7), None];
 /// assert_eq!(maj_at_k(&answers, &7, 4)?, 1.0);
-/// // Of one: half of them are right. Of two: 7 7, four times 7 with another (7 9 twice, a tie; 7 and silence
-/// // twice), and 9 with silence: (1 + 2/2 + 2) of 6.
+/// k = 1: half are right. k = 2: 7 7 once; 7 with another four times (7 9 twice, a tie; 7 and none twice);
+/// 9 and none once: (1 + 2/2 + 2) of 6.
 /// assert!((maj_at_k(&answers, &7, 1)? - 0.5).abs() < 1e-12);
 /// assert!((maj_at_k(&answers, &7, 2)? - 4.0 / 6.0).abs() < 1e-12);
 /// # Ok::<(), esamp_eval::metrics::MetricError>(())
@@ -74,8 +75,8 @@ pub fn maj_at_k<A: Ord>(answers: &[Option<A>], correct: &A, k: usize) -> Result<
     let Some(right) = votes.remove(correct) else {
         return Ok(0.0);
     };
-    // C(m, s) overflows, the binomial distribution with chance k/n does not: its factors k/n and 1 − k/n come to the
-    // same power in every subset of k, and cancel in the share of subsets.
+    // C(m, s) overflows; the binomial distribution with probability k/n does not. Its factors k/n and 1 −
+    // k/n have the same power in every subset of size k, so they cancel in the share.
     let chance = k as f64 / answers.len() as f64;
     let all = binomial(answers.len(), chance)[k];
     let right = binomial(right, chance);
@@ -90,8 +91,8 @@ pub fn maj_at_k<A: Ord>(answers: &[Option<A>], correct: &A, k: usize) -> Result<
     Ok((won / all).min(1.0))
 }
 
-/// The weight of the ways in which the other answers and the silent ones are `places` completions while no answer has
-/// more than `votes`: at position `i` those where `i` answers have as many.
+/// The weight of the ways in which the other answers and the completions without one fill `places` places
+/// while no answer has more than `votes`. Index `i` holds those where `i` answers reach `votes`.
 fn beaten(silent: &[f64], others: &[Vec<f64>], votes: usize, places: usize) -> Vec<f64> {
     let most_ties = (places / votes).min(others.len());
     let mut ways = vec![vec![0.0; places + 1]; most_ties + 1];
@@ -104,7 +105,7 @@ fn beaten(silent: &[f64], others: &[Vec<f64>], votes: usize, places: usize) -> V
             for (taken, weight) in row.iter().enumerate().filter(|(_, weight)| **weight > 0.0) {
                 let left = places - taken;
                 for (its, share) in other.iter().enumerate().take(votes.min(left) + 1) {
-                    // A tie more takes `votes` places more, so `ties` stays within `most_ties`.
+                    // Each further tie takes `votes` more places, so `ties` stays within `most_ties`.
                     next[ties + usize::from(its == votes)][taken + its] += weight * share;
                 }
             }
@@ -114,7 +115,8 @@ fn beaten(silent: &[f64], others: &[Vec<f64>], votes: usize, places: usize) -> V
     ways.iter().map(|row| row[places]).collect()
 }
 
-/// The chances of 0, 1, … `trials` successes, by adding one trial after the other: sums of positive numbers only.
+/// The probabilities of 0, 1, … `trials` successes, adding one trial at a time: only positive terms are
+/// summed.
 fn binomial(trials: usize, chance: f64) -> Vec<f64> {
     let mut chances = vec![0.0; trials + 1];
     chances[0] = 1.0;
@@ -138,7 +140,7 @@ mod tests {
 
     use super::*;
 
-    /// Every subset of `k` of `n`, as bit masks.
+    /// All subsets of `k` of `n`, as bit masks.
     fn subsets(n: usize, k: usize) -> impl Iterator<Item = u32> {
         (0u32..1 << n).filter(move |mask| mask.count_ones() as usize == k)
     }
@@ -164,7 +166,7 @@ mod tests {
         assert_eq!(pass_at_k(10, 10, 1).unwrap(), 1.0);
         assert_eq!(pass_at_k(10, 3, 8).unwrap(), 1.0, "only 7 are wrong");
         assert!((pass_at_k(200, 13, 1).unwrap() - 13.0 / 200.0).abs() < 1e-14, "p itself");
-        // C(100000, 50000) overflows; one right one is in half of the halves.
+        // C(100000, 50000) overflows; half of these subsets contain the right completion.
         assert!((pass_at_k(100_000, 1, 50_000).unwrap() - 0.5).abs() < 1e-12);
         let text = |samples, correct, k| pass_at_k(samples, correct, k).unwrap_err().to_string();
         assert_eq!(text(4, 1, 5), "k: expected 1 to 4 (the samples), got 5");
@@ -173,7 +175,7 @@ mod tests {
         assert!(pass_at_k(0, 0, 0).is_err() && pass_at_k(0, 0, 1).is_err());
     }
 
-    /// Averages the vote over all subsets, one by one.
+    /// Averages the vote over all subsets.
     fn majority_by_enumeration(answers: &[Option<u8>], correct: u8, k: usize) -> f64 {
         let (mut won, mut total) = (0.0, 0.0);
         for mask in subsets(answers.len(), k) {
@@ -216,7 +218,8 @@ mod tests {
         assert_eq!(maj_at_k(&[None, None], &1, 2).unwrap(), 0.0, "nobody votes");
         assert_eq!(maj_at_k(&votes(2, 2), &true, 4).unwrap(), 0.5, "a tie");
         assert_eq!(maj_at_k(&votes(3, 2), &true, 5).unwrap(), 1.0);
-        // Subsets of 500 of 2000 with as many right as wrong: by symmetry a half, and C(2000, 500) would overflow.
+        // Subsets of size 500 of 2000 with as many right as wrong answers: a half by symmetry, and C(2000,
+        // 500) would overflow.
         let even = maj_at_k(&votes(600, 600), &true, 300).unwrap();
         assert!((even - 0.5).abs() < 1e-9, "{even}");
         let text = maj_at_k(&votes(1, 1), &true, 3).unwrap_err().to_string();

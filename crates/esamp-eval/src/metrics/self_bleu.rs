@@ -1,4 +1,4 @@
-//! How much of each text is found in the others.
+//! Self-BLEU: how much of each text occurs in the others.
 
 use std::collections::HashMap;
 
@@ -7,42 +7,45 @@ use serde::{Deserialize, Serialize};
 use super::MetricError;
 use esamp::TokenId;
 
-/// What BLEU takes for the precision of an order of which nothing matches, named as by Chen and Cherry (*A Systematic
-/// Comparison of Smoothing Techniques for Sentence-Level BLEU*, WMT 2014).
+/// What BLEU uses as the precision of an n-gram order without matches, named as by Chen and Cherry (*A
+/// Systematic Comparison of Smoothing Techniques for Sentence-Level BLEU*, WMT 2014).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Smoothing {
-    /// 0: a text that shares no n-gram of the highest order with the others scores 0, whatever else it shares.
+    /// 0: a text that shares no n-gram of the highest order with the others scores 0, whatever else it
+    /// shares.
     None,
-    /// Technique 1: 0.1 matches instead of none. What self-BLEU is usually computed with.
+    /// Technique 1: 0.1 matches instead of none. The usual choice for self-BLEU.
     #[default]
     Epsilon,
-    /// Technique 2: one match and one n-gram more at every order but the first (Lin and Och, 2004).
+    /// Technique 2: adds one match and one n-gram at every order except the first (Lin and Och, 2004).
     AddOne,
 }
 
-/// Self-BLEU: the mean BLEU of each text with the others as its references (Zhu et al., *Texygen*, arXiv 1802.01886).
-/// Lower where texts differ in their words.
+/// Self-BLEU: the mean BLEU of each text with the others as references (Zhu et al., *Texygen*, arXiv
+/// 1802.01886). Lower if texts differ in their words.
 ///
-/// BLEU (Papineni et al., 2002) of a text of `l` tokens: the geometric mean over the orders 1 to `max_order` of the
-/// share of its n-grams that are found in a reference (each at most as often as in the one that has it most often),
-/// times `exp(1 − r/l)` where `r > l`, with `r` the length of the reference nearest in length (the shorter of two). 0
-/// where not one token is found; a text shorter than an order has one n-gram of it, unmatched.
+/// BLEU (Papineni et al., 2002) of a text of `l` tokens: the geometric mean over the orders 1 to
+/// `max_order` of the share of its n-grams that occur in a reference (each counted at most as often as in
+/// the reference that has it most often), times `exp(1 − r/l)` if `r > l`, where `r` is the length of the
+/// reference closest in length (the shorter of two). 0 if no token matches; a text shorter than an order
+/// has one n-gram of it, unmatched.
 ///
-/// In `[0, 1]`. `max_order` is 4 or 5 in most papers. Cost: one pass over the n-grams per order and `n²` lengths.
+/// In `[0, 1]`. `max_order` is 4 or 5 in most papers. Cost: one pass over the n-grams per order, and `n²`
+/// lengths.
 ///
 /// # Errors
 ///
-/// [`MetricError::OutOfRange`] for a `max_order` of 0, and [`MetricError::TooFew`] for fewer than two texts and for
-/// one without tokens, whose overlap has no meaning: leave it out, and count it as what it is.
+/// [`MetricError::OutOfRange`] if `max_order` is 0, and [`MetricError::TooFew`] for fewer than two texts or
+/// for a text without tokens, whose overlap is undefined. Leave empty texts out and count them separately.
 ///
 /// ```
 /// use esamp_eval::metrics::{Smoothing, self_bleu};
 ///
 /// let same = self_bleu(&[[1, 2, 3], [1, 2, 3]], 2, Smoothing::None)?;
 /// assert!((same - 1.0).abs() < 1e-12);
-/// // Of each, two tokens of three match and one pair of two: √(2/3 · 1/2).
+/// In each, two of three tokens match and one of two pairs: √(2/3 · 1/2).
 /// let near = self_bleu(&[[1, 2, 3], [1, 2, 4]], 2, Smoothing::None)?;
 /// assert!((near - (1.0f64 / 3.0).sqrt()).abs() < 1e-12);
 /// # Ok::<(), esamp_eval::metrics::MetricError>(())
@@ -81,7 +84,7 @@ fn precision(order: usize, found: usize, total: usize, smoothing: Smoothing) -> 
     found / total
 }
 
-/// How many n-grams of each text are found in the others.
+/// The number of n-grams of each text that occur in the others.
 fn matches(texts: &[&[TokenId]], order: usize) -> Vec<usize> {
     let counts: Vec<HashMap<&[TokenId], usize>> = texts
         .iter()
@@ -93,7 +96,7 @@ fn matches(texts: &[&[TokenId]], order: usize) -> Vec<usize> {
             counts
         })
         .collect();
-    // Of each n-gram the text that has it most often, how often, and how often any other has it.
+    // Per n-gram: the text that has it most often, how often, and the most in any other text.
     let mut most: HashMap<&[TokenId], (usize, usize, usize)> = HashMap::new();
     for (at, counts) in counts.iter().enumerate() {
         for (gram, &count) in counts {
@@ -114,7 +117,7 @@ fn matches(texts: &[&[TokenId]], order: usize) -> Vec<usize> {
     counts.iter().enumerate().map(found).collect()
 }
 
-/// What a text shorter than its nearest reference is multiplied with.
+/// The brevity penalty: the factor for a text shorter than its closest reference.
 fn brevity(texts: &[&[TokenId]], at: usize) -> f64 {
     let length = texts[at].len();
     let others = texts.iter().enumerate().filter(|(other, _)| *other != at);
@@ -128,7 +131,7 @@ mod tests {
 
     use super::*;
 
-    /// BLEU from its definition: every n-gram counted in every reference anew.
+    /// BLEU from its definition, counting every n-gram in every reference.
     fn bleu(
         text: &[TokenId],
         references: &[&[TokenId]],
@@ -171,14 +174,14 @@ mod tests {
     fn by_hand() {
         let score =
             |texts: &[&[TokenId]], order, smoothing| self_bleu(texts, order, smoothing).unwrap();
-        // Clipping: of 7 7 7 two are found; the other text is found whole, yet is shorter: e^(1 − 3/2).
+        // Clipping: two of 7 7 7 match; the other text matches completely but is shorter: e^(1 − 3/2).
         let got = score(&[&[7, 7, 7], &[7, 7]], 1, Smoothing::None);
         assert!((got - (2.0 / 3.0 + (-0.5f64).exp()) / 2.0).abs() < 1e-12);
-        // Nothing in common is 0 whatever the smoothing.
+        // No match is 0 with every smoothing.
         for smoothing in [Smoothing::None, Smoothing::Epsilon, Smoothing::AddOne] {
             assert_eq!(score(&[&[1, 2], &[3, 4]], 2, smoothing), 0.0);
         }
-        // One token of two in common and no pair: 0, √(½ · 0.1/1), √(½ · 1/2).
+        // One common token of two and no common pair: 0, √(½ · 0.1/1), √(½ · 1/2).
         let texts: [&[TokenId]; 2] = [&[1, 2], &[1, 3]];
         assert_eq!(score(&texts, 2, Smoothing::None), 0.0);
         assert!((score(&texts, 2, Smoothing::Epsilon) - 0.05f64.sqrt()).abs() < 1e-12);

@@ -1,4 +1,4 @@
-//! How near embeddings are to each other.
+//! Cosine similarity of embeddings.
 
 use super::MetricError;
 
@@ -7,7 +7,7 @@ use super::MetricError;
 /// # Errors
 ///
 /// [`MetricError::Length`] for vectors of different lengths, [`MetricError::NotFinite`], and
-/// [`MetricError::OutOfRange`] for a vector of length 0, which has no direction.
+/// [`MetricError::OutOfRange`] for a zero vector, which has no direction.
 ///
 /// ```
 /// assert_eq!(esamp_eval::metrics::cosine(&[3.0, 4.0], &[4.0, 3.0])?, 0.96);
@@ -18,22 +18,23 @@ pub fn cosine(a: &[f64], b: &[f64]) -> Result<f64, MetricError> {
     Ok(dot(&rows[0], &rows[1]).clamp(-1.0, 1.0))
 }
 
-/// The mean cosine over all pairs of `embeddings` (`n` rows of equal width `d`): the "similarity" of the paper's
-/// stories, lower where completions differ more in meaning.
+/// The mean cosine over all pairs of `embeddings` (`n` rows of equal width `d`): the "similarity" of the
+/// paper's stories, lower if completions differ more in meaning.
 ///
-/// At most 1, and at least `−1/(n − 1)`. Not a count: half of the pairs far apart and half of them near gives the
-/// same as all of them in between; [`vendi_from_embeddings`](super::vendi_from_embeddings) tells these apart.
+/// At most 1, and at least `−1/(n − 1)`. It is not a count: half of the pairs far apart and half close
+/// gives the same mean as all of them in between. [`vendi_from_embeddings`](super::vendi_from_embeddings)
+/// tells these apart.
 ///
 /// Cost: `n·d`, from `‖Σ u‖² = n + Σ ⟨u_i, u_j⟩` over unit vectors.
 ///
 /// # Errors
 ///
-/// [`MetricError::TooFew`] below two rows, and those of [`cosine`].
+/// [`MetricError::TooFew`] for fewer than two rows, and those of [`cosine`].
 ///
 /// ```
 /// use esamp_eval::metrics::mean_pairwise_cosine;
 ///
-/// // Two equal ones and a third at a right angle: 1, 0 and 0.
+/// Two equal directions and a third at a right angle: 1, 0 and 0.
 /// let mean = mean_pairwise_cosine(&[[2.0, 0.0], [5.0, 0.0], [0.0, 1.0]])?;
 /// assert!((mean - 1.0 / 3.0).abs() < 1e-12);
 /// # Ok::<(), esamp_eval::metrics::MetricError>(())
@@ -43,20 +44,23 @@ pub fn mean_pairwise_cosine<R: AsRef<[f64]>>(embeddings: &[R]) -> Result<f64, Me
     let rows = unit_rows(embeddings)?;
     let mut sum = vec![0.0; rows[0].len()];
     for row in &rows {
-        sum.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+        for (sum, value) in sum.iter_mut().zip(row) {
+            *sum += value;
+        }
     }
     let count = rows.len() as f64;
     Ok(((dot(&sum, &sum) - count) / (count * (count - 1.0))).min(1.0))
 }
 
-/// The rows, each divided by its length.
+/// The rows scaled to length 1.
 pub(super) fn unit_rows<R: AsRef<[f64]>>(rows: &[R]) -> Result<Vec<Vec<f64>>, MetricError> {
     let width = rows.first().map_or(0, |row| row.as_ref().len());
     let unit = |(at, row): (usize, &R)| {
         let (row, name) = (row.as_ref(), format_args!("embedding {at}"));
         MetricError::same_length(name, width, row.len())?;
         MetricError::finite(name, row)?;
-        // Divided by the largest first: squares of large numbers overflow, those of small ones vanish.
+        // Divide by the largest value first: squares of large values overflow, and squares of small ones
+        // underflow.
         let largest = row.iter().fold(0.0f64, |most, value| most.max(value.abs()));
         MetricError::check(largest > 0.0, name, "a length above 0", 0)?;
         let row: Vec<f64> = row.iter().map(|value| value / largest).collect();
@@ -84,7 +88,7 @@ mod tests {
             let got = cosine(&[3.0 * scale, 4.0 * scale], &[1.0, 0.0]).unwrap();
             assert!((got - 0.6).abs() < 1e-15, "{got}");
         }
-        // Four corners of a tetrahedron: −1/3 each, the least there is for four.
+        // Four corners of a tetrahedron: −1/3 each, the minimum for four.
         let corners = [[1.0, 1.0, 1.0], [1.0, -1.0, -1.0], [-1.0, 1.0, -1.0], [-1.0, -1.0, 1.0]];
         assert!((mean_pairwise_cosine(&corners).unwrap() + 1.0 / 3.0).abs() < 1e-15);
         assert!((mean_pairwise_cosine(&[[0.1, 0.2]; 5]).unwrap() - 1.0).abs() < 1e-15);

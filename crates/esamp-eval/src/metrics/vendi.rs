@@ -1,4 +1,4 @@
-//! The Vendi score: how many different things there are, when some are alike.
+//! The Vendi score: the effective number of different items.
 
 use super::{
     MetricError,
@@ -6,40 +6,40 @@ use super::{
     similarity::{dot, unit_rows},
 };
 
-/// How far a kernel may be from symmetric, from 1 on its diagonal and from positive semi-definite: what `f32` leaves.
+/// Tolerance for the symmetry, the diagonal and the eigenvalues of a kernel: the rounding of `f32`.
 const TOLERANCE: f64 = 1e-5;
 
-/// The Vendi score of order `order` of `n` things from their similarities, `kernel` (`[n, n]`: positive semi-definite
-/// with 1 on the diagonal): the effective number of different ones.
+/// The Vendi score of order `order` of `n` items from their similarities `kernel` (`[n, n]`: positive
+/// semi-definite with 1 on the diagonal): the effective number of different items.
 ///
-/// With `λ` the eigenvalues of `kernel / n`, which sum to 1, the score is `exp` of their entropy, `exp(−Σ λ·ln λ)`
-/// (Friedman and Dieng, *The Vendi Score*, arXiv 2210.02410), or of their Rényi entropy of order `q`,
-/// `(Σ λ^q)^(1/(1−q))` (Pasarkar and Dieng, *Cousins of the Vendi Score*, arXiv 2310.12952):
+/// With `λ` the eigenvalues of `kernel / n`, which sum to 1, the score is `exp` of their entropy, `exp(−Σ
+/// λ·ln λ)` (Friedman and Dieng, *The Vendi Score*, arXiv 2210.02410), or of their Rényi entropy of order
+/// `q`, `(Σ λ^q)^(1/(1−q))` (Pasarkar and Dieng, *Cousins of the Vendi Score*, arXiv 2310.12952):
 ///
 /// | order | score | sensitive to |
 /// |---|---|---|
-/// | 0 | the number of eigenvalues above 0: the rank | every rare thing, and rounding: wants a kernel computed in `f64` |
-/// | 0.5 | | rare things |
-/// | 1 | the Vendi score of the papers that say no order | |
-/// | 2 | `1 / Σ λ²`, which needs no eigenvalues: `n² / Σ kernel²` | common things |
-/// | [`f64::INFINITY`] | `1 / max λ` | the most common only |
+/// | 0 | the number of eigenvalues above 0: the rank | every rare item, and rounding: use a kernel computed in `f64` |
+/// | 0.5 | | rare items |
+/// | 1 | the Vendi score of papers that name no order | |
+/// | 2 | `1 / Σ λ²`, which needs no eigenvalues: `n² / Σ kernel²` | common items |
+/// | [`f64::INFINITY`] | `1 / max λ` | only the most common item |
 ///
-/// From 1 (all alike) to `n` (nothing alike); not increasing in `order`. It depends on `n`: compare equal numbers of
-/// completions.
+/// From 1 (all alike) to `n` (nothing alike); it does not increase with `order`. It depends on `n`: compare
+/// equal numbers of completions.
 ///
-/// Eigenvalues below `n` roundings of the largest are taken for 0. A kernel may miss its symmetry, its diagonal and
-/// its sign by 1e-5. Cost: the eigenvalues, some `30·n³` operations.
+/// Eigenvalues below `n` roundings of the largest count as 0. Symmetry, diagonal and sign are checked with
+/// a tolerance of 1e-5. Cost: the eigenvalues, about `30·n³` operations.
 ///
 /// # Errors
 ///
 /// [`MetricError::TooFew`] without rows, [`MetricError::Length`] for a kernel that is not square,
-/// [`MetricError::NotFinite`], and [`MetricError::OutOfRange`] for an order below 0 or NaN, a diagonal other than 1,
-/// a kernel that is not symmetric, and one that has a negative eigenvalue.
+/// [`MetricError::NotFinite`], and [`MetricError::OutOfRange`] for an order below 0 or NaN, a diagonal
+/// other than 1, an asymmetric kernel, and a negative eigenvalue.
 ///
 /// ```
 /// use esamp_eval::metrics::vendi_from_kernel;
 ///
-/// // Two much alike, and a third that is like neither: λ = 1.9/3, 0.1/3, 1/3.
+/// Two similar items and a third that is like neither: λ = 1.9/3, 0.1/3, 1/3.
 /// let kernel = [[1.0, 0.9, 0.0], [0.9, 1.0, 0.0], [0.0, 0.0, 1.0]];
 /// assert!((vendi_from_kernel(&kernel, 1.0)? - 2.1573).abs() < 1e-4);
 /// assert!((vendi_from_kernel(&kernel, f64::INFINITY)? - 3.0 / 1.9).abs() < 1e-12);
@@ -67,31 +67,31 @@ pub fn vendi_from_kernel<R: AsRef<[f64]>>(kernel: &[R], order: f64) -> Result<f6
         }
     }
     let values = eigenvalues(matrix);
-    // Of a matrix whose entries are off by the tolerance, eigenvalues may be off by n times that.
+    // If entries are off by the tolerance, eigenvalues may be off by n times that.
     let least = values[0] * count as f64;
     let holds = values[0] >= -TOLERANCE;
     MetricError::check(holds, "kernel", "no eigenvalue below 0", least)?;
     Ok(score(&values, order))
 }
 
-/// The Vendi score of order `order` of `embeddings` (`n` rows of equal width `d`), with the cosine as their
-/// similarity: see [`vendi_from_kernel`].
+/// The Vendi score of order `order` of `embeddings` (`n` rows of equal width `d`), with the cosine as
+/// similarity. See [`vendi_from_kernel`].
 ///
-/// Rows are divided by their lengths. The eigenvalues above 0 of `X·Xᵀ/n` and `Xᵀ·X/n` are the same, so the smaller
-/// of the two is made (the dual form of arXiv 2210.02410, §3): from 1 to the smaller of `n` and `d`. Cost:
-/// `n·d·m + 30·m³` operations with `m` that smaller one: a tenth of a millisecond for 16 rows, a tenth of a second for
-/// 350.
+/// Rows are scaled to length 1. `X·Xᵀ/n` and `Xᵀ·X/n` have the same positive eigenvalues, so the smaller of
+/// the two is computed (the dual form of arXiv 2210.02410, §3). The score is from 1 to the smaller of `n`
+/// and `d`. Cost: `n·d·m + 30·m³` operations, where `m` is that smaller number: a tenth of a millisecond
+/// for 16 rows, a tenth of a second for 350.
 ///
 /// # Errors
 ///
 /// [`MetricError::TooFew`] without rows, [`MetricError::Length`] for rows of different widths,
-/// [`MetricError::NotFinite`], and [`MetricError::OutOfRange`] for an order below 0 or NaN and for an embedding of
-/// length 0.
+/// [`MetricError::NotFinite`], and [`MetricError::OutOfRange`] for an order below 0 or NaN and for a zero
+/// embedding.
 ///
 /// ```
 /// use esamp_eval::metrics::vendi_from_embeddings;
 ///
-/// // The same direction twice, and one at a right angle: λ = 2/3, 1/3.
+/// The same direction twice, and one at a right angle: λ = 2/3, 1/3.
 /// let score = vendi_from_embeddings(&[[1.0, 0.0], [2.0, 0.0], [0.0, 3.0]], 1.0)?;
 /// assert!((score - 3.0 / 4f64.powf(1.0 / 3.0)).abs() < 1e-12);
 /// # Ok::<(), esamp_eval::metrics::MetricError>(())
@@ -118,13 +118,13 @@ fn check_order(order: f64) -> Result<(), MetricError> {
 
 /// `exp` of the Rényi entropy of eigenvalues that sum to 1, smallest first.
 fn score(values: &[f64], order: f64) -> f64 {
-    /// How near to 1 the order is when the sum of powers is taken by its distance from 1.
+    /// Within this distance of order 1, the sum of powers is computed as its difference from 1.
     const NEAR: f64 = 0.1;
     let largest = values.last().copied().unwrap_or(0.0);
     let negligible = largest * f64::EPSILON * values.len() as f64;
     let kept = values.iter().filter(|&&value| value > negligible);
     let total: f64 = kept.clone().sum();
-    // Relative to their sum, which is 1 but for rounding and for the tolerance of a kernel's diagonal.
+    // Relative to their sum, which differs from 1 by rounding and by the tolerance of the diagonal.
     let logs = kept.map(|value| (value / total).ln());
     if order == f64::INFINITY {
         return total / largest;
@@ -133,7 +133,7 @@ fn score(values: &[f64], order: f64) -> f64 {
     let entropy = if above == 0.0 {
         -logs.map(|log| log.exp() * log).sum::<f64>()
     } else if above.abs() < NEAR {
-        // Σ λ^q − 1 = Σ λ·(λ^(q−1) − 1), without cancelling.
+        // Σ λ^q − 1 = Σ λ·(λ^(q−1) − 1), without cancellation.
         logs.map(|log| log.exp() * (above * log).exp_m1()).sum::<f64>().ln_1p() / -above
     } else {
         let most = (largest / total).ln();
@@ -166,7 +166,7 @@ mod tests {
                 close(vendi_from_embeddings(&identity, order).unwrap(), n as f64);
                 close(vendi_from_embeddings(&vec![[0.3, -0.4, 2.0]; n], order).unwrap(), 1.0);
             }
-            // Three, three and three of a kind are three things, whatever the order.
+            // Three groups of three equal items count as three, at every order.
             let groups: Vec<[f64; 3]> =
                 (0..9).map(|i| [0, 1, 2].map(|j| f64::from(i % 3 == j))).collect();
             close(vendi_from_embeddings(&groups, order).unwrap(), 3.0);
@@ -175,7 +175,7 @@ mod tests {
 
     #[test]
     fn a_pair_by_hand_at_every_order() {
-        // Eigenvalues (1 ± s)/2.
+        // The eigenvalues are (1 ± s)/2.
         for s in [0.1, 0.5, 0.9] {
             let kernel = [[1.0, s], [s, 1.0]];
             let (a, b) = ((1.0 + s) / 2.0, (1.0 - s) / 2.0);
@@ -186,7 +186,7 @@ mod tests {
             close(got(2.0), 1.0 / (a * a + b * b));
             close(got(3.0), (a.powi(3) + b.powi(3)).powf(-0.5));
             close(got(f64::INFINITY), 1.0 / a);
-            // The order goes through 1 without a jump.
+            // The score is continuous in the order at 1.
             for order in [1.0 - 1e-7, 1.0 - 1e-12, 1.0 + 1e-12, 1.0 + 1e-7] {
                 assert!((got(order) - got(1.0)).abs() < 1e-6, "{order}");
             }
@@ -233,7 +233,7 @@ mod tests {
         );
         assert!(vendi_from_embeddings(&[[0.0, 0.0]], 1.0).is_err());
         assert!(vendi_from_embeddings::<[f64; 1]>(&[], 1.0).is_err());
-        // What rounding of f32 leaves is let through.
+        // Rounding errors of f32 are accepted.
         close(vendi_from_kernel(&[[1.0, 1.0 + 1e-6], [1.0, 1.0 - 1e-6]], 2.0).unwrap(), 1.0);
     }
 
@@ -244,7 +244,7 @@ mod tests {
     }
 
     proptest! {
-        /// Both Gram matrices, with an explicit kernel in between; and the properties that the papers prove.
+        /// Both Gram matrices, with an explicit kernel in between; and the properties proven in the papers.
         #[test]
         fn embeddings_and_their_kernel_agree(rows in rows()) {
             prop_assume!(rows.iter().all(|row| dot(row, row) > 1e-3));
@@ -264,7 +264,7 @@ mod tests {
             let squares: f64 = kernel.iter().flatten().map(|v| v * v).sum();
             let got = vendi_from_kernel(&kernel, 2.0).unwrap();
             prop_assert!((got - (rows.len() as f64).powi(2) / squares).abs() < 1e-9);
-            // Everything twice is nothing new.
+            // Duplicating every item adds nothing.
             let twice = [rows.clone(), rows.clone()].concat();
             let (once, twice) =
                 (vendi_from_embeddings(&rows, 1.0).unwrap(), vendi_from_embeddings(&twice, 1.0).unwrap());

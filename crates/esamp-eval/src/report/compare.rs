@@ -1,4 +1,4 @@
-//! Differences between arms, with intervals: at the same settings, at equal perplexity and at equal entropy.
+//! Differences between arms with intervals: at the same settings, at equal perplexity and at equal entropy.
 
 use esamp_programs::failure::Failure;
 use statrs::distribution::{ContinuousCDF, Normal, StudentsT};
@@ -11,34 +11,35 @@ use crate::metrics::{BootstrapConfig, Interval, MetricError, bootstrap_interval}
 pub enum At {
     /// Plain sampling at temperature 1, the base.
     Base,
-    /// Plain sampling at the temperature that gives the same mean surprisal of a token under the model, and thereby the same
-    /// perplexity.
+    /// Plain sampling at the temperature that gives the same mean surprisal per token under the model, and
+    /// therefore the same perplexity.
     EqualPerplexity,
-    /// Plain sampling at the temperature that gives the same mean entropy of what tokens are drawn from.
+    /// Plain sampling at the temperature that gives the same mean entropy of the sampling distribution.
     EqualEntropy,
-    /// Plain sampling at whichever of the temperatures is best in the measure on these very problems: harder to beat than one
-    /// that was chosen beforehand.
+    /// Plain sampling at the temperature that scores best on these very problems: harder to beat than a
+    /// temperature chosen beforehand.
     BestTemperature,
 }
 
 impl At {
-    /// All of them.
+    /// All comparisons.
     pub const ALL: [Self; 4] =
         [Self::Base, Self::EqualPerplexity, Self::EqualEntropy, Self::BestTemperature];
 }
 
-/// The level that intervals are to have.
+/// The confidence level of intervals.
 pub const LEVEL: f64 = 0.95;
-/// Problems below which nothing is concluded from an interval, however narrow.
+/// With fewer problems no conclusion is drawn from an interval, however narrow.
 pub const FEWEST: usize = 10;
 
-/// Settings of the intervals over so many problems.
+/// Bootstrap settings for a number of problems.
 ///
-/// A percentile interval of few problems is too narrow: it leaves out both the spread of a standard error that is itself
-/// estimated, and a factor `√((n − 1)/n)`. Its tails are moved out to those that a t interval would have (Hesterberg, *What
-/// Teachers Should Know about the Bootstrap*, arXiv 1411.5279, the expanded percentile interval).
+/// A percentile interval over few problems is too narrow: it ignores that the standard error is itself an
+/// estimate, and a factor `√((n − 1)/n)`. Its tails are therefore expanded to those of a t interval
+/// (Hesterberg, *What Teachers Should Know about the Bootstrap*, arXiv 1411.5279, the expanded percentile
+/// interval).
 pub fn bootstrap(problems: usize) -> BootstrapConfig {
-    /// Of two or three problems the resamples have no farther tails.
+    /// The resamples of two or three problems have no wider tails.
     const WIDEST: f64 = 0.9999;
     let n = problems as f64;
     let student = StudentsT::new(0.0, 1.0, (n - 1.0).max(1.0));
@@ -54,25 +55,25 @@ pub fn bootstrap(problems: usize) -> BootstrapConfig {
 #[derive(Clone, Copy, Debug)]
 pub struct Gain {
     pub interval: Interval,
-    /// The problems that it was found on.
+    /// The problems it is computed on.
     pub problems: usize,
 }
 
-/// What a difference says.
+/// The conclusion from a difference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// 0 is ruled out.
+    /// The arm has more; the interval excludes 0.
     More,
-    /// 0 is ruled out.
+    /// The arm has less; the interval excludes 0.
     Less,
-    /// 0 is not ruled out, which does not show that there is none.
+    /// The interval includes 0. This does not show that there is no difference.
     NoDifference,
-    /// Too few problems to conclude anything: see [`FEWEST`].
+    /// Too few problems for a conclusion: see [`FEWEST`].
     TooFew,
 }
 
 impl Gain {
-    /// What it says.
+    /// The conclusion from the interval.
     pub fn verdict(&self) -> Verdict {
         match (self.problems < FEWEST, self.interval.excludes(0.0)) {
             (true, _) => Verdict::TooFew,
@@ -83,23 +84,22 @@ impl Gain {
     }
 }
 
-/// Who is compared with whom.
+/// The arms to compare with.
 #[derive(Clone, Debug)]
 pub struct Opponents {
     /// The arm of [`At::Base`].
     pub base: usize,
-    /// Arms that differ in their temperature only: what plain sampling gives at any perplexity or entropy lies on the
-    /// broken line through their means.
+    /// Arms that differ only in temperature. What plain sampling gives at any perplexity or entropy is read
+    /// from the piecewise linear curve through their means.
     pub frontier: Vec<usize>,
 }
 
-/// What an arm has more of a measure than its opponent. `None` where the frontier does not reach: its line is not drawn beyond
-/// its ends.
+/// The difference in a measure between an arm and its opponent. `None` if the frontier does not cover the
+/// arm: the curve is not extrapolated.
 ///
-/// Resamples draw problems, which all arms have in common; on each the frontier's line is drawn anew, so the interval
-/// includes how well that line is known. In a resample the arm may lie a little beyond an end; there the last stretch of
-/// the line is followed.
-///
+/// Problems are resampled for all arms together, and the frontier is recomputed for each resample, so the
+/// interval includes the uncertainty of the frontier. In a resample the arm may lie slightly beyond an end;
+/// there the last segment is extended.
 /// # Errors
 ///
 /// What the bootstrap says.

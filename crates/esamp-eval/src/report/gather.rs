@@ -1,4 +1,4 @@
-//! Records of one or several files, put side by side: the same problems and seeds under every arm, or not at all.
+//! Combines the records of one or several files, keeping only problems and seeds that every arm has run.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,16 +6,16 @@ use esamp_programs::failure::Failure;
 
 use crate::record::{ArmRecord, Header, ProblemRecord, Role, Run, TaskRecord};
 
-/// Everything that a report is about.
+/// All results that a report covers.
 #[derive(Debug)]
 pub struct Results {
-    /// The header of the first file, with the tasks of all of them.
+    /// The header of the first file, with the tasks of all files.
     pub header: Header,
-    /// Commits that the records were made at, each once.
+    /// The commits of the records, without repetitions.
     pub commits: Vec<String>,
-    /// The tasks, in their order, with what was found on them.
+    /// The tasks, in order, with their results.
     pub tasks: Vec<TaskResults>,
-    /// The arm that all others are compared with: plain sampling at temperature 1.
+    /// Index of the arm that all others are compared with: plain sampling at temperature 1.
     pub base: usize,
 }
 
@@ -23,22 +23,23 @@ pub struct Results {
 #[derive(Debug)]
 pub struct TaskResults {
     pub task: TaskRecord,
-    /// The problems that all arms have met, in ascending order.
+    /// The problems that all arms have run, in ascending order.
     pub problems: Vec<usize>,
-    /// Pairs of problem and seed that all arms have met.
+    /// The pairs of problem and seed that all arms have run.
     pub groups: BTreeSet<(usize, u64)>,
-    /// Records left out since some arm has none of the same problem and seed: a run that was not finished.
+    /// Number of records left out because some arm has none for the same problem and seed; only in
+    /// unfinished runs.
     pub left_out: usize,
     records: BTreeMap<(usize, usize, u64), ProblemRecord>,
 }
 
 impl Results {
-    /// Puts files together. They must be of one experiment: the same model, split, samples, seeds, arms and limits; only
-    /// their tasks differ.
+    /// Combines files of one experiment: the same model, split, samples, seeds, arms and limits, with
+    /// different tasks.
     ///
     /// # Errors
     ///
-    /// Files that are of different experiments, share a task, or hold no problem that all arms have met.
+    /// Files of different experiments, files that share a task, or no problem that all arms have run.
     pub fn gather(runs: Vec<Run>) -> Result<Self, Failure> {
         let mut runs = runs.into_iter();
         let Some(first) = runs.next() else {
@@ -104,12 +105,12 @@ impl Results {
         Ok(())
     }
 
-    /// The place of an arm.
+    /// The index of an arm.
     pub fn arm(&self, name: &str) -> Option<usize> {
         self.header.arms.iter().position(|arm| arm.name == name)
     }
 
-    /// The place of plain sampling at temperature 1.
+    /// The index of plain sampling at temperature 1.
     ///
     /// # Errors
     ///
@@ -125,8 +126,8 @@ impl Results {
         })
     }
 
-    /// The method whose effect a control is to explain away, where it is in the run: `matched-orthogonal-B` belongs to
-    /// `orthogonal-B`, every other control with a strength B to `esamp-B`.
+    /// The method that a control belongs to, if it is in the run: `matched-orthogonal-B` belongs to
+    /// `orthogonal-B`, every other control with strength B to `esamp-B`.
     pub fn controlled(&self, control: usize) -> Option<usize> {
         let name = &self.header.arms[control].name;
         let method = match name.strip_prefix("matched-orthogonal-") {
@@ -136,14 +137,14 @@ impl Results {
         self.arm(&method)
     }
 
-    /// The places of the arms that make the frontier.
+    /// The indices of the arms on the frontier.
     pub fn frontier(&self) -> Vec<usize> {
         let arms = self.header.arms.iter().enumerate();
         arms.filter(|(_, arm)| arm.role == Role::Frontier).map(|(at, _)| at).collect()
     }
 }
 
-/// What must be the same in all files, in words.
+/// The settings that must be the same in all files, as text.
 fn experiment(header: &Header) -> [(&'static str, String); 8] {
     let arms: Vec<&str> = header.arms.iter().map(|arm| arm.name.as_str()).collect();
     [
@@ -190,19 +191,18 @@ impl TaskResults {
         Ok(Self { task, problems: problems.into_iter().collect(), groups, left_out, records })
     }
 
-    /// How many problems with how many seeds.
+    /// The numbers of problems and seeds, as text.
     pub fn extent(&self) -> String {
         let (problems, groups) = (self.problems.len(), self.groups.len());
-        match groups.is_multiple_of(problems) && self.is_even() {
-            true => {
-                let seeds = groups / problems;
-                format!("{problems} problems × {seeds} seed{}", if seeds == 1 { "" } else { "s" })
-            }
-            false => format!("{problems} problems, {groups} runs of them with several seeds"),
+        if groups.is_multiple_of(problems) && self.is_even() {
+            let seeds = groups / problems;
+            format!("{problems} problems × {seeds} seed{}", if seeds == 1 { "" } else { "s" })
+        } else {
+            format!("{problems} problems, {groups} runs of them with several seeds")
         }
     }
 
-    /// Whether every problem has as many seeds.
+    /// Whether every problem has the same number of seeds.
     fn is_even(&self) -> bool {
         let seeds = |problem: usize| self.groups.iter().filter(|group| group.0 == problem).count();
         self.problems
@@ -210,18 +210,18 @@ impl TaskResults {
             .all(|&problem| seeds(problem) == self.groups.len() / self.problems.len())
     }
 
-    /// The seeds that were met, in ascending order.
+    /// The seeds that were run, in ascending order.
     pub fn seeds(&self) -> BTreeSet<u64> {
         self.groups.iter().map(|&(_, seed)| seed).collect()
     }
 
-    /// The record of an arm.
+    /// The record of an arm for a problem and seed.
     pub fn record(&self, arm: usize, (problem, seed): (usize, u64)) -> &ProblemRecord {
-        // `new` has kept the groups that every arm has.
+        // `new` keeps only groups that every arm has.
         &self.records[&(arm, problem, seed)]
     }
 
-    /// All records of an arm, in the order of problems and seeds.
+    /// All records of an arm, ordered by problem and seed.
     pub fn of_arm(&self, arm: usize) -> Vec<&ProblemRecord> {
         self.groups.iter().map(|&group| self.record(arm, group)).collect()
     }

@@ -1,4 +1,4 @@
-//! Numbers per problem: how different, how probable, how often right.
+//! Measures per problem: diversity, probability and correctness.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,36 +16,36 @@ use crate::{
 
 pub use super::novelty::Embed;
 
-/// A number that the completions of a problem come to.
+/// A measure of the completions of a problem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Measure {
-    /// Vendi score of order 1 of the completions' embeddings: how many different things are said.
+    /// Vendi score of order 1 of the embeddings: the effective number of different completions.
     Vendi,
-    /// Mean cosine of two completions' embeddings.
+    /// Mean cosine of the embeddings of two completions.
     Cosine,
-    /// Different pairs of tokens, as a multiple of how many there would be if as many were drawn from all pairs that any arm
-    /// has written on the task: distinct-2 for texts that are not equally long.
+    /// Number of different token pairs relative to the number expected if as many were drawn from all pairs
+    /// that any arm has written on the task: distinct-2 adjusted for texts of different lengths.
     Distinct,
     /// Self-BLEU up to order 4.
     SelfBleu,
-    /// Different right solutions among all completions.
+    /// Number of different right solutions among all completions.
     Solutions,
     /// pass@k.
     Pass(usize),
     /// maj@k.
     Majority(usize),
-    /// Mean surprisal of a token under the model at temperature 1: the logarithm of perplexity.
+    /// Mean surprisal per token under the model at temperature 1: the logarithm of perplexity.
     Surprisal,
-    /// Mean entropy of the distribution that tokens were drawn from.
+    /// Mean entropy of the sampling distribution.
     Entropy,
-    /// Tokens of a completion.
+    /// Tokens per completion.
     Tokens,
-    /// Share of completions that end at the limit of tokens.
+    /// Share of completions that end at the token limit.
     Cut,
 }
 
 impl Measure {
-    /// Its name in a table.
+    /// The name in tables.
     pub fn name(self) -> String {
         match self {
             Self::Vendi => "Vendi".to_owned(),
@@ -62,7 +62,7 @@ impl Measure {
         }
     }
 
-    /// Digits behind the point.
+    /// Digits after the decimal point.
     pub fn digits(self) -> usize {
         match self {
             Self::Vendi | Self::Solutions => 2,
@@ -71,22 +71,22 @@ impl Measure {
         }
     }
 
-    /// Whether less of it is what one wants.
+    /// Whether lower is better.
     pub fn less_is_better(self) -> bool {
         matches!(self, Self::Cosine | Self::SelfBleu)
     }
 }
 
-/// A measure of every arm on every problem: the mean over the seeds.
+/// A measure for every arm and problem: the mean over seeds.
 #[derive(Clone, Debug)]
 pub struct Scores {
     /// `[arm][problem]`, in the order of [`problems`](Self::problems).
     pub of_arm: Vec<Vec<f64>>,
-    /// The problems on which every arm has it.
+    /// The problems for which every arm has the measure.
     pub problems: Vec<usize>,
 }
 
-/// By problem: the sum over its seeds, and how many there are.
+/// Per problem: the sum over its seeds and the number of seeds.
 type Sums = BTreeMap<usize, (f64, usize)>;
 
 /// All measures of a task.
@@ -98,11 +98,12 @@ pub struct TaskScores {
 }
 
 impl TaskScores {
-    /// Computes them.
+    /// Computes all measures.
     ///
     /// # Errors
     ///
-    /// What `embed` says, and a measure that is undefined for a reason other than completions that are too short.
+    /// Errors of `embed`, and measures that are undefined for a reason other than completions that are too
+    /// short.
     pub fn of(results: &TaskResults, arms: usize, embed: &mut Embed<'_>) -> Result<Self, Failure> {
         let mut sums: BTreeMap<Measure, Vec<Sums>> = BTreeMap::new();
         let mut undefined: BTreeSet<(Measure, usize)> = BTreeSet::new();
@@ -141,7 +142,7 @@ impl TaskScores {
         Ok(Self { measures, solved })
     }
 
-    /// What a reader asks for first, where the task has it: a measure of ideas, and of right answers.
+    /// The main measures of the task, if it has them: one of diversity, and one of correctness.
     pub fn principal(&self) -> Vec<Measure> {
         let passes: Vec<usize> = self.passes();
         let mut principal = Vec::new();
@@ -157,13 +158,13 @@ impl TaskScores {
         principal
     }
 
-    /// The measure that a method is for: different texts, or a right answer among all completions.
+    /// The measure that methods aim at: different texts, or a right answer among all completions.
     pub fn most_telling(&self) -> Option<Measure> {
         let most = self.passes().last().map_or(Measure::Vendi, |&k| Measure::Pass(k));
         self.measures.contains_key(&most).then_some(most)
     }
 
-    /// The k of pass@k, ascending.
+    /// The values of k for pass@k, ascending.
     pub fn passes(&self) -> Vec<usize> {
         let of = |measure: &Measure| match measure {
             Measure::Pass(k) => Some(*k),
@@ -173,7 +174,7 @@ impl TaskScores {
     }
 }
 
-/// The measures of a record; `None` where its completions are too short for one.
+/// The measures of a record; `None` where its completions are too short for a measure.
 fn of_record(
     record: &ProblemRecord,
     task: &TaskRecord,
@@ -223,7 +224,7 @@ fn of_record(
     Ok(measures)
 }
 
-/// `None` for texts that are too short.
+/// `None` if the texts are too short.
 fn defined(measure: Result<f64, MetricError>) -> Result<Option<f64>, Failure> {
     match measure {
         Ok(value) => Ok(Some(value)),
@@ -232,7 +233,7 @@ fn defined(measure: Result<f64, MetricError>) -> Result<Option<f64>, Failure> {
     }
 }
 
-/// How many different pairs of tokens all arms have written together.
+/// Number of different token pairs that all arms together have written.
 fn pairs(results: &TaskResults, arms: usize) -> u64 {
     let records = (0..arms).flat_map(|arm| results.of_arm(arm));
     let said = records.flat_map(|record| record.completions.iter().map(CompletionRecord::said));

@@ -1,8 +1,8 @@
-//! The report: what the records say, as Markdown with figures beside it. Nothing in it is typed by hand.
+//! The report: Markdown with figures, generated entirely from the records.
 //!
-//! `gather` puts records side by side, `measures` turns them into numbers per problem, `compare` into differences with
-//! intervals; `tables`, `plots` and `summary` write them down. Problems are the unit of every interval: a problem's seeds
-//! and completions are not independent, so their mean is one number.
+//! `gather` combines records, `measures` turns them into values per problem, and `compare` into differences
+//! with intervals; `tables`, `plots` and `summary` render them. Problems are the unit of every interval:
+//! the seeds and completions of a problem are not independent, so only their mean is used.
 
 pub mod compare;
 pub mod embeddings;
@@ -36,25 +36,25 @@ use measures::{Embed, Measure, TaskScores};
 use novelty_section::novelty_section;
 use plots::{Curve, Point};
 
-/// A task with all that was computed of it.
+/// A task with everything computed from it.
 #[derive(Debug)]
 pub struct Task<'r> {
     pub results: &'r TaskResults,
     pub scores: TaskScores,
     gains: BTreeMap<(usize, Measure, At), Gain>,
-    /// By measure: a method, a control or baseline, and how much farther the former lies above the frontier.
+    /// By measure: see [`Rivalry`].
     rivalries: BTreeMap<Measure, Vec<Rivalry>>,
 }
 
-/// A method, a control or baseline, and how much farther the former lies above the frontier.
+/// A method, a control or baseline, and how much farther above the frontier the method is.
 pub type Rivalry = (usize, usize, Gain);
 
 impl<'r> Task<'r> {
-    /// Computes all of it.
+    /// Computes the comparisons of a task.
     ///
     /// # Errors
     ///
-    /// What embedding and the bootstrap say.
+    /// Errors of embedding and of the bootstrap.
     pub fn of(
         results: &Results,
         task: &'r TaskResults,
@@ -67,7 +67,7 @@ impl<'r> Task<'r> {
         for (arm, record) in arms.iter().enumerate() {
             for measure in scores.principal() {
                 for at in At::ALL {
-                    // A point of the frontier lies on it: only the base is something else to compare it with.
+                    // An arm of the frontier lies on it, so it is only compared with the base.
                     let itself = match at {
                         At::Base => arm == opponents.base,
                         _ => record.role == Role::Frontier,
@@ -79,7 +79,7 @@ impl<'r> Task<'r> {
             }
         }
         let mut rivalries: BTreeMap<Measure, Vec<Rivalry>> = BTreeMap::new();
-        // Texts that differ in meaning may do so by repeating themselves: words are looked at besides.
+        // Texts can differ in meaning and still repeat their words, so word diversity is compared too.
         let words = (!task.task.verifiable).then_some(Measure::Distinct);
         for measure in scores.most_telling().into_iter().chain(words) {
             for pair in pairs(results) {
@@ -97,19 +97,20 @@ impl<'r> Task<'r> {
         values.map_or(f64::NAN, |values| values.iter().sum::<f64>() / values.len() as f64)
     }
 
-    /// What an arm has more of a principal measure; `None` for what is compared with itself or cannot be.
+    /// The difference in a main measure; `None` if it is undefined or compares an arm with itself.
     pub fn gain(&self, arm: usize, measure: Measure, at: At) -> Option<&Gain> {
         self.gains.get(&(arm, measure, at))
     }
 
-    /// Differences that are printed.
+    /// Number of differences that are printed.
     pub fn intervals(&self) -> usize {
         self.gains.len() + self.rivalries.values().map(Vec::len).sum::<usize>()
     }
 
-    /// McNemar's test of every other arm beside the base: is a problem solved by any completion of its first seed?
+    /// McNemar's test of every other arm against the base: is a problem solved by any completion of its
+    /// first seed?
     fn solved(&self, base: usize) -> Result<Vec<(usize, McNemar)>, Failure> {
-        // One seed: the runs of a problem are not independent, and the test takes them to be.
+        // Only one seed: the test assumes independent outcomes, and runs of the same problem are not.
         let mut firsts: BTreeMap<usize, usize> = BTreeMap::new();
         for (place, &(problem, _)) in self.results.groups.iter().enumerate() {
             firsts.entry(problem).or_insert(place);
@@ -129,7 +130,7 @@ impl<'r> Task<'r> {
     }
 }
 
-/// Methods beside their controls, then beside the baselines.
+/// Pairs of methods and their controls, then of methods and baselines.
 fn pairs(results: &Results) -> Vec<[usize; 2]> {
     let of_role = |role: Role| {
         let arms = results.header.arms.iter().enumerate();
@@ -142,30 +143,30 @@ fn pairs(results: &Results) -> Vec<[usize; 2]> {
     controls.chain(baselines).collect()
 }
 
-/// A section, with the figures that it shows: name of the file and SVG.
+/// A section and its figures, each with file name and SVG.
 #[derive(Debug)]
 pub struct Section {
     pub text: String,
     pub figures: Vec<(String, String)>,
 }
 
-/// Where records come from.
+/// The provenance of records.
 #[derive(Clone, Debug, Default)]
 pub struct Origin {
-    /// Runs of the program that made them.
+    /// The sessions of the program that wrote them.
     pub sessions: Vec<Session>,
-    /// The command that made this report.
+    /// The command that wrote this report.
     pub command: Vec<String>,
-    /// What embeds texts, with its hash.
+    /// The embedding model and its hash.
     pub embedder: String,
 }
 
-/// Writes a report to `to`, and its figures into the folder that has its name without the ending. Where an arm has kept single
-/// tokens, `detokenizer` is asked what they say.
+/// Writes a report to `to`, and its figures to the folder of the same name without the extension. If an arm
+/// has kept single tokens, `detokenizer` provides their text.
 ///
 /// # Errors
 ///
-/// What measuring says, and the disk.
+/// Errors of the measures, and I/O errors.
 pub fn write(
     results: &Results,
     origin: &Origin,
@@ -196,7 +197,7 @@ pub fn write(
     for task in &results.tasks {
         if let Some(found) = novelty_section(results, task, detokenizer, embed)? {
             sections.push(found.section);
-            // The summary has room for the first task that has it.
+            // The summary only has room for the first task that has it.
             lines.push(found.line);
         }
     }
@@ -236,7 +237,7 @@ fn heading(results: &Results, tasks: &[Task<'_>], novelty: Option<&String>) -> S
     text
 }
 
-/// What the columns are, and what to keep in mind.
+/// Explains the columns and their limitations.
 const READING: &str = "\
 - Vendi: effective number of different completions of a problem, by sentence embeddings. Cosine: their mean similarity. \
   Adjusted distinct-2: different pairs of tokens beside those expected of as many random ones. Self-BLEU: overlap of \
@@ -373,17 +374,16 @@ fn provenance(results: &Results, origin: &Origin) -> String {
     text
 }
 
-/// A command as a reader types it.
+/// A command as typed in a shell.
 fn command(words: &[String]) -> String {
-    let quoted = |word: &String| match word.contains(char::is_whitespace) {
-        true => format!("'{word}'"),
-        false => word.clone(),
+    let quoted = |word: &String| {
+        if word.contains(char::is_whitespace) { format!("'{word}'") } else { word.clone() }
     };
     let words: Vec<String> = words.iter().skip(1).map(quoted).collect();
     format!("cargo run --release --bin evaluate -- {}", words.join(" "))
 }
 
-/// With a capital letter.
+/// Capitalises the first letter.
 fn capital(text: &str) -> String {
     let mut letters = text.chars();
     letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())

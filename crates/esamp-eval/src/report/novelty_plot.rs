@@ -1,4 +1,4 @@
-//! What novelty goes along with, as a picture.
+//! The figure of what novelty correlates with.
 
 use plotters::{
     coord::Shift,
@@ -13,28 +13,28 @@ use super::novelty::{Deciles, Measure, Summary};
 
 const WIDTH: u32 = 820;
 const HEIGHT: u32 = 640;
-/// Above the four pictures, for the title; below them, for what line and band are.
+/// Heights of the title above the four panels, and of the note below them.
 const TITLE: u32 = 34;
 const NOTE: u32 = 24;
 const INK: RGBColor = RGBColor(0x33, 0x33, 0x33);
 const GRID: RGBColor = RGBColor(0xDD, 0xDD, 0xDD);
-/// Blue of Okabe and Ito's palette, which colour-blind readers see as well.
+/// Blue of Okabe and Ito's palette, which is safe for colour-blind readers.
 const BLUE: RGBColor = RGBColor(0x00, 0x72, 0xB2);
 
-/// A picture that could not be drawn.
+/// A figure could not be drawn.
 #[derive(Debug, thiserror::Error)]
 #[error("figure: {0}")]
 pub struct FigureError(String);
 
-/// Four pictures in one, as the text of an SVG file: surprisal, frequency rank and position of tokens, and semantic distance
-/// of windows, against deciles of relative novelty. Line: mean. Band: from the lower quartile to the upper one. On a white
-/// ground of its own.
+/// A figure with four panels, as SVG text on a white background: surprisal, frequency rank and position of
+/// tokens, and semantic distance of windows, by decile of relative novelty. Lines show the mean, bands the
+/// range from the lower to the upper quartile.
 ///
-/// A measure that the deciles do not have, and a distance where there are no windows, leaves its picture empty and says so.
+/// A panel without data stays empty and says so.
 ///
 /// # Errors
 ///
-/// What the drawing library says.
+/// Errors of the drawing library.
 pub fn novelty_figure(
     title: &str,
     tokens: &Deciles,
@@ -128,7 +128,7 @@ fn panel(
     Ok(())
 }
 
-/// From 0, unless everything is in the upper half of that; with a little air.
+/// The axis range: from 0 unless all values are in the upper half, with some margin.
 fn range(summaries: &[Summary]) -> (f64, f64) {
     let ends = summaries.iter().flat_map(|it| [it.lower, it.mean, it.upper]);
     let (least, greatest) = ends
@@ -136,15 +136,15 @@ fn range(summaries: &[Summary]) -> (f64, f64) {
             (least.min(it), greatest.max(it))
         });
     let low = if least >= 0.0 && 2.0 * least < greatest { 0.0 } else { least };
-    let air = match greatest > low {
-        true => 0.05 * (greatest - low),
-        // All equal: a line in the middle.
-        false => 0.5,
+    let air = if greatest > low {
+        0.05 * (greatest - low)
+    } else {
+        0.5 // all values are equal: centre the line
     };
     (if low == 0.0 && greatest > 0.0 { 0.0 } else { low - air }, greatest + air)
 }
 
-/// Relative novelty by its formula, which needs no unit.
+/// The formula of relative novelty, which has no unit.
 fn ratio(measure: Measure) -> &'static str {
     match measure {
         Measure::RelativeNovelty => "‖e‖/‖deep‖",
@@ -152,7 +152,7 @@ fn ratio(measure: Measure) -> &'static str {
     }
 }
 
-/// Units that fit along an axis.
+/// Units short enough for an axis.
 fn unit(measure: Measure) -> &'static str {
     match measure {
         Measure::FrequencyRank => "0: most frequent",
@@ -161,7 +161,7 @@ fn unit(measure: Measure) -> &'static str {
     }
 }
 
-/// A label of an axis, with no more digits than its ticks need.
+/// An axis label with only as many digits as the ticks need.
 fn number(value: f64, width: f64) -> String {
     let digits = if width >= 5.0 {
         0
@@ -177,7 +177,7 @@ fn number(value: f64, width: f64) -> String {
     }
 }
 
-/// 12345 as 12,345.
+/// Formats 12345 as 12,345.
 fn grouped(n: usize) -> String {
     let digits = n.to_string();
     let mut out = String::new();
@@ -211,7 +211,7 @@ mod tests {
         assert_eq!(range(&[summary(1.0, 2.0, 3.0), summary(2.0, 9.0, 4.0)]), (0.0, 9.0 + 0.45));
         let (low, high) = range(&[summary(0.6, 0.7, 0.8), summary(0.5, 0.6, 0.7)]);
         assert!((low - 0.485).abs() < 1e-12 && (high - 0.815).abs() < 1e-12, "{low} {high}");
-        // Exactly half is in the upper half.
+        // Exactly at the border of the upper half.
         assert!(range(&[summary(0.5, 0.7, 1.0)]).0 > 0.4);
         assert_eq!(range(&[summary(0.49, 0.7, 1.0)]).0, 0.0);
         assert_eq!(range(&[summary(-1.0, 0.0, 1.0)]), (-1.1, 1.1));

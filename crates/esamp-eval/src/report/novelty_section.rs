@@ -1,4 +1,4 @@
-//! Is it novelty? The section on it, and its line in the summary.
+//! The section "Is it novelty?" and its line in the summary.
 
 use std::fmt::Write;
 
@@ -21,20 +21,20 @@ use crate::{
     record::{FrequencyRanks, TOKEN_SAMPLE},
 };
 
-/// What was found on a task.
+/// The results for a task.
 #[derive(Debug)]
 pub struct NoveltySection {
     pub section: Section,
-    /// What a reader wants to know first.
+    /// The line for the summary.
     pub line: String,
 }
 
-/// Looks at the single tokens of the arm that has kept them, on a task; `None` where no arm has.
+/// Analyses the single tokens that an arm has kept on a task; `None` if no arm has.
 ///
 /// # Errors
 ///
-/// What embedding, detokenizing and drawing say. Completions that are too short for windows are no error: the section says
-/// so.
+/// Errors of embedding, detokenizing and drawing. Completions that are too short for windows are no error;
+/// the section says so.
 pub fn novelty_section(
     results: &Results,
     task: &TaskResults,
@@ -122,12 +122,12 @@ fn table(correlations: &[Correlation]) -> String {
 fn known(known: &Known) -> String {
     match known {
         Ok(interval) => difference(interval, 2, interval.excludes(0.0)),
-        // Constant or too few: there is no such number.
+        // Undefined: a constant measure, or too few items.
         Err(_) => "–".to_owned(),
     }
 }
 
-/// The relative error with each of the others, in one sentence.
+/// The correlations of relative novelty with the other measures, in one sentence.
 fn line(task: &str, tokens: &Level, windows: Option<&WindowLevel>) -> String {
     let found = |level: &Level, with: Measure| {
         let of = level

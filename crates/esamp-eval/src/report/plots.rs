@@ -1,4 +1,4 @@
-//! Figures, as SVG.
+//! Figures as SVG.
 
 use esamp_programs::failure::Failure;
 use plotters::{
@@ -9,7 +9,7 @@ use plotters::{
 
 use crate::record::Role;
 
-/// A curve of pass@k.
+/// A pass@k curve.
 #[derive(Debug)]
 pub struct Curve {
     pub name: String,
@@ -19,7 +19,7 @@ pub struct Curve {
     pub points: Vec<(usize, f64)>,
 }
 
-/// An arm in the plane of perplexity and diversity.
+/// The perplexity and diversity of an arm.
 #[derive(Debug)]
 pub struct Point {
     pub name: String,
@@ -29,7 +29,7 @@ pub struct Point {
     pub diversity: f64,
 }
 
-/// Okabe and Ito's colours, which the colour-blind can tell apart.
+/// Okabe and Ito's colours, which are safe for colour-blind readers.
 const COLOURS: [RGBColor; 8] = [
     RGBColor(0, 0, 0),
     RGBColor(230, 159, 0),
@@ -48,7 +48,7 @@ pub fn colour(arm: usize) -> RGBColor {
 const WIDTH: u32 = 760;
 const FONT: &str = "sans-serif";
 
-/// pass@k against k, an arm each, with their names at the right.
+/// pass@k against k with one curve per arm, labelled at the right.
 pub fn pass_curves(title: &str, curves: &[Curve]) -> Result<String, Failure> {
     let ends = curves.iter().flat_map(|curve| &curve.points);
     let most = ends.clone().map(|&(k, _)| k).max().unwrap_or(1);
@@ -93,8 +93,8 @@ pub fn pass_curves(title: &str, curves: &[Curve]) -> Result<String, Failure> {
     })
 }
 
-/// Diversity against perplexity: the frontier as a line, all other arms as points. The axis of perplexity is logarithmic: there
-/// the line is the one that gains are read off.
+/// Diversity against perplexity: the frontier as a line, all other arms as points. The perplexity axis is
+/// logarithmic, so the line is the one that gains are measured from.
 pub fn pareto(title: &str, diversity: &str, points: &[Point]) -> Result<String, Failure> {
     let (left, right) = range(points.iter().map(|point| point.perplexity.ln()));
     let (low, high) = range(points.iter().map(|point| point.diversity));
@@ -135,20 +135,20 @@ pub fn pareto(title: &str, diversity: &str, points: &[Point]) -> Result<String, 
     })
 }
 
-/// Writes names to the right of places, moved down where they would cover each other.
+/// Writes labels to the right of points, moved down where they would overlap.
 fn write_labels(
     area: &DrawingArea<SVGBackend<'_>, Shift>,
     mut labels: Vec<((i32, i32), &str, RGBColor)>,
 ) -> Result<(), Failure> {
     const HEIGHT: i32 = 14;
-    /// As wide as a letter is taken to be, in pixels.
+    /// Assumed width of a letter, in pixels.
     const LETTER: i32 = 7;
     labels.sort_by_key(|&((x, y), ..)| (y, x));
     let mut taken: Vec<(i32, i32, i32)> = Vec::new();
     for ((x, y), name, colour) in labels {
         let (left, right) = (x + 9, x + 9 + LETTER * name.chars().count() as i32);
         let mut top = y;
-        // Downwards until there is room; each step passes one of the labels, so it ends.
+        // Move down until there is room. Each step passes one label, so the loop ends.
         while let Some(&(_, _, other)) = taken
             .iter()
             .find(|&&(l, r, other)| left < r && l < right && (top - other).abs() < HEIGHT)
@@ -162,7 +162,7 @@ fn write_labels(
     Ok(())
 }
 
-/// The range of values with some room at both ends.
+/// The range of values with some margin at both ends.
 fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
     let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| {
         (low.min(value), high.max(value))
@@ -171,12 +171,12 @@ fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
     if low <= high { (low - room, high + room) } else { (0.0, 1.0) }
 }
 
-/// The height of a figure in which so many names have to find room.
+/// The height of a figure with room for this many labels.
 fn height(names: usize) -> u32 {
     460 + 16 * names.saturating_sub(12) as u32
 }
 
-/// An SVG on white, which also reads on a dark page.
+/// An SVG on a white background, so that it is also readable on dark pages.
 fn drawn(
     size: (u32, u32),
     draw: impl FnOnce(DrawingArea<SVGBackend<'_>, Shift>) -> Result<(), Failure>,
@@ -190,7 +190,7 @@ fn drawn(
     Ok(text)
 }
 
-/// Why a figure could not be drawn.
+/// A drawing error as a failure.
 fn broken(error: impl std::error::Error) -> Failure {
     Failure::runtime(error, "report this with the records")
 }

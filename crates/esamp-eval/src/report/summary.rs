@@ -1,4 +1,4 @@
-//! What was found, in plain sentences. Every word of them follows from the figures: nothing here knows the outcome.
+//! The findings in plain sentences, derived entirely from the figures.
 
 use super::{
     Rivalry, Task,
@@ -9,10 +9,10 @@ use super::{
 };
 use crate::record::{Role, Split};
 
-/// The most differences that a sentence spells out. The rest is in the tables.
+/// The most differences listed in a sentence; the tables have the rest.
 const MOST: usize = 4;
 
-/// The lines of the summary, a list item each.
+/// The lines of the summary, one per list item.
 pub fn lines(
     results: &Results,
     tasks: &[Task<'_>],
@@ -52,9 +52,10 @@ fn what_was_run(results: &Results, tasks: &[Task<'_>]) -> String {
         header.arms.len(),
         header.samples,
         list(each.collect()),
-        match unfinished {
-            true => format!("; unfinished, planned were {} × {}", header.problems, header.seeds),
-            false => String::new(),
+        if unfinished {
+            format!("; unfinished, planned were {} × {}", header.problems, header.seeds)
+        } else {
+            String::new()
         }
     )
 }
@@ -81,7 +82,7 @@ fn ideas(results: &Results, tasks: &[Task<'_>]) -> Vec<String> {
         .collect()
 }
 
-/// Methods beside what has learned nothing: their controls, and other ways to sample.
+/// Methods compared with what has not learned: their controls and other sampling methods.
 fn what_else(results: &Results, tasks: &[Task<'_>]) -> Vec<String> {
     let name = |arm: usize| results.header.arms[arm].name.as_str();
     let texts = tasks.iter().filter(|task| !task.results.task.verifiable);
@@ -107,9 +108,10 @@ fn what_else(results: &Results, tasks: &[Task<'_>]) -> Vec<String> {
                 })
                 .map(|method| name(method).to_owned())
                 .collect();
-            let without = match without.is_empty() {
-                true => String::new(),
-                false => format!(" No control in this run: {}.", list(shortened(without))),
+            let without = if without.is_empty() {
+                String::new()
+            } else {
+                format!(" No control in this run: {}.", list(shortened(without)))
             };
             Some(format!(
                 "**Is it what was learned?** On {}, how much farther above plain sampling, each at its own perplexity: \
@@ -150,15 +152,16 @@ fn answers(results: &Results, tasks: &[Task<'_>]) -> Vec<String> {
     lines
 }
 
-/// Who should use it, and who should not: by the measure that each task is for. Right answers are compared with the best of
-/// the temperatures, since nobody has to stay with one that gives fewer of them.
+/// For whom it is useful, by the main measure of each task. Right answers are compared with the best
+/// temperature, because users can choose it.
 fn for_whom(results: &Results, tasks: &[Task<'_>]) -> String {
     let methods = arms_of(results, Role::Method);
     let parts = tasks.iter().filter_map(|task| {
         let measure = task.scores.most_telling()?;
-        let (at, beside) = match task.results.task.verifiable {
-            true => (At::BestTemperature, "the best of the temperatures"),
-            false => (At::EqualPerplexity, "plain sampling of equal perplexity"),
+        let (at, beside) = if task.results.task.verifiable {
+            (At::BestTemperature, "the best of the temperatures")
+        } else {
+            (At::EqualPerplexity, "plain sampling of equal perplexity")
         };
         let of = |wanted: Option<Verdict>| {
             let is = |&&arm: &&usize| task.gain(arm, measure, at).map(Gain::verdict) == wanted;
@@ -182,9 +185,10 @@ fn for_whom(results: &Results, tasks: &[Task<'_>]) -> String {
         })
     });
     let parts: Vec<String> = parts.collect();
-    match parts.is_empty() {
-        true => "**Worth it?** No method was run.".to_owned(),
-        false => format!("**Worth it?** {}.", parts.join("; ")),
+    if parts.is_empty() {
+        "**Worth it?** No method was run.".to_owned()
+    } else {
+        format!("**Worth it?** {}.", parts.join("; "))
     }
 }
 
@@ -193,7 +197,7 @@ fn arms_of(results: &Results, role: Role) -> Vec<usize> {
     arms.filter(|(_, arm)| arm.role == role).map(|(at, _)| at).collect()
 }
 
-/// What each of the arms gains, those first of which something is known.
+/// The gains of the arms; those with a conclusion come first.
 fn each<'t>(
     results: &Results,
     arms: &[usize],
@@ -205,7 +209,7 @@ fn each<'t>(
         (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let mut arms = arms.to_vec();
     if arms.len() > MOST {
-        // Not all of them will be spelled out: the largest ones come first.
+        // Not all are listed, so the largest come first.
         let size = |&arm: &usize| found(arm).map_or(0.0, |found| found.interval.estimate.abs());
         arms.sort_by(|a, b| size(b).total_cmp(&size(a)));
     }
@@ -233,13 +237,10 @@ fn each<'t>(
     if !unreached.is_empty() {
         parts.push(format!("{} beyond the ends of the frontier", list(shortened(unreached))));
     }
-    match parts.is_empty() {
-        true => "no method was run".to_owned(),
-        false => parts.join(", "),
-    }
+    if parts.is_empty() { "no method was run".to_owned() } else { parts.join(", ") }
 }
 
-/// The first ones, and how many more there are.
+/// The first items and the number of further ones.
 fn shortened(mut items: Vec<String>) -> Vec<String> {
     if items.len() > MOST + 1 {
         let more = items.len() - MOST;
@@ -249,7 +250,7 @@ fn shortened(mut items: Vec<String>) -> Vec<String> {
     items
 }
 
-/// One, two and three.
+/// Joins items as in "a, b and c".
 fn list(mut items: Vec<String>) -> String {
     match items.pop() {
         None => String::new(),

@@ -1,4 +1,4 @@
-//! Tables in Markdown.
+//! Markdown tables.
 
 use std::fmt::Write;
 
@@ -15,32 +15,32 @@ use crate::{
 
 /// A number with its sign.
 pub fn signed(value: f64, digits: usize) -> String {
-    // A minus in front of nothing but zeros says what is not so.
+    // No sign for a value that rounds to zero.
     let text = format!("{value:+.digits$}");
-    match text.trim_start_matches(['+', '-', '0', '.']).is_empty() {
-        true => format!("{:.digits$}", 0.0),
-        false => text.replace('-', "−"),
+    if text.trim_start_matches(['+', '-', '0', '.']).is_empty() {
+        format!("{:.digits$}", 0.0)
+    } else {
+        text.replace('-', "−")
     }
 }
 
-/// A difference with its interval; bold where it `decides` something. There its ends have as many digits as it takes to see
-/// on which side of 0 they are.
+/// A difference with its interval, in bold if it is conclusive; then the ends get as many digits as needed
+/// to show on which side of 0 they are.
 pub fn difference(interval: &Interval, digits: usize, decides: bool) -> String {
     let numbers = [interval.estimate, interval.low, interval.high];
     let written = |digits: usize| numbers.map(|value| signed(value, digits));
     let zero = |text: &String| text.trim_start_matches(['0', '.']).is_empty();
-    let digits = match decides {
-        true => {
-            (digits..digits + 4).find(|&digits| !written(digits).iter().any(zero)).unwrap_or(digits)
-        }
-        false => digits,
+    let digits = if decides {
+        (digits..digits + 4).find(|&digits| !written(digits).iter().any(zero)).unwrap_or(digits)
+    } else {
+        digits
     };
     let [estimate, low, high] = written(digits);
     let text = format!("{estimate} [{low}, {high}]");
     if decides { format!("**{text}**") } else { text }
 }
 
-/// A gain in a table or a sentence.
+/// A gain for a table or a sentence.
 pub fn gain(gain: &Gain, digits: usize) -> String {
     let decides = matches!(gain.verdict(), Verdict::More | Verdict::Less);
     difference(&gain.interval, digits, decides)
@@ -50,7 +50,7 @@ fn or_dash(found: Option<&Gain>, digits: usize) -> String {
     found.map_or_else(|| "–".to_owned(), |found| gain(found, digits))
 }
 
-/// Means of every measure for every arm.
+/// The means of every measure for every arm.
 pub fn levels(results: &Results, task: &Task<'_>) -> String {
     let measures: Vec<Measure> = task.scores.measures.keys().copied().collect();
     let mut table = "| arm |".to_owned();
@@ -80,7 +80,7 @@ pub fn levels(results: &Results, task: &Task<'_>) -> String {
     table
 }
 
-/// What steering did to the distribution, on average over tokens.
+/// The effect of steering on the distribution, averaged over tokens.
 pub fn steering(results: &Results, task: &Task<'_>) -> String {
     let mut table = "| arm | changed | KL(new ‖ reference) | entropy before | after | relative error | slope | sharpening |\n\
                      |---|--:|--:|--:|--:|--:|--:|--:|\n"
@@ -115,7 +115,7 @@ pub fn steering(results: &Results, task: &Task<'_>) -> String {
     table
 }
 
-/// How much more of a measure every arm has.
+/// The gains of every arm in a measure.
 pub fn gains(results: &Results, task: &Task<'_>, measure: Measure) -> String {
     let base = &results.header.arms[results.base].name;
     let name = measure.name();
@@ -132,7 +132,7 @@ pub fn gains(results: &Results, task: &Task<'_>, measure: Measure) -> String {
     table
 }
 
-/// How much farther above the frontier one arm lies than another.
+/// How much farther above the frontier one arm is than another.
 pub fn rivalries(results: &Results, rivalries: &[Rivalry], measure: Measure) -> String {
     let name = |arm: usize| results.header.arms[arm].name.as_str();
     let mut table = "| arm | than | difference |\n|---|---|--:|\n".to_owned();
@@ -160,7 +160,7 @@ pub fn solved(results: &Results, tests: &[(usize, McNemar)]) -> String {
     table
 }
 
-/// What each arm is.
+/// The descriptions of the arms.
 pub fn arms(results: &Results) -> String {
     let mut table =
         "| arm | what it is | temperature | filters | β | role |\n|---|---|--:|---|--:|---|\n"
@@ -186,12 +186,12 @@ pub fn arms(results: &Results) -> String {
     table
 }
 
-/// The filters as a settings file names them, with their numbers.
+/// The filters with their settings, named as in a settings file.
 fn filters(arm: &ArmRecord) -> String {
     let written = arm.sampling.filters.iter().map(|filter| {
         let written = serde_json::to_string(filter).unwrap_or_default();
         let words = written.split(|c: char| !c.is_alphanumeric() && !"._".contains(c));
-        // {"min_p":{"p":0.05}}: the name of the only number says nothing new.
+        // {"min_p":{"p":0.05}}: the name of a single number is omitted.
         let words = words.filter(|word| word.len() > 1).collect::<Vec<&str>>();
         words.join(" ").replace('_', "-")
     });

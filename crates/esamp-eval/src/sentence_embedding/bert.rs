@@ -1,4 +1,4 @@
-//! BERT (Devlin et al., arXiv 1810.04805) as an encoder: tokens in, the last hidden state of each out.
+//! BERT (Devlin et al., arXiv 1810.04805) as an encoder: maps tokens to their last hidden states.
 
 use std::path::Path;
 
@@ -18,7 +18,7 @@ use burn::{
 use esamp::errors::LoadError;
 use serde::Deserialize;
 
-/// The keys of `config.json` that matter here.
+/// The keys of `config.json` that are used here.
 #[derive(Clone, Debug, Deserialize)]
 pub struct BertConfig {
     pub vocab_size: usize,
@@ -34,7 +34,7 @@ pub struct BertConfig {
 }
 
 impl BertConfig {
-    /// Reads and checks the configuration; `path` is for the errors.
+    /// Parses and checks the configuration; `path` is used in error messages.
     pub fn from_json(path: &Path, bytes: &[u8]) -> Result<Self, LoadError> {
         let wrong = |what: &str, expected: &str, got: String| LoadError::Format {
             path: path.to_owned(),
@@ -75,7 +75,7 @@ pub struct Bert {
     blocks: Vec<Block>,
 }
 
-/// Attention and a two-layer network, each added to its input and normed after that.
+/// Attention and a two-layer network, each added to its input and then normalised.
 #[derive(Module, Debug)]
 struct Block {
     attention: Attention,
@@ -94,7 +94,7 @@ struct Attention {
     heads: usize,
 }
 
-/// The names of the file, and ours.
+/// Maps the tensor names of the file to the fields of this module.
 const NAMES: [(&str, &str); 11] = [
     (r"^embeddings\.word_embeddings\.", "words."),
     (r"^embeddings\.position_embeddings\.", "positions."),
@@ -110,7 +110,7 @@ const NAMES: [(&str, &str); 11] = [
 ];
 
 impl Bert {
-    /// Reads the weights. The pooler of the file, which has no part in a mean, is left alone.
+    /// Loads the weights. The pooler of the file is ignored, because the mean does not use it.
     pub fn load(config: &BertConfig, path: &Path, device: &Device) -> Result<Self, LoadError> {
         let unusable = |what: &str, expected: &str, got: String| LoadError::Format {
             path: path.to_owned(),
@@ -143,7 +143,8 @@ impl Bert {
         Ok(model)
     }
 
-    /// Zeros: random numbers that are overwritten at once would come from the device's own generator.
+    /// Initialised with zeros: random weights, overwritten at once, would advance the device's random
+    /// generator.
     fn empty(config: &BertConfig, device: &Device) -> Self {
         let width = config.hidden_size;
         let embedding = |count| {
@@ -175,7 +176,8 @@ impl Bert {
         }
     }
 
-    /// `[rows, seq]` to `[rows, seq, width]`. Nobody looks at a token where `padding` is true; every row has another.
+    /// Maps `[rows, seq]` to `[rows, seq, width]`. Tokens where `padding` is true are masked out; every row
+    /// has at least one other token.
     pub fn forward(&self, tokens: Tensor<2, Int>, padding: Tensor<2, Bool>) -> Tensor<3> {
         let [rows, seq] = tokens.dims();
         let positions = self.positions.weight.val().narrow(0, 0, seq).unsqueeze::<3>();

@@ -1,9 +1,9 @@
-//! Sentences as points: texts that mean the same lie near to each other. The evaluation measures with it how different the
-//! completions of a prompt are, by a model that has nothing to do with the one that wrote them.
+//! Sentence embeddings: texts with similar meanings are close together. The evaluation uses them to measure
+//! how different the completions of a prompt are, with a model unrelated to the one that wrote them.
 //!
-//! all-MiniLM-L6-v2 (Wang et al., *MiniLM*, arXiv 2002.10957; trained on pairs of sentences as in Reimers and Gurevych,
-//! *Sentence-BERT*, arXiv 1908.10084): a BERT of six layers, the mean of its last hidden states over the tokens, scaled to
-//! length 1. `model_source` fetches it.
+//! The model is all-MiniLM-L6-v2 (Wang et al., *MiniLM*, arXiv 2002.10957; trained on pairs of sentences as
+//! in Reimers and Gurevych, *Sentence-BERT*, arXiv 1908.10084): a BERT of six layers whose last hidden
+//! states are averaged over the tokens and scaled to length 1. `model_source` downloads it.
 #![allow(dead_code, unreachable_pub, reason = "each example and test uses a part of this")]
 
 mod bert;
@@ -16,7 +16,7 @@ use tokenizers::{Tokenizer, TruncationParams};
 
 use bert::{Bert, BertConfig};
 
-/// Gives each text a point on the unit sphere.
+/// Maps texts to unit vectors.
 #[derive(Debug)]
 pub struct SentenceEmbedder {
     tokenizer: Tokenizer,
@@ -25,28 +25,29 @@ pub struct SentenceEmbedder {
     device: Device,
 }
 
-/// Texts that could not be embedded.
+/// Texts could not be embedded.
 #[derive(Debug, thiserror::Error)]
 pub enum EmbedError {
-    /// What the tokenizer says.
+    /// An error of the tokenizer.
     #[error("tokenizer: {0}")]
     Tokenizer(String),
-    /// What the device says.
+    /// An error of the device.
     #[error("device: {0}")]
     Device(String),
 }
 
 impl SentenceEmbedder {
-    /// The most tokens of a text that are looked at, the two at its ends included; the model was trained with no more.
+    /// The most tokens of a text that are used, including the two at its ends; the model was not trained on
+    /// longer texts.
     pub const MAX_TOKENS: usize = 256;
-    /// Texts that go through the model together.
+    /// Texts per forward pass.
     const BATCH: usize = 32;
 
     /// Loads the model from a folder with `config.json`, `tokenizer.json` and `model.safetensors`, in `f32`.
     ///
     /// # Errors
     ///
-    /// [`LoadError`] that names the file, what was expected and what is there.
+    /// A [`LoadError`] that names the file, what was expected and what was found.
     pub fn load(folder: &Path, device: &Device) -> Result<Self, LoadError> {
         let config_path = folder.join("config.json");
         let config = BertConfig::from_json(&config_path, &read(&config_path)?)?;
@@ -60,8 +61,8 @@ impl SentenceEmbedder {
         }
         let tokenizer_path = folder.join("tokenizer.json");
         let tokenizer = Tokenizer::from_bytes(read(&tokenizer_path)?).and_then(|mut tokenizer| {
-            // The file asks for 128 tokens, always; the model was trained with up to 256, and here rows are only as long
-            // as they need to be.
+            // The file always pads to 128 tokens. The model was trained with up to 256, and here rows are
+            // only as long as necessary.
             let max_length = Self::MAX_TOKENS;
             tokenizer
                 .with_truncation(Some(TruncationParams { max_length, ..Default::default() }))?;
@@ -78,35 +79,35 @@ impl SentenceEmbedder {
         Ok(Self { tokenizer, model, width: config.hidden_size, device: device.clone() })
     }
 
-    /// Numbers in an embedding: 384.
+    /// Width of an embedding: 384.
     pub fn width(&self) -> usize {
         self.width
     }
 
-    /// The tokens of a text, cut to [`MAX_TOKENS`](Self::MAX_TOKENS).
+    /// The tokens of a text, truncated to [`MAX_TOKENS`](Self::MAX_TOKENS).
     ///
     /// # Errors
     ///
-    /// What the tokenizer says.
+    /// An error of the tokenizer.
     pub fn tokens(&self, text: &str) -> Result<Vec<u32>, EmbedError> {
         let encoding = self.tokenizer.encode(text, true);
         let encoding = encoding.map_err(|error| EmbedError::Tokenizer(error.to_string()))?;
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// An embedding of length 1 for each text, in their order; the scalar product of two is their cosine. An empty text has
-    /// one too: that of nothing said.
+    /// Returns an embedding of length 1 for each text, in order; the scalar product of two is their cosine.
+    /// An empty text has a valid embedding too.
     ///
-    /// A text of 60 tokens takes some 40 ms on two CPU cores.
+    /// A text of 60 tokens takes about 40 ms on two CPU cores.
     ///
     /// # Errors
     ///
-    /// [`EmbedError`] with what the tokenizer or the device says.
+    /// An [`EmbedError`] of the tokenizer or the device.
     pub fn embed(&self, texts: &[String]) -> Result<Vec<Vec<f32>>, EmbedError> {
         let tokens: Vec<Vec<u32>> =
             texts.iter().map(|text| self.tokens(text)).collect::<Result<_, _>>()?;
         let mut by_length: Vec<usize> = (0..texts.len()).collect();
-        by_length.sort_by_key(|&text| tokens[text].len()); // together with its like, a text needs little padding
+        by_length.sort_by_key(|&text| tokens[text].len()); // texts of similar length need little padding
         let mut embeddings = vec![Vec::new(); texts.len()];
         for batch in by_length.chunks(Self::BATCH) {
             let rows: Vec<&[u32]> = batch.iter().map(|&text| &tokens[text][..]).collect();
@@ -118,7 +119,7 @@ impl SentenceEmbedder {
         Ok(embeddings)
     }
 
-    /// The embeddings of rows of tokens, one behind the other. No row is empty: each has its two ends.
+    /// The concatenated embeddings of rows of tokens. No row is empty: each has its two end tokens.
     fn forward(&self, rows: &[&[u32]]) -> Result<Vec<f32>, EmbedError> {
         let longest = rows.iter().map(|row| row.len()).max().unwrap_or(0);
         let shape = [rows.len(), longest];

@@ -1,8 +1,8 @@
-//! Greatest common divisors.
+//! The task of finding greatest common divisors.
 
 use super::{Problem, Task, numbers::last_number};
 
-/// The greatest common divisor of two numbers, neither of which is it.
+/// The greatest common divisor of two numbers, different from both.
 pub struct Gcd;
 
 const NUMBERS: std::ops::Range<u64> = 8..80;
@@ -22,7 +22,7 @@ impl Task for Gcd {
 
     fn problems(&self) -> Vec<Problem> {
         let pairs = NUMBERS.flat_map(|a| (a + 1..NUMBERS.end).map(move |b| (a, b)));
-        // Divisors of 1 and multiples would make a guess as good as a thought.
+        // With a divisor of 1, or with multiples, guessing would be as good as computing.
         pairs.filter(|&(a, b)| (2..a).contains(&gcd(a, b))).map(|(a, b)| problem(a, b)).collect()
     }
 }
@@ -32,8 +32,8 @@ fn problem(a: u64, b: u64) -> Problem {
     Problem::with_answer(prompt, gcd(a, b).to_string(), move |text| divisor_in(text, a, b))
 }
 
-/// The number that a text gives as the divisor: the first one behind an "is" that could be it, or else the last one that
-/// could. (Texts say the divisor first and explain it then.)
+/// The number that a text gives as the divisor: the first possible one after an "is", otherwise the last
+/// possible one. Texts usually give the divisor first and then explain it.
 pub fn divisor_in(text: &str, a: u64, b: u64) -> Option<String> {
     let could_be = 1..=a.min(b) - 1;
     let words: Vec<String> = text
@@ -47,7 +47,7 @@ pub fn divisor_in(text: &str, a: u64, b: u64) -> Option<String> {
     stated.map(|number: u64| number.to_string()).or_else(|| last_number(text, could_be))
 }
 
-/// Euclid's.
+/// Euclid's algorithm.
 pub fn gcd(a: u64, b: u64) -> u64 {
     if b == 0 { a } else { gcd(b, a % b) }
 }

@@ -1,4 +1,4 @@
-//! Letters in a word.
+//! The task of counting letters in a word.
 
 use super::{Problem, Task};
 
@@ -101,7 +101,7 @@ impl Task for Letters {
             let letters: std::collections::BTreeSet<char> = word.chars().collect();
             letters.into_iter().map(move |letter| (word, letter))
         });
-        // One occurrence is what a guess says.
+        // Only letters that occur more than once: 1 is what a model guesses.
         pairs
             .filter(|&(word, letter)| count(word, letter) > 1)
             .map(|(w, l)| problem(w, l))
@@ -121,8 +121,8 @@ fn problem(word: &'static str, letter: char) -> Problem {
     Problem::with_answer(prompt, count(word, letter).to_string(), count_in)
 }
 
-/// The count that a text gives: the first number up to ten, in digits or as a word; `once` and `twice` are numbers too. (What
-/// follows is about other letters more often than it corrects the answer.)
+/// The count that a text gives: the first number up to ten, in digits or as a word, including `once` and
+/// `twice`. Later numbers are usually about other letters rather than corrections.
 pub fn count_in(text: &str) -> Option<String> {
     let mut words = text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
     let number = |word: &str| match word.to_lowercase().as_str() {

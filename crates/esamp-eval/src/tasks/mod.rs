@@ -1,11 +1,12 @@
-//! What the model is asked, and how its answers are judged.
+//! The tasks: problems for the model, and how its answers are judged.
 //!
 //! # Splits
 //!
-//! A task lists all of its problems, no two of them alike, in an order that never changes; they are shuffled with
-//! [`SPLIT_SEED`] and cut in the middle. **The first half is the development split, the second one the held-out split**, and
-//! `--problems N` takes the first N of either. So the two are disjoint by construction, and neither depends on anything that
-//! was measured. Settings are chosen on the development split only; the held-out split is for reporting.
+//! A task lists all its problems, all different, in a fixed order; they are shuffled with [`SPLIT_SEED`]
+//! and cut in the middle. **The first half is the development split, the second half the held-out split**,
+//! and `--problems N` takes the first N of either. The splits are therefore disjoint by construction and do
+//! not depend on any measurement. Settings are chosen on the development split only; the held-out split is
+//! for reporting.
 
 pub mod gcd;
 pub mod letters;
@@ -28,7 +29,7 @@ pub use stories::Stories;
 
 use crate::record::{Split, TaskRecord};
 
-/// The seed that problems are shuffled with before they are split.
+/// The seed for shuffling problems before they are split.
 pub const SPLIT_SEED: u64 = 2604_24927;
 
 /// A kind of problem.
@@ -46,13 +47,13 @@ pub const SPLIT_SEED: u64 = 2604_24927;
 /// }
 /// ```
 pub trait Task: Send + Sync {
-    /// Its name: lower case, hyphens.
+    /// The name: lower case, with hyphens.
     fn name(&self) -> &'static str;
 
-    /// What it asks, in a sentence.
+    /// A one-line description.
     fn what(&self) -> &'static str;
 
-    /// The most tokens that a completion needs.
+    /// The most tokens a completion needs.
     fn tokens(&self) -> usize;
 
     /// Whether completions are right or wrong.
@@ -60,12 +61,12 @@ pub trait Task: Send + Sync {
         true
     }
 
-    /// Whether a problem has many right completions that [`Verdict::mode`] tells apart.
+    /// Whether a problem has many right completions that [`Verdict::mode`] distinguishes.
     fn many_modes(&self) -> bool {
         false
     }
 
-    /// Every problem that there is, no two alike, always in the same order.
+    /// All problems, all different, always in the same order.
     fn problems(&self) -> Vec<Problem>;
 
     /// One half of the problems, shuffled.
@@ -79,7 +80,7 @@ pub trait Task: Send + Sync {
         }
     }
 
-    /// What a file says about it, where completions may have at most `tokens`.
+    /// The task's entry in the header, with completions limited to `tokens`.
     fn record(&self, tokens: usize) -> TaskRecord {
         TaskRecord {
             name: self.name().to_owned(),
@@ -91,25 +92,25 @@ pub trait Task: Send + Sync {
     }
 }
 
-/// Something to ask, and how to judge what comes.
+/// A question and how to judge its completions.
 pub struct Problem {
     /// The message to the model.
     pub prompt: String,
-    /// The right answer, where there is only one; written as [`Verdict::answer`] is.
+    /// The right answer if there is only one, in the form of [`Verdict::answer`].
     pub expected: Option<String>,
-    /// How many solutions there are, where they can be counted.
+    /// The number of solutions if they can be counted.
     pub solutions: Option<usize>,
     check: Box<dyn Fn(&str) -> Verdict + Send + Sync>,
 }
 
-/// What a completion amounts to.
+/// The judgement of a completion.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Verdict {
-    /// Whether it is right; `None` where nobody can tell.
+    /// Whether it is right; `None` if that cannot be decided.
     pub correct: Option<bool>,
-    /// What it answers, in a form that can be compared.
+    /// The answer, in a form that can be compared.
     pub answer: Option<String>,
-    /// Which of many solutions it is; right completions only.
+    /// Which of many solutions it is; only for right completions.
     pub mode: Option<String>,
 }
 
@@ -119,7 +120,7 @@ impl Problem {
         Self { prompt, expected: None, solutions: None, check: Box::new(check) }
     }
 
-    /// A problem with one right answer, which `find` looks for in a completion.
+    /// A problem with one right answer; `find` extracts the answer from a completion.
     pub fn with_answer(
         prompt: String,
         expected: String,
@@ -133,7 +134,7 @@ impl Problem {
         Self { expected: Some(expected), ..Self::new(prompt, check) }
     }
 
-    /// Says how many solutions there are.
+    /// Sets the number of solutions.
     pub fn with_solutions(self, solutions: usize) -> Self {
         Self { solutions: Some(solutions), ..self }
     }
@@ -145,13 +146,13 @@ impl Problem {
 }
 
 impl Verdict {
-    /// One of many solutions, or none of them.
+    /// The verdict for a problem with many solutions: right if `mode` is one of them.
     pub fn one_of_many(mode: Option<String>) -> Self {
         Self { correct: Some(mode.is_some()), answer: mode.clone(), mode }
     }
 }
 
-/// The tasks, in the order in which they take turns.
+/// The tasks, in the order in which they run.
 pub fn all() -> Vec<Box<dyn Task>> {
     vec![
         Box::new(Sentences),
@@ -164,11 +165,11 @@ pub fn all() -> Vec<Box<dyn Task>> {
     ]
 }
 
-/// Fisher and Yates, with numbers that are the same everywhere.
+/// Fisher–Yates shuffle with the same random numbers on every machine.
 fn shuffle<T>(items: &mut [T]) {
     let mut rng = ChaCha8Rng::seed_from_u64(SPLIT_SEED);
     for last in (1..items.len()).rev() {
-        // The modulo's bias, below 2^-40, decides nothing.
+        // The modulo bias is below 2^-40 and negligible.
         items.swap(last, (rng.next_u64() % (last as u64 + 1)) as usize);
     }
 }

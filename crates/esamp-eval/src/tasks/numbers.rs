@@ -1,12 +1,14 @@
-//! Numbers in a text.
+//! Finds numbers in a text.
 
-/// Every number that is written in digits, in order and in one form: `1,024`, `01024` and `1024.0` are all `1024`.
+/// All numbers written in digits, in order and in a normal form: `1,024`, `01024` and `1024.0` all become
+/// `1024`.
 ///
-/// A comma belongs to a number between groups of three digits (the first group may be shorter), a point where a digit
-/// follows it. A hyphen in front is a minus unless a letter or digit is in front of the hyphen.
+/// A comma belongs to a number if it separates groups of three digits (the first group may be shorter), a
+/// point if a digit follows it. A hyphen before a number is a minus sign unless a letter or digit precedes
+/// it.
 pub fn numbers(text: &str) -> Vec<String> {
     let characters: Vec<char> = text.chars().collect();
-    // How many digits there are from a place on.
+    // The number of digits from a position on.
     let run = |at: usize| characters.iter().skip(at).take_while(|c| c.is_ascii_digit()).count();
     let mut found = Vec::new();
     let mut at = 0;
@@ -36,8 +38,8 @@ pub fn numbers(text: &str) -> Vec<String> {
     found
 }
 
-/// The last whole number of a text that could be the answer: what a text says that reasons and then answers, also when it
-/// repeats the question behind its answer.
+/// The last whole number in a text that is in the range `could_be`. This finds the answer of a text that
+/// reasons first, even if it repeats the question afterwards.
 pub fn last_number(text: &str, could_be: std::ops::RangeInclusive<u64>) -> Option<String> {
     let is_possible = |number: &String| number.parse().is_ok_and(|n: u64| could_be.contains(&n));
     numbers(text).into_iter().rfind(is_possible)

@@ -1,11 +1,11 @@
-//! Multiplication.
+//! The task of multiplying.
 
 use super::{Problem, Task, numbers::last_number};
 
 /// The product of two numbers, with room to reason.
 pub struct Products;
 
-/// The factors. Small enough that the model is right now and then.
+/// The factors, small enough that the model is sometimes right.
 const SMALLER: std::ops::Range<u64> = 3..10;
 const LARGER: std::ops::Range<u64> = 11..50;
 
@@ -33,7 +33,7 @@ fn problem(a: u64, b: u64) -> Problem {
     Problem::with_answer(prompt, (a * b).to_string(), move |text| product_in(text, a, b))
 }
 
-/// The number that a text gives as the product of `a` and `b`: the last one above both.
+/// The number that a text gives as the product of `a` and `b`: the last one greater than both.
 pub fn product_in(text: &str, a: u64, b: u64) -> Option<String> {
     last_number(text, a.max(b) + 1..=u64::MAX)
 }

@@ -1,8 +1,9 @@
-//! Sentences under constraints.
+//! The task of writing sentences under constraints.
 
 use super::{Problem, Task, Verdict};
 
-/// One sentence with two given words and a limited number of words: countless solutions.
+/// One sentence with two given words and a limited number of words. The number of solutions is practically
+/// unlimited.
 pub struct Sentences;
 
 const THINGS: [&str; 24] = [
@@ -14,7 +15,7 @@ const OTHERS: [&str; 20] = [
     "doctor", "winter", "silence", "music", "teacher", "storm", "honey", "dog", "thief", "morning",
     "secret", "soldier", "cat", "dream", "smoke", "farmer", "snow", "child", "fire", "baker",
 ];
-/// The most words, in turns.
+/// The word limits, which problems use in turn.
 const LIMITS: [usize; 4] = [8, 9, 10, 12];
 
 impl Task for Sentences {
@@ -49,16 +50,16 @@ impl Task for Sentences {
     }
 }
 
-/// What a sentence has to be like.
+/// What a sentence must satisfy.
 #[derive(Clone, Copy, Debug)]
 pub struct Constraint {
-    /// Words that it contains as they are.
+    /// Words that it must contain, unchanged.
     pub words: [&'static str; 2],
-    /// The most words that it has.
+    /// The most words.
     pub limit: usize,
 }
 
-/// Words that do not make a sentence another one.
+/// Words that do not make two sentences different solutions.
 const FUNCTION_WORDS: [&str; 62] = [
     "a", "an", "the", "and", "or", "but", "of", "in", "on", "at", "to", "for", "with", "from",
     "by", "as", "into", "over", "under", "through", "near", "after", "before", "during", "is",
@@ -68,12 +69,12 @@ const FUNCTION_WORDS: [&str; 62] = [
 ];
 
 impl Constraint {
-    /// The solution that a text is: its content words, in alphabetical order, without those that were given. `None` where
-    /// it is no solution.
+    /// The solution that a text is: its content words in alphabetical order, without the given words.
+    /// `None` if it is no solution.
     ///
-    /// A solution is one sentence, in quotation marks or not: it begins with a letter, ends with a full stop, exclamation
-    /// mark or question mark, and has none of these and no line break before; it has at least four words, at most as many as
-    /// allowed, and both given words.
+    /// A solution is one sentence, with or without quotation marks. It begins with a letter, ends with a
+    /// full stop, exclamation mark or question mark, and contains none of these and no line break before.
+    /// It has at least four words, at most the limit, and both given words.
     pub fn solution_in(&self, text: &str) -> Option<String> {
         let quotes = ['"', '“', '”', '\'', '‘', '’'];
         let sentence = text.trim().trim_matches(quotes);

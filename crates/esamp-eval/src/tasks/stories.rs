@@ -1,8 +1,8 @@
-//! Stories.
+//! The task of continuing stories.
 
 use super::{Problem, Task, Verdict};
 
-/// The continuation of a story. Nobody says whether it is right: the text is what is measured.
+/// The continuation of a story. There is no right or wrong; only the text is measured.
 pub struct Stories;
 
 const PLACES: [&str; 10] = [

@@ -1,28 +1,28 @@
-//! Lines over the places in a completion, as SVG in the page: no script, no library, no font of its own.
+//! Line charts over token positions, as inline SVG without scripts, libraries or fonts.
 
 use super::markup::{escaped, number};
 
-/// Arms that have a colour of their own; the next ones begin again.
+/// Number of arms with distinct colours; further arms reuse them.
 pub(super) const COLOURS: usize = 6;
 
-/// One picture.
+/// One chart.
 pub(super) struct Chart {
     pub(super) title: &'static str,
     pub(super) unit: &'static str,
     pub(super) lines: Vec<Line>,
 }
 
-/// One arm in it.
+/// The line of one arm.
 pub(super) struct Line {
     pub(super) name: String,
     pub(super) arm: usize,
     pub(super) points: Vec<Point>,
 }
 
-/// The completions of an arm at one place.
+/// Mean, least and greatest value over the completions of an arm at one position.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Point {
-    /// From 0.
+    /// Position in the completion, from 0.
     pub(super) place: usize,
     pub(super) mean: f64,
     pub(super) least: f64,
@@ -30,7 +30,7 @@ pub(super) struct Point {
 }
 
 impl Point {
-    /// Of some numbers; `None` where there are none.
+    /// Summarises `numbers`; `None` if there are none.
     pub(super) fn of(place: usize, numbers: &[f64]) -> Option<Self> {
         if numbers.is_empty() {
             return None;
@@ -45,7 +45,7 @@ impl Point {
     }
 }
 
-// The picture, in its own units.
+// The layout, in SVG user units.
 const WIDTH: f64 = 400.0;
 const HEIGHT: f64 = 220.0;
 const LEFT: f64 = 44.0;
@@ -53,7 +53,7 @@ const RIGHT: f64 = 8.0;
 const TOP: f64 = 10.0;
 const BOTTOM: f64 = 30.0;
 
-/// From numbers to places in the picture.
+/// Maps values to SVG coordinates.
 struct Axes {
     last_place: f64,
     low: f64,
@@ -72,12 +72,12 @@ impl Axes {
 }
 
 impl Chart {
-    /// The picture with its headline.
+    /// The chart as a figure with a caption.
     pub(super) fn svg(&self) -> String {
         let (title, unit) = (escaped(self.title), escaped(self.unit));
         let points = || self.lines.iter().flat_map(|line| &line.points);
         let body = match points().map(|point| point.place).max() {
-            None => "<p class=\"nothing\">No token of this run has one.</p>\n".to_owned(),
+            None => "<p class=\"nothing\">No token of this run has a value.</p>\n".to_owned(),
             Some(last_place) => {
                 let least = points().map(|point| point.least).fold(0.0, f64::min);
                 let greatest = points().map(|point| point.greatest).fold(0.0, f64::max);
@@ -110,7 +110,7 @@ impl Line {
         let above = self.points.iter().map(|p| at(p.place, p.greatest));
         let below = self.points.iter().rev().map(|p| at(p.place, p.least));
         let band: Vec<String> = above.chain(below).collect();
-        // What can be pointed at is larger than what is seen.
+        // The hover target is larger than the visible dot.
         let points = self.points.iter().map(|p| {
             let (x, y) = (axes.x(p.place as f64), axes.y(p.mean));
             format!(
@@ -145,7 +145,7 @@ fn grid(axes: &Axes, ticks: &[f64]) -> String {
             label(tick)
         ));
     }
-    // The first token is number 1.
+    // Tokens are numbered from 1.
     let places = self::ticks(1.0, axes.last_place + 1.0);
     let inside = places.iter().filter(|&&place| place >= 1.0 && place <= axes.last_place + 1.0);
     for &place in inside.filter(|place| place.fract() == 0.0) {
@@ -163,13 +163,13 @@ fn grid(axes: &Axes, ticks: &[f64]) -> String {
     out
 }
 
-/// A round number, without the digits that it does not need.
+/// Formats a tick without trailing zeros.
 fn label(tick: f64) -> String {
     let text = format!("{tick:.6}");
     text.trim_end_matches('0').trim_end_matches('.').replace('-', "−")
 }
 
-/// Four to eight round numbers, evenly spaced, from at or below `least` to at or above `greatest`.
+/// Four to eight round, evenly spaced ticks that cover `least` to `greatest`.
 fn ticks(least: f64, greatest: f64) -> Vec<f64> {
     let width = greatest - least;
     if width.is_nan() || width <= 0.0 || width.is_infinite() {

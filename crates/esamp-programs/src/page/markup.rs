@@ -1,7 +1,7 @@
 //! Text and numbers in HTML.
 
-/// A text as it may stand in an element or in a quoted attribute. What a model says is not trusted with the page:
-/// characters that control something, and those that turn the writing direction, are written out.
+/// Escapes a text for an element or a quoted attribute. Model output must not break the page: control
+/// characters, and characters that change the writing direction, are written as escapes.
 pub(super) fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -22,9 +22,9 @@ pub(super) fn escaped(text: &str) -> String {
     out
 }
 
-/// Three significant digits, with a minus sign that is one.
+/// Formats a number with three significant digits and a typographic minus sign.
 pub(super) fn number(x: f64) -> String {
-    let x = if x == 0.0 { 0.0 } else { x }; // no sign
+    let x = if x == 0.0 { 0.0 } else { x }; // −0 becomes 0
     let size = x.abs();
     let digits = if size == 0.0 || size >= 100.0 {
         0
@@ -39,7 +39,7 @@ pub(super) fn number(x: f64) -> String {
     text.replace('-', "−")
 }
 
-/// A probability, from its logarithm.
+/// Formats a log-probability as a percentage.
 pub(super) fn percent(log_prob: f64) -> String {
     format!("{} %", number(100.0 * log_prob.exp()))
 }

@@ -1,8 +1,8 @@
-//! A run to look at: the completions of one prompt side by side, as one HTML file that needs nothing else.
+//! Shows a run as one self-contained HTML file with the completions of a prompt side by side.
 //!
-//! Each token is tinted by its novelty; over a token, or with the keyboard on it, the page says what it was chosen from and
-//! what steering had to do with it. Below are the loss, the novelty and the entropy over the completions. Everything comes
-//! from the traces that an observer is shown ([`esamp::telemetry::Recorder`]).
+//! Each token is tinted by its novelty. On hover or keyboard focus the page shows the distribution the
+//! token was chosen from and what steering did to it. Charts below show loss, novelty and entropy over the
+//! completions. All data comes from the traces an observer receives ([`esamp::telemetry::Recorder`]).
 
 mod chart;
 mod markup;
@@ -19,14 +19,14 @@ use chart::{Chart, Line};
 use markup::escaped;
 use scale::Scale;
 
-/// What is on the page.
+/// The contents of the page.
 #[derive(Clone, Debug)]
 pub struct Page {
-    /// The headline: the model.
+    /// The headline: the name of the model.
     pub title: String,
-    /// What was completed.
+    /// The prompt.
     pub prompt: String,
-    /// What was set for all arms, in a few words.
+    /// A summary of the settings common to all arms.
     pub settings: String,
     /// The arms, from top to bottom.
     pub arms: Vec<ShownArm>,
@@ -35,42 +35,42 @@ pub struct Page {
 /// One arm: the completions of the prompt, in columns.
 #[derive(Clone, Debug)]
 pub struct ShownArm {
-    /// Its name.
+    /// The name of the arm.
     pub name: String,
-    /// What it did, in a few words.
+    /// A summary of the arm's figures.
     pub facts: String,
-    /// Its completions, by their index.
+    /// The completions, by index.
     pub completions: Vec<ShownCompletion>,
-    /// Records that came behind the limit of the recorder, and are missing here.
+    /// Records lost because the recorder was full.
     pub dropped: u64,
 }
 
-/// One column.
+/// One completion.
 #[derive(Clone, Debug)]
 pub struct ShownCompletion {
-    /// Its tokens, in their order.
+    /// The tokens, in order.
     pub tokens: Vec<ShownToken>,
-    /// Why it ended.
+    /// Why the completion ended.
     pub ending: String,
 }
 
 /// One token.
 #[derive(Clone, Debug)]
 pub struct ShownToken {
-    /// What it adds to the text; empty for a special token and inside of a character.
+    /// The text the token adds; empty for special tokens and for tokens that end inside a character.
     pub text: String,
-    /// The text of the token that would have come without steering, where that is another one.
+    /// The text of the token that would have been chosen without steering, if it differs.
     pub unsteered: Option<String>,
-    /// Its numbers.
+    /// The trace of the token.
     pub trace: RowTrace,
 }
 
 impl ShownArm {
-    /// The completions of one prompt, with their tokens as `recorder` has them.
+    /// The completions of one prompt, with the traces that `recorder` holds.
     ///
     /// # Errors
     ///
-    /// What the detokenizer says.
+    /// Fails if the detokenizer does.
     pub fn new(
         name: impl Into<String>,
         facts: impl Into<String>,
@@ -99,7 +99,7 @@ impl ShownArm {
         self.completions.iter().flat_map(|completion| &completion.tokens)
     }
 
-    /// A number of each token, over the places in the completions; a place where no token has it is left out.
+    /// Summarises a value per token by position, leaving out positions where no token has it.
     fn line(&self, arm: usize, number: impl Fn(&RowTrace) -> Option<f64>) -> Line {
         let longest = self.completions.iter().map(|c| c.tokens.len()).max().unwrap_or(0);
         let points = (0..longest).filter_map(|place| {
@@ -111,7 +111,7 @@ impl ShownArm {
     }
 }
 
-/// The tokens with their texts, which depend on what came before.
+/// Pairs the tokens with their texts, which depend on the tokens before.
 fn tokens<'a>(
     traces: impl Iterator<Item = &'a RowTrace>,
     detokenizer: &dyn Detokenize,
@@ -126,7 +126,7 @@ fn tokens<'a>(
             trace: trace.clone(),
         });
     }
-    // Half a character that nothing completes.
+    // Bytes of an incomplete character at the end.
     let rest = stream.finish(detokenizer)?;
     if let Some(last) = shown.last_mut() {
         last.text.push_str(&rest);
@@ -146,7 +146,7 @@ fn ending(finish: &FinishReason) -> String {
     }
 }
 
-/// What a token can be tinted by, in the order of the switch.
+/// The values a token can be tinted by, in the order of the switch.
 const TINTS: [Tint; 3] = [
     Tint {
         name: "novelty",
@@ -176,7 +176,7 @@ struct Tint {
 }
 
 impl Page {
-    /// The file.
+    /// Renders the HTML file.
     pub fn html(&self) -> String {
         let title = escaped(&self.title);
         let style = include_str!("page.css");
@@ -226,13 +226,13 @@ impl Page {
         let charts: String = charts.iter().map(Chart::svg).collect();
         format!(
             "<section class=\"charts\">\n<h2>Over the completion</h2>\n\
-             <p>Mean over the completions of an arm, token by token; the band is from the least to the \
-             greatest.</p>\n<div class=\"row\">\n{charts}</div>\n</section>\n"
+             <p>Mean over the completions of an arm, token by token; the band is from the smallest to the \
+             largest value.</p>\n<div class=\"row\">\n{charts}</div>\n</section>\n"
         )
     }
 }
 
-/// What tokens are tinted by, and what the tints mean.
+/// The switch between tints, with a legend for each.
 fn switch(scales: &[Option<Scale>; TINTS.len()]) -> String {
     let mut choices = String::new();
     let mut legends = String::new();
@@ -249,15 +249,15 @@ fn switch(scales: &[Option<Scale>; TINTS.len()]) -> String {
                 markup::number(scale.high()),
                 tint.unit
             ),
-            None => "<span>no token of this run has one</span>".to_owned(),
+            None => "<span>no token of this run has a value</span>".to_owned(),
         };
         legends.push_str(&format!("<span class=\"legend {name}\">{ends}</span>"));
     }
     format!(
         "<div class=\"switch\"><span role=\"radiogroup\" aria-label=\"tint\">tint by {choices}</span>{legends}\
-         <span class=\"legend-mark\"><b>underlined</b> would have been \
-         another token without steering</span></div>\n\
-         <noscript><p>The numbers of each token are shown by a script, which is turned off here.</p></noscript>\n"
+         <span class=\"legend-mark\"><b>underlined</b> would be \
+         a different token without steering</span></div>\n\
+         <noscript><p>Enable JavaScript to see the figures of each token.</p></noscript>\n"
     )
 }
 
@@ -265,11 +265,11 @@ fn arm_section(at: usize, arm: &ShownArm, scales: &[Option<Scale>; TINTS.len()])
     let columns = arm.completions.iter().enumerate();
     let columns: String = columns.map(|(at, c)| column(at, c, scales)).collect();
     let expected = arm.tokens().any(|token| token.trace.novelty.is_some());
-    let tinted = if expected { "" } else { " (no distiller, so nothing to be novel to)" };
+    let tinted = if expected { "" } else { " (no distiller, so no novelty)" };
     let missing = match arm.dropped {
         0 => String::new(),
         records => format!(
-            "<p class=\"missing\">{records} records came behind the limit of the recorder: tokens are \
+            "<p class=\"missing\">{records} records exceeded the limit of the recorder: tokens are \
              missing here.</p>\n"
         ),
     };

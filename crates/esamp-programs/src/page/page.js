@@ -21,7 +21,7 @@
     }
     tip.replaceChildren(list);
     tip.hidden = false;
-    // Below the token, or above it where there is no room; never beyond the edges.
+    // Below the token, or above it if there is no room; always inside the window.
     const word = token.querySelector("b");
     const box = word.getClientRects()[0] ?? word.getBoundingClientRect();
     const { offsetWidth: width, offsetHeight: height } = tip;
@@ -61,7 +61,7 @@
     to.focus();
   });
 
-  // #2.3.14 is a link to a token: arm, completion, token, each from 1.
+  // #2.3.14 links to a token: arm, completion and token, counted from 1.
   const follow = () => {
     const [arm, completion, place] = location.hash.slice(1).split(".").map((number) => Number(number) - 1);
     const text = document.querySelectorAll(".arm")[arm]?.querySelectorAll(".text")[completion];

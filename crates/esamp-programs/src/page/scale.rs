@@ -1,6 +1,6 @@
-//! From a number to how strong a tint is.
+//! Maps a value to the strength of a tint.
 
-/// The numbers that are shown as no tint and as the full one.
+/// The values shown as no tint and as full tint.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Scale {
     low: f64,
@@ -8,7 +8,8 @@ pub(super) struct Scale {
 }
 
 impl Scale {
-    /// From the 5th to the 95th of a hundred, so that one outlier does not make all others alike; `None` without numbers.
+    /// The scale from the 5th to the 95th percentile, so that an outlier does not flatten all others;
+    /// `None` without values.
     pub(super) fn of(mut numbers: Vec<f64>) -> Option<Self> {
         numbers.sort_by(f64::total_cmp);
         let last = numbers.len().checked_sub(1)?;
@@ -24,7 +25,7 @@ impl Scale {
         self.high
     }
 
-    /// Between 0 and 1.
+    /// The strength of the tint, from 0 to 1.
     pub(super) fn share(&self, number: f64) -> f64 {
         let width = self.high - self.low;
         if width > 0.0 { ((number - self.low) / width).clamp(0.0, 1.0) } else { 0.0 }

@@ -1,4 +1,4 @@
-//! One token: its text, its tints, and what is said over it.
+//! Renders one token: its text, tints and tooltip.
 
 use esamp::telemetry::{RowTrace, Steering};
 
@@ -8,7 +8,8 @@ use super::{
     scale::Scale,
 };
 
-/// The element of a token. The first one of a completion takes the keyboard; arrows go on from there.
+/// The element of a token. Only the first token of a completion is in the tab order; arrow keys move on
+/// from there.
 pub(super) fn element(
     token: &ShownToken,
     first: bool,
@@ -26,7 +27,7 @@ pub(super) fn element(
         text if text.starts_with('\n') => " line",
         _ => "",
     };
-    // The spaces of a token stay outside of its tint: at the end of a line they would hang over.
+    // Leading spaces are not tinted: at the end of a line they would stick out.
     let word = token.text.trim_start_matches(' ');
     let (spaces, word) = match word {
         "" => ("", token.text.as_str()),
@@ -41,14 +42,14 @@ pub(super) fn element(
     )
 }
 
-/// What is said over a token: a line each of a name and a value, with a tab between them.
+/// The tooltip: one line per entry, name and value separated by a tab.
 fn tip(token: &ShownToken) -> String {
     let trace = &token.trace;
     let before = -trace.surprisal;
     let after = f64::from(trace.log_prob);
     let of_candidates = |rank: usize| (rank + 1).to_string();
     let mut lines = vec![
-        ("token", format!("{:?}, number {} of the completion", token.text, trace.position + 1)),
+        ("token", format!("{:?}, token {} of the completion", token.text, trace.position + 1)),
         ("steered", steered(trace.steering).to_owned()),
         ("probability", change(percent(before), percent(after))),
         ("log-probability", change(number(before), number(after))),
@@ -62,7 +63,7 @@ fn tip(token: &ShownToken) -> String {
         ),
         ("entropy", change(number(trace.reference_entropy), number(trace.entropy)) + " nats"),
         ("KL(new ‖ reference)", number(trace.kl) + " nats"),
-        ("filtered away", percent(trace.mass_outside.ln())),
+        ("removed by filters", percent(trace.mass_outside.ln())),
     ];
     if trace.unsteered_token.is_some() {
         let other = token.unsteered.as_ref();
@@ -74,7 +75,7 @@ fn tip(token: &ShownToken) -> String {
     lines.join("\n")
 }
 
-/// What the distiller had to do with it.
+/// Entries about the distiller and steering.
 fn learned(trace: &RowTrace) -> Vec<(&'static str, String)> {
     let mut lines = Vec::new();
     if let Some(novelty) = trace.novelty {
@@ -97,18 +98,18 @@ fn learned(trace: &RowTrace) -> Vec<(&'static str, String)> {
 
 fn steered(steering: Steering) -> &'static str {
     match steering {
-        Steering::Off => "no distiller is asked",
-        Steering::Contrasted => "with the logits of another model",
+        Steering::Off => "no: not steered by a distiller",
+        Steering::Contrasted => "yes: contrasted with another model",
         Steering::OtherNotFinite => "no: a logit of the other model was not finite",
         Steering::FirstToken => "no: the first token",
         Steering::Warming => "no: the distiller was warming up",
         Steering::NotFinite => "no: the hidden state was not finite",
         Steering::Steered => "yes",
-        _ => "for a reason that this page does not know",
+        _ => "unknown",
     }
 }
 
-/// Before and after, or one value where they look alike.
+/// Both values with an arrow, or one if they look the same.
 fn change(before: String, after: String) -> String {
     if before == after { after } else { format!("{before} → {after}") }
 }

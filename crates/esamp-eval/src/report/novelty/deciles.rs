@@ -1,44 +1,44 @@
-//! What a correlation looks like: the items in ten parts, from the smallest number of a measure to the largest.
+//! Correlations in detail: the items in ten parts, by ascending values of a measure.
 
 use super::{Measure, ranks::Table};
 use crate::metrics::MetricError;
 
-/// Parts.
+/// Number of parts.
 pub(super) const PARTS: usize = 10;
 
-/// The items in ten parts of equal size, to within one. Equal numbers may be on both sides of a border, in the order of their
-/// problems.
+/// The items in ten parts of equal size, up to one item. Equal values may be on both sides of a border, in
+/// the order of their problems.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Deciles {
-    /// The measure that orders them.
+    /// The measure that orders the items.
     pub by: Measure,
-    /// From the smallest numbers to the largest.
+    /// The parts, by ascending values.
     pub parts: Vec<Decile>,
 }
 
 /// One of the parts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Decile {
-    /// How many items are in it.
+    /// Number of items.
     pub n: usize,
-    /// Its smallest number of [`Deciles::by`].
+    /// The smallest value of [`Deciles::by`].
     pub least: f64,
-    /// Its largest.
+    /// The largest value.
     pub greatest: f64,
-    /// The other measures of its items.
+    /// The other measures of the items.
     pub of: Vec<(Measure, Summary)>,
 }
 
-/// Some numbers in four. Quartiles are interpolated linearly between the two next to them.
+/// Mean and quartiles of some values. Quartiles are interpolated linearly.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Summary {
     /// The mean.
     pub mean: f64,
-    /// A quarter is below it.
+    /// The lower quartile.
     pub lower: f64,
-    /// Half.
+    /// The median.
     pub median: f64,
-    /// Three quarters.
+    /// The upper quartile.
     pub upper: f64,
 }
 
@@ -66,7 +66,7 @@ impl Deciles {
         Ok(Self { by, parts: (0..PARTS).map(part).collect::<Result<_, MetricError>>()? })
     }
 
-    /// A measure in each part; `None` where it was not asked for.
+    /// A measure in each part; `None` if it was not requested.
     pub fn summaries(&self, measure: Measure) -> Option<Vec<Summary>> {
         let of = |part: &Decile| part.of.iter().find(|(of, _)| *of == measure).map(|(_, it)| *it);
         self.parts.iter().map(of).collect()
@@ -74,7 +74,7 @@ impl Deciles {
 }
 
 impl Summary {
-    /// Of at least one number.
+    /// The summary of at least one value.
     fn of(mut numbers: Vec<f64>) -> Self {
         numbers.sort_by(f64::total_cmp);
         let quantile = |share: f64| {
@@ -97,7 +97,7 @@ mod tests {
 
     #[test]
     fn ten_parts_by_hand() {
-        // 23 items in falling order: parts of 2, 2, 2, 3, 2, 2, 3, 2, 2, 3 (borders at ⌊23·i/10⌋).
+        // 23 items in descending order: parts of 2, 2, 2, 3, 2, 2, 3, 2, 2, 3 (borders at ⌊23·i/10⌋).
         let x: Vec<f64> = (0..23).rev().map(f64::from).collect();
         let y: Vec<f64> = x.iter().map(|x| 100.0 - x).collect();
         let columns = vec![(Measure::RelativeNovelty, x), (Measure::Surprisal, y)];

@@ -1,21 +1,25 @@
-//! Is it novelty? What the distiller's prediction error goes along with.
+//! Is it novelty? What the distiller's prediction error correlates with.
 //!
-//! Novelty is `‖e‖`, the distance of a token's deep state from the expected one. That it measures *semantic* novelty is a
-//! claim; it could as well stand for how hard a choice was, how rare a token is, how late it comes, or how improbable it
-//! was. Two looks at the single tokens that a run has kept ([`ProblemRecord::token_sample`]):
+//! Novelty is `‖e‖`, the distance between a token's deep state and the expected one. Whether it measures
+//! *semantic* novelty is open; it could as well reflect how hard a choice was, how rare or improbable the
+//! token, or how late its position. Two analyses of the single tokens that a run has kept
+//! ([`ProblemRecord::token_sample`]):
 //!
-//! - [`token_level`]: rank correlations of novelty with surprisal, entropy, rarity and position, over tokens.
-//! - [`window_level`]: rank correlations with the semantic distance of 16 tokens from what the other completions of the
-//!   prompt have said before them, beyond what those four explain.
+//! - [`token_level`]: rank correlations of novelty with surprisal, entropy, rarity and position, over
+//!   tokens.
+//! - [`window_level`]: rank correlations with the semantic distance of 16 tokens from what the other
+//!   completions of the prompt said before them, beyond what those four explain.
 //!
-//! Each correlation comes three times: as it is, with the other measures held fixed, and with these and the problem held
-//! fixed. The last asks whether novelty tells the tokens of one prompt apart; the others also count that prompts differ.
+//! Each correlation is given three times: plain, with the other measures held fixed, and with these and the
+//! problem held fixed. The last one tells whether novelty distinguishes tokens of the same prompt; the
+//! others also reflect differences between prompts.
 //!
-//! Intervals are over problems, drawn with replacement: tokens of one problem are not independent. No token is left out:
-//! in a resample the tokens of a problem weigh as often as it was drawn, and ranks of weighted tokens come from one sort for
-//! all resamples (`ranks`). Take the records of one arm and one task; mixed tasks differ in everything at once.
+//! Intervals are over problems, resampled with replacement, because tokens of one problem are not
+//! independent. All tokens are used: in a resample, tokens are weighted by how often their problem was
+//! drawn, and one sort gives the ranks of weighted tokens for all resamples (`ranks`). Use the records of
+//! one arm and one task; tasks differ in every measure at once.
 //!
-//! A correlation is no cause: whatever moves with novelty and is not among the measures may stand behind it.
+//! Correlation is not causation: something outside these measures may drive both sides.
 
 mod deciles;
 mod ranks;
@@ -34,32 +38,33 @@ use ranks::{Question, Table};
 pub use deciles::{Deciles, Summary};
 pub use windows::{Embed, MAX_GROUPS, WINDOW, WindowError, WindowLevel, window_level};
 
-/// Something that a token or a window has a number of.
+/// A quantity that a token or a window has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Measure {
     /// `‖deep − expected deep‖`.
     Novelty,
-    /// The same as a multiple of `‖deep‖`.
+    /// The same relative to `‖deep‖`.
     RelativeNovelty,
     /// −log-probability of the token in the model's distribution: how improbable it was.
     Surprisal,
     /// Entropy of the reference distribution: how hard the choice was.
     Entropy,
-    /// Rarity: rank of the token among those that a plain arm has generated, 0 for the most frequent one.
+    /// Rarity: rank of the token among those a plain arm has generated; 0 is the most frequent.
     FrequencyRank,
-    /// A second measure of rarity: in a byte-pair vocabulary, ids follow the order in which tokens were learned.
+    /// A second measure of rarity: in a byte-pair vocabulary, ids follow the order in which tokens were
+    /// learned.
     TokenId,
-    /// Place in the completion, from 0.
+    /// Position in the completion, from 0.
     Position,
-    /// 1 − the largest cosine between a window and what another completion has said before it: how far the *nearest* one
-    /// is.
+    /// 1 − the largest cosine between a window and what another completion said before it: the distance to
+    /// the *nearest* one.
     Distance,
     /// 1 − the mean of these cosines.
     MeanDistance,
 }
 
 impl Measure {
-    /// Its name in tables.
+    /// The name in tables.
     pub fn name(self) -> &'static str {
         match self {
             Self::Novelty => "novelty",
@@ -74,7 +79,7 @@ impl Measure {
         }
     }
 
-    /// What it is counted in.
+    /// The unit.
     pub fn unit(self) -> &'static str {
         match self {
             Self::Novelty => "units of the hidden state",
@@ -95,34 +100,34 @@ impl fmt::Display for Measure {
     }
 }
 
-/// A number with its interval, or why there is none: a measure that does not vary goes along with nothing.
+/// An estimate with its interval, or why it is undefined, for example for a constant measure.
 pub type Known = Result<Interval, MetricError>;
 
-/// How two measures go together.
+/// The correlation of two measures.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Correlation {
-    /// The one.
+    /// The first measure.
     pub of: Measure,
-    /// The other.
+    /// The second measure.
     pub with: Measure,
-    /// What the partial correlations hold fixed.
+    /// The measures that the partial correlations hold fixed.
     pub given: Vec<Measure>,
-    /// Spearman's rank correlation. As with the other two, its interval is refused where a resample of the problems has no
-    /// number: then there are too few problems for one.
+    /// Spearman's rank correlation. As for the other two, the interval is an error if a resample of the
+    /// problems has no value: then there are too few problems.
     pub spearman: Known,
-    /// The partial one: what is left of the ranks after the best linear fit to the ranks of `given`
+    /// The partial correlation: of the residuals of the ranks after a linear fit to the ranks of `given`
     /// ([`partial_spearman`](crate::metrics::partial_spearman)).
     pub partial: Known,
-    /// The partial one with the problem held fixed too: the fit has a constant for each problem.
+    /// The partial correlation with the problem held fixed too: the fit has a constant per problem.
     pub within: Known,
 }
 
-/// What was found over tokens, or over windows.
+/// The results over tokens or over windows.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Level {
-    /// How many there are.
+    /// Number of items.
     pub n: usize,
-    /// How many problems they belong to: what the intervals draw.
+    /// Number of problems they belong to, which is what the intervals resample.
     pub problems: usize,
     /// The correlations.
     pub correlations: Vec<Correlation>,
@@ -131,7 +136,7 @@ pub struct Level {
 }
 
 impl Level {
-    /// `what` the items are: tokens, windows.
+    /// `what` names the items in messages: tokens or windows.
     fn of(
         what: &str,
         table: &Table,
@@ -152,30 +157,30 @@ impl Level {
     }
 }
 
-/// Settings of the intervals that the report shows: 95 %, 500 resamples. Their ends are off by some 10 % of the half-width,
-/// which changes the second digit.
+/// Bootstrap settings of the report: 95 %, 500 resamples. The ends vary by about 10 % of the half-width,
+/// which affects the second digit.
 pub fn intervals() -> BootstrapConfig {
     BootstrapConfig::default().with_resamples(500)
 }
 
-/// What may explain novelty away, and is held fixed in turn.
+/// Other explanations of novelty, which are held fixed in turn.
 const CONTROLS: [Measure; 4] =
     [Measure::Surprisal, Measure::Entropy, Measure::FrequencyRank, Measure::Position];
 
-/// Novelty and relative novelty of single tokens, with surprisal, entropy, rarity and position.
+/// Correlates novelty and relative novelty of single tokens with surprisal, entropy, rarity and position.
 ///
-/// Partial correlations hold the other three fixed. The token's id takes the place of its frequency rank, as the other
-/// measure of rarity: the two are never held fixed for each other. Novelty is known before the token is chosen; its
-/// surprisal, rank and id only with it.
+/// Partial correlations hold the other three fixed. For the token's id as the second measure of rarity, the
+/// frequency rank is not held fixed. Novelty is known before the token is chosen; surprisal, rank and id
+/// only with it.
 ///
-/// `ranks` are those of a plain arm. Cost: a sort of each measure, and some `50·n` operations a resample: about a second for
-/// 46,000 tokens, which is 90 full records.
+/// `ranks` are those of a plain arm. Cost: a sort per measure and about `50·n` operations per resample:
+/// about a second for 46,000 tokens, which is 90 full records.
 ///
 /// # Errors
 ///
-/// [`MetricError::TooFew`] below 10 tokens or 2 problems, [`MetricError::NotFinite`], and settings that cannot work
-/// ([`BootstrapMethod::Bca`](crate::metrics::BootstrapMethod::Bca) is one). What is undefined for one pair is in its
-/// [`Correlation`].
+/// [`MetricError::TooFew`] for fewer than 10 tokens or 2 problems, [`MetricError::NotFinite`], and invalid
+/// settings, including [`BootstrapMethod::Bca`](crate::metrics::BootstrapMethod::Bca). What is undefined
+/// for one pair is reported in its [`Correlation`].
 pub fn token_level(
     records: &[&ProblemRecord],
     ranks: &FrequencyRanks,
@@ -201,7 +206,7 @@ pub fn token_level(
     Level::of("tokens", &table, &questions, &shown, config)
 }
 
-/// The measures that single tokens and windows share.
+/// The measures that both single tokens and windows have.
 const MEASURED: [Measure; 6] = [
     Measure::Novelty,
     Measure::RelativeNovelty,
@@ -215,7 +220,7 @@ fn others(than: Measure) -> Vec<Measure> {
     CONTROLS.into_iter().filter(|&control| control != than).collect()
 }
 
-/// A token's number of one of [`MEASURED`]; its id for a measure that only windows have.
+/// A token's value of one of [`MEASURED`]; its id for measures that only windows have.
 fn number_of(token: &TokenRecord, measure: Measure, ranks: &FrequencyRanks) -> f64 {
     match measure {
         Measure::Novelty => token.novelty,

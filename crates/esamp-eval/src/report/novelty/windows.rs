@@ -1,21 +1,23 @@
-//! Does novelty foresee what has not been said yet?
+//! Does novelty predict content that has not been said yet?
 //!
-//! A completion is cut into windows of [`WINDOW`] tokens. By the time at which a window begins, at place `t`, every other
-//! completion of its group (same problem, same seed) has said its tokens before `t`, or has ended: they run in step, and it is
-//! from these very tokens that the distiller they share has learned. How far the window's text is from the nearest of these
-//! texts is its *semantic distance*: 1 − the largest cosine of their embeddings. The nearest, because what one completion has
-//! said already is not new, however far the others are; novelty search (Lehman and Stanley, *Abandoning Objectives*, 2011)
-//! measures distance to nearest neighbours for the same reason. 1 − the mean cosine is the second measure.
+//! A completion is cut into windows of [`WINDOW`] tokens. When a window begins at position `t`, every other
+//! completion of its group (same problem, same seed) has written its tokens before `t` or has ended,
+//! because they run in step; the distiller they share has learned from exactly these tokens. The *semantic
+//! distance* of the window is its distance from the nearest of these texts: 1 − the largest cosine of their
+//! embeddings. The nearest one counts because what a single completion has already said is not new, however
+//! far the others are; novelty search (Lehman and Stanley, *Abandoning Objectives*, 2011) uses nearest
+//! neighbours for the same reason. 1 − the mean cosine is a second measure.
 //!
-//! What others have said grows with `t`, and a long text is nearer to or farther from a short one for that reason alone:
-//! position is among what the partial correlations hold fixed.
+//! The texts of the others grow with `t`, and length alone changes the similarity between texts, so
+//! position is one of the measures held fixed.
 //!
-//! Two ways to give a window its novelty:
+//! The novelty of a window is taken in two ways:
 //!
-//! - *during*: the mean over its own sampled tokens. A token's `‖e‖` is known before the token is chosen, but its deep state
-//!   has seen the window's tokens before it, so a strange beginning may raise both.
-//! - *before*: the mean over the sampled tokens of the [`WINDOW`] places in front of it, surprisal and the others as well.
-//!   All of it is known before a token of the window is written: no look ahead.
+//! - *during*: the mean over its own sampled tokens. A token's `‖e‖` is known before the token is chosen,
+//!   but its deep state has seen the earlier tokens of the window, so an unusual beginning may raise both
+//!   sides.
+//! - *before*: the mean over the sampled tokens of the [`WINDOW`] positions before it, for surprisal and
+//!   the other measures too. All of it is known before the window is written, so nothing looks ahead.
 
 use std::collections::HashMap;
 
@@ -31,44 +33,44 @@ use crate::{
     record::{CompletionRecord, FrequencyRanks, ProblemRecord},
 };
 
-/// Tokens of a window: a dozen words, about the least that an embedding of sentences says something about.
+/// Tokens per window: about a dozen words, close to the minimum for a meaningful sentence embedding.
 pub const WINDOW: usize = 16;
 
-/// How many groups the report looks at: 30 problems of one seed.
+/// Maximum number of groups in a report: 30 problems of one seed.
 pub const MAX_GROUPS: usize = 30;
 
-/// From texts to points, in their order: of any length but 0, all of the same width.
+/// Embeds texts, in order: vectors of equal width and any non-zero length.
 pub type Embed<'e> = dyn FnMut(&[String]) -> Result<Vec<Vec<f64>>, Failure> + 'e;
 
-/// What was found over windows.
+/// The results over windows.
 #[derive(Clone, Debug, PartialEq)]
 pub struct WindowLevel {
-    /// Groups that were looked at: the first ones by seed, then by problem.
+    /// Groups that were analysed: the first ones by seed, then by problem.
     pub groups: usize,
-    /// Groups that there are.
+    /// All groups.
     pub all_groups: usize,
     /// Texts that were embedded.
     pub texts: usize,
     /// Windows with a distance.
     pub windows: usize,
-    /// Windows without: their own tokens have no text, or no other completion had said anything.
+    /// Windows without a distance: their tokens have no text, or no other completion has said anything.
     pub left_out: usize,
-    /// With the means of the windows' own tokens; of those that have a sampled one.
+    /// With the means of the windows' own tokens, for windows with a sampled token.
     pub during: Level,
-    /// With the means of the tokens in front of them; of those that have a sampled one there.
+    /// With the means of the tokens before the windows, for windows with a sampled token there.
     pub before: Level,
 }
 
-/// Windows that cannot be measured.
+/// Windows could not be measured.
 #[derive(Debug, thiserror::Error)]
 pub enum WindowError {
-    /// Too few windows, or embeddings that have no cosine.
+    /// Too few windows, or embeddings without a cosine.
     #[error(transparent)]
     Metric(#[from] MetricError),
-    /// Tokens that have no text.
+    /// The detokenizer failed.
     #[error("text of a window: {0}")]
     Text(#[from] TextError),
-    /// Texts that have no embedding.
+    /// The embedder failed.
     #[error("{0}")]
     Embedding(Failure),
 }
@@ -91,20 +93,22 @@ struct Window {
     mean_distance: f64,
 }
 
-/// Novelty of windows of text, and their semantic distance to what the group has said before them.
+/// Correlates the novelty of windows with their semantic distance from what the group has said before them.
 ///
-/// Novelty and relative novelty with both distances, surprisal, entropy, frequency rank and position held fixed; and, to
-/// compare with, each of these four with the distance to the nearest, the other three held fixed. All are means over sampled
-/// tokens, see the head of the module's file.
+/// Correlates novelty and relative novelty with both distances, holding surprisal, entropy, frequency rank
+/// and position fixed. For comparison it correlates each of these four with the distance to the nearest
+/// text, holding the other three fixed. All values are means over sampled tokens; see the module
+/// documentation.
 ///
-/// Only whole windows count, from place [`WINDOW`] on: nothing has been said before the first. At most `max_groups` groups
-/// ([`MAX_GROUPS`]) are looked at, seed by seed, because each has some 160 texts to embed at 16 completions of 96 tokens: with
-/// all-MiniLM-L6-v2 on two cores some 3 s. Equal texts are embedded once.
+/// Only complete windows from position [`WINDOW`] on count, because nothing was said before the first. At
+/// most `max_groups` groups ([`MAX_GROUPS`]) are analysed, seed by seed: each needs about 160 embeddings
+/// with 16 completions of 96 tokens, which take all-MiniLM-L6-v2 about 3 s on two cores. Equal texts are
+/// embedded once.
 ///
 /// # Errors
 ///
-/// [`WindowError::Text`] and [`WindowError::Embedding`] as they come; [`WindowError::Metric`] below 10 windows or 2 problems,
-/// and for embeddings of the wrong number or of length 0.
+/// [`WindowError::Text`] and [`WindowError::Embedding`] as they occur; [`WindowError::Metric`] for fewer
+/// than 10 windows or 2 problems, and for embeddings that are missing or have length 0.
 pub fn window_level(
     records: &[&ProblemRecord],
     ranks: &FrequencyRanks,
@@ -157,7 +161,7 @@ fn measure(
     for (completion, own) in said.iter().enumerate() {
         for start in (WINDOW..).step_by(WINDOW).take_while(|start| start + WINDOW <= own.len()) {
             let window = texts.place(&own[start..start + WINDOW])?;
-            // Two completions that have said the same count twice in the mean.
+            // Two completions with the same earlier text count twice in the mean.
             let mut others = Vec::new();
             for (other, tokens) in said.iter().enumerate() {
                 if other != completion {
@@ -192,7 +196,7 @@ fn measure(
     Ok(Found { windows, texts: texts.all.len(), left_out })
 }
 
-/// Texts to embed, each once.
+/// The texts to embed, without repetitions.
 struct Texts<'t> {
     detokenizer: &'t dyn Detokenize,
     all: Vec<String>,
@@ -200,7 +204,7 @@ struct Texts<'t> {
 }
 
 impl Texts<'_> {
-    /// Where the text of some tokens is; `None` where there is nothing to read in it.
+    /// The index of the text of some tokens; `None` if it is empty or blank.
     fn place(&mut self, tokens: &[TokenId]) -> Result<Option<usize>, TextError> {
         let text = self.detokenizer.decode(tokens)?;
         if text.trim().is_empty() {
@@ -215,16 +219,17 @@ impl Texts<'_> {
     }
 }
 
-/// Windows with the means of some tokens.
+/// Windows with the means of their tokens.
 #[derive(Default)]
 struct Rows {
     problems: Vec<usize>,
-    /// One for each of [`MEASURED`], and the two distances.
+    /// One column for each of [`MEASURED`], and for the two distances.
     columns: [Vec<f64>; MEASURED.len() + 2],
 }
 
 impl Rows {
-    /// Adds a window with the means over the sampled tokens of the [`WINDOW`] places from `first` on, if there are any.
+    /// Adds a window with the means over the sampled tokens in the [`WINDOW`] positions from `first` on, if
+    /// there are any.
     fn push(
         &mut self,
         group: &ProblemRecord,
@@ -245,7 +250,9 @@ impl Rows {
             sum / tokens.len() as f64
         };
         let row = MEASURED.into_iter().map(mean).chain([window.distance, window.mean_distance]);
-        self.columns.iter_mut().zip(row).for_each(|(column, number)| column.push(number));
+        for (column, number) in self.columns.iter_mut().zip(row) {
+            column.push(number);
+        }
         self.problems.push(group.problem);
     }
 

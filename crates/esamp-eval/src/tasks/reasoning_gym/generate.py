@@ -1,12 +1,12 @@
-"""Writes problems.json: problems of the package reasoning-gym, which the task of that name asks.
+"""Writes problems.json: the problems of the task reasoning-gym, generated with the package of that name.
 
     python3 -m venv venv && venv/bin/pip install reasoning-gym==0.1.25
     venv/bin/python crates/esamp-eval/src/tasks/reasoning_gym/generate.py
     venv/bin/python crates/esamp-eval/src/tasks/reasoning_gym/generate.py --check [--records run.jsonl]
 
-With --check nothing is written: the file has to be what the package generates now, and the package's own scorers have to
-tell its answers from wrong ones. --records also reads a file that the example `evaluate` has written, and has the package
-score every answer that the task's checker found there: both have to say the same.
+With --check nothing is written. The file must be what the package generates now, and the package's own scorers must tell
+its answers from wrong ones. --records also reads a file written by the program `evaluate` and lets the package score every
+answer that the task's checker found there; both must agree.
 """
 
 import argparse
@@ -20,19 +20,19 @@ import reasoning_gym
 
 VERSION = "0.1.25"
 SEED = 260424927
-# Problems of each generator.
+# Problems per generator.
 COUNT = 40
-# The most draws for them. Every draw has a seed of its own, SEED + draw.
+# Maximum number of draws per generator. Draw i has the seed SEED + i.
 DRAWS = 4000
 FILE = Path(__file__).with_name("problems.json")
 
 NOTICE = (
     "Questions and answers were generated with reasoning-gym (https://github.com/open-thought/reasoning-gym), "
     "copyright its authors, under the Apache License, Version 2.0 (LICENSE-APACHE in the root of this repository), by "
-    "generate.py beside this file, which names what it changes."
+    "generate.py in the same folder, which documents its changes."
 )
 
-# As easy as the generators can be made where a model of 135M parameters is wrong most of the time.
+# Nearly the easiest settings of the generators; a model of 135M parameters is still wrong most of the time.
 SETTINGS = {
     "chain_sum": {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 1},
     "lcm": {"min_numbers": 2, "max_numbers": 2, "min_value": 2, "max_value": 12},
@@ -42,7 +42,7 @@ SETTINGS = {
 
 
 def question_of(generator, entry):
-    """The question. What is left out: that the answer should be one word, since an explanation is asked for."""
+    """The question, without the request to answer in one word, because the task asks for an explanation."""
     question = entry["question"].strip()
     if generator == "family_relationships":
         question = question[: question.rindex("?") + 1]
@@ -50,22 +50,22 @@ def question_of(generator, entry):
 
 
 def is_sound(generator, entry):
-    """Whether the answer is right, and cannot be given by repeating a number of the question."""
+    """Whether the answer is right and is not a number from the question, which a model could just repeat."""
     question, answer = entry["question"], entry["answer"]
     if generator == "family_relationships":
-        # Of these, version 0.1.25 gives the relationship of the second person to the first.
+        # For these, version 0.1.25 gives the relationship the wrong way round, of the second person to the first.
         return not answer.endswith("-in-law") and answer not in ("niece", "nephew")
     if generator == "aiw":
-        # One template asks for the sisters of somebody whom it has not mentioned.
+        # One template asks for the sisters of a person it has not mentioned.
         asked = re.search(r"How many sisters does (\S+)'s brother have", question)
         if asked and not question.startswith(asked[1] + " "):
             return False
-    # Negative numbers are beyond a model that small: none of 48 completions of an earlier development half was right.
+    # Negative numbers are too hard for a model this small: none of 48 completions of an earlier development half was right.
     return not answer.startswith("-") and answer not in re.findall(r"\d+", question)
 
 
 def kind_of(generator, entry):
-    """What two problems must not have in common, or one half would know the other: names alone are no difference."""
+    """What must differ between any two problems, so that the halves are independent. Different names are not enough."""
     if generator == "lcm":
         return tuple(sorted(entry["metadata"]["numbers"]))
     if generator == "aiw":
@@ -74,7 +74,7 @@ def kind_of(generator, entry):
 
 
 def entries():
-    """Generator, dataset, and its first COUNT entries that are sound and of different kinds."""
+    """Yields each generator, its dataset, and the first COUNT entries that are sound and of different kinds."""
     for generator, settings in SETTINGS.items():
         dataset = reasoning_gym.create_dataset(generator, seed=SEED, size=DRAWS, **settings)
         kinds, chosen = set(), []
@@ -91,7 +91,7 @@ def entries():
 
 
 def generate():
-    """The text of problems.json: a problem a line, so that a difference can be read."""
+    """The text of problems.json, with one problem per line for readable diffs."""
     about = metadata("reasoning-gym")
     if about["Version"] != VERSION:
         sys.exit(f"reasoning-gym: expected version {VERSION}, got {about['Version']}")
@@ -113,7 +113,7 @@ def generate():
 
 
 def check_scorers():
-    """The scorers take the answer, and nothing else that is an answer in the set."""
+    """Checks that the scorers accept the right answer and no other answer in the set."""
     for generator, dataset, chosen in entries():
         answers = {entry["answer"] for entry in chosen}
         for entry in chosen:
@@ -124,7 +124,7 @@ def check_scorers():
 
 
 def check_records(path):
-    """The checker in Rust and the package agree about every answer in a file of records."""
+    """Checks that the checker in Rust and the package agree about every answer in a record file."""
     known = {
         question_of(generator, entry): (dataset, entry) for generator, dataset, chosen in entries() for entry in chosen
     }
@@ -140,7 +140,7 @@ def check_records(path):
                 sys.exit(f"{completion['answer']!r} scores {score}, and the record says {completion['correct']}")
             answers += 1
             right += completion["correct"]
-    print(f"{path}: {answers} completions, {right} of them right, as the package says")
+    print(f"{path}: {answers} completions, {right} of them right, in agreement with the package")
 
 
 def main():
@@ -157,7 +157,7 @@ def main():
     check_scorers()
     if args.records:
         check_records(args.records)
-    print(f"{FILE}: {len(SETTINGS) * COUNT} problems, as generated and as scored by the package")
+    print(f"{FILE}: {len(SETTINGS) * COUNT} problems, up to date and scored correctly")
 
 
 if __name__ == "__main__":

@@ -1,33 +1,34 @@
-//! Problems of a public set.
+//! Problems of the public set reasoning-gym.
 //!
-//! `problems.json` was written by `generate.py`, from the generators of the package
-//! [reasoning-gym](https://github.com/open-thought/reasoning-gym) (Apache-2.0); what it says of the package, its version and
-//! its settings is in the file's head. The questions are the package's, an instruction for the model is added to each.
+//! `generate.py` wrote `problems.json` with the generators of the package
+//! [reasoning-gym](https://github.com/open-thought/reasoning-gym) (Apache-2.0). The head of the file has
+//! the package's notice, version and settings. The questions are the package's; an instruction for the
+//! model is appended to each.
 //!
-//! A model of 135M parameters does not keep to a form of answer that it is told, so answers are looked for in what it does
-//! write ([`Generator::answer_in`]). What is found is right where the package's own scorer gives it full marks, which is
-//! where the two are equal; `generate.py --check` compares both.
+//! A model of 135M parameters does not follow a prescribed answer format, so answers are searched for in
+//! its text ([`Generator::answer_in`]). An answer is right if the package's own scorer gives it full marks,
+//! which is exactly if it equals the expected one; `generate.py --check` compares the two.
 
 use serde::Deserialize;
 
 use super::{Problem, Task, numbers::numbers};
 
-/// Sums, least common multiples, and relationships between people: problems of the package reasoning-gym.
+/// Sums, least common multiples, and relationships between people, from the package reasoning-gym.
 pub struct ReasoningGym;
 
-/// The file, as it was when this was compiled.
+/// The file, included at compile time.
 pub const FILE: &str = include_str!("problems.json");
 
-/// What the file says.
+/// The contents of the file.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 pub struct ProblemSet {
-    /// The package that its problems are from.
+    /// The package the problems are from.
     pub package: String,
-    /// The package's version.
+    /// The version of the package.
     pub version: String,
-    /// The package's licence, as an SPDX expression.
+    /// The licence of the package, as an SPDX expression.
     pub license: String,
-    /// Whose work it is.
+    /// The copyright notice.
     pub notice: String,
     /// The problems, grouped by generator.
     pub problems: Vec<Entry>,
@@ -36,34 +37,34 @@ pub struct ProblemSet {
 /// A problem of the set.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 pub struct Entry {
-    /// Who made it.
+    /// The generator that made it.
     pub generator: Generator,
-    /// The question, without an instruction how to answer it.
+    /// The question, without an instruction on how to answer.
     pub question: String,
-    /// The right answer; there is only one.
+    /// The only right answer.
     pub answer: String,
 }
 
-/// A generator, by the name that it has in the package.
+/// A generator, by its name in the package.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Generator {
-    /// A sum or difference of two or three digits, not negative.
+    /// A non-negative sum or difference of numbers, of two or three digits.
     ChainSum,
-    /// The least common multiple of two numbers, neither of which is it.
+    /// The least common multiple of two numbers, different from both.
     Lcm,
-    /// How many sisters or female friends somebody has, where those of somebody else are given (Nezhurina et al., 2024).
+    /// How many sisters or female friends one person has, given those of another (Nezhurina et al., 2024).
     Aiw,
-    /// What one person is to another, in a family of three to five.
+    /// How one person is related to another in a family of three to five.
     FamilyRelationships,
 }
 
 impl ProblemSet {
-    /// Reads a file.
+    /// Parses a file.
     ///
     /// # Errors
     ///
-    /// What is no such file.
+    /// A file that is not in this format.
     pub fn read(text: &str) -> serde_json::Result<Self> {
         serde_json::from_str(text)
     }
@@ -84,7 +85,7 @@ impl Task for ReasoningGym {
 
     /// # Panics
     ///
-    /// Not with the file that a test has read.
+    /// Never: a test parses the included file.
     fn problems(&self) -> Vec<Problem> {
         let set = ProblemSet::read(FILE).expect("problems.json is as generate.py writes it");
         set.problems.into_iter().map(Entry::problem).collect()
@@ -92,15 +93,15 @@ impl Task for ReasoningGym {
 }
 
 impl Entry {
-    /// The problem, to be asked and judged.
+    /// The problem with its prompt and checker.
     pub fn problem(self) -> Problem {
         let prompt = format!("{}\n{}", self.question, self.generator.instruction());
         Problem::with_answer(prompt, self.answer, move |text| self.generator.answer_in(text))
     }
 }
 
-/// Words for what one person is to another, longer ones with hyphens: those of the package, and others that a text may
-/// choose instead.
+/// Words for relationships, longer ones with hyphens: those of the package, and others a text may use
+/// instead.
 const RELATIONSHIPS: [&str; 25] = [
     "mother",
     "father",
@@ -130,7 +131,7 @@ const RELATIONSHIPS: [&str; 25] = [
 ];
 
 impl Generator {
-    /// What the model is told behind the question, so that it writes more than a number or a word.
+    /// The instruction appended to the question, so that the model writes more than a number or a word.
     pub fn instruction(self) -> &'static str {
         match self {
             Self::FamilyRelationships => "Name the relationship and explain it in one sentence.",
@@ -141,8 +142,9 @@ impl Generator {
 
     /// The answer that a text gives.
     ///
-    /// A number: the last one, in the form of [`numbers`]. A relationship: the first word for one, in lower case, whole (no
-    /// `son` in `sons` and no `mother` in `mother in law`); those behind it say what other people are to each other.
+    /// For numbers, the last one, in the form of [`numbers`]. For relationships, the first relationship
+    /// word, in lower case and whole (no `son` in `sons`, no `mother` in `mother in law`); later ones are
+    /// about other people.
     pub fn answer_in(self, text: &str) -> Option<String> {
         match self {
             Self::ChainSum | Self::Lcm | Self::Aiw => numbers(text).pop(),

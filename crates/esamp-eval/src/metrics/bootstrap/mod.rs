@@ -1,89 +1,18 @@
-//! Intervals by drawing the problems anew.
+//! Bootstrap confidence intervals: problems are resampled with replacement.
+
+mod config;
 
 use esamp::DrawKey;
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
+pub use self::config::{BootstrapConfig, BootstrapMethod};
 use super::{MetricError, normal};
 
-/// How an interval is read off the statistic of the resamples.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum BootstrapMethod {
-    /// Between the quantiles that leave as much on either side (Efron, 1979). A little narrow for few problems.
-    #[default]
-    Percentile,
-    /// Quantiles moved for bias and skew, "bias-corrected and accelerated" (Efron, *Better Bootstrap Confidence
-    /// Intervals*, 1987). Nearer to its level for skewed numbers, such as pass@k near 0 or 1; it evaluates the
-    /// statistic once more per problem.
-    Bca,
-}
-
-/// Settings of [`bootstrap_interval`], [`mean_interval`] and [`paired_interval`].
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct BootstrapConfig {
-    /// The share of such intervals that hold the true value, in `(0, 1)`.
-    pub level: f64,
-    /// How many times the problems are drawn anew, at least 1. The ends of a 95 % interval of 10,000 are off by some
-    /// 2 % of its half-width.
-    pub resamples: usize,
-    /// How the interval is read off.
-    pub method: BootstrapMethod,
-    /// The seed of the draws: the same seed and number of problems give the same resamples, in every call and on
-    /// every machine.
-    pub seed: u64,
-}
-
-impl Default for BootstrapConfig {
-    /// 95 %, 10,000 resamples, percentile, seed 0.
-    fn default() -> Self {
-        Self { level: 0.95, resamples: 10_000, method: BootstrapMethod::Percentile, seed: 0 }
-    }
-}
-
-impl BootstrapConfig {
-    /// Sets the share of intervals that hold the true value.
-    pub fn with_level(mut self, level: f64) -> Self {
-        self.level = level;
-        self
-    }
-
-    /// Sets how many times the problems are drawn anew.
-    pub fn with_resamples(mut self, resamples: usize) -> Self {
-        self.resamples = resamples;
-        self
-    }
-
-    /// Sets how the interval is read off.
-    pub fn with_method(mut self, method: BootstrapMethod) -> Self {
-        self.method = method;
-        self
-    }
-
-    /// Sets the seed of the draws.
-    pub fn with_seed(mut self, seed: u64) -> Self {
-        self.seed = seed;
-        self
-    }
-
-    /// Checks every setting.
-    ///
-    /// # Errors
-    ///
-    /// [`MetricError::OutOfRange`] for the first that cannot work.
-    pub fn validate(&self) -> Result<(), MetricError> {
-        let holds = self.level > 0.0 && self.level < 1.0;
-        MetricError::check(holds, "level", "a number in (0, 1)", self.level)?;
-        MetricError::check(self.resamples >= 1, "resamples", "at least 1", self.resamples)
-    }
-}
-
-/// A number with the interval that it is known to.
+/// An estimate with its confidence interval.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Interval {
-    /// The statistic of the problems as they are.
+    /// The statistic of the original problems.
     pub estimate: f64,
     /// The lower end.
     pub low: f64,
@@ -92,22 +21,25 @@ pub struct Interval {
 }
 
 impl Interval {
-    /// Whether `value` is outside: for a difference, whether 0 is ruled out at the interval's level.
+    /// Whether `value` lies outside the interval. For a difference, `excludes(0.0)` means it is significant
+    /// at the interval's level.
     pub fn excludes(&self, value: f64) -> bool {
         value < self.low || value > self.high
     }
 }
 
-/// The interval of a statistic over `problems`, by drawing as many of them with replacement, many times.
+/// The confidence interval of a statistic over `problems` problems, by resampling them with replacement.
 ///
-/// `statistic` is given positions of problems, each in `0..problems` and some more than once, and must not depend on
-/// their order. Whatever it compares is *paired* if it looks at the same problems on either side. What belongs to one
-/// problem, such as its seeds, completions and tokens, is drawn together, as it must be: these are not independent.
+/// `statistic` receives indices of problems, each in `0..problems`, with repetitions; it must not depend on
+/// their order. A comparison is *paired* if the statistic uses the same problems on both sides. Everything
+/// that belongs to one problem (seeds, completions, tokens) is resampled together, as it must be, because
+/// it is not independent.
 ///
 /// ```
 /// use esamp_eval::metrics::{BootstrapConfig, bootstrap_interval, spearman};
 ///
-/// // Of each problem the numbers of its tokens; the correlation is over all of them, the draws are of problems.
+/// The values of the tokens of each problem. The correlation is over all tokens; the resampling is over
+/// problems.
 /// let novelty = [vec![0.1, 0.9], vec![0.4, 0.5, 0.2], vec![0.3, 0.8]];
 /// let distance = [vec![0.2, 0.7], vec![0.1, 0.6, 0.3], vec![0.5, 0.9]];
 /// let correlation = |problems: &[usize]| {
@@ -121,15 +53,15 @@ impl Interval {
 /// # Ok::<(), esamp_eval::metrics::MetricError>(())
 /// ```
 ///
-/// Quantiles are interpolated linearly between resamples. Cost: `resamples·problems` draws and `resamples`
-/// statistics.
+/// Quantiles are interpolated linearly. Cost: `resamples·problems` random numbers and `resamples`
+/// evaluations of the statistic.
 ///
 /// # Errors
 ///
-/// [`MetricError::TooFew`] below two problems, of which nothing is known about the spread; [`MetricError::NotFinite`]
-/// where the statistic is not a finite number, for the problems as they are or for a resample (position 0 is the
-/// former); [`MetricError::OutOfRange`] for a setting that cannot work, and with [`BootstrapMethod::Bca`] where all
-/// resamples are on one side of the estimate.
+/// [`MetricError::TooFew`] for fewer than two problems, whose spread is unknown; [`MetricError::NotFinite`]
+/// if the statistic is not finite, for the original problems (position 0) or a resample;
+/// [`MetricError::OutOfRange`] for an invalid setting, and with [`BootstrapMethod::Bca`] if all resamples
+/// lie on one side of the estimate.
 pub fn bootstrap_interval(
     problems: usize,
     mut statistic: impl FnMut(&[usize]) -> f64,
@@ -143,7 +75,7 @@ pub fn bootstrap_interval(
     let mut picks = all.clone();
     for _ in 0..config.resamples {
         for pick in &mut picks {
-            // The high half of a product: no bias to speak of, and no method of another crate that may change.
+            // The high half of a product: the bias is negligible, and no other crate can change the draws.
             *pick = ((u128::from(rng.next_u64()) * problems as u128) >> 64) as usize;
         }
         values.push(statistic(&picks));
@@ -170,11 +102,11 @@ pub fn bootstrap_interval(
     Ok(Interval { estimate, low: at(&values, low), high: at(&values, high) })
 }
 
-/// The interval of the mean of one number per problem. See [`bootstrap_interval`].
+/// The interval of the mean of one value per problem. See [`bootstrap_interval`].
 ///
 /// # Errors
 ///
-/// [`MetricError::NotFinite`] for a number that is not, and those of [`bootstrap_interval`].
+/// [`MetricError::NotFinite`] for a value that is not finite, and the errors of [`bootstrap_interval`].
 ///
 /// ```
 /// use esamp_eval::metrics::{BootstrapConfig, mean_interval};
@@ -191,20 +123,21 @@ pub fn mean_interval(values: &[f64], config: &BootstrapConfig) -> Result<Interva
     bootstrap_interval(values.len(), mean, config)
 }
 
-/// The interval of the mean difference `new − old` of two numbers per problem: how two ways to sample are compared.
+/// The interval of the mean difference `new − old` of two values per problem. This compares two sampling
+/// methods.
 ///
-/// Position `i` is the same problem in both, so what makes a problem hard for both cancels. With several seeds per
-/// problem, hand over the mean of each problem's seeds. See [`bootstrap_interval`].
+/// Index `i` is the same problem in both, so differences in difficulty cancel. With several seeds per
+/// problem, pass the mean over the seeds. See [`bootstrap_interval`].
 ///
 /// # Errors
 ///
-/// [`MetricError::Length`] where the numbers of problems differ, [`MetricError::NotFinite`], and those of
+/// [`MetricError::Length`] for different numbers of problems, [`MetricError::NotFinite`], and the errors of
 /// [`bootstrap_interval`].
 ///
 /// ```
 /// use esamp_eval::metrics::{BootstrapConfig, paired_interval};
 ///
-/// // Problems differ a lot, the two ways by 0.1 on each: no doubt is left.
+/// The problems differ a lot, but the methods by 0.1 on each: the difference is certain.
 /// let gain = paired_interval(&[0.2, 0.6, 1.0], &[0.1, 0.5, 0.9], &BootstrapConfig::default())?;
 /// assert!(gain.excludes(0.0) && (gain.high - gain.low).abs() < 1e-9);
 /// # Ok::<(), esamp_eval::metrics::MetricError>(())
@@ -221,25 +154,25 @@ pub fn paired_interval(
     mean_interval(&differences, config)
 }
 
-/// The quantile of sorted values, between two of them by a straight line.
+/// The quantile of sorted values, interpolated linearly.
 fn at(sorted: &[f64], quantile: f64) -> f64 {
     let place = quantile.clamp(0.0, 1.0) * (sorted.len() - 1) as f64;
     let (below, above) = (sorted[place.floor() as usize], sorted[place.ceil() as usize]);
     below + (above - below) * place.fract()
 }
 
-/// z₀: how many resamples are below the estimate, as a normal quantile. Of those equal to it, half.
+/// z₀: the share of resamples below the estimate, as a normal quantile. Ties count half.
 fn bias(estimate: f64, sorted: &[f64]) -> Result<f64, MetricError> {
     let below = sorted.partition_point(|&value| value < estimate);
     let not_above = sorted.partition_point(|&value| value <= estimate);
     let share = (below + not_above) as f64 / (2 * sorted.len()) as f64;
-    let expected = "some of them on either side of the estimate (or the percentile method)";
+    let expected = "some on either side of the estimate (or the percentile method)";
     let got = format_args!("a share of {share} below");
     MetricError::check(share > 0.0 && share < 1.0, "resamples", expected, got)?;
     Ok(normal::quantile(share))
 }
 
-/// a, from the statistic without each problem in turn: a sixth of their skewness.
+/// a: the acceleration, a sixth of the skewness of the leave-one-out statistics.
 fn acceleration(without: &[f64]) -> f64 {
     let mean = without.iter().sum::<f64>() / without.len() as f64;
     let power = |exponent| without.iter().map(|value| (mean - value).powi(exponent)).sum::<f64>();
@@ -247,7 +180,7 @@ fn acceleration(without: &[f64]) -> f64 {
     if squares > 0.0 { power(3) / (6.0 * squares.powf(1.5)) } else { 0.0 }
 }
 
-/// The quantile that stands for `tail` after both corrections.
+/// The quantile for `tail` after both corrections.
 fn corrected(tail: f64, bias: f64, acceleration: f64) -> Result<f64, MetricError> {
     let shifted = bias + normal::quantile(tail);
     let scale = 1.0 - acceleration * shifted;
@@ -270,7 +203,7 @@ mod tests {
 
     #[test]
     fn two_problems_by_hand() {
-        // Means 0, ½, 1 with chances ¼, ½, ¼.
+        // The means are 0, ½, 1 with probabilities ¼, ½, ¼.
         let ends = |level| {
             let interval =
                 mean_interval(&[0.0, 1.0], &BootstrapConfig::default().with_level(level)).unwrap();
@@ -281,7 +214,7 @@ mod tests {
         assert_eq!(ends(0.4), (0.5, 0.5, 0.5));
     }
 
-    /// All resamples of five problems, each as likely, give the exact quantiles.
+    /// All resamples of five problems are equally likely and give the exact quantiles.
     #[test]
     fn percentiles_are_those_of_all_resamples() {
         let values = [0.1, 0.9, 0.35, 2.0, 0.6];
@@ -295,7 +228,7 @@ mod tests {
             for (end, tail) in
                 [(got.low, (1.0 - level) / 2.0), (got.high, f64::midpoint(1.0, level))]
             {
-                // The share of all resamples below the end, with the rounding of sums.
+                // The share of all resamples below the end, allowing for rounding of sums.
                 let share =
                     means.partition_point(|&mean| mean < end - 1e-9) as f64 / means.len() as f64;
                 let through =
@@ -309,7 +242,8 @@ mod tests {
         }
     }
 
-    /// Of many data sets from a known distribution, the level's share of intervals holds its mean.
+    /// Over many data sets from a known distribution, intervals contain the mean as often as their level
+    /// says.
     #[test]
     fn intervals_hold_the_truth_as_often_as_they_say() {
         let (sets, problems) = (1000, 40);
@@ -322,13 +256,13 @@ mod tests {
             };
             (0..sets).filter(|&set| holds(set)).count() as f64 / sets as f64
         };
-        // For normal numbers theory says 93.6 % (z·√(39/40) against Student's t with 39 degrees of freedom); the
-        // standard deviation of 1000 is 0.8 %.
+        // In theory normal values give 93.6 % (z·√(39/40) against Student's t with 39 degrees of freedom);
+        // the standard deviation over 1000 sets is 0.8 %.
         for method in [BootstrapMethod::Percentile, BootstrapMethod::Bca] {
             let share = held(method, |z| z, 0.0);
             assert!((0.912..0.96).contains(&share), "{method:?}: {share}");
         }
-        // A chi-squared distribution, which is skewed: both miss some, BCa fewer.
+        // A skewed (chi-squared) distribution: both methods cover too little, BCa less so.
         let [percentile, bca] = [BootstrapMethod::Percentile, BootstrapMethod::Bca]
             .map(|method| held(method, |z| z * z, 1.0));
         assert!(percentile > 0.86 && bca > percentile && bca < 0.96, "{percentile} {bca}");
@@ -377,7 +311,8 @@ mod tests {
             |seed| mean_interval(&values, &BootstrapConfig::default().with_seed(seed)).unwrap();
         assert_eq!(got(1), got(1));
         assert_ne!(got(1).low, got(2).low);
-        // Value stability: a change here changes every published interval, and belongs under "value-breaking".
+        // Value stability: a change here changes every published interval and belongs under
+        // "value-breaking".
         let mut drawn = Vec::new();
         let config = BootstrapConfig::default().with_resamples(2).with_seed(7);
         let record = |problems: &[usize]| {
@@ -420,7 +355,7 @@ mod tests {
         };
         assert_eq!(
             text(bootstrap_interval(4, rising, &with(BootstrapMethod::Bca))),
-            "resamples: expected some of them on either side of the estimate (or the percentile method), got a share \
+            "resamples: expected some on either side of the estimate (or the percentile method), got a share \
              of 0 below"
         );
     }

@@ -1,20 +1,9 @@
-//! Names out of a list that everybody knows: few enough solutions to count all of them.
+//! The lists that the task asks about.
 
-use super::{Problem, Task, Verdict};
+use super::List;
 
-/// A member of a known list whose name has a given letter in it.
-pub struct Names;
-
-/// A list, and how it is asked for.
-pub struct List {
-    /// As in "Name one …".
-    pub what: &'static str,
-    /// All members, in English.
-    pub members: &'static [&'static str],
-}
-
-/// The lists: countries by continent (the Congos are one, as texts call them), the states of the United States, and chemical
-/// elements; without lead, which is more often a verb.
+/// The lists: countries by continent (the two Congos count as one, because texts do not distinguish them),
+/// the states of the United States, and chemical elements without lead, which is more often a verb.
 pub const LISTS: [List; 6] = [
     List {
         what: "country in Africa",
@@ -337,76 +326,3 @@ pub const LISTS: [List; 6] = [
         ],
     },
 ];
-
-/// Fewest solutions of a problem.
-const LEAST: usize = 8;
-
-impl Task for Names {
-    fn name(&self) -> &'static str {
-        "names"
-    }
-
-    fn what(&self) -> &'static str {
-        "one member of a known list whose name has a given letter; every such member is one solution"
-    }
-
-    fn tokens(&self) -> usize {
-        40
-    }
-
-    fn many_modes(&self) -> bool {
-        true
-    }
-
-    fn problems(&self) -> Vec<Problem> {
-        let letters = LISTS.iter().flat_map(|list| ('a'..='z').map(move |letter| (list, letter)));
-        let found = letters.map(|(list, letter)| (list, letter, list.solutions(letter)));
-        let found = found.filter(|(list, _, solutions)| {
-            // A letter that nearly all have asks for nothing.
-            (LEAST..=list.members.len() * 2 / 3).contains(&solutions.len())
-        });
-        found.map(|(list, letter, solutions)| problem(list, letter, solutions.len())).collect()
-    }
-}
-
-fn problem(list: &'static List, letter: char, solutions: usize) -> Problem {
-    let prompt = format!(
-        "Name one {} whose name contains the letter \"{letter}\", and say one sentence about it.",
-        list.what
-    );
-    let check = move |text: &str| {
-        let answer = list.first_in(text);
-        let mode = answer.filter(|name| has(name, letter)).map(str::to_owned);
-        Verdict { correct: Some(mode.is_some()), answer: answer.map(str::to_owned), mode }
-    };
-    Problem::new(prompt, check).with_solutions(solutions)
-}
-
-impl List {
-    /// The members with a letter in their name.
-    pub fn solutions(&self, letter: char) -> Vec<&'static str> {
-        self.members.iter().copied().filter(|name| has(name, letter)).collect()
-    }
-
-    /// The member that a text names first, whatever the case; of those that begin at the same place the longest.
-    pub fn first_in(&self, text: &str) -> Option<&'static str> {
-        let text = text.to_lowercase();
-        let found = self.members.iter().filter_map(|name| {
-            Some((whole_word(&text, &name.to_lowercase())?, std::cmp::Reverse(name.len()), *name))
-        });
-        found.min().map(|(_, _, name)| name)
-    }
-}
-
-fn has(name: &str, letter: char) -> bool {
-    name.to_lowercase().contains(letter)
-}
-
-/// Where a word, or several, stand in a text with no letter or digit beside them.
-fn whole_word(text: &str, word: &str) -> Option<usize> {
-    let joins = |c: Option<char>| c.is_some_and(char::is_alphanumeric);
-    text.match_indices(word).map(|(at, _)| at).find(|&at| {
-        let (before, behind) = (&text[..at], &text[at + word.len()..]);
-        !joins(before.chars().next_back()) && !joins(behind.chars().next())
-    })
-}

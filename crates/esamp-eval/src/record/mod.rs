@@ -1,14 +1,17 @@
-//! What a run leaves behind: a file of JSON Lines. The first line is the [`Header`], every other one a [`ProblemRecord`].
+//! The format of a run's results: JSON Lines. The first line is a [`Header`], every other line a
+//! [`ProblemRecord`].
 //!
-//! A line is a function of the header and of what the line is about, never of the time or of when a run was interrupted:
-//! the same command writes the same bytes. What differs from run to run, which is the time that it took and on which
-//! machine, is in a second file beside it (`FILE.sessions`), one [`Session`] a line.
+//! A line depends only on the header and on the record's key, never on the time or on interruptions: the
+//! same command writes the same bytes. What does vary, the duration and the machine, goes to a second file
+//! (`FILE.sessions`) with one [`Session`] per line.
 //!
-//! Logarithms are natural ones, and `log_prob` is always that of a token that was chosen. *The model's distribution* is the
-//! one over all tokens at temperature 1; *the reference distribution* is over the candidates that the filters have left, at
-//! the arm's temperature; *the new one* is over the same candidates after reweighting, and it is the one that a token was
-//! drawn from.
-#![allow(dead_code, reason = "the program writes it, tests and reports read it")]
+//! Logarithms are natural, and `log_prob` always refers to the chosen token. *The model's distribution* is
+//! over all tokens at temperature 1. *The reference distribution* is over the candidates that the filters
+//! keep, at the arm's temperature. *The new distribution* is over the same candidates after reweighting;
+//! tokens are drawn from it.
+#![allow(dead_code, reason = "some fields are used only by tests or reports")]
+
+mod frequency_ranks;
 
 use std::{
     fs,
@@ -20,10 +23,12 @@ use esamp::{Counters, SamplerConfig, Sampling, TokenId};
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
 use serde_json::{Map, Value};
 
-/// Version of the format. A file of another version is refused.
+pub use self::frequency_ranks::FrequencyRanks;
+
+/// Version of the format. Files of other versions are refused.
 pub const FORMAT_VERSION: u32 = 1;
 
-/// The first bytes of a file packed with gzip.
+/// The first bytes of a gzip file.
 const GZIP: [u8; 2] = [0x1f, 0x8b];
 
 /// One line of the file.
@@ -36,51 +41,52 @@ pub enum Line {
     Problem(Box<ProblemRecord>),
 }
 
-/// Everything that decides what the other lines say.
+/// All settings that determine the other lines.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Header {
     /// [`FORMAT_VERSION`].
     pub format_version: u32,
     /// Version of the crate `esamp`.
     pub crate_version: String,
-    /// Commit of the checkout that the program was built in, read when it ran: 40 hexadecimal digits, with `-modified`
-    /// behind them where tracked files of `src`, `examples` or `Cargo.toml` differ from it; `unknown` where there is no git.
+    /// Commit of the checkout that the program was built in, read when it ran: 40 hexadecimal digits,
+    /// followed by `-modified` if tracked files of `src`, `crates`, `Cargo.toml` or `Cargo.lock` differ
+    /// from it; `unknown` without git.
     pub commit: String,
     /// The model.
     pub model: ModelRecord,
-    /// Which problems: `dev` or `held_out`.
+    /// The split: `dev` or `held_out`.
     pub split: Split,
-    /// Problems of each task.
+    /// Problems per task.
     pub problems: usize,
-    /// Completions of each problem.
+    /// Completions per problem.
     pub samples: usize,
-    /// How many seeds, and thereby runs of every problem under every arm: 0, 1, …
+    /// Number of seeds (0, 1, …), and so the number of runs of every problem under every arm.
     pub seeds: u64,
-    /// The most tokens of a completion; a task may need fewer ([`TaskRecord::tokens`]).
+    /// Maximum number of tokens per completion; a task may have a lower limit ([`TaskRecord::tokens`]).
     pub tokens: usize,
-    /// Problems that run in one batch. A sampler lives as long as its batch: what *shared* and *adaptive* arms share is
-    /// shared within it.
+    /// Problems per batch. A sampler lives for one batch, so *shared* and *adaptive* arms share distillers
+    /// within a batch only.
     pub batch: usize,
-    /// The tasks, in the order in which they take turns.
+    /// The tasks, in the order in which they run.
     pub tasks: Vec<TaskRecord>,
-    /// The arms, in the order in which they take turns.
+    /// The arms, in the order in which they run.
     pub arms: Vec<ArmRecord>,
-    /// The arm whose tokens are kept one by one ([`ProblemRecord::token_sample`]), if there is one.
+    /// The arm whose single tokens are kept ([`ProblemRecord::token_sample`]), if any.
     pub token_arm: Option<String>,
 }
 
-/// A model, by its file.
+/// The model, identified by its file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelRecord {
-    /// A name for people.
+    /// A display name.
     pub name: String,
-    /// SHA-256 of its file, in hexadecimal; of a folder: of the names and hashes of its files.
+    /// SHA-256 of the file, in hexadecimal; for a folder, of the names and hashes of its files.
     pub sha256: String,
-    /// Width of its hidden states.
+    /// Width of the hidden states.
     pub d_model: usize,
-    /// Size of its vocabulary.
+    /// Size of the vocabulary.
     pub vocab: usize,
-    /// The device that it ran on.
+    /// The device it ran on.
     pub device: String,
 }
 
@@ -89,51 +95,54 @@ pub struct ModelRecord {
 pub struct TaskRecord {
     /// Its name.
     pub name: String,
-    /// What it asks, in a sentence.
+    /// A one-line description.
     pub what: String,
-    /// Whether its completions are right or wrong. Else their text is all there is.
+    /// Whether completions are right or wrong; otherwise only their texts are measured.
     pub verifiable: bool,
-    /// Whether a problem has many right completions that are told apart ([`CompletionRecord::mode`]).
+    /// Whether a problem has many right completions that count as different ([`CompletionRecord::mode`]).
     pub many_modes: bool,
-    /// The most tokens of a completion of this task: the smaller of its own limit and [`Header::tokens`].
+    /// Maximum number of tokens per completion of this task: the smaller of its own limit and
+    /// [`Header::tokens`].
     pub tokens: usize,
 }
 
-/// An arm of the run, with all of its settings.
+/// An arm of the run with all its settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ArmRecord {
     /// Its name.
     pub name: String,
-    /// What it is, in a sentence.
+    /// A one-line description.
     pub what: String,
-    /// What it is there for.
+    /// Its role in the comparison.
     pub role: Role,
-    /// How tokens are chosen.
+    /// The sampling settings.
     pub sampling: Sampling,
-    /// The distillers. Arms that use none have the default.
+    /// The distiller settings; defaults for arms without a distiller.
     #[serde(deserialize_with = "sampler_of_any_version")]
     pub sampler: SamplerConfig,
     /// Updates on the prompt before the first token.
     pub prompt_warm_up: usize,
-    /// What replaces the distiller's error, in a control.
+    /// The replacement for the distiller's error, in a control.
     #[serde(default)]
     pub error: ErrorName,
 }
 
-/// Reads the settings of a sampler, without those that only earlier versions had.
+/// Reads sampler settings, ignoring those that only earlier versions had.
 fn sampler_of_any_version<'de, D: Deserializer<'de>>(
     written: D,
 ) -> Result<SamplerConfig, D::Error> {
     let mut settings = Map::<String, Value>::deserialize(written)?;
-    ["overlap", "expected_control"].iter().for_each(|name| drop(settings.remove(*name)));
+    for name in ["overlap", "expected_control"] {
+        settings.remove(name);
+    }
     serde_json::from_value(settings.into()).map_err(D::Error::custom)
 }
 
-/// What replaces the distiller's error.
+/// The replacement for the distiller's error.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorName {
-    /// Nothing.
+    /// No replacement.
     #[default]
     Own,
     /// [`GaussianError`](esamp::reweighters::GaussianError)
@@ -142,27 +151,28 @@ pub enum ErrorName {
     Shuffled,
 }
 
-/// What an arm is there for.
+/// The role of an arm in the comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
-    /// Usual sampling at one temperature of several: everything else is compared with the curve that these make.
+    /// Common sampling at one of several temperatures. The other arms are compared with the curve that
+    /// these form.
     Frontier,
-    /// Another way to sample, without a distiller.
+    /// Another sampling method without a distiller.
     Baseline,
     /// ESamp or orthogonal novelty.
     Method,
-    /// What rules out an explanation of a method's effect.
+    /// Rules out an explanation of a method's effect.
     Control,
 }
 
-/// Which half of a task's problems.
+/// One half of a task's problems.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Split {
     /// For choosing settings.
     Dev,
-    /// For reporting: nothing is chosen after a look at it.
+    /// For reporting; nothing is chosen after looking at it.
     HeldOut,
 }
 
@@ -171,56 +181,56 @@ pub enum Split {
 pub struct ProblemRecord {
     /// [`TaskRecord::name`].
     pub task: String,
-    /// Its number within the split, from 0. The same number under another arm or seed is the same problem.
+    /// Index within the split, from 0. The same index under another arm or seed is the same problem.
     pub problem: usize,
     /// [`ArmRecord::name`].
     pub arm: String,
-    /// The seed. The same seed under another arm draws the same random numbers.
+    /// The seed. The same seed draws the same random numbers under every arm.
     pub seed: u64,
-    /// What was asked, before the model's chat template.
+    /// The message, without the model's chat template.
     pub prompt: String,
-    /// Tokens of the prompt, with the template.
+    /// Tokens of the prompt, including the template.
     pub prompt_tokens: usize,
-    /// The right answer, where there is one and only one; as [`CompletionRecord::answer`] has it.
+    /// The right answer if there is exactly one, in the form of [`CompletionRecord::answer`].
     pub expected: Option<String>,
-    /// How many solutions there are ([`CompletionRecord::mode`]), where they can be counted.
+    /// Number of solutions ([`CompletionRecord::mode`]) if they can be counted.
     pub solutions: Option<usize>,
-    /// The completions, in the order of their index.
+    /// The completions, by index.
     pub completions: Vec<CompletionRecord>,
-    /// Totals over this problem's tokens.
+    /// Totals over the tokens of this problem.
     pub totals: Totals,
-    /// What the sampler has counted over the whole batch that the problem was in ([`Header::batch`]): the same in all
+    /// The sampler's counters over the whole batch of the problem ([`Header::batch`]); the same in all
     /// records of the batch.
     pub batch_counters: Counters,
-    /// Single tokens, where the arm is [`Header::token_arm`]; else empty.
+    /// Single tokens if the arm is [`Header::token_arm`]; otherwise empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub token_sample: Vec<TokenRecord>,
 }
 
 /// One completion.
 ///
-/// Means are over its tokens. Those of what steering knows (novelty, slope, sharpening) are over the tokens that have such a
-/// number, and `None` where none has: plain arms, and completions of one token. Sharpening alone has one without a distiller,
-/// where a control changes scores.
+/// Means are over the tokens of the completion. Means of steering values (novelty, slope, sharpening) are
+/// over the tokens that have such a value, and `None` if none has: in plain arms and in completions of one
+/// token. Sharpening also exists without a distiller, in controls that change scores.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CompletionRecord {
     /// The text, without the stop token.
     pub text: String,
-    /// The tokens, the stop token among them where one was chosen.
+    /// The tokens, including the stop token if one was chosen.
     pub tokens: Vec<TokenId>,
     /// Why it ended: [`FinishReason::name`](esamp::FinishReason::name).
     pub finish: String,
-    /// Whether it is right; `None` where the task cannot tell.
+    /// Whether it is right; `None` if the task cannot tell.
     pub correct: Option<bool>,
-    /// What it answers, in a form that can be compared (for maj@k); `None` where no answer was found in it.
+    /// The answer in a form that can be compared (for maj@k); `None` if the text gives none.
     pub answer: Option<String>,
-    /// Which of a problem's many solutions it is: right completions with the same mode are one solution. `None` where it
-    /// is wrong, and where the task does not have many.
+    /// Which of a problem's many solutions it is: right completions with the same mode count as one
+    /// solution. `None` if it is wrong or the task has no modes.
     pub mode: Option<String>,
-    /// Sum over the tokens of their log-probability in the model's distribution: what perplexity under the model is made
-    /// of.
+    /// Sum of the tokens' log-probabilities in the model's distribution, from which perplexity under the
+    /// model is computed.
     pub log_prob_sum: f64,
-    /// Sum over the tokens of their log-probability in the new distribution.
+    /// Sum of the tokens' log-probabilities in the new distribution.
     pub sampling_log_prob_sum: f64,
     /// Mean entropy of the new distribution.
     pub mean_entropy: f64,
@@ -232,16 +242,16 @@ pub struct CompletionRecord {
     pub mean_candidates: f64,
     /// Mean of `‖deep − expected deep‖`.
     pub mean_novelty: Option<f64>,
-    /// Mean of the same as a multiple of `‖deep‖`.
+    /// Mean of the same relative to `‖deep‖`.
     pub mean_relative_novelty: Option<f64>,
     /// Mean slope of the error on the reference logits ([`RowTrace::slope`](esamp::telemetry::RowTrace::slope)).
     pub mean_slope: Option<f64>,
-    /// Mean slope of what the reweighter added ([`RowTrace::sharpening`](esamp::telemetry::RowTrace::sharpening)).
+    /// Mean slope of the reweighter's change ([`RowTrace::sharpening`](esamp::telemetry::RowTrace::sharpening)).
     pub mean_sharpening: Option<f64>,
 }
 
 impl CompletionRecord {
-    /// The tokens that its text is made of: without the one that ended it.
+    /// The tokens of the text, without the one that ended it.
     pub fn said(&self) -> &[TokenId] {
         match self.tokens.split_last() {
             Some((_, rest)) if self.finish == "stop_token" => rest,
@@ -256,97 +266,68 @@ impl CompletionRecord {
 pub struct Totals {
     /// Tokens chosen.
     pub tokens: u64,
-    /// Tokens chosen from scores that a distiller had a part in.
+    /// Tokens chosen from scores that a distiller changed.
     pub steered: u64,
-    /// Steered tokens that differ from the one that the same random number would have chosen without steering.
+    /// Steered tokens that differ from the token the same random number would have chosen without steering.
     pub interventions: u64,
     /// Tokens whose row could not be steered because a number was not finite.
     pub not_finite: u64,
-    /// Candidates, summed over tokens.
+    /// Number of candidates, summed over tokens.
     pub candidates: u64,
 }
 
 /// One steered token.
 ///
-/// Where a problem has more than [`TOKEN_SAMPLE`] of them, so many are kept: those with the smallest hash of completion and
-/// position, which has nothing to do with what they are.
+/// A problem with more than [`TOKEN_SAMPLE`] steered tokens keeps that many: those with the smallest hash
+/// of completion and position, so that the sample does not depend on their values.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TokenRecord {
     /// Index of the completion.
     pub completion: usize,
-    /// Place in the completion; 0 is the first, which is never steered.
+    /// Position in the completion; position 0 is never steered.
     pub position: u64,
-    /// The token. In a byte-pair vocabulary ids follow the order in which tokens were learned, from frequent to rare
-    /// pieces: the id is a first measure of rarity. [`FrequencyRanks`] counts what was generated instead.
+    /// The token. In a byte-pair vocabulary ids follow the order in which tokens were learned, from
+    /// frequent to rare pieces, so the id is a rough measure of rarity. [`FrequencyRanks`] counts generated
+    /// tokens instead.
     pub token: TokenId,
     /// `‖deep − expected deep‖`.
     pub novelty: f64,
-    /// The same as a multiple of `‖deep‖`.
+    /// The same relative to `‖deep‖`.
     pub relative_novelty: f64,
     /// −log-probability of the token in the model's distribution.
     pub surprisal: f64,
-    /// Entropy of the reference distribution: how hard the choice was.
+    /// Entropy of the reference distribution: how undecided the choice was.
     pub reference_entropy: f64,
 }
 
-/// The most tokens that a record keeps one by one.
+/// The most tokens kept per record.
 pub const TOKEN_SAMPLE: usize = 512;
 
 /// One run of the program on a file: a line of `FILE.sessions`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Session {
-    /// The command, word by word.
+    /// The command, as separate words.
     pub command: Vec<String>,
-    /// When it began, in seconds since 1970.
+    /// Start time in seconds since 1970.
     pub started: u64,
-    /// How long it ran.
+    /// Duration in seconds.
     pub seconds: f64,
-    /// Records in the file before and after.
+    /// Records in the file before and after the run.
     pub records: [usize; 2],
-    /// Records that the file has when it is complete.
+    /// Records in the complete file.
     pub planned: usize,
     /// Processor, number of threads, operating system.
     pub machine: String,
 }
 
-/// How common tokens are in a set of records: 0 for the most frequent one. Equally frequent ones share the mean of their
-/// ranks.
-#[derive(Clone, Debug)]
-pub struct FrequencyRanks(std::collections::HashMap<TokenId, f64>);
-
-impl FrequencyRanks {
-    /// Counts the tokens of all completions. Take the records of one arm, or the arm's own taste has a part in it.
-    pub fn count<'a>(records: impl IntoIterator<Item = &'a ProblemRecord>) -> Self {
-        let mut counts = std::collections::HashMap::<TokenId, u64>::new();
-        for completion in records.into_iter().flat_map(|record| &record.completions) {
-            completion.tokens.iter().for_each(|&token| *counts.entry(token).or_default() += 1);
-        }
-        let mut order: Vec<(TokenId, u64)> = counts.into_iter().collect();
-        order.sort_by_key(|&(_, count)| std::cmp::Reverse(count));
-        let mut ranks = std::collections::HashMap::new();
-        let mut before = 0;
-        for equals in order.chunk_by(|a, b| a.1 == b.1) {
-            let rank = before as f64 + (equals.len() - 1) as f64 / 2.0;
-            ranks.extend(equals.iter().map(|&(token, _)| (token, rank)));
-            before += equals.len();
-        }
-        Self(ranks)
-    }
-
-    /// The rank of a token; that behind all others for one that does not occur.
-    pub fn of(&self, token: TokenId) -> f64 {
-        self.0.get(&token).copied().unwrap_or(self.0.len() as f64)
-    }
-}
-
-/// A file that was read.
+/// The contents of a record file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Run {
     pub header: Header,
     pub records: Vec<ProblemRecord>,
 }
 
-/// A file that cannot be read.
+/// A file cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     #[error("{}: {source}", .path.display())]
@@ -358,7 +339,8 @@ pub enum ReadError {
 }
 
 impl Run {
-    /// Reads a file, which may be packed with gzip. An unfinished last line, which a run that was killed leaves behind, is left out.
+    /// Reads a file, plain or compressed with gzip. An unfinished last line, as a killed run leaves it, is
+    /// ignored.
     pub fn read(path: &Path) -> Result<Self, ReadError> {
         let at = |source| ReadError::Io { path: path.to_owned(), source };
         let mut text = fs::read(path).map_err(at)?;
@@ -389,10 +371,10 @@ impl Run {
     }
 }
 
-/// The header in the first line of a file.
+/// Parses the header in the first line of a file.
 pub fn parse_header(path: &Path, line: &str) -> Result<Header, ReadError> {
     let wrong = |got: String| ReadError::Header { path: path.to_owned(), got };
-    // The version first: another one may have other fields.
+    // Check the version first: other versions may have other fields.
     let value: Value = serde_json::from_str(line).map_err(|error| wrong(error.to_string()))?;
     let version = &value["format_version"];
     if version.as_u64() != Some(u64::from(FORMAT_VERSION)) {

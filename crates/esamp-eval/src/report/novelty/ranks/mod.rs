@@ -1,14 +1,14 @@
-//! Rank correlations of the measures of many items, with intervals over the problems that the items belong to.
+//! Rank correlations between measures of many items, with intervals over the problems of the items.
+
+mod gram;
 
 use std::collections::BTreeMap;
 
+use self::gram::Gram;
 use super::{Correlation, Known, Measure};
 use crate::metrics::{BootstrapConfig, BootstrapMethod, MetricError, bootstrap_interval};
 
-/// What is left of a column's squared length, as a share, where it is rounding.
-const ROUNDING: f64 = 1e-10;
-
-/// Which correlation is asked for.
+/// A correlation to compute.
 #[derive(Clone, Debug)]
 pub(super) struct Question {
     pub(super) of: Measure,
@@ -16,13 +16,13 @@ pub(super) struct Question {
     pub(super) given: Vec<Measure>,
 }
 
-/// The measures of some items (tokens, windows), problem by problem.
+/// The measures of items (tokens or windows), ordered by problem.
 #[derive(Clone, Debug)]
 pub(super) struct Table {
     columns: Vec<Column>,
-    /// Of each problem, the first item; and the number of items at the end.
+    /// The index of each problem's first item, followed by the number of items.
     starts: Vec<usize>,
-    /// Of each item, its problem.
+    /// The problem of each item.
     problem_of: Vec<usize>,
 }
 
@@ -30,22 +30,14 @@ pub(super) struct Table {
 struct Column {
     measure: Measure,
     values: Vec<f64>,
-    /// The items, from the smallest value to the largest.
+    /// The items by ascending value.
     order: Vec<usize>,
     /// Ends of the runs of equal values in `order`.
     ties: Vec<usize>,
 }
 
-/// Sums of products of centred ranks, `[column, column]`.
-struct Gram {
-    /// Over all items.
-    all: Vec<f64>,
-    /// Over all items, each problem centred on its own mean.
-    within: Vec<f64>,
-}
-
 impl Table {
-    /// Of items that belong to `problems`, with a number of each measure for every item.
+    /// A table of items that belong to `problems`, with a value of each measure for every item.
     ///
     /// # Errors
     ///
@@ -87,7 +79,7 @@ impl Table {
         self.starts.len() - 1
     }
 
-    /// The numbers of a measure, problem by problem.
+    /// The values of a measure, ordered by problem.
     pub(super) fn values(&self, measure: Measure) -> Result<&[f64], MetricError> {
         Ok(&self.columns[self.place(measure)?].values)
     }
@@ -100,11 +92,11 @@ impl Table {
             .ok_or_else(|| MetricError::TooFew { what: what(), expected: 1, got: 0 })
     }
 
-    /// Answers to all questions from the same resamples of the problems.
+    /// Answers all questions from the same resamples of the problems.
     ///
     /// # Errors
     ///
-    /// [`MetricError::TooFew`] below two problems, and settings that cannot work.
+    /// [`MetricError::TooFew`] for fewer than two problems, and invalid settings.
     pub(super) fn correlations(
         &self,
         questions: &[Question],
@@ -130,8 +122,8 @@ impl Table {
             };
             asked.iter().map(answer).collect()
         };
-        // One pass over the resamples for all questions. The draws depend on seed and number of problems only, so that the
-        // answers can be handed over one question at a time.
+        // One pass over the resamples for all questions. The resamples depend only on the seed and the
+        // number of problems, so they are the same when the answers are passed on one question at a time.
         let mut resamples: Vec<Vec<[Result<f64, usize>; 3]>> = Vec::new();
         let draw = |picks: &[usize]| {
             resamples.push(answers(&self.gram(picks)));
@@ -169,11 +161,14 @@ impl Table {
         Ok(questions.iter().enumerate().map(answer).collect())
     }
 
-    /// Of a sample that holds the items of each problem as often as it is in `picks`: what the ranks of all its items, as a
-    /// list with repetitions, would give. Cost: `n·columns²/2` operations, and no sort.
+    /// The sums for a sample that contains the items of each problem as often as it occurs in `picks`,
+    /// equal to ranking that sample as a list with repetitions. Cost: `n·columns²/2` operations, and no
+    /// sort.
     fn gram(&self, picks: &[usize]) -> Gram {
         let mut weights = vec![0usize; self.problems()];
-        picks.iter().for_each(|&pick| weights[pick] += 1);
+        for &pick in picks {
+            weights[pick] += 1;
+        }
         let width = self.columns.len();
         let mut ranks = vec![0.0; self.len() * width];
         for (at, column) in self.columns.iter().enumerate() {
@@ -190,10 +185,9 @@ impl Table {
                 for (a, &rank) in row.iter().enumerate() {
                     sums[a] += rank;
                     let products = &mut products[a * width..][..width];
-                    products
-                        .iter_mut()
-                        .zip(row)
-                        .for_each(|(product, other)| *product += rank * other);
+                    for (product, other) in products.iter_mut().zip(row) {
+                        *product += rank * other;
+                    }
                 }
             }
             for (at, product) in products.iter().enumerate() {
@@ -220,7 +214,7 @@ impl Column {
         Self { measure, values, order, ties }
     }
 
-    /// The rank of each item that is there, less the mean of all; equal ones share the mean of theirs.
+    /// The rank of each item in the sample minus the mean rank; ties share the mean of their ranks.
     fn ranks(&self, weights: &[usize], problem_of: &[usize], mut put: impl FnMut(usize, f64)) {
         let there: usize = problem_of.iter().map(|&problem| weights[problem]).sum();
         let middle = (there as f64 + 1.0) / 2.0;
@@ -229,53 +223,10 @@ impl Column {
             let run = &self.order[start..end];
             let equal: usize = run.iter().map(|&item| weights[problem_of[item]]).sum();
             let rank = before as f64 + (equal as f64 + 1.0) / 2.0 - middle;
-            run.iter().for_each(|&item| put(item, rank));
+            for &item in run {
+                put(item, rank);
+            }
             (start, before) = (end, before + equal);
-        }
-    }
-}
-
-impl Gram {
-    /// The correlation of two columns with others held fixed, by elimination; or the column that nothing is left of. Columns
-    /// that do not vary, or that follow from those before them, hold nothing fixed.
-    fn partial(
-        &self,
-        products: &[f64],
-        of: usize,
-        with: usize,
-        given: &[usize],
-    ) -> Result<f64, usize> {
-        let columns: Vec<usize> = given.iter().copied().chain([of, with]).collect();
-        let (width, count) = (self.all.len().isqrt(), columns.len());
-        // As a share of the whole length, so that what is left can be told from rounding.
-        let length = |column: usize| self.all[column * width + column].sqrt();
-        let mut left = vec![0.0; count * count];
-        for (a, &row) in columns.iter().enumerate() {
-            for (b, &column) in columns.iter().enumerate() {
-                let lengths = length(row) * length(column);
-                if lengths > 0.0 {
-                    left[a * count + b] = products[row * width + column] / lengths;
-                }
-            }
-        }
-        for fixed in 0..given.len() {
-            let pivot = left[fixed * count + fixed];
-            if pivot <= ROUNDING {
-                continue;
-            }
-            for a in fixed + 1..count {
-                let share = left[a * count + fixed] / pivot;
-                for b in fixed + 1..count {
-                    left[a * count + b] -= share * left[fixed * count + b];
-                }
-            }
-        }
-        let (x, y) = (count - 2, count - 1);
-        let (x_left, y_left) = (left[x * count + x], left[y * count + y]);
-        match (x_left > ROUNDING, y_left > ROUNDING) {
-            (true, true) => Ok((left[x * count + y] / (x_left * y_left).sqrt()).clamp(-1.0, 1.0)),
-            (true, false) => Err(with),
-            _ => Err(of),
         }
     }
 }
@@ -306,8 +257,9 @@ mod tests {
 
     #[test]
     fn by_hand() {
-        // Rank differences 1 1 1 1 0: 1 − 6·4/(5·24). Within: ranks 1 2 | 3 4 5 and 2 1 | 4 3 5, each less its problem's
-        // mean: −.5 .5 | −1 0 1 and .5 −.5 | 0 −1 1, products −.5 and 1, squares 2.5 and 2.5.
+        // Rank differences 1 1 1 1 0: 1 − 6·4/(5·24). Within problems: ranks 1 2 | 3 4 5 and 2 1 | 4 3 5,
+        // each minus the mean of its problem: −.5 .5 | −1 0 1 and .5 −.5 | 0 −1 1, products −.5 and 1,
+        // squares 2.5 and 2.5.
         let columns =
             vec![(X, vec![1.0, 2.0, 30.0, 31.0, 90.0]), (Y, vec![0.2, 0.1, 7.0, 6.0, 8.0])];
         let table = Table::new(&[0, 0, 1, 1, 1], columns).unwrap();
@@ -340,14 +292,14 @@ mod tests {
                 format!("novelty, with the controls and the problem fixed: {differ}"),
             ]
         );
-        // The control is y itself, and within a problem nothing else varies.
+        // The control is y itself, and nothing else varies within a problem.
         let found = all(&table(other, rising, rising));
         assert_eq!(found[0], "0.600");
         assert_eq!(found[1], format!("semantic distance, with the controls fixed: {differ}"));
-        // Different problems, equal values within: the problem explains all of it.
+        // Different between problems, equal within: the problem explains everything.
         let found = all(&table([1.0, 1.0, 2.0, 2.0], rising, [0.0; 4]));
         assert_eq!(found[2], format!("novelty, with the controls and the problem fixed: {differ}"));
-        // A resample that holds one problem only, as half of them do, has a constant x.
+        // Half of the resamples hold only one problem, where x is constant.
         let start = "novelty with semantic distance: expected a number in every resample of the problems, got none in ";
         let undefined = found[0].strip_prefix(start).and_then(|rest| rest.strip_suffix(" of 40"));
         let undefined: usize = undefined.unwrap().parse().unwrap();
@@ -378,8 +330,8 @@ mod tests {
     }
 
     proptest! {
-        /// The whole sample, and any resample, as a plain list with repetitions, by the functions of the library; with one
-        /// control for each problem where the problem is held fixed.
+        /// Compares the whole sample and any resample with the library's functions on a plain list with
+        /// repetitions; if the problem is held fixed, with one control per problem.
         #[test]
         fn weights_are_repetitions(
             rows in prop::collection::vec((0usize..4, prop::array::uniform4(0u8..6)), 12..60),
@@ -389,7 +341,7 @@ mod tests {
             let column = |at: usize| rows.iter().map(|row| f64::from(row.1[at])).collect();
             let measures = [X, Y, Z, W];
             let columns = measures.iter().enumerate().map(|(at, &m)| (m, column(at)));
-            // Three controls of which each follows from the other two.
+            // Three controls, each determined by the other two.
             let parts = [Measure::Entropy, Measure::FrequencyRank, Measure::TokenId];
             let part = |kind: u8| {
                 move |row: &(usize, [u8; 4])| f64::from(u8::from(row.1[2] % 3 == kind))
@@ -428,7 +380,7 @@ mod tests {
             let got = [
                 gram.partial(&gram.all, 0, 1, &[]),
                 gram.partial(&gram.all, 0, 1, &[2, 3]),
-                // What is left of the last one is rounding and nothing else.
+                // Only rounding errors remain of the last one.
                 gram.partial(&gram.all, 0, 1, &[4, 5, 6]),
                 gram.partial(&gram.within, 0, 1, &[2, 3]),
             ];
