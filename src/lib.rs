@@ -59,13 +59,12 @@ pub use id::{PromptId, RequestId, RowId, TokenId};
 pub use llama::LoadError;
 pub use lm_head::{LmHead, TiedHead};
 pub use novelty::{
-    Contrast, Expects, Extrapolate, Matched, MatchedRandom, NoveltyReweighter, Orthogonal,
-    RandomReward, ReweighterConfig, Sharpen, Subtract, Surprisal,
+    Contrast, Expects, Extrapolate, NoveltyReweighter, Orthogonal, ReweighterConfig,
 };
 pub use penalties::Penalties;
 pub use sampler::{
-    Choice, DistillerConfig, ExpectedControl, GaussianError, Novelty, Phase, Sampler,
-    SamplerBuilder, SamplerConfig, ShuffledErrors, StepError, StepInput, StepOutput, StepRow,
+    Choice, DistillerConfig, ExpectedControl, Novelty, Phase, Sampler, SamplerBuilder,
+    SamplerConfig, StepError, StepInput, StepOutput, StepRow,
 };
 pub use sampling::{CheckedSampling, Sampling, TemperatureOrder};
 pub use select::Selection;
