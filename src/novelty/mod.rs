@@ -188,11 +188,8 @@ mod tests {
     pub(super) const REFERENCE: [f32; 6] = [2.0, 1.0, 0.5, -0.25, -1.0, -3.0];
     pub(super) const EXPECTED: [f32; 6] = [1.0, 1.5, -0.5, 0.75, -2.0, 0.0];
 
-    pub(super) const ALL: [ReweighterConfig; 3] = [
-        ReweighterConfig::Extrapolate,
-        ReweighterConfig::Orthogonal,
-        ReweighterConfig::Contrast,
-    ];
+    pub(super) const ALL: [ReweighterConfig; 3] =
+        [ReweighterConfig::Extrapolate, ReweighterConfig::Orthogonal, ReweighterConfig::Contrast];
 
     #[test]
     fn strength_zero_changes_nothing_and_expects_nothing() {
@@ -243,14 +240,7 @@ mod tests {
     fn names_are_written_down_as_they_are_read() {
         let names: Vec<String> =
             ALL.iter().map(|config| serde_json::to_string(config).unwrap()).collect();
-        assert_eq!(
-            names,
-            [
-                r#""extrapolate""#,
-                r#""orthogonal""#,
-                r#""contrast""#,
-            ]
-        );
+        assert_eq!(names, [r#""extrapolate""#, r#""orthogonal""#, r#""contrast""#,]);
         for (name, config) in names.iter().zip(ALL) {
             assert_eq!(serde_json::from_str::<ReweighterConfig>(name).unwrap(), config);
         }

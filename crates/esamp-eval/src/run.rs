@@ -6,12 +6,13 @@ use std::{
 };
 
 use esamp::{
-    CausalLm, Completion, Counters, Decoder, Detokenize, FinishReason, GaussianError, Request,
-    Sampler, ShuffledErrors, TokenId, TrainError,
+    CausalLm, Completion, Counters, Decoder, Detokenize, FinishReason, Request, Sampler, TokenId,
+    TrainError,
 };
 use esamp_programs::failure::Failure;
 
 use crate::{
+    controls::{GaussianError, ShuffledErrors},
     meter::{Meter, RowMeter},
     plan::Unit,
     record::{
@@ -116,7 +117,7 @@ fn decode<M: CausalLm>(
         ErrorName::Gaussian => sampler.set_expected_control(Box::new(GaussianError)),
         ErrorName::Shuffled => sampler.set_expected_control(Box::<ShuffledErrors>::default()),
     }
-    let sampling = arm.sampling.clone();
+    let sampling = arm.sampling.sampling();
     let meter = Arc::new(Mutex::new(Meter::new(keeps_tokens)));
     let detokenizer = subject.detokenizer.clone();
     let mut decoder = Decoder::new(model, sampler)

@@ -201,7 +201,7 @@ fn a_record_says_what_a_plain_decode_loop_gives() {
             .with_completions(4)
             .with_max_new_tokens(if record.task == "syllables" { 10 } else { 12 })
             .with_seed(record.seed)
-            .with_sampling(arm.sampling.clone())
+            .with_sampling(arm.sampling.sampling())
             .with_reference_log_probs();
         decoder.submit(request).unwrap();
         let completions = decoder.run(|_| ControlFlow::Continue(())).unwrap();
@@ -431,7 +431,7 @@ fn a_file_of_other_settings_is_refused_by_the_first_that_differs() {
     model.model.sha256 = "00".into();
     others.push((model, r#"expected a file of model.sha256 "00", got one of """#));
     let mut beta = begun.clone();
-    beta.arms[1].sampling.beta = 0.75;
+    beta.arms[1].sampling.settings.beta = 0.75;
     others.push((beta, "expected a file of arms.esamp-0.5.sampling.beta 0.75, got one of 0.5"));
     for (header, wording) in others {
         assert_eq!(refused(&header), wording);
@@ -538,7 +538,7 @@ fn arms_are_found_by_name() {
     let all = arms::all();
     for arm in &all {
         assert_eq!(arms::named(&arm.name).unwrap(), std::slice::from_ref(arm));
-        arm.sampling.validate().unwrap();
+        arm.sampling.sampling().validate().unwrap();
         arm.sampler.init(32, &Device::flex()).unwrap();
     }
     assert_eq!(arms::named("all").unwrap(), all);
@@ -546,7 +546,7 @@ fn arms_are_found_by_name() {
     assert_eq!(headline.len(), 8);
     assert_eq!(headline.iter().filter(|arm| arm.role == Role::Frontier).count(), 3);
     let matched = arms::named("min-p-0.93, fire").unwrap();
-    assert_eq!((matched[0].sampling.temperature, matched[0].role), (0.93, Role::Frontier));
+    assert_eq!((matched[0].sampling.settings.temperature, matched[0].role), (0.93, Role::Frontier));
     for (names, wording) in [
         ("esamp", "--arms: expected the name of an arm, got esamp"),
         ("min-p-1.0", "--arms: expected the name of an arm, got min-p-1.0"),
