@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum, builder::RangedU64ValueParser};
 use esamp::{
-    EpsilonCutoff, EtaCutoff, FilterConfig, Matched, MinP, ReweighterConfig, Selection, Sharing,
+    EpsilonCutoff, EtaCutoff, FilterConfig, MinP, ReweighterConfig, Selection, Sharing,
     TemperatureOrder, TopK, TopNSigma, TopP, Typical, Xtc,
 };
 use esamp_programs::{
@@ -182,33 +182,18 @@ pub struct Files {
 pub enum ReweighterName {
     /// ESamp.
     Extrapolate,
-    /// ESamp without 1 + beta on the reference.
-    Subtract,
     /// ESamp without what only sharpens.
     Orthogonal,
     /// Contrastive decoding; needs --contrast-with.
     Contrast,
-    /// A control: a lower temperature.
-    Sharpen,
-    /// A control: a random reward.
-    RandomReward,
-    /// A control: the model's own surprisal.
-    Surprisal,
-    /// A control: ESamp's slope and size, in a random direction.
-    MatchedRandom,
 }
 
 impl From<ReweighterName> for ReweighterConfig {
     fn from(name: ReweighterName) -> Self {
         match name {
             ReweighterName::Extrapolate => Self::Extrapolate,
-            ReweighterName::Subtract => Self::Subtract,
             ReweighterName::Orthogonal => Self::Orthogonal,
             ReweighterName::Contrast => Self::Contrast,
-            ReweighterName::Sharpen => Self::Sharpen,
-            ReweighterName::RandomReward => Self::RandomReward,
-            ReweighterName::Surprisal => Self::Surprisal,
-            ReweighterName::MatchedRandom => Self::MatchedRandom(Matched::default()),
         }
     }
 }

@@ -1,6 +1,8 @@
 //! The control for sharpening.
 
-use esamp::{Candidates, ConfigError, Expects, NoveltyReweighter, RowContext, Sampling};
+use esamp::{
+    Candidates, ConfigError, Expects, NoveltyReweighter, ReweighterConfig, RowContext, Sampling,
+};
 
 use super::check_beta;
 
@@ -43,7 +45,9 @@ impl NoveltyReweighter for Sharpen {
 /// as hot as in the run that this is the control of. ESamp and [`Sharpen`] do sharpen them, except for the first token of a
 /// completion.
 pub fn sharpened_plain(sampling: &Sampling) -> Sampling {
-    sampling.clone().with_temperature(sampling.temperature / (1.0 + sampling.beta)).with_beta(0.0)
+    let temperature = sampling.temperature / (1.0 + sampling.beta);
+    let plain = sampling.clone().with_reweighter(ReweighterConfig::default()).with_beta(0.0);
+    plain.with_temperature(temperature)
 }
 
 #[cfg(test)]
