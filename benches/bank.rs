@@ -9,9 +9,9 @@ use std::{hint::black_box, time::Duration};
 use burn::tensor::{Device, Tensor, TensorData};
 use criterion::{BenchmarkId, Criterion, SamplingMode, criterion_group, criterion_main};
 use esamp::{
-    CheckedSampling, DistillerConfig, DrawKey, HiddenStates, LmHead, LowRankConfig, Phase, RowId,
-    Sampler, SamplerConfig, Sampling, SlotPath, StepInput, StepRow, SwiGluConfig, TiedHead,
-    TrainingConfig,
+    CheckedSampling, CompletionId, DrawKey, HiddenStates, LmHead, Phase, Sampler, SamplerConfig, Sampling,
+    StepInput, StepRow, TiedHead, distillers::{DistillerConfig, LowRankConfig, SwiGluConfig},
+    optim::TrainingConfig, unstable::SlotPath,
 };
 
 const D_MODEL: usize = 576;
@@ -81,7 +81,7 @@ impl Batch {
         prompts: &[u64],
         hidden: HiddenStates,
     ) -> Result<usize, Box<dyn std::error::Error>> {
-        let ids = prompts.iter().flat_map(|&p| (0..ROWS).map(move |i| RowId::new(p, p * ROWS + i)));
+        let ids = prompts.iter().flat_map(|&p| (0..ROWS).map(move |i| CompletionId::new(p, p * ROWS + i)));
         let sampling = &self.sampling;
         let rows: Vec<StepRow<'_>> = ids
             .map(|id| StepRow {
@@ -109,7 +109,7 @@ impl Batch {
     /// The oldest prompt ends and a new one joins, as in the ready loop: behind the others.
     fn replace(&mut self) -> Result<usize, Box<dyn std::error::Error>> {
         let old = self.prompts.remove(0);
-        (0..ROWS).for_each(|i| self.sampler.release(RowId::new(old, old * ROWS + i)));
+        (0..ROWS).for_each(|i| self.sampler.release(CompletionId::new(old, old * ROWS + i)));
         self.prompts.push(old + self.prompts.len() as u64 + 1);
         let prompts = self.prompts.clone();
         self.step(&prompts)

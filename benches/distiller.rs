@@ -4,7 +4,7 @@ use std::hint::black_box;
 
 use burn::tensor::{Device, Distribution, Tensor};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use esamp::{Distiller, HiddenStates, Learner, LowRankConfig, OptimizerConfig, SwiGluConfig};
+use esamp::{HiddenStates, distillers::{Distiller, LowRankConfig, SwiGluConfig}, optim::{Learner, OptimizerConfig}};
 
 const D_MODEL: usize = 576;
 

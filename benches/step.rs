@@ -11,8 +11,8 @@ use std::{
 use burn::tensor::{Device, Tensor, TensorData};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use esamp::{
-    DistillerConfig, HiddenStates, LowRankConfig, Sampler, SamplerConfig, Sampling, StepInput,
-    StepRow, TiedHead,
+    HiddenStates, Sampler, SamplerConfig, Sampling, StepInput, StepRow, TiedHead,
+    distillers::{DistillerConfig, LowRankConfig},
 };
 
 mod rows;
@@ -30,7 +30,7 @@ struct Batch {
 }
 
 impl Batch {
-    fn new(count: usize, device: &Device) -> Result<Self, esamp::HiddenError> {
+    fn new(count: usize, device: &Device) -> Result<Self, esamp::errors::HiddenError> {
         let shape = [count, D_MODEL];
         let states = (0..STATES).map(|at| {
             let (shallow, deep) = (0.91 + at as f32, 1.3 + at as f32);

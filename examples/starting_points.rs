@@ -14,10 +14,9 @@ use std::ops::ControlFlow;
 
 use burn::tensor::{Device, Int, Tensor};
 use esamp::{
-    CausalLm, Decoder, Distiller, HiddenStates, Learner, LowRankConfig, LowRankDistiller,
-    LowRankStart, OptimizerConfig, Request, SamplerConfig, Sampling, SequenceTap, SourceNorm,
-    SwiGluConfig, TokenId,
-    llama::{ChatMessage, ChatTemplate, Llama, Tokenizer},
+    CausalLm, Decoder, HiddenStates, Request, SamplerConfig, Sampling, SequenceTap, TokenId,
+    distillers::{Distiller, LowRankConfig, LowRankDistiller, LowRankStart, SourceNorm, SwiGluConfig},
+    optim::{Learner, OptimizerConfig}, llama::{ChatMessage, ChatTemplate, Llama, Tokenizer},
 };
 use esamp_programs::model_source::{Cache, ModelSource};
 
@@ -120,7 +119,7 @@ fn record(
         tap.end_pass(sequence.len())?;
         all.push(tap.take()?);
     }
-    let rows = |at: usize| -> Result<HiddenStates, esamp::HiddenError> {
+    let rows = |at: usize| -> Result<HiddenStates, esamp::errors::HiddenError> {
         let rows: Vec<HiddenStates> =
             all.iter().map(|states| states.select(&[at])).collect::<Result<_, _>>()?;
         let pick = |part: fn(&HiddenStates) -> &Tensor<2>| {

@@ -22,8 +22,8 @@ use burn::{
     tensor::{Device, Int, Tensor},
 };
 use esamp::{
-    CausalLm, Decoder, DrawKey, FinishReason, HiddenStateTap, KvCache, LmHead, ModelError, PairTap,
-    Phase, Request, RowId, SamplerConfig, Sampling, StepInput, StepRow, TapSite, TokenId,
+    CausalLm, CompletionId, Decoder, DrawKey, FinishReason, HiddenStateTap, KvCache, LmHead, PairTap, Phase,
+    Request, SamplerConfig, Sampling, StepInput, StepRow, TapSite, TokenId, errors::ModelError,
 };
 
 const VOCAB: usize = 100;
@@ -164,7 +164,7 @@ fn own_loop(model: &MyModel) -> Result<(), Box<dyn Error>> {
     let sampling = Sampling::default().with_top_k(20).checked()?;
     let prompt: Vec<TokenId> = vec![1, 2, 3];
     let draw = DrawKey::new(42, &prompt, 0);
-    let id = RowId::new(0, 0);
+    let id = CompletionId::new(0, 0);
 
     let mut generated: Vec<TokenId> = Vec::new();
     let mut tap = PairTap::default();

@@ -16,7 +16,8 @@ use crate::{lm_head::LmHead, tap::HiddenStateTap};
 ///
 /// use burn::tensor::{Device, Int, Tensor, activation::silu};
 /// use esamp::{
-///     CausalLm, Decoder, HiddenStateTap, KvCache, LmHead, ModelError, Request, SamplerConfig, TapSite, TiedHead,
+///     CausalLm, Decoder, HiddenStateTap, KvCache, LmHead, Request, SamplerConfig, TapSite, TiedHead,
+///     errors::ModelError,
 /// };
 ///
 /// /// Looks at the last token only: nothing to remember but how many sequences there are.
@@ -149,7 +150,7 @@ pub trait CausalLm {
 ///
 /// ```
 /// use burn::tensor::{Int, Tensor};
-/// use esamp::{KvCache, ModelError};
+/// use esamp::{KvCache, errors::ModelError};
 ///
 /// /// Keys and values of one layer, `[rows, heads, seq, d_head]`, of sequences of one length.
 /// struct Layer {

@@ -4,7 +4,7 @@ use std::{fmt, ops::Deref, sync::Arc};
 
 use serde::{Serialize, Serializer, ser::Error};
 
-/// A [filter](crate::FilterConfig::Custom) or [reweighter](crate::ReweighterConfig::Custom) of your own in a place for
+/// A [filter](crate::filters::FilterConfig::Custom) or [reweighter](crate::reweighters::ReweighterConfig::Custom) of your own in a place for
 /// named ones. Cheap to clone, and equal to its clones only.
 ///
 /// It has no written form: serialising settings that hold one is an error, so that no file claims to be all of them.

@@ -54,7 +54,7 @@ pub use draw::{Draw, DrawKey};
 pub use error::{ConfigError, RowError};
 pub use fire::Fire;
 pub use hidden::{HiddenError, HiddenStates, TapSite};
-pub use id::{PromptId, RequestId, RowId, TokenId};
+pub use id::{PromptId, RequestId, CompletionId, TokenId};
 #[cfg(feature = "llama")]
 pub use llama::LoadError;
 pub use lm_head::{LmHead, TiedHead};

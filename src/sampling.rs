@@ -56,7 +56,7 @@ pub enum TemperatureOrder {
 /// Filters and reweighters of your own have a place among the named ones. Settings that hold one cannot be serialised:
 ///
 /// ```
-/// use esamp::{CandidateFilter, Candidates, RowContext, Sampling};
+/// use esamp::{Sampling, filters::{CandidateFilter, Candidates, RowContext}};
 ///
 /// #[derive(Debug)]
 /// struct BestOnly;
@@ -79,10 +79,10 @@ pub enum TemperatureOrder {
 ///
 /// ```
 /// use esamp::Sampling;
-/// # use esamp::{DrawKey, RowContext, RowId, TokenId};
+/// # use esamp::{CompletionId, DrawKey, TokenId, filters::RowContext};
 /// # fn left(sampling: Sampling) -> Result<Vec<TokenId>, Box<dyn std::error::Error>> {
 /// #     let draw = DrawKey::new(0, &[], 0).at(0);
-/// #     let row = RowContext { row: RowId::new(0, 0), position: 0, prompt: &[], generated: &[], draw };
+/// #     let row = RowContext { row: CompletionId::new(0, 0), position: 0, prompt: &[], generated: &[], draw };
 /// #     let candidates = sampling.checked()?.candidates(&row, &[0.4f32, 0.3, 0.2, 0.1].map(f32::ln))?;
 /// #     Ok(candidates.as_slice().iter().map(|candidate| candidate.token).collect())
 /// # }
@@ -100,10 +100,10 @@ pub enum TemperatureOrder {
 ///
 /// ```
 /// use esamp::{Sampling, TemperatureOrder};
-/// # use esamp::{DrawKey, RowContext, RowId, TokenId};
+/// # use esamp::{CompletionId, DrawKey, TokenId, filters::RowContext};
 /// # fn left(sampling: Sampling) -> Result<Vec<TokenId>, Box<dyn std::error::Error>> {
 /// #     let draw = DrawKey::new(0, &[], 0).at(0);
-/// #     let row = RowContext { row: RowId::new(0, 0), position: 0, prompt: &[], generated: &[], draw };
+/// #     let row = RowContext { row: CompletionId::new(0, 0), position: 0, prompt: &[], generated: &[], draw };
 /// #     let candidates = sampling.checked()?.candidates(&row, &[0.4f32, 0.3, 0.2, 0.1].map(f32::ln))?;
 /// #     Ok(candidates.as_slice().iter().map(|candidate| candidate.token).collect())
 /// # }
@@ -194,7 +194,7 @@ impl Sampling {
     /// Sets the reweighter and leaves β as it is; [`ReweighterConfig::usual_beta`] has the usual one.
     ///
     /// ```
-    /// use esamp::{ReweighterConfig, Sampling};
+    /// use esamp::{Sampling, reweighters::ReweighterConfig};
     ///
     /// let orthogonal = ReweighterConfig::Orthogonal;
     /// let sampling = Sampling::default()

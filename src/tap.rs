@@ -201,7 +201,7 @@ impl HiddenStateTap for PairTap {
 ///     tap.end_pass(3)?;
 /// }
 /// assert_eq!(tap.take()?.rows(), 6);
-/// # Ok::<(), esamp::StepError>(())
+/// # Ok::<(), esamp::errors::StepError>(())
 /// ```
 #[derive(Debug)]
 pub struct SequenceTap {

@@ -9,7 +9,7 @@ use crate::id::TokenId;
 /// Implemented for closures; [`Tokenizer`](crate::llama::Tokenizer) is one where the feature `llama` is on.
 ///
 /// ```
-/// use esamp::{Detokenize, TextError, TokenId};
+/// use esamp::{Detokenize, TokenId, errors::TextError};
 ///
 /// struct Words(Vec<String>);
 ///

@@ -5,9 +5,9 @@
 
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 use esamp::{
-    DistillerConfig, DrawKey, HiddenStates, LmHead, LowRankConfig, LowRankStart, Phase, RowId,
-    SamplerConfig, Sampling, Sharing, SnapshotPrecision, StepInput, StepRow, SwiGluConfig,
-    TiedHead,
+    CompletionId, DrawKey, HiddenStates, LmHead, Phase, SamplerConfig, Sampling, Sharing, StepInput, StepRow,
+    TiedHead, distillers::{DistillerConfig, LowRankConfig, LowRankStart, SwiGluConfig},
+    snapshots::SnapshotPrecision,
 };
 
 const D_MODEL: usize = 8;
@@ -36,7 +36,7 @@ fn distillers_do_not_follow_the_devices_default() {
             let sampling = Sampling::default().checked().unwrap();
             for at in 0..4 {
                 let rows = [0, 1].map(|request| StepRow {
-                    id: RowId::new(request, request),
+                    id: CompletionId::new(request, request),
                     phase: Phase::Decode,
                     draw: DrawKey::new(1, &[], request),
                     code: None,

@@ -4,9 +4,9 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 use esamp::{
-    CandidateFilter, Candidates, CheckedSampling, DrawKey, EpsilonCutoff, EtaCutoff, MinP, Phase,
-    RowContext, RowId, SamplerConfig, Sampling, StepInput, StepRow, TiedHead, TokenId, TopK,
-    TopNSigma, TopP, Typical, Xtc,
+    CheckedSampling, CompletionId, DrawKey, Phase, SamplerConfig, Sampling, StepInput, StepRow, TiedHead,
+    TokenId,
+    filters::{CandidateFilter, Candidates, EpsilonCutoff, EtaCutoff, MinP, RowContext, TopK, TopNSigma, TopP, Typical, Xtc},
 };
 use proptest::prelude::*;
 
@@ -119,7 +119,7 @@ fn row() -> impl Strategy<Value = Vec<f32>> {
 fn filtered(logits: &[f32], filter: &dyn CandidateFilter) -> Vec<TokenId> {
     let mut candidates = Candidates::from_logits(logits).unwrap();
     let context = RowContext {
-        row: RowId::new(0, 0),
+        row: CompletionId::new(0, 0),
         position: 0,
         prompt: &[],
         generated: &[],
@@ -134,7 +134,7 @@ fn through_the_sampler(logits: &[f32], config: Sampling) -> usize {
     let device = Device::flex();
     let sampling: CheckedSampling = config.with_beta(0.0).checked().unwrap();
     let rows = [StepRow {
-        id: RowId::new(0, 0),
+        id: CompletionId::new(0, 0),
         phase: Phase::Decode,
         draw: DrawKey::new(0, &[], 0),
         code: None,

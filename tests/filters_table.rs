@@ -4,9 +4,9 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 use esamp::{
-    CandidateFilter, Candidates, DrawKey, EpsilonCutoff, EtaCutoff, MinP, Phase, RowContext, RowId,
-    SamplerConfig, Sampling, StepInput, StepRow, TemperatureOrder, TiedHead, TokenId, TokenMask,
-    TopK, TopNSigma, TopP, Typical, Xtc,
+    CompletionId, DrawKey, Phase, SamplerConfig, Sampling, StepInput, StepRow, TemperatureOrder, TiedHead,
+    TokenId, TokenMask,
+    filters::{CandidateFilter, Candidates, EpsilonCutoff, EtaCutoff, MinP, RowContext, TopK, TopNSigma, TopP, Typical, Xtc},
 };
 use esamp_testkit::golden::Golden;
 
@@ -29,7 +29,7 @@ fn survivors_of_logits(filters: &[&dyn CandidateFilter], logits: &[f32]) -> Vec<
 
 fn context(position: u64) -> RowContext<'static> {
     RowContext {
-        row: RowId::new(0, 0),
+        row: CompletionId::new(0, 0),
         position,
         prompt: &[],
         generated: &[],
@@ -283,7 +283,7 @@ fn kept_by_the_sampler(
     let sampling = config.clone().with_beta(0.0).checked().unwrap();
     let rows: Vec<StepRow<'_>> = (0..logits.len() / vocab)
         .map(|row| StepRow {
-            id: RowId::new(0, row as u64),
+            id: CompletionId::new(0, row as u64),
             phase: Phase::Decode,
             draw: DrawKey::new(0, &[], row as u64),
             code: None,

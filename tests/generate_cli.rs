@@ -8,7 +8,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use esamp::{RowTrace, StepTrace, TraceRecord, read_traces};
+use esamp::telemetry::{RowTrace, StepTrace, TraceRecord, read_traces};
 use esamp_programs::{
     columns,
     model_source::{Cache, ModelSource},

@@ -9,7 +9,7 @@ use std::{
     process::{Command, Output},
 };
 
-use esamp::{TraceRecord, read_traces};
+use esamp::telemetry::{TraceRecord, read_traces};
 use esamp_testkit::word_model;
 use serde_json::{Value, json};
 
@@ -223,7 +223,7 @@ fn settings_of_the_paper_and_of_the_reference() {
 #[test]
 fn sharing_and_the_first_updates() {
     let bench = Bench::new();
-    for (name, updates) in [("global", 7), ("per-prompt", 7), ("per-request", 14)] {
+    for (name, updates) in [("global", 7), ("per-prompt", 7), ("per-completion", 14)] {
         let arm = bench.arm(&["--sharing", name]);
         assert_eq!(arm["counters"]["updates"], updates, "{name}");
     }
@@ -362,7 +362,7 @@ fn flags_that_cannot_go_together_are_refused_before_anything_is_loaded() {
         ),
         (&["--xtc", "0.1,2"], "xtc probability: expected a number in [0, 1], got 2"),
         (
-            &["--settings", "reference", "--sharing", "per-request"],
+            &["--settings", "reference", "--sharing", "per-completion"],
             "train_rows: expected all, where every request has a distiller of its own, got first_per_prompt",
         ),
         (&["--learning-rate", "-1"], "learning_rate: expected a number above 0, got -1"),

@@ -7,8 +7,9 @@ use burn::{
     tensor::{Device, Tensor},
 };
 use esamp::{
-    Distiller, HiddenStates, Learner, LmHead, LowRankDistiller, LowRankStart, OptimizerConfig,
-    SourceNorm, SwiGluBlock, SwiGluDistiller, UpdateRule,
+    HiddenStates, LmHead,
+    distillers::{Distiller, LowRankDistiller, LowRankStart, SourceNorm, SwiGluBlock, SwiGluDistiller},
+    optim::{Learner, OptimizerConfig, UpdateRule},
 };
 use esamp_testkit::golden::{Golden, assert_close, devices, values};
 

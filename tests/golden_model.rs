@@ -4,8 +4,8 @@
 
 use burn::tensor::{Device, Int, Tensor};
 use esamp::{
-    CandidateFilter, Candidates, CausalLm, DrawKey, PairTap, RowContext, RowId, TokenId, TopP,
-    llama::Llama,
+    CausalLm, CompletionId, DrawKey, PairTap, TokenId,
+    filters::{CandidateFilter, Candidates, RowContext, TopP}, llama::Llama,
 };
 use esamp_programs::model_source::{Cache, ModelSource};
 use esamp_testkit::golden::{self, Golden, assert_close, values};
@@ -116,7 +116,7 @@ fn the_nucleus_is_that_of_pytorch() {
         let row: Vec<f32> = row.iter().map(|logit| logit / 0.8).collect();
         let mut candidates = Candidates::from_logits(&row).unwrap();
         let context = RowContext {
-            row: RowId::new(0, 0),
+            row: CompletionId::new(0, 0),
             position: 0,
             prompt: &[],
             generated: &[],

@@ -9,10 +9,10 @@ use burn::{
     tensor::{DType, Device, Int, Tensor},
 };
 use esamp::{
-    Candidates, CausalLm, Completion, Counters, Decoder, Distiller, HiddenStateTap, HiddenStates,
-    Learner, LowRankConfig, NoTap, NoveltyReweighter, OptimizerConfig, Request, RowContext,
-    Sampler, SamplerConfig, Sampling, SequenceTap, SwiGluConfig, TapSite, TokenId, UpdateRule,
-    llama::Llama,
+    CausalLm, Completion, Counters, Decoder, HiddenStates, HiddenStateTap, NoTap, Request, Sampler,
+    SamplerConfig, Sampling, SequenceTap, TapSite, TokenId,
+    distillers::{Distiller, LowRankConfig, SwiGluConfig}, filters::{Candidates, RowContext},
+    optim::{Learner, OptimizerConfig, UpdateRule}, reweighters::NoveltyReweighter, llama::Llama,
 };
 use esamp_testkit::golden::{self, assert_close, values};
 
@@ -152,8 +152,8 @@ struct Never;
 impl NoveltyReweighter for Never {
     fn reweight(&self, _row: &RowContext<'_>, _candidates: &mut Candidates) {}
 
-    fn expects(&self) -> esamp::Expects {
-        esamp::Expects::Nothing
+    fn expects(&self) -> esamp::reweighters::Expects {
+        esamp::reweighters::Expects::Nothing
     }
 }
 

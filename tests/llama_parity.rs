@@ -6,7 +6,7 @@ use std::{fs, path::PathBuf};
 
 use burn::tensor::{Device, Int, Tensor};
 use esamp::{
-    CausalLm, KvCache, ModelError, NoTap, PairTap, SequenceTap, TokenId,
+    CausalLm, KvCache, NoTap, PairTap, SequenceTap, TokenId, errors::ModelError,
     llama::{Llama, LlamaConfig, RopeScaling},
 };
 use esamp_testkit::golden::{self, Golden, assert_close, devices, values};

@@ -7,9 +7,9 @@
 
 use burn::tensor::{Device, Tensor};
 use esamp::{
-    AdaptiveConfig, Completion, Counters, Decoder, Event, FinishReason, HiddenStates,
-    OptimizerConfig, Request, RequestId, SamplerConfig, Sampling, Sharing, Staleness, SwiGluConfig,
-    TokenId, TrainingConfig, testing::TinyLm,
+    Completion, Counters, Decoder, Event, FinishReason, HiddenStates, Request, RequestId, SamplerConfig,
+    Sampling, Sharing, TokenId, distillers::SwiGluConfig,
+    optim::{AdaptiveConfig, OptimizerConfig, Staleness, TrainingConfig}, testing::TinyLm,
 };
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 
@@ -181,7 +181,7 @@ const MARGIN: u64 = 512;
 /// A rate at which a distiller that has learned one update less says something else within a few hundred tokens.
 fn config() -> SamplerConfig {
     let optimizer = OptimizerConfig::paper().with_learning_rate(1e-2);
-    let small = esamp::DistillerConfig::SwiGlu(SwiGluConfig::new().with_d_hidden(16));
+    let small = esamp::distillers::DistillerConfig::SwiGlu(SwiGluConfig::new().with_d_hidden(16));
     SamplerConfig::new().with_distiller(small).with_optimizer(optimizer)
 }
 
@@ -219,7 +219,7 @@ fn ten_thousand_steps_with_requests_that_come_and_go() {
     let background = TrainingConfig::new().with_staleness(Staleness::Background);
     let mut seen = vec![run(&config(), STEPS / 10).0.tokens];
     for config in [
-        config().with_sharing(Sharing::PerRequest),
+        config().with_sharing(Sharing::PerCompletion),
         config().with_sharing(Sharing::Global),
         config().with_sharing(Sharing::Adaptive(AdaptiveConfig::default())),
         config().with_training(background),

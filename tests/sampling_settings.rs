@@ -3,9 +3,11 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use esamp::{
-    AdaptiveConfig, CandidateFilter, Candidates, Expects, FilterConfig, Fire, LowRankConfig,
-    NoveltyReweighter, OptimizerConfig, Penalties, ReweighterConfig, RowContext, SamplerConfig,
-    Sampling, Selection, Sharing, SwiGluConfig, TemperatureOrder, TopK, TrainRows, TrainingConfig,
+    Fire, Penalties, SamplerConfig, Sampling, Selection, Sharing, TemperatureOrder,
+    distillers::{LowRankConfig, SwiGluConfig},
+    filters::{CandidateFilter, Candidates, FilterConfig, RowContext, TopK},
+    optim::{AdaptiveConfig, OptimizerConfig, TrainRows, TrainingConfig},
+    reweighters::{Expects, NoveltyReweighter, ReweighterConfig},
 };
 use serde::de::DeserializeOwned;
 

@@ -9,10 +9,10 @@ use burn::{
     tensor::{Device, Tensor, TensorData},
 };
 use esamp::{
-    AdaptiveConfig, Distiller, DistillerConfig, DrawKey, HiddenStates, LmHead, LowRankConfig,
-    LowRankStart, OptimizerConfig, Phase, RowId, Sampler, SamplerConfig, Sampling, Sharing,
-    SnapshotError, SnapshotPrecision, Staleness, StepInput, StepRow, SwiGluConfig, TiedHead,
-    TokenId, TrainingConfig,
+    CompletionId, DrawKey, HiddenStates, LmHead, Phase, Sampler, SamplerConfig, Sampling, Sharing, StepInput,
+    StepRow, TiedHead, TokenId,
+    distillers::{Distiller, DistillerConfig, LowRankConfig, LowRankStart, SwiGluConfig}, errors::SnapshotError,
+    optim::{AdaptiveConfig, OptimizerConfig, Staleness, TrainingConfig}, snapshots::SnapshotPrecision,
 };
 
 const D_MODEL: usize = 6;
@@ -32,7 +32,7 @@ fn step(sampler: &mut Sampler, at: usize) -> Vec<(TokenId, u32, Option<u32>)> {
         .filter(|&(prompt, _)| at % 3 != 1 || prompt != 1)
         .filter(|&(prompt, _)| at > 7 || prompt != 2)
         .map(|(prompt, request)| StepRow {
-            id: RowId::new(prompt, request),
+            id: CompletionId::new(prompt, request),
             phase: Phase::Decode,
             draw: DrawKey::new(9, &[prompt as TokenId], request),
             code: None,
@@ -66,13 +66,13 @@ fn configs() -> Vec<SamplerConfig> {
     vec![
         base(),
         base().with_sharing(Sharing::Global),
-        base().with_sharing(Sharing::PerRequest),
+        base().with_sharing(Sharing::PerCompletion),
         base().with_sharing(Sharing::Adaptive(AdaptiveConfig::default())),
         training(TrainingConfig::new().with_update_every(4)),
         training(background),
         training(background).with_sharing(Sharing::Adaptive(AdaptiveConfig::default())),
-        training(TrainingConfig::new().with_slot_path(esamp::SlotPath::OneByOne)),
-        training(TrainingConfig::new().with_slot_path(esamp::SlotPath::Stacked)),
+        training(TrainingConfig::new().with_slot_path(esamp::unstable::SlotPath::OneByOne)),
+        training(TrainingConfig::new().with_slot_path(esamp::unstable::SlotPath::Stacked)),
         base().with_optimizer(OptimizerConfig::momentum(0.05, 0.9)),
         base().with_optimizer(OptimizerConfig::sgd(0.05)),
         low_rank(LowRankConfig::new()),
@@ -104,7 +104,7 @@ fn a_run_that_is_interrupted_gives_the_tokens_of_one_that_is_not() {
             second.finish().unwrap();
             assert_eq!(second.counters(), whole.counters());
             assert_eq!(second.distillers(), whole.distillers());
-            let last = RowId::new(2, 3);
+            let last = CompletionId::new(2, 3);
             second.release(last);
             assert_eq!(
                 second.distillers() < whole.distillers(),
@@ -170,7 +170,7 @@ fn a_sampler_can_be_loaded_without_a_thread_of_its_own() {
             let in_background = config.training.staleness == Staleness::Background;
             assert_eq!(worker.is_some(), in_background);
             assert_eq!(step(&mut sampler, 5), step(&mut whole, 5), "{config:?}");
-            let thread = std::thread::spawn(|| worker.map(esamp::TrainingWorker::run));
+            let thread = std::thread::spawn(|| worker.map(esamp::optim::TrainingWorker::run));
             (6..12).for_each(|at| assert_eq!(step(&mut sampler, at), step(&mut whole, at)));
             drop(sampler);
             thread.join().unwrap(); // it ends with its sampler
@@ -357,7 +357,7 @@ fn old_config() -> SamplerConfig {
         .with_distiller(DistillerConfig::SwiGlu(SwiGluConfig::new().with_d_hidden(4)))
         .with_sharing(Sharing::Adaptive(AdaptiveConfig::default()))
         .with_training(
-            TrainingConfig::new().with_update_every(2).with_slot_path(esamp::SlotPath::Stacked),
+            TrainingConfig::new().with_update_every(2).with_slot_path(esamp::unstable::SlotPath::Stacked),
         )
 }
 
@@ -375,7 +375,7 @@ fn a_decoder_does_not_take_a_new_prompt_for_one_that_the_sampler_knows() {
 
     let loaded = Sampler::loader(&path).load(&Device::flex()).unwrap();
     let running = loaded.requests();
-    assert_eq!(running, [RowId::new(0, 0), RowId::new(0, 1)]);
+    assert_eq!(running, [CompletionId::new(0, 0), CompletionId::new(0, 1)]);
     let tokens = |sampler: Sampler| {
         let mut decoder = esamp::Decoder::new(&model, sampler);
         decoder.submit(esamp::Request::new(vec![3]).with_max_new_tokens(12)).unwrap();
@@ -384,7 +384,7 @@ fn a_decoder_does_not_take_a_new_prompt_for_one_that_the_sampler_knows() {
     };
     let fresh = tokens(config.init(width, &Device::flex()).unwrap());
     let (after, row, mut sampler) = tokens(loaded);
-    assert_eq!((after, row), (fresh.0, RowId::new(1, 2)), "a distiller of its own");
+    assert_eq!((after, row), (fresh.0, CompletionId::new(1, 2)), "a distiller of its own");
     assert_eq!(sampler.distillers(), 1, "the old prompt's is still there");
     running.into_iter().for_each(|row| sampler.release(row));
     assert_eq!(sampler.distillers(), 0);
@@ -400,7 +400,7 @@ fn a_job_that_has_failed_is_no_snapshot() {
         Sampler::builder(config).with_distiller(Fails {}).build(D_MODEL, &Device::flex()).unwrap();
     step(&mut sampler, 0);
     let error = sampler.save(&path, SnapshotPrecision::F32).unwrap_err();
-    assert!(matches!(error, SnapshotError::Train(esamp::TrainError::Worker { .. })), "{error}");
+    assert!(matches!(error, SnapshotError::Train(esamp::errors::TrainError::Worker { .. })), "{error}");
     assert!(!path.exists());
 }
 

@@ -2,13 +2,13 @@
 #![allow(dead_code, reason = "each bench uses a part of this")]
 
 use burn::tensor::{Device, Tensor, TensorData};
-use esamp::{CheckedSampling, DrawKey, Phase, RowId, StepRow};
+use esamp::{CheckedSampling, CompletionId, DrawKey, Phase, StepRow};
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 
 /// Decode rows of one prompt.
 pub(crate) fn rows(count: usize, sampling: &CheckedSampling) -> Vec<StepRow<'_>> {
     let row = |row: u64| StepRow {
-        id: RowId::new(0, row),
+        id: CompletionId::new(0, row),
         phase: Phase::Decode,
         draw: DrawKey::new(0, &[], row),
         code: None,

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum, builder::RangedU64ValueParser};
 use esamp::{
-    EpsilonCutoff, EtaCutoff, FilterConfig, MinP, ReweighterConfig, Selection, Sharing,
-    TemperatureOrder, TopK, TopNSigma, TopP, Typical, Xtc,
+    Selection, Sharing, TemperatureOrder,
+    filters::{EpsilonCutoff, EtaCutoff, FilterConfig, MinP, TopK, TopNSigma, TopP, Typical, Xtc},
+    reweighters::ReweighterConfig,
 };
 use esamp_programs::{
     device::DeviceName,
@@ -244,7 +245,7 @@ pub enum SharingName {
     /// The completions of a prompt.
     PerPrompt,
     /// Nobody.
-    PerRequest,
+    PerCompletion,
     /// Everyone and the completions of a prompt, mixed by how well each predicts.
     Adaptive,
 }
@@ -254,7 +255,7 @@ impl From<SharingName> for Sharing {
         match name {
             SharingName::Global => Self::Global,
             SharingName::PerPrompt => Self::PerPrompt,
-            SharingName::PerRequest => Self::PerRequest,
+            SharingName::PerCompletion => Self::PerCompletion,
             SharingName::Adaptive => Self::Adaptive(Default::default()),
         }
     }

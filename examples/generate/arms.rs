@@ -7,8 +7,8 @@ use std::{
 
 use burn::tensor::Device;
 use esamp::{
-    CausalLm, Completion, Counters, DecodeStats, Decoder, Event, FinishReason, Observer, Recorder,
-    Request, RowTrace, Sampler, SamplerConfig, SnapshotPrecision, StepTrace, TokenId,
+    CausalLm, Completion, Counters, Decoder, DecodeStats, Event, FinishReason, Request, Sampler, SamplerConfig,
+    TokenId, snapshots::SnapshotPrecision, telemetry::{Observer, Recorder, RowTrace, StepTrace},
     llama::{ChatMessage, ChatTemplate, Llama, Tokenizer},
 };
 use esamp_programs::failure::Failure;

@@ -4,8 +4,9 @@ use std::{fs, path::Path};
 
 use burn::tensor::Device;
 use esamp::{
-    Contrast, DistillerConfig, Expects, FilterConfig, Fire, LowRankConfig, ReweighterConfig,
-    Sampler, SamplerConfig, Sampling, Sharing, SwiGluConfig, TemperatureOrder,
+    Fire, Sampler, SamplerConfig, Sampling, Sharing, TemperatureOrder,
+    distillers::{DistillerConfig, LowRankConfig, SwiGluConfig}, filters::FilterConfig,
+    reweighters::{Contrast, Expects, ReweighterConfig},
 };
 use esamp_programs::failure::Failure;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};

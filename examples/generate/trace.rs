@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use esamp::{Observer, TraceWriter};
+use esamp::telemetry::{Observer, TraceWriter};
 use esamp_programs::failure::Failure;
 
 /// A file of traces that somebody may read while it grows.

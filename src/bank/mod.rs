@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 pub use adaptive::{AdaptiveConfig, AdaptiveStart};
 
-use crate::id::{PromptId, RequestId, RowId};
+use crate::id::{PromptId, RequestId, CompletionId};
 
 /// Which requests learn together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -22,7 +22,7 @@ pub enum Sharing {
     #[default]
     PerPrompt,
     /// One distiller for each completion.
-    PerRequest,
+    PerCompletion,
     /// One for each prompt and one for all prompts, mixed by how well they predict. The paper finds the first better on
     /// mathematics and the second on code, and leaves the choice open; this one is not in the paper.
     Adaptive(AdaptiveConfig),
@@ -30,11 +30,11 @@ pub enum Sharing {
 
 impl Sharing {
     /// The slot that a row predicts with and trains: its own one where the sharing is adaptive.
-    pub fn slot(self, row: RowId) -> SlotKey {
+    pub fn slot(self, row: CompletionId) -> SlotKey {
         match self {
             Self::Global => SlotKey::Everyone,
             Self::PerPrompt | Self::Adaptive(_) => SlotKey::Prompt(row.prompt),
-            Self::PerRequest => SlotKey::Request(row.request),
+            Self::PerCompletion => SlotKey::Request(row.request),
         }
     }
 }
@@ -55,7 +55,7 @@ pub enum SlotKey {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Slot<S> {
     pub(crate) key: SlotKey,
-    pub(crate) members: BTreeSet<RowId>,
+    pub(crate) members: BTreeSet<CompletionId>,
     #[serde(flatten)]
     pub(crate) state: S,
 }
@@ -86,14 +86,14 @@ impl<S> DistillerBank<S> {
     }
 
     /// Makes sure that the slot of `row` exists and outlives its request.
-    pub(crate) fn join(&mut self, row: RowId, fresh: impl FnOnce() -> S) {
+    pub(crate) fn join(&mut self, row: CompletionId, fresh: impl FnOnce() -> S) {
         let key = self.key(row);
         let fresh = || Slot { key, members: BTreeSet::new(), state: fresh() };
         self.slots.entry(key).or_insert_with(fresh).members.insert(row);
     }
 
     /// Ends a request. Its slot is dropped with it if no other request needs it.
-    pub(crate) fn leave(&mut self, row: RowId) {
+    pub(crate) fn leave(&mut self, row: CompletionId) {
         let key = self.key(row);
         if let Some(slot) = self.slots.get_mut(&key) {
             slot.members.remove(&row);
@@ -104,19 +104,19 @@ impl<S> DistillerBank<S> {
     }
 
     /// Whether the request of `row` has begun and not ended.
-    pub(crate) fn has(&self, row: RowId) -> bool {
+    pub(crate) fn has(&self, row: CompletionId) -> bool {
         self.slots.get(&self.key(row)).is_some_and(|slot| slot.members.contains(&row))
     }
 
     /// What is kept about the slot of `row`, if it has one.
-    pub(crate) fn of(&self, row: RowId) -> Option<&S> {
+    pub(crate) fn of(&self, row: CompletionId) -> Option<&S> {
         self.slots.get(&self.key(row)).map(|slot| &slot.state)
     }
 
     /// Every request that has joined a slot, in order.
-    pub(crate) fn requests(&self) -> Vec<RowId> {
+    pub(crate) fn requests(&self) -> Vec<CompletionId> {
         let members = self.slots.values().flat_map(|slot| slot.members.iter().copied());
-        let mut rows: Vec<RowId> = members.collect();
+        let mut rows: Vec<CompletionId> = members.collect();
         rows.sort_unstable();
         rows
     }
@@ -147,7 +147,7 @@ impl<S> DistillerBank<S> {
     }
 
     /// The rows of each slot, as positions in `rows`; slots in the order of their first row.
-    pub(crate) fn groups(&self, rows: &[RowId]) -> Vec<(SlotKey, Vec<usize>)> {
+    pub(crate) fn groups(&self, rows: &[CompletionId]) -> Vec<(SlotKey, Vec<usize>)> {
         let mut groups: Vec<(SlotKey, Vec<usize>)> = Vec::new();
         let mut place = HashMap::new();
         for (at, &row) in rows.iter().enumerate() {
@@ -165,7 +165,7 @@ impl<S> DistillerBank<S> {
         self.slots.get_mut(&key).map(|slot| &mut slot.state)
     }
 
-    fn key(&self, row: RowId) -> SlotKey {
+    fn key(&self, row: CompletionId) -> SlotKey {
         self.sharing.slot(row)
     }
 }
@@ -176,7 +176,7 @@ mod tests {
 
     fn bank(sharing: Sharing) -> DistillerBank<u32> {
         let mut bank = DistillerBank::new(sharing);
-        for (fresh, row) in [(7, RowId::new(0, 0)), (8, RowId::new(0, 1)), (9, RowId::new(1, 2))] {
+        for (fresh, row) in [(7, CompletionId::new(0, 0)), (8, CompletionId::new(0, 1)), (9, CompletionId::new(1, 2))] {
             bank.join(row, || fresh);
         }
         bank
@@ -186,25 +186,25 @@ mod tests {
     fn sharing_decides_how_many_slots_there_are() {
         assert_eq!(bank(Sharing::Global).len(), 1);
         assert_eq!(bank(Sharing::PerPrompt).len(), 2);
-        assert_eq!(bank(Sharing::PerRequest).len(), 3);
+        assert_eq!(bank(Sharing::PerCompletion).len(), 3);
     }
 
     #[test]
     fn a_slot_leaves_with_its_last_request_and_comes_back_fresh() {
         let mut bank = bank(Sharing::PerPrompt);
         let key = SlotKey::Prompt(PromptId(0));
-        bank.leave(RowId::new(0, 0));
+        bank.leave(CompletionId::new(0, 0));
         assert_eq!(bank.get_mut(key), Some(&mut 7));
-        bank.leave(RowId::new(0, 1));
+        bank.leave(CompletionId::new(0, 1));
         assert_eq!(bank.get_mut(key), None);
-        bank.join(RowId::new(0, 5), || 70);
+        bank.join(CompletionId::new(0, 5), || 70);
         assert_eq!(bank.get_mut(key), Some(&mut 70));
     }
 
     #[test]
     fn the_global_slot_stays_until_the_bank_is_cleared() {
         let mut bank = bank(Sharing::Global);
-        for row in [RowId::new(0, 0), RowId::new(0, 1), RowId::new(1, 2)] {
+        for row in [CompletionId::new(0, 0), CompletionId::new(0, 1), CompletionId::new(1, 2)] {
             bank.leave(row);
         }
         assert_eq!(bank.get_mut(SlotKey::Everyone), Some(&mut 7));
@@ -214,8 +214,8 @@ mod tests {
 
     #[test]
     fn requests_come_with_their_prompts_whatever_the_sharing() {
-        let rows = [RowId::new(0, 0), RowId::new(0, 1), RowId::new(1, 2)];
-        for sharing in [Sharing::Global, Sharing::PerPrompt, Sharing::PerRequest] {
+        let rows = [CompletionId::new(0, 0), CompletionId::new(0, 1), CompletionId::new(1, 2)];
+        for sharing in [Sharing::Global, Sharing::PerPrompt, Sharing::PerCompletion] {
             assert_eq!(bank(sharing).requests(), rows, "{sharing:?}");
         }
     }
@@ -223,7 +223,7 @@ mod tests {
     #[test]
     fn groups_follow_the_rows_wherever_they_stand() {
         let bank = bank(Sharing::PerPrompt);
-        let rows = [RowId::new(1, 2), RowId::new(0, 1), RowId::new(0, 0)];
+        let rows = [CompletionId::new(1, 2), CompletionId::new(0, 1), CompletionId::new(0, 0)];
         let groups = bank.groups(&rows);
         assert_eq!(groups[0], (SlotKey::Prompt(PromptId(1)), vec![0]));
         assert_eq!(groups[1], (SlotKey::Prompt(PromptId(0)), vec![1, 2]));
@@ -232,9 +232,9 @@ mod tests {
     #[test]
     fn ending_a_request_twice_or_one_that_never_was_changes_nothing() {
         let mut bank = bank(Sharing::PerPrompt);
-        bank.leave(RowId::new(0, 0));
-        bank.leave(RowId::new(0, 0));
-        bank.leave(RowId::new(42, 42));
+        bank.leave(CompletionId::new(0, 0));
+        bank.leave(CompletionId::new(0, 0));
+        bank.leave(CompletionId::new(42, 42));
         assert_eq!(bank.len(), 2);
     }
 }

@@ -35,7 +35,7 @@ use crate::{
     custom::Custom,
     draw::Draw,
     error::{ConfigError, RowError},
-    id::{RowId, TokenId},
+    id::{CompletionId, TokenId},
     numeric::log_softmax,
 };
 
@@ -78,7 +78,7 @@ pub struct Candidates {
 #[derive(Clone, Copy, Debug)]
 pub struct RowContext<'a> {
     /// Whose row it is.
-    pub row: RowId,
+    pub row: CompletionId,
     /// Position of the token to be chosen: 0 is the completion's first.
     pub position: u64,
     /// The prompt.
@@ -115,7 +115,7 @@ pub enum Reach {
 /// Filters are stateless and run in the order of their list, each on what the ones before it have left.
 ///
 /// ```
-/// use esamp::{CandidateFilter, Candidates, RowContext};
+/// use esamp::filters::{CandidateFilter, Candidates, RowContext};
 ///
 /// /// Drops every second candidate, best first.
 /// #[derive(Debug)]
@@ -164,7 +164,7 @@ macro_rules! filters {
         /// A filter of a request's settings, by name or of your own. Every named filter converts into it.
         ///
         /// ```
-        /// use esamp::{FilterConfig, TopK};
+        /// use esamp::filters::{FilterConfig, TopK};
         ///
         /// assert_eq!(FilterConfig::from(TopK { k: 5 }), FilterConfig::TopK(TopK { k: 5 }));
         /// ```

@@ -261,7 +261,7 @@ mod tests {
             Typical, Xtc,
         },
         draw::DrawKey,
-        id::RowId,
+        id::CompletionId,
     };
 
     #[test]
@@ -358,7 +358,7 @@ mod tests {
             let mut allowed = TokenMask::all(row.len());
             forbidden.iter().for_each(|&token| allowed.set(token, false));
             let context = RowContext {
-                row: RowId::new(0, 0),
+                row: CompletionId::new(0, 0),
                 position: 0,
                 prompt: &[],
                 generated: &[],

@@ -18,7 +18,7 @@ use crate::{
     causal_lm::{CausalLm, KvCache},
     error::{ConfigError, RowError},
     hidden::TapSite,
-    id::{PromptId, RequestId, RowId, TokenId},
+    id::{PromptId, RequestId, CompletionId, TokenId},
     sampler::{Choice, Phase, Sampler, StepError, StepInput},
     tap::{HiddenStateTap, NoTap},
     telemetry::Observer,
@@ -102,10 +102,10 @@ impl<M: CausalLm> Decoder<M> {
     /// A loop over `model`, owned or borrowed, that chooses tokens with `sampler`.
     ///
     /// Its prompts and requests are numbered from behind those that the sampler knows already, so that a sampler that was
-    /// [loaded](crate::SamplerLoader) does not take them for others.
+    /// [loaded](crate::snapshots::SamplerLoader) does not take them for others.
     pub fn new(model: M, sampler: Sampler) -> Self {
         let known = sampler.requests();
-        let next = |ids: fn(&RowId) -> u64| known.iter().map(ids).max().map_or(0, |id| id + 1);
+        let next = |ids: fn(&CompletionId) -> u64| known.iter().map(ids).max().map_or(0, |id| id + 1);
         let (next_prompt, next_request) = (next(|row| row.prompt.0), next(|row| row.request.0));
         Self {
             model,
@@ -132,7 +132,7 @@ impl<M: CausalLm> Decoder<M> {
     }
 
     /// Puts another model beside the first, whose logits are the expected ones of requests that are contrasted with it
-    /// ([`Contrast`](crate::Contrast)). Before the first request.
+    /// ([`Contrast`](crate::reweighters::Contrast)). Before the first request.
     ///
     /// It has a cache of its own, which holds only the requests that want it: the others cost nothing. A clone of a model
     /// shares its tensors, so `with_other_model(model.clone())` does not double the weights.
@@ -291,7 +291,7 @@ impl<M: CausalLm> Decoder<M> {
                 continue;
             };
             let (index, _) = waiting.completions.remove(at);
-            let id = RowId { prompt: waiting.prompt, request };
+            let id = CompletionId { prompt: waiting.prompt, request };
             let request = waiting.request.clone();
             if waiting.completions.is_empty() {
                 self.waiting.remove(place);
@@ -375,7 +375,7 @@ impl<M: CausalLm> Decoder<M> {
             .completions
             .iter()
             .map(|&(index, request)| {
-                let id = RowId { prompt: waiting.prompt, request };
+                let id = CompletionId { prompt: waiting.prompt, request };
                 Row::new(id, index, waiting.request.clone(), context)
             })
             .collect();
@@ -559,8 +559,8 @@ impl<C> Batch<C> {
 }
 
 impl Waiting {
-    fn rows(&self) -> impl Iterator<Item = RowId> + '_ {
+    fn rows(&self) -> impl Iterator<Item = CompletionId> + '_ {
         let prompt = self.prompt;
-        self.completions.iter().map(move |&(_, request)| RowId { prompt, request })
+        self.completions.iter().map(move |&(_, request)| CompletionId { prompt, request })
     }
 }

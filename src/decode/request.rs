@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::{
     candidates::TokenMask,
     error::{ConfigError, RowError},
-    id::{PromptId, RequestId, RowId, TokenId},
+    id::{PromptId, RequestId, CompletionId, TokenId},
     novelty::Expects,
     sampler::Choice,
     sampling::{CheckedSampling, Sampling},
@@ -105,12 +105,12 @@ impl Request {
     /// a prefill never trains. Completions that are not steered ignore it.
     ///
     /// With [`Sharing::PerPrompt`](crate::Sharing::PerPrompt) it happens once for the prompt, with
-    /// [`Sharing::PerRequest`](crate::Sharing::PerRequest) once for each completion, on its own distiller, and with
+    /// [`Sharing::PerCompletion`](crate::Sharing::PerCompletion) once for each completion, on its own distiller, and with
     /// [`Sharing::Global`](crate::Sharing::Global) once for the prompt, on the distiller that all prompts share.
     ///
     /// The model must show both tap sites at every position of the prompt
     /// ([`HiddenStateTap::wants_all_positions`](crate::HiddenStateTap::wants_all_positions)); one that does not fails the
-    /// request with [`HiddenError::Positions`](crate::HiddenError::Positions). Cost: the model's final norm over the prompt, and
+    /// request with [`HiddenError::Positions`](crate::errors::HiddenError::Positions). Cost: the model's final norm over the prompt, and
     /// `updates` updates on as many rows as the prompt has tokens.
     pub fn with_prompt_warm_up(mut self, updates: usize) -> Self {
         self.prompt_warm_up = updates;
@@ -189,7 +189,7 @@ impl fmt::Debug for Request {
 /// Decides which tokens a row may choose: a grammar's place. Implemented for closures.
 ///
 /// ```
-/// use esamp::{RowId, TokenId, TokenMask, TokenMasker};
+/// use esamp::{CompletionId, TokenId, TokenMask, TokenMasker};
 ///
 /// /// Never the same token twice in a row.
 /// struct NoStutter {
@@ -197,7 +197,7 @@ impl fmt::Debug for Request {
 /// }
 ///
 /// impl TokenMasker for NoStutter {
-///     fn mask(&self, _row: RowId, generated: &[TokenId]) -> Option<TokenMask> {
+///     fn mask(&self, _row: CompletionId, generated: &[TokenId]) -> Option<TokenMask> {
 ///         let last = *generated.last()?;
 ///         let others = (0..self.vocab as TokenId).filter(|&token| token != last);
 ///         Some(TokenMask::allowing(self.vocab, others))
@@ -205,22 +205,22 @@ impl fmt::Debug for Request {
 /// }
 ///
 /// let masker = NoStutter { vocab: 8 };
-/// assert!(masker.mask(RowId::new(0, 0), &[]).is_none());
-/// assert!(!masker.mask(RowId::new(0, 0), &[1, 5]).unwrap().allows(5));
+/// assert!(masker.mask(CompletionId::new(0, 0), &[]).is_none());
+/// assert!(!masker.mask(CompletionId::new(0, 0), &[1, 5]).unwrap().allows(5));
 /// ```
 pub trait TokenMasker: Send + Sync {
     /// The tokens allowed after `generated`, the completion so far; `None` allows all.
-    fn mask(&self, row: RowId, generated: &[TokenId]) -> Option<TokenMask>;
+    fn mask(&self, row: CompletionId, generated: &[TokenId]) -> Option<TokenMask>;
 }
 
-impl<F: Fn(RowId, &[TokenId]) -> Option<TokenMask> + Send + Sync> TokenMasker for F {
-    fn mask(&self, row: RowId, generated: &[TokenId]) -> Option<TokenMask> {
+impl<F: Fn(CompletionId, &[TokenId]) -> Option<TokenMask> + Send + Sync> TokenMasker for F {
+    fn mask(&self, row: CompletionId, generated: &[TokenId]) -> Option<TokenMask> {
         self(row, generated)
     }
 }
 
 impl<T: TokenMasker + ?Sized> TokenMasker for Arc<T> {
-    fn mask(&self, row: RowId, generated: &[TokenId]) -> Option<TokenMask> {
+    fn mask(&self, row: CompletionId, generated: &[TokenId]) -> Option<TokenMask> {
         (**self).mask(row, generated)
     }
 }
@@ -241,7 +241,7 @@ pub enum Event {
     /// A completion has a new token.
     Token {
         /// Whose.
-        row: RowId,
+        row: CompletionId,
         /// Index of the completion within its prompt.
         index: usize,
         /// The token and how it was chosen.
@@ -263,7 +263,7 @@ pub enum Event {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Completion {
     /// The prompt that it continues and its own name.
-    pub row: RowId,
+    pub row: CompletionId,
     /// Its index within the prompt.
     pub index: usize,
     /// The tokens, with the log-probability and novelty of each.

@@ -10,7 +10,7 @@ use crate::{
     candidates::TokenMask,
     draw::DrawKey,
     error::RowError,
-    id::{RowId, TokenId},
+    id::{CompletionId, TokenId},
     novelty::Expects,
     sampler::{Choice, Phase, StepRow},
     sampling::Sampling,
@@ -20,7 +20,7 @@ use crate::{
 
 /// A completion while it grows.
 pub(super) struct Row {
-    pub(super) id: RowId,
+    pub(super) id: CompletionId,
     index: usize,
     request: Arc<Accepted>,
     draw: DrawKey,
@@ -37,7 +37,7 @@ pub(super) struct Row {
 
 impl Row {
     pub(super) fn new(
-        id: RowId,
+        id: CompletionId,
         index: usize,
         request: Arc<Accepted>,
         context_length: Option<usize>,

@@ -3,7 +3,7 @@
 use super::row::Row;
 use crate::{
     hidden::{HiddenError, TapSite},
-    id::RowId,
+    id::CompletionId,
     sampler::{Sampler, StepError},
     tap::{HiddenStateTap, NoTap, SequenceTap},
 };
@@ -47,7 +47,7 @@ impl PromptWarmUp {
             return Ok(());
         };
         let prompt = tap.take()?;
-        let rows: Vec<RowId> = rows.iter().map(|row| row.id).collect();
+        let rows: Vec<CompletionId> = rows.iter().map(|row| row.id).collect();
         sampler.warm_up_prompt(&rows, &prompt, self.updates)?;
         Ok(())
     }

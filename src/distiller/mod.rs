@@ -26,7 +26,7 @@ pub use swiglu::{OutputStart, SwiGluBlock, SwiGluConfig, SwiGluDistiller};
 ///
 /// ```
 /// use burn::{module::Module, nn::Linear, tensor::Tensor};
-/// use esamp::Distiller;
+/// use esamp::distillers::Distiller;
 ///
 /// #[derive(Module, Debug)]
 /// struct Affine {

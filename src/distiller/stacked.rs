@@ -25,7 +25,7 @@ use crate::host::{times_each, times_each_transposed};
 ///     module::{Module, Param},
 ///     tensor::Tensor,
 /// };
-/// use esamp::{Distiller, Gradient, StackedDistiller};
+/// use esamp::{distillers::Distiller, unstable::{Gradient, StackedDistiller}};
 ///
 /// #[derive(Module, Debug)]
 /// struct Affine {
@@ -87,8 +87,8 @@ pub trait StackedDistiller: Debug + Send + Sync {
     /// - weight: `[slots, rows, 1]`
     /// - output: those of `parameters`, in their order; the gradient of a matrix best in factors ([`Gradient::Product`])
     ///
-    /// Others fail the update with [`TrainError::Gradients`](crate::TrainError::Gradients) or
-    /// [`TrainError::GradientFactors`](crate::TrainError::GradientFactors).
+    /// Others fail the update with [`TrainError::Gradients`](crate::errors::TrainError::Gradients) or
+    /// [`TrainError::GradientFactors`](crate::errors::TrainError::GradientFactors).
     fn gradients(
         &self,
         parameters: &[Tensor<3>],

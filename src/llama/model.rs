@@ -111,7 +111,7 @@ impl Llama {
 }
 
 /// The weights of a SwiGLU feed-forward map, `[out, in]`: what
-/// [`LowRankConfig::init_from_ffn`](crate::LowRankConfig::init_from_ffn) starts from.
+/// [`LowRankConfig::init_from_ffn`](crate::distillers::LowRankConfig::init_from_ffn) starts from.
 #[derive(Clone, Debug)]
 pub struct FfnWeights {
     /// `[d_hidden, d_model]`

@@ -11,7 +11,7 @@ use crate::{
 /// after Li et al., arXiv 2210.15097).
 ///
 /// The same fusion as [`Extrapolate`](super::Extrapolate); only where the expected logits come from differs. Its candidates
-/// are the tokens at least α times as likely as the best one, which is a [`MinP`](crate::MinP) filter with
+/// are the tokens at least α times as likely as the best one, which is a [`MinP`](crate::filters::MinP) filter with
 /// [`USUAL_ALPHA`](Self::USUAL_ALPHA): [`Sampling::contrastive`](crate::Sampling::contrastive) has both. It is
 /// applied to the first token of a completion too.
 ///

@@ -24,7 +24,7 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Expects {
-    /// From nowhere: [`Candidate::expected`](crate::Candidate::expected) stays 0. The row costs no distiller work:
+    /// From nowhere: [`Candidate::expected`](crate::filters::Candidate::expected) stays 0. The row costs no distiller work:
     /// nothing is predicted, nothing learned from it.
     Nothing,
     /// From the prompt's distiller, through the model's head. Rows in [`Phase::Decode`](crate::Phase::Decode) only:
@@ -41,7 +41,7 @@ pub enum Expects {
 /// The first token of a completion is not rescored, unless the reweighter expects the logits of another model.
 ///
 /// ```
-/// use esamp::{Candidates, NoveltyReweighter, RowContext};
+/// use esamp::{filters::{Candidates, RowContext}, reweighters::NoveltyReweighter};
 ///
 /// /// Adds a bonus to whatever was expected less than it is likely, however much less.
 /// #[derive(Debug)]
@@ -148,12 +148,12 @@ fn distiller_if(beta: f32) -> Expects {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{draw::DrawKey, id::RowId};
+    use crate::{draw::DrawKey, id::CompletionId};
 
     /// A row at `position`, without a past.
     pub(super) fn context(position: u64) -> RowContext<'static> {
         let draw = DrawKey::new(3, &[1, 2], 0).at(position);
-        RowContext { row: RowId::new(0, 0), position, prompt: &[], generated: &[], draw }
+        RowContext { row: CompletionId::new(0, 0), position, prompt: &[], generated: &[], draw }
     }
 
     /// Candidates with these reference and expected logits; token `i` is number `i`.

@@ -25,7 +25,7 @@ type Pair = (Sampler, Option<TrainingWorker>);
 /// [`SamplerConfig::init`] is not enough for.
 ///
 /// ```
-/// use esamp::{Sampler, SamplerConfig, Staleness, SwiGluConfig, TrainingConfig};
+/// use esamp::{Sampler, SamplerConfig, distillers::SwiGluConfig, optim::{Staleness, TrainingConfig}};
 ///
 /// # let device = burn::tensor::Device::flex();
 /// let training = TrainingConfig::new().with_staleness(Staleness::Background);
@@ -36,7 +36,7 @@ type Pair = (Sampler, Option<TrainingWorker>);
 /// let thread = worker.map(|worker| std::thread::spawn(|| worker.run()));
 /// # drop(sampler);
 /// # thread.unwrap().join().unwrap();
-/// # Ok::<(), esamp::ConfigError>(())
+/// # Ok::<(), esamp::errors::ConfigError>(())
 /// ```
 #[must_use = "nothing is made before `build`"]
 pub struct SamplerBuilder {
@@ -124,7 +124,7 @@ impl SamplerConfig {
         if let Sharing::Adaptive(adaptive) = self.sharing {
             adaptive.validate()?;
         }
-        let alone = self.sharing == Sharing::PerRequest;
+        let alone = self.sharing == Sharing::PerCompletion;
         ConfigError::check(
             !alone || self.training.train_rows == TrainRows::All,
             "train_rows",

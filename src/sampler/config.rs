@@ -16,9 +16,9 @@ use crate::{
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum DistillerConfig {
-    /// [`SwiGluDistiller`](crate::SwiGluDistiller), the paper's.
+    /// [`SwiGluDistiller`](crate::distillers::SwiGluDistiller), the paper's.
     SwiGlu(SwiGluConfig),
-    /// [`LowRankDistiller`](crate::LowRankDistiller), the reference implementation's.
+    /// [`LowRankDistiller`](crate::distillers::LowRankDistiller), the reference implementation's.
     LowRank(LowRankConfig),
 }
 
@@ -37,7 +37,7 @@ impl DistillerConfig {
 /// What belongs to a request (temperature, filters, β) is in [`Sampling`](crate::Sampling).
 ///
 /// ```
-/// use esamp::{DistillerConfig, LowRankConfig, OptimizerConfig, SamplerConfig};
+/// use esamp::{SamplerConfig, distillers::{DistillerConfig, LowRankConfig}, optim::OptimizerConfig};
 ///
 /// # let device = burn::tensor::Device::flex();
 /// let paper = SamplerConfig::new().init(576, &device)?;
@@ -45,7 +45,7 @@ impl DistillerConfig {
 ///     .with_distiller(DistillerConfig::LowRank(LowRankConfig::new()))
 ///     .with_optimizer(OptimizerConfig::adam_w(1e-2))
 ///     .init(576, &device)?;
-/// # Ok::<(), esamp::ConfigError>(())
+/// # Ok::<(), esamp::errors::ConfigError>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -89,7 +89,7 @@ impl SamplerConfig {
     /// The paper's settings, which are the defaults.
     ///
     /// ```
-    /// use esamp::{OptimizerConfig, SamplerConfig};
+    /// use esamp::{SamplerConfig, optim::OptimizerConfig};
     ///
     /// assert_eq!(SamplerConfig::paper(), SamplerConfig::default());
     /// assert_eq!(SamplerConfig::paper().distiller.default_optimizer(), OptimizerConfig::paper());
@@ -106,7 +106,7 @@ impl SamplerConfig {
     /// thousands of tokens it was not measured; there the paper's rate is the one that somebody has.
     ///
     /// ```
-    /// use esamp::{OptimizerConfig, SamplerConfig};
+    /// use esamp::{SamplerConfig, optim::OptimizerConfig};
     ///
     /// let rate = OptimizerConfig::paper().with_learning_rate(3e-3);
     /// assert_eq!(
@@ -128,7 +128,8 @@ impl SamplerConfig {
     ///
     /// ```
     /// use esamp::{
-    ///     DistillerConfig, LowRankConfig, OptimizerConfig, SamplerConfig, TrainRows, TrainingConfig,
+    ///     SamplerConfig, distillers::{DistillerConfig, LowRankConfig},
+    ///     optim::{OptimizerConfig, TrainRows, TrainingConfig},
     /// };
     ///
     /// let spelled_out = SamplerConfig::new()
@@ -183,7 +184,7 @@ impl SamplerConfig {
 
     /// A sampler for a model of width `d_model` whose hidden states live on `device`. [`Sampler::builder`] has more ways.
     ///
-    /// With [`Staleness::Background`](crate::Staleness::Background) a thread is started that learns until the sampler is
+    /// With [`Staleness::Background`](crate::optim::Staleness::Background) a thread is started that learns until the sampler is
     /// dropped.
     ///
     /// # Errors

@@ -16,7 +16,7 @@ use crate::{candidates::RowContext, sampler::error::StepError};
 ///
 /// ```
 /// use burn::tensor::Tensor;
-/// use esamp::{ExpectedControl, RowContext, StepError};
+/// use esamp::{errors::StepError, filters::RowContext, reweighters::ExpectedControl};
 ///
 /// /// The distiller's error with its sign changed: `e' = −e`.
 /// #[derive(Debug)]

@@ -6,11 +6,11 @@ use thiserror::Error;
 use crate::{
     causal_lm::ModelError,
     hidden::HiddenError,
-    id::{RequestId, RowId},
+    id::{RequestId, CompletionId},
     train::TrainError,
 };
 
-/// A step that could not be done at all. What is wrong with a single row is a [`RowError`](crate::RowError) instead.
+/// A step that could not be done at all. What is wrong with a single row is a [`RowError`](crate::errors::RowError) instead.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum StepError {
@@ -66,7 +66,7 @@ pub enum StepError {
     )]
     HiddenMissing {
         /// The first such row.
-        row: RowId,
+        row: CompletionId,
     },
     /// A row is to be contrasted with another model, but the step came without that model's logits.
     #[error(
@@ -74,7 +74,7 @@ pub enum StepError {
     )]
     OtherLogitsMissing {
         /// The first such row.
-        row: RowId,
+        row: CompletionId,
     },
     /// Hidden states do not fit together, or the model has not shown them as it should.
     #[error(transparent)]

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     candidates::Candidates,
     hidden::HiddenStates,
-    id::{RowId, TokenId},
+    id::{CompletionId, TokenId},
     lm_head::LmHead,
     sampler::error::StepError,
     telemetry::Steering,
@@ -21,7 +21,7 @@ use crate::{
 pub(super) struct Predicted {
     /// The rows' places in the step.
     pub(super) at: Vec<usize>,
-    pub(super) ids: Vec<RowId>,
+    pub(super) ids: Vec<CompletionId>,
     pub(super) hidden: HiddenStates,
     /// The predicted deep states, `[rows, d_model]`: novelty and loss are measured against them.
     pub(super) predicted: Tensor<2>,

@@ -7,7 +7,7 @@ use crate::{
     draw::DrawKey,
     error::RowError,
     hidden::HiddenStates,
-    id::{RowId, TokenId},
+    id::{CompletionId, TokenId},
     lm_head::LmHead,
     novelty::Expects,
     sampler::error::StepError,
@@ -28,7 +28,7 @@ pub enum Phase {
 #[derive(Clone, Copy, Debug)]
 pub struct StepRow<'a> {
     /// Whose row it is.
-    pub id: RowId,
+    pub id: CompletionId,
     /// Whether its logits come from the prompt or from a chosen token.
     pub phase: Phase,
     /// The completion's random stream.
@@ -101,7 +101,7 @@ impl StepRow<'_> {
 ///
 /// ```
 /// use burn::tensor::{Device, Tensor};
-/// use esamp::{DrawKey, HiddenStates, Phase, RowId, SamplerConfig, Sampling, StepInput, StepRow, TiedHead};
+/// use esamp::{CompletionId, DrawKey, HiddenStates, Phase, SamplerConfig, Sampling, StepInput, StepRow, TiedHead};
 ///
 /// let device = Device::flex();
 /// let mut sampler = SamplerConfig::new().init(2, &device)?;
@@ -111,7 +111,7 @@ impl StepRow<'_> {
 ///
 /// let sampling = Sampling::default().checked()?;
 /// let rows = [StepRow {
-///     id: RowId::new(0, 0),
+///     id: CompletionId::new(0, 0),
 ///     phase: Phase::Decode,
 ///     draw: DrawKey::new(42, &[1], 0),
 ///     code: None,

@@ -25,7 +25,7 @@ pub use output::{Choice, Novelty, StepOutput};
 use crate::{
     bank::Sharing,
     hidden::{HiddenStates, TapSite},
-    id::RowId,
+    id::CompletionId,
     novelty::Expects,
     sampling::Sampling,
     tap::PairTap,
@@ -85,7 +85,7 @@ impl Sampler {
     /// Makes room for a completion that is to be sampled with these settings, so that its prompt's distiller stays while
     /// the completion waits for its turn. Optional: the first step that has its row does the same. Nothing happens where the
     /// settings use no distiller.
-    pub fn admit(&mut self, row: RowId, sampling: &Sampling) {
+    pub fn admit(&mut self, row: CompletionId, sampling: &Sampling) {
         if sampling.expects() == Expects::Distiller {
             self.trainer.begin(row);
         }
@@ -103,7 +103,7 @@ impl Sampler {
     }
 
     /// Says that a request has ended. A distiller that no request needs any more is dropped, with its optimizer state.
-    pub fn release(&mut self, row: RowId) {
+    pub fn release(&mut self, row: CompletionId) {
         self.trainer.release(row);
     }
 
@@ -115,9 +115,9 @@ impl Sampler {
     }
 
     /// The requests that have begun and not ended, as far as distillers know of them. After
-    /// [`load`](crate::SamplerLoader::load), those that were running when the file was written: go on with them, or release
+    /// [`load`](crate::snapshots::SamplerLoader::load), those that were running when the file was written: go on with them, or release
     /// them. (A file of version 1 knows prompts only where distillers are shared by prompt; elsewhere they come back as 0.)
-    pub fn requests(&self) -> Vec<RowId> {
+    pub fn requests(&self) -> Vec<CompletionId> {
         self.trainer.requests()
     }
 
@@ -127,7 +127,7 @@ impl Sampler {
     }
 
     /// Bytes of the distillers in use: their parameters and what their optimizers remember, all in `f32`. Twice as much with
-    /// [`Staleness::Background`](crate::Staleness), where the worker has copies. A distiller's is there when it has predicted
+    /// [`Staleness::Background`](crate::optim::Staleness), where the worker has copies. A distiller's is there when it has predicted
     /// or learned; docs/design/bank.md says how much it is. Gradients, which live as long as an update, are not counted.
     pub fn state_bytes(&self) -> usize {
         self.trainer.state_bytes()
@@ -194,7 +194,7 @@ impl Sampler {
     /// trainer reports.
     pub fn warm_up(
         &mut self,
-        row: RowId,
+        row: CompletionId,
         prompt: &HiddenStates,
         updates: usize,
     ) -> Result<usize, StepError> {
@@ -222,7 +222,7 @@ impl Sampler {
     /// As [`warm_up`](Self::warm_up).
     pub fn warm_up_prompt(
         &mut self,
-        rows: &[RowId],
+        rows: &[CompletionId],
         prompt: &HiddenStates,
         updates: usize,
     ) -> Result<usize, StepError> {

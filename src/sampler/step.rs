@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     hidden::HiddenStates,
-    id::RowId,
+    id::CompletionId,
     lm_head::LmHead,
     sampler::error::StepError,
     telemetry::{StageClock, StageSeconds, Steering},
@@ -54,7 +54,7 @@ impl<'a> Step<'a> {
             return Ok(());
         };
         let hidden = hidden.at(&at);
-        let ids: Vec<RowId> = at.iter().map(|&at| self.rows[at].input.id).collect();
+        let ids: Vec<CompletionId> = at.iter().map(|&at| self.rows[at].input.id).collect();
         let Prediction { expected: predicted, parts } =
             sampler.trainer.predict(&ids, hidden.shallow())?;
         let expected = match &mut sampler.control {
@@ -135,7 +135,7 @@ impl<'a> Step<'a> {
         if learned.is_empty() {
             return Ok(());
         }
-        let ids: Vec<RowId> = learned.iter().map(|&i| predicted.ids[i]).collect();
+        let ids: Vec<CompletionId> = learned.iter().map(|&i| predicted.ids[i]).collect();
         let parts: Vec<_> =
             predicted.parts.iter().map(|part| select_rows(part, &learned)).collect();
         let done = sampler.trainer.learn(&ids, &predicted.hidden.at(&learned), &parts)?;

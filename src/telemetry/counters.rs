@@ -40,7 +40,7 @@ pub struct Counters {
     /// Those of them whose deep state is finite: the distiller's prediction or the shallow state is not. A distiller that
     /// has diverged shows here.
     pub predictions_not_finite: u64,
-    /// Distillers that started again from what was fitted to their first rows ([`Distiller::fit`](crate::Distiller::fit)).
+    /// Distillers that started again from what was fitted to their first rows ([`Distiller::fit`](crate::distillers::Distiller::fit)).
     pub fits: u64,
     /// Distillers that were to be fitted and could not be: they have gone on as they were.
     pub fits_failed: u64,
@@ -55,7 +55,7 @@ pub struct Counters {
     pub candidates: u64,
     /// Tokens chosen while an observer was attached.
     pub observed: u64,
-    /// Sum over *observed* tokens of [`RowTrace::mass_outside`](crate::RowTrace::mass_outside): the probability mass
+    /// Sum over *observed* tokens of [`RowTrace::mass_outside`](crate::telemetry::RowTrace::mass_outside): the probability mass
     /// that filters removed. Not summed without an observer, because it takes one more pass over the vocabulary.
     pub mass_outside: f64,
     /// Sum over steered rows of `‖deep − expected deep‖`.

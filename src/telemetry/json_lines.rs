@@ -45,7 +45,7 @@ const VERSION: u64 = 1;
 /// use std::sync::{Arc, Mutex};
 ///
 /// use burn::tensor::Device;
-/// use esamp::{SamplerConfig, TraceWriter};
+/// use esamp::{SamplerConfig, telemetry::TraceWriter};
 ///
 /// let file = std::io::BufWriter::new(Vec::new());
 /// let writer = Arc::new(Mutex::new(TraceWriter::new(file)?));
@@ -146,7 +146,7 @@ impl<W: Write + Send> Observer for TraceWriter<W> {
 /// Numbers with fraction come back as they were written, up to one unit in the last place of an `f64`.
 ///
 /// ```
-/// use esamp::{Recorder, TraceError, read_traces};
+/// use esamp::{errors::TraceError, telemetry::{Recorder, read_traces}};
 ///
 /// let mut file = Vec::new();
 /// Recorder::new().write_json_lines(&mut file)?;

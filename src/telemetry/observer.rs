@@ -18,7 +18,7 @@ use super::{RowTrace, StepTrace};
 /// use std::sync::{Arc, Mutex};
 ///
 /// use burn::tensor::Device;
-/// use esamp::{Observer, RowTrace, SamplerConfig, StepTrace};
+/// use esamp::{SamplerConfig, telemetry::{Observer, RowTrace, StepTrace}};
 ///
 /// /// How often the new distribution was sharper than the reference one.
 /// #[derive(Default)]
@@ -41,7 +41,7 @@ use super::{RowTrace, StepTrace};
 /// let sharper = Arc::new(Mutex::new(Sharper::default()));
 /// let mut sampler = SamplerConfig::new().init(576, &Device::flex())?;
 /// sampler.set_observer(Box::new(sharper.clone()));
-/// # Ok::<(), esamp::ConfigError>(())
+/// # Ok::<(), esamp::errors::ConfigError>(())
 /// ```
 pub trait Observer: Send {
     /// A token was chosen. Tokens come in the order of the step's rows; rows that failed have none.

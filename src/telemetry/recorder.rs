@@ -16,7 +16,7 @@ use super::{Observer, RowTrace, StepTrace, TraceRecord, TraceWriter};
 /// };
 ///
 /// use burn::tensor::Device;
-/// use esamp::{CausalLm, Decoder, Recorder, Request, SamplerConfig, testing::TinyLm};
+/// use esamp::{CausalLm, Decoder, Request, SamplerConfig, telemetry::Recorder, testing::TinyLm};
 ///
 /// let recorder = Arc::new(Mutex::new(Recorder::new()));
 /// let model = TinyLm::new(1, &Device::flex());

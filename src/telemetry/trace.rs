@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::Counters;
 use crate::{
     bank::{Sharing, SlotKey},
-    id::{RowId, TokenId},
+    id::{CompletionId, TokenId},
 };
 
 /// Whether a row was steered, and if not, why not.
@@ -42,7 +42,7 @@ pub struct RowTrace {
     /// Number of the step, from 0, since the sampler's beginning or last reset.
     pub step: u64,
     /// Whose token it is.
-    pub row: RowId,
+    pub row: CompletionId,
     /// Its place in the completion: 0 is the first.
     pub position: u64,
     /// The token.
@@ -183,7 +183,7 @@ impl StepTrace {
 pub(super) fn example(step: u64, prompt: u64, request: u64, loss: Option<f64>) -> RowTrace {
     RowTrace {
         step,
-        row: RowId::new(prompt, request),
+        row: CompletionId::new(prompt, request),
         position: step,
         token: 7,
         unsteered_token: loss.map(|_| 3),
@@ -233,7 +233,7 @@ mod tests {
         assert_eq!(step(Sharing::Global).slots, [slot(SlotKey::Everyone, 3, 5.0)]);
         let requests = [(10, 2.0), (11, 5.0), (12, 8.0)];
         let requests = requests.map(|(r, loss)| slot(SlotKey::Request(RequestId(r)), 1, loss));
-        assert_eq!(step(Sharing::PerRequest).slots, requests);
+        assert_eq!(step(Sharing::PerCompletion).slots, requests);
         let nothing = StepTrace::of(&tokens[3..], Sharing::PerPrompt, 0, 0, 0, counters);
         assert_eq!((nothing.loss, nothing.slots.len()), (None, 0));
     }

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     bank::{AdaptiveConfig, AdaptiveStart, Sharing},
     hidden::HiddenStates,
-    id::RowId,
+    id::CompletionId,
 };
 
 /// Two trainers side by side: one slot for each prompt, and one for all of them.
@@ -39,7 +39,7 @@ impl<S: Slots> AdaptiveTrainer<S> {
 
     /// Lets the prompts that have no distiller of their own yet start from what the shared one knows, where they are to.
     /// Before they predict, and before they learn: a trainer in the background learns without ever predicting.
-    fn start_own(&mut self, rows: &[RowId]) {
+    fn start_own(&mut self, rows: &[CompletionId]) {
         if self.config.start != AdaptiveStart::Shared {
             return;
         }
@@ -53,19 +53,19 @@ impl<S: Slots> AdaptiveTrainer<S> {
 }
 
 impl<S: Slots> OnlineTrainer for AdaptiveTrainer<S> {
-    fn begin(&mut self, row: RowId) {
+    fn begin(&mut self, row: CompletionId) {
         self.own.begin(row);
         self.shared.begin(row);
     }
 
-    fn release(&mut self, row: RowId) {
+    fn release(&mut self, row: CompletionId) {
         self.own.release(row);
         self.shared.release(row);
         let prompts = self.own.prompts();
         self.evidence.retain(|prompt| prompts.binary_search(&prompt).is_ok());
     }
 
-    fn has(&self, row: RowId) -> bool {
+    fn has(&self, row: CompletionId) -> bool {
         self.own.has(row)
     }
 
@@ -83,11 +83,11 @@ impl<S: Slots> OnlineTrainer for AdaptiveTrainer<S> {
         self.own.state_bytes() + self.shared.state_bytes()
     }
 
-    fn updates(&self, row: RowId) -> u64 {
+    fn updates(&self, row: CompletionId) -> u64 {
         self.own.updates(row)
     }
 
-    fn requests(&self) -> Vec<RowId> {
+    fn requests(&self) -> Vec<CompletionId> {
         self.own.requests()
     }
 
@@ -95,7 +95,7 @@ impl<S: Slots> OnlineTrainer for AdaptiveTrainer<S> {
         self.own.waiting_rows() + self.shared.waiting_rows()
     }
 
-    fn predict(&mut self, rows: &[RowId], shallow: &Tensor<2>) -> Result<Prediction, TrainError> {
+    fn predict(&mut self, rows: &[CompletionId], shallow: &Tensor<2>) -> Result<Prediction, TrainError> {
         // The shared slot comes first: a prompt's own distiller may start as a copy of it.
         self.shared.start(rows);
         self.start_own(rows);
@@ -108,7 +108,7 @@ impl<S: Slots> OnlineTrainer for AdaptiveTrainer<S> {
 
     fn learn(
         &mut self,
-        rows: &[RowId],
+        rows: &[CompletionId],
         hidden: &HiddenStates,
         parts: &[Tensor<2>],
     ) -> Result<Learned, TrainError> {
@@ -131,7 +131,7 @@ impl<S: Slots> OnlineTrainer for AdaptiveTrainer<S> {
 
     fn warm_up(
         &mut self,
-        row: RowId,
+        row: CompletionId,
         hidden: &HiddenStates,
         updates: usize,
     ) -> Result<Learned, TrainError> {
@@ -201,8 +201,8 @@ mod tests {
     }
 
     /// Rows of some prompts at a step. Their deep states are `sign` times a map of the shallow ones.
-    fn step(prompts: &[u64], step: usize, sign: impl Fn(u64) -> f32) -> (Vec<RowId>, HiddenStates) {
-        let rows: Vec<RowId> = prompts.iter().map(|&p| RowId::new(p, p)).collect();
+    fn step(prompts: &[u64], step: usize, sign: impl Fn(u64) -> f32) -> (Vec<CompletionId>, HiddenStates) {
+        let rows: Vec<CompletionId> = prompts.iter().map(|&p| CompletionId::new(p, p)).collect();
         let (mut shallow, mut deep) = (Vec::new(), Vec::new());
         for &prompt in prompts {
             // Three contexts that come again and again: there is something to learn.
@@ -234,7 +234,7 @@ mod tests {
                 }
                 trainer.learn(&rows, &hidden, &parts).unwrap();
             }
-            prompts.iter().for_each(|&p| trainer.release(RowId::new(p, p)));
+            prompts.iter().for_each(|&p| trainer.release(CompletionId::new(p, p)));
         }
         sum / count
     }
@@ -297,7 +297,7 @@ mod tests {
             trainer.learn(&rows, &hidden, &parts).unwrap();
         }
         assert_eq!(trainer.distillers(), 2);
-        trainer.release(RowId::new(3, 3));
+        trainer.release(CompletionId::new(3, 3));
         assert!(trainer.evidence.is_empty(), "evidence goes with its prompt");
         assert_eq!(trainer.distillers(), 1, "the shared one stays");
     }

@@ -107,7 +107,7 @@ pub enum SlotPath {
     #[default]
     Automatic,
     /// All slots in one batched product with analytic gradients, where the distiller has a
-    /// [stacked form](crate::Distiller::stacked); one by one where it has none. As many launches for many slots as for
+    /// [stacked form](crate::distillers::Distiller::stacked); one by one where it has none. As many launches for many slots as for
     /// one: for a GPU.
     Stacked,
     /// One slot after the other with the same analytic gradients, in memory of its own; one by one where the distiller has

@@ -3,7 +3,7 @@
 use burn::tensor::{DType, Device, Tensor, activation::sigmoid};
 
 use crate::{
-    id::{PromptId, RowId},
+    id::{PromptId, CompletionId},
     tensor::{from_f32, select_rows},
 };
 
@@ -55,7 +55,7 @@ impl Evidence {
     }
 
     /// The weight of the own distiller for each row, `[rows, 1]`: σ(sharpness · lead), ½ without evidence.
-    pub(super) fn weights(&self, rows: &[RowId], sharpness: f32, device: &Device) -> Tensor<2> {
+    pub(super) fn weights(&self, rows: &[CompletionId], sharpness: f32, device: &Device) -> Tensor<2> {
         let nothing = || Tensor::zeros([1, Self::WIDTH], (device, DType::F32));
         let unknown = self.prompts.len();
         let index: Vec<usize> =
@@ -77,7 +77,7 @@ impl Evidence {
     /// d_model]` each. Prompts without rows keep what they have.
     pub(super) fn add(
         &mut self,
-        rows: &[RowId],
+        rows: &[CompletionId],
         [own, shared]: [&Tensor<2>; 2],
         deep: &Tensor<2>,
         discount: f64,
@@ -110,7 +110,7 @@ impl Evidence {
     }
 
     /// The place of each row's prompt. Those that are new start with nothing.
-    fn seat(&mut self, rows: &[RowId], device: &Device) -> Vec<usize> {
+    fn seat(&mut self, rows: &[CompletionId], device: &Device) -> Vec<usize> {
         let before = self.prompts.len();
         let places = rows.iter().map(|row| {
             self.place(row.prompt).unwrap_or_else(|| {
@@ -162,7 +162,7 @@ mod tests {
             let mut evidence = Evidence::default();
             let mut oracle: BTreeMap<u64, [f64; 3]> = BTreeMap::new();
             for (at, prompts) in steps.iter().enumerate() {
-                let rows: Vec<RowId> = prompts.iter().map(|&p| RowId::new(p, p)).collect();
+                let rows: Vec<CompletionId> = prompts.iter().map(|&p| CompletionId::new(p, p)).collect();
                 let [own, shared, deep] =
                     [0.1, 1.7, 2.9].map(|phase| states(rows.len(), phase + at as f32, &device));
                 let untouched = |evidence: &Evidence| -> Vec<(PromptId, Vec<f32>)> {
@@ -205,7 +205,7 @@ mod tests {
                     oracle.remove(&2);
                 }
                 // In any order, known or not, as often as asked.
-                let asked = [9, 5, 4, 2, 7, 4].map(|prompt| RowId::new(prompt, 0));
+                let asked = [9, 5, 4, 2, 7, 4].map(|prompt| CompletionId::new(prompt, 0));
                 let expected = asked.map(|row| {
                     let [own, shared, steps] =
                         oracle.get(&row.prompt.0).copied().unwrap_or_default();

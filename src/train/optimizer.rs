@@ -140,7 +140,7 @@ impl Default for OptimizerConfig {
 }
 
 impl OptimizerConfig {
-    /// The paper's optimizer, for [`SwiGluDistiller`](crate::SwiGluDistiller): Adam at 4e-4 with ε 1e-4, the gradient
+    /// The paper's optimizer, for [`SwiGluDistiller`](crate::distillers::SwiGluDistiller): Adam at 4e-4 with ε 1e-4, the gradient
     /// clipped to norm 0.5. It suits completions of thousands of tokens; short ones learn more at 3e-3.
     pub fn paper() -> Self {
         Self {
@@ -153,7 +153,7 @@ impl OptimizerConfig {
     }
 
     /// AdamW with ε 1e-8 and weight decay 0.01, without clipping. At 1e-3 it is the optimizer of the paper's reference
-    /// implementation, for [`LowRankDistiller`](crate::LowRankDistiller).
+    /// implementation, for [`LowRankDistiller`](crate::distillers::LowRankDistiller).
     pub fn adam_w(learning_rate: f64) -> Self {
         let rule =
             UpdateRule::AdamW { beta_1: 0.9, beta_2: 0.999, epsilon: 1e-8, weight_decay: 0.01 };

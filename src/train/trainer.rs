@@ -9,7 +9,7 @@ use super::{
     slots::Misfit,
     state::{Learned, TrainerState},
 };
-use crate::{hidden::HiddenStates, id::RowId};
+use crate::{hidden::HiddenStates, id::CompletionId};
 
 /// What the distillers expect of the rows of a step.
 #[derive(Clone, Debug)]
@@ -27,13 +27,13 @@ pub(crate) struct Prediction {
 /// trainer here guarantees it exactly. Predictions never see the update of their own step.
 pub(crate) trait OnlineTrainer: Debug + Send {
     /// Makes room for a request.
-    fn begin(&mut self, row: RowId);
+    fn begin(&mut self, row: CompletionId);
 
     /// Ends a request.
-    fn release(&mut self, row: RowId);
+    fn release(&mut self, row: CompletionId);
 
     /// Whether a request has begun and not ended.
-    fn has(&self, row: RowId) -> bool;
+    fn has(&self, row: CompletionId) -> bool;
 
     /// Forgets everything that was learned.
     fn reset(&mut self);
@@ -45,22 +45,22 @@ pub(crate) trait OnlineTrainer: Debug + Send {
     fn state_bytes(&self) -> usize;
 
     /// Updates that the distiller of a row has had, as far as predictions see them.
-    fn updates(&self, row: RowId) -> u64;
+    fn updates(&self, row: CompletionId) -> u64;
 
     /// The requests that have begun and not ended.
-    fn requests(&self) -> Vec<RowId>;
+    fn requests(&self) -> Vec<CompletionId>;
 
     /// Rows that have been handed over and are still to be learned.
     fn waiting_rows(&self) -> usize;
 
     /// The expected deep states of `rows` from their shallow ones, `[rows, d_model]`.
-    fn predict(&mut self, rows: &[RowId], shallow: &Tensor<2>) -> Result<Prediction, TrainError>;
+    fn predict(&mut self, rows: &[CompletionId], shallow: &Tensor<2>) -> Result<Prediction, TrainError>;
 
     /// One update of each distiller that has rows here. `parts` are those of the rows' [`Prediction`]. Says what has been
     /// done by now: a trainer that works in the background reports an update when it is done.
     fn learn(
         &mut self,
-        rows: &[RowId],
+        rows: &[CompletionId],
         hidden: &HiddenStates,
         parts: &[Tensor<2>],
     ) -> Result<Learned, TrainError>;
@@ -68,7 +68,7 @@ pub(crate) trait OnlineTrainer: Debug + Send {
     /// `updates` updates of the distiller of `row` on the hidden states of its prompt, before the row is steered.
     fn warm_up(
         &mut self,
-        row: RowId,
+        row: CompletionId,
         hidden: &HiddenStates,
         updates: usize,
     ) -> Result<Learned, TrainError>;

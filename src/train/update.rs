@@ -24,7 +24,7 @@ use crate::{
 ///
 /// ```
 /// use burn::tensor::{Device, Distribution, Tensor};
-/// use esamp::{HiddenStates, Learner, OptimizerConfig, SwiGluConfig};
+/// use esamp::{HiddenStates, distillers::SwiGluConfig, optim::{Learner, OptimizerConfig}};
 ///
 /// let device = Device::flex();
 /// let distiller = SwiGluConfig::new().init(32, 0, &device)?;

@@ -8,9 +8,10 @@ use burn::{
     tensor::{Tensor, TensorData},
 };
 use esamp::{
-    CheckedSampling, Decoder, Distiller, DrawKey, HiddenStates, Learner, LmHead, OptimizerConfig,
-    Phase, Request, RowId, Sampler, SamplerConfig, Sampling, Sharing, Staleness, StepInput,
-    StepRow, SwiGluConfig, TiedHead, TokenId, TrainError, TrainingConfig, testing::TinyLm,
+    CheckedSampling, CompletionId, Decoder, DrawKey, HiddenStates, LmHead, Phase, Request, Sampler,
+    SamplerConfig, Sampling, Sharing, StepInput, StepRow, TiedHead, TokenId,
+    distillers::{Distiller, SwiGluConfig}, errors::TrainError,
+    optim::{Learner, OptimizerConfig, Staleness, TrainingConfig}, testing::TinyLm,
 };
 
 const D_MODEL: usize = 8;
@@ -35,7 +36,7 @@ fn step(sampler: &mut Sampler, sampling: &CheckedSampling, step: usize) -> Resul
     let head = TiedHead::new(wave([12, D_MODEL], 0.3));
     let hidden = hidden(step);
     let row = StepRow {
-        id: RowId::new(0, 0),
+        id: CompletionId::new(0, 0),
         phase: Phase::Decode,
         draw: DrawKey::new(7, &[1], 0),
         code: None,
@@ -215,7 +216,7 @@ fn reset_and_release_reach_the_worker() {
         (0..4).map(|at| step(sampler, &sampling, at).unwrap()).collect()
     };
     let first = run(&mut sampler);
-    sampler.release(RowId::new(0, 0));
+    sampler.release(CompletionId::new(0, 0));
     assert_eq!(sampler.distillers(), 0);
     assert_eq!(run(&mut sampler), first, "a released slot comes back fresh");
     sampler.reset();
@@ -229,7 +230,7 @@ fn a_warm_up_next_door_does_not_remove_the_lag() {
         let mut sampler = background().init(D_MODEL, &device()).unwrap();
         let errors = (0..6).map(|at| {
             if neighbour && at == 3 {
-                let done = sampler.warm_up(RowId::new(9, 9), &hidden(50), 4).unwrap();
+                let done = sampler.warm_up(CompletionId::new(9, 9), &hidden(50), 4).unwrap();
                 assert_eq!(done, 4);
             }
             step(&mut sampler, &sampling, at).unwrap()
@@ -246,7 +247,7 @@ fn a_warm_up_is_seen_at_once_and_stays() {
     let sampling = Sampling::default().checked().unwrap();
     let errors = |config: SamplerConfig| -> Vec<f32> {
         let mut sampler = config.init(D_MODEL, &device()).unwrap();
-        sampler.warm_up(RowId::new(0, 0), &hidden(1), 6).unwrap();
+        sampler.warm_up(CompletionId::new(0, 0), &hidden(1), 6).unwrap();
         (0..4).map(|at| step(&mut sampler, &sampling, at).unwrap()).collect()
     };
     let (late, now) = (errors(background()), errors(SamplerConfig::new()));

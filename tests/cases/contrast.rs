@@ -3,9 +3,8 @@
 use std::ops::ControlFlow;
 
 use esamp::{
-    CausalLm, Completion, Decoder, FinishReason, Request, ReweighterConfig, SamplerConfig,
-    Sampling, TokenId,
-    testing::{ScriptedLm, TinyLm},
+    CausalLm, Completion, Decoder, FinishReason, Request, SamplerConfig, Sampling, TokenId,
+    reweighters::ReweighterConfig, testing::{ScriptedLm, TinyLm},
 };
 
 use crate::device;

@@ -5,10 +5,9 @@ use std::{ops::ControlFlow, sync::Arc};
 use crate::device;
 use burn::tensor::{Device, Int, Tensor};
 use esamp::{
-    CausalLm, Completion, Decoder, Detokenize, Event, FinishReason, HiddenStateTap, KvCache,
-    LmHead, ModelError, Request, RequestError, RequestId, RowId, Sampler, SamplerConfig, Sampling,
-    StepError, TextError, TokenId, TokenMask, TokenMasker,
-    testing::{ScriptedLm, TinyLm},
+    CausalLm, Completion, CompletionId, Decoder, Detokenize, Event, FinishReason, HiddenStateTap, KvCache,
+    LmHead, Request, RequestId, Sampler, SamplerConfig, Sampling, TokenId, TokenMask, TokenMasker,
+    errors::{ModelError, RequestError, StepError, TextError}, testing::{ScriptedLm, TinyLm},
 };
 
 fn sampler(d_model: usize) -> Sampler {
@@ -284,7 +283,7 @@ fn prompts_wait_until_the_cache_has_room() {
 
 #[test]
 fn a_mask_decides_what_may_be_said() {
-    let masker = |row: RowId, generated: &[TokenId]| -> Option<TokenMask> {
+    let masker = |row: CompletionId, generated: &[TokenId]| -> Option<TokenMask> {
         // The second completion must say 9, 8, 7, …; the first may say what it likes.
         let forced = 9 - generated.len() as TokenId;
         (row.request.0 == 1).then(|| TokenMask::allowing(10, [forced]))
@@ -298,7 +297,7 @@ fn a_mask_decides_what_may_be_said() {
 
 #[test]
 fn a_row_that_fails_ends_and_the_others_go_on() {
-    let masker = |row: RowId, generated: &[TokenId]| -> Option<TokenMask> {
+    let masker = |row: CompletionId, generated: &[TokenId]| -> Option<TokenMask> {
         (row.request.0 == 0 && generated.len() == 2).then(|| TokenMask::allowing(10, []))
     };
     let mut decoder = Decoder::new(counter(), sampler(10));
@@ -447,7 +446,7 @@ fn a_cache_is_asked_for_nothing_that_it_cannot_do() {
         let mut decoder = Decoder::new(&model, sampler(10));
         let steered = Sampling::default().with_beta(0.5).with_temperature(0.0);
         let steered = steered;
-        let masker = |row: RowId, generated: &[TokenId]| -> Option<TokenMask> {
+        let masker = |row: CompletionId, generated: &[TokenId]| -> Option<TokenMask> {
             let end = generated.len() as u64 == row.request.0 + 1;
             Some(TokenMask::allowing(10, [if end { 9 } else { 1 }]))
         };
@@ -640,7 +639,7 @@ fn a_plain_run_needs_no_taps() {
 fn a_model_and_its_parts_may_be_shared_by_pointer() {
     let model = Arc::new(TinyLm::new(3, &device()));
     let masker: Arc<dyn TokenMasker> =
-        Arc::new(|_: RowId, _: &[TokenId]| Some(TokenMask::allowing(TinyLm::VOCAB, [1, 2, 5])));
+        Arc::new(|_: CompletionId, _: &[TokenId]| Some(TokenMask::allowing(TinyLm::VOCAB, [1, 2, 5])));
     let detokenizer: Arc<dyn Detokenize> = Arc::new(TinyLm::detokenizer());
     fn run(
         model: impl CausalLm,

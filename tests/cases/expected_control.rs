@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex};
 
 use burn::tensor::Tensor;
 use esamp::{
-    Choice, Counters, DrawKey, ExpectedControl, HiddenStates, LmHead, Phase, RowContext, RowId,
-    Sampler, SamplerConfig, Sharing, StepError, StepInput, StepRow,
+    Choice, CompletionId, Counters, DrawKey, HiddenStates, LmHead, Phase, Sampler, SamplerConfig, Sharing,
+    StepInput, StepRow, errors::StepError, filters::RowContext, reweighters::ExpectedControl,
 };
 
 use super::sampler_step::{D_MODEL, World, choices, esamp, log_softmax, row};
@@ -13,7 +13,7 @@ use super::sampler_step::{D_MODEL, World, choices, esamp, log_softmax, row};
 /// The distiller's error with its sign changed. Notes which rows it was given.
 #[derive(Clone, Debug, Default)]
 struct Opposite {
-    rows: Arc<Mutex<Vec<RowId>>>,
+    rows: Arc<Mutex<Vec<CompletionId>>>,
 }
 
 impl ExpectedControl for Opposite {
@@ -46,7 +46,7 @@ impl ExpectedControl for Failing {
 }
 
 fn sampler() -> Sampler {
-    SamplerConfig::new().with_sharing(Sharing::PerRequest).init(D_MODEL, &crate::device()).unwrap()
+    SamplerConfig::new().with_sharing(Sharing::PerCompletion).init(D_MODEL, &crate::device()).unwrap()
 }
 
 fn controlled(control: impl ExpectedControl + 'static) -> Sampler {
@@ -84,9 +84,9 @@ fn what_is_learned_and_measured_is_the_same_bit_for_bit() {
 fn scores_are_those_of_the_states_that_it_gives() {
     let world = World::new();
     let sampling = esamp(1.0);
-    let distiller = esamp::SwiGluConfig::new().init(D_MODEL, 0, &world.device).unwrap();
+    let distiller = esamp::distillers::SwiGluConfig::new().init(D_MODEL, 0, &world.device).unwrap();
     let hidden = world.hidden(&[0, 1]);
-    let predicted = esamp::Distiller::predict(&distiller, hidden.shallow().clone());
+    let predicted = esamp::distillers::Distiller::predict(&distiller, hidden.shallow().clone());
     let reference = world.head.logits(hidden.deep().clone());
     // (1 + β)·ref − β·head(deep + e) = ref − β·head(e) for β = 1 and a head without bias
     let fused = reference - world.head.logits(hidden.deep().clone() - predicted);
@@ -111,7 +111,7 @@ fn it_is_given_the_rows_that_have_a_distiller_in_their_order() {
     ];
     let control = Opposite::default();
     world.step(&mut controlled(control.clone()), &rows, &[0, 1, 2, 3]).unwrap();
-    assert_eq!(*control.rows.lock().unwrap(), [RowId::new(0, 4), RowId::new(1, 3)]);
+    assert_eq!(*control.rows.lock().unwrap(), [CompletionId::new(0, 4), CompletionId::new(1, 3)]);
 }
 
 #[test]

@@ -6,7 +6,8 @@ use burn::{
     tensor::{Device, Tensor, TensorData},
 };
 use esamp::{
-    Distiller, HiddenStates, Learner, LowRankConfig, OptimizerConfig, OutputStart, SwiGluConfig,
+    HiddenStates, distillers::{Distiller, LowRankConfig, OutputStart, SwiGluConfig},
+    optim::{Learner, OptimizerConfig},
 };
 
 const D_MODEL: usize = 6;

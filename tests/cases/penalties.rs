@@ -9,9 +9,9 @@ use super::sampler_step::log_softmax;
 use crate::device;
 use burn::tensor::{Device, Tensor, TensorData};
 use esamp::{
-    CausalLm, CheckedSampling, Choice, Decoder, Distiller, DrawKey, Fire, HiddenStates, LmHead,
-    Penalties, Phase, Recorder, Request, RowContext, RowError, RowId, Sampler, SamplerConfig,
-    Sampling, StepInput, StepRow, TemperatureOrder, TiedHead, TokenId, TokenMask,
+    CausalLm, CheckedSampling, Choice, CompletionId, Decoder, DrawKey, Fire, HiddenStates, LmHead, Penalties,
+    Phase, Request, Sampler, SamplerConfig, Sampling, StepInput, StepRow, TemperatureOrder, TiedHead, TokenId,
+    TokenMask, distillers::Distiller, errors::RowError, filters::RowContext, telemetry::Recorder,
     testing::ScriptedLm,
 };
 
@@ -40,7 +40,7 @@ impl Context {
         };
         let head = TiedHead::new(wave(VOCAB, 0.7));
         let hidden = HiddenStates::new(wave(1, 0.9), wave(1, 1.3)).unwrap();
-        let distiller = esamp::SwiGluConfig::new().init(D_MODEL, 0, &device).unwrap();
+        let distiller = esamp::distillers::SwiGluConfig::new().init(D_MODEL, 0, &device).unwrap();
         let reference = values(head.logits(hidden.deep().clone()));
         let expected = values(head.logits(distiller.predict(hidden.shallow().clone())));
         Self { device, head, hidden, reference, expected }
@@ -72,7 +72,7 @@ fn values(tensor: Tensor<2>) -> Vec<f32> {
 
 fn row(request: u64, sampling: &CheckedSampling) -> StepRow<'_> {
     StepRow {
-        id: RowId::new(0, request),
+        id: CompletionId::new(0, request),
         phase: Phase::Decode,
         draw: DrawKey::new(7, &PROMPT, request),
         code: None,
@@ -228,7 +228,7 @@ fn filters_see_the_adjusted_logits() {
     let context = Context::new(1);
     let adjusted = naive_adjusted(&context.reference);
     let at = RowContext {
-        row: RowId::new(0, 0),
+        row: CompletionId::new(0, 0),
         position: GENERATED.len() as u64,
         prompt: &PROMPT,
         generated: &GENERATED,
@@ -266,7 +266,7 @@ fn a_masked_token_stays_masked_whatever_is_added() {
     let mut logits = context.reference.clone();
     logits[4] = f32::NEG_INFINITY;
     let at = RowContext {
-        row: RowId::new(0, 0),
+        row: CompletionId::new(0, 0),
         position: 4,
         prompt: &PROMPT,
         generated: &[4, 4, 4, 4],

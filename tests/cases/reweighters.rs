@@ -2,9 +2,9 @@
 
 use burn::{module::Module, tensor::Tensor};
 use esamp::{
-    CausalLm, CheckedSampling, Choice, Completion, Decoder, Distiller, LmHead, Phase, Request,
-    ReweighterConfig, RowId, Sampler, SamplerConfig, Sampling, Sharing, StepError, StepInput,
-    StepRow, SwiGluConfig, TokenId, testing::TinyLm,
+    CausalLm, CheckedSampling, Choice, Completion, CompletionId, Decoder, LmHead, Phase, Request, Sampler,
+    SamplerConfig, Sampling, Sharing, StepInput, StepRow, TokenId, distillers::{Distiller, SwiGluConfig},
+    errors::StepError, reweighters::ReweighterConfig, testing::TinyLm,
 };
 
 use super::sampler_step::{D_MODEL, VOCAB, World, choices, esamp, log_softmax, row, sampler, wave};
@@ -229,7 +229,7 @@ fn what_a_contrasted_row_needs_is_said_before_any_work() {
     }
     assert_eq!((sampler.counters().steps, sampler.distillers()), (0, 0));
     // Rows that need no other model do not mind one, or none.
-    let rows = [StepRow { id: RowId::new(0, 3), ..rows[1] }];
+    let rows = [StepRow { id: CompletionId::new(0, 3), ..rows[1] }];
     let hidden = world.hidden(&[1]);
     let logits = world.head.logits(hidden.deep().clone());
     let input = StepInput::new(&rows, logits, &world.head).with_hidden(hidden);
@@ -262,7 +262,7 @@ fn a_rows_tokens_do_not_depend_on_its_company_whatever_reweights_it() {
     for config in arms {
         let decoder = || {
             let sampler = SamplerConfig::new()
-                .with_sharing(Sharing::PerRequest)
+                .with_sharing(Sharing::PerCompletion)
                 .init(model.d_model(), &device())
                 .unwrap();
             Decoder::new(&model, sampler).with_other_model(TinyLm::new(6, &device())).unwrap()

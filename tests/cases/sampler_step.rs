@@ -6,9 +6,9 @@ use burn::{
     tensor::{DType, Device, Tensor, TensorData},
 };
 use esamp::{
-    CheckedSampling, Choice, Distiller, DrawKey, Gradient, HiddenStates, LmHead, Phase, RowError,
-    RowId, Sampler, SamplerConfig, Sampling, Sharing, StepError, StepInput, StepOutput, StepRow,
-    TemperatureOrder, TiedHead, TokenMask, TrainError,
+    CheckedSampling, Choice, CompletionId, DrawKey, HiddenStates, LmHead, Phase, Sampler, SamplerConfig,
+    Sampling, Sharing, StepInput, StepOutput, StepRow, TemperatureOrder, TiedHead, TokenMask,
+    distillers::Distiller, errors::{RowError, StepError, TrainError}, unstable::Gradient,
 };
 
 pub(crate) const D_MODEL: usize = 8;
@@ -66,7 +66,7 @@ pub(crate) fn sampler() -> Sampler {
 
 pub(crate) fn row(prompt: u64, request: u64, sampling: &CheckedSampling) -> StepRow<'_> {
     StepRow {
-        id: RowId::new(prompt, request),
+        id: CompletionId::new(prompt, request),
         phase: Phase::Decode,
         draw: DrawKey::new(7, &[1, 2, 3], request),
         code: None,
@@ -104,7 +104,7 @@ fn a_token_is_drawn_from_the_fused_distribution() {
     let sampling = Sampling::default().with_beta(beta).with_temperature(temperature);
     let sampling = sampling.checked().unwrap();
     let hidden = world.hidden(&[4]);
-    let distiller = esamp::SwiGluConfig::new().init(D_MODEL, 0, &world.device).unwrap();
+    let distiller = esamp::distillers::SwiGluConfig::new().init(D_MODEL, 0, &world.device).unwrap();
     let expected = world.head.logits(distiller.predict(hidden.shallow().clone()));
     let fused = world.head.logits(hidden.deep().clone()) * (1.0 + beta) - expected * beta;
     let fused: Vec<f32> = (fused / temperature).into_data().try_into_vec().unwrap();
@@ -162,13 +162,13 @@ fn beta_zero_is_plain_sampling_and_no_distiller_work() {
 #[derive(Debug)]
 struct Never;
 
-impl esamp::NoveltyReweighter for Never {
-    fn reweight(&self, _row: &esamp::RowContext<'_>, candidates: &mut esamp::Candidates) {
+impl esamp::reweighters::NoveltyReweighter for Never {
+    fn reweight(&self, _row: &esamp::filters::RowContext<'_>, candidates: &mut esamp::filters::Candidates) {
         assert!(candidates.as_slice().iter().all(|candidate| candidate.expected == 0.0));
     }
 
-    fn expects(&self) -> esamp::Expects {
-        esamp::Expects::Nothing
+    fn expects(&self) -> esamp::reweighters::Expects {
+        esamp::reweighters::Expects::Nothing
     }
 }
 
@@ -225,8 +225,8 @@ fn prediction_comes_before_the_update_and_sees_the_one_before() {
     let world = World::new();
     let sampling = esamp(0.25);
     let mut sampler = sampler();
-    let distiller = esamp::SwiGluConfig::new().init(D_MODEL, 0, &world.device).unwrap();
-    let mut learner = esamp::Learner::new(distiller, esamp::OptimizerConfig::paper()).unwrap();
+    let distiller = esamp::distillers::SwiGluConfig::new().init(D_MODEL, 0, &world.device).unwrap();
+    let mut learner = esamp::optim::Learner::new(distiller, esamp::optim::OptimizerConfig::paper()).unwrap();
     for step in 0..5 {
         let hidden = world.hidden(&[step]);
         let expected = learner.distiller().predict(hidden.shallow().clone());
@@ -242,7 +242,7 @@ fn what_repeats_becomes_less_novel() {
     let world = World::new();
     let sampling = esamp(0.25);
     let mut config = SamplerConfig::new();
-    config.optimizer = Some(esamp::OptimizerConfig::paper().with_learning_rate(1e-2));
+    config.optimizer = Some(esamp::optim::OptimizerConfig::paper().with_learning_rate(1e-2));
     let mut sampler = config.init(D_MODEL, &world.device).unwrap();
     let rows = [row(0, 0, &sampling)];
     let mut last = f32::INFINITY;
@@ -262,7 +262,7 @@ fn prompts_learn_apart_unless_they_share() {
     let sampling = esamp(0.25);
     for (sharing, slots, moved) in [
         (Sharing::PerPrompt, 2, false),
-        (Sharing::PerRequest, 2, false),
+        (Sharing::PerCompletion, 2, false),
         (Sharing::Global, 1, true),
     ] {
         let config = SamplerConfig::new().with_sharing(sharing);
@@ -290,7 +290,7 @@ fn a_slot_that_is_used_again_starts_afresh() {
     };
     let first = run(&mut sampler);
     assert_ne!(run(&mut sampler), first, "without release the second run goes on learning");
-    sampler.release(RowId::new(0, 0));
+    sampler.release(CompletionId::new(0, 0));
     assert_eq!(sampler.distillers(), 0);
     assert_eq!(run(&mut sampler), first, "parameters and optimizer state are fresh");
     sampler.reset();
@@ -635,8 +635,8 @@ fn a_log_probability_that_does_not_exist_is_said() {
 fn a_reweighter_that_returns_no_number_fails_its_row_only() {
     #[derive(Debug)]
     struct Broken;
-    impl esamp::NoveltyReweighter for Broken {
-        fn reweight(&self, _row: &esamp::RowContext<'_>, candidates: &mut esamp::Candidates) {
+    impl esamp::reweighters::NoveltyReweighter for Broken {
+        fn reweight(&self, _row: &esamp::filters::RowContext<'_>, candidates: &mut esamp::filters::Candidates) {
             candidates.rescore(|c| if c.token == 3 { f32::NAN } else { c.logit });
         }
     }
@@ -668,20 +668,20 @@ fn settings_out_of_range_are_refused_when_they_are_made() {
     );
     assert!(base().with_temperature(Sampling::LOWEST_TEMPERATURE).checked().is_ok());
     let refused = |config: SamplerConfig| config.init(D_MODEL, &device()).unwrap_err().to_string();
-    let rate = esamp::OptimizerConfig::sgd(0.0);
+    let rate = esamp::optim::OptimizerConfig::sgd(0.0);
     assert_eq!(
         refused(SamplerConfig::new().with_optimizer(rate)),
         "learning_rate: expected a number above 0, got 0"
     );
-    let blocks = esamp::DistillerConfig::SwiGlu(esamp::SwiGluConfig::new().with_blocks(0));
+    let blocks = esamp::distillers::DistillerConfig::SwiGlu(esamp::distillers::SwiGluConfig::new().with_blocks(0));
     assert_eq!(
         refused(SamplerConfig::new().with_distiller(blocks)),
         "blocks: expected at least 1, got 0"
     );
     assert!(SamplerConfig::new().init(0, &device()).is_err());
-    let first = esamp::TrainRows::FirstPerPrompt;
-    let training = esamp::TrainingConfig::new().with_train_rows(first);
-    let alone = SamplerConfig::new().with_sharing(Sharing::PerRequest).with_training(training);
+    let first = esamp::optim::TrainRows::FirstPerPrompt;
+    let training = esamp::optim::TrainingConfig::new().with_train_rows(first);
+    let alone = SamplerConfig::new().with_sharing(Sharing::PerCompletion).with_training(training);
     assert_eq!(
         refused(alone),
         "train_rows: expected all, where every request has a distiller of its own, got first_per_prompt"
@@ -697,7 +697,7 @@ impl Distiller for Nothing {
         shallow
     }
 
-    fn stacked(&self) -> Option<std::sync::Arc<dyn esamp::StackedDistiller>> {
+    fn stacked(&self) -> Option<std::sync::Arc<dyn esamp::unstable::StackedDistiller>> {
         Some(std::sync::Arc::new(StackedNothing))
     }
 }
@@ -705,7 +705,7 @@ impl Distiller for Nothing {
 #[derive(Debug)]
 struct StackedNothing;
 
-impl esamp::StackedDistiller for StackedNothing {
+impl esamp::unstable::StackedDistiller for StackedNothing {
     fn predict(&self, _parameters: &[Tensor<3>], shallow: Tensor<3>) -> Tensor<3> {
         shallow
     }
@@ -742,7 +742,7 @@ impl Distiller for Given {
         shallow.matmul(self.weight.val())
     }
 
-    fn stacked(&self) -> Option<std::sync::Arc<dyn esamp::StackedDistiller>> {
+    fn stacked(&self) -> Option<std::sync::Arc<dyn esamp::unstable::StackedDistiller>> {
         Some(std::sync::Arc::new(StackedGiven(self.gradient)))
     }
 }
@@ -750,7 +750,7 @@ impl Distiller for Given {
 #[derive(Debug)]
 struct StackedGiven([[usize; 3]; 2]);
 
-impl esamp::StackedDistiller for StackedGiven {
+impl esamp::unstable::StackedDistiller for StackedGiven {
     fn predict(&self, parameters: &[Tensor<3>], shallow: Tensor<3>) -> Tensor<3> {
         shallow.matmul(parameters[0].clone())
     }

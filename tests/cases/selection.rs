@@ -5,9 +5,9 @@ use std::{collections::BTreeMap, ops::ControlFlow};
 use crate::device;
 use burn::tensor::{Device, Tensor, TensorData};
 use esamp::{
-    CausalLm, CheckedSampling, Completion, Decoder, Distiller, DrawKey, HiddenStates, LmHead,
-    Phase, Request, RowError, RowId, Sampler, SamplerConfig, Sampling, Selection, StepInput,
-    StepRow, TiedHead, TokenId, testing::ScriptedLm,
+    CausalLm, CheckedSampling, Completion, CompletionId, Decoder, DrawKey, HiddenStates, LmHead, Phase,
+    Request, Sampler, SamplerConfig, Sampling, Selection, StepInput, StepRow, TiedHead, TokenId,
+    distillers::Distiller, errors::RowError, testing::ScriptedLm,
 };
 
 const PROBABILITIES: [f64; 4] = [0.15, 0.5, 0.05, 0.3];
@@ -121,7 +121,7 @@ impl Loop {
         code: Option<f64>,
     ) -> Result<esamp::Choice, RowError> {
         let row = StepRow {
-            id: RowId::new(0, 0),
+            id: CompletionId::new(0, 0),
             phase: Phase::Decode,
             draw: DrawKey::new(5, &[1, 2], 0),
             code,
@@ -216,7 +216,7 @@ fn steered_rows_cover_the_fused_distribution_evenly() {
     };
     let hidden = HiddenStates::new(repeated(0.9), repeated(1.3)).unwrap();
     let beta = 1.5;
-    let distiller = esamp::SwiGluConfig::new().init(D_MODEL, 0, &device).unwrap();
+    let distiller = esamp::distillers::SwiGluConfig::new().init(D_MODEL, 0, &device).unwrap();
     let expected = head.logits(distiller.predict(hidden.shallow().clone()));
     let reference = head.logits(hidden.deep().clone());
     let fused: Vec<f32> =
@@ -228,7 +228,7 @@ fn steered_rows_cover_the_fused_distribution_evenly() {
     for seed in 0..10 {
         let rows: Vec<StepRow<'_>> = (0..count as u64)
             .map(|request| StepRow {
-                id: RowId::new(0, request),
+                id: CompletionId::new(0, request),
                 phase: Phase::Decode,
                 draw: DrawKey::new(seed, &[1], request),
                 code: Some(DrawKey::arithmetic_code(seed, &[1], request, count as u64)),

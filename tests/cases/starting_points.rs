@@ -6,8 +6,9 @@ use crate::{
 };
 use burn::tensor::{Device, Tensor, TensorData};
 use esamp::{
-    ConfigError, Distiller, HiddenStates, Learner, LowRankConfig, LowRankDistiller, LowRankStart,
-    OptimizerConfig, OutputStart, SourceNorm, SwiGluConfig,
+    HiddenStates,
+    distillers::{Distiller, LowRankConfig, LowRankDistiller, LowRankStart, OutputStart, SourceNorm, SwiGluConfig},
+    errors::ConfigError, optim::{Learner, OptimizerConfig},
 };
 
 type Matrix = Vec<Vec<f64>>;

@@ -2,9 +2,9 @@
 
 use burn::tensor::Tensor;
 use esamp::{
-    DistillerConfig, DrawKey, HiddenStates, LowRankConfig, OptimizerConfig, Phase, RowId, Sampler,
-    SamplerConfig, Sampling, Sharing, SlotPath, Staleness, StepInput, StepRow, SwiGluConfig,
-    TiedHead, TrainingConfig,
+    CompletionId, DrawKey, HiddenStates, Phase, Sampler, SamplerConfig, Sampling, Sharing, StepInput, StepRow,
+    TiedHead, distillers::{DistillerConfig, LowRankConfig, SwiGluConfig},
+    optim::{OptimizerConfig, Staleness, TrainingConfig}, unstable::SlotPath,
 };
 
 const D_MODEL: usize = 6;
@@ -23,7 +23,7 @@ fn after_a_step(config: &SamplerConfig, prompts: u64) -> Sampler {
     let sampling = Sampling::default().checked().unwrap();
     let rows: Vec<StepRow<'_>> = (0..prompts)
         .map(|prompt| StepRow {
-            id: RowId::new(prompt, prompt),
+            id: CompletionId::new(prompt, prompt),
             phase: Phase::Decode,
             draw: DrawKey::new(0, &[], prompt),
             code: None,

@@ -11,10 +11,11 @@ use burn::{
     tensor::{Tensor, TensorData},
 };
 use esamp::{
-    CausalLm, CheckedSampling, Choice, Completion, Counters, Decoder, Distiller, DrawKey,
-    HiddenStates, LmHead, Observer, OptimizerConfig, Phase, Recorder, Request, ReweighterConfig,
-    RowError, RowId, RowTrace, Sampler, SamplerConfig, Sampling, Sharing, SlotKey, Steering,
-    StepInput, StepOutput, StepRow, TemperatureOrder, TokenMask, TrainError, testing::TinyLm,
+    CausalLm, CheckedSampling, Choice, Completion, CompletionId, Counters, Decoder, DrawKey, HiddenStates,
+    LmHead, Phase, Request, Sampler, SamplerConfig, Sampling, Sharing, StepInput, StepOutput, StepRow,
+    TemperatureOrder, TokenMask, distillers::Distiller, errors::{RowError, TrainError}, optim::OptimizerConfig,
+    reweighters::ReweighterConfig, telemetry::{Observer, Recorder, RowTrace, Steering}, unstable::SlotKey,
+    testing::TinyLm,
 };
 
 /// Predicts the shallow state itself, so that a test can say what is expected.
@@ -51,7 +52,7 @@ fn watched() -> (Sampler, Shared) {
 
 fn row(request: u64, sampling: &CheckedSampling) -> StepRow<'_> {
     StepRow {
-        id: RowId::new(0, request),
+        id: CompletionId::new(0, request),
         phase: Phase::Decode,
         draw: DrawKey::new(7, &[1, 2, 3], request),
         code: None,
@@ -110,7 +111,7 @@ fn a_row_of_four_tokens_by_hand() {
         let token = choice.token as usize;
         seen[token] = true;
 
-        assert_eq!((trace.step, trace.row, trace.position), (0, RowId::new(0, request), 2));
+        assert_eq!((trace.step, trace.row, trace.position), (0, CompletionId::new(0, request), 2));
         assert_eq!((trace.token, trace.log_prob), (choice.token, choice.log_prob));
         assert_eq!((trace.steering, trace.temperature), (Steering::Steered, 1.0));
         assert_eq!((trace.candidates, trace.mass_outside), (4, 0.0));
@@ -291,7 +292,7 @@ fn a_deep_state_of_zero_does_not_poison_the_sums() {
 fn what_cannot_move_has_not_learned() {
     let sampling = Sampling::default().checked().unwrap();
     let sgd = OptimizerConfig::sgd(0.1);
-    let swiglu = || esamp::SwiGluConfig::new().init(4, 0, &device()).unwrap();
+    let swiglu = || esamp::distillers::SwiGluConfig::new().init(4, 0, &device()).unwrap();
     // SGD and a clip take different ways through an update.
     for optimizer in [sgd, OptimizerConfig::paper()] {
         let config = SamplerConfig::new().with_optimizer(optimizer);
@@ -393,7 +394,7 @@ fn counters_are_the_sums_of_the_traces() {
     for (seed, sharing) in [
         (1, Sharing::PerPrompt),
         (2, Sharing::Global),
-        (3, Sharing::PerRequest),
+        (3, Sharing::PerCompletion),
         (4, Sharing::PerPrompt),
     ] {
         let recorder = Shared::default();
@@ -513,7 +514,7 @@ fn an_observer_is_shown_tokens_in_the_order_of_the_rows_and_then_the_step() {
         fn token(&mut self, trace: &RowTrace) {
             self.0.lock().unwrap().push(trace.row.to_string());
         }
-        fn step(&mut self, trace: &esamp::StepTrace) {
+        fn step(&mut self, trace: &esamp::telemetry::StepTrace) {
             self.0.lock().unwrap().push(format!("step {}", trace.step));
         }
     }

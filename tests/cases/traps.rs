@@ -11,12 +11,12 @@ use burn::{
     tensor::{DType, Tensor, TensorData},
 };
 use esamp::{
-    Candidates, Choice, Completion, Decoder, Distiller, DrawKey, Expects, FinishReason,
-    HiddenStates, Learner, LmHead, NoveltyReweighter, OptimizerConfig, Request, RowContext,
-    RowError, RowId, Sampler, SamplerConfig, Sampling, Sharing, SlotPath, Staleness, StepInput,
-    StepRow, SwiGluConfig, SwiGluDistiller, TokenId, TokenMask, TrainError, TrainingConfig,
-    UpdateRule,
-    testing::{ScriptedLm, TinyLm},
+    Choice, Completion, CompletionId, Decoder, DrawKey, FinishReason, HiddenStates, LmHead, Request, Sampler,
+    SamplerConfig, Sampling, Sharing, StepInput, StepRow, TokenId, TokenMask,
+    distillers::{Distiller, SwiGluConfig, SwiGluDistiller}, errors::{RowError, TrainError},
+    filters::{Candidates, RowContext},
+    optim::{Learner, OptimizerConfig, Staleness, TrainingConfig, UpdateRule},
+    reweighters::{Expects, NoveltyReweighter}, unstable::SlotPath, testing::{ScriptedLm, TinyLm},
 };
 
 /// Learns fast enough for a mix-up of slots to show after one step.
@@ -372,7 +372,7 @@ fn trap_13_random_numbers_know_no_neighbours() {
     let world = World::new();
     let off = Sampling::default().with_beta(0.0).with_temperature(3.0).checked().unwrap();
     let draw = DrawKey::new(7, &[1, 2, 3], 4);
-    let token = |id: RowId, draw: DrawKey, generated: &[TokenId], others: u64, last: bool| {
+    let token = |id: CompletionId, draw: DrawKey, generated: &[TokenId], others: u64, last: bool| {
         let mine = StepRow { id, draw, generated, ..row(0, 0, &off) };
         let mut rows: Vec<_> = (0..others).map(|r| row(50, 100 + r, &off)).collect();
         let place = if last { rows.len() } else { 0 };
@@ -383,9 +383,9 @@ fn trap_13_random_numbers_know_no_neighbours() {
     let mut seen = HashSet::new();
     for position in 0..20 {
         let generated = vec![5; position];
-        let expected = token(RowId::new(0, 0), draw, &generated, 0, false);
+        let expected = token(CompletionId::new(0, 0), draw, &generated, 0, false);
         for (id, others, last) in [((0, 0), 3, false), ((0, 0), 7, true), ((9, 31), 2, true)] {
-            let id = RowId::new(id.0, id.1);
+            let id = CompletionId::new(id.0, id.1);
             assert_eq!(token(id, draw, &generated, others, last), expected, "{position}");
         }
         // What must matter: seed, prompt and index of the completion.
@@ -599,7 +599,7 @@ fn trap_20_ended_rows() {
         ScriptedLm::new(10, &device(), script).with_fixed_cache(),
     ] {
         let mut decoder = Decoder::new(&model, config().init(10, &device()).unwrap());
-        let masker = |row: RowId, generated: &[TokenId]| -> Option<TokenMask> {
+        let masker = |row: CompletionId, generated: &[TokenId]| -> Option<TokenMask> {
             let ends = generated.len() as u64 == 2 * row.request.0 + 1;
             Some(TokenMask::allowing(10, if ends { 9..10 } else { 0..9 }))
         };

@@ -12,10 +12,11 @@ use burn::{
     tensor::{Tensor, TensorData},
 };
 use esamp::{
-    Candidates, CausalLm, Completion, Decoder, Distiller, FinishReason, HiddenStates, LmHead,
-    NoveltyReweighter, OptimizerConfig, Request, RowContext, RowError, RowId, Sampler,
-    SamplerConfig, Sampling, Schedule, Selection, Staleness, StepInput, StepRow, TextError,
-    TokenId, TokenMask, TrainingConfig, testing::ScriptedLm,
+    CausalLm, Completion, CompletionId, Decoder, FinishReason, HiddenStates, LmHead, Request, Sampler,
+    SamplerConfig, Sampling, Selection, StepInput, StepRow, TokenId, TokenMask, distillers::Distiller,
+    errors::{RowError, TextError}, filters::{Candidates, RowContext},
+    optim::{OptimizerConfig, Schedule, Staleness, TrainingConfig}, reweighters::NoveltyReweighter,
+    testing::ScriptedLm,
 };
 
 fn run<M: CausalLm>(decoder: &mut Decoder<M>) -> Vec<Completion> {
@@ -109,7 +110,7 @@ fn trap_23_no_cache_for_rows_that_left() {
         (ScriptedLm::new(10, &device(), flat), ScriptedLm::new(10, &device(), flat));
     let sampler = SamplerConfig::new().init(10, &device()).unwrap();
     let mut decoder = Decoder::new(&model, sampler).with_other_model(other.clone()).unwrap();
-    let masker = |row: RowId, generated: &[TokenId]| -> Option<TokenMask> {
+    let masker = |row: CompletionId, generated: &[TokenId]| -> Option<TokenMask> {
         let ends = generated.len() as u64 == 2 * row.request.0 + 1;
         Some(TokenMask::allowing(10, if ends { 9..10 } else { 0..9 }))
     };
@@ -185,7 +186,7 @@ fn trap_25_a_job_under_way_is_no_part_of_a_warm_up() {
     let sampling = esamp(0.5);
     let step = world.step(&mut sampler, &[row(0, 0, &sampling)], &[1]).unwrap();
     assert_eq!(step.updates, 0, "its update is under way");
-    let done = sampler.warm_up(RowId::new(1, 1), &states(1.5), 3).unwrap();
+    let done = sampler.warm_up(CompletionId::new(1, 1), &states(1.5), 3).unwrap();
     assert_eq!(done, 3, "the other prompt's update is not among them");
     assert_eq!((sampler.counters().warm_up_updates, sampler.counters().updates), (3, 0));
     sampler.finish().unwrap();

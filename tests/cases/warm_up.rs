@@ -5,11 +5,11 @@ use std::ops::ControlFlow;
 use crate::{device, golden::values};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use esamp::{
-    AdaptiveConfig, AdaptiveStart, CausalLm, CheckedSampling, Choice, Completion, Counters,
-    Decoder, DrawKey, FinishReason, HiddenError, HiddenStateTap, HiddenStates, KvCache, Learner,
-    LmHead, ModelError, OptimizerConfig, PairTap, Phase, Request, RowId, Sampler, SamplerConfig,
-    Sampling, SequenceTap, Sharing, StepError, StepInput, StepRow, SwiGluConfig, TokenId,
-    testing::{ScriptedLm, TinyLm},
+    CausalLm, CheckedSampling, Choice, Completion, CompletionId, Counters, Decoder, DrawKey, FinishReason,
+    HiddenStates, HiddenStateTap, KvCache, LmHead, PairTap, Phase, Request, Sampler, SamplerConfig, Sampling,
+    SequenceTap, Sharing, StepInput, StepRow, TokenId, distillers::SwiGluConfig,
+    errors::{HiddenError, ModelError, StepError}, optim::{AdaptiveConfig, Learner, OptimizerConfig},
+    unstable::AdaptiveStart, testing::{ScriptedLm, TinyLm},
 };
 
 fn sampling(beta: f32) -> Sampling {
@@ -93,7 +93,7 @@ fn without_a_warm_up_a_prefill_learns_nothing() {
 #[test]
 fn each_distiller_is_warmed_up_once_for_each_prompt() {
     for (sharing, updates) in
-        [(Sharing::PerPrompt, 10), (Sharing::PerRequest, 20), (Sharing::Global, 10)]
+        [(Sharing::PerPrompt, 10), (Sharing::PerCompletion, 20), (Sharing::Global, 10)]
     {
         let requests = [1, 2].map(|seed| {
             let request = request(seed).with_sampling(sampling(0.25)).with_completions(2);
@@ -107,7 +107,7 @@ fn each_distiller_is_warmed_up_once_for_each_prompt() {
         let request = request(4).with_sampling(sampling(0.25)).with_prompt_warm_up(5);
         run(3, &config().with_sharing(sharing), [request.with_max_new_tokens(2)]).0
     };
-    assert_eq!(warm(Sharing::PerPrompt), warm(Sharing::PerRequest));
+    assert_eq!(warm(Sharing::PerPrompt), warm(Sharing::PerCompletion));
 }
 
 /// Shows the last position only, whatever the tap wants.
@@ -204,7 +204,7 @@ fn wave(rows: usize, phase: f32) -> Tensor<2> {
 }
 
 /// One decode step of one row; its head is the identity.
-fn decode(sampler: &mut Sampler, id: RowId, sampling: &CheckedSampling) -> Choice {
+fn decode(sampler: &mut Sampler, id: CompletionId, sampling: &CheckedSampling) -> Choice {
     let hidden = HiddenStates::new(wave(1, 0.3), wave(1, 1.7)).unwrap();
     let row = StepRow {
         id,
@@ -227,7 +227,7 @@ fn decode(sampler: &mut Sampler, id: RowId, sampling: &CheckedSampling) -> Choic
 #[test]
 fn a_warm_up_is_so_many_updates_on_all_finite_positions() {
     let steered = sampling(0.25).checked().unwrap();
-    let id = RowId::new(0, 0);
+    let id = CompletionId::new(0, 0);
     let (shallow, deep) = (wave(6, 0.1), wave(6, 2.0));
     let clean = HiddenStates::new(shallow.clone(), deep.clone()).unwrap();
     // Positions 2 and 4 cannot be learned.
@@ -245,7 +245,7 @@ fn a_warm_up_is_so_many_updates_on_all_finite_positions() {
             learner.update(&clean.select(&rows).unwrap());
         }
         assert_eq!(learner.updates(), 7);
-        let expected = esamp::Distiller::predict(learner.distiller(), wave(1, 0.3));
+        let expected = esamp::distillers::Distiller::predict(learner.distiller(), wave(1, 0.3));
         let expected = values((expected - wave(1, 1.7)).square().sum().sqrt())[0];
 
         let mut sampler = config().init(D_MODEL, &device()).unwrap();
@@ -254,7 +254,7 @@ fn a_warm_up_is_so_many_updates_on_all_finite_positions() {
         let got = decode(&mut sampler, id, &steered).novelty.unwrap().error;
         assert!((got - expected).abs() < 1e-5, "{got} {expected}");
         // Another prompt's distiller knows nothing of it.
-        let other = decode(&mut sampler, RowId::new(1, 1), &steered).novelty.unwrap().error;
+        let other = decode(&mut sampler, CompletionId::new(1, 1), &steered).novelty.unwrap().error;
         let cold = decode(&mut config().init(D_MODEL, &device()).unwrap(), id, &steered);
         assert_eq!(other, cold.novelty.unwrap().error);
         assert_ne!(other, got);
@@ -263,7 +263,7 @@ fn a_warm_up_is_so_many_updates_on_all_finite_positions() {
 
 #[test]
 fn a_warm_up_with_nothing_to_learn_does_nothing() {
-    let id = RowId::new(0, 0);
+    let id = CompletionId::new(0, 0);
     let mut sampler = config().init(D_MODEL, &device()).unwrap();
     let nothing = HiddenStates::new(wave(3, 0.0) * f32::NAN, wave(3, 1.0)).unwrap();
     assert_eq!(sampler.warm_up(id, &nothing, 4).unwrap(), 0);
@@ -283,7 +283,7 @@ pub(super) fn a_prompt_elsewhere_is_an_error(elsewhere: &Device) {
     let mut sampler = config().init(D_MODEL, &device()).unwrap();
     let states = Tensor::ones([3, D_MODEL], elsewhere);
     let states = HiddenStates::new(states.clone(), states).unwrap();
-    let message = sampler.warm_up(RowId::new(0, 0), &states, 1).unwrap_err().to_string();
+    let message = sampler.warm_up(CompletionId::new(0, 0), &states, 1).unwrap_err().to_string();
     assert!(message.starts_with("prompt's hidden states: expected device"), "{message}");
 }
 

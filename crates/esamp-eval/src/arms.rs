@@ -5,8 +5,9 @@
 //! of 3e-3 (1e-2 for the low-rank one), which an independent study found to suit completions this short.
 
 use esamp::{
-    AdaptiveConfig, DistillerConfig, Fire, LowRankConfig, OptimizerConfig, ReweighterConfig,
-    SamplerConfig, Sampling, Selection, Sharing, TemperatureOrder, TrainingConfig,
+    Fire, SamplerConfig, Sampling, Selection, Sharing, TemperatureOrder,
+    distillers::{DistillerConfig, LowRankConfig}, optim::{AdaptiveConfig, OptimizerConfig, TrainingConfig},
+    reweighters::ReweighterConfig,
 };
 use esamp_programs::failure::Failure;
 

@@ -18,10 +18,7 @@ use std::{
 
 use burn::tensor::Device;
 use clap::Parser;
-use esamp::{
-    CausalLm, LoadError, TokenId,
-    llama::{ChatMessage, ChatTemplate, Llama, Tokenizer},
-};
+use esamp::{CausalLm, TokenId, errors::LoadError, llama::{ChatMessage, ChatTemplate, Llama, Tokenizer}};
 use esamp_eval::{
     args::Args,
     arms,

@@ -2,14 +2,14 @@
 
 use std::collections::HashMap;
 
-use esamp::{Observer, RowId, RowTrace, Steering};
+use esamp::{CompletionId, telemetry::{Observer, RowTrace, Steering}};
 
 use crate::record::TokenRecord;
 
 /// Adds up the traces of each row.
 #[derive(Debug, Default)]
 pub struct Meter {
-    rows: HashMap<RowId, RowMeter>,
+    rows: HashMap<CompletionId, RowMeter>,
     keeps_tokens: bool,
 }
 
@@ -48,7 +48,7 @@ impl Meter {
     }
 
     /// Takes what a row has come to.
-    pub fn take(&mut self, row: RowId) -> Option<RowMeter> {
+    pub fn take(&mut self, row: CompletionId) -> Option<RowMeter> {
         self.rows.remove(&row)
     }
 }

@@ -268,9 +268,9 @@ pub struct CompletionRecord {
     pub mean_novelty: Option<f64>,
     /// Mean of the same as a multiple of `‖deep‖`.
     pub mean_relative_novelty: Option<f64>,
-    /// Mean slope of the error on the reference logits ([`RowTrace::slope`](esamp::RowTrace::slope)).
+    /// Mean slope of the error on the reference logits ([`RowTrace::slope`](esamp::telemetry::RowTrace::slope)).
     pub mean_slope: Option<f64>,
-    /// Mean slope of what the reweighter added ([`RowTrace::sharpening`](esamp::RowTrace::sharpening)).
+    /// Mean slope of what the reweighter added ([`RowTrace::sharpening`](esamp::telemetry::RowTrace::sharpening)).
     pub mean_sharpening: Option<f64>,
 }
 

@@ -7,7 +7,7 @@ use std::{
 
 use esamp::{
     CausalLm, Completion, Counters, Decoder, Detokenize, FinishReason, Request, Sampler, TokenId,
-    TrainError,
+    errors::TrainError,
 };
 use esamp_programs::failure::Failure;
 

@@ -14,7 +14,7 @@ use std::{
 
 use burn::tensor::Device;
 use esamp::{
-    CausalLm, Decoder, Detokenize, Recorder, Request, TextError, TokenId,
+    CausalLm, Decoder, Detokenize, Request, TokenId, errors::TextError, telemetry::Recorder,
     testing::{ScriptedLm, TinyLm},
 };
 use esamp_eval::{
@@ -236,7 +236,7 @@ fn a_record_says_what_a_plain_decode_loop_gives() {
             close(got.mean_reference_entropy, mean(reference));
             close(got.mean_kl, mean(traces.iter().map(|t| t.kl).collect()));
             close(got.mean_candidates, mean(traces.iter().map(|t| t.candidates as f64).collect()));
-            let some = |number: fn(&esamp::RowTrace) -> Option<f64>| {
+            let some = |number: fn(&esamp::telemetry::RowTrace) -> Option<f64>| {
                 let numbers: Vec<f64> = traces.iter().filter_map(|t| number(t)).collect();
                 (!numbers.is_empty()).then(|| mean(numbers))
             };

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use esamp::{Counters, TextError, TokenId};
+use esamp::{Counters, TokenId, errors::TextError};
 use esamp_eval::{
     metrics::{BootstrapConfig, MetricError, partial_spearman, spearman},
     record::{CompletionRecord, FrequencyRanks, ProblemRecord, TokenRecord, Totals},

@@ -8,7 +8,7 @@ use std::{
     path::Path,
 };
 
-use esamp::{ReweighterConfig, SamplerConfig, Sampling};
+use esamp::{SamplerConfig, Sampling, reweighters::ReweighterConfig};
 use esamp_eval::{
     arms,
     controls::{ArmSampling, ControlConfig, Matched},

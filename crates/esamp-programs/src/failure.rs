@@ -6,7 +6,7 @@ use std::{
     process::ExitCode,
 };
 
-use esamp::ConfigError;
+use esamp::errors::ConfigError;
 
 use crate::model_source::FetchError;
 

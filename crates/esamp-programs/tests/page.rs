@@ -9,8 +9,8 @@ use std::{
 
 use burn::tensor::Device;
 use esamp::{
-    CausalLm, Completion, Decoder, FinishReason, Observer, Recorder, Request, SamplerConfig,
-    Sampling, Steering, TextError, TokenId, testing::TinyLm,
+    CausalLm, Completion, Decoder, FinishReason, Request, SamplerConfig, Sampling, TokenId, errors::TextError,
+    telemetry::{Observer, Recorder, Steering}, testing::TinyLm,
 };
 use esamp_programs::page::{Page, ShownArm};
 

@@ -6,7 +6,7 @@ use bunsen::{
     ops::transformers::attention::{KVCache, KVCacheConfig, KVCacheMeta, KVCacheModel},
 };
 use burn::tensor::{Device, Int, Tensor};
-use esamp::{CausalLm, HiddenStateTap, KvCache, LmHead, ModelError, TapSite, TiedHead};
+use esamp::{CausalLm, HiddenStateTap, KvCache, LmHead, TapSite, TiedHead, errors::ModelError};
 
 /// A foreign model, and what the decode loop wants to know about it.
 pub struct TappedQwen3 {

@@ -19,7 +19,7 @@ use burn::{
     nn::{EmbeddingConfig, Initializer},
     tensor::Device,
 };
-use esamp::{CausalLm, Decoder, Event, OptimizerConfig, Request, SamplerConfig, Sampling, TokenId};
+use esamp::{CausalLm, Decoder, Event, Request, SamplerConfig, Sampling, TokenId, optim::OptimizerConfig};
 use esamp_third_party::TappedQwen3;
 
 const VOCAB: usize = 96;

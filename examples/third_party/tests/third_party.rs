@@ -6,9 +6,7 @@ use std::{ops::ControlFlow, process::Command};
 
 use bunsen::{kits::gpts::qwen3::Qwen3Config, prelude::ModuleInit};
 use burn::tensor::{Device, Int, Tensor, Tolerance, activation::log_softmax};
-use esamp::{
-    CausalLm, Decoder, KvCache, NoTap, PairTap, Request, SamplerConfig, Sampling, TokenId,
-};
+use esamp::{CausalLm, Decoder, KvCache, NoTap, PairTap, Request, SamplerConfig, Sampling, TokenId};
 use esamp_third_party::{Qwen3Cache, TappedQwen3};
 
 fn run() -> String {
@@ -143,7 +141,7 @@ fn the_foreign_caches_limits_are_errors_and_not_panics() {
     let mut cache: Qwen3Cache = model.new_cache();
     assert_eq!((cache.rows(), cache.can_drop_rows(), cache.can_append_rows()), (0, false, false));
     model.forward(tokens(&[&[1], &[2]]), &mut cache, &mut NoTap).unwrap();
-    let wording = |result: Result<(), esamp::ModelError>| result.unwrap_err().to_string();
+    let wording = |result: Result<(), esamp::errors::ModelError>| result.unwrap_err().to_string();
     assert_eq!(
         wording(cache.keep_rows(&[0])),
         "key-value cache: expected one that can drop rows, got a fixed one"

@@ -18,7 +18,7 @@ use super::{
     state::{Learned, TrainerState},
     trainer::{OnlineTrainer, Prediction},
 };
-use crate::{hidden::HiddenStates, id::RowId};
+use crate::{hidden::HiddenStates, id::CompletionId};
 
 /// Learns on a worker's thread, one update a step, exactly one step late.
 ///
@@ -118,7 +118,7 @@ impl<T: OnlineTrainer + Clone + 'static> BackgroundTrainer<T> {
     ///
     /// It cannot when another request of the prompt has ended since, because this request has kept the slot alive, and not
     /// when this request has warmed up a slot that others may share.
-    fn unsent_begin(&self, row: RowId) -> Option<usize> {
+    fn unsent_begin(&self, row: CompletionId) -> Option<usize> {
         let is_begin = |change: &Change| matches!(change, Change::Begin(other) if other.request == row.request);
         let at = self.changes.iter().rposition(is_begin)?;
         let ends = |change: &Change| matches!(change, Change::Release(other) if other.prompt == row.prompt);
@@ -136,7 +136,7 @@ impl<T: OnlineTrainer + Clone + 'static> BackgroundTrainer<T> {
 }
 
 impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> {
-    fn begin(&mut self, row: RowId) {
+    fn begin(&mut self, row: CompletionId) {
         // Beginning twice changes nothing, so it is not listed: the list must stay short in a sampler that decodes for days
         // without learning.
         if !self.visible.has(row) {
@@ -144,7 +144,7 @@ impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> 
         }
     }
 
-    fn release(&mut self, row: RowId) {
+    fn release(&mut self, row: CompletionId) {
         // Plain requests never begin here, and steered ones may end before there was anything to learn. Neither needs a
         // lesson, so the list would grow without end if their ends were kept.
         if !self.visible.has(row) {
@@ -179,15 +179,15 @@ impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> 
         2 * self.visible.state_bytes()
     }
 
-    fn updates(&self, row: RowId) -> u64 {
+    fn updates(&self, row: CompletionId) -> u64 {
         self.visible.updates(row)
     }
 
-    fn requests(&self) -> Vec<RowId> {
+    fn requests(&self) -> Vec<CompletionId> {
         self.visible.requests()
     }
 
-    fn has(&self, row: RowId) -> bool {
+    fn has(&self, row: CompletionId) -> bool {
         self.visible.has(row)
     }
 
@@ -195,7 +195,7 @@ impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> 
         self.visible.waiting_rows()
     }
 
-    fn predict(&mut self, rows: &[RowId], shallow: &Tensor<2>) -> Result<Prediction, TrainError> {
+    fn predict(&mut self, rows: &[CompletionId], shallow: &Tensor<2>) -> Result<Prediction, TrainError> {
         self.check()?;
         for &row in rows {
             self.begin(row);
@@ -205,7 +205,7 @@ impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> 
 
     fn learn(
         &mut self,
-        rows: &[RowId],
+        rows: &[CompletionId],
         hidden: &HiddenStates,
         parts: &[Tensor<2>],
     ) -> Result<Learned, TrainError> {
@@ -219,7 +219,7 @@ impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> 
 
     fn warm_up(
         &mut self,
-        row: RowId,
+        row: CompletionId,
         hidden: &HiddenStates,
         updates: usize,
     ) -> Result<Learned, TrainError> {

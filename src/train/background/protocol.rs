@@ -18,18 +18,18 @@ use burn::tensor::Tensor;
 
 use crate::{
     hidden::HiddenStates,
-    id::RowId,
+    id::CompletionId,
     train::{error::TrainError, state::Learned, trainer::OnlineTrainer},
 };
 
 /// What happens to a trainer between two lessons.
 #[derive(Clone, Debug)]
 pub(super) enum Change {
-    Begin(RowId),
-    Release(RowId),
+    Begin(CompletionId),
+    Release(CompletionId),
     /// Learning from a prompt. It is done by both halves: sent to the worker alone, it would become visible with a result,
     /// one lesson late.
-    WarmUp(Box<(RowId, HiddenStates, usize)>),
+    WarmUp(Box<(CompletionId, HiddenStates, usize)>),
 }
 
 impl Change {
@@ -59,7 +59,7 @@ pub(super) enum Job<T> {
 #[derive(Debug)]
 pub(super) struct Lesson {
     pub(super) changes: Vec<Change>,
-    pub(super) rows: Vec<RowId>,
+    pub(super) rows: Vec<CompletionId>,
     pub(super) hidden: HiddenStates,
     pub(super) parts: Vec<Tensor<2>>,
 }

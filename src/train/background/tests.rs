@@ -18,7 +18,7 @@ fn background() -> BackgroundTrainer<impl OnlineTrainer + Clone> {
     trainer
 }
 
-fn learn(trainer: &mut impl OnlineTrainer, row: RowId) {
+fn learn(trainer: &mut impl OnlineTrainer, row: CompletionId) {
     let states = || Tensor::<2>::ones([1, 4], &Device::flex());
     trainer.predict(&[row], &states()).unwrap();
     let hidden = HiddenStates::new(states(), states().mul_scalar(2.0)).unwrap();
@@ -28,10 +28,10 @@ fn learn(trainer: &mut impl OnlineTrainer, row: RowId) {
 #[test]
 fn what_the_worker_need_not_hear_of_does_not_pile_up() {
     let mut trainer = background();
-    learn(&mut trainer, RowId::new(0, 0)); // a job under way that nothing follows for a while
+    learn(&mut trainer, CompletionId::new(0, 0)); // a job under way that nothing follows for a while
     for request in 1..1000 {
-        trainer.release(RowId::new(request, request)); // plain: it never began
-        let steered = RowId::new(2000 + request, 2000 + request);
+        trainer.release(CompletionId::new(request, request)); // plain: it never began
+        let steered = CompletionId::new(2000 + request, 2000 + request);
         trainer.begin(steered);
         trainer.begin(steered);
         trainer.release(steered); // steered, and ended before there was anything to learn
@@ -45,7 +45,7 @@ fn a_slot_outlives_the_request_that_ends_if_another_has_joined() {
     // The worker has heard of 0. Before its next job 1 joins, 0 ends, 2 joins, 1 ends: the slot has never been empty.
     for (joins_in_time, updates) in [(true, 2), (false, 1)] {
         let mut trainer = background();
-        let row = |request| RowId::new(0, request);
+        let row = |request| CompletionId::new(0, request);
         learn(&mut trainer, row(0));
         if joins_in_time {
             trainer.begin(row(1));

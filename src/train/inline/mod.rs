@@ -14,7 +14,7 @@ use super::{
 use crate::{
     bank::{DistillerBank, Sharing, Slot, SlotKey},
     hidden::HiddenStates,
-    id::{PromptId, RowId},
+    id::{PromptId, CompletionId},
 };
 
 /// Predicts and learns on the caller's thread.
@@ -31,7 +31,7 @@ impl<S: Slots> InlineTrainer<S> {
     }
 
     /// Makes sure that the slots of these rows exist and have their place.
-    pub(crate) fn start(&mut self, rows: &[RowId]) {
+    pub(crate) fn start(&mut self, rows: &[CompletionId]) {
         for &row in rows {
             self.begin(row);
         }
@@ -39,7 +39,7 @@ impl<S: Slots> InlineTrainer<S> {
     }
 
     /// The work that a step with these rows has, slot by slot. Every row's slot has its place afterwards.
-    fn work(&mut self, rows: &[RowId]) -> Vec<SlotRows> {
+    fn work(&mut self, rows: &[CompletionId]) -> Vec<SlotRows> {
         let groups = self.bank.groups(rows);
         self.seat(&groups);
         let work = groups.into_iter().filter_map(|(key, rows)| {
@@ -80,7 +80,7 @@ impl<S: Slots> InlineTrainer<S> {
     }
 
     /// The rows that are to be learned: places in `rows`.
-    fn rows_to_train(&self, rows: &[RowId]) -> Vec<usize> {
+    fn rows_to_train(&self, rows: &[CompletionId]) -> Vec<usize> {
         match self.config.train_rows {
             TrainRows::All => (0..rows.len()).collect(),
             TrainRows::FirstPerPrompt => {
@@ -99,7 +99,7 @@ impl<S: Slots> InlineTrainer<S> {
     }
 
     /// One update of each slot that has work.
-    fn update(&mut self, rows: &[RowId], hidden: &HiddenStates) -> Result<Learned, TrainError> {
+    fn update(&mut self, rows: &[CompletionId], hidden: &HiddenStates) -> Result<Learned, TrainError> {
         if rows.is_empty() {
             return Ok(Learned::default());
         }
@@ -122,7 +122,7 @@ impl<S: Slots> InlineTrainer<S> {
     }
 
     /// Collects the first rows of slots whose distiller wants to be fitted, and fits those that have seen enough.
-    fn fit(&mut self, rows: &[RowId], hidden: &HiddenStates) -> Learned {
+    fn fit(&mut self, rows: &[CompletionId], hidden: &HiddenStates) -> Learned {
         let mut learned = Learned::default();
         let wanted = self.slots.rows_to_fit();
         if wanted == 0 || rows.is_empty() {
@@ -153,9 +153,9 @@ impl<S: Slots> InlineTrainer<S> {
     /// Adds the step's rows to what their slots have gathered, and gives the rows of the slots that have enough.
     fn gather(
         &mut self,
-        rows: &[RowId],
+        rows: &[CompletionId],
         hidden: &HiddenStates,
-    ) -> Option<(Vec<RowId>, HiddenStates)> {
+    ) -> Option<(Vec<CompletionId>, HiddenStates)> {
         let mut due = Vec::new();
         let mut states = Vec::new();
         for (key, members) in self.bank.groups(rows) {
@@ -175,7 +175,7 @@ impl<S: Slots> InlineTrainer<S> {
     }
 
     /// Gives the slot of `row` the parameters that `other` has for `theirs`, with a fresh optimizer state.
-    pub(super) fn start_from(&mut self, row: RowId, other: &Self, theirs: RowId) {
+    pub(super) fn start_from(&mut self, row: CompletionId, other: &Self, theirs: CompletionId) {
         let Some(place) = other.bank.of(theirs).and_then(|slot| slot.tensors) else {
             return;
         };
@@ -193,7 +193,7 @@ impl<S: Slots> InlineTrainer<S> {
     }
 
     /// Whether the slot of `row` has parameters of its own.
-    pub(super) fn is_seated(&self, row: RowId) -> bool {
+    pub(super) fn is_seated(&self, row: CompletionId) -> bool {
         self.bank.of(row).is_some_and(|slot| slot.tensors.is_some())
     }
 
@@ -208,15 +208,15 @@ impl<S: Slots> InlineTrainer<S> {
 }
 
 impl<S: Slots> OnlineTrainer for InlineTrainer<S> {
-    fn begin(&mut self, row: RowId) {
+    fn begin(&mut self, row: CompletionId) {
         self.bank.join(row, LiveSlot::default);
     }
 
-    fn release(&mut self, row: RowId) {
+    fn release(&mut self, row: CompletionId) {
         self.bank.leave(row);
     }
 
-    fn has(&self, row: RowId) -> bool {
+    fn has(&self, row: CompletionId) -> bool {
         self.bank.has(row)
     }
 
@@ -233,11 +233,11 @@ impl<S: Slots> OnlineTrainer for InlineTrainer<S> {
         self.slots.state_bytes()
     }
 
-    fn updates(&self, row: RowId) -> u64 {
+    fn updates(&self, row: CompletionId) -> u64 {
         self.bank.of(row).map_or(0, |slot| slot.updates)
     }
 
-    fn requests(&self) -> Vec<RowId> {
+    fn requests(&self) -> Vec<CompletionId> {
         self.bank.requests()
     }
 
@@ -245,7 +245,7 @@ impl<S: Slots> OnlineTrainer for InlineTrainer<S> {
         self.bank.slots().flat_map(|slot| &slot.state.gathered).map(HiddenStates::rows).sum()
     }
 
-    fn predict(&mut self, rows: &[RowId], shallow: &Tensor<2>) -> Result<Prediction, TrainError> {
+    fn predict(&mut self, rows: &[CompletionId], shallow: &Tensor<2>) -> Result<Prediction, TrainError> {
         for &row in rows {
             self.begin(row);
         }
@@ -255,12 +255,12 @@ impl<S: Slots> OnlineTrainer for InlineTrainer<S> {
 
     fn learn(
         &mut self,
-        rows: &[RowId],
+        rows: &[CompletionId],
         hidden: &HiddenStates,
         _parts: &[Tensor<2>],
     ) -> Result<Learned, TrainError> {
         let train = self.rows_to_train(rows);
-        let picked: Vec<RowId> = train.iter().map(|&at| rows[at]).collect();
+        let picked: Vec<CompletionId> = train.iter().map(|&at| rows[at]).collect();
         let hidden = hidden.at(&train);
         let mut learned = if self.config.update_every == 1 {
             self.update(&picked, &hidden)?
@@ -276,7 +276,7 @@ impl<S: Slots> OnlineTrainer for InlineTrainer<S> {
 
     fn warm_up(
         &mut self,
-        row: RowId,
+        row: CompletionId,
         hidden: &HiddenStates,
         updates: usize,
     ) -> Result<Learned, TrainError> {

@@ -57,8 +57,8 @@ fn matches_golden(trainer: &mut dyn OnlineTrainer, file: &str) {
     let pred = golden.values("pred");
     for step in 0..4usize {
         let live: Vec<usize> = (0..8).filter(|row| active[step * 8 + row] != 0).collect();
-        let rows: Vec<RowId> =
-            live.iter().map(|&row| RowId::new(row as u64 / 4, row as u64)).collect();
+        let rows: Vec<CompletionId> =
+            live.iter().map(|&row| CompletionId::new(row as u64 / 4, row as u64)).collect();
         let at = |states: &Tensor<3>| {
             let states = states.clone().slice([step..step + 1, 0..8, 0..576]);
             crate::tensor::select_rows(&states.reshape([8, 576]), &live)
@@ -108,9 +108,9 @@ fn a_row_sees_its_own_distiller_wherever_it_stands() {
         let golden = Golden::open("bank.prompt.safetensors");
         let x = golden.tensor::<3>("x", &device).slice([0..1, 0..8, 0..576]).reshape([8, 576]);
         let prompts = [1, 0, 1, 0, 1, 1, 0, 0];
-        let rows: Vec<RowId> = (0..8).map(|i| RowId::new(prompts[i], i as u64)).collect();
+        let rows: Vec<CompletionId> = (0..8).map(|i| CompletionId::new(prompts[i], i as u64)).collect();
         let only: Vec<usize> = (0..8).filter(|&i| prompts[i] == 1).collect();
-        let ids: Vec<RowId> = only.iter().map(|&i| rows[i]).collect();
+        let ids: Vec<CompletionId> = only.iter().map(|&i| rows[i]).collect();
         let taught = crate::tensor::select_rows(&x, &only);
         trainer.predict(&ids, &taught).unwrap();
         let hidden = HiddenStates::new(taught.clone(), taught.clone() * 2.0).unwrap();
@@ -158,9 +158,9 @@ fn eventful(trainer: &mut dyn OnlineTrainer, device: &Device) -> (Vec<Vec<f32>>,
     let mut seen = Vec::new();
     for (step, rows) in script.iter().enumerate() {
         if step == 6 {
-            (2..5).for_each(|request| trainer.release(RowId::new(1, request)));
+            (2..5).for_each(|request| trainer.release(CompletionId::new(1, request)));
         }
-        let rows: Vec<RowId> = rows.iter().map(|&(p, r)| RowId::new(p, r)).collect();
+        let rows: Vec<CompletionId> = rows.iter().map(|&(p, r)| CompletionId::new(p, r)).collect();
         let hidden = hidden(rows.len(), step as f32, device);
         seen.push(values(trainer.predict(&rows, hidden.shallow()).unwrap().expected));
         trainer.learn(&rows, &hidden, &[]).unwrap();
@@ -205,7 +205,7 @@ fn stacked_slots_are_separate_slots() {
             TrainingConfig::new().with_update_every(2),
             TrainingConfig::new().with_train_rows(TrainRows::FirstPerPrompt),
         ];
-        for sharing in [Sharing::PerPrompt, Sharing::PerRequest, Sharing::Global] {
+        for sharing in [Sharing::PerPrompt, Sharing::PerCompletion, Sharing::Global] {
             for optimizer in optimizers {
                 for config in configs {
                     agree(&swiglu[0], optimizer, sharing, config, &device);
@@ -260,8 +260,8 @@ fn a_slot_at_rest_does_not_move_by_a_bit() {
     let distiller = distiller.init(12, 4, &device).unwrap();
     let slots = StackedSlots::new(&distiller, OptimizerConfig::adam_w(1e-3)).unwrap();
     let mut trainer = InlineTrainer::new(slots, Sharing::PerPrompt, TrainingConfig::default());
-    let rows = [RowId::new(0, 0), RowId::new(1, 1), RowId::new(2, 2)];
-    let step = |trainer: &mut dyn OnlineTrainer, rows: &[RowId], phase: f32| {
+    let rows = [CompletionId::new(0, 0), CompletionId::new(1, 1), CompletionId::new(2, 2)];
+    let step = |trainer: &mut dyn OnlineTrainer, rows: &[CompletionId], phase: f32| {
         let hidden = hidden(rows.len(), phase, &device);
         trainer.predict(rows, hidden.shallow()).unwrap();
         trainer.learn(rows, &hidden, &[]).unwrap();
@@ -287,7 +287,7 @@ fn a_mini_batch_of_steps_is_one_update_on_all_of_their_rows() {
     let slots = StackedSlots::new(&distiller, optimizer).unwrap();
     let config = TrainingConfig::new().with_update_every(3);
     let mut trainer = InlineTrainer::new(slots.clone(), Sharing::PerPrompt, config);
-    let rows = [RowId::new(0, 0), RowId::new(0, 1)];
+    let rows = [CompletionId::new(0, 0), CompletionId::new(0, 1)];
     let steps: Vec<HiddenStates> = (0..3).map(|i| hidden(2, i as f32, &device)).collect();
     let mut learned = Vec::new();
     for step in &steps {
@@ -314,7 +314,7 @@ fn the_first_row_of_a_prompt_is_the_one_with_the_smallest_request() {
     let slots = StackedSlots::new(&distiller, OptimizerConfig::sgd(0.1)).unwrap();
     let config = TrainingConfig::new().with_train_rows(TrainRows::FirstPerPrompt);
     let trainer = InlineTrainer::new(slots, Sharing::Global, config);
-    let rows = [(1, 7), (0, 5), (1, 3), (0, 6), (0, 4)].map(|(p, r)| RowId::new(p, r));
+    let rows = [(1, 7), (0, 5), (1, 3), (0, 6), (0, 4)].map(|(p, r)| CompletionId::new(p, r));
     assert_eq!(trainer.rows_to_train(&rows), [2, 4]);
 }
 
@@ -327,7 +327,7 @@ fn a_slot_starts_again_from_what_is_fitted_to_its_first_rows() {
     let optimizer = OptimizerConfig::adam_w(1e-3);
     let slots = StackedSlots::new(&distiller, optimizer).unwrap();
     let steps: Vec<HiddenStates> = (0..5).map(|i| hidden(2, i as f32, &device)).collect();
-    let rows = [RowId::new(0, 0), RowId::new(0, 1)];
+    let rows = [CompletionId::new(0, 0), CompletionId::new(0, 1)];
     let x = wave(2, 12, 0.5, &device);
 
     // Two rows a step: the third step brings the sixth row.

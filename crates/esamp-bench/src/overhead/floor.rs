@@ -1,6 +1,6 @@
 //! The least that ESamp can cost, from counted work.
 
-use esamp::{DistillerConfig, llama::LlamaConfig};
+use esamp::{distillers::DistillerConfig, llama::LlamaConfig};
 
 use super::run::Case;
 

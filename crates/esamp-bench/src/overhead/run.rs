@@ -4,8 +4,9 @@ use std::{error::Error, fmt, time::Instant};
 
 use clap::ValueEnum;
 use esamp::{
-    CausalLm, Counters, Decoder, DistillerConfig, LowRankConfig, Request, Sampler, SamplerConfig,
-    Sampling, Sharing, Staleness, SwiGluConfig, TokenId, TrainingConfig, llama::Llama,
+    CausalLm, Counters, Decoder, Request, Sampler, SamplerConfig, Sampling, Sharing, TokenId,
+    distillers::{DistillerConfig, LowRankConfig, SwiGluConfig}, optim::{Staleness, TrainingConfig},
+    llama::Llama,
 };
 use serde::Serialize;
 

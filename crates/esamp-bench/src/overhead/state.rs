@@ -3,9 +3,7 @@
 use std::{error::Error, fmt};
 
 use burn::tensor::{Device, Tensor};
-use esamp::{
-    DrawKey, HiddenStates, Phase, RowId, SamplerConfig, Sampling, StepInput, StepRow, TiedHead,
-};
+use esamp::{CompletionId, DrawKey, HiddenStates, Phase, SamplerConfig, Sampling, StepInput, StepRow, TiedHead};
 
 use super::run::DistillerName;
 
@@ -29,7 +27,7 @@ pub fn of_each_distiller() -> Result<Vec<State>, Box<dyn Error>> {
         let mut sampler = config.init(D_MODEL, &device)?;
         let sampling = Sampling::default().checked()?;
         let rows = [StepRow {
-            id: RowId::new(0, 0),
+            id: CompletionId::new(0, 0),
             phase: Phase::Decode,
             draw: DrawKey::new(0, &[], 0),
             code: None,

@@ -1,6 +1,6 @@
 //! Scores of a race as vectors: centred, projected, drawn at random. In `f64`, one number per candidate.
 
-use esamp::{Candidates, RowContext};
+use esamp::filters::{Candidates, RowContext};
 use rand_distr::{Distribution, StandardNormal};
 
 /// `Σ a·b`.
@@ -34,7 +34,7 @@ pub(super) fn perturbation(candidates: &Candidates) -> Vec<f64> {
 
 /// One standard normal number for each candidate, less their mean.
 ///
-/// The number of a token comes from its own place in the stream `purpose` of the row's draw ([`Draw::rng_at`](esamp::Draw::rng_at)),
+/// The number of a token comes from its own place in the stream `purpose` of the row's draw ([`Draw::rng_at`](esamp::filters::Draw::rng_at)),
 /// so that it is the same whichever other tokens are in the race and in whatever order. Cost: one to four blocks of
 /// ChaCha8 per candidate, some 100 ns; 5 ms for a row of 50,000 tokens without a filter.
 pub(super) fn random(row: &RowContext<'_>, purpose: &str, candidates: &Candidates) -> Vec<f64> {

@@ -1,6 +1,6 @@
 //! The control for the learned direction.
 
-use esamp::{Candidates, ConfigError, Expects, NoveltyReweighter, RowContext};
+use esamp::{errors::ConfigError, filters::{Candidates, RowContext}, reweighters::{Expects, NoveltyReweighter}};
 use serde::{Deserialize, Serialize};
 
 use super::{check_beta, direction, distiller_if};
@@ -15,17 +15,17 @@ pub enum Matched {
     /// ESamp's `β·δ`: the same slope on the reference, the same length.
     #[default]
     Extrapolate,
-    /// [`Orthogonal`](esamp::Orthogonal)'s `β·δ⊥`: no slope, the same length; the same rows are left alone.
+    /// [`Orthogonal`](esamp::reweighters::Orthogonal)'s `β·δ⊥`: no slope, the same length; the same rows are left alone.
     Orthogonal,
 }
 
 /// A control: a perturbation that sharpens as much as ESamp's and is as large, in a direction that nobody learned.
 ///
-/// With `z` and `δ` as in [`Orthogonal`](esamp::Orthogonal), `δ = a·z + δ⊥`. The new score is `logit + β·(a·z + ‖δ⊥‖·ĝ)`, where `ĝ` is a random
+/// With `z` and `δ` as in [`Orthogonal`](esamp::reweighters::Orthogonal), `δ = a·z + δ⊥`. The new score is `logit + β·(a·z + ‖δ⊥‖·ĝ)`, where `ĝ` is a random
 /// direction of length 1 that is orthogonal to `z` and to constants: normal numbers from the row's
-/// [`Draw`](esamp::Draw), stream `"matched random"` ([`Draw::apart`](esamp::Draw::apart)), one for each token, projected.
+/// [`Draw`](esamp::filters::Draw), stream `"matched random"` ([`Draw::apart`](esamp::filters::Draw::apart)), one for each token, projected.
 /// Slope on the reference and length over the row's candidates are ESamp's own; what ESamp gains over this control, its
-/// distiller has learned. From the independent study that found orthogonal novelty (see [`Orthogonal`](esamp::Orthogonal)), where ESamp's
+/// distiller has learned. From the independent study that found orthogonal novelty (see [`Orthogonal`](esamp::reweighters::Orthogonal)), where ESamp's
 /// gain in diversity at equal perplexity is significant and that of this control is not.
 ///
 /// Gaussian noise of the same length in the hidden state
@@ -81,7 +81,7 @@ impl NoveltyReweighter for MatchedRandom {
 mod tests {
     use std::sync::Arc;
 
-    use esamp::{Extrapolate, Orthogonal};
+    use esamp::reweighters::{Extrapolate, Orthogonal};
 
     use super::*;
     use crate::controls::{

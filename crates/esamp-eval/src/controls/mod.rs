@@ -1,7 +1,7 @@
 //! Controls: each rules out one explanation of what a method gains. Written on the public API of `esamp`.
 //!
-//! A control on scores is a [`NoveltyReweighter`](esamp::NoveltyReweighter) in the place of ESamp's, chosen by a
-//! [`ControlConfig`]; a control on the distiller's error is an [`ExpectedControl`](esamp::ExpectedControl) of the sampler.
+//! A control on scores is a [`NoveltyReweighter`](esamp::reweighters::NoveltyReweighter) in the place of ESamp's, chosen by a
+//! [`ControlConfig`]; a control on the distiller's error is an [`ExpectedControl`](esamp::reweighters::ExpectedControl) of the sampler.
 //! `docs/design/reweighters-and-controls.md` puts them side by side.
 
 mod direction;
@@ -15,7 +15,7 @@ mod subtract;
 mod surprisal;
 
 use burn::tensor::{Int, Tensor};
-use esamp::{ConfigError, Expects, Extrapolate, Orthogonal, Sampling};
+use esamp::{Sampling, errors::ConfigError, reweighters::{Expects, Extrapolate, Orthogonal}};
 use serde::{Deserialize, Serialize};
 
 pub use gaussian_error::GaussianError;
@@ -109,8 +109,8 @@ mod tests {
 
     use burn::tensor::{Device, TensorData};
     use esamp::{
-        Candidate, Candidates, DrawKey, NoveltyReweighter, Phase, RowContext, RowId, SamplerConfig,
-        StepInput, StepRow, TiedHead,
+        CompletionId, DrawKey, Phase, SamplerConfig, StepInput, StepRow, TiedHead,
+        filters::{Candidate, Candidates, RowContext}, reweighters::NoveltyReweighter,
     };
 
     use super::*;
@@ -122,7 +122,7 @@ mod tests {
     /// A row at `position`, without a past.
     pub(super) fn context(position: u64) -> RowContext<'static> {
         let draw = key().at(position);
-        RowContext { row: RowId::new(0, 0), position, prompt: &[], generated: &[], draw }
+        RowContext { row: CompletionId::new(0, 0), position, prompt: &[], generated: &[], draw }
     }
 
     /// Gives a reweighter the logits of another model as the expected ones, and keeps the scores that it makes of them.
@@ -159,7 +159,7 @@ mod tests {
         let sampling = Sampling::new().with_custom_reweighter(witness).checked().unwrap();
         let generated = vec![0; position as usize];
         let rows = [StepRow {
-            id: RowId::new(0, 0),
+            id: CompletionId::new(0, 0),
             phase: Phase::Decode,
             draw: key(),
             code: None,

@@ -1,13 +1,13 @@
 //! The control for what a reward of this size does whatever it says.
 
-use esamp::{Candidates, ConfigError, Expects, NoveltyReweighter, RowContext};
+use esamp::{errors::ConfigError, filters::{Candidates, RowContext}, reweighters::{Expects, NoveltyReweighter}};
 
 use super::{check_beta, direction, distiller_if};
 
 /// A control: `logit + s·g`, a random reward per candidate with the variance that ESamp's perturbation has in this row.
 ///
-/// `g` is one standard normal number for each token, from the row's [`Draw`](esamp::Draw) in the stream
-/// `"random reward"` ([`Draw::apart`](esamp::Draw::apart)), centred and scaled over the row's candidates so that the
+/// `g` is one standard normal number for each token, from the row's [`Draw`](esamp::filters::Draw) in the stream
+/// `"random reward"` ([`Draw::apart`](esamp::filters::Draw::apart)), centred and scaled over the row's candidates so that the
 /// variance of `s·g` is exactly that of `β·(logit − expected)`. (The reward is what is random in the paper's control,
 /// arXiv 2604.24927; it still has a slope on the reference, by chance, in small races. The control that matches ESamp's
 /// slope is [`MatchedRandom`](super::MatchedRandom).)

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use esamp::{
-    FilterConfig, Fire, Penalties, ReweighterConfig, Sampling, Selection, TemperatureOrder, TokenId,
+    Fire, Penalties, Sampling, Selection, TemperatureOrder, TokenId, filters::FilterConfig,
+    reweighters::ReweighterConfig,
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 use serde_json::{Map, Value};

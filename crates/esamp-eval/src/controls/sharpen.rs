@@ -1,7 +1,8 @@
 //! The control for sharpening.
 
 use esamp::{
-    Candidates, ConfigError, Expects, NoveltyReweighter, ReweighterConfig, RowContext, Sampling,
+    Sampling, errors::ConfigError, filters::{Candidates, RowContext},
+    reweighters::{Expects, NoveltyReweighter, ReweighterConfig},
 };
 
 use super::check_beta;
@@ -55,7 +56,7 @@ pub fn sharpened_plain(sampling: &Sampling) -> Sampling {
 mod tests {
     use std::sync::Arc;
 
-    use esamp::Extrapolate;
+    use esamp::reweighters::Extrapolate;
 
     use super::*;
     use crate::controls::tests::*;

@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use burn::tensor::Tensor;
-use esamp::{ExpectedControl, RowContext, StepError};
+use esamp::{errors::StepError, filters::RowContext, reweighters::ExpectedControl};
 
 use super::{length, select_rows};
 

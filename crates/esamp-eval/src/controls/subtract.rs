@@ -1,6 +1,6 @@
 //! ESamp's ablation.
 
-use esamp::{Candidates, ConfigError, Expects, NoveltyReweighter, RowContext};
+use esamp::{errors::ConfigError, filters::{Candidates, RowContext}, reweighters::{Expects, NoveltyReweighter}};
 
 use super::{check_beta, distiller_if};
 

@@ -1,6 +1,6 @@
 //! The control for novelty that is only rarity.
 
-use esamp::{Candidates, ConfigError, Expects, NoveltyReweighter, RowContext};
+use esamp::{errors::ConfigError, filters::{Candidates, RowContext}, reweighters::{Expects, NoveltyReweighter}};
 
 use super::{check_beta, direction, distiller_if};
 

@@ -15,7 +15,7 @@ use burn::{
         activation::{gelu, softmax},
     },
 };
-use esamp::LoadError;
+use esamp::errors::LoadError;
 use serde::Deserialize;
 
 /// The keys of `config.json` that matter here.

@@ -11,7 +11,7 @@ mod bert;
 use std::{fs, path::Path};
 
 use burn::tensor::{DType, Device, ExecutionError, Int, Tensor, TensorData};
-use esamp::LoadError;
+use esamp::errors::LoadError;
 use tokenizers::{Tokenizer, TruncationParams};
 
 use bert::{Bert, BertConfig};

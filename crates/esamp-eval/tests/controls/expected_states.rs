@@ -2,15 +2,15 @@
 
 use burn::tensor::{Device, Tensor};
 use esamp::{
-    CheckedSampling, Choice, Counters, ExpectedControl, HiddenStates, LmHead, RowId, Sampler,
-    SamplerConfig, Sampling, Sharing, StepInput, StepRow,
+    CheckedSampling, Choice, CompletionId, Counters, HiddenStates, LmHead, Sampler, SamplerConfig, Sampling,
+    Sharing, StepInput, StepRow, reweighters::ExpectedControl,
 };
 use esamp_eval::controls::{GaussianError, ShuffledErrors};
 
 use crate::world::{D_MODEL, World, choices, esamp, log_softmax, row};
 
 fn sampler() -> Sampler {
-    SamplerConfig::new().with_sharing(Sharing::PerRequest).init(D_MODEL, &Device::flex()).unwrap()
+    SamplerConfig::new().with_sharing(Sharing::PerCompletion).init(D_MODEL, &Device::flex()).unwrap()
 }
 
 fn controlled(control: impl ExpectedControl + 'static) -> Sampler {
@@ -57,9 +57,9 @@ fn what_is_learned_and_measured_is_the_same_bit_for_bit() {
 fn a_shuffled_error_is_the_next_rows() {
     let world = World::new();
     let sampling = esamp(1.0);
-    let distiller = esamp::SwiGluConfig::new().init(D_MODEL, 0, &world.device).unwrap();
+    let distiller = esamp::distillers::SwiGluConfig::new().init(D_MODEL, 0, &world.device).unwrap();
     let hidden = world.hidden(&[0, 1, 2]);
-    let predicted = esamp::Distiller::predict(&distiller, hidden.shallow().clone());
+    let predicted = esamp::distillers::Distiller::predict(&distiller, hidden.shallow().clone());
     let error = hidden.deep().clone() - predicted;
     let next = Tensor::cat(
         vec![error.clone().slice([1..3, 0..D_MODEL]), error.slice([0..1, 0..D_MODEL])],
@@ -127,7 +127,7 @@ fn gaussian_errors_are_the_rows_own_in_any_company() {
         assert_eq!(alone.token, together.token);
         assert!((alone.log_prob - together.log_prob).abs() < 1e-4);
     }
-    let moved = StepRow { id: RowId::new(9, 9), ..rows[0] };
+    let moved = StepRow { id: CompletionId::new(9, 9), ..rows[0] };
     let again = choices(world.step(&mut controlled(GaussianError), &[moved], &[0]).unwrap());
     assert_eq!(again[0].token, together[0].token, "the stream belongs to the draw, not to the id");
 }

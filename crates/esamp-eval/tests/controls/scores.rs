@@ -5,9 +5,9 @@ use burn::{
     tensor::{Device, Tensor, TensorData},
 };
 use esamp::{
-    CausalLm, CheckedSampling, Choice, Completion, Decoder, Distiller, Fire, LmHead, Phase,
-    Request, ReweighterConfig, Sampler, SamplerConfig, Sampling, Sharing, StepInput, StepRow,
-    SwiGluConfig, TokenId, testing::TinyLm,
+    CausalLm, CheckedSampling, Choice, Completion, Decoder, Fire, LmHead, Phase, Request, Sampler,
+    SamplerConfig, Sampling, Sharing, StepInput, StepRow, TokenId, distillers::{Distiller, SwiGluConfig},
+    reweighters::ReweighterConfig, testing::TinyLm,
 };
 use esamp_eval::controls::{ControlConfig, GaussianError, Matched, sharpened_plain};
 
@@ -267,7 +267,7 @@ fn a_rows_tokens_do_not_depend_on_its_company_under_a_control() {
     for (config, gaussian) in arms {
         let decoder = || {
             let mut sampler = SamplerConfig::new()
-                .with_sharing(Sharing::PerRequest)
+                .with_sharing(Sharing::PerCompletion)
                 .init(model.d_model(), &Device::flex())
                 .unwrap();
             if gaussian {

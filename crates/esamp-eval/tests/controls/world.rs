@@ -2,8 +2,8 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 use esamp::{
-    CheckedSampling, Choice, DrawKey, HiddenStates, LmHead, Phase, RowId, Sampler, SamplerConfig,
-    Sampling, StepError, StepInput, StepOutput, StepRow, TiedHead,
+    CheckedSampling, Choice, CompletionId, DrawKey, HiddenStates, LmHead, Phase, Sampler, SamplerConfig,
+    Sampling, StepInput, StepOutput, StepRow, TiedHead, errors::StepError,
 };
 
 pub(crate) const D_MODEL: usize = 8;
@@ -57,7 +57,7 @@ pub(crate) fn sampler() -> Sampler {
 
 pub(crate) fn row(prompt: u64, request: u64, sampling: &CheckedSampling) -> StepRow<'_> {
     StepRow {
-        id: RowId::new(prompt, request),
+        id: CompletionId::new(prompt, request),
         phase: Phase::Decode,
         draw: DrawKey::new(7, &[1, 2, 3], request),
         code: None,

@@ -2,14 +2,14 @@
 //!
 //! Each token is tinted by its novelty; over a token, or with the keyboard on it, the page says what it was chosen from and
 //! what steering had to do with it. Below are the loss, the novelty and the entropy over the completions. Everything comes
-//! from the traces that an observer is shown ([`esamp::Recorder`]).
+//! from the traces that an observer is shown ([`esamp::telemetry::Recorder`]).
 
 mod chart;
 mod markup;
 mod scale;
 mod token;
 
-use esamp::{Completion, Detokenize, FinishReason, Recorder, RowTrace, TextError, TextStream};
+use esamp::{Completion, Detokenize, FinishReason, TextStream, errors::TextError, telemetry::{Recorder, RowTrace}};
 
 use chart::{Chart, Line};
 use markup::escaped;

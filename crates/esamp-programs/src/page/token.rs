@@ -1,6 +1,6 @@
 //! One token: its text, its tints, and what is said over it.
 
-use esamp::{RowTrace, Steering};
+use esamp::telemetry::{RowTrace, Steering};
 
 use super::{
     ShownToken, TINTS,

@@ -19,7 +19,7 @@
 
 use std::collections::HashMap;
 
-use esamp::{Detokenize, TextError, TokenId};
+use esamp::{Detokenize, TokenId, errors::TextError};
 use esamp_programs::failure::Failure;
 
 use super::{
