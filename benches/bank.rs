@@ -9,9 +9,11 @@ use std::{hint::black_box, time::Duration};
 use burn::tensor::{Device, Tensor, TensorData};
 use criterion::{BenchmarkId, Criterion, SamplingMode, criterion_group, criterion_main};
 use esamp::{
-    CheckedSampling, CompletionId, DrawKey, HiddenStates, LmHead, Phase, Sampler, SamplerConfig, Sampling,
-    StepInput, StepRow, TiedHead, distillers::{DistillerConfig, LowRankConfig, SwiGluConfig},
-    optim::TrainingConfig, unstable::SlotPath,
+    CheckedSampling, CompletionId, DrawKey, HiddenStates, LmHead, Phase, Sampler, SamplerConfig,
+    Sampling, StepInput, StepRow, TiedHead,
+    distillers::{DistillerConfig, LowRankConfig, SwiGluConfig},
+    optim::TrainingConfig,
+    unstable::SlotPath,
 };
 
 const D_MODEL: usize = 576;
@@ -81,7 +83,9 @@ impl Batch {
         prompts: &[u64],
         hidden: HiddenStates,
     ) -> Result<usize, Box<dyn std::error::Error>> {
-        let ids = prompts.iter().flat_map(|&p| (0..ROWS).map(move |i| CompletionId::new(p, p * ROWS + i)));
+        let ids = prompts
+            .iter()
+            .flat_map(|&p| (0..ROWS).map(move |i| CompletionId::new(p, p * ROWS + i)));
         let sampling = &self.sampling;
         let rows: Vec<StepRow<'_>> = ids
             .map(|id| StepRow {

@@ -18,7 +18,10 @@ use std::{
 use anyhow::{Context, Result};
 use burn::tensor::Device;
 use clap::Parser;
-use esamp::{CausalLm, Decoder, Request, SamplerConfig, Sampling, TokenId, llama::{Llama, Tokenizer}};
+use esamp::{
+    CausalLm, Decoder, Request, SamplerConfig, Sampling, TokenId,
+    llama::{Llama, Tokenizer},
+};
 use esamp_programs::model_source::{Cache, ModelSource};
 
 /// Plain decoding of SmolLM2-135M.

@@ -4,7 +4,11 @@ use std::hint::black_box;
 
 use burn::tensor::{Device, Distribution, Tensor};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use esamp::{HiddenStates, distillers::{Distiller, LowRankConfig, SwiGluConfig}, optim::{Learner, OptimizerConfig}};
+use esamp::{
+    HiddenStates,
+    distillers::{Distiller, LowRankConfig, SwiGluConfig},
+    optim::{Learner, OptimizerConfig},
+};
 
 const D_MODEL: usize = 576;
 

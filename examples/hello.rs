@@ -9,7 +9,9 @@
 use std::{error::Error, ops::ControlFlow};
 
 use burn::tensor::Device;
-use esamp::{CausalLm, Decoder, Request, SamplerConfig, Sampling, optim::OptimizerConfig, testing::TinyLm};
+use esamp::{
+    CausalLm, Decoder, Request, SamplerConfig, Sampling, optim::OptimizerConfig, testing::TinyLm,
+};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let model = TinyLm::new(1, &Device::flex());

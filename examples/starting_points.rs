@@ -15,8 +15,11 @@ use std::ops::ControlFlow;
 use burn::tensor::{Device, Int, Tensor};
 use esamp::{
     CausalLm, Decoder, HiddenStates, Request, SamplerConfig, Sampling, SequenceTap, TokenId,
-    distillers::{Distiller, LowRankConfig, LowRankDistiller, LowRankStart, SourceNorm, SwiGluConfig},
-    optim::{Learner, OptimizerConfig}, llama::{ChatMessage, ChatTemplate, Llama, Tokenizer},
+    distillers::{
+        Distiller, LowRankConfig, LowRankDistiller, LowRankStart, SourceNorm, SwiGluConfig,
+    },
+    llama::{ChatMessage, ChatTemplate, Llama, Tokenizer},
+    optim::{Learner, OptimizerConfig},
 };
 use esamp_programs::model_source::{Cache, ModelSource};
 

@@ -22,8 +22,9 @@ use burn::{
     tensor::{Device, Int, Tensor},
 };
 use esamp::{
-    CausalLm, CompletionId, Decoder, DrawKey, FinishReason, HiddenStateTap, KvCache, LmHead, PairTap, Phase,
-    Request, SamplerConfig, Sampling, StepInput, StepRow, TapSite, TokenId, errors::ModelError,
+    CausalLm, CompletionId, Decoder, DrawKey, FinishReason, HiddenStateTap, KvCache, LmHead,
+    PairTap, Phase, Request, SamplerConfig, Sampling, StepInput, StepRow, TapSite, TokenId,
+    errors::ModelError,
 };
 
 const VOCAB: usize = 100;

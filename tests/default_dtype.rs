@@ -5,8 +5,9 @@
 
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 use esamp::{
-    CompletionId, DrawKey, HiddenStates, LmHead, Phase, SamplerConfig, Sampling, Sharing, StepInput, StepRow,
-    TiedHead, distillers::{DistillerConfig, LowRankConfig, LowRankStart, SwiGluConfig},
+    CompletionId, DrawKey, HiddenStates, LmHead, Phase, SamplerConfig, Sampling, Sharing,
+    StepInput, StepRow, TiedHead,
+    distillers::{DistillerConfig, LowRankConfig, LowRankStart, SwiGluConfig},
     snapshots::SnapshotPrecision,
 };
 

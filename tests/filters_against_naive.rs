@@ -4,9 +4,12 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 use esamp::{
-    CheckedSampling, CompletionId, DrawKey, Phase, SamplerConfig, Sampling, StepInput, StepRow, TiedHead,
-    TokenId,
-    filters::{CandidateFilter, Candidates, EpsilonCutoff, EtaCutoff, MinP, RowContext, TopK, TopNSigma, TopP, Typical, Xtc},
+    CheckedSampling, CompletionId, DrawKey, Phase, SamplerConfig, Sampling, StepInput, StepRow,
+    TiedHead, TokenId,
+    filters::{
+        CandidateFilter, Candidates, EpsilonCutoff, EtaCutoff, MinP, RowContext, TopK, TopNSigma,
+        TopP, Typical, Xtc,
+    },
 };
 use proptest::prelude::*;
 

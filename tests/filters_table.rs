@@ -4,9 +4,12 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 use esamp::{
-    CompletionId, DrawKey, Phase, SamplerConfig, Sampling, StepInput, StepRow, TemperatureOrder, TiedHead,
-    TokenId, TokenMask,
-    filters::{CandidateFilter, Candidates, EpsilonCutoff, EtaCutoff, MinP, RowContext, TopK, TopNSigma, TopP, Typical, Xtc},
+    CompletionId, DrawKey, Phase, SamplerConfig, Sampling, StepInput, StepRow, TemperatureOrder,
+    TiedHead, TokenId, TokenMask,
+    filters::{
+        CandidateFilter, Candidates, EpsilonCutoff, EtaCutoff, MinP, RowContext, TopK, TopNSigma,
+        TopP, Typical, Xtc,
+    },
 };
 use esamp_testkit::golden::Golden;
 

@@ -8,7 +8,9 @@ use burn::{
 };
 use esamp::{
     HiddenStates, LmHead,
-    distillers::{Distiller, LowRankDistiller, LowRankStart, SourceNorm, SwiGluBlock, SwiGluDistiller},
+    distillers::{
+        Distiller, LowRankDistiller, LowRankStart, SourceNorm, SwiGluBlock, SwiGluDistiller,
+    },
     optim::{Learner, OptimizerConfig, UpdateRule},
 };
 use esamp_testkit::golden::{Golden, assert_close, devices, values};

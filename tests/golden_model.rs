@@ -5,7 +5,8 @@
 use burn::tensor::{Device, Int, Tensor};
 use esamp::{
     CausalLm, CompletionId, DrawKey, PairTap, TokenId,
-    filters::{CandidateFilter, Candidates, RowContext, TopP}, llama::Llama,
+    filters::{CandidateFilter, Candidates, RowContext, TopP},
+    llama::Llama,
 };
 use esamp_programs::model_source::{Cache, ModelSource};
 use esamp_testkit::golden::{self, Golden, assert_close, values};

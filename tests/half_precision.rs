@@ -9,10 +9,13 @@ use burn::{
     tensor::{DType, Device, Int, Tensor},
 };
 use esamp::{
-    CausalLm, Completion, Counters, Decoder, HiddenStates, HiddenStateTap, NoTap, Request, Sampler,
+    CausalLm, Completion, Counters, Decoder, HiddenStateTap, HiddenStates, NoTap, Request, Sampler,
     SamplerConfig, Sampling, SequenceTap, TapSite, TokenId,
-    distillers::{Distiller, LowRankConfig, SwiGluConfig}, filters::{Candidates, RowContext},
-    optim::{Learner, OptimizerConfig, UpdateRule}, reweighters::NoveltyReweighter, llama::Llama,
+    distillers::{Distiller, LowRankConfig, SwiGluConfig},
+    filters::{Candidates, RowContext},
+    llama::Llama,
+    optim::{Learner, OptimizerConfig, UpdateRule},
+    reweighters::NoveltyReweighter,
 };
 use esamp_testkit::golden::{self, assert_close, values};
 

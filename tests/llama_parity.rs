@@ -6,7 +6,8 @@ use std::{fs, path::PathBuf};
 
 use burn::tensor::{Device, Int, Tensor};
 use esamp::{
-    CausalLm, KvCache, NoTap, PairTap, SequenceTap, TokenId, errors::ModelError,
+    CausalLm, KvCache, NoTap, PairTap, SequenceTap, TokenId,
+    errors::ModelError,
     llama::{Llama, LlamaConfig, RopeScaling},
 };
 use esamp_testkit::golden::{self, Golden, assert_close, devices, values};

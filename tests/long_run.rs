@@ -7,9 +7,11 @@
 
 use burn::tensor::{Device, Tensor};
 use esamp::{
-    Completion, Counters, Decoder, Event, FinishReason, HiddenStates, Request, RequestId, SamplerConfig,
-    Sampling, Sharing, TokenId, distillers::SwiGluConfig,
-    optim::{AdaptiveConfig, OptimizerConfig, Staleness, TrainingConfig}, testing::TinyLm,
+    Completion, Counters, Decoder, Event, FinishReason, HiddenStates, Request, RequestId,
+    SamplerConfig, Sampling, Sharing, TokenId,
+    distillers::SwiGluConfig,
+    optim::{AdaptiveConfig, OptimizerConfig, Staleness, TrainingConfig},
+    testing::TinyLm,
 };
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 

@@ -9,10 +9,12 @@ use burn::{
     tensor::{Device, Tensor, TensorData},
 };
 use esamp::{
-    CompletionId, DrawKey, HiddenStates, LmHead, Phase, Sampler, SamplerConfig, Sampling, Sharing, StepInput,
-    StepRow, TiedHead, TokenId,
-    distillers::{Distiller, DistillerConfig, LowRankConfig, LowRankStart, SwiGluConfig}, errors::SnapshotError,
-    optim::{AdaptiveConfig, OptimizerConfig, Staleness, TrainingConfig}, snapshots::SnapshotPrecision,
+    CompletionId, DrawKey, HiddenStates, LmHead, Phase, Sampler, SamplerConfig, Sampling, Sharing,
+    StepInput, StepRow, TiedHead, TokenId,
+    distillers::{Distiller, DistillerConfig, LowRankConfig, LowRankStart, SwiGluConfig},
+    errors::SnapshotError,
+    optim::{AdaptiveConfig, OptimizerConfig, Staleness, TrainingConfig},
+    snapshots::SnapshotPrecision,
 };
 
 const D_MODEL: usize = 6;
@@ -357,7 +359,9 @@ fn old_config() -> SamplerConfig {
         .with_distiller(DistillerConfig::SwiGlu(SwiGluConfig::new().with_d_hidden(4)))
         .with_sharing(Sharing::Adaptive(AdaptiveConfig::default()))
         .with_training(
-            TrainingConfig::new().with_update_every(2).with_slot_path(esamp::unstable::SlotPath::Stacked),
+            TrainingConfig::new()
+                .with_update_every(2)
+                .with_slot_path(esamp::unstable::SlotPath::Stacked),
         )
 }
 
@@ -400,7 +404,10 @@ fn a_job_that_has_failed_is_no_snapshot() {
         Sampler::builder(config).with_distiller(Fails {}).build(D_MODEL, &Device::flex()).unwrap();
     step(&mut sampler, 0);
     let error = sampler.save(&path, SnapshotPrecision::F32).unwrap_err();
-    assert!(matches!(error, SnapshotError::Train(esamp::errors::TrainError::Worker { .. })), "{error}");
+    assert!(
+        matches!(error, SnapshotError::Train(esamp::errors::TrainError::Worker { .. })),
+        "{error}"
+    );
     assert!(!path.exists());
 }
 

@@ -4,7 +4,10 @@
 
 use std::path::{Path, PathBuf};
 
-use esamp::{Detokenize, TextStream, TokenId, llama::{ChatMessage, ChatTemplate, Tokenizer}};
+use esamp::{
+    Detokenize, TextStream, TokenId,
+    llama::{ChatMessage, ChatTemplate, Tokenizer},
+};
 use esamp_programs::model_source::{Cache, ModelSource};
 use esamp_testkit::golden;
 

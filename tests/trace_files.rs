@@ -10,9 +10,11 @@ use std::{
 
 use burn::tensor::Device;
 use esamp::{
-    CausalLm, CompletionId, Decoder, PromptId, Request, SamplerConfig, errors::TraceError,
-    telemetry::{Observer, Recorder, Steering, TraceRecord, TraceWriter, read_traces}, unstable::SlotKey,
+    CausalLm, CompletionId, Decoder, PromptId, Request, SamplerConfig,
+    errors::TraceError,
+    telemetry::{Observer, Recorder, Steering, TraceRecord, TraceWriter, read_traces},
     testing::TinyLm,
+    unstable::SlotKey,
 };
 use serde_json::Value;
 

@@ -7,9 +7,11 @@ use std::{
 
 use burn::tensor::Device;
 use esamp::{
-    CausalLm, Completion, Counters, Decoder, DecodeStats, Event, FinishReason, Request, Sampler, SamplerConfig,
-    TokenId, snapshots::SnapshotPrecision, telemetry::{Observer, Recorder, RowTrace, StepTrace},
+    CausalLm, Completion, Counters, DecodeStats, Decoder, Event, FinishReason, Request, Sampler,
+    SamplerConfig, TokenId,
     llama::{ChatMessage, ChatTemplate, Llama, Tokenizer},
+    snapshots::SnapshotPrecision,
+    telemetry::{Observer, Recorder, RowTrace, StepTrace},
 };
 use esamp_programs::failure::Failure;
 

@@ -5,7 +5,8 @@ use std::{fs, path::Path};
 use burn::tensor::Device;
 use esamp::{
     Fire, Sampler, SamplerConfig, Sampling, Sharing, TemperatureOrder,
-    distillers::{DistillerConfig, LowRankConfig, SwiGluConfig}, filters::FilterConfig,
+    distillers::{DistillerConfig, LowRankConfig, SwiGluConfig},
+    filters::FilterConfig,
     reweighters::{Contrast, Expects, ReweighterConfig},
 };
 use esamp_programs::failure::Failure;

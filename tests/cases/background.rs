@@ -10,8 +10,10 @@ use burn::{
 use esamp::{
     CheckedSampling, CompletionId, Decoder, DrawKey, HiddenStates, LmHead, Phase, Request, Sampler,
     SamplerConfig, Sampling, Sharing, StepInput, StepRow, TiedHead, TokenId,
-    distillers::{Distiller, SwiGluConfig}, errors::TrainError,
-    optim::{Learner, OptimizerConfig, Staleness, TrainingConfig}, testing::TinyLm,
+    distillers::{Distiller, SwiGluConfig},
+    errors::TrainError,
+    optim::{Learner, OptimizerConfig, Staleness, TrainingConfig},
+    testing::TinyLm,
 };
 
 const D_MODEL: usize = 8;

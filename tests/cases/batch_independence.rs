@@ -5,8 +5,8 @@ use std::ops::ControlFlow;
 use crate::device;
 use burn::tensor::{Int, Tensor};
 use esamp::{
-    CausalLm, Completion, Decoder, KvCache, NoTap, Request, SamplerConfig, Sampling, Sharing, TokenId,
-    testing::TinyLm,
+    CausalLm, Completion, Decoder, KvCache, NoTap, Request, SamplerConfig, Sampling, Sharing,
+    TokenId, testing::TinyLm,
 };
 
 fn model() -> TinyLm {
@@ -115,7 +115,8 @@ fn value_stability() {
         decoder.submit(request(&[1, 2, 3], 42, beta).with_max_new_tokens(12)).unwrap();
         tokens(&run(&mut decoder))
     };
-    let low_rank = esamp::distillers::DistillerConfig::LowRank(esamp::distillers::LowRankConfig::new());
+    let low_rank =
+        esamp::distillers::DistillerConfig::LowRank(esamp::distillers::LowRankConfig::new());
     let all = [
         pinned(SamplerConfig::new(), 0.0),
         pinned(SamplerConfig::new(), 1.0),

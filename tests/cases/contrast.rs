@@ -4,7 +4,8 @@ use std::ops::ControlFlow;
 
 use esamp::{
     CausalLm, Completion, Decoder, FinishReason, Request, SamplerConfig, Sampling, TokenId,
-    reweighters::ReweighterConfig, testing::{ScriptedLm, TinyLm},
+    reweighters::ReweighterConfig,
+    testing::{ScriptedLm, TinyLm},
 };
 
 use crate::device;

@@ -5,9 +5,11 @@ use std::{ops::ControlFlow, sync::Arc};
 use crate::device;
 use burn::tensor::{Device, Int, Tensor};
 use esamp::{
-    CausalLm, Completion, CompletionId, Decoder, Detokenize, Event, FinishReason, HiddenStateTap, KvCache,
-    LmHead, Request, RequestId, Sampler, SamplerConfig, Sampling, TokenId, TokenMask, TokenMasker,
-    errors::{ModelError, RequestError, StepError, TextError}, testing::{ScriptedLm, TinyLm},
+    CausalLm, Completion, CompletionId, Decoder, Detokenize, Event, FinishReason, HiddenStateTap,
+    KvCache, LmHead, Request, RequestId, Sampler, SamplerConfig, Sampling, TokenId, TokenMask,
+    TokenMasker,
+    errors::{ModelError, RequestError, StepError, TextError},
+    testing::{ScriptedLm, TinyLm},
 };
 
 fn sampler(d_model: usize) -> Sampler {
@@ -638,8 +640,9 @@ fn a_plain_run_needs_no_taps() {
 #[test]
 fn a_model_and_its_parts_may_be_shared_by_pointer() {
     let model = Arc::new(TinyLm::new(3, &device()));
-    let masker: Arc<dyn TokenMasker> =
-        Arc::new(|_: CompletionId, _: &[TokenId]| Some(TokenMask::allowing(TinyLm::VOCAB, [1, 2, 5])));
+    let masker: Arc<dyn TokenMasker> = Arc::new(|_: CompletionId, _: &[TokenId]| {
+        Some(TokenMask::allowing(TinyLm::VOCAB, [1, 2, 5]))
+    });
     let detokenizer: Arc<dyn Detokenize> = Arc::new(TinyLm::detokenizer());
     fn run(
         model: impl CausalLm,

@@ -4,8 +4,9 @@ use std::sync::{Arc, Mutex};
 
 use burn::tensor::Tensor;
 use esamp::{
-    Choice, CompletionId, Counters, DrawKey, HiddenStates, LmHead, Phase, Sampler, SamplerConfig, Sharing,
-    StepInput, StepRow, errors::StepError, filters::RowContext, reweighters::ExpectedControl,
+    Choice, CompletionId, Counters, DrawKey, HiddenStates, LmHead, Phase, Sampler, SamplerConfig,
+    Sharing, StepInput, StepRow, errors::StepError, filters::RowContext,
+    reweighters::ExpectedControl,
 };
 
 use super::sampler_step::{D_MODEL, World, choices, esamp, log_softmax, row};
@@ -46,7 +47,10 @@ impl ExpectedControl for Failing {
 }
 
 fn sampler() -> Sampler {
-    SamplerConfig::new().with_sharing(Sharing::PerCompletion).init(D_MODEL, &crate::device()).unwrap()
+    SamplerConfig::new()
+        .with_sharing(Sharing::PerCompletion)
+        .init(D_MODEL, &crate::device())
+        .unwrap()
 }
 
 fn controlled(control: impl ExpectedControl + 'static) -> Sampler {

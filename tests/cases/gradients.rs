@@ -6,7 +6,8 @@ use burn::{
     tensor::{Device, Tensor, TensorData},
 };
 use esamp::{
-    HiddenStates, distillers::{Distiller, LowRankConfig, OutputStart, SwiGluConfig},
+    HiddenStates,
+    distillers::{Distiller, LowRankConfig, OutputStart, SwiGluConfig},
     optim::{Learner, OptimizerConfig},
 };
 

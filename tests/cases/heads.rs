@@ -118,8 +118,10 @@ fn the_narrow_way_the_wide_way_and_the_formula_agree_for_every_head() {
 
             let hidden = world.hidden(&[context]);
             let reference = host(head.logits(hidden.deep().clone()));
-            let expected =
-                host(head.logits(esamp::distillers::Distiller::predict(&distiller, hidden.shallow().clone())));
+            let expected = host(head.logits(esamp::distillers::Distiller::predict(
+                &distiller,
+                hidden.shallow().clone(),
+            )));
             let mut order: Vec<usize> = (0..VOCAB).collect();
             order.sort_by(|&a, &b| reference[b].total_cmp(&reference[a]));
             let fused: Vec<f32> =

@@ -9,10 +9,10 @@ use super::sampler_step::log_softmax;
 use crate::device;
 use burn::tensor::{Device, Tensor, TensorData};
 use esamp::{
-    CausalLm, CheckedSampling, Choice, CompletionId, Decoder, DrawKey, Fire, HiddenStates, LmHead, Penalties,
-    Phase, Request, Sampler, SamplerConfig, Sampling, StepInput, StepRow, TemperatureOrder, TiedHead, TokenId,
-    TokenMask, distillers::Distiller, errors::RowError, filters::RowContext, telemetry::Recorder,
-    testing::ScriptedLm,
+    CausalLm, CheckedSampling, Choice, CompletionId, Decoder, DrawKey, Fire, HiddenStates, LmHead,
+    Penalties, Phase, Request, Sampler, SamplerConfig, Sampling, StepInput, StepRow,
+    TemperatureOrder, TiedHead, TokenId, TokenMask, distillers::Distiller, errors::RowError,
+    filters::RowContext, telemetry::Recorder, testing::ScriptedLm,
 };
 
 const D_MODEL: usize = 8;

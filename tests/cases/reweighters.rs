@@ -2,9 +2,12 @@
 
 use burn::{module::Module, tensor::Tensor};
 use esamp::{
-    CausalLm, CheckedSampling, Choice, Completion, CompletionId, Decoder, LmHead, Phase, Request, Sampler,
-    SamplerConfig, Sampling, Sharing, StepInput, StepRow, TokenId, distillers::{Distiller, SwiGluConfig},
-    errors::StepError, reweighters::ReweighterConfig, testing::TinyLm,
+    CausalLm, CheckedSampling, Choice, Completion, CompletionId, Decoder, LmHead, Phase, Request,
+    Sampler, SamplerConfig, Sampling, Sharing, StepInput, StepRow, TokenId,
+    distillers::{Distiller, SwiGluConfig},
+    errors::StepError,
+    reweighters::ReweighterConfig,
+    testing::TinyLm,
 };
 
 use super::sampler_step::{D_MODEL, VOCAB, World, choices, esamp, log_softmax, row, sampler, wave};

@@ -6,9 +6,12 @@ use burn::{
     tensor::{DType, Device, Tensor, TensorData},
 };
 use esamp::{
-    CheckedSampling, Choice, CompletionId, DrawKey, HiddenStates, LmHead, Phase, Sampler, SamplerConfig,
-    Sampling, Sharing, StepInput, StepOutput, StepRow, TemperatureOrder, TiedHead, TokenMask,
-    distillers::Distiller, errors::{RowError, StepError, TrainError}, unstable::Gradient,
+    CheckedSampling, Choice, CompletionId, DrawKey, HiddenStates, LmHead, Phase, Sampler,
+    SamplerConfig, Sampling, Sharing, StepInput, StepOutput, StepRow, TemperatureOrder, TiedHead,
+    TokenMask,
+    distillers::Distiller,
+    errors::{RowError, StepError, TrainError},
+    unstable::Gradient,
 };
 
 pub(crate) const D_MODEL: usize = 8;
@@ -163,7 +166,11 @@ fn beta_zero_is_plain_sampling_and_no_distiller_work() {
 struct Never;
 
 impl esamp::reweighters::NoveltyReweighter for Never {
-    fn reweight(&self, _row: &esamp::filters::RowContext<'_>, candidates: &mut esamp::filters::Candidates) {
+    fn reweight(
+        &self,
+        _row: &esamp::filters::RowContext<'_>,
+        candidates: &mut esamp::filters::Candidates,
+    ) {
         assert!(candidates.as_slice().iter().all(|candidate| candidate.expected == 0.0));
     }
 
@@ -226,7 +233,8 @@ fn prediction_comes_before_the_update_and_sees_the_one_before() {
     let sampling = esamp(0.25);
     let mut sampler = sampler();
     let distiller = esamp::distillers::SwiGluConfig::new().init(D_MODEL, 0, &world.device).unwrap();
-    let mut learner = esamp::optim::Learner::new(distiller, esamp::optim::OptimizerConfig::paper()).unwrap();
+    let mut learner =
+        esamp::optim::Learner::new(distiller, esamp::optim::OptimizerConfig::paper()).unwrap();
     for step in 0..5 {
         let hidden = world.hidden(&[step]);
         let expected = learner.distiller().predict(hidden.shallow().clone());
@@ -636,7 +644,11 @@ fn a_reweighter_that_returns_no_number_fails_its_row_only() {
     #[derive(Debug)]
     struct Broken;
     impl esamp::reweighters::NoveltyReweighter for Broken {
-        fn reweight(&self, _row: &esamp::filters::RowContext<'_>, candidates: &mut esamp::filters::Candidates) {
+        fn reweight(
+            &self,
+            _row: &esamp::filters::RowContext<'_>,
+            candidates: &mut esamp::filters::Candidates,
+        ) {
             candidates.rescore(|c| if c.token == 3 { f32::NAN } else { c.logit });
         }
     }
@@ -673,7 +685,9 @@ fn settings_out_of_range_are_refused_when_they_are_made() {
         refused(SamplerConfig::new().with_optimizer(rate)),
         "learning_rate: expected a number above 0, got 0"
     );
-    let blocks = esamp::distillers::DistillerConfig::SwiGlu(esamp::distillers::SwiGluConfig::new().with_blocks(0));
+    let blocks = esamp::distillers::DistillerConfig::SwiGlu(
+        esamp::distillers::SwiGluConfig::new().with_blocks(0),
+    );
     assert_eq!(
         refused(SamplerConfig::new().with_distiller(blocks)),
         "blocks: expected at least 1, got 0"

@@ -5,9 +5,9 @@ use std::{collections::BTreeMap, ops::ControlFlow};
 use crate::device;
 use burn::tensor::{Device, Tensor, TensorData};
 use esamp::{
-    CausalLm, CheckedSampling, Completion, CompletionId, Decoder, DrawKey, HiddenStates, LmHead, Phase,
-    Request, Sampler, SamplerConfig, Sampling, Selection, StepInput, StepRow, TiedHead, TokenId,
-    distillers::Distiller, errors::RowError, testing::ScriptedLm,
+    CausalLm, CheckedSampling, Completion, CompletionId, Decoder, DrawKey, HiddenStates, LmHead,
+    Phase, Request, Sampler, SamplerConfig, Sampling, Selection, StepInput, StepRow, TiedHead,
+    TokenId, distillers::Distiller, errors::RowError, testing::ScriptedLm,
 };
 
 const PROBABILITIES: [f64; 4] = [0.15, 0.5, 0.05, 0.3];

@@ -7,8 +7,12 @@ use crate::{
 use burn::tensor::{Device, Tensor, TensorData};
 use esamp::{
     HiddenStates,
-    distillers::{Distiller, LowRankConfig, LowRankDistiller, LowRankStart, OutputStart, SourceNorm, SwiGluConfig},
-    errors::ConfigError, optim::{Learner, OptimizerConfig},
+    distillers::{
+        Distiller, LowRankConfig, LowRankDistiller, LowRankStart, OutputStart, SourceNorm,
+        SwiGluConfig,
+    },
+    errors::ConfigError,
+    optim::{Learner, OptimizerConfig},
 };
 
 type Matrix = Vec<Vec<f64>>;

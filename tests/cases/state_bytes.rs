@@ -2,9 +2,11 @@
 
 use burn::tensor::Tensor;
 use esamp::{
-    CompletionId, DrawKey, HiddenStates, Phase, Sampler, SamplerConfig, Sampling, Sharing, StepInput, StepRow,
-    TiedHead, distillers::{DistillerConfig, LowRankConfig, SwiGluConfig},
-    optim::{OptimizerConfig, Staleness, TrainingConfig}, unstable::SlotPath,
+    CompletionId, DrawKey, HiddenStates, Phase, Sampler, SamplerConfig, Sampling, Sharing,
+    StepInput, StepRow, TiedHead,
+    distillers::{DistillerConfig, LowRankConfig, SwiGluConfig},
+    optim::{OptimizerConfig, Staleness, TrainingConfig},
+    unstable::SlotPath,
 };
 
 const D_MODEL: usize = 6;

@@ -11,11 +11,16 @@ use burn::{
     tensor::{Tensor, TensorData},
 };
 use esamp::{
-    CausalLm, CheckedSampling, Choice, Completion, CompletionId, Counters, Decoder, DrawKey, HiddenStates,
-    LmHead, Phase, Request, Sampler, SamplerConfig, Sampling, Sharing, StepInput, StepOutput, StepRow,
-    TemperatureOrder, TokenMask, distillers::Distiller, errors::{RowError, TrainError}, optim::OptimizerConfig,
-    reweighters::ReweighterConfig, telemetry::{Observer, Recorder, RowTrace, Steering}, unstable::SlotKey,
+    CausalLm, CheckedSampling, Choice, Completion, CompletionId, Counters, Decoder, DrawKey,
+    HiddenStates, LmHead, Phase, Request, Sampler, SamplerConfig, Sampling, Sharing, StepInput,
+    StepOutput, StepRow, TemperatureOrder, TokenMask,
+    distillers::Distiller,
+    errors::{RowError, TrainError},
+    optim::OptimizerConfig,
+    reweighters::ReweighterConfig,
+    telemetry::{Observer, Recorder, RowTrace, Steering},
     testing::TinyLm,
+    unstable::SlotKey,
 };
 
 /// Predicts the shallow state itself, so that a test can say what is expected.

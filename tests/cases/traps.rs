@@ -11,12 +11,15 @@ use burn::{
     tensor::{DType, Tensor, TensorData},
 };
 use esamp::{
-    Choice, Completion, CompletionId, Decoder, DrawKey, FinishReason, HiddenStates, LmHead, Request, Sampler,
-    SamplerConfig, Sampling, Sharing, StepInput, StepRow, TokenId, TokenMask,
-    distillers::{Distiller, SwiGluConfig, SwiGluDistiller}, errors::{RowError, TrainError},
+    Choice, Completion, CompletionId, Decoder, DrawKey, FinishReason, HiddenStates, LmHead,
+    Request, Sampler, SamplerConfig, Sampling, Sharing, StepInput, StepRow, TokenId, TokenMask,
+    distillers::{Distiller, SwiGluConfig, SwiGluDistiller},
+    errors::{RowError, TrainError},
     filters::{Candidates, RowContext},
     optim::{Learner, OptimizerConfig, Staleness, TrainingConfig, UpdateRule},
-    reweighters::{Expects, NoveltyReweighter}, unstable::SlotPath, testing::{ScriptedLm, TinyLm},
+    reweighters::{Expects, NoveltyReweighter},
+    testing::{ScriptedLm, TinyLm},
+    unstable::SlotPath,
 };
 
 /// Learns fast enough for a mix-up of slots to show after one step.
@@ -372,14 +375,15 @@ fn trap_13_random_numbers_know_no_neighbours() {
     let world = World::new();
     let off = Sampling::default().with_beta(0.0).with_temperature(3.0).checked().unwrap();
     let draw = DrawKey::new(7, &[1, 2, 3], 4);
-    let token = |id: CompletionId, draw: DrawKey, generated: &[TokenId], others: u64, last: bool| {
-        let mine = StepRow { id, draw, generated, ..row(0, 0, &off) };
-        let mut rows: Vec<_> = (0..others).map(|r| row(50, 100 + r, &off)).collect();
-        let place = if last { rows.len() } else { 0 };
-        rows.insert(place, mine);
-        let contexts = vec![2; rows.len()];
-        step(&world, &mut sampler(&config()), &rows, &contexts)[place].token
-    };
+    let token =
+        |id: CompletionId, draw: DrawKey, generated: &[TokenId], others: u64, last: bool| {
+            let mine = StepRow { id, draw, generated, ..row(0, 0, &off) };
+            let mut rows: Vec<_> = (0..others).map(|r| row(50, 100 + r, &off)).collect();
+            let place = if last { rows.len() } else { 0 };
+            rows.insert(place, mine);
+            let contexts = vec![2; rows.len()];
+            step(&world, &mut sampler(&config()), &rows, &contexts)[place].token
+        };
     let mut seen = HashSet::new();
     for position in 0..20 {
         let generated = vec![5; position];

@@ -12,10 +12,13 @@ use burn::{
     tensor::{Tensor, TensorData},
 };
 use esamp::{
-    CausalLm, Completion, CompletionId, Decoder, FinishReason, HiddenStates, LmHead, Request, Sampler,
-    SamplerConfig, Sampling, Selection, StepInput, StepRow, TokenId, TokenMask, distillers::Distiller,
-    errors::{RowError, TextError}, filters::{Candidates, RowContext},
-    optim::{OptimizerConfig, Schedule, Staleness, TrainingConfig}, reweighters::NoveltyReweighter,
+    CausalLm, Completion, CompletionId, Decoder, FinishReason, HiddenStates, LmHead, Request,
+    Sampler, SamplerConfig, Sampling, Selection, StepInput, StepRow, TokenId, TokenMask,
+    distillers::Distiller,
+    errors::{RowError, TextError},
+    filters::{Candidates, RowContext},
+    optim::{OptimizerConfig, Schedule, Staleness, TrainingConfig},
+    reweighters::NoveltyReweighter,
     testing::ScriptedLm,
 };
 

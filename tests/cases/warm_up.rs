@@ -5,11 +5,14 @@ use std::ops::ControlFlow;
 use crate::{device, golden::values};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use esamp::{
-    CausalLm, CheckedSampling, Choice, Completion, CompletionId, Counters, Decoder, DrawKey, FinishReason,
-    HiddenStates, HiddenStateTap, KvCache, LmHead, PairTap, Phase, Request, Sampler, SamplerConfig, Sampling,
-    SequenceTap, Sharing, StepInput, StepRow, TokenId, distillers::SwiGluConfig,
-    errors::{HiddenError, ModelError, StepError}, optim::{AdaptiveConfig, Learner, OptimizerConfig},
-    unstable::AdaptiveStart, testing::{ScriptedLm, TinyLm},
+    CausalLm, CheckedSampling, Choice, Completion, CompletionId, Counters, Decoder, DrawKey,
+    FinishReason, HiddenStateTap, HiddenStates, KvCache, LmHead, PairTap, Phase, Request, Sampler,
+    SamplerConfig, Sampling, SequenceTap, Sharing, StepInput, StepRow, TokenId,
+    distillers::SwiGluConfig,
+    errors::{HiddenError, ModelError, StepError},
+    optim::{AdaptiveConfig, Learner, OptimizerConfig},
+    testing::{ScriptedLm, TinyLm},
+    unstable::AdaptiveStart,
 };
 
 fn sampling(beta: f32) -> Sampling {

@@ -6,7 +6,8 @@
 
 use esamp::{
     Fire, SamplerConfig, Sampling, Selection, Sharing, TemperatureOrder,
-    distillers::{DistillerConfig, LowRankConfig}, optim::{AdaptiveConfig, OptimizerConfig, TrainingConfig},
+    distillers::{DistillerConfig, LowRankConfig},
+    optim::{AdaptiveConfig, OptimizerConfig, TrainingConfig},
     reweighters::ReweighterConfig,
 };
 use esamp_programs::failure::Failure;

@@ -18,7 +18,11 @@ use std::{
 
 use burn::tensor::Device;
 use clap::Parser;
-use esamp::{CausalLm, TokenId, errors::LoadError, llama::{ChatMessage, ChatTemplate, Llama, Tokenizer}};
+use esamp::{
+    CausalLm, TokenId,
+    errors::LoadError,
+    llama::{ChatMessage, ChatTemplate, Llama, Tokenizer},
+};
 use esamp_eval::{
     args::Args,
     arms,

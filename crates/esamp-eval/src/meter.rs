@@ -2,7 +2,10 @@
 
 use std::collections::HashMap;
 
-use esamp::{CompletionId, telemetry::{Observer, RowTrace, Steering}};
+use esamp::{
+    CompletionId,
+    telemetry::{Observer, RowTrace, Steering},
+};
 
 use crate::record::TokenRecord;
 

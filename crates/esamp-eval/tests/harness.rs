@@ -14,7 +14,9 @@ use std::{
 
 use burn::tensor::Device;
 use esamp::{
-    CausalLm, Decoder, Detokenize, Request, TokenId, errors::TextError, telemetry::Recorder,
+    CausalLm, Decoder, Detokenize, Request, TokenId,
+    errors::TextError,
+    telemetry::Recorder,
     testing::{ScriptedLm, TinyLm},
 };
 use esamp_eval::{

@@ -9,8 +9,10 @@ use std::{
 
 use burn::tensor::Device;
 use esamp::{
-    CausalLm, Completion, Decoder, FinishReason, Request, SamplerConfig, Sampling, TokenId, errors::TextError,
-    telemetry::{Observer, Recorder, Steering}, testing::TinyLm,
+    CausalLm, Completion, Decoder, FinishReason, Request, SamplerConfig, Sampling, TokenId,
+    errors::TextError,
+    telemetry::{Observer, Recorder, Steering},
+    testing::TinyLm,
 };
 use esamp_programs::page::{Page, ShownArm};
 

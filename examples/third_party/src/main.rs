@@ -19,7 +19,9 @@ use burn::{
     nn::{EmbeddingConfig, Initializer},
     tensor::Device,
 };
-use esamp::{CausalLm, Decoder, Event, Request, SamplerConfig, Sampling, TokenId, optim::OptimizerConfig};
+use esamp::{
+    CausalLm, Decoder, Event, Request, SamplerConfig, Sampling, TokenId, optim::OptimizerConfig,
+};
 use esamp_third_party::TappedQwen3;
 
 const VOCAB: usize = 96;

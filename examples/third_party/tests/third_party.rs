@@ -6,7 +6,9 @@ use std::{ops::ControlFlow, process::Command};
 
 use bunsen::{kits::gpts::qwen3::Qwen3Config, prelude::ModuleInit};
 use burn::tensor::{Device, Int, Tensor, Tolerance, activation::log_softmax};
-use esamp::{CausalLm, Decoder, KvCache, NoTap, PairTap, Request, SamplerConfig, Sampling, TokenId};
+use esamp::{
+    CausalLm, Decoder, KvCache, NoTap, PairTap, Request, SamplerConfig, Sampling, TokenId,
+};
 use esamp_third_party::{Qwen3Cache, TappedQwen3};
 
 fn run() -> String {

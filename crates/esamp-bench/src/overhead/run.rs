@@ -5,8 +5,9 @@ use std::{error::Error, fmt, time::Instant};
 use clap::ValueEnum;
 use esamp::{
     CausalLm, Counters, Decoder, Request, Sampler, SamplerConfig, Sampling, Sharing, TokenId,
-    distillers::{DistillerConfig, LowRankConfig, SwiGluConfig}, optim::{Staleness, TrainingConfig},
+    distillers::{DistillerConfig, LowRankConfig, SwiGluConfig},
     llama::Llama,
+    optim::{Staleness, TrainingConfig},
 };
 use serde::Serialize;
 

@@ -3,7 +3,10 @@
 use std::{error::Error, fmt};
 
 use burn::tensor::{Device, Tensor};
-use esamp::{CompletionId, DrawKey, HiddenStates, Phase, SamplerConfig, Sampling, StepInput, StepRow, TiedHead};
+use esamp::{
+    CompletionId, DrawKey, HiddenStates, Phase, SamplerConfig, Sampling, StepInput, StepRow,
+    TiedHead,
+};
 
 use super::run::DistillerName;
 

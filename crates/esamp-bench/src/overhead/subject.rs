@@ -4,7 +4,10 @@ use std::error::Error;
 
 use burn::tensor::{DType, Device};
 use clap::ValueEnum;
-use esamp::{CausalLm, TokenId, llama::{Llama, LlamaConfig, RopeScaling, Tokenizer}};
+use esamp::{
+    CausalLm, TokenId,
+    llama::{Llama, LlamaConfig, RopeScaling, Tokenizer},
+};
 use esamp_programs::model_source::{Cache, ModelSource};
 
 /// SmolLM2-135M with its weights, and shapes of other models with random ones: what a step costs depends on the shape.

@@ -1,7 +1,11 @@
 //! The control for the direction of the distiller's error.
 
 use burn::tensor::{DType, Tensor, TensorData};
-use esamp::{errors::StepError, filters::{Draw, RowContext}, reweighters::ExpectedControl};
+use esamp::{
+    errors::StepError,
+    filters::{Draw, RowContext},
+    reweighters::ExpectedControl,
+};
 use rand_distr::{Distribution, StandardNormal};
 
 /// `e' = ‖e‖·g / ‖g‖` with `g` normal: the same length, a random direction (the paper's noise control, arXiv

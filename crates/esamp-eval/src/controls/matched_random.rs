@@ -1,6 +1,10 @@
 //! The control for the learned direction.
 
-use esamp::{errors::ConfigError, filters::{Candidates, RowContext}, reweighters::{Expects, NoveltyReweighter}};
+use esamp::{
+    errors::ConfigError,
+    filters::{Candidates, RowContext},
+    reweighters::{Expects, NoveltyReweighter},
+};
 use serde::{Deserialize, Serialize};
 
 use super::{check_beta, direction, distiller_if};

@@ -15,7 +15,11 @@ mod subtract;
 mod surprisal;
 
 use burn::tensor::{Int, Tensor};
-use esamp::{Sampling, errors::ConfigError, reweighters::{Expects, Extrapolate, Orthogonal}};
+use esamp::{
+    Sampling,
+    errors::ConfigError,
+    reweighters::{Expects, Extrapolate, Orthogonal},
+};
 use serde::{Deserialize, Serialize};
 
 pub use gaussian_error::GaussianError;
@@ -110,7 +114,8 @@ mod tests {
     use burn::tensor::{Device, TensorData};
     use esamp::{
         CompletionId, DrawKey, Phase, SamplerConfig, StepInput, StepRow, TiedHead,
-        filters::{Candidate, Candidates, RowContext}, reweighters::NoveltyReweighter,
+        filters::{Candidate, Candidates, RowContext},
+        reweighters::NoveltyReweighter,
     };
 
     use super::*;

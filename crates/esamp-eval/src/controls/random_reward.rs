@@ -1,6 +1,10 @@
 //! The control for what a reward of this size does whatever it says.
 
-use esamp::{errors::ConfigError, filters::{Candidates, RowContext}, reweighters::{Expects, NoveltyReweighter}};
+use esamp::{
+    errors::ConfigError,
+    filters::{Candidates, RowContext},
+    reweighters::{Expects, NoveltyReweighter},
+};
 
 use super::{check_beta, direction, distiller_if};
 

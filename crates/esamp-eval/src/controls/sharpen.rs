@@ -1,7 +1,9 @@
 //! The control for sharpening.
 
 use esamp::{
-    Sampling, errors::ConfigError, filters::{Candidates, RowContext},
+    Sampling,
+    errors::ConfigError,
+    filters::{Candidates, RowContext},
     reweighters::{Expects, NoveltyReweighter, ReweighterConfig},
 };
 

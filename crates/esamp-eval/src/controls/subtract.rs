@@ -1,6 +1,10 @@
 //! ESamp's ablation.
 
-use esamp::{errors::ConfigError, filters::{Candidates, RowContext}, reweighters::{Expects, NoveltyReweighter}};
+use esamp::{
+    errors::ConfigError,
+    filters::{Candidates, RowContext},
+    reweighters::{Expects, NoveltyReweighter},
+};
 
 use super::{check_beta, distiller_if};
 

@@ -1,6 +1,10 @@
 //! The control for novelty that is only rarity.
 
-use esamp::{errors::ConfigError, filters::{Candidates, RowContext}, reweighters::{Expects, NoveltyReweighter}};
+use esamp::{
+    errors::ConfigError,
+    filters::{Candidates, RowContext},
+    reweighters::{Expects, NoveltyReweighter},
+};
 
 use super::{check_beta, direction, distiller_if};
 

@@ -2,15 +2,18 @@
 
 use burn::tensor::{Device, Tensor};
 use esamp::{
-    CheckedSampling, Choice, CompletionId, Counters, HiddenStates, LmHead, Sampler, SamplerConfig, Sampling,
-    Sharing, StepInput, StepRow, reweighters::ExpectedControl,
+    CheckedSampling, Choice, CompletionId, Counters, HiddenStates, LmHead, Sampler, SamplerConfig,
+    Sampling, Sharing, StepInput, StepRow, reweighters::ExpectedControl,
 };
 use esamp_eval::controls::{GaussianError, ShuffledErrors};
 
 use crate::world::{D_MODEL, World, choices, esamp, log_softmax, row};
 
 fn sampler() -> Sampler {
-    SamplerConfig::new().with_sharing(Sharing::PerCompletion).init(D_MODEL, &Device::flex()).unwrap()
+    SamplerConfig::new()
+        .with_sharing(Sharing::PerCompletion)
+        .init(D_MODEL, &Device::flex())
+        .unwrap()
 }
 
 fn controlled(control: impl ExpectedControl + 'static) -> Sampler {

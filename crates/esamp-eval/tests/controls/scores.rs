@@ -6,8 +6,10 @@ use burn::{
 };
 use esamp::{
     CausalLm, CheckedSampling, Choice, Completion, Decoder, Fire, LmHead, Phase, Request, Sampler,
-    SamplerConfig, Sampling, Sharing, StepInput, StepRow, TokenId, distillers::{Distiller, SwiGluConfig},
-    reweighters::ReweighterConfig, testing::TinyLm,
+    SamplerConfig, Sampling, Sharing, StepInput, StepRow, TokenId,
+    distillers::{Distiller, SwiGluConfig},
+    reweighters::ReweighterConfig,
+    testing::TinyLm,
 };
 use esamp_eval::controls::{ControlConfig, GaussianError, Matched, sharpened_plain};
 

@@ -2,8 +2,8 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 use esamp::{
-    CheckedSampling, Choice, CompletionId, DrawKey, HiddenStates, LmHead, Phase, Sampler, SamplerConfig,
-    Sampling, StepInput, StepOutput, StepRow, TiedHead, errors::StepError,
+    CheckedSampling, Choice, CompletionId, DrawKey, HiddenStates, LmHead, Phase, Sampler,
+    SamplerConfig, Sampling, StepInput, StepOutput, StepRow, TiedHead, errors::StepError,
 };
 
 pub(crate) const D_MODEL: usize = 8;

@@ -9,7 +9,11 @@ mod markup;
 mod scale;
 mod token;
 
-use esamp::{Completion, Detokenize, FinishReason, TextStream, errors::TextError, telemetry::{Recorder, RowTrace}};
+use esamp::{
+    Completion, Detokenize, FinishReason, TextStream,
+    errors::TextError,
+    telemetry::{Recorder, RowTrace},
+};
 
 use chart::{Chart, Line};
 use markup::escaped;
