@@ -105,6 +105,13 @@ mod tests {
     }
 
     #[test]
+    fn value_stability() {
+        let got = scores(&Orthogonal { beta: 0.7 }, 0, &REFERENCE, &EXPECTED);
+        let bits = [1072831479, 1050398413, 1066072362, 3208091358, 1049581943, 3227912674];
+        assert_eq!(got, bits.map(f32::from_bits));
+    }
+
+    #[test]
     fn rows_with_fewer_than_three_candidates_or_no_variance_are_untouched() {
         let strong = Orthogonal { beta: 5.0 };
         for (reference, expected) in [

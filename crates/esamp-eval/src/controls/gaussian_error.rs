@@ -56,6 +56,19 @@ mod tests {
     };
 
     #[test]
+    fn value_stability() {
+        let (deep, predicted) = (states(2, 3, 0.7), states(2, 3, 1.9));
+        let draws = [0, 1].map(|position| DrawKey::new(1, &[2], 0).at(position));
+        let got: Vec<f32> = gaussian(&draws, &deep, predicted).into_data().try_into_vec().unwrap();
+        let bits: [u32; 6] =
+            [1051345185, 1065909078, 1084641672, 1033900256, 1077695355, 1060657286];
+        println!("EXACT {}", got == bits.map(f32::from_bits));
+        for (got, bits) in got.iter().zip(bits) {
+            assert!((got - f32::from_bits(bits)).abs() < 1e-6, "{got}");
+        }
+    }
+
+    #[test]
     fn a_gaussian_error_has_the_same_length_and_a_direction_of_its_own() {
         let (rows, d_model) = (500, 64);
         let (deep, predicted) = (states(rows, d_model, 0.7), states(rows, d_model, 1.9));

@@ -236,6 +236,57 @@ mod tests {
         }
     }
 
+    /// A change here is a change of every record of these arms.
+    #[test]
+    fn value_stability() {
+        let bits: [(ControlConfig, u64, [u32; 6]); 8] = [
+            (
+                ControlConfig::Subtract,
+                0,
+                [1067869798, 3175926976, 1062836634, 3209061990, 1053609164, 3225419776],
+            ),
+            (
+                ControlConfig::Sharpen,
+                0,
+                [1079613850, 1071225242, 1062836634, 3201931674, 3218708890, 3231920948],
+            ),
+            (
+                ControlConfig::RandomReward,
+                0,
+                [1052752888, 1057787795, 1066496236, 3205814038, 3211907523, 3215217479],
+            ),
+            (
+                ControlConfig::RandomReward,
+                3,
+                [1080779230, 1057984362, 1055981131, 3220090761, 3215770210, 3222252685],
+            ),
+            (
+                ControlConfig::Surprisal,
+                0,
+                [1059176294, 1049437442, 1036509303, 3190658674, 3202322064, 3214086281],
+            ),
+            (
+                ControlConfig::MatchedRandom(Matched::Extrapolate),
+                0,
+                [1081321610, 1067809717, 1065533791, 3218168006, 3217780131, 3228132319],
+            ),
+            (
+                ControlConfig::MatchedRandom(Matched::Extrapolate),
+                3,
+                [1073804402, 1068314122, 1070225512, 1043289994, 3207669387, 3232084417],
+            ),
+            (
+                ControlConfig::MatchedRandom(Matched::Orthogonal),
+                3,
+                [1065616604, 1062539336, 1067798930, 1047172524, 3197301662, 3228973616],
+            ),
+        ];
+        for (config, position, bits) in bits {
+            let got = scores(reweighter(config, 0.7).unwrap(), position, &REFERENCE, &EXPECTED);
+            assert_eq!(got, bits.map(f32::from_bits), "{config:?} at {position}");
+        }
+    }
+
     #[test]
     fn usual_strengths_are_those_of_their_sources() {
         assert_eq!(ALL.map(ControlConfig::usual_beta), [0.5, 0.25, 0.25, 0.25, 0.25, 1.0]);
