@@ -91,7 +91,7 @@ impl Batch {
             .map(|id| StepRow {
                 id,
                 phase: Phase::Decode,
-                draw: DrawKey::new(0, &[], id.request.0),
+                draw: DrawKey::new(0, &[], id.index),
                 code: None,
                 prompt: &[],
                 generated: &[],

@@ -150,7 +150,7 @@ fn ready_loop(model: &MyModel) -> Result<(), Box<dyn Error>> {
     let longer = Request::new(vec![4, 5, 6, 7, 8]);
     decoder.submit(longer.with_completions(2).with_max_new_tokens(12))?;
     for completion in decoder.run(|_event| ControlFlow::Continue(()))? {
-        let (prompt, index) = (completion.row.prompt.0, completion.index);
+        let (prompt, index) = (completion.id.prompt.0, completion.id.index);
         println!("prompt {prompt}, completion {index}: {:?}", completion.tokens());
         assert_eq!(completion.finish, FinishReason::MaxNewTokens);
     }

@@ -1,38 +1,35 @@
-//! Names for the things a step talks about.
+//! Names for the things a step is about.
 
 use serde::{Deserialize, Serialize};
 
 /// A token of the model's vocabulary, as tokenizers number them.
 pub type TokenId = u32;
 
-/// One completion: a sequence that grows by one token each step until it ends.
-///
-/// The number is the request's own, across all prompts: two completions of different prompts must not share it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct RequestId(pub u64);
-
-/// What several requests share: the prompt they all continue.
+/// A prompt: what the completions of one request continue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct PromptId(pub u64);
 
-/// Whose row it is. Rows move when a batch shrinks; this name does not, so it comes with every row on every call.
+/// A completion: the prompt that it continues, and its index among the prompt's completions.
+///
+/// Rows of a batch move when other rows end; this name does not change, so it comes with every row on every call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct CompletionId {
-    /// The prompt that the row continues.
+    /// The prompt.
     pub prompt: PromptId,
-    /// The completion that the row belongs to.
-    pub request: RequestId,
+    /// The completion's index: 0 is the first of its prompt.
+    #[serde(alias = "request")] // its name in files of earlier development versions
+    pub index: u64,
 }
 
 impl CompletionId {
-    /// Names the row of `request`, one of the completions of `prompt`.
-    pub fn new(prompt: u64, request: u64) -> Self {
-        Self { prompt: PromptId(prompt), request: RequestId(request) }
+    /// Names completion `index` of `prompt`.
+    pub fn new(prompt: u64, index: u64) -> Self {
+        Self { prompt: PromptId(prompt), index }
     }
 }
 
 impl std::fmt::Display for CompletionId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "request {} of prompt {}", self.request.0, self.prompt.0)
+        write!(f, "completion {} of prompt {}", self.index, self.prompt.0)
     }
 }

@@ -95,7 +95,7 @@ fn a_trace_has_every_token_of_the_last_column_and_a_warm_up_shows_in_it() {
     let (tokens, steps) = traces(&warm);
     assert_eq!((tokens.len(), steps.len()), (16, 8), "two completions of eight tokens");
     for (index, sample) in arm["samples"].as_array().unwrap().iter().enumerate() {
-        let traced = tokens.iter().filter(|token| token.row.request.0 == index as u64);
+        let traced = tokens.iter().filter(|token| token.completion.index == index as u64);
         let traced: Vec<Value> = traced.map(|token| token.token.into()).collect();
         assert_eq!(sample["tokens"], Value::Array(traced));
     }

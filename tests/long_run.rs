@@ -7,7 +7,7 @@
 
 use burn::tensor::{Device, Tensor};
 use esamp::{
-    Completion, Counters, Decoder, Event, FinishReason, HiddenStates, Request, RequestId,
+    Completion, CompletionId, Counters, Decoder, Event, FinishReason, HiddenStates, Request,
     SamplerConfig, Sampling, Sharing, TokenId,
     distillers::SwiGluConfig,
     optim::{AdaptiveConfig, OptimizerConfig, Staleness, TrainingConfig},
@@ -39,7 +39,7 @@ fn run(config: &SamplerConfig, steps: u64) -> (Outcome, Memory) {
     let sampler = config.init(TinyLm::D_MODEL, &device).unwrap();
     let mut decoder = Decoder::new(&model, sampler);
     let settings = settings();
-    let mut running: Vec<RequestId> = Vec::new();
+    let mut running: Vec<CompletionId> = Vec::new();
     let mut totals = Totals::default();
     let mut memory = Memory::default();
     // One for each running request at most, and the one that all prompts share.
@@ -56,7 +56,7 @@ fn run(config: &SamplerConfig, steps: u64) -> (Outcome, Memory) {
                 .with_seed(rng.random())
                 .with_stop_tokens([0])
                 .with_sampling(settings[rng.random_range(0..settings.len())].clone());
-            running.extend(decoder.submit(request).unwrap().requests);
+            running.extend(decoder.submit(request).unwrap().completions);
         }
         if rng.random_bool(0.02) {
             let victim = running[rng.random_range(0..running.len())];
@@ -64,7 +64,7 @@ fn run(config: &SamplerConfig, steps: u64) -> (Outcome, Memory) {
         }
         for event in decoder.step().unwrap() {
             if let Event::Finished { completion, .. } = event {
-                running.retain(|&request| request != completion.row.request);
+                running.retain(|&running| running != completion.id);
                 totals.add(&completion);
             }
         }
@@ -134,7 +134,7 @@ impl Totals {
             self.novelty += choice.novelty.map_or(0.0, |novelty| f64::from(novelty.error));
         }
         // FNV-1a over names and tokens: an order or a token that differs shows.
-        let name = [completion.row.request.0, completion.index as u64];
+        let name = [completion.id.prompt.0, completion.id.index];
         for number in name.into_iter().chain(completion.tokens().into_iter().map(u64::from)) {
             self.hash = (self.hash ^ number).wrapping_mul(0x0100_0000_01b3);
         }

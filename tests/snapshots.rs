@@ -97,7 +97,7 @@ fn a_run_that_is_interrupted_gives_the_tokens_of_one_that_is_not() {
             first.save(&path, SnapshotPrecision::F32).unwrap();
             let mut second = Sampler::loader(&path).load(&Device::flex()).unwrap();
             assert_eq!(second.config(), &config);
-            assert_eq!(second.requests(), first.requests(), "with their prompts");
+            assert_eq!(second.completions(), first.completions(), "with their prompts");
             for (at, expected) in expected.iter().enumerate().skip(interrupted_at) {
                 assert_eq!(&step(&mut second, at), expected, "{config:?} at {interrupted_at}");
                 assert_eq!(&step(&mut first, at), expected, "saving changes nothing");
@@ -344,7 +344,7 @@ fn is_the_old_sampler(mut loaded: Sampler) {
     let mut whole = old_config().init(D_MODEL, &Device::flex()).unwrap();
     (0..5).for_each(|at| drop(step(&mut whole, at)));
     assert_eq!(loaded.counters().steps, 5);
-    assert_eq!(loaded.requests(), whole.requests());
+    assert_eq!(loaded.completions(), whole.completions());
     let steps = |sampler: &mut Sampler| (5..12).map(|at| step(sampler, at)).collect::<Vec<_>>();
     // The file's numbers are those of the machine that wrote it: close, and the same tokens.
     for (loaded, whole) in steps(&mut loaded).concat().into_iter().zip(steps(&mut whole).concat()) {
@@ -378,13 +378,13 @@ fn a_decoder_does_not_take_a_new_prompt_for_one_that_the_sampler_knows() {
     decoder.sampler_mut().save(&path, SnapshotPrecision::F32).unwrap();
 
     let loaded = Sampler::loader(&path).load(&Device::flex()).unwrap();
-    let running = loaded.requests();
+    let running = loaded.completions();
     assert_eq!(running, [CompletionId::new(0, 0), CompletionId::new(0, 1)]);
     let tokens = |sampler: Sampler| {
         let mut decoder = esamp::Decoder::new(&model, sampler);
         decoder.submit(esamp::Request::new(vec![3]).with_max_new_tokens(12)).unwrap();
         let run = decoder.run(|_| std::ops::ControlFlow::Continue(())).unwrap();
-        (run[0].tokens(), run[0].row, decoder.into_sampler())
+        (run[0].tokens(), run[0].id, decoder.into_sampler())
     };
     let fresh = tokens(config.init(width, &Device::flex()).unwrap());
     let (after, row, mut sampler) = tokens(loaded);

@@ -129,7 +129,7 @@ fn a_file_of_version_1_can_be_read_for_ever() {
     else {
         panic!("{read:?}");
     };
-    assert_eq!((first.row, first.steering), (CompletionId::new(0, 1), Steering::FirstToken));
+    assert_eq!((first.completion, first.steering), (CompletionId::new(0, 1), Steering::FirstToken));
     assert_eq!((first.model_surprisal, first.loss, first.novelty), (Some(1.25), None, None));
     assert_eq!((second.token, second.unsteered_token), (3, Some(4)));
     assert_eq!((second.kl, second.sharpening_share), (0.0625, Some(0.25)));

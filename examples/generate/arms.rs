@@ -134,9 +134,11 @@ impl<'m> Arm<'m> {
         })?;
         for event in events {
             match event {
-                Event::Token { index, text, .. } => self.texts[index].push_str(&text),
+                Event::Token { completion, text, .. } => {
+                    self.texts[completion.index as usize].push_str(&text);
+                }
                 Event::Finished { completion, text } => {
-                    self.texts[completion.index].push_str(&text);
+                    self.texts[completion.id.index as usize].push_str(&text);
                 }
                 _ => {}
             }
@@ -155,7 +157,7 @@ impl<'m> Arm<'m> {
 
     /// Why a completion failed, if it did.
     pub fn failure(&self, sample: usize) -> Option<String> {
-        self.completions.iter().find(|c| c.index == sample).and_then(failure_of)
+        self.completions.iter().find(|c| c.id.index == sample as u64).and_then(failure_of)
     }
 
     /// Refuses a run of which nothing came, and one that should have learned and did not.

@@ -4,11 +4,11 @@ mod adaptive;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 pub use adaptive::{AdaptiveConfig, AdaptiveStart};
 
-use crate::id::{PromptId, RequestId, CompletionId};
+use crate::id::{CompletionId, PromptId};
 
 /// Which requests learn together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -22,6 +22,7 @@ pub enum Sharing {
     #[default]
     PerPrompt,
     /// One distiller for each completion.
+    #[serde(alias = "per_request")]
     PerCompletion,
     /// One for each prompt and one for all prompts, mixed by how well they predict. The paper finds the first better on
     /// mathematics and the second on code, and leaves the choice open; this one is not in the paper.
@@ -34,7 +35,7 @@ impl Sharing {
         match self {
             Self::Global => SlotKey::Everyone,
             Self::PerPrompt | Self::Adaptive(_) => SlotKey::Prompt(row.prompt),
-            Self::PerCompletion => SlotKey::Request(row.request),
+            Self::PerCompletion => SlotKey::Completion(row),
         }
     }
 }
@@ -43,12 +44,27 @@ impl Sharing {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SlotKey {
-    /// All requests.
+    /// All completions.
     Everyone,
     /// The completions of one prompt.
     Prompt(PromptId),
     /// One completion.
-    Request(RequestId),
+    #[serde(alias = "request", deserialize_with = "of_any_version")]
+    Completion(CompletionId),
+}
+
+/// Files of earlier development versions name a completion by a number alone; its prompt is not known then, and becomes 0.
+fn of_any_version<'de, D: Deserializer<'de>>(from: D) -> Result<CompletionId, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Written {
+        Number(u64),
+        Id(CompletionId),
+    }
+    Ok(match Written::deserialize(from)? {
+        Written::Number(index) => CompletionId::new(0, index),
+        Written::Id(id) => id,
+    })
 }
 
 /// One slot: its name, the requests that share it, and what `S` keeps about it.
@@ -114,7 +130,7 @@ impl<S> DistillerBank<S> {
     }
 
     /// Every request that has joined a slot, in order.
-    pub(crate) fn requests(&self) -> Vec<CompletionId> {
+    pub(crate) fn completions(&self) -> Vec<CompletionId> {
         let members = self.slots.values().flat_map(|slot| slot.members.iter().copied());
         let mut rows: Vec<CompletionId> = members.collect();
         rows.sort_unstable();
@@ -176,7 +192,11 @@ mod tests {
 
     fn bank(sharing: Sharing) -> DistillerBank<u32> {
         let mut bank = DistillerBank::new(sharing);
-        for (fresh, row) in [(7, CompletionId::new(0, 0)), (8, CompletionId::new(0, 1)), (9, CompletionId::new(1, 2))] {
+        for (fresh, row) in [
+            (7, CompletionId::new(0, 0)),
+            (8, CompletionId::new(0, 1)),
+            (9, CompletionId::new(1, 2)),
+        ] {
             bank.join(row, || fresh);
         }
         bank
@@ -216,7 +236,7 @@ mod tests {
     fn requests_come_with_their_prompts_whatever_the_sharing() {
         let rows = [CompletionId::new(0, 0), CompletionId::new(0, 1), CompletionId::new(1, 2)];
         for sharing in [Sharing::Global, Sharing::PerPrompt, Sharing::PerCompletion] {
-            assert_eq!(bank(sharing).requests(), rows, "{sharing:?}");
+            assert_eq!(bank(sharing).completions(), rows, "{sharing:?}");
         }
     }
 

@@ -4,7 +4,7 @@ use thiserror::Error;
 
 use crate::{
     error::ConfigError,
-    id::{RequestId, TokenId},
+    id::{CompletionId, PromptId, TokenId},
 };
 
 /// A request that cannot be decoded.
@@ -63,11 +63,19 @@ pub enum RequestError {
     /// A request is to be contrasted with another model, and the loop has none.
     #[error("sampling: expected a decoder built with another model to contrast with, got none")]
     NoOtherModel,
-    /// A request that is not, or no longer, in the loop.
-    #[error("request {}: expected one that is waiting or running, got one that has ended or never was", .request.0)]
-    UnknownRequest {
-        /// The request.
-        request: RequestId,
+    /// A completion that is not, or no longer, in the loop.
+    #[error(
+        "{completion}: expected one that is waiting or running, got one that has ended or never was"
+    )]
+    UnknownCompletion {
+        /// The completion.
+        completion: CompletionId,
+    },
+    /// A prompt without a completion in the loop.
+    #[error("prompt {}: expected one with completions that wait or run, got one without", .prompt.0)]
+    UnknownPrompt {
+        /// The prompt.
+        prompt: PromptId,
     },
     /// A sampling setting that cannot work.
     #[error(transparent)]

@@ -18,14 +18,14 @@ use crate::{
     causal_lm::{CausalLm, KvCache},
     error::{ConfigError, RowError},
     hidden::TapSite,
-    id::{PromptId, RequestId, CompletionId, TokenId},
+    id::{CompletionId, PromptId, TokenId},
     sampler::{Choice, Phase, Sampler, StepError, StepInput},
     tap::{HiddenStateTap, NoTap},
     telemetry::Observer,
     text::Detokenize,
 };
 use forward::{expect_logits, int_tensor, prefill, rows_of};
-use other::{Beside, OtherModel, other_logits, other_requests};
+use other::{Beside, OtherModel, other_logits};
 use request::Accepted;
 use row::Row;
 use warm_up::PromptWarmUp;
@@ -77,16 +77,13 @@ pub struct Decoder<M: CausalLm> {
     events: VecDeque<Event>,
     completions: Vec<Completion>,
     next_prompt: u64,
-    next_request: u64,
     stats: DecodeStats,
 }
 
 /// A prompt that is not prefilled yet.
 struct Waiting {
-    prompt: PromptId,
     request: Arc<Accepted>,
-    /// Index and name of each completion.
-    completions: Vec<(usize, RequestId)>,
+    completions: Vec<CompletionId>,
 }
 
 /// The rows that run together. `None` is a row that has ended and is still in the cache.
@@ -104,9 +101,8 @@ impl<M: CausalLm> Decoder<M> {
     /// Its prompts and requests are numbered from behind those that the sampler knows already, so that a sampler that was
     /// [loaded](crate::snapshots::SamplerLoader) does not take them for others.
     pub fn new(model: M, sampler: Sampler) -> Self {
-        let known = sampler.requests();
-        let next = |ids: fn(&CompletionId) -> u64| known.iter().map(ids).max().map_or(0, |id| id + 1);
-        let (next_prompt, next_request) = (next(|row| row.prompt.0), next(|row| row.request.0));
+        let known = sampler.completions();
+        let next_prompt = known.iter().map(|id| id.prompt.0).max().map_or(0, |id| id + 1);
         Self {
             model,
             other: None,
@@ -120,7 +116,6 @@ impl<M: CausalLm> Decoder<M> {
             events: VecDeque::new(),
             completions: Vec::new(),
             next_prompt,
-            next_request,
             stats: DecodeStats::default(),
         }
     }
@@ -225,7 +220,7 @@ impl<M: CausalLm> Decoder<M> {
     /// Gives the sampler back. Requests that have not ended are dropped, and their distillers with them.
     pub fn into_sampler(mut self) -> Sampler {
         let running = self.batch.take().into_iter().flat_map(|batch| batch.rows).flatten();
-        let waiting = self.waiting.iter().flat_map(Waiting::rows);
+        let waiting = self.waiting.iter().flat_map(|prompt| prompt.completions.iter().copied());
         for row in running.map(|row| row.id).chain(waiting) {
             self.sampler.release(row);
         }
@@ -257,51 +252,62 @@ impl<M: CausalLm> Decoder<M> {
         let request = Accepted::new(request)?;
         let prompt = PromptId(self.next_prompt);
         self.next_prompt += 1;
-        let completions: Vec<(usize, RequestId)> = (0..request.completions)
-            .map(|index| (index, RequestId(self.next_request + index as u64)))
-            .collect();
-        self.next_request += request.completions as u64;
-        let requests = completions.iter().map(|&(_, request)| request).collect();
-        let waiting = Waiting { prompt, request: Arc::new(request), completions };
+        let completions: Vec<CompletionId> =
+            (0..request.completions as u64).map(|index| CompletionId { prompt, index }).collect();
+        let waiting = Waiting { request: Arc::new(request), completions: completions.clone() };
         // A distiller that the prompt shares must outlive the first of its completions.
-        for row in waiting.rows() {
-            self.sampler.admit(row, &waiting.request.sampling);
+        for &completion in &completions {
+            self.sampler.admit(completion, &waiting.request.sampling);
         }
         self.waiting.push_back(waiting);
-        Ok(Submitted { prompt, requests })
+        Ok(Submitted { prompt, completions })
     }
 
-    /// Ends one request, waiting or running. Its completion comes with [`FinishReason::Cancelled`].
+    /// Ends one completion, waiting or running. It comes with [`FinishReason::Cancelled`] and what it had by then.
     ///
     /// # Errors
     ///
-    /// [`RequestError::UnknownRequest`] when it has ended or never was.
-    pub fn cancel(&mut self, request: RequestId) -> Result<(), RequestError> {
-        let at = self.batch.as_ref().and_then(|batch| {
-            let is_it = |row: &Option<Row>| row.as_ref().is_some_and(|r| r.id.request == request);
-            batch.rows.iter().position(is_it)
-        });
-        if let Some(at) = at {
-            self.end(vec![(at, FinishReason::Cancelled)]);
-            return Ok(());
+    /// [`RequestError::UnknownCompletion`] when it has ended or never was.
+    pub fn cancel(&mut self, completion: CompletionId) -> Result<(), RequestError> {
+        match self.cancel_where(|id| id == completion) {
+            0 => Err(RequestError::UnknownCompletion { completion }),
+            _ => Ok(()),
         }
-        for place in 0..self.waiting.len() {
-            let waiting = &mut self.waiting[place];
-            let Some(at) = waiting.completions.iter().position(|&(_, id)| id == request) else {
-                continue;
-            };
-            let (index, _) = waiting.completions.remove(at);
-            let id = CompletionId { prompt: waiting.prompt, request };
-            let request = waiting.request.clone();
-            if waiting.completions.is_empty() {
-                self.waiting.remove(place);
+    }
+
+    /// Ends all completions of a prompt, waiting or running, as [`cancel`](Self::cancel) does for one.
+    ///
+    /// # Errors
+    ///
+    /// [`RequestError::UnknownPrompt`] when all of them have ended or the prompt never was.
+    pub fn cancel_prompt(&mut self, prompt: PromptId) -> Result<(), RequestError> {
+        match self.cancel_where(|id| id.prompt == prompt) {
+            0 => Err(RequestError::UnknownPrompt { prompt }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Ends the completions that `is_cancelled` names, and says how many there were.
+    fn cancel_where(&mut self, is_cancelled: impl Fn(CompletionId) -> bool) -> usize {
+        let rows = self.batch.iter().flat_map(|batch| batch.rows.iter().enumerate());
+        let running: Vec<(usize, FinishReason)> = rows
+            .filter(|(_, row)| row.as_ref().is_some_and(|row| is_cancelled(row.id)))
+            .map(|(at, _)| (at, FinishReason::Cancelled))
+            .collect();
+        let mut waiting = Vec::new();
+        for prompt in &mut self.waiting {
+            for id in prompt.completions.extract_if(.., |id| is_cancelled(*id)) {
+                waiting.push((id, prompt.request.clone()));
             }
-            let context = self.context_length(&request);
-            let row = Row::new(id, index, request, context);
-            self.hand_over(row, FinishReason::Cancelled);
-            return Ok(());
         }
-        Err(RequestError::UnknownRequest { request })
+        self.waiting.retain(|prompt| !prompt.completions.is_empty());
+        let count = running.len() + waiting.len();
+        self.end(running);
+        for (id, request) in waiting {
+            let context = self.context_length(&request);
+            self.hand_over(Row::new(id, request, context), FinishReason::Cancelled);
+        }
+        count
     }
 
     /// Steps until every request has ended, or `on_event` breaks. Returns the completions that have ended since the last
@@ -344,7 +350,7 @@ impl<M: CausalLm> Decoder<M> {
     /// The completions that have ended since the last time they were taken, in the order of their requests.
     pub fn take_completions(&mut self) -> Vec<Completion> {
         let mut completions = std::mem::take(&mut self.completions);
-        completions.sort_by_key(|completion| completion.row.request);
+        completions.sort_by_key(|completion| completion.id);
         completions
     }
 
@@ -374,10 +380,7 @@ impl<M: CausalLm> Decoder<M> {
         let mut rows: Vec<Row> = waiting
             .completions
             .iter()
-            .map(|&(index, request)| {
-                let id = CompletionId { prompt: waiting.prompt, request };
-                Row::new(id, index, waiting.request.clone(), context)
-            })
+            .map(|&id| Row::new(id, waiting.request.clone(), context))
             .collect();
         let prompt = &waiting.request.prompt;
         let first = self.first_tokens(prompt, &mut rows);
@@ -430,8 +433,8 @@ impl<M: CausalLm> Decoder<M> {
         let mut warm_up = PromptWarmUp::new(rows, self.sites);
         let (cache, logits) = prefill(&self.model, prompt, rows.len(), chunk, &mut warm_up)?;
         warm_up.learn(&mut self.sampler, rows)?;
-        let contrasted: Vec<RequestId> =
-            other_requests(rows.iter()).map(|row| row.id.request).collect();
+        let contrasted: Vec<CompletionId> =
+            other::contrasted(rows.iter()).map(|row| row.id).collect();
         let other_logits = match &mut self.other {
             Some(other) if !contrasted.is_empty() => {
                 Some(other.prefill(prompt, &contrasted, chunk)?)
@@ -523,7 +526,7 @@ impl<M: CausalLm> Decoder<M> {
     fn compact(&mut self) -> Result<(), StepError> {
         if let Some(other) = &mut self.other {
             let rows = self.batch.iter().flat_map(|batch| batch.rows.iter().flatten());
-            let kept: Vec<RequestId> = other_requests(rows).map(|row| row.id.request).collect();
+            let kept: Vec<CompletionId> = other::contrasted(rows).map(|row| row.id).collect();
             other.keep(&kept)?;
         }
         let Some(batch) = &mut self.batch else {
@@ -555,12 +558,5 @@ impl<C> Batch<C> {
     /// Places of the rows that have not ended.
     fn live(&self) -> Vec<usize> {
         (0..self.rows.len()).filter(|&at| self.rows[at].is_some()).collect()
-    }
-}
-
-impl Waiting {
-    fn rows(&self) -> impl Iterator<Item = CompletionId> + '_ {
-        let prompt = self.prompt;
-        self.completions.iter().map(move |&(_, request)| CompletionId { prompt, request })
     }
 }

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     causal_lm::{CausalLm, KvCache},
-    id::{RequestId, TokenId},
+    id::{CompletionId, TokenId},
     novelty::Expects,
     sampler::StepError,
     tap::NoTap,
@@ -22,19 +22,19 @@ use crate::{
 /// It holds only the requests that want it, and knows them by name: whatever the first model's batch does, each call says
 /// who is there, and rows that are not are dropped.
 pub(super) trait OtherModel: Send {
-    /// Reads a prompt for these requests, `chunk` tokens at a time. Returns its last position's logits, `[requests, vocab]`.
+    /// Reads a prompt for these requests, `chunk` tokens at a time. Returns its last position's logits, `[completions, vocab]`.
     fn prefill(
         &mut self,
         prompt: &[TokenId],
-        requests: &[RequestId],
+        completions: &[CompletionId],
         chunk: usize,
     ) -> Result<Tensor<2>, StepError>;
 
     /// Drops every request that is not among these.
-    fn keep(&mut self, requests: &[RequestId]) -> Result<(), StepError>;
+    fn keep(&mut self, completions: &[CompletionId]) -> Result<(), StepError>;
 
-    /// Reads one more token of each request. All requests that were kept. Returns `[requests, vocab]`, in their order.
-    fn step(&mut self, last: &[(RequestId, TokenId)]) -> Result<Tensor<2>, StepError>;
+    /// Reads one more token of each request. All requests that were kept. Returns `[completions, vocab]`, in their order.
+    fn step(&mut self, last: &[(CompletionId, TokenId)]) -> Result<Tensor<2>, StepError>;
 
     /// Whether a prompt can be read now.
     fn has_room(&self) -> bool;
@@ -47,7 +47,7 @@ pub(super) trait OtherModel: Send {
 /// The rows of the other model, in the order of its cache. `None` is a row that is gone and still in the cache.
 pub(super) struct Beside<M: CausalLm> {
     model: M,
-    running: Option<(M::Cache, Vec<Option<RequestId>>)>,
+    running: Option<(M::Cache, Vec<Option<CompletionId>>)>,
 }
 
 impl<M: CausalLm> Beside<M> {
@@ -63,12 +63,12 @@ where
     fn prefill(
         &mut self,
         prompt: &[TokenId],
-        requests: &[RequestId],
+        completions: &[CompletionId],
         chunk: usize,
     ) -> Result<Tensor<2>, StepError> {
         let (cache, logits) =
-            prefill(&self.model, prompt, requests.len(), chunk, &mut PromptWarmUp::off())?;
-        let newcomers = requests.iter().copied().map(Some);
+            prefill(&self.model, prompt, completions.len(), chunk, &mut PromptWarmUp::off())?;
+        let newcomers = completions.iter().copied().map(Some);
         match &mut self.running {
             Some((running, rows)) => {
                 running.append_rows(cache)?;
@@ -79,12 +79,12 @@ where
         Ok(logits)
     }
 
-    fn keep(&mut self, requests: &[RequestId]) -> Result<(), StepError> {
+    fn keep(&mut self, completions: &[CompletionId]) -> Result<(), StepError> {
         let Some((cache, rows)) = &mut self.running else {
             return Ok(());
         };
         for row in rows.iter_mut() {
-            *row = row.filter(|request| requests.contains(request));
+            *row = row.filter(|completion| completions.contains(completion));
         }
         if rows.iter().all(Option::is_none) {
             self.running = None;
@@ -96,15 +96,15 @@ where
         Ok(())
     }
 
-    fn step(&mut self, last: &[(RequestId, TokenId)]) -> Result<Tensor<2>, StepError> {
+    fn step(&mut self, last: &[(CompletionId, TokenId)]) -> Result<Tensor<2>, StepError> {
         let (cache, rows) = match &mut self.running {
             Some((cache, rows)) => (Some(cache), rows.as_slice()),
             None => (None, &[][..]),
         };
         let mut tokens = vec![0; rows.len()];
         let mut places = Vec::with_capacity(last.len());
-        for &(request, token) in last {
-            if let Some(at) = rows.iter().position(|&row| row == Some(request)) {
+        for &(completion, token) in last {
+            if let Some(at) = rows.iter().position(|&row| row == Some(completion)) {
                 tokens[at] = token;
                 places.push(at);
             }
@@ -140,7 +140,7 @@ where
 }
 
 /// The rows that are contrasted with the other model.
-pub(super) fn other_requests<'a>(
+pub(super) fn contrasted<'a>(
     rows: impl IntoIterator<Item = &'a Row>,
 ) -> impl Iterator<Item = &'a Row> {
     rows.into_iter().filter(|row| row.expects() == Expects::OtherModel)
@@ -153,9 +153,8 @@ pub(super) fn other_logits<C>(
     batch: &Batch<C>,
 ) -> Result<Option<Tensor<2>>, StepError> {
     let live: Vec<&Row> = batch.rows.iter().flatten().collect();
-    let last: Vec<(RequestId, TokenId)> = other_requests(live.iter().copied())
-        .map(|row| (row.id.request, row.last_token()))
-        .collect();
+    let last: Vec<(CompletionId, TokenId)> =
+        contrasted(live.iter().copied()).map(|row| (row.id, row.last_token())).collect();
     if last.is_empty() {
         return Ok(None);
     }

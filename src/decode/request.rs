@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::{
     candidates::TokenMask,
     error::{ConfigError, RowError},
-    id::{PromptId, RequestId, CompletionId, TokenId},
+    id::{CompletionId, PromptId, TokenId},
     novelty::Expects,
     sampler::Choice,
     sampling::{CheckedSampling, Sampling},
@@ -231,7 +231,7 @@ pub struct Submitted {
     /// The prompt.
     pub prompt: PromptId,
     /// Its completions, in the order of their index.
-    pub requests: Vec<RequestId>,
+    pub completions: Vec<CompletionId>,
 }
 
 /// What happens while the loop runs.
@@ -240,10 +240,8 @@ pub struct Submitted {
 pub enum Event {
     /// A completion has a new token.
     Token {
-        /// Whose.
-        row: CompletionId,
-        /// Index of the completion within its prompt.
-        index: usize,
+        /// Which completion.
+        completion: CompletionId,
         /// The token and how it was chosen.
         choice: Choice,
         /// Text that can be shown now. Empty while a character or a possible stop string is incomplete, and where the
@@ -262,10 +260,8 @@ pub enum Event {
 /// A completion that has ended.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Completion {
-    /// The prompt that it continues and its own name.
-    pub row: CompletionId,
-    /// Its index within the prompt.
-    pub index: usize,
+    /// The prompt that it continues, and its index among the prompt's completions.
+    pub id: CompletionId,
     /// The tokens, with the log-probability and novelty of each.
     pub choices: Vec<Choice>,
     /// The text, without special tokens and stop string; `None` where the loop has no detokenizer.

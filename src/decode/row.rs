@@ -21,7 +21,6 @@ use crate::{
 /// A completion while it grows.
 pub(super) struct Row {
     pub(super) id: CompletionId,
-    index: usize,
     request: Arc<Accepted>,
     draw: DrawKey,
     code: Option<f64>,
@@ -38,7 +37,6 @@ pub(super) struct Row {
 impl Row {
     pub(super) fn new(
         id: CompletionId,
-        index: usize,
         request: Arc<Accepted>,
         context_length: Option<usize>,
     ) -> Self {
@@ -52,16 +50,15 @@ impl Row {
             Selection::Arithmetic => Some(DrawKey::arithmetic_code(
                 request.seed,
                 &request.prompt,
-                index as u64,
+                id.index,
                 request.completions as u64,
             )),
         };
         Self {
-            draw: DrawKey::new(request.seed, &request.prompt, index as u64),
+            draw: DrawKey::new(request.seed, &request.prompt, id.index),
             code,
             stops: StopScanner::new(&request.stop_strings),
             id,
-            index,
             request,
             limit,
             generated: Vec::new(),
@@ -142,7 +139,7 @@ impl Row {
             }
         }
         self.text.push_str(&text);
-        events.extend([Event::Token { row: self.id, index: self.index, choice, text }]);
+        events.extend([Event::Token { completion: self.id, choice, text }]);
         if finish.is_none() && self.generated.len() >= self.limit.0 {
             finish = Some(self.limit.1.clone());
         }
@@ -180,8 +177,7 @@ impl Row {
         }
         self.text.push_str(&text);
         let completion = Completion {
-            row: self.id,
-            index: self.index,
+            id: self.id,
             choices: self.choices,
             text: detokenizer.map(|_| self.text),
             finish,

@@ -3,12 +3,7 @@
 use burn::tensor::ExecutionError;
 use thiserror::Error;
 
-use crate::{
-    causal_lm::ModelError,
-    hidden::HiddenError,
-    id::{RequestId, CompletionId},
-    train::TrainError,
-};
+use crate::{causal_lm::ModelError, hidden::HiddenError, id::CompletionId, train::TrainError};
 
 /// A step that could not be done at all. What is wrong with a single row is a [`RowError`](crate::errors::RowError) instead.
 #[derive(Debug, Error)]
@@ -54,11 +49,11 @@ pub enum StepError {
         /// Where it is.
         got: String,
     },
-    /// A request stands in the batch more than once.
-    #[error("request {}: expected one row of it in a step, got two", .request.0)]
-    DuplicateRequest {
-        /// The request.
-        request: RequestId,
+    /// A completion has more than one row in the step.
+    #[error("{completion}: expected one row of it in a step, got two")]
+    DuplicateCompletion {
+        /// The completion.
+        completion: CompletionId,
     },
     /// A row is to be steered, but the step came without hidden states.
     #[error(

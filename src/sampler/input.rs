@@ -163,8 +163,8 @@ impl<'a> StepInput<'a> {
         expect_float("logits", &self.logits)?;
         self.check_other(self.logits.dims()[1])?;
         let mut seen = std::collections::HashSet::with_capacity(rows);
-        if let Some(twice) = self.rows.iter().find(|row| !seen.insert(row.id.request)) {
-            return Err(StepError::DuplicateRequest { request: twice.id.request });
+        if let Some(twice) = self.rows.iter().find(|row| !seen.insert(row.id)) {
+            return Err(StepError::DuplicateCompletion { completion: twice.id });
         }
         let Some(steered) = self.rows.iter().find(|row| row.is_steered()) else {
             return Ok(());

@@ -117,8 +117,8 @@ impl Sampler {
     /// The requests that have begun and not ended, as far as distillers know of them. After
     /// [`load`](crate::snapshots::SamplerLoader::load), those that were running when the file was written: go on with them, or release
     /// them. (A file of version 1 knows prompts only where distillers are shared by prompt; elsewhere they come back as 0.)
-    pub fn requests(&self) -> Vec<CompletionId> {
-        self.trainer.requests()
+    pub fn completions(&self) -> Vec<CompletionId> {
+        self.trainer.completions()
     }
 
     /// Number of distillers in use.

@@ -98,7 +98,7 @@ fn trace(row: &RowState<'_>, logits: &[f32], step: u64, d_model: usize) -> Optio
         .map(|novelty| f64::from(novelty.error) / f64::from(novelty.deep));
     Some(RowTrace {
         step,
-        row: input.id,
+        completion: input.id,
         position,
         token: choice.token,
         unsteered_token: row.unsteered,

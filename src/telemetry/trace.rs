@@ -42,7 +42,8 @@ pub struct RowTrace {
     /// Number of the step, from 0, since the sampler's beginning or last reset.
     pub step: u64,
     /// Whose token it is.
-    pub row: CompletionId,
+    #[serde(alias = "row")] // its name in files of earlier development versions
+    pub completion: CompletionId,
     /// Its place in the completion: 0 is the first.
     pub position: u64,
     /// The token.
@@ -153,7 +154,7 @@ impl StepTrace {
             let Some(loss) = token.loss else {
                 continue;
             };
-            let slot = sharing.slot(token.row);
+            let slot = sharing.slot(token.completion);
             let at = *place.entry(slot).or_insert(slots.len());
             if at == slots.len() {
                 slots.push(SlotTrace { slot, rows: 0, loss: 0.0 });
@@ -183,7 +184,7 @@ impl StepTrace {
 pub(super) fn example(step: u64, prompt: u64, request: u64, loss: Option<f64>) -> RowTrace {
     RowTrace {
         step,
-        row: CompletionId::new(prompt, request),
+        completion: CompletionId::new(prompt, request),
         position: step,
         token: 7,
         unsteered_token: loss.map(|_| 3),
@@ -211,7 +212,7 @@ pub(super) fn example(step: u64, prompt: u64, request: u64, loss: Option<f64>) -
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::{PromptId, RequestId};
+    use crate::id::PromptId;
 
     #[test]
     fn losses_are_means_per_slot_and_over_all_rows() {
@@ -232,7 +233,8 @@ mod tests {
         assert_eq!(got.slots, prompts);
         assert_eq!(step(Sharing::Global).slots, [slot(SlotKey::Everyone, 3, 5.0)]);
         let requests = [(10, 2.0), (11, 5.0), (12, 8.0)];
-        let requests = requests.map(|(r, loss)| slot(SlotKey::Request(RequestId(r)), 1, loss));
+        let requests =
+            requests.map(|(r, loss)| slot(SlotKey::Completion(CompletionId::new(0, r)), 1, loss));
         assert_eq!(step(Sharing::PerCompletion).slots, requests);
         let nothing = StepTrace::of(&tokens[3..], Sharing::PerPrompt, 0, 0, 0, counters);
         assert_eq!((nothing.loss, nothing.slots.len()), (None, 0));

@@ -87,15 +87,19 @@ impl<S: Slots> OnlineTrainer for AdaptiveTrainer<S> {
         self.own.updates(row)
     }
 
-    fn requests(&self) -> Vec<CompletionId> {
-        self.own.requests()
+    fn completions(&self) -> Vec<CompletionId> {
+        self.own.completions()
     }
 
     fn waiting_rows(&self) -> usize {
         self.own.waiting_rows() + self.shared.waiting_rows()
     }
 
-    fn predict(&mut self, rows: &[CompletionId], shallow: &Tensor<2>) -> Result<Prediction, TrainError> {
+    fn predict(
+        &mut self,
+        rows: &[CompletionId],
+        shallow: &Tensor<2>,
+    ) -> Result<Prediction, TrainError> {
         // The shared slot comes first: a prompt's own distiller may start as a copy of it.
         self.shared.start(rows);
         self.start_own(rows);
@@ -201,7 +205,11 @@ mod tests {
     }
 
     /// Rows of some prompts at a step. Their deep states are `sign` times a map of the shallow ones.
-    fn step(prompts: &[u64], step: usize, sign: impl Fn(u64) -> f32) -> (Vec<CompletionId>, HiddenStates) {
+    fn step(
+        prompts: &[u64],
+        step: usize,
+        sign: impl Fn(u64) -> f32,
+    ) -> (Vec<CompletionId>, HiddenStates) {
         let rows: Vec<CompletionId> = prompts.iter().map(|&p| CompletionId::new(p, p)).collect();
         let (mut shallow, mut deep) = (Vec::new(), Vec::new());
         for &prompt in prompts {

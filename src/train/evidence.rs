@@ -3,7 +3,7 @@
 use burn::tensor::{DType, Device, Tensor, activation::sigmoid};
 
 use crate::{
-    id::{PromptId, CompletionId},
+    id::{CompletionId, PromptId},
     tensor::{from_f32, select_rows},
 };
 
@@ -55,7 +55,12 @@ impl Evidence {
     }
 
     /// The weight of the own distiller for each row, `[rows, 1]`: σ(sharpness · lead), ½ without evidence.
-    pub(super) fn weights(&self, rows: &[CompletionId], sharpness: f32, device: &Device) -> Tensor<2> {
+    pub(super) fn weights(
+        &self,
+        rows: &[CompletionId],
+        sharpness: f32,
+        device: &Device,
+    ) -> Tensor<2> {
         let nothing = || Tensor::zeros([1, Self::WIDTH], (device, DType::F32));
         let unknown = self.prompts.len();
         let index: Vec<usize> =
@@ -162,7 +167,8 @@ mod tests {
             let mut evidence = Evidence::default();
             let mut oracle: BTreeMap<u64, [f64; 3]> = BTreeMap::new();
             for (at, prompts) in steps.iter().enumerate() {
-                let rows: Vec<CompletionId> = prompts.iter().map(|&p| CompletionId::new(p, p)).collect();
+                let rows: Vec<CompletionId> =
+                    prompts.iter().map(|&p| CompletionId::new(p, p)).collect();
                 let [own, shared, deep] =
                     [0.1, 1.7, 2.9].map(|phase| states(rows.len(), phase + at as f32, &device));
                 let untouched = |evidence: &Evidence| -> Vec<(PromptId, Vec<f32>)> {

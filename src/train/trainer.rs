@@ -48,13 +48,17 @@ pub(crate) trait OnlineTrainer: Debug + Send {
     fn updates(&self, row: CompletionId) -> u64;
 
     /// The requests that have begun and not ended.
-    fn requests(&self) -> Vec<CompletionId>;
+    fn completions(&self) -> Vec<CompletionId>;
 
     /// Rows that have been handed over and are still to be learned.
     fn waiting_rows(&self) -> usize;
 
     /// The expected deep states of `rows` from their shallow ones, `[rows, d_model]`.
-    fn predict(&mut self, rows: &[CompletionId], shallow: &Tensor<2>) -> Result<Prediction, TrainError>;
+    fn predict(
+        &mut self,
+        rows: &[CompletionId],
+        shallow: &Tensor<2>,
+    ) -> Result<Prediction, TrainError>;
 
     /// One update of each distiller that has rows here. `parts` are those of the rows' [`Prediction`]. Says what has been
     /// done by now: a trainer that works in the background reports an update when it is done.

@@ -121,7 +121,7 @@ fn the_other_models_cache_keeps_step_with_ragged_joins_and_leaves() {
         let mut decoder = decoder(&expert).with_other_model(amateur.clone()).unwrap();
         let mut names = Vec::new();
         for (at, request) in requests.iter().enumerate() {
-            names.push(decoder.submit(request.clone()).unwrap().requests[0]);
+            names.push(decoder.submit(request.clone()).unwrap().completions[0]);
             if at % 2 == 1 {
                 decoder.step().unwrap();
                 decoder.step().unwrap();

@@ -6,8 +6,7 @@ use crate::device;
 use burn::tensor::{Device, Int, Tensor};
 use esamp::{
     CausalLm, Completion, CompletionId, Decoder, Detokenize, Event, FinishReason, HiddenStateTap,
-    KvCache, LmHead, Request, RequestId, Sampler, SamplerConfig, Sampling, TokenId, TokenMask,
-    TokenMasker,
+    KvCache, LmHead, Request, Sampler, SamplerConfig, Sampling, TokenId, TokenMask, TokenMasker,
     errors::{ModelError, RequestError, StepError, TextError},
     testing::{ScriptedLm, TinyLm},
 };
@@ -56,7 +55,7 @@ fn prompts_of_all_lengths_run_in_one_batch_and_end_at_their_own_time() {
     let completions = run(&mut decoder);
     let texts: Vec<_> = completions.iter().map(|c| c.text.clone().unwrap()).collect();
     assert_eq!(texts, ["45678", "67", "67"]);
-    assert_eq!(completions.iter().map(|c| c.index).collect::<Vec<_>>(), [0, 0, 1]);
+    assert_eq!(completions.iter().map(|c| c.id.index).collect::<Vec<_>>(), [0, 0, 1]);
     assert!(completions.iter().all(|c| c.finish == FinishReason::MaxNewTokens));
     // Each prompt is read once, then three rows, then the one that is left.
     let rows: Vec<usize> = model.calls().iter().map(Vec::len).collect();
@@ -75,9 +74,11 @@ fn events_tell_the_same_story_as_the_completions() {
     let completions = decoder
         .run(|event| {
             match event {
-                Event::Token { index, text, .. } => texts[index].push_str(&text),
+                Event::Token { completion, text, .. } => {
+                    texts[completion.index as usize].push_str(&text);
+                }
                 Event::Finished { completion, text } => {
-                    texts[completion.index].push_str(&text);
+                    texts[completion.id.index as usize].push_str(&text);
                     finished.push(completion);
                 }
                 _ => {}
@@ -87,9 +88,9 @@ fn events_tell_the_same_story_as_the_completions() {
         .unwrap();
     assert_eq!(finished, completions);
     assert_eq!(texts, ["23456", "23456"]);
-    let ids: Vec<RequestId> = completions.iter().map(|c| c.row.request).collect();
-    assert_eq!(ids, submitted.requests);
-    assert!(completions.iter().all(|c| c.row.prompt == submitted.prompt));
+    let ids: Vec<CompletionId> = completions.iter().map(|c| c.id).collect();
+    assert_eq!(ids, submitted.completions);
+    assert!(completions.iter().all(|c| c.id.prompt == submitted.prompt));
 }
 
 #[test]
@@ -111,9 +112,11 @@ fn stop_strings_end_a_completion_wherever_tokens_end() {
     let completions = decoder
         .run(|event| {
             match event {
-                Event::Token { row, text, .. } => shown[row.prompt.0 as usize].push_str(&text),
+                Event::Token { completion, text, .. } => {
+                    shown[completion.prompt.0 as usize].push_str(&text);
+                }
                 Event::Finished { completion, text } => {
-                    shown[completion.row.prompt.0 as usize].push_str(&text);
+                    shown[completion.id.prompt.0 as usize].push_str(&text);
                 }
                 _ => {}
             }
@@ -191,17 +194,40 @@ fn a_request_can_be_cancelled_while_it_waits_and_while_it_runs() {
     let running = decoder.submit(count_from(1).with_completions(2)).unwrap();
     decoder.step().unwrap();
     let waiting = decoder.submit(count_from(5).with_completions(2)).unwrap();
-    decoder.cancel(running.requests[0]).unwrap();
-    decoder.cancel(waiting.requests[1]).unwrap();
+    decoder.cancel(running.completions[0]).unwrap();
+    decoder.cancel(waiting.completions[1]).unwrap();
     let completions = run(&mut decoder);
     let got: Vec<_> = completions.iter().map(|c| (c.tokens(), c.finish.name())).collect();
     assert_eq!(got[0], (vec![2, 3], "cancelled"));
     assert_eq!(got[1], (vec![2, 3, 4, 5, 6], "max_new_tokens"));
     assert_eq!(got[2], (vec![6, 7, 8, 9, 0], "max_new_tokens"));
     assert_eq!(got[3], (vec![], "cancelled"));
-    let gone = decoder.cancel(running.requests[0]).unwrap_err();
-    assert_eq!(gone, RequestError::UnknownRequest { request: running.requests[0] });
+    let gone = decoder.cancel(running.completions[0]).unwrap_err();
+    assert_eq!(gone, RequestError::UnknownCompletion { completion: running.completions[0] });
     assert_eq!(decoder.sampler().distillers(), 0);
+}
+
+#[test]
+fn a_prompt_is_cancelled_with_all_of_its_completions() {
+    let mut decoder = Decoder::new(counter(), sampler(10));
+    let running = decoder.submit(count_from(1).with_completions(2)).unwrap();
+    decoder.step().unwrap();
+    let waiting = decoder.submit(count_from(5).with_completions(2)).unwrap();
+    let other = decoder.submit(count_from(7)).unwrap();
+    decoder.cancel(running.completions[1]).unwrap();
+    decoder.cancel_prompt(running.prompt).unwrap();
+    decoder.cancel_prompt(waiting.prompt).unwrap();
+    let completions = run(&mut decoder);
+    let cancelled = |c: &&Completion| c.finish == FinishReason::Cancelled;
+    assert_eq!(completions.iter().filter(cancelled).count(), 4);
+    assert_eq!(completions[4].id, other.completions[0]);
+    assert_eq!(completions[4].tokens(), [8, 9, 0, 1, 2]);
+    let gone = decoder.cancel_prompt(running.prompt).unwrap_err();
+    assert_eq!(gone, RequestError::UnknownPrompt { prompt: running.prompt });
+    assert_eq!(
+        gone.to_string(),
+        "prompt 0: expected one with completions that wait or run, got one without"
+    );
 }
 
 #[test]
@@ -288,7 +314,7 @@ fn a_mask_decides_what_may_be_said() {
     let masker = |row: CompletionId, generated: &[TokenId]| -> Option<TokenMask> {
         // The second completion must say 9, 8, 7, …; the first may say what it likes.
         let forced = 9 - generated.len() as TokenId;
-        (row.request.0 == 1).then(|| TokenMask::allowing(10, [forced]))
+        (row.index == 1).then(|| TokenMask::allowing(10, [forced]))
     };
     let mut decoder = Decoder::new(counter(), sampler(10));
     decoder.submit(count_from(1).with_completions(2).with_masker(masker)).unwrap();
@@ -300,7 +326,7 @@ fn a_mask_decides_what_may_be_said() {
 #[test]
 fn a_row_that_fails_ends_and_the_others_go_on() {
     let masker = |row: CompletionId, generated: &[TokenId]| -> Option<TokenMask> {
-        (row.request.0 == 0 && generated.len() == 2).then(|| TokenMask::allowing(10, []))
+        (row.index == 0 && generated.len() == 2).then(|| TokenMask::allowing(10, []))
     };
     let mut decoder = Decoder::new(counter(), sampler(10));
     decoder.submit(count_from(1).with_completions(2).with_masker(masker)).unwrap();
@@ -449,7 +475,7 @@ fn a_cache_is_asked_for_nothing_that_it_cannot_do() {
         let steered = Sampling::default().with_beta(0.5).with_temperature(0.0);
         let steered = steered;
         let masker = |row: CompletionId, generated: &[TokenId]| -> Option<TokenMask> {
-            let end = generated.len() as u64 == row.request.0 + 1;
+            let end = generated.len() as u64 == row.index + 1;
             Some(TokenMask::allowing(10, [if end { 9 } else { 1 }]))
         };
         let first = count_from(1).with_completions(3).with_masker(masker).with_stop_tokens([9]);

@@ -116,7 +116,10 @@ fn a_row_of_four_tokens_by_hand() {
         let token = choice.token as usize;
         seen[token] = true;
 
-        assert_eq!((trace.step, trace.row, trace.position), (0, CompletionId::new(0, request), 2));
+        assert_eq!(
+            (trace.step, trace.completion, trace.position),
+            (0, CompletionId::new(0, request), 2)
+        );
         assert_eq!((trace.token, trace.log_prob), (choice.token, choice.log_prob));
         assert_eq!((trace.steering, trace.temperature), (Steering::Steered, 1.0));
         assert_eq!((trace.candidates, trace.mass_outside), (4, 0.0));
@@ -229,7 +232,7 @@ fn every_row_says_why_it_was_not_steered() {
     let fine = [0.0, 1.0, 2.0, 3.0];
     let bad = [f32::NAN; 4];
     step(&mut sampler, &rows, &[fine, fine, fine, fine, bad], &[fine, fine, bad, fine, fine]);
-    let got: Vec<_> = tokens(&recorder).iter().map(|t| (t.row.request.0, t.steering)).collect();
+    let got: Vec<_> = tokens(&recorder).iter().map(|t| (t.completion.index, t.steering)).collect();
     let expected =
         [Steering::FirstToken, Steering::Off, Steering::NotFinite, Steering::Steered].into_iter();
     assert_eq!(got, (0..4).zip(expected).collect::<Vec<_>>(), "a row that failed has no token");
@@ -255,7 +258,7 @@ fn a_row_that_could_not_be_contrasted_is_not_traced_as_if_it_had_been() {
     assert!(matches!(output.choices[3], Err(RowError::Score { .. })), "{:?}", output.choices[3]);
 
     let traces = tokens(&recorder);
-    let got: Vec<_> = traces.iter().map(|t| (t.row.request.0, t.steering)).collect();
+    let got: Vec<_> = traces.iter().map(|t| (t.completion.index, t.steering)).collect();
     let expected = [Steering::Contrasted, Steering::OtherNotFinite, Steering::Contrasted];
     assert_eq!(got, (0..3).zip(expected).collect::<Vec<_>>());
     // It was sampled plainly: the new distribution is the reference, and nothing was expected.
@@ -465,7 +468,7 @@ fn counters_are_the_sums_of_the_traces() {
 
         // And every trace agrees with the choice that the caller was given.
         for completion in &completions {
-            let mine = traces.iter().filter(|trace| trace.row == completion.row);
+            let mine = traces.iter().filter(|trace| trace.completion == completion.id);
             for ((position, choice), trace) in completion.choices.iter().enumerate().zip(mine) {
                 assert_eq!((trace.position, trace.token), (position as u64, choice.token));
                 assert_eq!(
@@ -517,7 +520,7 @@ fn an_observer_is_shown_tokens_in_the_order_of_the_rows_and_then_the_step() {
     struct Order(Arc<Mutex<Vec<String>>>);
     impl Observer for Order {
         fn token(&mut self, trace: &RowTrace) {
-            self.0.lock().unwrap().push(trace.row.to_string());
+            self.0.lock().unwrap().push(trace.completion.to_string());
         }
         fn step(&mut self, trace: &esamp::telemetry::StepTrace) {
             self.0.lock().unwrap().push(format!("step {}", trace.step));

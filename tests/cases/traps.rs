@@ -604,7 +604,7 @@ fn trap_20_ended_rows() {
     ] {
         let mut decoder = Decoder::new(&model, config().init(10, &device()).unwrap());
         let masker = |row: CompletionId, generated: &[TokenId]| -> Option<TokenMask> {
-            let ends = generated.len() as u64 == 2 * row.request.0 + 1;
+            let ends = generated.len() as u64 == 2 * row.index + 1;
             Some(TokenMask::allowing(10, if ends { 9..10 } else { 0..9 }))
         };
         let request = Request::new(vec![1]).with_completions(4).with_stop_tokens([9]);

@@ -114,7 +114,7 @@ fn trap_23_no_cache_for_rows_that_left() {
     let sampler = SamplerConfig::new().init(10, &device()).unwrap();
     let mut decoder = Decoder::new(&model, sampler).with_other_model(other.clone()).unwrap();
     let masker = |row: CompletionId, generated: &[TokenId]| -> Option<TokenMask> {
-        let ends = generated.len() as u64 == 2 * row.request.0 + 1;
+        let ends = generated.len() as u64 == 2 * row.index + 1;
         Some(TokenMask::allowing(10, if ends { 9..10 } else { 0..9 }))
     };
     let contrastive = Sampling::contrastive();

@@ -72,7 +72,7 @@ impl Mean {
 
 impl Observer for Meter {
     fn token(&mut self, trace: &RowTrace) {
-        let row = self.rows.entry(trace.row).or_default();
+        let row = self.rows.entry(trace.completion).or_default();
         let steered = trace.steering == Steering::Steered;
         let novelty = trace.novelty.map(f64::from);
         row.tokens += 1;

@@ -148,7 +148,7 @@ fn decode<M: CausalLm>(
     let mut meter = meter.lock().unwrap_or_else(PoisonError::into_inner);
     let mut rows = Vec::with_capacity(completions.len());
     for completion in completions {
-        let row = meter.take(completion.row).unwrap_or_default();
+        let row = meter.take(completion.id).unwrap_or_default();
         check(arm, &completion, &row)?;
         rows.push((completion, row));
     }
@@ -173,7 +173,7 @@ fn check(arm: &ArmRecord, completion: &Completion, meter: &RowMeter) -> Result<(
     Err(Failure::new(
         format!(
             "arm {}, completion {}: expected a whole one, got {got}",
-            arm.name, completion.index
+            arm.name, completion.id.index
         ),
         "leave the arm out, or report this with the command line that led to it",
     ))

@@ -126,7 +126,7 @@ fn there_is_one_element_per_token_and_it_has_the_numbers_of_its_trace() {
     let mut steered = elements[36..].iter();
     let mut changed = 0;
     for request in 0..3 {
-        for trace in recorder.tokens().filter(|trace| trace.row.request.0 == request) {
+        for trace in recorder.tokens().filter(|trace| trace.completion.index == request) {
             let element = steered.next().unwrap();
             assert_eq!(element.text, format!(" w{}", trace.token));
             let (before, after) = before_and_after(element.said("probability").unwrap());
@@ -179,7 +179,7 @@ fn the_more_novel_a_token_the_stronger_its_tint() {
     let elements = elements(&html);
     assert!(elements[..36].iter().all(|element| element.tint("--n").is_none()), "plain");
     let mut tints = Vec::new();
-    let traces = (0..3).flat_map(|r| recorder.tokens().filter(move |t| t.row.request.0 == r));
+    let traces = (0..3).flat_map(|r| recorder.tokens().filter(move |t| t.completion.index == r));
     for (element, trace) in elements[36..].iter().zip(traces) {
         assert_eq!(element.tint("--n").is_some(), trace.relative_novelty.is_some());
         assert!(element.tint("--s").is_some() && element.tint("--k").is_some());

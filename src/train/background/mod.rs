@@ -119,7 +119,7 @@ impl<T: OnlineTrainer + Clone + 'static> BackgroundTrainer<T> {
     /// It cannot when another request of the prompt has ended since, because this request has kept the slot alive, and not
     /// when this request has warmed up a slot that others may share.
     fn unsent_begin(&self, row: CompletionId) -> Option<usize> {
-        let is_begin = |change: &Change| matches!(change, Change::Begin(other) if other.request == row.request);
+        let is_begin = |change: &Change| matches!(change, Change::Begin(other) if *other == row);
         let at = self.changes.iter().rposition(is_begin)?;
         let ends = |change: &Change| matches!(change, Change::Release(other) if other.prompt == row.prompt);
         let warms = |change: &Change| matches!(change, Change::WarmUp(prompt) if prompt.0 == row);
@@ -183,8 +183,8 @@ impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> 
         self.visible.updates(row)
     }
 
-    fn requests(&self) -> Vec<CompletionId> {
-        self.visible.requests()
+    fn completions(&self) -> Vec<CompletionId> {
+        self.visible.completions()
     }
 
     fn has(&self, row: CompletionId) -> bool {
@@ -195,7 +195,11 @@ impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> 
         self.visible.waiting_rows()
     }
 
-    fn predict(&mut self, rows: &[CompletionId], shallow: &Tensor<2>) -> Result<Prediction, TrainError> {
+    fn predict(
+        &mut self,
+        rows: &[CompletionId],
+        shallow: &Tensor<2>,
+    ) -> Result<Prediction, TrainError> {
         self.check()?;
         for &row in rows {
             self.begin(row);

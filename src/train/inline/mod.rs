@@ -14,7 +14,7 @@ use super::{
 use crate::{
     bank::{DistillerBank, Sharing, Slot, SlotKey},
     hidden::HiddenStates,
-    id::{PromptId, CompletionId},
+    id::{CompletionId, PromptId},
 };
 
 /// Predicts and learns on the caller's thread.
@@ -87,7 +87,7 @@ impl<S: Slots> InlineTrainer<S> {
                 let mut first: HashMap<PromptId, usize> = HashMap::new();
                 for (at, row) in rows.iter().enumerate() {
                     let best = first.entry(row.prompt).or_insert(at);
-                    if row.request < rows[*best].request {
+                    if row.index < rows[*best].index {
                         *best = at;
                     }
                 }
@@ -99,7 +99,11 @@ impl<S: Slots> InlineTrainer<S> {
     }
 
     /// One update of each slot that has work.
-    fn update(&mut self, rows: &[CompletionId], hidden: &HiddenStates) -> Result<Learned, TrainError> {
+    fn update(
+        &mut self,
+        rows: &[CompletionId],
+        hidden: &HiddenStates,
+    ) -> Result<Learned, TrainError> {
         if rows.is_empty() {
             return Ok(Learned::default());
         }
@@ -237,15 +241,19 @@ impl<S: Slots> OnlineTrainer for InlineTrainer<S> {
         self.bank.of(row).map_or(0, |slot| slot.updates)
     }
 
-    fn requests(&self) -> Vec<CompletionId> {
-        self.bank.requests()
+    fn completions(&self) -> Vec<CompletionId> {
+        self.bank.completions()
     }
 
     fn waiting_rows(&self) -> usize {
         self.bank.slots().flat_map(|slot| &slot.state.gathered).map(HiddenStates::rows).sum()
     }
 
-    fn predict(&mut self, rows: &[CompletionId], shallow: &Tensor<2>) -> Result<Prediction, TrainError> {
+    fn predict(
+        &mut self,
+        rows: &[CompletionId],
+        shallow: &Tensor<2>,
+    ) -> Result<Prediction, TrainError> {
         for &row in rows {
             self.begin(row);
         }

@@ -108,7 +108,8 @@ fn a_row_sees_its_own_distiller_wherever_it_stands() {
         let golden = Golden::open("bank.prompt.safetensors");
         let x = golden.tensor::<3>("x", &device).slice([0..1, 0..8, 0..576]).reshape([8, 576]);
         let prompts = [1, 0, 1, 0, 1, 1, 0, 0];
-        let rows: Vec<CompletionId> = (0..8).map(|i| CompletionId::new(prompts[i], i as u64)).collect();
+        let rows: Vec<CompletionId> =
+            (0..8).map(|i| CompletionId::new(prompts[i], i as u64)).collect();
         let only: Vec<usize> = (0..8).filter(|&i| prompts[i] == 1).collect();
         let ids: Vec<CompletionId> = only.iter().map(|&i| rows[i]).collect();
         let taught = crate::tensor::select_rows(&x, &only);

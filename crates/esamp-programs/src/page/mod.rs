@@ -79,9 +79,9 @@ impl ShownArm {
         detokenizer: &dyn Detokenize,
     ) -> Result<Self, TextError> {
         let mut by_index: Vec<&Completion> = completions.iter().collect();
-        by_index.sort_by_key(|completion| completion.index);
+        by_index.sort_by_key(|completion| completion.id.index);
         let shown = by_index.into_iter().map(|completion| {
-            let traces = recorder.tokens().filter(|trace| trace.row == completion.row);
+            let traces = recorder.tokens().filter(|trace| trace.completion == completion.id);
             Ok(ShownCompletion {
                 tokens: tokens(traces, detokenizer)?,
                 ending: ending(&completion.finish),
