@@ -88,13 +88,18 @@ impl Draw {
 
     /// A generator for those who need more numbers than one. Its first number is the one that [`Draw::uniform`] is made of.
     pub fn rng(&self) -> impl Rng + use<> {
-        self.chacha()
+        self.rng_at(0)
     }
 
-    /// The generator itself, which can be moved to any place of its stream.
-    pub(crate) fn chacha(&self) -> ChaCha8Rng {
+    /// A generator that starts at block `place` of the stream: for a number for each candidate, say, with its token as the
+    /// place. Such a number is the same whichever other candidates there are, and in whatever order.
+    ///
+    /// A block has 16 words of 32 bits; whoever takes more from one place gets those of the next.
+    pub fn rng_at(&self, place: u64) -> impl Rng + use<> {
+        const WORDS_PER_BLOCK: u128 = 16;
         let mut rng = ChaCha8Rng::from_seed(self.key.0);
         rng.set_stream(self.position);
+        rng.set_word_pos(u128::from(place) * WORDS_PER_BLOCK);
         rng
     }
 }
@@ -132,6 +137,18 @@ mod tests {
         let noise =
             ["random reward", "gaussian error"].map(|p| key.at(1).apart(p).rng().next_u64());
         assert_eq!(noise, [12_536_949_362_901_053_973, 5_713_341_623_464_580_280]);
+    }
+
+    #[test]
+    fn places_are_16_words_apart() {
+        let draw = DrawKey::new(42, &[1, 2, 3], 0).at(5);
+        let mut stream = draw.rng();
+        for place in 0..40 {
+            let mut here = draw.rng_at(place);
+            for _ in 0..8 {
+                assert_eq!(here.next_u64(), stream.next_u64());
+            }
+        }
     }
 
     #[test]

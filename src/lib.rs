@@ -118,10 +118,9 @@ pub mod filters {
 pub mod reweighters {
     pub use crate::{
         novelty::{
-            Contrast, Expects, Extrapolate, Matched, MatchedRandom, NoveltyReweighter, Orthogonal,
-            RandomReward, ReweighterConfig, Sharpen, Subtract, Surprisal,
+            Contrast, Expects, Extrapolate, NoveltyReweighter, Orthogonal, ReweighterConfig,
         },
-        sampler::{ExpectedControl, GaussianError, ShuffledErrors},
+        sampler::ExpectedControl,
     };
 }
 

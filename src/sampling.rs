@@ -127,7 +127,7 @@ pub struct Sampling {
     pub filters: Vec<FilterConfig>,
     /// The exploration strength β; 0 is plain sampling. A reweighter of your own does not look at it.
     pub beta: f32,
-    /// What β is the strength of: ESamp, or one of the reweighters that it is compared with.
+    /// What β is the strength of: ESamp, or another reweighter.
     pub reweighter: ReweighterConfig,
     /// How tokens that have occurred are held back.
     pub penalties: Penalties,
@@ -215,16 +215,6 @@ impl Sampling {
             .with_reweighter(ReweighterConfig::Contrast)
             .with_beta(Contrast::USUAL_BETA)
             .with_min_p(Contrast::USUAL_ALPHA)
-    }
-
-    /// The control for sharpening as it is usually written: the plain sampler at `T / (1 + β)`, β 0.
-    ///
-    /// Its filters see the sharpened logits where the temperature comes first; [`Sharpen`](crate::reweighters::Sharpen) is the control
-    /// that keeps the candidates of `ref / T`. A hot start ([`fire`](Self::fire)) keeps its own temperature, which is not
-    /// divided: hot tokens are as hot as in the run that this is the control of. ESamp and `Sharpen` do sharpen them, but for
-    /// the first token of a completion.
-    pub fn sharpened_plain(&self) -> Self {
-        self.clone().with_temperature(self.temperature / (1.0 + self.beta)).with_beta(0.0)
     }
 
     /// Sets a reweighter of your own, as [`ReweighterConfig::custom`]. Its strength is its own: β is not looked at.

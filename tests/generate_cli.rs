@@ -136,22 +136,6 @@ fn one_line_at_the_end_says_what_was_done() {
 }
 
 #[test]
-fn sharpening_is_a_lower_temperature_behind_the_first_token() {
-    // The best tokens are the same at every temperature. The first token is not reweighted, so the plain run has it at 1.
-    let common = ["--top-k", "20", "--min-p", "0"];
-    for (beta, temperature) in [("1", "0.5"), ("0.25", "0.8")] {
-        let sharp = json(&[&common[..], &["--reweighter", "sharpen", "--beta", beta]].concat());
-        let plain = ["--plain", "--temperature", temperature, "--fire", "1"];
-        let plain = json(&[&common[..], &plain].concat());
-        assert_eq!(sharp["arms"][1]["samples"], plain["arms"][0]["samples"], "{beta}");
-        assert_eq!(sharp["arms"][1]["counters"]["updates"], 0);
-        if beta == "1" {
-            assert_ne!(sharp["arms"][1]["samples"], sharp["arms"][0]["samples"]);
-        }
-    }
-}
-
-#[test]
 fn beta_zero_is_plain_token_for_token() {
     let zero = json(&["--beta", "0"]);
     let plain = json(&["--plain"]);

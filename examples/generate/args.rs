@@ -6,7 +6,7 @@ use clap::{Parser, ValueEnum, builder::RangedU64ValueParser};
 use esamp::{
     Selection, Sharing, TemperatureOrder,
     filters::{EpsilonCutoff, EtaCutoff, FilterConfig, MinP, TopK, TopNSigma, TopP, Typical, Xtc},
-    reweighters::{Matched, ReweighterConfig},
+    reweighters::ReweighterConfig,
 };
 use esamp_programs::{
     device::DeviceName,
@@ -190,33 +190,18 @@ pub struct Files {
 pub enum ReweighterName {
     /// ESamp.
     Extrapolate,
-    /// ESamp without the factor 1 + beta on the reference.
-    Subtract,
     /// ESamp without the component that only sharpens the distribution.
     Orthogonal,
     /// Contrastive decoding; needs --contrast-with.
     Contrast,
-    /// A control: a lower temperature.
-    Sharpen,
-    /// A control: a random reward.
-    RandomReward,
-    /// A control: the model's own surprisal as the reward.
-    Surprisal,
-    /// A control: a random direction with ESamp's slope and size.
-    MatchedRandom,
 }
 
 impl From<ReweighterName> for ReweighterConfig {
     fn from(name: ReweighterName) -> Self {
         match name {
             ReweighterName::Extrapolate => Self::Extrapolate,
-            ReweighterName::Subtract => Self::Subtract,
             ReweighterName::Orthogonal => Self::Orthogonal,
             ReweighterName::Contrast => Self::Contrast,
-            ReweighterName::Sharpen => Self::Sharpen,
-            ReweighterName::RandomReward => Self::RandomReward,
-            ReweighterName::Surprisal => Self::Surprisal,
-            ReweighterName::MatchedRandom => Self::MatchedRandom(Matched::default()),
         }
     }
 }

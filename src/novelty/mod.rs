@@ -1,16 +1,10 @@
-//! What to do with a token that was, or was not, expected: one fusion, and the controls that it is compared with.
+//! What to do with a token that was, or was not, expected: ESamp, orthogonal novelty and contrastive decoding.
 //!
 //! `docs/design/reweighters-and-controls.md` puts them side by side.
 
 mod contrast;
-mod direction;
 mod extrapolate;
-mod matched_random;
 mod orthogonal;
-mod random_reward;
-mod sharpen;
-mod subtract;
-mod surprisal;
 
 use std::{fmt::Debug, sync::Arc};
 
@@ -18,12 +12,7 @@ use serde::{Deserialize, Serialize};
 
 pub use contrast::Contrast;
 pub use extrapolate::Extrapolate;
-pub use matched_random::{Matched, MatchedRandom};
 pub use orthogonal::Orthogonal;
-pub use random_reward::RandomReward;
-pub use sharpen::Sharpen;
-pub use subtract::Subtract;
-pub use surprisal::Surprisal;
 
 use crate::{
     candidates::{Candidates, RowContext},
@@ -94,20 +83,10 @@ pub enum ReweighterConfig {
     /// [`Extrapolate`]: ESamp.
     #[default]
     Extrapolate,
-    /// [`Subtract`]: ESamp without `1 + β` on the reference.
-    Subtract,
     /// [`Orthogonal`]: ESamp without what only sharpens.
     Orthogonal,
     /// [`Contrast`]: contrastive decoding.
     Contrast,
-    /// [`Sharpen`]: a control.
-    Sharpen,
-    /// [`RandomReward`]: a control.
-    RandomReward,
-    /// [`Surprisal`]: a control.
-    Surprisal,
-    /// [`MatchedRandom`]: a control.
-    MatchedRandom(Matched),
     /// A reweighter of your own: see [`custom`](Self::custom). Its strength is its own, β is not looked at. Settings that
     /// hold one cannot be serialised.
     #[serde(skip_deserializing)]
@@ -125,16 +104,13 @@ impl ReweighterConfig {
     /// | reweighter | β | from |
     /// |---|---|---|
     /// | `Extrapolate` | 0.25 | the setting of ESamp's paper, arXiv 2604.24927 |
-    /// | `Subtract` | 0.5 | the same paper's ablation, which has it at this strength only |
     /// | `Contrast` | 0.5 | arXiv 2309.09117 |
     /// | `Orthogonal` | 1 | an independent study on SmolLM2-135M, one seed: in no paper |
-    /// | controls | that of `Extrapolate`, or of `Orthogonal` for its own | they are compared with it |
     pub fn usual_beta(&self) -> f32 {
         match self {
-            Self::Orthogonal | Self::MatchedRandom(Matched::Orthogonal) => Orthogonal::USUAL_BETA,
+            Self::Orthogonal => Orthogonal::USUAL_BETA,
             Self::Contrast => Contrast::USUAL_BETA,
-            Self::Subtract => Subtract::USUAL_BETA,
-            _ => Extrapolate::USUAL_BETA,
+            Self::Extrapolate | Self::Custom(_) => Extrapolate::USUAL_BETA,
         }
     }
 
@@ -151,16 +127,11 @@ impl ReweighterConfig {
 
     /// The reweighter, whatever its strength is.
     pub(crate) fn unchecked(&self, beta: f32) -> Arc<dyn NoveltyReweighter> {
-        match *self {
+        match self {
             Self::Extrapolate => Arc::new(Extrapolate { beta }),
-            Self::Subtract => Arc::new(Subtract { beta }),
             Self::Orthogonal => Arc::new(Orthogonal { beta }),
             Self::Contrast => Arc::new(Contrast { beta }),
-            Self::Sharpen => Arc::new(Sharpen { beta }),
-            Self::RandomReward => Arc::new(RandomReward { beta }),
-            Self::Surprisal => Arc::new(Surprisal { beta }),
-            Self::MatchedRandom(matched) => Arc::new(MatchedRandom { beta, matched }),
-            Self::Custom(ref reweighter) => reweighter.0.clone(),
+            Self::Custom(reweighter) => reweighter.0.clone(),
         }
     }
 }
@@ -217,17 +188,8 @@ mod tests {
     pub(super) const REFERENCE: [f32; 6] = [2.0, 1.0, 0.5, -0.25, -1.0, -3.0];
     pub(super) const EXPECTED: [f32; 6] = [1.0, 1.5, -0.5, 0.75, -2.0, 0.0];
 
-    pub(super) const ALL: [ReweighterConfig; 9] = [
-        ReweighterConfig::Extrapolate,
-        ReweighterConfig::Subtract,
-        ReweighterConfig::Orthogonal,
-        ReweighterConfig::Contrast,
-        ReweighterConfig::Sharpen,
-        ReweighterConfig::RandomReward,
-        ReweighterConfig::Surprisal,
-        ReweighterConfig::MatchedRandom(Matched::Extrapolate),
-        ReweighterConfig::MatchedRandom(Matched::Orthogonal),
-    ];
+    pub(super) const ALL: [ReweighterConfig; 3] =
+        [ReweighterConfig::Extrapolate, ReweighterConfig::Orthogonal, ReweighterConfig::Contrast];
 
     #[test]
     fn strength_zero_changes_nothing_and_expects_nothing() {
@@ -245,14 +207,12 @@ mod tests {
     #[test]
     fn usual_strengths_are_those_of_their_sources() {
         let got = ALL.map(|config| config.usual_beta());
-        assert_eq!(got, [0.25, 0.5, 1.0, 0.5, 0.25, 0.25, 0.25, 0.25, 1.0]);
+        assert_eq!(got, [0.25, 1.0, 0.5]);
     }
 
     #[test]
     fn a_distiller_that_expected_everything_leaves_the_reference() {
-        use ReweighterConfig::*;
-        // Sharpening needs no distiller, and the plain difference is a temperature then.
-        for config in ALL.into_iter().filter(|config| ![Sharpen, Subtract].contains(config)) {
+        for config in ALL {
             let reweighter = config.init(0.7).unwrap();
             let got = scores(&*reweighter, 0, &REFERENCE, &REFERENCE);
             assert_near(&got, &REFERENCE, 1e-6);
@@ -280,20 +240,7 @@ mod tests {
     fn names_are_written_down_as_they_are_read() {
         let names: Vec<String> =
             ALL.iter().map(|config| serde_json::to_string(config).unwrap()).collect();
-        assert_eq!(
-            names,
-            [
-                r#""extrapolate""#,
-                r#""subtract""#,
-                r#""orthogonal""#,
-                r#""contrast""#,
-                r#""sharpen""#,
-                r#""random_reward""#,
-                r#""surprisal""#,
-                r#"{"matched_random":"extrapolate"}"#,
-                r#"{"matched_random":"orthogonal"}"#,
-            ]
-        );
+        assert_eq!(names, [r#""extrapolate""#, r#""orthogonal""#, r#""contrast""#,]);
         for (name, config) in names.iter().zip(ALL) {
             assert_eq!(serde_json::from_str::<ReweighterConfig>(name).unwrap(), config);
         }

@@ -17,7 +17,7 @@ use burn::tensor::Device;
 
 pub use builder::SamplerBuilder;
 pub use config::{DistillerConfig, SamplerConfig};
-pub use control::{ExpectedControl, GaussianError, ShuffledErrors};
+pub use control::ExpectedControl;
 pub use error::StepError;
 pub use input::{Phase, StepInput, StepRow};
 pub use output::{Choice, Novelty, StepOutput};

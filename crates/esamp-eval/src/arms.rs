@@ -9,11 +9,14 @@ use esamp::{
     Fire, SamplerConfig, Sampling, Selection, Sharing, TemperatureOrder,
     distillers::{DistillerConfig, LowRankConfig},
     optim::{AdaptiveConfig, OptimizerConfig, TrainingConfig},
-    reweighters::{Matched, ReweighterConfig},
+    reweighters::ReweighterConfig,
 };
 use esamp_programs::failure::Failure;
 
-use crate::record::{ArmRecord, ErrorName, Role};
+use crate::{
+    controls::{ArmSampling, ControlConfig, Matched, sharpened_plain},
+    record::{ArmRecord, ErrorName, Role},
+};
 
 /// The min-p threshold of all arms that use min-p.
 const MIN_P: f32 = 0.05;
@@ -145,9 +148,9 @@ fn variants() -> Vec<ArmRecord> {
 
 /// Controls that rule out other explanations. All have β 0.5 and the tuned distiller if they use one.
 fn controls() -> Vec<ArmRecord> {
-    let scores = |name: &str, what: &str, reweighter: ReweighterConfig, beta: f32| ArmRecord {
+    let scores = |name: &str, what: &str, control: ControlConfig, beta: f32| ArmRecord {
         sampler: tuned(),
-        ..arm(name, what, Role::Control, min_p().with_reweighter(reweighter).with_beta(beta))
+        ..arm(name, what, Role::Control, ArmSampling::controlled(esamp(beta), control))
     };
     let distiller = |name: &str, what: &str, sampler: SamplerConfig| ArmRecord {
         sampler,
@@ -158,14 +161,14 @@ fn controls() -> Vec<ArmRecord> {
         sampler: tuned(),
         ..arm(name, what, Role::Control, esamp(0.5))
     };
-    let extrapolate = ReweighterConfig::MatchedRandom(Matched::Extrapolate);
-    let orthogonal = ReweighterConfig::MatchedRandom(Matched::Orthogonal);
+    let extrapolate = ControlConfig::MatchedRandom(Matched::Extrapolate);
+    let orthogonal = ControlConfig::MatchedRandom(Matched::Orthogonal);
     vec![
         scores("matched-0.5", "slope and size of esamp-0.5, a random direction", extrapolate, 0.5),
         scores(
             "matched-orthogonal-0.5",
             "size of orthogonal-0.5, a random direction",
-            orthogonal.clone(),
+            orthogonal,
             0.5,
         ),
         scores("matched-orthogonal-1", "size of orthogonal-1, a random direction", orthogonal, 1.0),
@@ -182,23 +185,23 @@ fn controls() -> Vec<ArmRecord> {
         scores(
             "random-reward-0.5",
             "a random reward of the variance of ESamp's",
-            ReweighterConfig::RandomReward,
+            ControlConfig::RandomReward,
             0.5,
         ),
         scores(
             "surprisal-0.5",
             "the model's own surprisal as the reward, of the variance of ESamp's",
-            ReweighterConfig::Surprisal,
+            ControlConfig::Surprisal,
             0.5,
         ),
         scores(
             "sharpen-0.5",
             "temperature 1 / 1.5 among the candidates of temperature 1",
-            ReweighterConfig::Sharpen,
+            ControlConfig::Sharpen,
             0.5,
         ),
         arm("cool-0.5", "temperature 1 / 1.5, its own candidates", Role::Control, {
-            esamp(0.5).sharpened_plain()
+            sharpened_plain(&esamp(0.5))
         }),
     ]
 }
@@ -247,7 +250,7 @@ pub fn min_p_at(temperature: f32) -> ArmRecord {
 fn min_p_named(name: &str) -> Option<ArmRecord> {
     let temperature = name.strip_prefix("min-p-")?.parse().ok()?;
     let arm = min_p_at(temperature);
-    (arm.name == name && arm.sampling.validate().is_ok()).then_some(arm)
+    (arm.name == name && arm.sampling.sampling().validate().is_ok()).then_some(arm)
 }
 
 fn min_p() -> Sampling {
@@ -277,12 +280,12 @@ fn method(name: String, what: &str, sampling: Sampling) -> ArmRecord {
     ArmRecord { sampler: tuned(), ..arm(&name, what, Role::Method, sampling) }
 }
 
-fn arm(name: &str, what: &str, role: Role, sampling: Sampling) -> ArmRecord {
+fn arm(name: &str, what: &str, role: Role, sampling: impl Into<ArmSampling>) -> ArmRecord {
     ArmRecord {
         name: name.to_owned(),
         what: what.to_owned(),
         role,
-        sampling,
+        sampling: sampling.into(),
         sampler: SamplerConfig::paper(),
         prompt_warm_up: 0,
         error: ErrorName::Own,

@@ -1,12 +1,13 @@
 //! A reproducible evaluation: tasks run under several sampling methods with several seeds.
 //!
 //! The program is `evaluate`. [`record`] documents its output, [`tasks`] the splits, [`arms`] the sampling
-//! methods, and [`metrics`] the figures of a [`report`].
+//! methods, [`controls`] those of them that rule out other explanations, and [`metrics`] the figures of a [`report`].
 
 #![allow(missing_docs, reason = "not published: fields with telling names need no docs")]
 
 pub mod args;
 pub mod arms;
+pub mod controls;
 pub mod entropy;
 pub mod meter;
 pub mod metrics;

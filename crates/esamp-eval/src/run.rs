@@ -8,11 +8,11 @@ use std::{
 use esamp::{
     CausalLm, Completion, Counters, Decoder, Detokenize, FinishReason, Request, Sampler, TokenId,
     errors::TrainError,
-    reweighters::{GaussianError, ShuffledErrors},
 };
 use esamp_programs::failure::Failure;
 
 use crate::{
+    controls::{GaussianError, ShuffledErrors},
     meter::{Meter, RowMeter},
     plan::Unit,
     record::{
@@ -117,7 +117,7 @@ fn decode<M: CausalLm>(
         ErrorName::Gaussian => sampler.set_expected_control(Box::new(GaussianError)),
         ErrorName::Shuffled => sampler.set_expected_control(Box::<ShuffledErrors>::default()),
     }
-    let sampling = arm.sampling.clone();
+    let sampling = arm.sampling.sampling();
     let meter = Arc::new(Mutex::new(Meter::new(keeps_tokens)));
     let detokenizer = subject.detokenizer.clone();
     let mut decoder = Decoder::new(model, sampler)

@@ -19,9 +19,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use esamp::{Counters, SamplerConfig, Sampling, TokenId};
-use serde::{Deserialize, Deserializer, Serialize, de::Error};
+use esamp::{Counters, SamplerConfig, TokenId};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+
+use crate::controls::ArmSampling;
 
 pub use self::frequency_ranks::FrequencyRanks;
 
@@ -108,6 +110,7 @@ pub struct TaskRecord {
 
 /// An arm of the run with all its settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "ArmOfAnyVersion")]
 pub struct ArmRecord {
     /// Its name.
     pub name: String,
@@ -116,26 +119,57 @@ pub struct ArmRecord {
     /// Its role in the comparison.
     pub role: Role,
     /// The sampling settings.
-    pub sampling: Sampling,
+    pub sampling: ArmSampling,
     /// The distiller settings; defaults for arms without a distiller.
-    #[serde(deserialize_with = "sampler_of_any_version")]
     pub sampler: SamplerConfig,
     /// Updates on the prompt before the first token.
     pub prompt_warm_up: usize,
     /// The replacement for the distiller's error, in a control.
-    #[serde(default)]
     pub error: ErrorName,
 }
 
-/// Reads sampler settings, ignoring those that only earlier versions had.
-fn sampler_of_any_version<'de, D: Deserializer<'de>>(
-    written: D,
-) -> Result<SamplerConfig, D::Error> {
-    let mut settings = Map::<String, Value>::deserialize(written)?;
-    for name in ["overlap", "expected_control"] {
-        settings.remove(name);
+/// An [`ArmRecord`] as this or an earlier version has written it. Earlier ones had two more settings of the sampler:
+/// `overlap`, of which only `none` is left, and `expected_control`, which is [`ArmRecord::error`] now.
+#[derive(Deserialize)]
+struct ArmOfAnyVersion {
+    name: String,
+    what: String,
+    role: Role,
+    sampling: ArmSampling,
+    sampler: Map<String, Value>,
+    prompt_warm_up: usize,
+    error: Option<ErrorName>,
+}
+
+impl TryFrom<ArmOfAnyVersion> for ArmRecord {
+    type Error = String;
+
+    fn try_from(written: ArmOfAnyVersion) -> Result<Self, String> {
+        let ArmOfAnyVersion { name, what, role, sampling, mut sampler, prompt_warm_up, error } =
+            written;
+        if let Some(overlap) = sampler.remove("overlap").filter(|overlap| overlap != "none") {
+            return Err(format!("overlap: expected none, got {overlap}"));
+        }
+        let error = match (error, sampler.remove("expected_control")) {
+            (error, None) => error.unwrap_or_default(),
+            (None, Some(control)) => match control.as_str() {
+                Some("none") => ErrorName::Own,
+                Some("gaussian_error") => ErrorName::Gaussian,
+                Some("shuffled_errors") => ErrorName::Shuffled,
+                _ => {
+                    let known = "none, gaussian_error or shuffled_errors";
+                    return Err(format!("expected_control: expected {known}, got {control}"));
+                }
+            },
+            (Some(_), Some(control)) => {
+                return Err(format!(
+                    "expected_control: expected none together with error, got {control}"
+                ));
+            }
+        };
+        let sampler = serde_json::from_value(sampler.into()).map_err(|error| error.to_string())?;
+        Ok(Self { name, what, role, sampling, sampler, prompt_warm_up, error })
     }
-    serde_json::from_value(settings.into()).map_err(D::Error::custom)
 }
 
 /// The replacement for the distiller's error.
@@ -145,9 +179,9 @@ pub enum ErrorName {
     /// No replacement.
     #[default]
     Own,
-    /// [`GaussianError`](esamp::reweighters::GaussianError)
+    /// [`GaussianError`](crate::controls::GaussianError)
     Gaussian,
-    /// [`ShuffledErrors`](esamp::reweighters::ShuffledErrors)
+    /// [`ShuffledErrors`](crate::controls::ShuffledErrors)
     Shuffled,
 }
 

@@ -116,7 +116,9 @@ impl Results {
     ///
     /// Arms without it.
     pub fn base_of(arms: &[ArmRecord]) -> Result<usize, Failure> {
-        let plain = |arm: &ArmRecord| arm.role == Role::Frontier && arm.sampling.temperature == 1.0;
+        let plain = |arm: &ArmRecord| {
+            arm.role == Role::Frontier && arm.sampling.settings.temperature == 1.0
+        };
         arms.iter().position(plain).ok_or_else(|| {
             let names: Vec<&str> = arms.iter().map(|arm| arm.name.as_str()).collect();
             Failure::usage(

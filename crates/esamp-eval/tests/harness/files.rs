@@ -69,7 +69,7 @@ fn a_file_of_other_settings_is_refused_by_the_first_that_differs() {
     model.model.sha256 = "00".into();
     others.push((model, r#"expected a file of model.sha256 "00", got one of """#));
     let mut beta = begun.clone();
-    beta.arms[1].sampling.beta = 0.75;
+    beta.arms[1].sampling.settings.beta = 0.75;
     others.push((beta, "expected a file of arms.esamp-0.5.sampling.beta 0.75, got one of 0.5"));
     for (header, wording) in others {
         assert_eq!(refused(&header), wording);

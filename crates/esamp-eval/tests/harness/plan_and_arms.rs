@@ -25,7 +25,7 @@ fn arms_are_found_by_name() {
     let all = arms::all();
     for arm in &all {
         assert_eq!(arms::named(&arm.name).unwrap(), std::slice::from_ref(arm));
-        arm.sampling.validate().unwrap();
+        arm.sampling.sampling().validate().unwrap();
         arm.sampler.init(32, &Device::flex()).unwrap();
     }
     assert_eq!(arms::named("all").unwrap(), all);
@@ -33,7 +33,7 @@ fn arms_are_found_by_name() {
     assert_eq!(headline.len(), 8);
     assert_eq!(headline.iter().filter(|arm| arm.role == Role::Frontier).count(), 3);
     let matched = arms::named("min-p-0.93, fire").unwrap();
-    assert_eq!((matched[0].sampling.temperature, matched[0].role), (0.93, Role::Frontier));
+    assert_eq!((matched[0].sampling.settings.temperature, matched[0].role), (0.93, Role::Frontier));
     for (names, wording) in [
         ("esamp", "--arms: expected the name of an arm, got esamp"),
         ("min-p-1.0", "--arms: expected the name of an arm, got min-p-1.0"),

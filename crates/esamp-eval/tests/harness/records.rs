@@ -51,7 +51,7 @@ fn a_record_says_what_a_plain_decode_loop_gives() {
             .with_completions(4)
             .with_max_new_tokens(if record.task == "syllables" { 10 } else { 12 })
             .with_seed(record.seed)
-            .with_sampling(arm.sampling.clone())
+            .with_sampling(arm.sampling.sampling())
             .with_reference_log_probs();
         decoder.submit(request).unwrap();
         let completions = decoder.run(|_| ControlFlow::Continue(())).unwrap();
@@ -73,7 +73,8 @@ fn a_record_says_what_a_plain_decode_loop_gives() {
         let mut interventions = 0;
         for (index, (got, expected)) in record.completions.iter().zip(&completions).enumerate() {
             assert_eq!(got.tokens, expected.tokens());
-            let traces: Vec<_> = recorder.tokens().filter(|t| t.row == expected.row).collect();
+            let traces: Vec<_> =
+                recorder.tokens().filter(|t| t.completion == expected.id).collect();
             let mean = |numbers: Vec<f64>| numbers.iter().sum::<f64>() / numbers.len() as f64;
             let close = |got: f64, expected: f64| assert!((got - expected).abs() < 1e-9);
             let log_probs =

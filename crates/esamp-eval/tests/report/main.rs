@@ -53,7 +53,7 @@ fn header(problems: usize, tasks: Vec<TaskRecord>) -> Header {
         name: name.into(),
         what: format!("what {name} is"),
         role,
-        sampling: Sampling::default().with_min_p(0.05).with_temperature(temperature),
+        sampling: Sampling::default().with_min_p(0.05).with_temperature(temperature).into(),
         sampler: SamplerConfig::paper(),
         prompt_warm_up: 0,
         error: ErrorName::Own,

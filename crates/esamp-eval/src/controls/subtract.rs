@@ -1,10 +1,12 @@
 //! ESamp's ablation.
 
-use super::{Expects, NoveltyReweighter, check_beta, distiller_if};
-use crate::{
-    candidates::{Candidates, RowContext},
-    error::ConfigError,
+use esamp::{
+    errors::ConfigError,
+    filters::{Candidates, RowContext},
+    reweighters::{Expects, NoveltyReweighter},
 };
+
+use super::{check_beta, distiller_if};
 
 /// `logit − β·expected`: what ESamp's paper compares its fusion with (arXiv 2604.24927, where it does far worse).
 ///
@@ -41,19 +43,22 @@ impl NoveltyReweighter for Subtract {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 mod tests {
-    use super::super::tests::*;
+    use std::sync::Arc;
+
     use super::*;
+    use crate::controls::tests::*;
 
     #[test]
     fn by_hand() {
-        let got = scores(&Subtract { beta: 0.5 }, 0, &[2.0, 1.0], &[1.0, 3.0]);
+        let got = scores(Arc::new(Subtract { beta: 0.5 }), 0, &[2.0, 1.0], &[1.0, 3.0]);
         assert_eq!(got, [1.5, -0.5]); // 2 − 0.5·1, 1 − 0.5·3
     }
 
     #[test]
     fn a_distiller_that_expected_everything_flattens() {
-        let flat = scores(&Subtract { beta: 1.0 }, 0, &REFERENCE, &REFERENCE);
+        let flat = scores(Arc::new(Subtract { beta: 1.0 }), 0, &REFERENCE, &REFERENCE);
         assert_eq!(flat, [0.0; 6]);
     }
 }

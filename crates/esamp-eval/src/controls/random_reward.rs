@@ -1,15 +1,17 @@
 //! The control for what a reward of this size does whatever it says.
 
-use super::{Expects, NoveltyReweighter, check_beta, direction, distiller_if};
-use crate::{
-    candidates::{Candidates, RowContext},
-    error::ConfigError,
+use esamp::{
+    errors::ConfigError,
+    filters::{Candidates, RowContext},
+    reweighters::{Expects, NoveltyReweighter},
 };
+
+use super::{check_beta, direction, distiller_if};
 
 /// A control: `logit + s·g`, a random reward per candidate with the variance that ESamp's perturbation has in this row.
 ///
-/// `g` is one standard normal number for each token, from the row's [`Draw`](crate::filters::Draw) in the stream
-/// `"random reward"` ([`Draw::apart`](crate::filters::Draw::apart)), centred and scaled over the row's candidates so that the
+/// `g` is one standard normal number for each token, from the row's [`Draw`](esamp::filters::Draw) in the stream
+/// `"random reward"` ([`Draw::apart`](esamp::filters::Draw::apart)), centred and scaled over the row's candidates so that the
 /// variance of `s·g` is exactly that of `β·(logit − expected)`. (The reward is what is random in the paper's control,
 /// arXiv 2604.24927; it still has a slope on the reference, by chance, in small races. The control that matches ESamp's
 /// slope is [`MatchedRandom`](super::MatchedRandom).)
@@ -38,13 +40,16 @@ impl NoveltyReweighter for RandomReward {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 mod tests {
-    use super::super::tests::*;
+    use std::sync::Arc;
+
     use super::*;
+    use crate::controls::tests::*;
 
     #[test]
     fn the_variance_is_that_of_the_perturbation_and_the_direction_is_random() {
-        let control = RandomReward { beta: 0.5 };
+        let control = Arc::new(RandomReward { beta: 0.5 });
         let variance = |values: &[f64]| {
             let mean = values.iter().sum::<f64>() / values.len() as f64;
             values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / values.len() as f64
@@ -55,7 +60,7 @@ mod tests {
         let wanted = 0.25 * variance(&difference(&REFERENCE, &EXPECTED));
         let mut mean = [0.0; 6];
         for position in 0..400 {
-            let new = scores(&control, position, &REFERENCE, &EXPECTED);
+            let new = scores(control.clone(), position, &REFERENCE, &EXPECTED);
             let reward = difference(&new, &REFERENCE);
             assert!((variance(&reward) - wanted).abs() < 1e-5);
             mean.iter_mut().zip(&reward).for_each(|(m, r)| *m += r / 400.0);
@@ -66,9 +71,9 @@ mod tests {
 
     #[test]
     fn the_numbers_are_the_rows_own_and_not_those_that_select() {
-        let control = RandomReward { beta: 0.5 };
-        let a = scores(&control, 3, &REFERENCE, &EXPECTED);
-        assert_eq!(a, scores(&control, 3, &REFERENCE, &EXPECTED));
-        assert_ne!(a, scores(&control, 4, &REFERENCE, &EXPECTED));
+        let control = Arc::new(RandomReward { beta: 0.5 });
+        let a = scores(control.clone(), 3, &REFERENCE, &EXPECTED);
+        assert_eq!(a, scores(control.clone(), 3, &REFERENCE, &EXPECTED));
+        assert_ne!(a, scores(control.clone(), 4, &REFERENCE, &EXPECTED));
     }
 }

@@ -1,19 +1,22 @@
 //! The control for sharpening.
 
-use super::{Expects, NoveltyReweighter, check_beta};
-use crate::{
-    candidates::{Candidates, RowContext},
-    error::ConfigError,
+use esamp::{
+    Sampling,
+    errors::ConfigError,
+    filters::{Candidates, RowContext},
+    reweighters::{Expects, NoveltyReweighter, ReweighterConfig},
 };
+
+use super::check_beta;
 
 /// A control: `(1 + β)·logit`, no distiller.
 ///
 /// A distiller that expects nothing in particular (constant logits) turns ESamp into this: the plain model at temperature
 /// `T / (1 + β)`, among the candidates that the filters keep of `ref / T`. Whatever ESamp does beyond it, the distiller
-/// did. What penalties and bias have added is not multiplied, as in ESamp. Tokens of a hot start ([`Fire`](crate::Fire)) are
+/// did. What penalties and bias have added is not multiplied, as in ESamp. Tokens of a hot start ([`Fire`](esamp::Fire)) are
 /// sharpened too, at `T_fire / (1 + β)`, as ESamp does; the first token of a completion never is.
 ///
-/// [`Sampling::sharpened_plain`](crate::Sampling::sharpened_plain) is the plain sampler at the lower temperature:
+/// [`sharpened_plain`] is the plain sampler at the lower temperature:
 /// there the filters see the sharpened logits too and keep fewer candidates, the first token is sharpened as well, and the
 /// temperature of a hot start is left undivided.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -38,16 +41,33 @@ impl NoveltyReweighter for Sharpen {
     }
 }
 
+/// The control for sharpening as it is usually written: the plain sampler at `T / (1 + β)`, β 0.
+///
+/// Its filters see the sharpened logits where the temperature comes first; [`Sharpen`] is the control that keeps the
+/// candidates of `ref / T`. A hot start ([`Sampling::fire`]) keeps its own temperature, which is not divided: hot tokens are
+/// as hot as in the run that this is the control of. ESamp and [`Sharpen`] do sharpen them, except for the first token of a
+/// completion.
+pub fn sharpened_plain(sampling: &Sampling) -> Sampling {
+    let temperature = sampling.temperature / (1.0 + sampling.beta);
+    let plain = sampling.clone().with_reweighter(ReweighterConfig::default()).with_beta(0.0);
+    plain.with_temperature(temperature)
+}
+
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 mod tests {
-    use super::super::{Extrapolate, tests::*};
+    use std::sync::Arc;
+
+    use esamp::reweighters::Extrapolate;
+
     use super::*;
+    use crate::controls::tests::*;
 
     #[test]
     fn it_is_esamp_with_a_distiller_that_expects_nothing_in_particular() {
-        let sharp = scores(&Sharpen { beta: 0.5 }, 0, &REFERENCE, &[0.0; 6]);
+        let sharp = scores(Arc::new(Sharpen { beta: 0.5 }), 0, &REFERENCE, &[0.0; 6]);
         assert_eq!(sharp[..3], [3.0, 1.5, 0.75]);
-        let esamp = scores(&Extrapolate { beta: 0.5 }, 0, &REFERENCE, &[4.0; 6]);
+        let esamp = scores(Arc::new(Extrapolate { beta: 0.5 }), 0, &REFERENCE, &[4.0; 6]);
         let shifted: Vec<f32> = sharp.iter().map(|score| score - 2.0).collect();
         assert_near(&esamp, &shifted, 1e-6);
     }

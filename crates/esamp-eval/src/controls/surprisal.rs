@@ -1,10 +1,12 @@
 //! The control for novelty that is only rarity.
 
-use super::{Expects, NoveltyReweighter, check_beta, direction, distiller_if};
-use crate::{
-    candidates::{Candidates, RowContext},
-    error::ConfigError,
+use esamp::{
+    errors::ConfigError,
+    filters::{Candidates, RowContext},
+    reweighters::{Expects, NoveltyReweighter},
 };
+
+use super::{check_beta, direction, distiller_if};
 
 /// A control: `logit + s·(−log p_ref)`, the model's own surprisal as the reward, with the variance that ESamp's
 /// perturbation has in this row.
@@ -12,7 +14,7 @@ use crate::{
 /// Surprisal is the reference logit with its sign turned, up to a constant, so this is the plain model at a higher
 /// temperature, one for each row: `logit·(1 − s)` with `s = β·σ(logit − expected) / σ(logit)` over the row's candidates.
 /// Where the perturbation is larger than the reference (`s > 1`) it turns the order round. What ESamp gains over it is not
-/// a matter of preferring rare tokens. Rows whose reference logits are all equal are left alone. A control of this crate's
+/// a matter of preferring rare tokens. Rows whose reference logits are all equal are left alone. A control of this package's
 /// own, scaled as [`RandomReward`](super::RandomReward) is.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Surprisal {
@@ -40,22 +42,25 @@ impl NoveltyReweighter for Surprisal {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 mod tests {
-    use super::super::tests::*;
+    use std::sync::Arc;
+
     use super::*;
+    use crate::controls::tests::*;
 
     #[test]
     fn by_hand() {
         // z = (1, 0, −1), ‖z‖ = √2. δ = (2, 0, 1) − 1 = (1, −1, 0), ‖δ‖ = √2. Half of it: new = ref − ½ z.
-        let got = scores(&Surprisal { beta: 0.5 }, 0, &[3.0, 2.0, 1.0], &[1.0, 2.0, 0.0]);
+        let got = scores(Arc::new(Surprisal { beta: 0.5 }), 0, &[3.0, 2.0, 1.0], &[1.0, 2.0, 0.0]);
         assert_near(&got, &[2.5, 2.0, 1.5], 1e-6);
-        let flat = scores(&Surprisal { beta: 0.5 }, 0, &[1.0; 3], &[1.0, 2.0, 0.0]);
+        let flat = scores(Arc::new(Surprisal { beta: 0.5 }), 0, &[1.0; 3], &[1.0, 2.0, 0.0]);
         assert_eq!(flat, [1.0; 3]);
     }
 
     #[test]
     fn the_reward_is_the_surprisal() {
-        let new = scores(&Surprisal { beta: 0.25 }, 0, &REFERENCE, &EXPECTED);
+        let new = scores(Arc::new(Surprisal { beta: 0.25 }), 0, &REFERENCE, &EXPECTED);
         let total: f64 = REFERENCE.iter().map(|&r| f64::from(r).exp()).sum();
         let surprisal: Vec<f64> = REFERENCE.iter().map(|&r| total.ln() - f64::from(r)).collect();
         let rate = |a: usize, b: usize| {

@@ -1,37 +1,39 @@
 //! The control for the learned direction.
 
+use esamp::{
+    errors::ConfigError,
+    filters::{Candidates, RowContext},
+    reweighters::{Expects, NoveltyReweighter},
+};
 use serde::{Deserialize, Serialize};
 
-use super::{Expects, NoveltyReweighter, Orthogonal, check_beta, direction, distiller_if};
-use crate::{
-    candidates::{Candidates, RowContext},
-    error::ConfigError,
-    numeric::norm,
-};
+use super::{check_beta, direction, distiller_if};
+
+/// With fewer candidates nothing is left once a constant and the reference are taken out.
+const LEAST_CANDIDATES: usize = 3;
 
 /// What a [`MatchedRandom`] control is matched to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[non_exhaustive]
 pub enum Matched {
     /// ESamp's `β·δ`: the same slope on the reference, the same length.
     #[default]
     Extrapolate,
-    /// [`Orthogonal`]'s `β·δ⊥`: no slope, the same length; the same rows are left alone.
+    /// [`Orthogonal`](esamp::reweighters::Orthogonal)'s `β·δ⊥`: no slope, the same length; the same rows are left alone.
     Orthogonal,
 }
 
 /// A control: a perturbation that sharpens as much as ESamp's and is as large, in a direction that nobody learned.
 ///
-/// With `z` and `δ` as in [`Orthogonal`], `δ = a·z + δ⊥`. The new score is `logit + β·(a·z + ‖δ⊥‖·ĝ)`, where `ĝ` is a random
+/// With `z` and `δ` as in [`Orthogonal`](esamp::reweighters::Orthogonal), `δ = a·z + δ⊥`. The new score is `logit + β·(a·z + ‖δ⊥‖·ĝ)`, where `ĝ` is a random
 /// direction of length 1 that is orthogonal to `z` and to constants: normal numbers from the row's
-/// [`Draw`](crate::filters::Draw), stream `"matched random"` ([`Draw::apart`](crate::filters::Draw::apart)), one for each token, projected.
+/// [`Draw`](esamp::filters::Draw), stream `"matched random"` ([`Draw::apart`](esamp::filters::Draw::apart)), one for each token, projected.
 /// Slope on the reference and length over the row's candidates are ESamp's own; what ESamp gains over this control, its
-/// distiller has learned. From the independent study that found orthogonal novelty (see [`Orthogonal`]), where ESamp's
+/// distiller has learned. From the independent study that found orthogonal novelty (see [`Orthogonal`](esamp::reweighters::Orthogonal)), where ESamp's
 /// gain in diversity at equal perplexity is significant and that of this control is not.
 ///
 /// Gaussian noise of the same length in the hidden state
-/// ([`GaussianError`](crate::reweighters::GaussianError)) is no matched control: through the head it
+/// ([`GaussianError`](super::GaussianError)) is no matched control: through the head it
 /// moves logits 1.8 times as far.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MatchedRandom {
@@ -49,7 +51,7 @@ impl NoveltyReweighter for MatchedRandom {
         let reference = direction::reference(candidates);
         let mut novelty = direction::perturbation(candidates);
         let slope = direction::take_out(&mut novelty, &reference);
-        let few = candidates.len() < Orthogonal::LEAST_CANDIDATES;
+        let few = candidates.len() < LEAST_CANDIDATES;
         if self.matched == Matched::Orthogonal && (few || slope.is_none()) {
             return;
         }
@@ -57,8 +59,8 @@ impl NoveltyReweighter for MatchedRandom {
         direction::take_out(&mut change, &reference);
         // Directions that are left once constants, and the reference where it has one, are taken out.
         let left = candidates.len().saturating_sub(1 + usize::from(slope.is_some()));
-        let length = norm(&change);
-        let scale = if left > 0 && length > 0.0 { norm(&novelty) / length } else { 0.0 };
+        let length = direction::norm(&change);
+        let scale = if left > 0 && length > 0.0 { direction::norm(&novelty) / length } else { 0.0 };
         let slope = match self.matched {
             Matched::Extrapolate => slope.unwrap_or(0.0),
             Matched::Orthogonal => 0.0,
@@ -79,13 +81,20 @@ impl NoveltyReweighter for MatchedRandom {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 mod tests {
-    use super::super::{Extrapolate, tests::*};
+    use std::sync::Arc;
+
+    use esamp::reweighters::{Extrapolate, Orthogonal};
+
     use super::*;
-    use crate::numeric::{centred, dot};
+    use crate::controls::{
+        direction::{centred, dot},
+        tests::*,
+    };
 
     /// The change of the scores without its mean, and the same of the reference.
-    fn change(reweighter: &dyn NoveltyReweighter, position: u64) -> Vec<f64> {
+    fn change(reweighter: Arc<dyn NoveltyReweighter>, position: u64) -> Vec<f64> {
         let new = scores(reweighter, position, &REFERENCE, &EXPECTED);
         let change = new.iter().zip(&REFERENCE).map(|(n, r)| f64::from(*n) - f64::from(*r));
         centred(change)
@@ -94,18 +103,18 @@ mod tests {
     #[test]
     fn slope_and_length_are_those_of_its_twin_and_the_rest_is_random() {
         let z = centred(REFERENCE.iter().map(|&r| f64::from(r)));
-        let twins: [(&dyn NoveltyReweighter, Matched); 2] = [
-            (&Extrapolate { beta: 0.5 }, Matched::Extrapolate),
-            (&Orthogonal { beta: 0.5 }, Matched::Orthogonal),
+        let twins: [(Arc<dyn NoveltyReweighter>, Matched); 2] = [
+            (Arc::new(Extrapolate { beta: 0.5 }), Matched::Extrapolate),
+            (Arc::new(Orthogonal { beta: 0.5 }), Matched::Orthogonal),
         ];
         for (twin, matched) in twins {
-            let control = MatchedRandom { beta: 0.5, matched };
+            let control = Arc::new(MatchedRandom { beta: 0.5, matched });
             let wanted = change(twin, 0);
             let slope = dot(&wanted, &z) / dot(&z, &z);
             let residual: Vec<f64> = wanted.iter().zip(&z).map(|(w, z)| w - slope * z).collect();
             let (mut mean, positions) = (0.0, 400);
             for position in 0..positions {
-                let got = change(&control, position);
+                let got = change(control.clone(), position);
                 assert!((dot(&got, &z) / dot(&z, &z) - slope).abs() < 1e-6, "{matched:?}");
                 assert!((dot(&got, &got) - dot(&wanted, &wanted)).abs() < 1e-5, "{matched:?}");
                 let rest: Vec<f64> = got.iter().zip(&z).map(|(g, z)| g - slope * z).collect();
@@ -119,18 +128,18 @@ mod tests {
     #[test]
     fn two_candidates_have_a_slope_and_nothing_else() {
         let (reference, expected) = ([1.0, 0.0], [0.5, 2.0]);
-        let plain = MatchedRandom { beta: 0.5, matched: Matched::Extrapolate };
+        let plain = Arc::new(MatchedRandom { beta: 0.5, matched: Matched::Extrapolate });
         // δ = (0.5, −2), centred (1.25, −1.25), and z = (0.5, −0.5): slope 2.5. new = ref + 0.5·2.5·z.
-        assert_near(&scores(&plain, 0, &reference, &expected), &[1.625, -0.625], 1e-6);
-        let orthogonal = MatchedRandom { beta: 0.5, matched: Matched::Orthogonal };
-        assert_eq!(scores(&orthogonal, 0, &reference, &expected), reference);
+        assert_near(&scores(plain, 0, &reference, &expected), &[1.625, -0.625], 1e-6);
+        let orthogonal = Arc::new(MatchedRandom { beta: 0.5, matched: Matched::Orthogonal });
+        assert_eq!(scores(orthogonal, 0, &reference, &expected), reference);
     }
 
     #[test]
     fn a_reference_without_variance_has_no_slope_to_keep() {
-        let control = MatchedRandom { beta: 0.5, matched: Matched::Extrapolate };
+        let control = Arc::new(MatchedRandom { beta: 0.5, matched: Matched::Extrapolate });
         let expected = [1.0, -1.0, 3.0, 0.0];
-        let got = scores(&control, 0, &[1.0; 4], &expected);
+        let got = scores(control, 0, &[1.0; 4], &expected);
         let change = centred(got.iter().map(|&g| f64::from(g)));
         let wanted = centred(expected.iter().map(|&e| 0.5 * f64::from(e)));
         assert!((dot(&change, &change) - dot(&wanted, &wanted)).abs() < 1e-5);
