@@ -13,7 +13,7 @@ const LAYERS: [&[&str]; 8] = [
     &["causal_lm", "train", "sampling", "telemetry"],
     &["sampler"],
     &["decode", "snapshot", "llama", "testing"],
-    &["prelude", "guide"],
+    &["guide"],
 ];
 
 #[test]

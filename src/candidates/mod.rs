@@ -173,7 +173,7 @@ macro_rules! filters {
         #[non_exhaustive]
         pub enum FilterConfig {
             $(
-                #[doc = concat!("[`", stringify!($name), "`](crate::", stringify!($name), ")")]
+                #[doc = concat!("[`", stringify!($name), "`](crate::filters::", stringify!($name), ")")]
                 $name($name),
             )+
             /// A filter of your own: see [`custom`](Self::custom). Settings that hold one cannot be serialised.

@@ -21,6 +21,9 @@ use crate::{
 /// A sampler, and the worker that learns for it where it learns in the background.
 type Pair = (Sampler, Option<TrainingWorker>);
 
+/// Makes a sampler around a distiller whose type only this closure knows.
+type Make = Box<dyn FnOnce(&SamplerConfig, usize, &Device) -> Result<Pair, ConfigError>>;
+
 /// Makes a sampler from its settings: what [`Sampler::builder`] returns, for those that
 /// [`SamplerConfig::init`] is not enough for.
 ///
@@ -41,7 +44,7 @@ type Pair = (Sampler, Option<TrainingWorker>);
 #[must_use = "nothing is made before `build`"]
 pub struct SamplerBuilder {
     config: SamplerConfig,
-    make: Option<Box<dyn FnOnce(&SamplerConfig, usize, &Device) -> Result<Pair, ConfigError>>>,
+    make: Option<Make>,
 }
 
 impl Sampler {
