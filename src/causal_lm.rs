@@ -194,16 +194,16 @@ pub trait KvCache {
         true
     }
 
-    /// Whether a cache of one row can be made one of many, `keep_rows(&[0, 0, …])`. Where not, the loop reads a prompt
-    /// once for each of its completions.
+    /// Whether a cache of one row can be made one of many, `keep_rows(&[0, 0, …])`. Where not, the loop reads a prompt once
+    /// for each of its completions.
     ///
     /// Default: as [`can_drop_rows`](Self::can_drop_rows).
     fn can_repeat_rows(&self) -> bool {
         self.can_drop_rows()
     }
 
-    /// Whether [`append_rows`](Self::append_rows) works for sequences of other lengths. Where not, or where rows cannot
-    /// be dropped, a prompt waits until everything that runs has ended.
+    /// Whether [`append_rows`](Self::append_rows) works for sequences of other lengths. Where not, or where rows cannot be
+    /// dropped, a prompt waits until everything that runs has ended.
     ///
     /// Default: as [`can_drop_rows`](Self::can_drop_rows).
     fn can_append_rows(&self) -> bool {
@@ -215,16 +215,15 @@ pub trait KvCache {
     ///
     /// # Errors
     ///
-    /// [`ModelError::RowOutOfRange`] when a row does not exist, [`ModelError::Unsupported`] when the cache cannot do
-    /// it.
+    /// [`ModelError::RowOutOfRange`] when a row does not exist, [`ModelError::Unsupported`] when the cache cannot do it.
     fn keep_rows(&mut self, rows: &[usize]) -> Result<(), ModelError>;
 
     /// Puts the rows of `other` behind the rows of `self`, whatever the lengths of their sequences.
     ///
     /// # Errors
     ///
-    /// [`ModelError::Unsupported`] when the cache cannot do it; [`ModelError::Mismatch`] when `other` belongs to
-    /// another model.
+    /// [`ModelError::Unsupported`] when the cache cannot do it; [`ModelError::Mismatch`] when `other` belongs to another
+    /// model.
     fn append_rows(&mut self, other: Self) -> Result<(), ModelError>
     where
         Self: Sized;

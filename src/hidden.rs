@@ -40,8 +40,8 @@ impl HiddenStates {
     ///
     /// # Errors
     ///
-    /// [`HiddenError::Shape`] when the two differ in shape, [`HiddenError::Device`] when they live on different
-    /// devices, [`HiddenError::DType`] when one is not a floating-point tensor that can be cast.
+    /// [`HiddenError::Shape`] when the two differ in shape, [`HiddenError::Device`] when they live on different devices,
+    /// [`HiddenError::DType`] when one is not a floating-point tensor that can be cast.
     pub fn new(shallow: Tensor<2>, deep: Tensor<2>) -> Result<Self, HiddenError> {
         if shallow.dims() != deep.dims() {
             return Err(HiddenError::Shape {

@@ -67,9 +67,9 @@ pub trait Distiller: Module + 'static {
 
     /// How many rows [`fit`](Self::fit) wants to see; 0, the default, when there is nothing to fit.
     ///
-    /// The trainer collects the first rows that a slot learns from, those of a warm-up on the prompt among them, until
-    /// it has as many. It updates the distiller on them in the meantime as on any others, and then replaces it by what
-    /// `fit` makes of them, with a fresh optimizer state.
+    /// The trainer collects the first rows that a slot learns from, those of a warm-up on the prompt among them, until it
+    /// has as many. It updates the distiller on them in the meantime as on any others, and then replaces it by what `fit`
+    /// makes of them, with a fresh optimizer state.
     fn rows_to_fit(&self) -> usize {
         0
     }

@@ -3,8 +3,7 @@
 /// `eˣ` for `x ≤ 0`, relative error below 3e-7; 0 below −87.
 #[inline(always)]
 pub(crate) fn exp_of_negative(x: f32) -> f32 {
-    // 1.5·2²³: adding it rounds to an integer, which the last bits of the sum are; subtracting it gives that integer
-    // back.
+    // 1.5·2²³: adding it rounds to an integer, which the last bits of the sum are; subtracting it gives that integer back.
     const ROUND: f32 = 12_582_912.0;
     let clamped = if x > -87.0 { x } else { -87.0 };
     let rounded = clamped * std::f32::consts::LOG2_E + ROUND;

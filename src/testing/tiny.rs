@@ -16,8 +16,8 @@ use crate::{
 
 /// A real transformer, small enough to run anywhere in no time: 64 tokens, width 32, two blocks, random weights.
 ///
-/// It has nothing to say, but it says it the way a language model does: attention over what came before, a final norm,
-/// a head, hidden states at every site. Its weights are drawn on the host from a seed, the same on every device.
+/// It has nothing to say, but it says it the way a language model does: attention over what came before, a final norm, a
+/// head, hidden states at every site. Its weights are drawn on the host from a seed, the same on every device.
 #[derive(Clone, Debug)]
 pub struct TinyLm {
     embedding: Tensor<2>,

@@ -37,8 +37,8 @@ impl<S: Slots> AdaptiveTrainer<S> {
         }
     }
 
-    /// Lets the prompts that have no distiller of their own yet start from what the shared one knows, where they are
-    /// to. Before they predict, and before they learn: a trainer in the background learns without ever predicting.
+    /// Lets the prompts that have no distiller of their own yet start from what the shared one knows, where they are to.
+    /// Before they predict, and before they learn: a trainer in the background learns without ever predicting.
     fn start_own(&mut self, rows: &[CompletionId]) {
         if self.config.start != AdaptiveStart::Shared {
             return;

@@ -10,14 +10,14 @@ use crate::{
 /// A relative squared error counts at most this much: a deep state near 0 must not decide for ever.
 const LARGEST_ERROR: f32 = 4.0;
 
-/// The evidence about every prompt, in one tensor: a step takes as many launches for many prompts as for one, and
-/// nothing is read back.
+/// The evidence about every prompt, in one tensor: a step takes as many launches for many prompts as for one, and nothing
+/// is read back.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Evidence {
     /// Whose row is where in `sums`.
     prompts: Vec<PromptId>,
-    /// `[prompts, 3]`: the discounted errors of the own and of the shared distiller, and the discounted number of
-    /// steps, which corrects their bias towards 0. `None` without prompts.
+    /// `[prompts, 3]`: the discounted errors of the own and of the shared distiller, and the discounted number of steps,
+    /// which corrects their bias towards 0. `None` without prompts.
     sums: Option<Tensor<2>>,
 }
 

@@ -1,8 +1,8 @@
 //! A few rows with a large matrix.
 //!
-//! General matrix multiplication copies blocks of the matrix into an order of its own before it multiplies, which pays
-//! only for many rows. Here rows of the matrix are multiplied where they are, each element summed in the same order
-//! whatever the number of rows: a row's numbers do not depend on which others are in its batch.
+//! General matrix multiplication copies blocks of the matrix into an order of its own before it multiplies, which pays only for
+//! many rows. Here rows of the matrix are multiplied where they are, each element summed in the same order whatever the
+//! number of rows: a row's numbers do not depend on which others are in its batch.
 
 use burn::tensor::Tensor;
 use pulp::{Arch, Simd, WithSimd};

@@ -9,8 +9,8 @@ const MOST_ROWS_IN_FACTORS: usize = 64;
 /// Numbers of a parameter that are worth a second thread.
 pub(super) const NUMBERS_OF_A_THREAD: usize = 100_000;
 
-/// Whether a gradient `[a, b]` is better left in factors: where there is something to multiply out, and where the
-/// products of all rows with each other, which its norm is taken from, are less work than its numbers.
+/// Whether a gradient `[a, b]` is better left in factors: where there is something to multiply out, and where the products of
+/// all rows with each other, which its norm is taken from, are less work than its numbers.
 fn stays_in_factors([_, rows, a]: [usize; 3], b: usize) -> bool {
     a * b > 0 && rows <= MOST_ROWS_IN_FACTORS && rows * (a + b) <= 2 * a * b
 }
@@ -106,8 +106,8 @@ impl SlotGradient<'_> {
         }
     }
 
-    /// Shows `rule` all numbers of the gradient, piece by piece and on several threads, with the same pieces of
-    /// `others`, which are as long as the gradient.
+    /// Shows `rule` all numbers of the gradient, piece by piece and on several threads, with the same pieces of `others`, which are
+    /// as long as the gradient.
     pub(super) fn zip<const K: usize>(
         self,
         numbers_of_a_thread: usize,

@@ -1,7 +1,7 @@
 //! The update rules in one pass over memory, for a device whose memory is the host's.
 //!
-//! Written as tensor operations, an update of Adam reads and writes each parameter's numbers some fourteen times over;
-//! here it is once. For networks as small as these that is most of what an update costs.
+//! Written as tensor operations, an update of Adam reads and writes each parameter's numbers some fourteen times over; here
+//! it is once. For networks as small as these that is most of what an update costs.
 
 mod gradient;
 mod memory;
