@@ -13,8 +13,7 @@ use crate::{
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Steering {
-    /// Its reweighter uses no expected logits: plain sampling (β = 0), or a reweighter of the program's own
-    /// that needs none.
+    /// Its reweighter uses no expected logits: plain sampling (β = 0), or a reweighter of your own that needs none.
     Off,
     /// Reweighted with the logits of another model.
     Contrasted,
