@@ -13,9 +13,9 @@ use crate::host::{times_each, times_each_transposed};
 /// A distiller's network as a function of its parameters, for many slots at once: what lets a bank predict and update
 /// all of its slots in one batched product instead of one after the other.
 ///
-/// `parameters` are those of the module, in the order in which burn visits them, with the slots in front: a matrix
-/// `[a, b]` comes as `[slots, a, b]`, a vector `[n]` as `[slots, 1, n]`. Slots are independent: what slot `i` gives
-/// depends on its own parameters and rows only. The loss is the squared error of [`Distiller::loss`](super::Distiller::loss); a
+/// `parameters` are those of the module, in the order in which burn visits them, with the slots in front: a matrix `[a,
+/// b]` comes as `[slots, a, b]`, a vector `[n]` as `[slots, 1, n]`. Slots are independent: what slot `i` gives depends
+/// on its own parameters and rows only. The loss is the squared error of [`Distiller::loss`](super::Distiller::loss); a
 /// distiller with a loss of its own must not offer a stacked form.
 ///
 /// ```

@@ -39,7 +39,8 @@ pub(crate) fn times_each_transposed(x: Tensor<3>, weight: &Tensor<3>) -> Tensor<
     x.matmul(weight.clone().swap_dims(1, 2))
 }
 
-/// `x[row] · W[picked[row, i]]`, `[rows, n]`, with `x` `[rows, in]`, `W` `[out, in]` and `picked` `[rows, n]` below `out`.
+/// `x[row] · W[picked[row, i]]`, `[rows, n]`, with `x` `[rows, in]`, `W` `[out, in]` and `picked` `[rows, n]` below
+/// `out`.
 pub(crate) fn times_rows_at(
     x: Tensor<2>,
     weight: &Tensor<2>,

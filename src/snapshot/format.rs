@@ -17,7 +17,7 @@ use crate::{
 pub(super) const FORMAT: &str = "esamp snapshot";
 /// The version written here. Files of every version up to it must stay readable: tests/old_snapshots.
 ///
-/// - 1: the members of a slot are the numbers of their requests.
+/// - 1: the members of a slot are plain numbers, without their prompts.
 /// - 2: they come with their prompts.
 pub(super) const VERSION: u64 = 2;
 
@@ -72,7 +72,7 @@ fn name_prompts(trainer: &mut Value) {
         let prompt = slot.pointer("/key/prompt").and_then(Value::as_u64).unwrap_or(0);
         let members = slot.get_mut("members").and_then(Value::as_array_mut);
         for member in members.into_iter().flatten() {
-            *member = json!({ "prompt": prompt, "request": member.take() });
+            *member = json!({ "prompt": prompt, "index": member.take() });
         }
     }
     for part in ["/shared", "/ahead/0"] {
@@ -144,7 +144,7 @@ mod tests {
             "slots": [{ "key": { "prompt": 3 }, "members": [5, 6] }], "shared": old, "ahead": [old, {}],
         }});
         upgrade(&mut header, 1);
-        let member = |prompt: u64, request: u64| json!({ "prompt": prompt, "request": request });
+        let member = |prompt: u64, index: u64| json!({ "prompt": prompt, "index": index });
         let members =
             |place: &str| header.pointer(&format!("/trainer{place}/slots/0/members")).unwrap();
         assert_eq!(members(""), &json!([member(3, 5), member(3, 6)]));

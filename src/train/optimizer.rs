@@ -141,8 +141,8 @@ impl Default for OptimizerConfig {
 }
 
 impl OptimizerConfig {
-    /// The paper's optimizer, for [`SwiGluDistiller`](crate::distillers::SwiGluDistiller): Adam at 4e-4 with ε 1e-4, the gradient
-    /// clipped to norm 0.5. It suits completions of thousands of tokens; short ones learn more at 3e-3.
+    /// The paper's optimizer, for [`SwiGluDistiller`](crate::distillers::SwiGluDistiller): Adam at 4e-4 with ε 1e-4,
+    /// the gradient clipped to norm 0.5. It suits completions of thousands of tokens; short ones learn more at 3e-3.
     pub fn paper() -> Self {
         Self {
             rule: UpdateRule::Adam { beta_1: 0.9, beta_2: 0.999, epsilon: 1e-4 },
