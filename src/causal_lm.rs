@@ -108,8 +108,8 @@ pub trait CausalLm {
     ///
     /// Any `seq`, whether the cache is empty or not: the loop feeds long prompts in chunks.
     ///
-    /// Calls `tap` once for each site it wants. Every row of the cache gets `seq` more tokens: rows whose sequences
-    /// differ in length stand side by side because the cache knows each row's own length.
+    /// Calls `tap` once for each site it wants. Every row of the cache gets `seq` more tokens: rows with
+    /// sequences of different lengths can share a batch because the cache knows each row's length.
     ///
     /// # Errors
     ///
@@ -194,16 +194,16 @@ pub trait KvCache {
         true
     }
 
-    /// Whether a cache of one row can be made one of many, `keep_rows(&[0, 0, …])`. Where not, the loop reads a prompt once
-    /// for each of its completions.
+    /// Whether a cache of one row can be made one of many, `keep_rows(&[0, 0, …])`. Where not, the loop reads a prompt
+    /// once for each of its completions.
     ///
     /// Default: as [`can_drop_rows`](Self::can_drop_rows).
     fn can_repeat_rows(&self) -> bool {
         self.can_drop_rows()
     }
 
-    /// Whether [`append_rows`](Self::append_rows) works for sequences of other lengths. Where not, or where rows cannot be
-    /// dropped, a prompt waits until everything that runs has ended.
+    /// Whether [`append_rows`](Self::append_rows) works for sequences of other lengths. Where not, or where rows cannot
+    /// be dropped, a prompt waits until everything that runs has ended.
     ///
     /// Default: as [`can_drop_rows`](Self::can_drop_rows).
     fn can_append_rows(&self) -> bool {
@@ -215,15 +215,16 @@ pub trait KvCache {
     ///
     /// # Errors
     ///
-    /// [`ModelError::RowOutOfRange`] when a row does not exist, [`ModelError::Unsupported`] when the cache cannot do it.
+    /// [`ModelError::RowOutOfRange`] when a row does not exist, [`ModelError::Unsupported`] when the cache cannot do
+    /// it.
     fn keep_rows(&mut self, rows: &[usize]) -> Result<(), ModelError>;
 
-    /// Puts the rows of `other` behind the rows of `self`, whatever the lengths of their sequences.
+    /// Appends the rows of `other` to the rows of `self`, whatever the lengths of their sequences.
     ///
     /// # Errors
     ///
-    /// [`ModelError::Unsupported`] when the cache cannot do it; [`ModelError::Mismatch`] when `other` belongs to another
-    /// model.
+    /// [`ModelError::Unsupported`] when the cache cannot do it; [`ModelError::Mismatch`] when `other` belongs to
+    /// another model.
     fn append_rows(&mut self, other: Self) -> Result<(), ModelError>
     where
         Self: Sized;

@@ -1,5 +1,5 @@
-//! Errors that many modules raise: a setting that cannot work, a row without a token. Every other error is in the module
-//! that raises it. Every message says what was expected and what came instead.
+//! Errors that many modules raise: a setting that cannot work, a row without a token. Every other error is in the
+//! module that raises it. Every message says what was expected and what came instead.
 
 use thiserror::Error;
 

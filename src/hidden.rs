@@ -40,8 +40,8 @@ impl HiddenStates {
     ///
     /// # Errors
     ///
-    /// [`HiddenError::Shape`] when the two differ in shape, [`HiddenError::Device`] when they live on different devices,
-    /// [`HiddenError::DType`] when one is not a floating-point tensor that can be cast.
+    /// [`HiddenError::Shape`] when the two differ in shape, [`HiddenError::Device`] when they live on different
+    /// devices, [`HiddenError::DType`] when one is not a floating-point tensor that can be cast.
     pub fn new(shallow: Tensor<2>, deep: Tensor<2>) -> Result<Self, HiddenError> {
         if shallow.dims() != deep.dims() {
             return Err(HiddenError::Shape {
@@ -109,7 +109,7 @@ impl HiddenStates {
         Self { shallow: cat(Self::shallow), deep: cat(Self::deep) }
     }
 
-    /// The rows whose states are finite, both of them. Reads one number a row back from the device.
+    /// The rows where both states are finite. Reads one number per row back from the device.
     pub(crate) fn finite_rows(&self) -> Result<Vec<usize>, HiddenError> {
         let finite = |states: &Tensor<2>| states.clone().is_finite().all_dim(1).int();
         let both = (finite(&self.shallow) * finite(&self.deep)).try_into_data()?;

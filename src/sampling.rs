@@ -434,7 +434,7 @@ impl CheckedSampling {
         for filter in &self.filters {
             filter.filter().filter(row, candidates);
         }
-        candidates.settle();
+        candidates.end_filtering();
         candidates.divide(self.divisors_at(row.position).1);
     }
 }

@@ -102,8 +102,8 @@ impl Pair {
         self.sites.contains(&site)
     }
 
-    /// Keeps what `cut` makes of a state at a site that is wanted. `None`, a state without positions or rows, leaves the
-    /// site unrecorded, which [`take`](Self::take) reports.
+    /// Keeps what `cut` makes of a state at a site that is wanted. `None`, a state without positions or rows, leaves
+    /// the site unrecorded, which [`take`](Self::take) reports.
     fn record(
         &mut self,
         site: TapSite,
@@ -161,8 +161,8 @@ impl PairTap {
     ///
     /// # Errors
     ///
-    /// [`HiddenError::SiteNotRecorded`] or [`HiddenError::SiteRecordedTwice`] when the model did not call once per site,
-    /// and what [`HiddenStates::new`] finds wrong.
+    /// [`HiddenError::SiteNotRecorded`] or [`HiddenError::SiteRecordedTwice`] when the model did not call once per
+    /// site, and what [`HiddenStates::new`] finds wrong.
     pub fn take(&mut self) -> Result<HiddenStates, HiddenError> {
         let [shallow, deep] = self.0.take()?;
         HiddenStates::new(shallow, deep)
@@ -228,9 +228,9 @@ impl SequenceTap {
     ///
     /// # Errors
     ///
-    /// [`HiddenError::SiteNotRecorded`] or [`HiddenError::SiteRecordedTwice`] when the model did not call once per site,
-    /// [`HiddenError::Positions`] when it showed another number of positions, as a model that norms its last one only
-    /// does.
+    /// [`HiddenError::SiteNotRecorded`] or [`HiddenError::SiteRecordedTwice`] when the model did not call once per
+    /// site, [`HiddenError::Positions`] when it showed another number of positions, as a model that norms its last one
+    /// only does.
     pub fn end_pass(&mut self, positions: usize) -> Result<(), HiddenError> {
         let seen = self.pass.take()?;
         for (&site, states) in self.pass.sites.iter().zip(&seen) {

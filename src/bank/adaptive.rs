@@ -7,11 +7,11 @@ use crate::error::ConfigError;
 /// Settings of [`Sharing::Adaptive`](super::Sharing::Adaptive): what each prompt's own distiller and the one that all
 /// prompts share expect is mixed, weighted by how well either has predicted this prompt lately.
 ///
-/// With `e` the squared error of a prompt's rows in a step, relative to the squared length of the deep states and at most 4, and `D` its
-/// discounted mean, `D ← γ·D + (1 − γ)·e` with `γ = 2^(−1/half_life)`, bias-corrected like Adam's moments, the weight of
-/// the own distiller is `σ(sharpness · (D_shared − D_own))`: the exponentially weighted forecaster for two experts (Vovk,
-/// 1990; Littlestone and Warmuth, 1994), with a memory that fades. Before the first error it is ½. Both learn from their
-/// own errors at every step, whatever the mixture.
+/// With `e` the squared error of a prompt's rows in a step, relative to the squared length of the deep states and at
+/// most 4, and `D` its discounted mean, `D ← γ·D + (1 − γ)·e` with `γ = 2^(−1/half_life)`, bias-corrected like Adam's
+/// moments, the weight of the own distiller is `σ(sharpness · (D_shared − D_own))`: the exponentially weighted
+/// forecaster for two experts (Vovk, 1990; Littlestone and Warmuth, 1994), with a memory that fades. Before the first
+/// error it is ½. Both learn from their own errors at every step, whatever the mixture.
 ///
 /// See docs/design/adaptive-sharing.md for its limits.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -20,7 +20,7 @@ use crate::error::ConfigError;
 pub struct AdaptiveConfig {
     /// Steps after which an error counts half, above 0.
     pub half_life: f32,
-    /// How decidedly the better one is preferred, at least 0; 0 mixes half and half for ever. Relative errors differ by
+    /// How decidedly the better one is preferred, at least 0; 0 always mixes half and half. Relative errors differ by
     /// some hundredths between good and better: 20 turns a lead of 0.05 into weights of 0.73 and 0.27.
     pub sharpness: f32,
     /// What a prompt's own distiller starts from.

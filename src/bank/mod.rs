@@ -53,7 +53,8 @@ pub enum SlotKey {
     Completion(CompletionId),
 }
 
-/// Files of earlier development versions name a completion by a number alone; its prompt is not known then, and becomes 0.
+/// Files of earlier development versions name a completion by a number alone; its prompt is not known then, and becomes
+/// 0.
 fn of_any_version<'de, D: Deserializer<'de>>(from: D) -> Result<CompletionId, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]

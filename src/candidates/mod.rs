@@ -316,7 +316,7 @@ impl Candidates {
     }
 
     /// Ends the filtering: what is not here is not in the race.
-    pub(crate) fn settle(&mut self) {
+    pub(crate) fn end_filtering(&mut self) {
         self.unseen = 0.0;
         self.stats = None; // on a scale that reweighters do not know
     }

@@ -29,8 +29,8 @@ fn falling(logit: f32) -> u32 {
     if bits >> 31 == 0 { !(bits | 1 << 31) } else { bits }
 }
 
-/// Sorts by one digit of the score after the other, the lowest first. Each pass leaves what the ones before it have
-/// settled.
+/// Sorts by one digit of the score after the other, the lowest first. Each pass keeps the order of equal digits, which the
+/// passes before it have made.
 fn count(items: &mut Vec<Candidate>) {
     const PLACES: usize = 1 << DIGIT;
     let digit = |key: u64, pass: u32| (key >> (32 + pass * DIGIT)) as usize & (PLACES - 1);

@@ -4,10 +4,10 @@ use burn::tensor::{Device, Tensor};
 
 /// The gradient of one parameter of a [`StackedDistiller`](super::StackedDistiller).
 ///
-/// That of a matrix is a product of what went in and of what came back, one row of each for every row that is learned. Kept as
-/// these two factors it is a few rows instead of a matrix: an update on flex of up to 64 rows a slot takes its norm from the
-/// factors and multiplies them out number by number where it changes the parameter, so that the gradient is never in memory.
-/// Elsewhere it is one matrix product, as it would have been.
+/// That of a matrix is a product of what went in and of what came back, one row of each for every row that is learned.
+/// Kept as these two factors it is a few rows instead of a matrix: an update on flex of up to 64 rows a slot takes its
+/// norm from the factors and multiplies them out number by number where it changes the parameter, so that the gradient
+/// is never in memory. Elsewhere it is one matrix product, as it would have been.
 #[derive(Clone, Debug)]
 #[allow(clippy::large_enum_variant, reason = "a handful of them, for as long as an update")]
 #[non_exhaustive]

@@ -117,11 +117,11 @@ impl LowRankConfig {
 
     /// A distiller that starts from the feed-forward map of one of the model's blocks.
     ///
-    /// `down·(silu(gate·x) ⊙ up·x)` is stood in for by the linear map `down·½(up + gate)`. Rows multiply from the left, so
-    /// what is decomposed is its transpose, `L = (down·½(up + gate))ᵀ` (the reference forgets to turn it): with the best
-    /// approximation `U·S·Vᵀ` of rank `rank`, `A = U·√S`, `B = √S·Vᵀ / silu(1)`, `G = 0`, `g₀ = 1`. Before the first
-    /// update the distiller is `LayerNorm(x + x·U·S·Vᵀ)`. Where `L` has a lower rank, the columns of `A` that are left
-    /// over are normal, drawn from `seed`, and their rows of `B` are 0: they add nothing and can learn.
+    /// `down·(silu(gate·x) ⊙ up·x)` is stood in for by the linear map `down·½(up + gate)`. Rows multiply from the left,
+    /// so what is decomposed is its transpose, `L = (down·½(up + gate))ᵀ` (the reference forgets to turn it): with the
+    /// best approximation `U·S·Vᵀ` of rank `rank`, `A = U·√S`, `B = √S·Vᵀ / silu(1)`, `G = 0`, `g₀ = 1`. Before the
+    /// first update the distiller is `LayerNorm(x + x·U·S·Vᵀ)`. Where `L` has a lower rank, the columns of `A` that are
+    /// left over are normal, drawn from `seed`, and their rows of `B` are 0: they add nothing and can learn.
     ///
     /// `Llama::ffn_weights` of the feature `llama` hands out the weights of a block.
     ///
@@ -133,9 +133,9 @@ impl LowRankConfig {
     ///
     /// # Cost
     ///
-    /// A randomised decomposition on `device` (Halko, Martinsson and Tropp, 2011): `20·(rank + 16)` products of a vector with
-    /// one of the matrices, 1e11 multiply-adds at width 4096. On two busy CPU cores 0.4 s at width 576, 10 s at 4096. Once:
-    /// every slot copies the result. `½(up + gate)` is made in `f32`.
+    /// A randomised decomposition on `device` (Halko, Martinsson and Tropp, 2011): `20·(rank + 16)` products of a
+    /// vector with one of the matrices, 1e11 multiply-adds at width 4096. On two busy CPU cores 0.4 s at width 576, 10
+    /// s at 4096. Once: every slot copies the result. `½(up + gate)` is made in `f32`.
     ///
     /// # Errors
     ///
@@ -213,9 +213,10 @@ impl LowRankDistiller {
     ///
     /// Fewer rows than the rank leave columns of `A` over; they keep what they have, with rows of `B` that are 0.
     ///
-    /// The fit is in front of the layer norm, whose output has mean square 1 whatever is fitted. On SmolLM2-135M that is for
-    /// the better: fitted to 16 tokens, the relative error on the next 16 is 0.86 (0.80 after [`SourceNorm::Rms`]), against
-    /// 1.12 of the normal start, 1.03 of the fit in front of the norm, and 0.97 with the gain that suits the 16 tokens best.
+    /// The fit is in front of the layer norm, whose output has mean square 1 whatever is fitted. On SmolLM2-135M that
+    /// is for the better: fitted to 16 tokens, the relative error on the next 16 is 0.86 (0.80 after
+    /// [`SourceNorm::Rms`]), against 1.12 of the normal start, 1.03 of the fit in front of the norm, and 0.97 with the
+    /// gain that suits the 16 tokens best.
     ///
     /// # Shapes
     ///
@@ -228,8 +229,8 @@ impl LowRankDistiller {
     ///
     /// # Errors
     ///
-    /// [`ConfigError::Shape`] when a shape does not fit, [`ConfigError::OutOfRange`] when λ is not above 0, when there is
-    /// no row, or when a state is not finite or all shallow states are 0.
+    /// [`ConfigError::Shape`] when a shape does not fit, [`ConfigError::OutOfRange`] when λ is not above 0, when there
+    /// is no row, or when a state is not finite or all shallow states are 0.
     pub fn fit_ridge(
         &self,
         shallow: &Tensor<2>,

@@ -59,7 +59,7 @@ pub trait Distiller: Module + 'static {
         (self.predict(shallow) - deep).square().mean()
     }
 
-    /// The same network over many slots at once, where somebody has written it: a bank of many slots then works in one
+    /// The same network over many slots at once, where there is such a form: a bank of many slots then works in one
     /// batched product. Without one it works slot by slot, with autodiff.
     fn stacked(&self) -> Option<Arc<dyn StackedDistiller>> {
         None
@@ -67,9 +67,9 @@ pub trait Distiller: Module + 'static {
 
     /// How many rows [`fit`](Self::fit) wants to see; 0, the default, when there is nothing to fit.
     ///
-    /// The trainer collects the first rows that a slot learns from, those of a warm-up on the prompt among them, until it
-    /// has as many. It updates the distiller on them in the meantime as on any others, and then replaces it by what `fit`
-    /// makes of them, with a fresh optimizer state.
+    /// The trainer collects the first rows that a slot learns from, those of a warm-up on the prompt among them, until
+    /// it has as many. It updates the distiller on them in the meantime as on any others, and then replaces it by what
+    /// `fit` makes of them, with a fresh optimizer state.
     fn rows_to_fit(&self) -> usize {
         0
     }

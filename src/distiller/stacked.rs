@@ -13,10 +13,10 @@ use crate::host::{times_each, times_each_transposed};
 /// A distiller's network as a function of its parameters, for many slots at once: what lets a bank predict and update
 /// all of its slots in one batched product instead of one after the other.
 ///
-/// `parameters` are those of the module, in the order in which burn visits them, with the slots in front: a matrix
-/// `[a, b]` comes as `[slots, a, b]`, a vector `[n]` as `[slots, 1, n]`. Slots are independent: what slot `i` gives
-/// depends on its own parameters and rows only. The loss is the squared error of [`Distiller::loss`](super::Distiller::loss);
-/// a distiller with a loss of its own must not offer a stacked form.
+/// `parameters` are those of the module, in the order in which burn visits them, with the slots in front: a matrix `[a,
+/// b]` comes as `[slots, a, b]`, a vector `[n]` as `[slots, 1, n]`. Slots are independent: what slot `i` gives depends
+/// on its own parameters and rows only. The loss is the squared error of [`Distiller::loss`](super::Distiller::loss); a
+/// distiller with a loss of its own must not offer a stacked form.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -85,7 +85,7 @@ pub trait StackedDistiller: Debug + Send + Sync {
     ///
     /// - shallow, deep: `[slots, rows, d_model]`, `f32`
     /// - weight: `[slots, rows, 1]`
-    /// - output: those of `parameters`, in their order; the gradient of a matrix best in factors ([`Gradient::Product`])
+    /// - output: those of `parameters`, in their order; a matrix's gradient best in factors ([`Gradient::Product`])
     ///
     /// Others fail the update with [`TrainError::Gradients`](crate::errors::TrainError::Gradients) or
     /// [`TrainError::GradientFactors`](crate::errors::TrainError::GradientFactors).

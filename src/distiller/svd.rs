@@ -39,8 +39,8 @@ const NEGLIGIBLE: f64 = 1e-6;
 ///
 /// Accuracy: exact where `l` reaches the smaller side of the product, up to the `f32` of the products. Otherwise the
 /// expected error in the spectral norm is at most `(1 + √(rank/15) + e·√l/16·√(min(m, n) − rank))^(1/9)` times the best
-/// one (their corollary 10.10 with 4 power iterations): a factor of 1.7 at rank 64 and width 4096 for singular values that
-/// are all equal, where any subspace is as good as another, and nothing to speak of for a spectrum that falls.
+/// one (their corollary 10.10 with 4 power iterations): a factor of 1.7 at rank 64 and width 4096 for singular values
+/// that are all equal, where any subspace is as good as another, and nothing to speak of for a spectrum that falls.
 pub(super) fn truncated_svd(
     left: &Tensor<2>,
     right: &Tensor<2>,
@@ -217,7 +217,9 @@ mod tests {
             let scale = 2.0 / dot(&v, &v);
             for row in &mut matrix {
                 let share = scale * dot(row, &v);
-                row.iter_mut().zip(&v).for_each(|(r, v)| *r -= share * v);
+                for (r, v) in row.iter_mut().zip(&v) {
+                    *r -= share * v;
+                }
             }
         }
         matrix

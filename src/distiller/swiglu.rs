@@ -35,9 +35,9 @@ pub enum OutputStart {
 ///
 /// Gate and up projections are uniform in ±1/√d_model; the last projections are [`OutputStart`]'s. With the defaults
 /// every block is the identity before the first update: the prediction is the shallow state over its root mean square,
-/// and the loss of the first step is that state's squared distance from the deep one. With [`OutputStart::FanIn`] a block
-/// adds noise of mean 0 to an input of mean square `m`, with variance `m/9 · E[silu(g)²]` over the seeds, `g` normal with
-/// variance `m/3`: 0.0115 where `m` is 1, close to `m²/54` where it is large. That is harmless after
+/// and the loss of the first step is that state's squared distance from the deep one. With [`OutputStart::FanIn`] a
+/// block adds noise of mean 0 to an input of mean square `m`, with variance `m/9 · E[silu(g)²]` over the seeds, `g`
+/// normal with variance `m/3`: 0.0115 where `m` is 1, close to `m²/54` where it is large. That is harmless after
 /// [`SourceNorm::Rms`] and can be larger than the state itself on a raw source with outlying dimensions.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

@@ -3,7 +3,8 @@
 /// `eˣ` for `x ≤ 0`, relative error below 3e-7; 0 below −87.
 #[inline(always)]
 pub(crate) fn exp_of_negative(x: f32) -> f32 {
-    // 1.5·2²³: adding it rounds to an integer, which the last bits of the sum are; subtracting it gives that integer back.
+    // 1.5·2²³: adding it rounds to an integer, which the last bits of the sum are; subtracting it gives that integer
+    // back.
     const ROUND: f32 = 12_582_912.0;
     let clamped = if x > -87.0 { x } else { -87.0 };
     let rounded = clamped * std::f32::consts::LOG2_E + ROUND;
@@ -13,7 +14,7 @@ pub(crate) fn exp_of_negative(x: f32) -> f32 {
     let poly = [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0]
         .into_iter()
         .fold(0.0, |sum, coefficient| sum * r + coefficient);
-    // From the bits and not with `as`, whose care for numbers out of range would cost the compiler its vectors.
+    // From the bits and not with `as`, which checks for numbers out of range and so prevents vectorisation.
     let power = f32::from_bits((rounded.to_bits() << 23).wrapping_add(127 << 23));
     if x > -87.0 { poly * power } else { 0.0 }
 }
@@ -32,7 +33,7 @@ mod tests {
         }
         let least = f64::from(exp_of_negative(-86.999)) / (-86.999f64).exp();
         assert!((least - 1.0).abs() < 1e-5, "{least}");
-        assert_eq!(exp_of_negative(f32::NAN), 0.0, "who has NaN to refuse has refused it before");
+        assert_eq!(exp_of_negative(f32::NAN), 0.0, "NaN is refused earlier");
         assert_eq!(exp_of_negative(0.0), 1.0);
         assert_eq!(exp_of_negative(-87.1), 0.0);
         assert_eq!(exp_of_negative(f32::NEG_INFINITY), 0.0);

@@ -1,4 +1,4 @@
-//! The operations that take most of a decode step's time, for a device whose memory is the host's: one pass each, with
+//! The operations that take most of a decode step's time, for flex, where memory is the host's: one pass each, with
 //! vector instructions and threads. On any other device, and for shapes and types that they do not cover, burn's own
 //! operations compute the same.
 
@@ -39,7 +39,8 @@ pub(crate) fn times_each_transposed(x: Tensor<3>, weight: &Tensor<3>) -> Tensor<
     x.matmul(weight.clone().swap_dims(1, 2))
 }
 
-/// `x[row] · W[picked[row, i]]`, with `x` `[rows, in]`, `W` `[out, in]` and `picked` `[rows, n]` below `out`: `[rows, n]`.
+/// `x[row] · W[picked[row, i]]`, `[rows, n]`, with `x` `[rows, in]`, `W` `[out, in]` and `picked` `[rows, n]` below
+/// `out`.
 pub(crate) fn times_rows_at(
     x: Tensor<2>,
     weight: &Tensor<2>,
@@ -63,8 +64,8 @@ pub(crate) fn silu_gated(both: Tensor<2>) -> Tensor<2> {
     burn::tensor::activation::silu(both.clone().narrow(1, 0, half)) * both.narrow(1, half, half)
 }
 
-/// `x / √(mean(x²) + ε) · weight` over the last dimension. The mean is taken in `f32` whatever the element type: squares
-/// overflow `f16`.
+/// `x / √(mean(x²) + ε) · weight` over the last dimension. The mean is taken in `f32` whatever the element type:
+/// squares overflow `f16`.
 #[cfg(feature = "llama")]
 pub(crate) fn rms_norm<const D: usize>(x: Tensor<D>, weight: &Tensor<1>, eps: f32) -> Tensor<D> {
     if let Some(normed) = kernels::rms_norm(&x, weight, eps) {
@@ -78,8 +79,8 @@ pub(crate) fn rms_norm<const D: usize>(x: Tensor<D>, weight: &Tensor<1>, eps: f3
     normed * weight.clone().unsqueeze()
 }
 
-/// Rotates `x`, `[rows, seq, heads, width]`: each dimension of a head, paired with the one half a head further on, by an
-/// angle. Cosines and sines are `[rows, seq, 1, width]`, each given twice.
+/// Rotates `x`, `[rows, seq, heads, width]`: each dimension of a head, paired with the one half a head further on, by
+/// an angle. Cosines and sines are `[rows, seq, 1, width]`, each given twice.
 #[cfg(feature = "llama")]
 pub(crate) fn rotate_halves(x: Tensor<4>, cos: &Tensor<4>, sin: &Tensor<4>) -> Tensor<4> {
     if let Some(turned) = kernels::rotate_halves(&x, cos, sin) {

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::host::silu_gated;
 
-/// Attention and MLP, each behind a norm and beside a residual.
+/// Attention and MLP, each after a norm and with a residual connection.
 #[derive(Clone, Debug)]
 pub(super) struct Block {
     pub(super) attention_norm: RmsNorm,

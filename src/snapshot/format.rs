@@ -15,9 +15,9 @@ use crate::{
 
 /// The kind of file, as its metadata say.
 pub(super) const FORMAT: &str = "esamp snapshot";
-/// The version written here. Files of every version up to it can be read, for ever: tests/old_snapshots.
+/// The version written here. Files of every version up to it must stay readable: tests/old_snapshots.
 ///
-/// - 1: the members of a slot are the numbers of their requests.
+/// - 1: the members of a slot are plain numbers, without their prompts.
 /// - 2: they come with their prompts.
 pub(super) const VERSION: u64 = 2;
 
@@ -29,8 +29,8 @@ pub enum SnapshotPrecision {
     /// As they are: a run that is loaded gives the tokens that it would have given without the interruption.
     #[default]
     F32,
-    /// Rounded to 11 bits: half the size, for distillers that are kept as a starting point. A run that goes on from them
-    /// is close to the uninterrupted one, not equal; a parameter beyond ±65504 is an error.
+    /// Rounded to 11 bits: half the size, for distillers that are kept as a starting point. A run that goes on from
+    /// them is close to the uninterrupted one, not equal; a parameter beyond ±65504 is an error.
     F16,
 }
 
@@ -38,8 +38,8 @@ pub enum SnapshotPrecision {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Header {
     pub(super) config: Value,
-    /// The bits of the fractions in it, by their JSON pointers: read as decimal numbers they may come back one unit in the
-    /// last place off. (Reading exactly is a feature of serde_json that would build all of burn anew.)
+    /// The bits of the fractions in it, by their JSON pointers: read as decimal numbers they may come back one unit in
+    /// the last place off. (Reading exactly is a feature of serde_json that would build all of burn anew.)
     #[serde(default)]
     pub(super) config_fractions: BTreeMap<String, u64>,
     pub(super) custom_distiller: bool,
@@ -64,15 +64,15 @@ pub(super) fn upgrade(header: &mut Value, version: u64) {
     }
 }
 
-/// From version 1 to 2: a member of a slot is named by its prompt too. The prompt is that of the slot, if it has one; no
-/// file of version 1 knows the others, and they become 0.
+/// From version 1 to 2: a member of a slot is named by its prompt too. The prompt is that of the slot, if it has one;
+/// no file of version 1 knows the others, and they become 0.
 fn name_prompts(trainer: &mut Value) {
     let slots = trainer.get_mut("slots").and_then(Value::as_array_mut);
     for slot in slots.into_iter().flatten() {
         let prompt = slot.pointer("/key/prompt").and_then(Value::as_u64).unwrap_or(0);
         let members = slot.get_mut("members").and_then(Value::as_array_mut);
         for member in members.into_iter().flatten() {
-            *member = json!({ "prompt": prompt, "request": member.take() });
+            *member = json!({ "prompt": prompt, "index": member.take() });
         }
     }
     for part in ["/shared", "/ahead/0"] {
@@ -144,7 +144,7 @@ mod tests {
             "slots": [{ "key": { "prompt": 3 }, "members": [5, 6] }], "shared": old, "ahead": [old, {}],
         }});
         upgrade(&mut header, 1);
-        let member = |prompt: u64, request: u64| json!({ "prompt": prompt, "request": request });
+        let member = |prompt: u64, index: u64| json!({ "prompt": prompt, "index": index });
         let members =
             |place: &str| header.pointer(&format!("/trainer{place}/slots/0/members")).unwrap();
         assert_eq!(members(""), &json!([member(3, 5), member(3, 6)]));

@@ -28,9 +28,9 @@ impl Sampler {
     /// Writes everything that the sampler has learned to a file: configuration, parameters, optimizer states, rows that
     /// wait to be learned, counters. The observer is not written. The sampler goes on unchanged.
     ///
-    /// The file is a safetensors file whose metadata says `format: esamp snapshot`, a version, the precision and a SHA-256
-    /// of its content. It is written under another name and renamed, so that a file of this name is always whole; file and,
-    /// on Unix, folder are synchronised with the disk before this returns.
+    /// The file is a safetensors file whose metadata says `format: esamp snapshot`, a version, the precision and a
+    /// SHA-256 of its content. It is written under another name and renamed, so that a file of this name is always
+    /// whole; file and, on Unix, folder are synchronised with the disk before this returns.
     ///
     /// # Errors
     ///
@@ -68,8 +68,8 @@ impl Sampler {
 
 /// Reads a sampler that [`Sampler::save`] has written: made by [`Sampler::loader`].
 ///
-/// Requests are known by the ids that they had: those that were running are in [`Sampler::requests`], to be gone on with or
-/// released.
+/// Requests are known by the ids that they had: those that were running are in [`Sampler::requests`], to be gone on
+/// with or released.
 #[must_use = "nothing is read before `load`"]
 pub struct SamplerLoader {
     path: PathBuf,
@@ -97,9 +97,9 @@ impl SamplerLoader {
         file.into_sampler(sampler)
     }
 
-    /// [`load`](Self::load) for a caller with threads of its own, as [`SamplerBuilder::build_with_worker`]. An update that
-    /// was done and not visible yet when the file was written is in the sampler: it waits for the worker no earlier than one
-    /// that was started afresh.
+    /// [`load`](Self::load) for a caller with threads of its own, as [`SamplerBuilder::build_with_worker`]. An update
+    /// that was done and not visible yet when the file was written is in the sampler: it waits for the worker no
+    /// earlier than one that was started afresh.
     ///
     /// # Errors
     ///

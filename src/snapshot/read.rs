@@ -100,7 +100,7 @@ impl Snapshot {
         Ok(Self { path: path.to_owned(), header, tensors, device: device.clone().inner() })
     }
 
-    /// Refuses a file whose distillers this crate cannot make.
+    /// Refuses a file that was written with a distiller of the user's own.
     pub(super) fn check_distiller(&self) -> Result<(), SnapshotError> {
         if self.header.custom_distiller {
             return Err(self.format("distiller", "one of this crate's", "one of the user's own"));

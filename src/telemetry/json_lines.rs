@@ -6,14 +6,14 @@ use serde::{Deserialize, Serialize};
 
 use super::{Observer, RowTrace, StepTrace, error::TraceError};
 
-/// One line of a trace file behind its header.
+/// One line of a trace file after its header.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum TraceRecord {
     /// A token.
     Token(RowTrace),
-    /// A step, behind its tokens.
+    /// A step, after its tokens.
     Step(StepTrace),
     /// So many records would have followed and were not kept.
     Dropped {

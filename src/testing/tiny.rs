@@ -16,8 +16,8 @@ use crate::{
 
 /// A real transformer, small enough to run anywhere in no time: 64 tokens, width 32, two blocks, random weights.
 ///
-/// It has nothing to say, but it says it the way a language model does: attention over what came before, a final norm, a
-/// head, hidden states at every site. Its weights are drawn on the host from a seed, the same on every device.
+/// It has nothing to say, but it says it the way a language model does: attention over what came before, a final norm,
+/// a head, hidden states at every site. Its weights are drawn on the host from a seed, the same on every device.
 #[derive(Clone, Debug)]
 pub struct TinyLm {
     embedding: Tensor<2>,
@@ -44,7 +44,7 @@ impl TinyLm {
     /// The most tokens in a sequence.
     pub const CONTEXT: usize = 512;
 
-    /// The model whose weights `seed` gives.
+    /// The model with weights drawn from `seed`.
     pub fn new(seed: u64, device: &Device) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut matrix = |rows: usize, columns: usize, scale: f32| {
@@ -110,7 +110,7 @@ impl CausalLm for TinyLm {
         cache.extend(tokens)?;
         let (rows, d) = (cache.sequences.len(), Self::D_MODEL);
 
-        // Shorter sequences are padded behind their end, where the causal mask hides the padding from them.
+        // Shorter sequences are padded after their end, where the causal mask hides the padding from them.
         let padded = cache
             .sequences
             .iter()

@@ -37,8 +37,9 @@ impl<S: Slots> AdaptiveTrainer<S> {
         }
     }
 
-    /// Lets the prompts that have no distiller of their own yet start from what the shared one knows, where they are to.
-    /// Before they predict, and before they learn: a trainer in the background learns without ever predicting.
+    /// With [`AdaptiveStart::Shared`], lets prompts without a distiller of their own start from the shared one.
+    // Called before a prediction and before an update: the worker of a background trainer learns and never predicts,
+    // and both copies must start a prompt from the same parameters.
     fn start_own(&mut self, rows: &[CompletionId]) {
         if self.config.start != AdaptiveStart::Shared {
             return;
@@ -242,13 +243,15 @@ mod tests {
                 }
                 trainer.learn(&rows, &hidden, &parts).unwrap();
             }
-            prompts.iter().for_each(|&p| trainer.release(CompletionId::new(p, p)));
+            for p in prompts {
+                trainer.release(CompletionId::new(p, p));
+            }
         }
         sum / count
     }
 
     #[test]
-    fn the_mixture_follows_whoever_predicts_better() {
+    fn the_mixture_follows_the_better_prediction() {
         // Prompts that agree: what the shared one has learned from others is worth having.
         let same = |_: u64| 1.0;
         let errors = |sign: &dyn Fn(u64) -> f32, length| {

@@ -1,4 +1,4 @@
-//! Slots that stand apart: each a stack of its own.
+//! Slots kept apart: each a stack of its own.
 
 use burn::tensor::{Device, Tensor};
 
@@ -11,8 +11,8 @@ use crate::{distiller::Distiller, hidden::HiddenStates, host::is_flex};
 
 /// The analytic gradients of [`StackedSlots`], slot after slot.
 ///
-/// On a CPU one product over many slots saves no launches, and its tensors leave the caches. A slot that stands apart is
-/// worked on in place; those at rest are not even looked at, and none is copied when slots come and go.
+/// On a CPU one product over many slots saves no kernel launches, and its tensors do not fit into the caches. Slots
+/// kept apart are updated in place, those without work are not read, and none is copied when slots come and go.
 #[derive(Clone, Debug)]
 pub(crate) struct ApartSlots<D> {
     /// What a slot starts as.

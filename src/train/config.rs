@@ -106,12 +106,12 @@ pub enum SlotPath {
     /// [`Apart`](Self::Apart) on flex, [`Stacked`](Self::Stacked) on every other device.
     #[default]
     Automatic,
-    /// All slots in one batched product with analytic gradients, where the distiller has a
-    /// [stacked form](crate::distillers::Distiller::stacked); one by one where it has none. As many launches for many slots as for
-    /// one: for a GPU.
+    /// All slots in one batched product with analytic gradients, where the distiller has a [stacked
+    /// form](crate::distillers::Distiller::stacked); one by one where it has none. As many launches for many slots as
+    /// for one: for a GPU.
     Stacked,
-    /// One slot after the other with the same analytic gradients, in memory of its own; one by one where the distiller has
-    /// no stacked form. For a CPU, where launches cost little and large tensors much.
+    /// One slot after the other with the same analytic gradients, in memory of its own; one by one where the distiller
+    /// has no stacked form. For a CPU, where launches cost little and large tensors much.
     Apart,
     /// One slot after the other, with autodiff: what every distiller can do, and the oracle of the other two.
     OneByOne,

@@ -7,17 +7,17 @@ use crate::{
     tensor::{from_f32, select_rows},
 };
 
-/// A relative squared error counts at most this much: a deep state near 0 must not decide for ever.
+/// A relative squared error counts at most this much: one deep state near 0 must not outweigh all later steps.
 const LARGEST_ERROR: f32 = 4.0;
 
-/// The evidence about every prompt, in one tensor: a step takes as many launches for many prompts as for one, and nothing
-/// is read back.
+/// The evidence about every prompt, in one tensor: a step takes as many launches for many prompts as for one, and
+/// nothing is read back.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Evidence {
-    /// Whose row is where in `sums`.
+    /// The prompt of each row of `sums`.
     prompts: Vec<PromptId>,
-    /// `[prompts, 3]`: the discounted errors of the own and of the shared distiller, and the discounted number of steps,
-    /// which corrects their bias towards 0. `None` without prompts.
+    /// `[prompts, 3]`: the discounted errors of the own and of the shared distiller, and the discounted number of
+    /// steps, which corrects their bias towards 0. `None` without prompts.
     sums: Option<Tensor<2>>,
 }
 

@@ -47,8 +47,8 @@ pub enum LossReduction {
     /// The mean over rows and width: the paper's algorithm.
     #[default]
     Mean,
-    /// The sum over the width, the mean over rows: the paper's eq. 10. The gradient is `d_model` times that of the mean,
-    /// which Adam hardly notices, and which a clipped or plain descent does.
+    /// The sum over the width, the mean over rows: the paper's eq. 10. The gradient is `d_model` times that of the
+    /// mean, which Adam hardly notices, and which a clipped or plain descent does.
     Sum,
 }
 
@@ -61,17 +61,18 @@ pub enum Schedule {
     /// The same for every update.
     #[default]
     Constant,
-    /// From `1 / updates` to 1 over the first so many updates, then 1.
-    WarmUp {
+    /// From `1 / updates` to 1 over the first `updates` updates, then 1.
+    #[serde(alias = "warm_up")]
+    RampUp {
         /// How many, at least 1.
         updates: u64,
     },
-    /// Halves every so many updates, without steps.
+    /// Halves every `updates` updates, continuously.
     HalfLife {
         /// How many, at least 1.
         updates: u64,
     },
-    /// From 1 to `floor` along half a cosine over so many updates, then `floor` (Loshchilov and Hutter, *SGDR*,
+    /// From 1 to `floor` along half a cosine over `updates` updates, then `floor` (Loshchilov and Hutter, *SGDR*,
     /// arXiv 1608.03983, one cycle).
     Cosine {
         /// How many, at least 1.
@@ -87,7 +88,7 @@ impl Schedule {
         let share = |updates: u64| done as f64 / updates as f64;
         match *self {
             Self::Constant => 1.0,
-            Self::WarmUp { updates } => ((done + 1) as f64 / updates as f64).min(1.0),
+            Self::RampUp { updates } => ((done + 1) as f64 / updates as f64).min(1.0),
             Self::HalfLife { updates } => (-share(updates)).exp2(),
             Self::Cosine { updates, floor } => {
                 let half_cosine = (std::f64::consts::PI * share(updates).min(1.0)).cos();
@@ -97,7 +98,7 @@ impl Schedule {
     }
 
     fn validate(&self) -> Result<(), ConfigError> {
-        let (Self::WarmUp { updates } | Self::HalfLife { updates } | Self::Cosine { updates, .. }) =
+        let (Self::RampUp { updates } | Self::HalfLife { updates } | Self::Cosine { updates, .. }) =
             *self
         else {
             return Ok(());
@@ -140,8 +141,8 @@ impl Default for OptimizerConfig {
 }
 
 impl OptimizerConfig {
-    /// The paper's optimizer, for [`SwiGluDistiller`](crate::distillers::SwiGluDistiller): Adam at 4e-4 with ε 1e-4, the gradient
-    /// clipped to norm 0.5. It suits completions of thousands of tokens; short ones learn more at 3e-3.
+    /// The paper's optimizer, for [`SwiGluDistiller`](crate::distillers::SwiGluDistiller): Adam at 4e-4 with ε 1e-4,
+    /// the gradient clipped to norm 0.5. It suits completions of thousands of tokens; short ones learn more at 3e-3.
     pub fn paper() -> Self {
         Self {
             rule: UpdateRule::Adam { beta_1: 0.9, beta_2: 0.999, epsilon: 1e-4 },
@@ -267,9 +268,9 @@ mod tests {
     fn schedules_by_hand() {
         let table = [
             (Schedule::Constant, 7, 1.0),
-            (Schedule::WarmUp { updates: 4 }, 0, 0.25),
-            (Schedule::WarmUp { updates: 4 }, 3, 1.0),
-            (Schedule::WarmUp { updates: 4 }, 9, 1.0),
+            (Schedule::RampUp { updates: 4 }, 0, 0.25),
+            (Schedule::RampUp { updates: 4 }, 3, 1.0),
+            (Schedule::RampUp { updates: 4 }, 9, 1.0),
             (Schedule::HalfLife { updates: 10 }, 0, 1.0),
             (Schedule::HalfLife { updates: 10 }, 20, 0.25),
             (Schedule::Cosine { updates: 10, floor: 0.2 }, 0, 1.0),
@@ -292,7 +293,7 @@ mod tests {
             "momentum: expected a number in [0, 1), got 1"
         );
         assert_eq!(
-            wording(base().with_schedule(Schedule::WarmUp { updates: 0 })),
+            wording(base().with_schedule(Schedule::RampUp { updates: 0 })),
             "schedule.updates: expected at least 1, got 0"
         );
         assert_eq!(

@@ -40,6 +40,9 @@ impl SlotTensors {
 
 /// The parameters and optimizer states of all slots, by place. Slots start as copies of one template, so what a slot
 /// learns does not depend on when it was made.
+// A slot is addressed by its place and not by its name: the trainer keeps the names, and the implementations here can
+// store slots densely. Update counts are passed in (`SlotRows::done`) instead of being kept here, because a fit resets
+// the count that the optimizer's bias correction sees and not the one that the sampler reports.
 ///
 /// Three implementations compute the same: [`SeparateSlots`], one slot after the other with autodiff, for any distiller
 /// and as the oracle; [`StackedSlots`](super::StackedSlots), all of them in one batched product; and
@@ -48,7 +51,7 @@ pub(crate) trait Slots: Clone + Debug + Send + 'static {
     /// Number of slots.
     fn len(&self) -> usize;
 
-    /// Adds fresh slots behind the others.
+    /// Adds fresh slots after the others.
     fn add(&mut self, count: usize);
 
     /// Keeps the slots at these places, in this order.
@@ -214,7 +217,7 @@ pub(super) fn predict_one_by_one(
     Ok(select_rows(&Tensor::cat(expected, 0), &places(work)))
 }
 
-/// Where each row of the step stands when the rows of all slots are put one after the other.
+/// The position of each row of the step when the rows of all slots are put one after the other.
 fn places(work: &[SlotRows]) -> Vec<usize> {
     let order: Vec<usize> = work.iter().flat_map(|slot| slot.rows.iter().copied()).collect();
     let mut places = vec![0; order.len()];

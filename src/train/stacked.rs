@@ -21,8 +21,12 @@ use crate::{
 
 /// The parameters of all slots, each parameter as one tensor `[slots, a, b]`, and their moments likewise.
 ///
-/// A step in which all slots have work, which is the rule, touches these tensors in place. One in which some rest works
-/// on a copy of the active slots and writes it back: the others do not move by a bit.
+/// A step in which all slots have work, the usual case, updates these tensors in place. A step in which some have none
+/// works on a copy of the active slots and writes it back, so that the others stay the same to the last bit.
+// Why this layout: the networks are so small that on a GPU a kernel launch costs more than its arithmetic. With the
+// slots as the first dimension, a prediction or an update takes as many launches for fifty slots as for one. It needs
+// rectangular tensors, so the rows of a step are laid out as a grid (`Grid`): a slot with fewer rows than the widest
+// repeats its first row, and the weight of a repeated row in the loss is 0.
 #[derive(Clone, Debug)]
 pub(crate) struct StackedSlots<D> {
     network: Arc<dyn StackedDistiller>,

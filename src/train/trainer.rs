@@ -60,8 +60,8 @@ pub(crate) trait OnlineTrainer: Debug + Send {
         shallow: &Tensor<2>,
     ) -> Result<Prediction, TrainError>;
 
-    /// One update of each distiller that has rows here. `parts` are those of the rows' [`Prediction`]. Says what has been
-    /// done by now: a trainer that works in the background reports an update when it is done.
+    /// One update of each distiller that has rows here. `parts` are those of the rows' [`Prediction`]. Says what has
+    /// been done by now: a trainer that works in the background reports an update when it is done.
     fn learn(
         &mut self,
         rows: &[CompletionId],

@@ -18,9 +18,9 @@ use crate::{
 
 /// A distiller that learns online: its parameters and the state of its optimizer.
 ///
-/// The sampler keeps one for each slot of its bank, or all of them stacked
-/// ([`Distiller::stacked`]). On its own it is the online loop of the method, for those who have recorded hidden states and
-/// want to see how fast a distiller learns:
+/// The sampler keeps one for each slot of its bank, or all of them stacked ([`Distiller::stacked`]). On its own it is
+/// the online loop of the method, for those who have recorded hidden states and want to see how fast a distiller
+/// learns:
 ///
 /// ```
 /// use burn::tensor::{Device, Distribution, Tensor};
@@ -77,10 +77,11 @@ impl<D: Distiller> Learner<D> {
 
     /// One optimizer step on `hidden`. The loss and the gradient's norm are those before it.
     ///
-    /// A parameter that the loss does not reach, or that is frozen, is left alone. Nothing is read back from the device.
+    /// A parameter that the loss does not reach, or that is frozen, is left alone. Nothing is read back from the
+    /// device.
     pub fn update(&mut self, hidden: &HiddenStates) -> Update {
-        // Autodiff is switched on for this one pass: every operation on a tensor that has it costs time, and predictions
-        // need no gradients.
+        // Autodiff is switched on for this one pass: every operation on a tensor that has it costs time, and
+        // predictions need no gradients.
         let training = self.distiller.clone().train();
         let loss =
             training.loss(hidden.shallow().clone().autodiff(), hidden.deep().clone().autodiff());

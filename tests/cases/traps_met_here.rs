@@ -161,7 +161,7 @@ fn trap_24_a_fit_starts_the_optimizers_age_again() {
     // update, 2/4 for the second. After two rows the distiller is fitted, and both its error and f begin again; f would
     // be 3/4 if the slot's age did not.
     let world = World::new();
-    let optimizer = OptimizerConfig::sgd(0.1).with_schedule(Schedule::WarmUp { updates: 4 });
+    let optimizer = OptimizerConfig::sgd(0.1).with_schedule(Schedule::RampUp { updates: 4 });
     let config = SamplerConfig::new().with_optimizer(optimizer);
     let mut sampler = Sampler::builder(config)
         .with_distiller(Fitted { scale: Scale::one() })

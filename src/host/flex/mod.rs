@@ -28,19 +28,21 @@ pub(crate) fn is_flex(device: &Device) -> bool {
     *device == Device::flex()
 }
 
-/// A tensor's numbers where they are. `None` for a tensor with autodiff, on another device, or of another type than `f32`.
+/// A tensor's numbers where they are. `None` for a tensor with autodiff, on another device, or of another type than
+/// `f32`.
 fn flex<const D: usize>(tensor: &Tensor<D>) -> Option<burn::backend::flex::FlexTensor> {
     let is_f32 = tensor.dtype() == DType::F32;
     let primitive = || tensor.clone().try_into_primitive::<burn::backend::Flex>().ok();
     is_f32.then(primitive).flatten()
 }
 
-/// Does `work` with the widest vector instructions that this CPU has, whatever the program was compiled for. The numbers
-/// are the same: products and sums are never contracted.
+/// Does `work` with the widest vector instructions that this CPU has, whatever the program was compiled for. The
+/// numbers are the same: products and sums are never contracted.
 ///
-/// Only code that is inlined into `work` gains: `work` must be `#[inline(always)]`, and so must what its hot loops call. A
-/// function or closure that is not inlined keeps the instructions that the program was compiled for, and so does the shim
-/// by which the compiler calls an `Fn` passed as `FnOnce`. Hence `Fn`; what `work` changes or consumes comes as `input`.
+/// Only code that is inlined into `work` gains: `work` must be `#[inline(always)]`, and so must what its hot loops
+/// call. A function or closure that is not inlined keeps the instructions that the program was compiled for, and so
+/// does the shim by which the compiler calls an `Fn` passed as `FnOnce`. Hence `Fn`; what `work` changes or consumes
+/// comes as `input`.
 #[inline(always)]
 pub(crate) fn vectorised<I, R>(input: I, work: impl Fn(I) -> R) -> R {
     struct Work<I, F>(I, F);
@@ -55,8 +57,8 @@ pub(crate) fn vectorised<I, R>(input: I, work: impl Fn(I) -> R) -> R {
     pulp::Arch::new().dispatch(Work(input, work))
 }
 
-/// Does `work` for every part, on up to `threads` threads. The caller's is one of them, so that work starts before another
-/// thread has woken up.
+/// Does `work` for every part, on up to `threads` threads. The caller's is one of them, so that work starts before
+/// another thread has woken up.
 fn share<P: Send>(threads: usize, parts: impl Iterator<Item = P> + Send, work: impl Fn(P) + Sync) {
     use std::sync::{Mutex, PoisonError};
 
@@ -91,8 +93,8 @@ fn parts_for(threads: usize) -> usize {
 /// Numbers that are worth a second thread where each takes a few instructions.
 const NUMBERS_OF_A_THREAD: usize = 16_384;
 
-/// Does `work` for all pieces of `count` numbers, of which `numbers_of_a_thread` are worth a thread. `pieces` cuts them into
-/// pieces of the length that it is given. `work` must be `#[inline(always)]`: see [`vectorised`].
+/// Does `work` for all pieces of `count` numbers, of which `numbers_of_a_thread` are worth a thread. `pieces` cuts them
+/// into pieces of the length that it is given. `work` must be `#[inline(always)]`: see [`vectorised`].
 pub(crate) fn share_pieces<P: Send, I: Iterator<Item = P> + Send>(
     count: usize,
     numbers_of_a_thread: usize,
@@ -101,7 +103,7 @@ pub(crate) fn share_pieces<P: Send, I: Iterator<Item = P> + Send>(
 ) {
     let threads = threads_for(count, numbers_of_a_thread);
     share(threads, pieces(count.div_ceil(parts_for(threads)).max(1)), |piece| {
-        #[allow(clippy::redundant_closure, reason = "behind a reference it would not be inlined")]
+        #[allow(clippy::redundant_closure, reason = "through a reference it would not be inlined")]
         vectorised(
             piece,
             #[inline(always)]

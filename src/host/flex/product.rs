@@ -1,8 +1,8 @@
 //! A few rows with a large matrix.
 //!
-//! General matrix multiplication copies blocks of the matrix into an order of its own before it multiplies, which pays only for
-//! many rows. Here rows of the matrix are multiplied where they are, each element summed in the same order whatever the
-//! number of rows: a row's numbers do not depend on which others are in its batch.
+//! General matrix multiplication copies blocks of the matrix into an order of its own before it multiplies, which pays
+//! only for many rows. Here rows of the matrix are multiplied where they are, each element summed in the same order
+//! whatever the number of rows: a row's numbers do not depend on which others are in its batch.
 
 use burn::tensor::Tensor;
 use pulp::{Arch, Simd, WithSimd};
@@ -42,7 +42,7 @@ pub(super) fn multiply(x: &[f32], weight: &[f32], width: usize, product: &mut [f
     });
 }
 
-/// `product`, `[rows, columns]`, cut into parts of so many columns: of each part its piece of every row.
+/// `product`, `[rows, columns]`, cut into parts of `columns_of_a_part` columns: for each part, its piece of every row.
 pub(super) fn column_parts(
     product: &mut [f32],
     columns: usize,
@@ -133,7 +133,7 @@ fn tile<S: Simd, const H: usize, const R: usize>(
     let lanes = width / S::F32_LANES;
     let x: [_; R] = std::array::from_fn(|r| S::as_simd_f32s(&x[r * width..][..width]));
     let weight: [_; H] = std::array::from_fn(|h| S::as_simd_f32s(&weight[h * width..][..width]));
-    // Slices whose length the compiler sees: it checks none of their places in the loop then.
+    // With slices of a known length the compiler leaves out the bounds checks of the loop.
     let x_lanes: [&[S::f32s]; R] = std::array::from_fn(|r| &x[r].0[..lanes]);
     let weight_lanes: [&[S::f32s]; H] = std::array::from_fn(|h| &weight[h].0[..lanes]);
     let mut sums = [[simd.splat_f32s(0.0); R]; H];

@@ -16,8 +16,8 @@ pub(crate) fn times_each_transposed(x: &Tensor<3>, weight: &Tensor<3>) -> Option
     each(x, weight, [width, columns], |x, weight, product| multiply(x, weight, width, product))
 }
 
-/// `x·W` for each slot, where this is the device and the shape for it. A single row is left to burn, whose product is faster
-/// there: its last bits may differ from those that it has beside others.
+/// `x·W` for each slot, where this is the device and the shape for it. A single row is left to burn, which is
+/// faster there: its last bits may differ from those that the row gets in a batch.
 pub(crate) fn times_each(x: &Tensor<3>, weight: &Tensor<3>) -> Option<Tensor<3>> {
     let [_, width, columns] = weight.dims();
     if x.dims()[1] == 1 {
@@ -51,13 +51,13 @@ fn each(
     Some(from_f32(product, [slots, rows, columns], &x.device()))
 }
 
-/// `product += x·weight`, with `product` `[rows, columns]` and `weight` `[width, columns]`. Each sum is added up in the order of
-/// `width`, whatever the number of rows and threads.
+/// `product += x·weight`, with `product` `[rows, columns]` and `weight` `[width, columns]`. Each sum is added up in the
+/// order of `width`, whatever the number of rows and threads.
 fn accumulate(x: &[f32], weight: &[f32], width: usize, product: &mut [f32]) {
     let (rows, columns) = (x.len() / width, weight.len() / width);
     let threads = threads_for(rows * weight.len(), WORK_OF_A_THREAD);
-    // One part for each thread and no more: what a part reads of a row of the matrix should be long. Columns are shared out
-    // first, and rows where there are too few columns.
+    // One part for each thread and no more: what a part reads of a row of the matrix should be long. Columns are shared
+    // out first, and rows where there are too few columns.
     let columns_of_a_part = columns.div_ceil(threads).next_multiple_of(COLUMNS);
     let rows_of_a_part = rows.div_ceil(threads.div_ceil(columns.div_ceil(columns_of_a_part)));
     let xs = x.chunks(rows_of_a_part * width);
@@ -84,8 +84,8 @@ struct Part<'a, 'p> {
 /// Columns that are a whole number of tiles with any vector.
 const COLUMNS: usize = 64;
 
-/// Rows of the matrix that are added before the sums leave their registers. With 8 a prediction of 16 rows took a third longer;
-/// with all of them a column strip is read at a stride, which no CPU fetches ahead.
+/// Rows of the matrix that are added before the sums leave their registers. With 8 a prediction of 16 rows took a third
+/// longer; with all of them a column strip is read at a stride, which no CPU fetches ahead.
 const DEPTH: usize = 48;
 
 impl WithSimd for Part<'_, '_> {

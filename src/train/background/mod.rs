@@ -22,11 +22,11 @@ use crate::{hidden::HiddenStates, id::CompletionId};
 
 /// Learns on a worker's thread, one update a step, exactly one step late.
 ///
-/// Two copies of the trainer: `visible` predicts, the worker's learns. [`learn`](OnlineTrainer::learn) of step `t` first
-/// waits for the update of step `t − 1`, makes it visible, and only then hands over step `t`. So step `t + 1` predicts
-/// with the update of step `t − 1`, whatever the threads' timing, and at most one job is under way. (Steps in which nothing
-/// is learned do not count.) What the caller does in between, such as releasing a request or learning from a prompt, is done
-/// to both copies, between the same two updates.
+/// Two copies of the trainer: `visible` predicts, the worker's learns. [`learn`](OnlineTrainer::learn) of step `t`
+/// first waits for the update of step `t − 1`, makes it visible, and only then hands over step `t`. So step `t + 1`
+/// predicts with the update of step `t − 1`, whatever the threads' timing, and at most one job is under way. (Steps in
+/// which nothing is learned do not count.) What the caller does in between, such as releasing a request or learning
+/// from a prompt, is done to both copies, between the same two updates.
 #[derive(Debug)]
 pub(crate) struct BackgroundTrainer<T> {
     visible: T,
@@ -45,8 +45,8 @@ pub(crate) struct BackgroundTrainer<T> {
 impl<T: OnlineTrainer + Clone + 'static> BackgroundTrainer<T> {
     /// A trainer and its worker, which share `trainer`'s starting state.
     pub(crate) fn pair(trainer: T) -> (Self, TrainingWorker) {
-        // At most one lesson is under way, but a reset or a load also sends a `Replace`, and a caller with threads of its own
-        // may do either before it runs the worker: sending must not block then.
+        // At most one lesson is under way, but a reset or a load also sends a `Replace`, and a caller with threads of
+        // its own may do either before it runs the worker: sending must not block then.
         let (jobs, to_do) = sync_channel(4);
         let (done, results) = sync_channel(1);
         let worker = TrainingWorker::new(trainer.clone(), to_do, done);
@@ -116,8 +116,8 @@ impl<T: OnlineTrainer + Clone + 'static> BackgroundTrainer<T> {
     /// The place of a request's beginning in the list of changes, if that beginning can be struck out together with the
     /// end that follows now, as if the request had never been.
     ///
-    /// It cannot when another request of the prompt has ended since, because this request has kept the slot alive, and not
-    /// when this request has warmed up a slot that others may share.
+    /// It cannot when another request of the prompt has ended since, because this request has kept the slot alive, and
+    /// not when this request has warmed up a slot that others may share.
     fn unsent_begin(&self, row: CompletionId) -> Option<usize> {
         let is_begin = |change: &Change| matches!(change, Change::Begin(other) if *other == row);
         let at = self.changes.iter().rposition(is_begin)?;
@@ -127,7 +127,8 @@ impl<T: OnlineTrainer + Clone + 'static> BackgroundTrainer<T> {
         (!self.changes[at..].iter().any(matters)).then_some(at)
     }
 
-    /// Lets the worker go on from what is visible, after a reset or a load here. What was listed for it is part of that.
+    /// Lets the worker go on from what is visible, after a reset or a load here. What was listed for it is part of
+    /// that.
     fn replace(&mut self) -> Result<(), TrainError> {
         self.changes.clear();
         let visible = self.visible.clone();
@@ -137,8 +138,8 @@ impl<T: OnlineTrainer + Clone + 'static> BackgroundTrainer<T> {
 
 impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> {
     fn begin(&mut self, row: CompletionId) {
-        // Beginning twice changes nothing, so it is not listed: the list must stay short in a sampler that decodes for days
-        // without learning.
+        // Beginning twice changes nothing, so it is not listed: the list must stay short in a sampler that decodes for
+        // days without learning.
         if !self.visible.has(row) {
             let _ = self.change(Change::Begin(row));
         }
@@ -162,8 +163,8 @@ impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> 
     }
 
     fn reset(&mut self) {
-        // The lesson under way is waited for, so that its result cannot arrive after the reset. After a failure there is no
-        // worker to reset, and the failure stays.
+        // The lesson under way is waited for, so that its result cannot arrive after the reset. After a failure there
+        // is no worker to reset, and the failure stays.
         if self.join().is_ok() {
             self.visible.reset();
             let _ = self.replace();

@@ -13,9 +13,9 @@ use crate::train::{error::TrainError, trainer::OnlineTrainer};
 /// The half of a sampler that learns: its [`run`](Self::run) returns when the sampler is dropped.
 ///
 /// [`SamplerConfig::init`](crate::SamplerConfig::init) starts a thread for it;
-/// [`SamplerBuilder::build_with_worker`](crate::SamplerBuilder::build_with_worker) hands it to a caller that has threads of
-/// its own.
-#[must_use = "a sampler whose worker does not run waits for ever at its second step"]
+/// [`SamplerBuilder::build_with_worker`](crate::SamplerBuilder::build_with_worker) hands it to a caller that has
+/// threads of its own.
+#[must_use = "a sampler whose worker does not run never gets past its second step"]
 pub struct TrainingWorker(Box<dyn FnOnce() + Send>);
 
 impl TrainingWorker {
@@ -28,8 +28,8 @@ impl TrainingWorker {
         Self(Box::new(move || work(trainer, &jobs, &done)))
     }
 
-    /// Learns until the sampler is dropped. On a GPU, a thread has a stream of its own: call this from a thread that does
-    /// nothing else.
+    /// Learns until the sampler is dropped. On a GPU, a thread has a stream of its own: call this from a thread that
+    /// does nothing else.
     pub fn run(self) {
         (self.0)();
     }
@@ -47,8 +47,8 @@ pub(crate) fn spawn(worker: TrainingWorker) -> std::io::Result<()> {
     thread.spawn(|| worker.run()).map(drop)
 }
 
-/// The worker's loop. It ends when the other half is gone, or after it has reported a failure: its copy may be half updated
-/// then, and there is nothing to go on from.
+/// The worker's loop. It ends when the other half is gone, or after it has reported a failure: its copy may be half
+/// updated then, and there is nothing to go on from.
 fn work<T: OnlineTrainer + Clone>(
     mut trainer: T,
     jobs: &Receiver<Job<T>>,
@@ -62,8 +62,8 @@ fn work<T: OnlineTrainer + Clone>(
             }
             Job::Learn(lesson) => *lesson,
         };
-        // A distiller is the user's code. Its panic must not end the program, and a thread that dies silently would leave the
-        // caller waiting: the panic is reported as the result.
+        // A distiller is the user's code. Its panic must not end the program, and a thread that dies silently would
+        // leave the caller waiting: the panic is reported as the result.
         let learned = catch_unwind(AssertUnwindSafe(|| {
             for change in &changes {
                 change.apply(&mut trainer)?;

@@ -54,8 +54,8 @@ impl<S: Slots> InlineTrainer<S> {
 
     /// Gives a place to every slot that has none.
     // Places are dense, `0..slots.len()`, because a stack computes all of its slots in one product: a hole would be
-    // computed with them. Released slots leave holes. Closing them copies every parameter once, so it is done here, when
-    // the next new slot or step asks for places, and not at each release.
+    // computed with them. Released slots leave holes. Closing them copies every parameter once, so it is done here,
+    // when the next new slot or step asks for places, and not at each release.
     fn seat(&mut self, groups: &[(SlotKey, Vec<usize>)]) {
         let mut taken: Vec<&mut usize> =
             self.bank.states_mut().filter_map(|slot| slot.tensors.as_mut()).collect();
@@ -110,9 +110,9 @@ impl<S: Slots> InlineTrainer<S> {
         let work = self.work(rows);
         let updates = self.slots.update(&work, hidden)?;
         if updates > 0 {
-            // A device that queues work submits it in batches: without this, the end of the update would stay in the queue
-            // until the next forward pass. It does not wait for the device, and does nothing on a CPU. A failure to submit
-            // is reported by the next read.
+            // A device that queues work submits it in batches: without this, the end of the update would stay in the
+            // queue until the next forward pass. It does not wait for the device, and does nothing on a CPU. A failure
+            // to submit is reported by the next read.
             let _ = hidden.device().flush();
             for (key, _) in self.bank.groups(rows) {
                 if let Some(slot) = self.bank.get_mut(key) {
@@ -125,7 +125,8 @@ impl<S: Slots> InlineTrainer<S> {
         Ok(Learned { updates, rows, ..Learned::default() })
     }
 
-    /// Collects the first rows of slots whose distiller wants to be fitted, and fits those that have seen enough.
+    /// Collects the first rows of each slot, where distillers are to be fitted, and fits the slots that have seen
+    /// enough.
     fn fit(&mut self, rows: &[CompletionId], hidden: &HiddenStates) -> Learned {
         let mut learned = Learned::default();
         let wanted = self.slots.rows_to_fit();

@@ -159,7 +159,9 @@ fn eventful(trainer: &mut dyn OnlineTrainer, device: &Device) -> (Vec<Vec<f32>>,
     let mut seen = Vec::new();
     for (step, rows) in script.iter().enumerate() {
         if step == 6 {
-            (2..5).for_each(|request| trainer.release(CompletionId::new(1, request)));
+            for request in 2..5 {
+                trainer.release(CompletionId::new(1, request));
+            }
         }
         let rows: Vec<CompletionId> = rows.iter().map(|&(p, r)| CompletionId::new(p, r)).collect();
         let hidden = hidden(rows.len(), step as f32, device);
@@ -197,7 +199,7 @@ fn stacked_slots_are_separate_slots() {
         let rate = 0.01;
         let optimizers = [
             OptimizerConfig::paper().with_learning_rate(rate),
-            OptimizerConfig::adam_w(1e-3).with_schedule(Schedule::WarmUp { updates: 3 }),
+            OptimizerConfig::adam_w(1e-3).with_schedule(Schedule::RampUp { updates: 3 }),
             OptimizerConfig::momentum(rate, 0.9).with_loss(LossReduction::Sum),
             OptimizerConfig::sgd(rate).with_max_grad_norm(0.1),
         ];
@@ -267,14 +269,18 @@ fn a_slot_at_rest_does_not_move_by_a_bit() {
         trainer.predict(rows, hidden.shallow()).unwrap();
         trainer.learn(rows, &hidden, &[]).unwrap();
     };
-    (0..3).for_each(|i| step(&mut trainer, &rows, i as f32));
+    for i in 0..3 {
+        step(&mut trainer, &rows, i as f32);
+    }
     let everything = |trainer: &mut dyn OnlineTrainer, slot: usize| -> Vec<Vec<f32>> {
         let tensors = trainer.export().unwrap().slots.remove(slot).state.tensors.unwrap();
         let all = [tensors.parameters, tensors.first, tensors.second];
         all.into_iter().flatten().map(values).collect()
     };
     let before: Vec<_> = (0..3).map(|slot| everything(&mut trainer, slot)).collect();
-    (0..5).for_each(|i| step(&mut trainer, &[rows[2], rows[0]], 7.0 + i as f32));
+    for i in 0..5 {
+        step(&mut trainer, &[rows[2], rows[0]], 7.0 + i as f32);
+    }
     assert_eq!(everything(&mut trainer, 1), before[1]);
     assert_ne!(everything(&mut trainer, 0), before[0]);
     assert_ne!(everything(&mut trainer, 2), before[2]);
@@ -358,7 +364,9 @@ fn a_slot_starts_again_from_what_is_fitted_to_its_first_rows() {
     warm.warm_up(rows[0], &first, 2).unwrap();
     let fitted = distiller.fit(first.shallow(), first.deep()).unwrap();
     let mut learner = crate::train::Learner::new(fitted, optimizer).unwrap();
-    (0..2).for_each(|_| drop(learner.update(&first)));
+    for _ in 0..2 {
+        learner.update(&first);
+    }
     let got = values(warm.predict(&rows, &x).unwrap().expected);
     assert_close("warm", &got, &values(learner.distiller().predict(x)), 1e-4);
 }

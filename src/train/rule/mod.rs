@@ -18,7 +18,7 @@ use crate::{distiller::Gradient, host::is_flex};
 /// slot has had. A parameter without a gradient is left alone. Gives the norm of each slot's gradient before clipping,
 /// `[slots, 1, 1]`, where it is clipped.
 ///
-/// All tensors are `[slots, a, b]`. Nothing is read back from the device, except from one whose memory is the host's (flex):
+/// All tensors are `[slots, a, b]`. Nothing is read back from the device, except on flex, where memory is the host's:
 /// there, one pass over memory takes the place of some fourteen.
 pub(in crate::train) fn apply(
     config: &OptimizerConfig,

@@ -71,8 +71,8 @@ fn the_rules_are_those_of_burn() {
     equals_burn(UpdateRule::AdamW { beta_1, beta_2, epsilon, weight_decay }, adam_w.init());
 }
 
-/// The first update of Adam from fresh moments is `rate·g / (|g| + ε)`, whatever the βs, and the step of an old slot needs
-/// no correction.
+/// The first update of Adam from fresh moments is `rate·g / (|g| + ε)`, whatever the βs, and the step of an old slot
+/// needs no correction.
 #[test]
 fn what_depends_on_the_number_of_updates_is_said_once() {
     let adam = Adam { beta_1: 0.9, beta_2: 0.999, epsilon: 1e-4, weight_decay: 0.1 };
@@ -205,8 +205,8 @@ fn one_pass_is_the_tensor_operations() {
     }
 }
 
-/// A gradient in factors against the product that it stands for: all rules, few rows and many, rows that cancel, slots of
-/// different ages. What norms make of rows that cancel is tested where they are taken.
+/// A gradient in factors against the product that it stands for: all rules, few rows and many, rows that cancel, slots
+/// of different ages. What norms make of rows that cancel is tested where they are taken.
 #[test]
 fn factors_are_their_product() {
     for device in devices() {

@@ -221,12 +221,12 @@ impl Case {
             for place in [turn, 1 - turn] {
                 let arm = &mut arms[place];
                 self.begin(arm, place, prompts, round, tokens)?;
-                settle(arm)?;
+                finish_updates(arm)?;
                 let started = Instant::now();
                 while !arm.is_idle() {
                     arm.step()?;
                 }
-                settle(arm)?;
+                finish_updates(arm)?;
                 seconds[place] = started.elapsed().as_secs_f64();
             }
             return Ok(seconds);
@@ -292,7 +292,7 @@ impl Case {
 }
 
 /// Waits until all work that the arm has started is finished.
-fn settle(arm: &mut Decoder<&Llama>) -> Result<(), Box<dyn Error>> {
+fn finish_updates(arm: &mut Decoder<&Llama>) -> Result<(), Box<dyn Error>> {
     arm.sampler_mut().finish()?;
     arm.model().device().sync().map_err(|error| format!("device: {error:?}"))?;
     Ok(())

@@ -92,7 +92,7 @@ impl Kind {
         }
     }
 
-    /// Bytes of so many numbers; `None` when they do not fill whole blocks, or are too many.
+    /// Bytes of `elements` numbers; `None` when they do not fill whole blocks, or are too many.
     pub(super) fn bytes(self, elements: usize) -> Option<usize> {
         let (numbers, bytes) = self.block();
         elements.is_multiple_of(numbers).then(|| (elements / numbers).checked_mul(bytes)).flatten()

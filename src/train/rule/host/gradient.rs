@@ -9,8 +9,11 @@ const MOST_ROWS_IN_FACTORS: usize = 64;
 /// Numbers of a parameter that are worth a second thread.
 pub(super) const NUMBERS_OF_A_THREAD: usize = 100_000;
 
-/// Whether a gradient `[a, b]` is better left in factors: where there is something to multiply out, and where the products of
-/// all rows with each other, which its norm is taken from, are less work than its numbers.
+/// Whether a gradient `[a, b]` is better left in factors.
+// Multiplied out it costs a matrix in memory, written once and read once by the norm and once by the rule. In factors
+// the norm takes the products of all pairs of rows, `rows²·(a + b)/2` multiply-adds, and each number of the gradient is
+// computed where the rule uses it, `rows·a·b` as before. The limit is where the pairs of rows cost as much as the
+// numbers of the matrix.
 fn stays_in_factors([_, rows, a]: [usize; 3], b: usize) -> bool {
     a * b > 0 && rows <= MOST_ROWS_IN_FACTORS && rows * (a + b) <= 2 * a * b
 }
@@ -100,14 +103,14 @@ impl SlotGradient<'_> {
                         sum += if i == j { x * u } else { 2.0 * x * u };
                     }
                 }
-                // Rounding may leave less than nothing of rows that cancel altogether.
+                // Rounding can make the sum negative where rows cancel.
                 if sum < 0.0 { 0.0 } else { sum }
             }
         }
     }
 
-    /// Shows `rule` all numbers of the gradient, piece by piece and on several threads, with the same pieces of `others`, which are
-    /// as long as the gradient.
+    /// Calls `rule` for all numbers of the gradient, piece by piece and on several threads, each piece with the same
+    /// pieces of `others`, which are as long as the gradient.
     pub(super) fn zip<const K: usize>(
         self,
         numbers_of_a_thread: usize,
@@ -151,7 +154,8 @@ fn row_of_product(inputs: &[f32], upstream: &[f32], a: usize, row: usize, produc
     let b = product.len();
     let weight = |at: usize| inputs[at * a + row];
     product.fill(0.0);
-    // Four at a time, so that the sums are read and written a quarter as often.
+    // Four rows at a time: the sums are the only numbers that are read and written again, and this way a quarter as
+    // often.
     let fours = upstream.chunks_exact(4 * b);
     let (rest, first_of_rest) = (fours.remainder(), 4 * fours.len());
     for (four, u) in fours.enumerate() {

@@ -1,7 +1,7 @@
-//! The update rules in one pass over memory, for a device whose memory is the host's.
+//! The update rules in one pass over memory, for flex, where memory is the host's.
 //!
-//! Written as tensor operations, an update of Adam reads and writes each parameter's numbers some fourteen times over; here
-//! it is once. For networks as small as these that is most of what an update costs.
+//! Written as tensor operations, an update of Adam reads and writes each parameter's numbers some fourteen times over;
+//! here it is once. For networks as small as these that is most of what an update costs.
 
 mod gradient;
 mod memory;
@@ -83,7 +83,10 @@ fn each_slot<const K: usize>(
     }
 }
 
-/// The numbers of a rule for one slot, all that does not change from parameter to parameter.
+/// The numbers of a rule for one slot: all that is the same for each of its parameters.
+// Everything that a formula computes once per slot, bias corrections included, is computed here once. What is left per
+// number is a few multiplications, one division and one root, in loops without branches or calls, which the compiler
+// vectorises.
 struct Kernel {
     /// Factor on the gradient.
     clip: f32,
