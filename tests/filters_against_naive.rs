@@ -121,13 +121,7 @@ fn row() -> impl Strategy<Value = Vec<f32>> {
 
 fn filtered(logits: &[f32], filter: &dyn CandidateFilter) -> Vec<TokenId> {
     let mut candidates = Candidates::from_logits(logits).unwrap();
-    let context = RowContext {
-        row: CompletionId::new(0, 0),
-        position: 0,
-        prompt: &[],
-        generated: &[],
-        draw: DrawKey::new(0, &[], 0).at(0),
-    };
+    let context = RowContext::new(CompletionId::new(0, 0), 0, DrawKey::new(0, &[], 0).at(0));
     filter.filter(&context, &mut candidates);
     candidates.as_slice().iter().map(|candidate| candidate.token).collect()
 }

@@ -31,13 +31,7 @@ fn survivors_of_logits(filters: &[&dyn CandidateFilter], logits: &[f32]) -> Vec<
 }
 
 fn context(position: u64) -> RowContext<'static> {
-    RowContext {
-        row: CompletionId::new(0, 0),
-        position,
-        prompt: &[],
-        generated: &[],
-        draw: DrawKey::new(0, &[], 0).at(position),
-    }
+    RowContext::new(CompletionId::new(0, 0), position, DrawKey::new(0, &[], 0).at(position))
 }
 
 fn one(filter: impl CandidateFilter) -> Vec<TokenId> {

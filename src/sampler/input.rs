@@ -114,13 +114,8 @@ impl<'a> StepRow<'a> {
 
     /// What filters, reweighters and the selection may know.
     pub(crate) fn context(&self) -> RowContext<'_> {
-        RowContext {
-            row: self.id,
-            position: self.position(),
-            prompt: self.prompt,
-            generated: self.generated,
-            draw: self.draw.at(self.position()),
-        }
+        RowContext::new(self.id, self.position(), self.draw.at(self.position()))
+            .with_tokens(self.prompt, self.generated)
     }
 
     /// What logits are divided by before scores are compared.

@@ -224,13 +224,12 @@ fn the_mass_outside_is_of_what_the_filters_saw() {
 fn filters_see_the_adjusted_logits() {
     let context = Context::new(1);
     let adjusted = naive_adjusted(&context.reference);
-    let at = RowContext {
-        row: CompletionId::new(0, 0),
-        position: GENERATED.len() as u64,
-        prompt: &PROMPT,
-        generated: &GENERATED,
-        draw: DrawKey::new(7, &PROMPT, 0).at(4),
-    };
+    let at = RowContext::new(
+        CompletionId::new(0, 0),
+        GENERATED.len() as u64,
+        DrawKey::new(7, &PROMPT, 0).at(4),
+    )
+    .with_tokens(&PROMPT, &GENERATED);
     for (order, seen) in
         [(TemperatureOrder::BeforeFilters, 2.0), (TemperatureOrder::AfterFilters, 1.0)]
     {
@@ -262,13 +261,8 @@ fn a_masked_token_stays_masked_whatever_is_added() {
 
     let mut logits = context.reference.clone();
     logits[4] = f32::NEG_INFINITY;
-    let at = RowContext {
-        row: CompletionId::new(0, 0),
-        position: 4,
-        prompt: &PROMPT,
-        generated: &[4, 4, 4, 4],
-        draw: DrawKey::new(7, &PROMPT, 0).at(4),
-    };
+    let at = RowContext::new(CompletionId::new(0, 0), 4, DrawKey::new(7, &PROMPT, 0).at(4))
+        .with_tokens(&PROMPT, &[4, 4, 4, 4]);
     let penalised = Penalties::new().with_repetition(0.5).with_frequency(-1.0).with_presence(-1.0);
     let sampling = (*sampling).clone().with_penalties(penalised).checked().unwrap();
     let candidates = sampling.candidates(&at, &logits).unwrap();

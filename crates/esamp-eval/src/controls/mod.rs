@@ -127,7 +127,7 @@ mod tests {
     /// A row at `position`, without a past.
     pub(super) fn context(position: u64) -> RowContext<'static> {
         let draw = key().at(position);
-        RowContext { row: CompletionId::new(0, 0), position, prompt: &[], generated: &[], draw }
+        RowContext::new(CompletionId::new(0, 0), position, draw)
     }
 
     /// Gives a reweighter the logits of another model as the expected ones, and keeps the scores that it makes of them.
