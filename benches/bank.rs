@@ -89,16 +89,9 @@ impl Batch {
             .flat_map(|&p| (0..ROWS).map(move |i| CompletionId::new(p, p * ROWS + i)));
         let sampling = &self.sampling;
         let rows: Vec<StepRow<'_>> = ids
-            .map(|id| StepRow {
-                id,
-                phase: Phase::Decode,
-                draw: DrawKey::new(0, &[], id.index),
-                code: None,
-                prompt: &[],
-                generated: &[],
-                sampling,
-                allowed: None,
-                wants_reference_log_prob: false,
+            .map(|id| {
+                StepRow::new(id, DrawKey::new(0, &[], id.index), &[], &[], sampling)
+                    .with_phase(Phase::Decode)
             })
             .collect();
         let (mut logits, mut hidden) = (self.logits.clone(), hidden);

@@ -24,7 +24,7 @@ use burn::{
 };
 use esamp::{
     CausalLm, CompletionId, Decoder, DrawKey, FinishReason, HiddenStateTap, KvCache, LmHead,
-    PairTap, Phase, Request, SamplerConfig, Sampling, StepInput, StepRow, TapSite, TokenId,
+    PairTap, Request, SamplerConfig, Sampling, StepInput, StepRow, TapSite, TokenId,
     errors::ModelError,
 };
 
@@ -174,17 +174,7 @@ fn own_loop(model: &MyModel) -> Result<(), Box<dyn Error>> {
         let tokens: Vec<i32> = prompt.iter().chain(&generated).map(|&t| t as i32).collect();
         let tokens = Tensor::<1, Int>::from_data(tokens.as_slice(), &device).unsqueeze();
         let logits = model.forward(tokens, &mut tap);
-        let row = StepRow {
-            id,
-            phase: if generated.is_empty() { Phase::FirstToken } else { Phase::Decode },
-            draw,
-            code: None,
-            prompt: &prompt,
-            generated: &generated,
-            sampling: &sampling,
-            allowed: None,
-            wants_reference_log_prob: false,
-        };
+        let row = StepRow::new(id, draw, &prompt, &generated, &sampling);
         let rows = [row];
         let input = StepInput::new(&rows, logits, &model.head).with_hidden(tap.take()?);
         let output = sampler.step(input)?;

@@ -82,7 +82,7 @@ pub enum TemperatureOrder {
 /// # use esamp::{CompletionId, DrawKey, TokenId, filters::RowContext};
 /// # fn left(sampling: Sampling) -> Result<Vec<TokenId>, Box<dyn std::error::Error>> {
 /// #     let draw = DrawKey::new(0, &[], 0).at(0);
-/// #     let row = RowContext { row: CompletionId::new(0, 0), position: 0, prompt: &[], generated: &[], draw };
+/// #     let row = RowContext::new(CompletionId::new(0, 0), 0, draw);
 /// #     let candidates = sampling.checked()?.candidates(&row, &[0.4f32, 0.3, 0.2, 0.1].map(f32::ln))?;
 /// #     Ok(candidates.as_slice().iter().map(|candidate| candidate.token).collect())
 /// # }
@@ -103,7 +103,7 @@ pub enum TemperatureOrder {
 /// # use esamp::{CompletionId, DrawKey, TokenId, filters::RowContext};
 /// # fn left(sampling: Sampling) -> Result<Vec<TokenId>, Box<dyn std::error::Error>> {
 /// #     let draw = DrawKey::new(0, &[], 0).at(0);
-/// #     let row = RowContext { row: CompletionId::new(0, 0), position: 0, prompt: &[], generated: &[], draw };
+/// #     let row = RowContext::new(CompletionId::new(0, 0), 0, draw);
 /// #     let candidates = sampling.checked()?.candidates(&row, &[0.4f32, 0.3, 0.2, 0.1].map(f32::ln))?;
 /// #     Ok(candidates.as_slice().iter().map(|candidate| candidate.token).collect())
 /// # }

@@ -36,16 +36,15 @@ fn distillers_do_not_follow_the_devices_default() {
             let head = TiedHead::new(half(11, 0.3));
             let sampling = Sampling::default().checked().unwrap();
             for at in 0..4 {
-                let rows = [0, 1].map(|request| StepRow {
-                    id: CompletionId::new(request, request),
-                    phase: Phase::Decode,
-                    draw: DrawKey::new(1, &[], request),
-                    code: None,
-                    prompt: &[],
-                    generated: &[1],
-                    sampling: &sampling,
-                    allowed: None,
-                    wants_reference_log_prob: false,
+                let rows = [0, 1].map(|request| {
+                    StepRow::new(
+                        CompletionId::new(request, request),
+                        DrawKey::new(1, &[], request),
+                        &[],
+                        &[1],
+                        &sampling,
+                    )
+                    .with_phase(Phase::Decode)
                 });
                 let hidden = HiddenStates::new(half(2, at as f32), half(2, 9.0)).unwrap();
                 assert_eq!(hidden.deep().dtype(), DType::F32);

@@ -121,13 +121,7 @@ fn row() -> impl Strategy<Value = Vec<f32>> {
 
 fn filtered(logits: &[f32], filter: &dyn CandidateFilter) -> Vec<TokenId> {
     let mut candidates = Candidates::from_logits(logits).unwrap();
-    let context = RowContext {
-        row: CompletionId::new(0, 0),
-        position: 0,
-        prompt: &[],
-        generated: &[],
-        draw: DrawKey::new(0, &[], 0).at(0),
-    };
+    let context = RowContext::new(CompletionId::new(0, 0), 0, DrawKey::new(0, &[], 0).at(0));
     filter.filter(&context, &mut candidates);
     candidates.as_slice().iter().map(|candidate| candidate.token).collect()
 }
@@ -136,17 +130,9 @@ fn filtered(logits: &[f32], filter: &dyn CandidateFilter) -> Vec<TokenId> {
 fn through_the_sampler(logits: &[f32], config: Sampling) -> usize {
     let device = Device::flex();
     let sampling: CheckedSampling = config.with_beta(0.0).checked().unwrap();
-    let rows = [StepRow {
-        id: CompletionId::new(0, 0),
-        phase: Phase::Decode,
-        draw: DrawKey::new(0, &[], 0),
-        code: None,
-        prompt: &[],
-        generated: &[],
-        sampling: &sampling,
-        allowed: None,
-        wants_reference_log_prob: false,
-    }];
+    let rows =
+        [StepRow::new(CompletionId::new(0, 0), DrawKey::new(0, &[], 0), &[], &[], &sampling)
+            .with_phase(Phase::Decode)];
     let head = TiedHead::new(Tensor::zeros([logits.len(), 1], &device));
     let logits = Tensor::from_data(TensorData::new(logits.to_vec(), [1, logits.len()]), &device);
     let input = StepInput::new(&rows, logits, &head);

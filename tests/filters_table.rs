@@ -31,13 +31,7 @@ fn survivors_of_logits(filters: &[&dyn CandidateFilter], logits: &[f32]) -> Vec<
 }
 
 fn context(position: u64) -> RowContext<'static> {
-    RowContext {
-        row: CompletionId::new(0, 0),
-        position,
-        prompt: &[],
-        generated: &[],
-        draw: DrawKey::new(0, &[], 0).at(position),
-    }
+    RowContext::new(CompletionId::new(0, 0), position, DrawKey::new(0, &[], 0).at(position))
 }
 
 fn one(filter: impl CandidateFilter) -> Vec<TokenId> {
@@ -285,16 +279,16 @@ fn kept_by_the_sampler(
     let device = Device::flex();
     let sampling = config.clone().with_beta(0.0).checked().unwrap();
     let rows: Vec<StepRow<'_>> = (0..logits.len() / vocab)
-        .map(|row| StepRow {
-            id: CompletionId::new(0, row as u64),
-            phase: Phase::Decode,
-            draw: DrawKey::new(0, &[], row as u64),
-            code: None,
-            prompt: &[],
-            generated: &[],
-            sampling: &sampling,
-            allowed,
-            wants_reference_log_prob: false,
+        .map(|row| {
+            StepRow::new(
+                CompletionId::new(0, row as u64),
+                DrawKey::new(0, &[], row as u64),
+                &[],
+                &[],
+                &sampling,
+            )
+            .with_phase(Phase::Decode)
+            .with_allowed(allowed)
         })
         .collect();
     let logits = Tensor::from_data(TensorData::new(logits.to_vec(), [rows.len(), vocab]), &device);

@@ -116,13 +116,7 @@ fn the_nucleus_is_that_of_pytorch() {
         assert!(log_sum_exp[step].is_finite());
         let row: Vec<f32> = row.iter().map(|logit| logit / 0.8).collect();
         let mut candidates = Candidates::from_logits(&row).unwrap();
-        let context = RowContext {
-            row: CompletionId::new(0, 0),
-            position: 0,
-            prompt: &[],
-            generated: &[],
-            draw: DrawKey::new(0, &[], 0).at(0),
-        };
+        let context = RowContext::new(CompletionId::new(0, 0), 0, DrawKey::new(0, &[], 0).at(0));
         TopP { p: 0.95 }.filter(&context, &mut candidates);
         let expected = keep[step * 64..][..64].iter().sum::<i64>() as usize;
         // The mask covers the best 64 only.

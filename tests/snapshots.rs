@@ -33,16 +33,15 @@ fn step(sampler: &mut Sampler, at: usize) -> Vec<(TokenId, u32, Option<u32>)> {
         .into_iter()
         .filter(|&(prompt, _)| at % 3 != 1 || prompt != 1)
         .filter(|&(prompt, _)| at > 7 || prompt != 2)
-        .map(|(prompt, request)| StepRow {
-            id: CompletionId::new(prompt, request),
-            phase: Phase::Decode,
-            draw: DrawKey::new(9, &[prompt as TokenId], request),
-            code: None,
-            prompt: &[],
-            generated: &[1],
-            sampling: &sampling,
-            allowed: None,
-            wants_reference_log_prob: false,
+        .map(|(prompt, request)| {
+            StepRow::new(
+                CompletionId::new(prompt, request),
+                DrawKey::new(9, &[prompt as TokenId], request),
+                &[],
+                &[1],
+                &sampling,
+            )
+            .with_phase(Phase::Decode)
         })
         .collect();
     let (shallow, deep) = (wave(rows.len(), at as f32), wave(rows.len(), 2.0 * at as f32 + 1.0));

@@ -7,16 +7,9 @@ use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 
 /// Decode rows of one prompt.
 pub(crate) fn rows(count: usize, sampling: &CheckedSampling) -> Vec<StepRow<'_>> {
-    let row = |row: u64| StepRow {
-        id: CompletionId::new(0, row),
-        phase: Phase::Decode,
-        draw: DrawKey::new(0, &[], row),
-        code: None,
-        prompt: &[],
-        generated: &[],
-        sampling,
-        allowed: None,
-        wants_reference_log_prob: false,
+    let row = |row: u64| {
+        StepRow::new(CompletionId::new(0, row), DrawKey::new(0, &[], row), &[], &[], sampling)
+            .with_phase(Phase::Decode)
     };
     (0..count as u64).map(row).collect()
 }

@@ -76,9 +76,10 @@ pub struct Candidates {
 
 /// What a filter or a reweighter may know about the row it works on.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct RowContext<'a> {
-    /// Whose row it is.
-    pub row: CompletionId,
+    /// The completion that the row belongs to.
+    pub completion: CompletionId,
     /// Position of the token to be chosen: 0 is the completion's first.
     pub position: u64,
     /// The prompt.
@@ -87,6 +88,19 @@ pub struct RowContext<'a> {
     pub generated: &'a [TokenId],
     /// The row's random numbers at this position.
     pub draw: Draw,
+}
+
+impl<'a> RowContext<'a> {
+    /// The context of a row without tokens, for tests of filters and reweighters; a step makes its own.
+    pub fn new(completion: CompletionId, position: u64, draw: Draw) -> Self {
+        Self { completion, position, prompt: &[], generated: &[], draw }
+    }
+
+    /// Sets the prompt and the completion so far.
+    pub fn with_tokens(mut self, prompt: &'a [TokenId], generated: &'a [TokenId]) -> Self {
+        (self.prompt, self.generated) = (prompt, generated);
+        self
+    }
 }
 
 /// How much of the vocabulary a filter has to see when it is the first of a row's filters.

@@ -357,13 +357,7 @@ mod tests {
         ) {
             let mut allowed = TokenMask::all(row.len());
             forbidden.iter().for_each(|&token| allowed.set(token, false));
-            let context = RowContext {
-                row: CompletionId::new(0, 0),
-                position: 0,
-                prompt: &[],
-                generated: &[],
-                draw: DrawKey::new(0, &[], 0).at(0),
-            };
+            let context = RowContext::new(CompletionId::new(0, 0), 0, DrawKey::new(0, &[], 0).at(0));
             let filters: [&dyn CandidateFilter; 8] = [
                 &TopK { k },
                 &TopP { p },

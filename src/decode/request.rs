@@ -227,6 +227,7 @@ impl<T: TokenMasker + ?Sized> TokenMasker for Arc<T> {
 
 /// The names of a request that was accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Submitted {
     /// The prompt.
     pub prompt: PromptId,
@@ -259,6 +260,7 @@ pub enum Event {
 
 /// A completion that has ended.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Completion {
     /// The prompt that it continues, and its index among the prompt's completions.
     pub id: CompletionId,
@@ -318,6 +320,7 @@ impl FinishReason {
 
 /// How long what took.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct DecodeStats {
     /// Decode steps: forward passes over all running rows.
     pub steps: u64,

@@ -153,7 +153,7 @@ mod tests {
     /// A row at `position`, without a past.
     pub(super) fn context(position: u64) -> RowContext<'static> {
         let draw = DrawKey::new(3, &[1, 2], 0).at(position);
-        RowContext { row: CompletionId::new(0, 0), position, prompt: &[], generated: &[], draw }
+        RowContext::new(CompletionId::new(0, 0), position, draw)
     }
 
     /// Candidates with these reference and expected logits; token `i` is number `i`.

@@ -26,6 +26,7 @@ pub enum Phase {
 
 /// One row of a step, by name.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct StepRow<'a> {
     /// Whose row it is.
     pub id: CompletionId,
@@ -50,7 +51,56 @@ pub struct StepRow<'a> {
     pub wants_reference_log_prob: bool,
 }
 
-impl StepRow<'_> {
+impl<'a> StepRow<'a> {
+    /// A row whose next token follows `prompt` and `generated`: [`Phase::FirstToken`] where nothing has been generated
+    /// yet, else [`Phase::Decode`]. Without a code or mask, and without the reference log-probability.
+    pub fn new(
+        id: CompletionId,
+        draw: DrawKey,
+        prompt: &'a [TokenId],
+        generated: &'a [TokenId],
+        sampling: &'a CheckedSampling,
+    ) -> Self {
+        let phase = if generated.is_empty() { Phase::FirstToken } else { Phase::Decode };
+        let (code, allowed, wants_reference_log_prob) = (None, None, false);
+        Self {
+            id,
+            phase,
+            draw,
+            code,
+            prompt,
+            generated,
+            sampling,
+            allowed,
+            wants_reference_log_prob,
+        }
+    }
+
+    /// Sets the phase, for a loop that goes on with a text that it has not generated.
+    pub fn with_phase(mut self, phase: Phase) -> Self {
+        self.phase = phase;
+        self
+    }
+
+    /// Sets the code of a row that is selected [arithmetically](crate::Selection::Arithmetic).
+    pub fn with_code(mut self, code: impl Into<Option<f64>>) -> Self {
+        self.code = code.into();
+        self
+    }
+
+    /// Allows only the tokens of a mask.
+    pub fn with_allowed(mut self, allowed: impl Into<Option<&'a TokenMask>>) -> Self {
+        self.allowed = allowed.into();
+        self
+    }
+
+    /// Asks for [`Choice::reference_log_prob`](super::Choice::reference_log_prob), which reads the whole vocabulary once
+    /// more.
+    pub fn with_reference_log_prob(mut self) -> Self {
+        self.wants_reference_log_prob = true;
+        self
+    }
+
     /// Where the logits come from that the row's scores are to be reweighted with; `None` where they are left alone.
     pub(crate) fn expects(&self) -> Option<Expects> {
         let expects = self.sampling.reweighter().expects();
@@ -64,13 +114,8 @@ impl StepRow<'_> {
 
     /// What filters, reweighters and the selection may know.
     pub(crate) fn context(&self) -> RowContext<'_> {
-        RowContext {
-            row: self.id,
-            position: self.position(),
-            prompt: self.prompt,
-            generated: self.generated,
-            draw: self.draw.at(self.position()),
-        }
+        RowContext::new(self.id, self.position(), self.draw.at(self.position()))
+            .with_tokens(self.prompt, self.generated)
     }
 
     /// What logits are divided by before scores are compared.
@@ -101,7 +146,7 @@ impl StepRow<'_> {
 ///
 /// ```
 /// use burn::tensor::{Device, Tensor};
-/// use esamp::{CompletionId, DrawKey, HiddenStates, Phase, SamplerConfig, Sampling, StepInput, StepRow, TiedHead};
+/// use esamp::{CompletionId, DrawKey, HiddenStates, SamplerConfig, Sampling, StepInput, StepRow, TiedHead};
 ///
 /// let device = Device::flex();
 /// let mut sampler = SamplerConfig::new().init(2, &device)?;
@@ -110,17 +155,8 @@ impl StepRow<'_> {
 /// let logits = Tensor::<2>::from_floats([[0.2, 0.4, 0.6]], &device);
 ///
 /// let sampling = Sampling::default().checked()?;
-/// let rows = [StepRow {
-///     id: CompletionId::new(0, 0),
-///     phase: Phase::Decode,
-///     draw: DrawKey::new(42, &[1], 0),
-///     code: None,
-///     prompt: &[1],
-///     generated: &[2],
-///     sampling: &sampling,
-///     allowed: None,
-///     wants_reference_log_prob: false,
-/// }];
+/// let draw = DrawKey::new(42, &[1], 0);
+/// let rows = [StepRow::new(CompletionId::new(0, 0), draw, &[1], &[2], &sampling)];
 /// let input = StepInput::new(&rows, logits, &lm_head).with_hidden(HiddenStates::new(shallow, deep)?);
 /// let token = sampler.step(input)?.choices[0].clone()?.token;
 /// assert!(token < 3);

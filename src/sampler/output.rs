@@ -4,6 +4,7 @@ use crate::{error::RowError, id::TokenId};
 
 /// How far the model departed from what the distiller expected.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Novelty {
     /// `‖deep − expected deep‖`
     pub error: f32,
@@ -26,6 +27,7 @@ impl Novelty {
 
 /// The token chosen for a row.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Choice {
     /// The token.
     pub token: TokenId,
@@ -47,6 +49,7 @@ pub struct Choice {
 
 /// What a step gave.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct StepOutput {
     /// One token per row, in the order of the input's rows; a row that could not be given one says why.
     pub choices: Vec<Result<Choice, RowError>>,

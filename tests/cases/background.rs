@@ -37,17 +37,8 @@ fn hidden(step: usize) -> HiddenStates {
 fn step(sampler: &mut Sampler, sampling: &CheckedSampling, step: usize) -> Result<f32, String> {
     let head = TiedHead::new(wave([12, D_MODEL], 0.3));
     let hidden = hidden(step);
-    let row = StepRow {
-        id: CompletionId::new(0, 0),
-        phase: Phase::Decode,
-        draw: DrawKey::new(7, &[1], 0),
-        code: None,
-        prompt: &[],
-        generated: &[5],
-        sampling,
-        allowed: None,
-        wants_reference_log_prob: false,
-    };
+    let row = StepRow::new(CompletionId::new(0, 0), DrawKey::new(7, &[1], 0), &[], &[5], sampling)
+        .with_phase(Phase::Decode);
     let logits = head.logits(hidden.deep().clone());
     let rows = [row];
     let input = StepInput::new(&rows, logits, &head).with_hidden(hidden);

@@ -110,8 +110,16 @@ fn it_is_given_the_rows_that_have_a_distiller_in_their_order() {
     let rows = [
         row(0, 4, &steered),
         row(0, 1, &plain),
-        StepRow { phase: Phase::FirstToken, generated: &[], ..row(0, 2, &steered) },
-        StepRow { draw: DrawKey::new(9, &[], 0), ..row(1, 3, &steered) },
+        {
+            let mut row = row(0, 2, &steered).with_phase(Phase::FirstToken);
+            row.generated = &[];
+            row
+        },
+        {
+            let mut row = row(1, 3, &steered);
+            row.draw = DrawKey::new(9, &[], 0);
+            row
+        },
     ];
     let control = Opposite::default();
     world.step(&mut controlled(control.clone()), &rows, &[0, 1, 2, 3]).unwrap();

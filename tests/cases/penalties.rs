@@ -71,17 +71,14 @@ fn values(tensor: Tensor<2>) -> Vec<f32> {
 }
 
 fn row(request: u64, sampling: &CheckedSampling) -> StepRow<'_> {
-    StepRow {
-        id: CompletionId::new(0, request),
-        phase: Phase::Decode,
-        draw: DrawKey::new(7, &PROMPT, request),
-        code: None,
-        prompt: &PROMPT,
-        generated: &GENERATED,
+    StepRow::new(
+        CompletionId::new(0, request),
+        DrawKey::new(7, &PROMPT, request),
+        &PROMPT,
+        &GENERATED,
         sampling,
-        allowed: None,
-        wants_reference_log_prob: false,
-    }
+    )
+    .with_phase(Phase::Decode)
 }
 
 fn everything(config: Sampling) -> Sampling {
@@ -200,7 +197,7 @@ fn the_mass_outside_is_of_what_the_filters_saw() {
                 let mut sampler = SamplerConfig::new().init(D_MODEL, &context.device).unwrap();
                 let recorder = Arc::new(Mutex::new(Recorder::new()));
                 sampler.set_observer(Box::new(recorder.clone()));
-                let row = StepRow { allowed, ..row(0, &sampling) };
+                let row = row(0, &sampling).with_allowed(allowed);
                 context.step_of(&mut sampler, row).unwrap();
 
                 let share = |logits: &[f32]| {
@@ -227,13 +224,12 @@ fn the_mass_outside_is_of_what_the_filters_saw() {
 fn filters_see_the_adjusted_logits() {
     let context = Context::new(1);
     let adjusted = naive_adjusted(&context.reference);
-    let at = RowContext {
-        row: CompletionId::new(0, 0),
-        position: GENERATED.len() as u64,
-        prompt: &PROMPT,
-        generated: &GENERATED,
-        draw: DrawKey::new(7, &PROMPT, 0).at(4),
-    };
+    let at = RowContext::new(
+        CompletionId::new(0, 0),
+        GENERATED.len() as u64,
+        DrawKey::new(7, &PROMPT, 0).at(4),
+    )
+    .with_tokens(&PROMPT, &GENERATED);
     for (order, seen) in
         [(TemperatureOrder::BeforeFilters, 2.0), (TemperatureOrder::AfterFilters, 1.0)]
     {
@@ -260,18 +256,13 @@ fn a_masked_token_stays_masked_whatever_is_added() {
         Sampling::default().with_logit_bias(4, 1e30).with_logit_bias(8, 50.0).checked().unwrap();
     let mut allowed = TokenMask::all(VOCAB);
     allowed.set(4, false);
-    let masked = StepRow { allowed: Some(&allowed), ..row(0, &sampling) };
+    let masked = row(0, &sampling).with_allowed(&allowed);
     assert_eq!(context.step(masked).unwrap().token, 8);
 
     let mut logits = context.reference.clone();
     logits[4] = f32::NEG_INFINITY;
-    let at = RowContext {
-        row: CompletionId::new(0, 0),
-        position: 4,
-        prompt: &PROMPT,
-        generated: &[4, 4, 4, 4],
-        draw: DrawKey::new(7, &PROMPT, 0).at(4),
-    };
+    let at = RowContext::new(CompletionId::new(0, 0), 4, DrawKey::new(7, &PROMPT, 0).at(4))
+        .with_tokens(&PROMPT, &[4, 4, 4, 4]);
     let penalised = Penalties::new().with_repetition(0.5).with_frequency(-1.0).with_presence(-1.0);
     let sampling = (*sampling).clone().with_penalties(penalised).checked().unwrap();
     let candidates = sampling.candidates(&at, &logits).unwrap();
@@ -291,7 +282,7 @@ fn a_masked_token_stays_masked_whatever_is_added() {
 fn log_probabilities_under_the_model_know_nothing_of_it() {
     let context = Context::new(2);
     let sampling = everything(Sampling::default()).checked().unwrap();
-    let asked = StepRow { wants_reference_log_prob: true, ..row(0, &sampling) };
+    let asked = row(0, &sampling).with_reference_log_prob();
     let choice = context.step(asked).unwrap();
     let expected = log_softmax(&context.reference, choice.token);
     assert!((choice.reference_log_prob.unwrap() - expected).abs() < 1e-5);
@@ -371,7 +362,13 @@ fn a_hot_start_is_hot_for_as_many_tokens_as_it_says() {
         (&GENERATED[..4], Phase::Decode, &fused, 0.7),
     ] {
         assert_eq!(sampling.temperature_at(generated.len() as u64), temperature);
-        let choice = context.step(StepRow { phase, generated, ..row(0, &sampling) }).unwrap();
+        let choice = context
+            .step({
+                let mut row = row(0, &sampling).with_phase(phase);
+                row.generated = generated;
+                row
+            })
+            .unwrap();
         let scores: Vec<f32> = scores.iter().map(|score| score / temperature).collect();
         let expected = log_softmax(&scores, choice.token);
         assert!((choice.log_prob - expected).abs() < 1e-5, "{} tokens", generated.len());
@@ -386,7 +383,11 @@ fn a_hot_start_before_greedy_tokens_is_random() {
     assert!(sampling.is_greedy() && sampling.is_greedy_at(1) && !sampling.is_greedy_at(0));
     let seen = |generated: &'static [TokenId]| -> HashSet<TokenId> {
         let token = |request| {
-            let row = StepRow { phase: Phase::FirstToken, generated, ..row(request, &sampling) };
+            let row = {
+                let mut row = row(request, &sampling).with_phase(Phase::FirstToken);
+                row.generated = generated;
+                row
+            };
             context.step(row).unwrap().token
         };
         (0..60).map(token).collect()

@@ -124,7 +124,11 @@ fn only_the_first_token_of_a_contrasted_row_is_reweighted() {
     let plain = esamp(0.0);
     let step = |sampling: &CheckedSampling| {
         let logits = world.head.logits(world.hidden(&[3]).deep().clone());
-        let rows = [StepRow { phase: Phase::FirstToken, generated: &[], ..row(0, 0, sampling) }];
+        let rows = [{
+            let mut row = row(0, 0, sampling).with_phase(Phase::FirstToken);
+            row.generated = &[];
+            row
+        }];
         let input = StepInput::new(&rows, logits, &world.head);
         choices(sampler().step(input.with_other_logits(other_logits(&world, &[3]))).unwrap())[0]
     };
@@ -199,7 +203,11 @@ fn a_row_that_the_other_model_has_no_number_for_is_sampled_plainly() {
     let mut sampler = sampler();
     let input = StepInput::new(&rows, logits, &world.head).with_other_logits(other);
     let got = choices(sampler.step(input).unwrap());
-    let expected = [StepRow { sampling: &plain, ..rows[0] }];
+    let expected = [{
+        let mut row = rows[0];
+        row.sampling = &plain;
+        row
+    }];
     let expected = choices(world.step(&mut self::sampler(), &expected, &[1]).unwrap())[0];
     assert_eq!(got[0], expected);
     let counters = sampler.counters();
@@ -232,7 +240,11 @@ fn what_a_contrasted_row_needs_is_said_before_any_work() {
     }
     assert_eq!((sampler.counters().steps, sampler.distillers()), (0, 0));
     // Rows that need no other model do not mind one, or none.
-    let rows = [StepRow { id: CompletionId::new(0, 3), ..rows[1] }];
+    let rows = [{
+        let mut row = rows[1];
+        row.id = CompletionId::new(0, 3);
+        row
+    }];
     let hidden = world.hidden(&[1]);
     let logits = world.head.logits(hidden.deep().clone());
     let input = StepInput::new(&rows, logits, &world.head).with_hidden(hidden);

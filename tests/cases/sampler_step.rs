@@ -68,17 +68,14 @@ pub(crate) fn sampler() -> Sampler {
 }
 
 pub(crate) fn row(prompt: u64, request: u64, sampling: &CheckedSampling) -> StepRow<'_> {
-    StepRow {
-        id: CompletionId::new(prompt, request),
-        phase: Phase::Decode,
-        draw: DrawKey::new(7, &[1, 2, 3], request),
-        code: None,
-        prompt: &[],
-        generated: &[5, 6],
+    StepRow::new(
+        CompletionId::new(prompt, request),
+        DrawKey::new(7, &[1, 2, 3], request),
+        &[],
+        &[5, 6],
         sampling,
-        allowed: None,
-        wants_reference_log_prob: false,
-    }
+    )
+    .with_phase(Phase::Decode)
 }
 
 pub(crate) fn esamp(beta: f32) -> CheckedSampling {
@@ -215,11 +212,19 @@ fn a_perfect_distiller_changes_nothing() {
 fn the_first_token_is_neither_steered_nor_learned() {
     let world = World::new();
     let (strong, off) = (esamp(2.0), esamp(0.0));
-    let first = StepRow { phase: Phase::FirstToken, generated: &[], ..row(0, 0, &strong) };
+    let first = {
+        let mut row = row(0, 0, &strong).with_phase(Phase::FirstToken);
+        row.generated = &[];
+        row
+    };
     let mut sampler = sampler();
     let rows = [first, row(1, 1, &strong)]; // a neighbour in full swing changes nothing
     let steered = choices(world.step(&mut sampler, &rows, &[3, 5]).unwrap());
-    let plain = StepRow { sampling: &off, ..first };
+    let plain = {
+        let mut row = first;
+        row.sampling = &off;
+        row
+    };
     let plain = choices(world.step(&mut self::sampler(), &[plain], &[3]).unwrap());
     assert_eq!(steered[0].token, plain[0].token);
     assert_eq!(steered[0].novelty, None);
@@ -376,7 +381,7 @@ fn masked_tokens_stay_masked_through_the_fusion() {
     let only = TokenMask::allowing(VOCAB, [9]);
     let mut sampler = sampler();
     for context in 0..10 {
-        let row = StepRow { allowed: Some(&only), ..row(0, 0, &sampling) };
+        let row = row(0, 0, &sampling).with_allowed(&only);
         let choice = choices(world.step(&mut sampler, &[row], &[context]).unwrap())[0];
         assert_eq!((choice.token, choice.candidates), (9, 1));
     }
@@ -478,7 +483,7 @@ fn the_place_of_the_temperature_decides_what_filters_see() {
 fn log_probabilities_under_the_model_are_given_on_demand() {
     let world = World::new();
     let sampling = Sampling::default().with_top_k(2).with_temperature(0.3).checked().unwrap();
-    let asked = StepRow { wants_reference_log_prob: true, ..row(0, 0, &sampling) };
+    let asked = row(0, 0, &sampling).with_reference_log_prob();
     let got = choices(world.step(&mut sampler(), &[asked, row(0, 1, &sampling)], &[1, 2]).unwrap());
     let reference = world.head.logits(world.hidden(&[1]).deep().clone());
     let reference: Vec<f32> = reference.into_data().try_into_vec().unwrap();
@@ -628,8 +633,8 @@ fn a_log_probability_that_does_not_exist_is_said() {
     let only = TokenMask::allowing(VOCAB, [2, 3]);
     let nan = Tensor::<2>::full([1, 1], f32::NAN, &world.device);
     let logits = wave([1, VOCAB], 0.3, &world.device).slice_assign([0..1, 7..8], nan);
-    let plain = StepRow { allowed: Some(&only), ..row(0, 0, &sampling) };
-    let asked = StepRow { wants_reference_log_prob: true, ..plain };
+    let plain = row(0, 0, &sampling).with_allowed(&only);
+    let asked = plain.with_reference_log_prob();
     let choice = |row| {
         let rows = [row];
         let input = StepInput::new(&rows, logits.clone(), &world.head);

@@ -120,17 +120,15 @@ impl Loop {
         generated: &[TokenId],
         code: Option<f64>,
     ) -> Result<esamp::Choice, RowError> {
-        let row = StepRow {
-            id: CompletionId::new(0, 0),
-            phase: Phase::Decode,
-            draw: DrawKey::new(5, &[1, 2], 0),
-            code,
-            prompt: &[1, 2],
+        let row = StepRow::new(
+            CompletionId::new(0, 0),
+            DrawKey::new(5, &[1, 2], 0),
+            &[1, 2],
             generated,
             sampling,
-            allowed: None,
-            wants_reference_log_prob: false,
-        };
+        )
+        .with_phase(Phase::Decode)
+        .with_code(code);
         let logits = probabilities.map(|p| p.ln() as f32).to_vec();
         let logits = Tensor::from_data(TensorData::new(logits, [1, 4]), &self.device);
         let rows = [row];
@@ -227,16 +225,21 @@ fn steered_rows_cover_the_fused_distribution_evenly() {
     let sampling = arithmetic().with_beta(beta).checked().unwrap();
     for seed in 0..10 {
         let rows: Vec<StepRow<'_>> = (0..count as u64)
-            .map(|request| StepRow {
-                id: CompletionId::new(0, request),
-                phase: Phase::Decode,
-                draw: DrawKey::new(seed, &[1], request),
-                code: Some(DrawKey::arithmetic_code(seed, &[1], request, count as u64)),
-                prompt: &[1],
-                generated: &[2],
-                sampling: &sampling,
-                allowed: None,
-                wants_reference_log_prob: false,
+            .map(|request| {
+                StepRow::new(
+                    CompletionId::new(0, request),
+                    DrawKey::new(seed, &[1], request),
+                    &[1],
+                    &[2],
+                    &sampling,
+                )
+                .with_phase(Phase::Decode)
+                .with_code(Some(DrawKey::arithmetic_code(
+                    seed,
+                    &[1],
+                    request,
+                    count as u64,
+                )))
             })
             .collect();
         let mut sampler = SamplerConfig::new().init(D_MODEL, &device).unwrap();

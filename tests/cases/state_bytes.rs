@@ -24,16 +24,15 @@ fn after_a_step(config: &SamplerConfig, prompts: u64) -> Sampler {
     assert_eq!(sampler.state_bytes(), 0, "nothing has learned");
     let sampling = Sampling::default().checked().unwrap();
     let rows: Vec<StepRow<'_>> = (0..prompts)
-        .map(|prompt| StepRow {
-            id: CompletionId::new(prompt, prompt),
-            phase: Phase::Decode,
-            draw: DrawKey::new(0, &[], prompt),
-            code: None,
-            prompt: &[],
-            generated: &[],
-            sampling: &sampling,
-            allowed: None,
-            wants_reference_log_prob: false,
+        .map(|prompt| {
+            StepRow::new(
+                CompletionId::new(prompt, prompt),
+                DrawKey::new(0, &[], prompt),
+                &[],
+                &[],
+                &sampling,
+            )
+            .with_phase(Phase::Decode)
         })
         .collect();
     let count = prompts as usize;

@@ -56,17 +56,14 @@ fn watched() -> (Sampler, Shared) {
 }
 
 fn row(request: u64, sampling: &CheckedSampling) -> StepRow<'_> {
-    StepRow {
-        id: CompletionId::new(0, request),
-        phase: Phase::Decode,
-        draw: DrawKey::new(7, &[1, 2, 3], request),
-        code: None,
-        prompt: &[],
-        generated: &[5, 6],
+    StepRow::new(
+        CompletionId::new(0, request),
+        DrawKey::new(7, &[1, 2, 3], request),
+        &[],
+        &[5, 6],
         sampling,
-        allowed: None,
-        wants_reference_log_prob: false,
-    }
+    )
+    .with_phase(Phase::Decode)
 }
 
 fn tensor(rows: &[[f32; 4]]) -> Tensor<2> {
@@ -109,7 +106,7 @@ fn a_row_of_four_tokens_by_hand() {
     let mut seen = [false; 4];
     for request in 0..60 {
         let (mut sampler, recorder) = watched();
-        let row = StepRow { wants_reference_log_prob: true, ..row(request, &sampling) };
+        let row = row(request, &sampling).with_reference_log_prob();
         let output = step(&mut sampler, &[row], &[logits], &[expected]);
         let choice = output.choices[0].clone().unwrap();
         let trace = tokens(&recorder).remove(0);
@@ -175,7 +172,7 @@ fn temperature_and_filters_are_in_the_trace_as_they_were_in_the_race() {
         let odd = TokenMask::allowing(4, [1, 3]);
         let one = Sampling::default().with_top_k(1).checked().unwrap();
         let (mut sampler, recorder) = watched();
-        let masked = StepRow { allowed: Some(&odd), ..row(2, &one) };
+        let masked = row(2, &one).with_allowed(&odd);
         let rows = [row(0, &sampling), row(1, &greedy), masked];
         step(&mut sampler, &rows, &[logits; 3], &[[0.0; 4]; 3]);
         let traces = tokens(&recorder);
@@ -227,7 +224,11 @@ fn every_row_says_why_it_was_not_steered() {
     let (on, off) = (Sampling::default(), Sampling::default().with_beta(0.0));
     let (on, off) = (on.checked().unwrap(), off.checked().unwrap());
     let (mut sampler, recorder) = watched();
-    let first = StepRow { phase: Phase::FirstToken, generated: &[], ..row(0, &on) };
+    let first = {
+        let mut row = row(0, &on).with_phase(Phase::FirstToken);
+        row.generated = &[];
+        row
+    };
     let rows = [first, row(1, &off), row(2, &on), row(3, &on), row(4, &on)];
     let fine = [0.0, 1.0, 2.0, 3.0];
     let bad = [f32::NAN; 4];
@@ -247,7 +248,11 @@ fn a_row_that_could_not_be_contrasted_is_not_traced_as_if_it_had_been() {
     let contrast = Sampling::default().with_reweighter(ReweighterConfig::Contrast);
     let sampling = contrast.with_beta(1.0).checked().unwrap();
     let (mut sampler, recorder) = watched();
-    let first = StepRow { phase: Phase::FirstToken, generated: &[], ..row(2, &sampling) };
+    let first = {
+        let mut row = row(2, &sampling).with_phase(Phase::FirstToken);
+        row.generated = &[];
+        row
+    };
     let rows = [row(0, &sampling), row(1, &sampling), first, row(3, &sampling)];
     let logits = [1.0, 0.5, 0.0, -1.0];
     // 2·logit − other: none of row 3 is a score, but all of its numbers are finite.

@@ -377,7 +377,13 @@ fn trap_13_random_numbers_know_no_neighbours() {
     let draw = DrawKey::new(7, &[1, 2, 3], 4);
     let token =
         |id: CompletionId, draw: DrawKey, generated: &[TokenId], others: u64, last: bool| {
-            let mine = StepRow { id, draw, generated, ..row(0, 0, &off) };
+            let mine = {
+                let mut row = row(0, 0, &off);
+                row.id = id;
+                row.draw = draw;
+                row.generated = generated;
+                row
+            };
             let mut rows: Vec<_> = (0..others).map(|r| row(50, 100 + r, &off)).collect();
             let place = if last { rows.len() } else { 0 };
             rows.insert(place, mine);

@@ -82,8 +82,8 @@ fn trap_22_one_bad_row_does_not_spoil_the_step() {
         row(1, 1, &broken),
         row(2, 2, &codeless),
         row(3, 3, &unknown),
-        StepRow { allowed: Some(&nobody), ..row(4, 4, &fine) },
-        StepRow { allowed: Some(&short), ..row(5, 5, &fine) },
+        row(4, 4, &fine).with_allowed(&nobody),
+        row(5, 5, &fine).with_allowed(&short),
     ];
     let sampler = || SamplerConfig::new().init(D_MODEL, &device()).unwrap();
     let expected = choices(world.step(&mut sampler(), &[good], &[4]).unwrap())[0];

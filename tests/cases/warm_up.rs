@@ -209,17 +209,8 @@ fn wave(rows: usize, phase: f32) -> Tensor<2> {
 /// One decode step of one row; its head is the identity.
 fn decode(sampler: &mut Sampler, id: CompletionId, sampling: &CheckedSampling) -> Choice {
     let hidden = HiddenStates::new(wave(1, 0.3), wave(1, 1.7)).unwrap();
-    let row = StepRow {
-        id,
-        phase: Phase::Decode,
-        draw: DrawKey::new(7, &[1, 2, 3], 0),
-        code: None,
-        prompt: &[],
-        generated: &[5],
-        sampling,
-        allowed: None,
-        wants_reference_log_prob: false,
-    };
+    let row = StepRow::new(id, DrawKey::new(7, &[1, 2, 3], 0), &[], &[5], sampling)
+        .with_phase(Phase::Decode);
     let head = |hidden: Tensor<2>| hidden;
     let logits = head.logits(hidden.deep().clone());
     let rows = [row];

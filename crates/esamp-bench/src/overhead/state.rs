@@ -29,17 +29,9 @@ pub fn of_each_distiller() -> Result<Vec<State>, Box<dyn Error>> {
         let config = SamplerConfig::new().with_distiller(distiller.config());
         let mut sampler = config.init(D_MODEL, &device)?;
         let sampling = Sampling::default().checked()?;
-        let rows = [StepRow {
-            id: CompletionId::new(0, 0),
-            phase: Phase::Decode,
-            draw: DrawKey::new(0, &[], 0),
-            code: None,
-            prompt: &[],
-            generated: &[],
-            sampling: &sampling,
-            allowed: None,
-            wants_reference_log_prob: false,
-        }];
+        let rows =
+            [StepRow::new(CompletionId::new(0, 0), DrawKey::new(0, &[], 0), &[], &[], &sampling)
+                .with_phase(Phase::Decode)];
         let head = TiedHead::new(Tensor::ones([8, D_MODEL], &device));
         let state = |value: f32| Tensor::<2>::full([1, D_MODEL], value, &device);
         let input = StepInput::new(&rows, Tensor::zeros([1, 8], &device), &head);

@@ -127,7 +127,7 @@ mod tests {
     /// A row at `position`, without a past.
     pub(super) fn context(position: u64) -> RowContext<'static> {
         let draw = key().at(position);
-        RowContext { row: CompletionId::new(0, 0), position, prompt: &[], generated: &[], draw }
+        RowContext::new(CompletionId::new(0, 0), position, draw)
     }
 
     /// Gives a reweighter the logits of another model as the expected ones, and keeps the scores that it makes of them.
@@ -163,17 +163,8 @@ mod tests {
         let witness = Witness { reweighter, seen: seen.clone() };
         let sampling = Sampling::new().with_custom_reweighter(witness).checked().unwrap();
         let generated = vec![0; position as usize];
-        let rows = [StepRow {
-            id: CompletionId::new(0, 0),
-            phase: Phase::Decode,
-            draw: key(),
-            code: None,
-            prompt: &[],
-            generated: &generated,
-            sampling: &sampling,
-            allowed: None,
-            wants_reference_log_prob: false,
-        }];
+        let rows = [StepRow::new(CompletionId::new(0, 0), key(), &[], &generated, &sampling)
+            .with_phase(Phase::Decode)];
         let head = TiedHead::new(Tensor::zeros([reference.len(), 1], &device));
         let input = StepInput::new(&rows, row_of(reference), &head);
         let mut sampler = SamplerConfig::new().init(1, &device).unwrap();

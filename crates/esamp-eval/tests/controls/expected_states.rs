@@ -130,7 +130,11 @@ fn gaussian_errors_are_the_rows_own_in_any_company() {
         assert_eq!(alone.token, together.token);
         assert!((alone.log_prob - together.log_prob).abs() < 1e-4);
     }
-    let moved = StepRow { id: CompletionId::new(9, 9), ..rows[0] };
+    let moved = {
+        let mut row = rows[0];
+        row.id = CompletionId::new(9, 9);
+        row
+    };
     let again = choices(world.step(&mut controlled(GaussianError), &[moved], &[0]).unwrap());
     assert_eq!(again[0].token, together[0].token, "the stream belongs to the draw, not to the id");
 }

@@ -100,7 +100,11 @@ fn sharpening_is_a_temperature_and_costs_nothing() {
         let hidden = world.hidden(&[context, context]);
         let logits = world.head.logits(hidden.deep().clone());
         let rows = [row(0, context as u64, &sharp), row(1, context as u64 + 100, &plain)];
-        let rows = [rows[0], StepRow { draw: rows[0].draw, ..rows[1] }];
+        let rows = [rows[0], {
+            let mut row = rows[1];
+            row.draw = rows[0].draw;
+            row
+        }];
         // No hidden states are handed over: nothing here asks for them.
         let got = choices(sampler.step(StepInput::new(&rows, logits, &world.head)).unwrap());
         assert_eq!(got[0].token, got[1].token);
@@ -193,7 +197,11 @@ fn the_first_token_is_left_alone() {
     let plain = esamp(0.0);
     let step = |sampling: &CheckedSampling| {
         let logits = world.head.logits(world.hidden(&[3]).deep().clone());
-        let rows = [StepRow { phase: Phase::FirstToken, generated: &[], ..row(0, 0, sampling) }];
+        let rows = [{
+            let mut row = row(0, 0, sampling).with_phase(Phase::FirstToken);
+            row.generated = &[];
+            row
+        }];
         let input = StepInput::new(&rows, logits, &world.head);
         choices(sampler().step(input.with_other_logits(other_logits(&world, &[3]))).unwrap())[0]
     };

@@ -56,17 +56,14 @@ pub(crate) fn sampler() -> Sampler {
 }
 
 pub(crate) fn row(prompt: u64, request: u64, sampling: &CheckedSampling) -> StepRow<'_> {
-    StepRow {
-        id: CompletionId::new(prompt, request),
-        phase: Phase::Decode,
-        draw: DrawKey::new(7, &[1, 2, 3], request),
-        code: None,
-        prompt: &[],
-        generated: &[5, 6],
+    StepRow::new(
+        CompletionId::new(prompt, request),
+        DrawKey::new(7, &[1, 2, 3], request),
+        &[],
+        &[5, 6],
         sampling,
-        allowed: None,
-        wants_reference_log_prob: false,
-    }
+    )
+    .with_phase(Phase::Decode)
 }
 
 pub(crate) fn esamp(beta: f32) -> CheckedSampling {
