@@ -25,7 +25,7 @@ impl ExpectedControl for Opposite {
         predicted: Tensor<2>,
     ) -> Result<Tensor<2>, StepError> {
         assert_eq!((deep.dims(), predicted.dims()), ([rows.len(), D_MODEL], [rows.len(), D_MODEL]));
-        self.rows.lock().unwrap().extend(rows.iter().map(|row| row.row));
+        self.rows.lock().unwrap().extend(rows.iter().map(|row| row.completion));
         let error = deep.clone() - predicted;
         Ok(deep.clone() + error)
     }
