@@ -79,7 +79,7 @@ impl Evidence {
         sigmoid(lead.mul_scalar(sharpness))
     }
 
-    /// Adds the errors of one step. `parts` are the predictions of the own and of the shared distiller for `rows`, and
+    /// Adds the errors of one step. `own` and `shared` are the predictions of the two distillers for `rows`, and
     /// `deep` the actual deep states, `[rows, d_model]` each. Prompts without rows are unchanged.
     pub(super) fn add(
         &mut self,
