@@ -220,7 +220,7 @@ impl LowRankDistiller {
     ///
     /// The fit ignores the layer norm that follows it, whose output has mean square 1 whatever is fitted. On
     /// SmolLM2-135M this is an advantage: fitted to 16 tokens, the relative error on the next 16 is 0.86 (0.80 with
-    /// [`SourceNorm::Rms`]), against 1.12 with the normal initialization, 1.03 for the fit without the norm, and 0.97
+    /// [`SourceNorm::Rms`]), against 1.12 with the normal initialization, 1.03 for the fit before the norm, and 0.97
     /// for that fit with the gain that suits the 16 tokens best.
     ///
     /// # Shapes

@@ -9,8 +9,8 @@ const MOST_ROWS_IN_FACTORS: usize = 64;
 /// The number of parameter values that is worth a second thread.
 pub(super) const NUMBERS_OF_A_THREAD: usize = 100_000;
 
-/// Whether to keep a gradient `[a, b]` in factors. This pays if there are few rows: the norm needs the products of all
-/// pairs of rows, which must be less work than the `a · b` values of the whole gradient.
+/// Whether to keep a gradient `[a, b]` in factors. Then its norm needs the products of all pairs of rows, which must
+/// be less work than computing the `a · b` values of the whole gradient.
 fn stays_in_factors([_, rows, a]: [usize; 3], b: usize) -> bool {
     a * b > 0 && rows <= MOST_ROWS_IN_FACTORS && rows * (a + b) <= 2 * a * b
 }
