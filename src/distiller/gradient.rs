@@ -10,7 +10,7 @@ use burn::tensor::{Device, Tensor};
 /// while it changes the parameter, so the whole gradient is never stored. On other devices the factors are multiplied
 /// in one matrix product.
 #[derive(Clone, Debug)]
-#[allow(clippy::large_enum_variant, reason = "a handful of them, for as long as an update")]
+#[allow(clippy::large_enum_variant, reason = "there are few, and only during an update")]
 #[non_exhaustive]
 pub enum Gradient {
     /// The gradient in the shape of the parameter, `[slots, a, b]`, `f32`.

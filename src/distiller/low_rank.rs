@@ -212,8 +212,8 @@ const FIT_SEED: u64 = 0;
 
 impl LowRankDistiller {
     /// Returns this distiller with the correction that ridge regression finds for the given rows. With `x` the source
-    /// and `Y = deep − x`, it finds the map `L` that minimizes `‖Y − x·L‖² + λ·s·‖L‖²` over the rows, `s =
-    /// ‖x‖²/min(rows, d_model)` (so that λ has no unit), truncates it to the rank and factorizes it as in
+    /// and `Y = deep − x`, it finds the map `L` that minimizes `‖Y − x·L‖² + λ·s·‖L‖²` over the rows, with
+    /// `s = ‖x‖²/min(rows, d_model)` (so that λ has no unit), truncates it to the rank and factorizes it as in
     /// [`init_from_ffn`](LowRankConfig::init_from_ffn). The layer norm is unchanged.
     ///
     /// If there are fewer rows than the rank, the remaining columns of `A` are unchanged, and their rows of `B` are 0.
@@ -221,7 +221,7 @@ impl LowRankDistiller {
     /// The fit ignores the layer norm that follows it, whose output has mean square 1 whatever is fitted. On
     /// SmolLM2-135M this is an advantage: fitted to 16 tokens, the relative error on the next 16 is 0.86 (0.80 with
     /// [`SourceNorm::Rms`]), against 1.12 with the normal initialization, 1.03 for the fit before the norm, and 0.97
-    /// for that fit with the gain that suits the 16 tokens best.
+    /// with the gain that suits the 16 tokens best.
     ///
     /// # Shapes
     ///

@@ -13,8 +13,8 @@ use crate::host::{times_each, times_each_transposed};
 /// A distiller's network as a function of its parameters, for many slots at once. With it, a bank predicts and updates
 /// all of its slots in one batched product instead of one after the other.
 ///
-/// `parameters` are those of the module, in the order in which burn visits them, with a leading dimension of slots: a matrix
-/// `[a, b]` is passed as `[slots, a, b]`, a vector `[n]` as `[slots, 1, n]`. Slots are independent: the output of slot
+/// `parameters` are those of the module, in the order in which burn visits them, with a leading dimension of slots: a
+/// matrix `[a, b]` is passed as `[slots, a, b]`, a vector `[n]` as `[slots, 1, n]`. Slots are independent: the output of slot
 /// `i` depends only on its own parameters and rows. The loss is the squared error of
 /// [`Distiller::loss`](super::Distiller::loss); a distiller that overrides the loss must not offer a stacked form.
 ///

@@ -66,10 +66,9 @@ impl Sampler {
     }
 }
 
-/// Reads a sampler that [`Sampler::save`] has written: made by [`Sampler::loader`].
+/// Reads a sampler that [`Sampler::save`] has written. [`Sampler::loader`] makes it.
 ///
-/// Requests are known by the ids that they had: those that were running are in [`Sampler::requests`], to be gone on with or
-/// released.
+/// Completions keep their ids. [`Sampler::completions`] returns those that were running, to be continued or released.
 #[must_use = "nothing is read before `load`"]
 pub struct SamplerLoader {
     path: PathBuf,

@@ -309,7 +309,7 @@ mod tests {
         }
         assert_eq!(trainer.distillers(), 2);
         trainer.release(CompletionId::new(3, 3));
-        assert!(trainer.evidence.is_empty(), "evidence goes with its prompt");
+        assert!(trainer.evidence.is_empty(), "evidence is dropped with its prompt");
         assert_eq!(trainer.distillers(), 1, "the shared one stays");
     }
 

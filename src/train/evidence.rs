@@ -179,7 +179,11 @@ mod tests {
                 };
                 let resting = untouched(&evidence);
                 evidence.add(&rows, [&own, &shared], &deep, discount);
-                assert_eq!(untouched(&evidence), resting, "not by a bit");
+                assert_eq!(
+                    untouched(&evidence),
+                    resting,
+                    "prompts without rows stay bit-identical"
+                );
 
                 let [own, shared, deep] = [own, shared, deep].map(values);
                 let error = |expected: &[f32], row: usize| {

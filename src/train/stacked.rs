@@ -77,14 +77,13 @@ impl<D: Distiller> Slots for StackedSlots<D> {
             self.template.iter().map(|parameter| parameter.clone().repeat_dim(0, count)).collect();
         let moments = Moments::fresh(self.optimizer.rule, &fresh);
         let join = |mine, new| Tensor::cat(vec![mine, new], 0);
-        match self.count {
-            0 => (self.parameters, self.moments) = (fresh, moments),
-            _ => {
-                let mine = std::mem::take(&mut self.parameters);
-                self.parameters =
-                    mine.into_iter().zip(fresh).map(|(mine, new)| join(mine, new)).collect();
-                self.moments = std::mem::take(&mut self.moments).zip(moments, join);
-            }
+        if self.count == 0 {
+            (self.parameters, self.moments) = (fresh, moments);
+        } else {
+            let mine = std::mem::take(&mut self.parameters);
+            self.parameters =
+                mine.into_iter().zip(fresh).map(|(mine, new)| join(mine, new)).collect();
+            self.moments = std::mem::take(&mut self.moments).zip(moments, join);
         }
         self.count += count;
     }
@@ -125,11 +124,13 @@ impl<D: Distiller> Slots for StackedSlots<D> {
             check_gradients(parameters, &gradients)?;
             Ok::<_, TrainError>(gradients.into_iter().map(Some).collect())
         };
+        // All slots are active, in order: update the tensors in place, without a copy.
         let Some(index) = self.index(&active) else {
             let gradients = gradients(&self.parameters)?;
             apply(&self.optimizer, &done, &mut self.parameters, &mut self.moments, gradients);
             return Ok(work.len());
         };
+        // Some slots are idle: update a copy of the active ones and write it back slot by slot.
         let mut parameters = self.of(&active);
         let gradients = gradients(&parameters)?;
         let mut moments = self.moments.clone().map(|tensor| tensor.select(0, index.clone()));

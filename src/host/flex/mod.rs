@@ -62,6 +62,7 @@ pub(crate) fn vectorised<I, R>(input: I, work: impl Fn(I) -> R) -> R {
 fn share<P: Send>(threads: usize, parts: impl Iterator<Item = P> + Send, work: impl Fn(P) + Sync) {
     use std::sync::{Mutex, PoisonError};
 
+    // Threads take the next part from one queue, so a slow thread takes fewer. The lock is held only to take a part.
     let queue = Mutex::new(parts);
     let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
     let work_on = || {

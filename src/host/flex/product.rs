@@ -102,6 +102,7 @@ fn columns<S: Simd, const H: usize>(
 ) {
     // As many sums as fit in the registers, split so that no tile has far fewer rows than the others.
     let most = if S::REGISTER_COUNT >= 32 { 6 } else { 3 };
+    // The number of rows is a constant in each tile, so that the sums are kept in registers.
     let (mut x, mut product) = (x, product);
     for tiles in (1..=product.len().div_ceil(most)).rev() {
         let rows = product.len().div_ceil(tiles);
@@ -134,6 +135,7 @@ fn tile<S: Simd, const H: usize, const R: usize>(
     // The compiler knows the length of these slices, so it drops the bounds checks in the loop.
     let x_lanes: [&[S::f32s]; R] = std::array::from_fn(|r| &x[r].0[..lanes]);
     let weight_lanes: [&[S::f32s]; H] = std::array::from_fn(|h| &weight[h].0[..lanes]);
+    // Each lane keeps its own sum, and the lanes are added at the end. This order does not depend on `R` or `H`.
     let mut sums = [[simd.splat_f32s(0.0); R]; H];
     for lane in 0..lanes {
         for h in 0..H {
@@ -220,7 +222,7 @@ mod tests {
         assert!(times_transposed(&wave([MOST_ROWS + 1, 8], 0.91, 1.0), &weight).is_none());
         assert!(
             times_transposed(&x, &wave([8, 5], 0.37, 1.0).transpose()).is_none(),
-            "turned weights"
+            "transposed weights"
         );
     }
 }

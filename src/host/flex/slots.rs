@@ -291,7 +291,7 @@ mod tests {
         assert!(times_each(&wave([1, 3, 8], 0.9, 1.0), &weight).is_none(), "other slots");
         assert!(
             times_each(&x, &wave([2, 5, 8], 0.4, 1.0).swap_dims(1, 2)).is_none(),
-            "turned weights"
+            "transposed weights"
         );
         let turned = wave([2, 5, 8], 0.37, 1.0);
         assert!(times_each_transposed(&x, &turned).is_some());

@@ -265,8 +265,11 @@ impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> 
         let _ = self.join();
         let ahead = state.ahead.take();
         self.visible.import(state)?;
+        // The worker must not see the state before the load in its next lesson.
         let _ = self.replace();
         if let Some((ahead, learned)) = ahead {
+            // The saved run had an update that was not yet visible. Restore it as a received result, so that it becomes
+            // visible at the same step as in the saved run. The worker's copy already includes it.
             let mut trainer = self.visible.clone();
             trainer.import(*ahead)?;
             let _ = self.hand_over(Job::Replace(Box::new(trainer.clone())));

@@ -15,7 +15,7 @@ use crate::train::{error::TrainError, trainer::OnlineTrainer};
 /// [`SamplerConfig::init`](crate::SamplerConfig::init) starts a thread for it;
 /// [`SamplerBuilder::build_with_worker`](crate::SamplerBuilder::build_with_worker) returns it, for a caller that
 /// manages its own threads.
-#[must_use = "a sampler whose worker does not run waits for ever at its second step"]
+#[must_use = "without a running worker, the sampler blocks forever at its second step"]
 pub struct TrainingWorker(Box<dyn FnOnce() + Send>);
 
 impl TrainingWorker {

@@ -57,6 +57,7 @@ impl<S: Slots> InlineTrainer<S> {
     // holes too. Released slots leave holes. Closing the holes copies every parameter once, so it is done here, when
     // new slots need places, and not at each release.
     fn seat(&mut self, groups: &[(SlotKey, Vec<usize>)]) {
+        // Close the holes in the order of the places, so that the kept slots keep their order.
         let mut taken: Vec<&mut usize> =
             self.bank.states_mut().filter_map(|slot| slot.tensors.as_mut()).collect();
         if taken.len() < self.slots.len() {
@@ -189,7 +190,7 @@ impl<S: Slots> InlineTrainer<S> {
             let fresh = self.slots.export(work.slot);
             // Both slots come from the same template, so the shapes match.
             let _ = self.slots.import(work.slot, SlotTensors { parameters, ..fresh });
-            // A fit would overwrite the parameters that were just copied.
+            // Mark it as fitted: a fit would overwrite the parameters that were just copied.
             let key = self.bank.groups(&[row]).first().map(|&(key, _)| key);
             if let Some(slot) = key.and_then(|key| self.bank.get_mut(key)) {
                 slot.is_fitted = true;

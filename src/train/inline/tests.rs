@@ -349,7 +349,7 @@ fn a_slot_starts_again_from_what_is_fitted_to_its_first_rows() {
     let fitted = distiller.fit(first.shallow(), first.deep()).unwrap();
     let got = values(trainer.predict(&rows, &x).unwrap().expected);
     assert_close("fitted", &got, &values(fitted.predict(x.clone())), 1e-5);
-    assert_eq!(trainer.updates(rows[0]), 3, "a fit forgets no update");
+    assert_eq!(trainer.updates(rows[0]), 3, "a fit keeps the number of updates");
 
     // After the fit, it learns like a fresh learner that starts from the fit: Adam's moments are reset.
     let mut learner = crate::train::Learner::new(fitted, optimizer).unwrap();

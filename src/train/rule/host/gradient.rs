@@ -116,6 +116,7 @@ impl SlotGradient<'_> {
     ) {
         let (len, unit) = (self.len(), self.unit());
         let pieces = |size: usize| {
+            // A factored gradient is multiplied out row by row, so pieces must hold whole rows.
             let size = size.next_multiple_of(unit);
             let mut others = others.map(|numbers| numbers.chunks_mut(size));
             let cut = move |from| (from, others.each_mut().map(|o| o.next().unwrap_or_default()));
