@@ -18,8 +18,8 @@ use crate::{
 
 /// A distiller that learns online: its parameters and the state of its optimizer.
 ///
-/// The sampler keeps one for each slot of its bank, or all of them stacked ([`Distiller::stacked`]). Use it on its own to
-/// measure how fast a distiller learns on recorded hidden states:
+/// The sampler keeps one for each slot of its bank, or all of them stacked ([`Distiller::stacked`]). Use it on its own
+/// to measure how fast a distiller learns on recorded hidden states:
 ///
 /// ```
 /// use burn::tensor::{Device, Distribution, Tensor};

@@ -265,7 +265,7 @@ impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> 
         let _ = self.join();
         let ahead = state.ahead.take();
         self.visible.import(state)?;
-        // The worker must not see the state before the load in its next lesson.
+        // The worker's next lesson must start from the loaded state.
         let _ = self.replace();
         if let Some((ahead, learned)) = ahead {
             // The saved run had an update that was not yet visible. Restore it as a received result, so that it becomes
