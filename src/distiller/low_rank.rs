@@ -279,9 +279,10 @@ impl LowRankDistiller {
         if kept < rank {
             let spare = self.a.val().inner().narrow(1, kept, rank - kept);
             let zeros = Tensor::zeros([rank - kept, d_model], (&device, DType::F32));
-            (a, b) = match kept {
-                0 => (spare, zeros),
-                _ => (Tensor::cat(vec![a, spare], 1), Tensor::cat(vec![b, zeros], 0)),
+            (a, b) = if kept == 0 {
+                (spare, zeros)
+            } else {
+                (Tensor::cat(vec![a, spare], 1), Tensor::cat(vec![b, zeros], 0))
             };
         }
         Self {
