@@ -1,41 +1,41 @@
-//! Between one distiller for all and one for each prompt.
+//! Adaptive sharing: a mixture of one distiller for all prompts and one for each prompt.
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::ConfigError;
 
-/// Settings of [`Sharing::Adaptive`](super::Sharing::Adaptive): what each prompt's own distiller and the one that all
-/// prompts share expect is mixed, weighted by how well either has predicted this prompt lately.
+/// Settings of [`Sharing::Adaptive`](super::Sharing::Adaptive). It mixes the predictions of each prompt's own
+/// distiller and of the one that all prompts share, weighted by how well each has predicted this prompt recently.
 ///
-/// With `e` the squared error of a prompt's rows in a step, relative to the squared length of the deep states and at
+/// Let `e` be the squared error of a prompt's rows in a step, relative to the squared length of the deep states and at
 /// most 4, and `D` its discounted mean, `D ← γ·D + (1 − γ)·e` with `γ = 2^(−1/half_life)`, bias-corrected like Adam's
-/// moments, the weight of the own distiller is `σ(sharpness · (D_shared − D_own))`: the exponentially weighted
-/// forecaster for two experts (Vovk, 1990; Littlestone and Warmuth, 1994), with a memory that fades. Before the first
-/// error it is ½. Both learn from their own errors at every step, whatever the mixture.
+/// moments. The weight of the own distiller is `σ(sharpness · (D_shared − D_own))`: the exponentially weighted
+/// forecaster for two experts (Vovk, 1990; Littlestone and Warmuth, 1994), with a fading memory. Before the first
+/// error the weight is ½. Both distillers learn from their own errors at every step, whatever the mixture.
 ///
-/// See docs/design/adaptive-sharing.md for its limits.
+/// See docs/design/adaptive-sharing.md for the limits of the method.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct AdaptiveConfig {
-    /// Steps after which an error counts half, above 0.
+    /// The number of steps after which an error counts half, above 0.
     pub half_life: f32,
-    /// How decidedly the better one is preferred, at least 0; 0 always mixes half and half. Relative errors differ by
-    /// some hundredths between good and better: 20 turns a lead of 0.05 into weights of 0.73 and 0.27.
+    /// How strongly the better distiller is preferred, at least 0. With 0 both always have weight ½. Relative errors
+    /// of good and better distillers differ by some hundredths: at 20, a lead of 0.05 gives weights of 0.73 and 0.27.
     pub sharpness: f32,
-    /// What a prompt's own distiller starts from.
+    /// The initial state of a prompt's own distiller.
     pub start: AdaptiveStart,
 }
 
-/// What a prompt's own distiller starts from.
+/// The initial state of a prompt's own distiller.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum AdaptiveStart {
-    /// The parameters that the shared distiller has by then, with a fresh optimizer state.
+    /// The current parameters of the shared distiller, with a fresh optimizer state.
     #[default]
     Shared,
-    /// The same starting parameters as every distiller.
+    /// The same initial parameters as every distiller.
     Fresh,
 }
 
@@ -46,24 +46,24 @@ impl Default for AdaptiveConfig {
 }
 
 impl AdaptiveConfig {
-    /// The defaults.
+    /// Returns the defaults.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Sets after how many steps an error counts half.
+    /// Sets the number of steps after which an error counts half.
     pub fn with_half_life(mut self, half_life: f32) -> Self {
         self.half_life = half_life;
         self
     }
 
-    /// Sets how decidedly the better distiller is preferred.
+    /// Sets how strongly the better distiller is preferred.
     pub fn with_sharpness(mut self, sharpness: f32) -> Self {
         self.sharpness = sharpness;
         self
     }
 
-    /// Sets what a prompt's own distiller starts from.
+    /// Sets the initial state of a prompt's own distiller.
     pub fn with_start(mut self, start: AdaptiveStart) -> Self {
         self.start = start;
         self
@@ -73,7 +73,7 @@ impl AdaptiveConfig {
     ///
     /// # Errors
     ///
-    /// [`ConfigError::OutOfRange`] for the first that cannot work.
+    /// [`ConfigError::OutOfRange`] for the first setting that is out of range.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let (half_life, sharpness) = (self.half_life, self.sharpness);
         let holds = half_life.is_finite() && half_life > 0.0;
@@ -82,7 +82,7 @@ impl AdaptiveConfig {
         ConfigError::check(holds, "sharpness", "a number of at least 0", sharpness)
     }
 
-    /// γ, the share of the old mean that a step keeps.
+    /// Returns γ, the fraction of the old mean that a step keeps.
     pub(crate) fn discount(&self) -> f64 {
         (-1.0 / f64::from(self.half_life)).exp2()
     }

@@ -1,4 +1,4 @@
-//! Which rows share a distiller, and how long it lives.
+//! Which rows share a distiller, and how long the distiller is kept.
 
 mod adaptive;
 
@@ -10,7 +10,7 @@ pub use adaptive::{AdaptiveConfig, AdaptiveStart};
 
 use crate::id::{CompletionId, PromptId};
 
-/// Which requests learn together.
+/// Which completions share a distiller.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -18,19 +18,19 @@ pub enum Sharing {
     /// One distiller for all prompts, kept until the sampler is reset.
     Global,
     /// One distiller for each prompt, trained by all of its completions: what one completion has said is no longer
-    /// new to the others. The paper's headline setting.
+    /// novel for the others. The paper's main setting.
     #[default]
     PerPrompt,
     /// One distiller for each completion.
     #[serde(alias = "per_request")]
     PerCompletion,
-    /// One for each prompt and one for all prompts, mixed by how well they predict. The paper finds the first better on
-    /// mathematics and the second on code, and leaves the choice open; this one is not in the paper.
+    /// One distiller for each prompt and one for all prompts, mixed by how well they predict. The paper finds the
+    /// first better on mathematics and the second on code, and leaves the choice open. This mode is not in the paper.
     Adaptive(AdaptiveConfig),
 }
 
 impl Sharing {
-    /// The slot that a row predicts with and trains: its own one where the sharing is adaptive.
+    /// Returns the slot that a row predicts with and trains. With adaptive sharing it is the prompt's own slot.
     pub fn slot(self, row: CompletionId) -> SlotKey {
         match self {
             Self::Global => SlotKey::Everyone,
@@ -40,7 +40,7 @@ impl Sharing {
     }
 }
 
-/// The name of a slot, which is one distiller in use: who shares it.
+/// The key of a slot, which is one distiller in use: the completions that share it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SlotKey {
@@ -53,8 +53,8 @@ pub enum SlotKey {
     Completion(CompletionId),
 }
 
-/// Files of earlier development versions name a completion by a number alone; its prompt is not known then, and becomes
-/// 0.
+/// Files of earlier development versions identify a completion by a number alone. Its prompt is unknown then, and
+/// becomes 0.
 fn of_any_version<'de, D: Deserializer<'de>>(from: D) -> Result<CompletionId, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
@@ -68,7 +68,7 @@ fn of_any_version<'de, D: Deserializer<'de>>(from: D) -> Result<CompletionId, D:
     })
 }
 
-/// One slot: its name, the requests that share it, and what `S` keeps about it.
+/// One slot: its key, the completions that share it, and the data `S`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Slot<S> {
     pub(crate) key: SlotKey,
@@ -78,7 +78,7 @@ pub(crate) struct Slot<S> {
 }
 
 impl<S> Slot<S> {
-    /// The same slot with something else kept about it.
+    /// Returns the same slot with its data converted by a function that can fail.
     pub(crate) fn try_map<T, E>(
         self,
         change: impl FnOnce(S) -> Result<T, E>,
@@ -87,10 +87,10 @@ impl<S> Slot<S> {
     }
 }
 
-/// All distillers in use, each with whatever `S` keeps about it.
+/// All distillers in use, each with the data `S`.
 ///
-/// Slots are made when first needed and dropped when their last request ends, so there is no capacity to run out of
-/// and nothing left over for the next user of a slot.
+/// Slots are created when first needed and dropped when their last completion ends, so there is no capacity limit, and
+/// nothing is left over for the next user of a slot.
 #[derive(Clone, Debug)]
 pub(crate) struct DistillerBank<S> {
     sharing: Sharing,
@@ -102,14 +102,15 @@ impl<S> DistillerBank<S> {
         Self { sharing, slots: BTreeMap::new() }
     }
 
-    /// Makes sure that the slot of `row` exists and outlives its request.
+    /// Adds a completion to its slot, which is created if necessary. The slot lives at least as long as the
+    /// completion.
     pub(crate) fn join(&mut self, row: CompletionId, fresh: impl FnOnce() -> S) {
         let key = self.key(row);
         let fresh = || Slot { key, members: BTreeSet::new(), state: fresh() };
         self.slots.entry(key).or_insert_with(fresh).members.insert(row);
     }
 
-    /// Ends a request. Its slot is dropped with it if no other request needs it.
+    /// Ends a completion. Drops its slot if no other completion needs it.
     pub(crate) fn leave(&mut self, row: CompletionId) {
         let key = self.key(row);
         if let Some(slot) = self.slots.get_mut(&key) {
@@ -120,17 +121,17 @@ impl<S> DistillerBank<S> {
         }
     }
 
-    /// Whether the request of `row` has begun and not ended.
+    /// Whether a completion has begun and has not ended.
     pub(crate) fn has(&self, row: CompletionId) -> bool {
         self.slots.get(&self.key(row)).is_some_and(|slot| slot.members.contains(&row))
     }
 
-    /// What is kept about the slot of `row`, if it has one.
+    /// Returns the data of the slot of `row`, if it has one.
     pub(crate) fn of(&self, row: CompletionId) -> Option<&S> {
         self.slots.get(&self.key(row)).map(|slot| &slot.state)
     }
 
-    /// Every request that has joined a slot, in order.
+    /// Every completion that has joined a slot, in ascending order.
     pub(crate) fn completions(&self) -> Vec<CompletionId> {
         let members = self.slots.values().flat_map(|slot| slot.members.iter().copied());
         let mut rows: Vec<CompletionId> = members.collect();
@@ -138,17 +139,17 @@ impl<S> DistillerBank<S> {
         rows
     }
 
-    /// Every slot, in the order of the names.
+    /// Every slot, in the order of the keys.
     pub(crate) fn slots(&self) -> impl Iterator<Item = &Slot<S>> {
         self.slots.values()
     }
 
-    /// What is kept about every slot, in the order of the names.
+    /// The data of every slot, in the order of the keys.
     pub(crate) fn states_mut(&mut self) -> impl Iterator<Item = &mut S> {
         self.slots.values_mut().map(|slot| &mut slot.state)
     }
 
-    /// Puts a slot back that [`slots`](Self::slots) has given.
+    /// Restores a slot that [`slots`](Self::slots) returned.
     pub(crate) fn restore(&mut self, slot: Slot<S>) {
         self.slots.insert(slot.key, slot);
     }
@@ -158,12 +159,12 @@ impl<S> DistillerBank<S> {
         self.slots.clear();
     }
 
-    /// Number of slots in use.
+    /// The number of slots in use.
     pub(crate) fn len(&self) -> usize {
         self.slots.len()
     }
 
-    /// The rows of each slot, as positions in `rows`; slots in the order of their first row.
+    /// Returns the rows of each slot, as positions in `rows`, with the slots in the order of their first row.
     pub(crate) fn groups(&self, rows: &[CompletionId]) -> Vec<(SlotKey, Vec<usize>)> {
         let mut groups: Vec<(SlotKey, Vec<usize>)> = Vec::new();
         let mut place = HashMap::new();

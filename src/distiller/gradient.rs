@@ -1,34 +1,35 @@
-//! Gradients that need not be written down.
+//! Gradients as whole tensors or as two factors.
 
 use burn::tensor::{Device, Tensor};
 
 /// The gradient of one parameter of a [`StackedDistiller`](super::StackedDistiller).
 ///
-/// That of a matrix is a product of what went in and of what came back, one row of each for every row that is learned.
-/// Kept as these two factors it is a few rows instead of a matrix: an update on flex of up to 64 rows a slot takes its
-/// norm from the factors and multiplies them out number by number where it changes the parameter, so that the gradient
-/// is never in memory. Elsewhere it is one matrix product, as it would have been.
+/// The gradient of a matrix is the product of its inputs and the gradients of its outputs, which have one row each per
+/// row that is learned from. Kept as these two factors it is a few rows instead of a whole matrix. On flex, an update
+/// with up to 64 rows per slot computes the gradient's norm from the factors and multiplies them element by element
+/// while it changes the parameter, so the whole gradient is never stored. On other devices the factors are multiplied
+/// in one matrix product.
 #[derive(Clone, Debug)]
-#[allow(clippy::large_enum_variant, reason = "a handful of them, for as long as an update")]
+#[allow(clippy::large_enum_variant, reason = "there are few, and only during an update")]
 #[non_exhaustive]
 pub enum Gradient {
-    /// As it is, in the shape of the parameter, `[slots, a, b]`, `f32`.
+    /// The gradient in the shape of the parameter, `[slots, a, b]`, `f32`.
     Whole(Tensor<3>),
-    /// `inputsᵀ · upstream`, for a parameter `[slots, a, b]`.
+    /// The factors of `inputsᵀ · upstream`, for a parameter `[slots, a, b]`.
     Product {
-        /// What the matrix was multiplied with, `[slots, rows, a]`, `f32`.
+        /// The inputs of the matrix, `[slots, rows, a]`, `f32`.
         inputs: Tensor<3>,
-        /// The gradient of the loss with respect to what came out, `[slots, rows, b]`, `f32`.
+        /// The gradient of the loss with respect to the outputs of the matrix, `[slots, rows, b]`, `f32`.
         upstream: Tensor<3>,
     },
 }
 
 impl Gradient {
-    /// The shape of the parameter that it belongs to.
+    /// Returns the shape of the parameter.
     ///
     /// # Errors
     ///
-    /// The shapes of `inputs` and `upstream`, where they have no product.
+    /// The shapes of `inputs` and `upstream`, if they cannot be multiplied.
     pub(crate) fn dims(&self) -> Result<[usize; 3], [[usize; 3]; 2]> {
         match self {
             Self::Whole(gradient) => Ok(gradient.dims()),
@@ -47,7 +48,7 @@ impl Gradient {
         }
     }
 
-    /// The gradient in the shape of its parameter: one matrix product for factors.
+    /// Returns the gradient in the shape of its parameter. Factors are multiplied in one matrix product.
     pub(crate) fn into_whole(self) -> Tensor<3> {
         match self {
             Self::Whole(gradient) => gradient,

@@ -1,4 +1,4 @@
-//! Starting parameters, drawn on the host: the same numbers on every device.
+//! Initial parameters, drawn on the host so that they are the same on every device.
 
 use burn::{
     module::Param,

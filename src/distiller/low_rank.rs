@@ -18,39 +18,40 @@ use super::{
 };
 use crate::error::ConfigError;
 
-/// What a [`LowRankDistiller`] of a new slot starts from.
+/// How the [`LowRankDistiller`] of a new slot is initialized.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 #[non_exhaustive]
 pub enum LowRankStart {
-    /// The three matrices normal with standard deviation 0.02, the reference's.
+    /// The three matrices are normal with standard deviation 0.02, as in the reference implementation.
     Normal,
     /// The same until the slot has seen `rows` rows, then [`LowRankDistiller::fit_ridge`] on them.
     Ridge {
-        /// Rows to fit, at least 1.
+        /// The number of rows to fit, at least 1.
         rows: usize,
-        /// Strength of the penalty, above 0; 1e-2 is usual.
+        /// The strength of the penalty, above 0. Usually 1e-2.
         lambda: f64,
     },
 }
 
 /// Configuration of a [`LowRankDistiller`].
 ///
-/// # How it starts
+/// # Initialization
 ///
-/// [`init`](Self::init): `A`, `G` and `B` normal with standard deviation 0.02, `g₀` 1, the layer norm the identity. The
-/// prediction is then `LayerNorm(x)` but for a part of relative size `0.0004·silu(1)·√(d_model·rank)`, 6 % at width 576
-/// and rank 64. [`init_from_ffn`](Self::init_from_ffn) starts from the weights of one of the model's blocks, and
-/// [`LowRankStart::Ridge`] from the first rows that a slot sees.
+/// [`init`](Self::init) draws `A`, `G` and `B` from a normal distribution with standard deviation 0.02, sets `g₀` to
+/// 1, and the layer norm to the identity. The prediction is then `LayerNorm(x)` up to a term of relative size
+/// `0.0004·silu(1)·√(d_model·rank)`, which is 6 % at width 576 and rank 64. [`init_from_ffn`](Self::init_from_ffn)
+/// starts from the weights of one of the model's blocks, and [`LowRankStart::Ridge`] from the first rows that a slot
+/// sees.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct LowRankConfig {
-    /// Rank of the correction.
+    /// The rank of the correction.
     pub rank: usize,
-    /// What happens to the shallow state first. The reference takes it as it is.
+    /// The normalization of the shallow state. The reference implementation has none.
     pub source_norm: SourceNorm,
-    /// What a new slot starts from.
+    /// How a new slot is initialized.
     pub start: LowRankStart,
 }
 
@@ -61,7 +62,7 @@ impl Default for LowRankConfig {
 }
 
 impl LowRankConfig {
-    /// The defaults, which are the reference's.
+    /// Returns the defaults, which are those of the reference implementation.
     pub fn new() -> Self {
         Self::default()
     }
@@ -72,24 +73,24 @@ impl LowRankConfig {
         self
     }
 
-    /// Sets what happens to the shallow state first.
+    /// Sets the normalization of the shallow state.
     pub fn with_source_norm(mut self, source_norm: SourceNorm) -> Self {
         self.source_norm = source_norm;
         self
     }
 
-    /// Sets what a new slot starts from.
+    /// Sets how a new slot is initialized.
     pub fn with_start(mut self, start: LowRankStart) -> Self {
         self.start = start;
         self
     }
 
-    /// A distiller for a model of width `d_model`: the three matrices normal with standard deviation 0.02, drawn from
-    /// `seed`, the gate's bias 1, the layer norm the identity.
+    /// Makes a distiller for a model of width `d_model`. The three matrices are normal with standard deviation 0.02,
+    /// drawn from `seed`; the gate's bias is 1 and the layer norm the identity.
     ///
     /// # Errors
     ///
-    /// [`ConfigError::OutOfRange`] when a setting cannot work.
+    /// [`ConfigError::OutOfRange`] if a setting is out of range.
     pub fn init(
         &self,
         d_model: usize,
@@ -115,32 +116,36 @@ impl LowRankConfig {
         })
     }
 
-    /// A distiller that starts from the feed-forward map of one of the model's blocks.
+    /// Makes a distiller that starts from the feed-forward map of one of the model's blocks.
     ///
-    /// `down·(silu(gate·x) ⊙ up·x)` is stood in for by the linear map `down·½(up + gate)`. Rows multiply from the left,
-    /// so what is decomposed is its transpose, `L = (down·½(up + gate))ᵀ` (the reference forgets to turn it): with the
-    /// best approximation `U·S·Vᵀ` of rank `rank`, `A = U·√S`, `B = √S·Vᵀ / silu(1)`, `G = 0`, `g₀ = 1`. Before the
-    /// first update the distiller is `LayerNorm(x + x·U·S·Vᵀ)`. Where `L` has a lower rank, the columns of `A` that are
-    /// left over are normal, drawn from `seed`, and their rows of `B` are 0: they add nothing and can learn.
+    /// `down·(silu(gate·x) ⊙ up·x)` is approximated by the linear map `down·½(up + gate)`. Rows multiply from the
+    /// left, so the matrix to decompose is the transpose, `L = (down·½(up + gate))ᵀ` (the reference implementation
+    /// does not transpose it). With the best approximation `U·S·Vᵀ` of rank `rank`, `A = U·√S`, `B = √S·Vᵀ / silu(1)`,
+    /// `G = 0`, `g₀ = 1`. Before the first update the distiller is `LayerNorm(x + x·U·S·Vᵀ)`. If `L` has a lower rank,
+    /// the remaining columns of `A` are normal, drawn from `seed`, and their rows of `B` are 0: they add nothing at
+    /// first, but can learn.
     ///
-    /// `Llama::ffn_weights` of the feature `llama` hands out the weights of a block.
+    /// `Llama::ffn_weights` of the feature `llama` returns the weights of a block.
     ///
     /// # Shapes
     ///
-    /// As checkpoints have them, `[out, in]`, in any floating-point type:
+    /// As in checkpoints, `[out, in]`, in any floating-point type:
+    ///
     /// - gate, up: `[d_hidden, d_model]`
     /// - down: `[d_model, d_hidden]`
     ///
     /// # Cost
     ///
-    /// A randomised decomposition on `device` (Halko, Martinsson and Tropp, 2011): `20·(rank + 16)` products of a
-    /// vector with one of the matrices, 1e11 multiply-adds at width 4096. On two busy CPU cores 0.4 s at width 576, 10
-    /// s at 4096. Once: every slot copies the result. `½(up + gate)` is made in `f32`.
+    /// A randomized decomposition on `device` (Halko, Martinsson and Tropp, 2011): `20·(rank + 16)` products of a
+    /// vector with one of the matrices, which is 1e11 multiply-adds at width 4096. On two busy CPU cores it takes 0.4
+    /// s at width 576 and 10 s at 4096. It runs once, because every slot copies the result. `½(up + gate)` is computed
+    /// in `f32`.
     ///
     /// # Errors
     ///
-    /// [`ConfigError::Shape`] when the matrices do not fit together, [`ConfigError::OutOfRange`] when a setting cannot
-    /// work, a weight is not finite, or `start` is not [`LowRankStart::Normal`]: a fit would replace this start.
+    /// [`ConfigError::Shape`] if the shapes of the matrices do not match. [`ConfigError::OutOfRange`] if a setting is
+    /// out of range, a weight is not finite, or `start` is not [`LowRankStart::Normal`]: a fit would replace this
+    /// initialization.
     pub fn init_from_ffn(
         &self,
         gate: Tensor<2>,
@@ -173,9 +178,9 @@ impl LowRankConfig {
     }
 }
 
-/// A low-rank gated residual and a layer norm, `LayerNorm(x + ((x·A) ⊙ silu(x·G + g₀))·B)`, with
-/// `3·d_model·rank + rank + 2·d_model` parameters: the distiller of the paper's reference implementation, some twelve
-/// times smaller than [`SwiGluDistiller`](super::SwiGluDistiller). Here `x` is the shallow state after
+/// A low-rank gated residual and a layer norm, `LayerNorm(x + ((x·A) ⊙ silu(x·G + g₀))·B)`, with `3·d_model·rank +
+/// rank + 2·d_model` parameters. This is the distiller of the paper's reference implementation, about twelve times
+/// smaller than [`SwiGluDistiller`](super::SwiGluDistiller). Here `x` is the shallow state after
 /// [`source_norm`](Self::source_norm).
 #[derive(Module, Debug)]
 pub struct LowRankDistiller {
@@ -191,32 +196,32 @@ pub struct LowRankDistiller {
     pub norm_weight: Param<Tensor<1>>,
     /// Bias of the layer norm, `[d_model]`
     pub norm_bias: Param<Tensor<1>>,
-    /// What happens to the shallow state first.
+    /// The normalization of the shallow state.
     #[module(skip)]
     pub source_norm: SourceNorm,
-    /// What a new slot starts from.
+    /// How a new slot is initialized.
     #[module(skip)]
     pub start: LowRankStart,
 }
 
-/// The gate before it has learned anything: `silu(g₀)` at `g₀ = 1`.
+/// The value of the gate before the first update: `silu(g₀)` at `g₀ = 1`.
 const OPEN_GATE: f64 = 0.731_058_578_630_004_9;
 
-/// Seed of the range finder where there is none to choose: what comes out hardly depends on it.
+/// The seed of the range finder for fits, which take none: the result hardly depends on it.
 const FIT_SEED: u64 = 0;
 
 impl LowRankDistiller {
-    /// This distiller with the correction that ridge regression finds for some rows: with `x` the source and
-    /// `Y = deep − x`, the map `L` that makes `‖Y − x·L‖² + λ·s·‖L‖²` smallest over them,
-    /// `s = ‖x‖²/min(rows, d_model)` (so that λ has no unit), cut to the rank and factorised as in
-    /// [`init_from_ffn`](LowRankConfig::init_from_ffn). The layer norm stays as it is.
+    /// Returns this distiller with the correction that ridge regression finds for the given rows. With `x` the source
+    /// and `Y = deep − x`, it finds the map `L` that minimizes `‖Y − x·L‖² + λ·s·‖L‖²` over the rows, with
+    /// `s = ‖x‖²/min(rows, d_model)` (so that λ has no unit), truncates it to the rank and factorizes it as in
+    /// [`init_from_ffn`](LowRankConfig::init_from_ffn). The layer norm is unchanged.
     ///
-    /// Fewer rows than the rank leave columns of `A` over; they keep what they have, with rows of `B` that are 0.
+    /// If there are fewer rows than the rank, the remaining columns of `A` are unchanged, and their rows of `B` are 0.
     ///
-    /// The fit is in front of the layer norm, whose output has mean square 1 whatever is fitted. On SmolLM2-135M that
-    /// is for the better: fitted to 16 tokens, the relative error on the next 16 is 0.86 (0.80 after
-    /// [`SourceNorm::Rms`]), against 1.12 of the normal start, 1.03 of the fit in front of the norm, and 0.97 with the
-    /// gain that suits the 16 tokens best.
+    /// The fit ignores the layer norm that follows it, whose output has mean square 1 whatever is fitted. On
+    /// SmolLM2-135M this is an advantage: fitted to 16 tokens, the relative error on the next 16 is 0.86 (0.80 with
+    /// [`SourceNorm::Rms`]), against 1.12 with the normal initialization, 1.03 for the fit before the norm, and 0.97
+    /// with the gain that suits the 16 tokens best.
     ///
     /// # Shapes
     ///
@@ -224,13 +229,13 @@ impl LowRankDistiller {
     ///
     /// # Cost
     ///
-    /// On the host, `rows·d_model·min(rows, d_model)` multiply-adds: 3e5 for 16 rows of width 576, plus a decomposition
-    /// of rank at most `min(rows, rank)`.
+    /// On the host, `rows·d_model·min(rows, d_model)` multiply-adds (3e5 for 16 rows of width 576), plus a
+    /// decomposition of rank at most `min(rows, rank)`.
     ///
     /// # Errors
     ///
-    /// [`ConfigError::Shape`] when a shape does not fit, [`ConfigError::OutOfRange`] when λ is not above 0, when there
-    /// is no row, or when a state is not finite or all shallow states are 0.
+    /// [`ConfigError::Shape`] if a shape does not match. [`ConfigError::OutOfRange`] if λ is not above 0, if there are
+    /// no rows, if a state is not finite, or if all shallow states are 0.
     pub fn fit_ridge(
         &self,
         shallow: &Tensor<2>,
@@ -260,7 +265,7 @@ impl LowRankDistiller {
         Ok(self.starting_from(svd))
     }
 
-    /// This distiller with `x·L`, `L` given by its singular triplets, as its correction.
+    /// Returns this distiller with the correction `x·L`, where `L` is given by its singular triplets.
     fn starting_from(&self, svd: Svd) -> Self {
         let [d_model, rank] = self.a.dims();
         let device = self.a.val().inner().device();
@@ -274,9 +279,10 @@ impl LowRankDistiller {
         if kept < rank {
             let spare = self.a.val().inner().narrow(1, kept, rank - kept);
             let zeros = Tensor::zeros([rank - kept, d_model], (&device, DType::F32));
-            (a, b) = match kept {
-                0 => (spare, zeros),
-                _ => (Tensor::cat(vec![a, spare], 1), Tensor::cat(vec![b, zeros], 0)),
+            (a, b) = if kept == 0 {
+                (spare, zeros)
+            } else {
+                (Tensor::cat(vec![a, spare], 1), Tensor::cat(vec![b, zeros], 0))
             };
         }
         Self {
@@ -326,8 +332,8 @@ impl Distiller for LowRankDistiller {
         }
     }
 
-    /// [`fit_ridge`](LowRankDistiller::fit_ridge) where [`LowRankStart::Ridge`] is set; `None` where it is not, and for
-    /// rows that cannot be fitted.
+    /// Calls [`fit_ridge`](LowRankDistiller::fit_ridge) if [`LowRankStart::Ridge`] is set. Returns `None` if it is
+    /// not, or if the rows cannot be fitted.
     fn fit(&self, shallow: &Tensor<2>, deep: &Tensor<2>) -> Option<Self> {
         match self.start {
             LowRankStart::Normal => None,

@@ -1,4 +1,4 @@
-//! The small network that learns, while the model decodes, to expect the deep hidden state from the shallow one.
+//! The small network that learns during decoding to predict the deep hidden state from the shallow one.
 
 mod gradient;
 mod init;
@@ -21,8 +21,8 @@ pub use swiglu::{OutputStart, SwiGluBlock, SwiGluConfig, SwiGluDistiller};
 
 /// Predicts the deep hidden state of a row from its shallow one.
 ///
-/// Any burn module can be one. Two rules: rows are independent (row `i` of the output depends on row `i` of the input
-/// only), and the same parameters give the same output (no dropout, no state).
+/// Any burn module can be a distiller if it follows two rules: rows are independent (row `i` of the output depends only
+/// on row `i` of the input), and the output is a function of the parameters and the input (no dropout, no state).
 ///
 /// ```
 /// use burn::{module::Module, nn::Linear, tensor::Tensor};
@@ -40,7 +40,7 @@ pub use swiglu::{OutputStart, SwiGluBlock, SwiGluConfig, SwiGluDistiller};
 /// }
 /// ```
 pub trait Distiller: Module + 'static {
-    /// The expected deep hidden state.
+    /// Returns the expected deep hidden states.
     ///
     /// # Shapes
     ///
@@ -48,8 +48,8 @@ pub trait Distiller: Module + 'static {
     /// - output: `[rows, d_model]`
     fn predict(&self, shallow: Tensor<2>) -> Tensor<2>;
 
-    /// What an update makes smaller: by default the squared error, averaged over rows and width (the paper's
-    /// algorithm; its eq. 10 sums over the width instead, which multiplies the gradient by `d_model`).
+    /// Returns the loss that an update minimizes. The default is the squared error, averaged over rows and width (the
+    /// paper's algorithm; its eq. 10 sums over the width instead, which multiplies the gradient by `d_model`).
     ///
     /// # Shapes
     ///
@@ -59,23 +59,24 @@ pub trait Distiller: Module + 'static {
         (self.predict(shallow) - deep).square().mean()
     }
 
-    /// The same network over many slots at once, where there is such a form: a bank of many slots then works in one
-    /// batched product. Without one it works slot by slot, with autodiff.
+    /// Returns the same network over many slots at once, if it is implemented. A bank of many slots then computes all
+    /// of them in one batched product. Otherwise it computes slot by slot, with autodiff.
     fn stacked(&self) -> Option<Arc<dyn StackedDistiller>> {
         None
     }
 
-    /// How many rows [`fit`](Self::fit) wants to see; 0, the default, when there is nothing to fit.
+    /// Returns the number of rows that [`fit`](Self::fit) needs. The default, 0, means that the distiller cannot be
+    /// fitted.
     ///
-    /// The trainer collects the first rows that a slot learns from, those of a warm-up on the prompt among them, until
-    /// it has as many. It updates the distiller on them in the meantime as on any others, and then replaces it by what
-    /// `fit` makes of them, with a fresh optimizer state.
+    /// The trainer collects this many of the first rows that a slot learns from, including those of a warm-up on the
+    /// prompt. Meanwhile it updates the distiller on them as usual. It then replaces the distiller with the result of
+    /// `fit`, with a fresh optimizer state.
     fn rows_to_fit(&self) -> usize {
         0
     }
 
-    /// A better starting point from the first rows of a slot, in one go and without an optimizer; `None`, the default,
-    /// when there is none, and the distiller stays what it is. Asked of the distiller that slots start from.
+    /// Fits a better starting point to the first rows of a slot, in one go and without an optimizer. It is called on
+    /// the distiller that slots start from. If it returns `None`, the default, the slot keeps its distiller.
     ///
     /// # Shapes
     ///

@@ -1,20 +1,20 @@
-//! Ridge regression of some rows on others, as the product of two factors.
+//! Ridge regression of rows on rows, with the solution as a product of two factors.
 
 use crate::numeric::dot;
 
-/// The map `L` that makes `‖target − source·L‖² + λ·s·‖L‖²` smallest, as factors: `L = left·right`, both given by rows.
+/// The map `L` that minimizes `‖target − source·L‖² + λ·s·‖L‖²`, as factors `L = left·right`, both stored by rows.
 pub(super) struct Ridge {
     pub(super) left: Vec<Vec<f64>>,
     pub(super) right: Vec<Vec<f64>>,
 }
 
-/// Fits `n` rows of width `d`. The scale `s` is the mean of the eigenvalues of the Gram matrix that can differ from 0:
-/// `‖source‖² / min(n, d)`. So `λ` has no unit, and multiplying the source by a number leaves the fit as it is.
+/// Fits `n` rows of width `d`. The scale is `s = ‖source‖² / min(n, d)`, the mean of those eigenvalues of the Gram
+/// matrix that can be nonzero. So `λ` has no unit, and scaling the source does not change the fit.
 ///
-/// Fewer rows than dimensions are fitted in the dual form, `L = Xᵀ·(X·Xᵀ + λs)⁻¹·Y`, others in the primal one,
-/// `L = (Xᵀ·X + λs)⁻¹·Xᵀ·Y` (Hoerl and Kennard, 1970). Cost: `n·d·min(n, d)` multiply-adds and `min(n, d)³/6`.
+/// If there are fewer rows than dimensions, it solves the dual form, `L = Xᵀ·(X·Xᵀ + λs)⁻¹·Y`, otherwise the primal
+/// form, `L = (Xᵀ·X + λs)⁻¹·Xᵀ·Y` (Hoerl and Kennard, 1970). Cost: `n·d·min(n, d)` multiply-adds and `min(n, d)³/6`.
 ///
-/// `None` where the Gram matrix is not positive definite: a source of zeros.
+/// Returns `None` if the Gram matrix is not positive definite, as for a source of zeros.
 pub(super) fn ridge(source: &[Vec<f64>], target: &[Vec<f64>], lambda: f64) -> Option<Ridge> {
     let (n, d) = (source.len(), source.first()?.len());
     let scale = source.iter().map(|row| dot(row, row)).sum::<f64>() / n.min(d) as f64;
@@ -30,14 +30,14 @@ pub(super) fn ridge(source: &[Vec<f64>], target: &[Vec<f64>], lambda: f64) -> Op
     Some(Ridge { left: solved, right: identity })
 }
 
-/// `rows·rowsᵀ + ridge·I`
+/// Returns `rows·rowsᵀ + ridge·I`.
 fn gram(rows: &[Vec<f64>], ridge: f64) -> Vec<Vec<f64>> {
     let diagonal = |i: usize, j: usize| if i == j { ridge } else { 0.0 };
     let entry = |i: usize, j: usize| dot(&rows[i], &rows[j]) + diagonal(i, j);
     (0..rows.len()).map(|i| (0..=i).map(|j| entry(i, j)).collect()).collect()
 }
 
-/// Solves `matrix·X = rows` by Cholesky's factorisation; of `matrix` the lower triangle is given.
+/// Solves `matrix·X = rows` by Cholesky factorization. Reads only the lower triangle of `matrix`.
 fn solve(mut matrix: Vec<Vec<f64>>, mut rows: Vec<Vec<f64>>) -> Option<Vec<Vec<f64>>> {
     let size = matrix.len();
     for i in 0..size {
@@ -97,7 +97,7 @@ mod tests {
         a.iter().map(|row| b.iter().map(|column| dot(row, column)).collect()).collect()
     }
 
-    /// The gradient of the penalised error is 0 at its minimum: `Xᵀ·(X·L − Y) + λs·L = 0`.
+    /// The gradient of the penalized error is 0 at its minimum: `Xᵀ·(X·L − Y) + λs·L = 0`.
     #[test]
     fn the_fit_is_where_the_penalised_error_has_no_slope() {
         for (n, d) in [(3, 7), (7, 7), (12, 5), (1, 4)] {

@@ -1,16 +1,16 @@
-//! What a distiller does to the shallow state before anything else.
+//! The normalization that a distiller applies to the shallow state.
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-/// What happens to the shallow state before a distiller looks at it.
+/// How a distiller normalizes the shallow state before its first layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum SourceNorm {
-    /// Nothing.
+    /// No normalization.
     None,
-    /// Divided by its root mean square (no gain, ε = 1e-5), so that the residual path starts at the scale of a normed
+    /// Divides by the root mean square (no gain, ε = 1e-5), so that the residual path starts at the scale of a normed
     /// deep state.
     Rms,
 }
@@ -22,7 +22,7 @@ pub(super) const LAYER_NORM_EPSILON: f32 = 1e-5;
 const RMS_EPSILON: f32 = 1e-5;
 
 impl SourceNorm {
-    /// The source of a distiller, `[.., d_model]`, from the shallow states.
+    /// Returns the normalized shallow states, `[.., d_model]`.
     pub(crate) fn apply<const D: usize>(self, shallow: Tensor<D>) -> Tensor<D> {
         match self {
             Self::None => shallow,

@@ -10,13 +10,13 @@ use super::{
 };
 use crate::host::{times_each, times_each_transposed};
 
-/// A distiller's network as a function of its parameters, for many slots at once: what lets a bank predict and update
+/// A distiller's network as a function of its parameters, for many slots at once. With it, a bank predicts and updates
 /// all of its slots in one batched product instead of one after the other.
 ///
-/// `parameters` are those of the module, in the order in which burn visits them, with the slots in front: a matrix `[a,
-/// b]` comes as `[slots, a, b]`, a vector `[n]` as `[slots, 1, n]`. Slots are independent: what slot `i` gives depends
-/// on its own parameters and rows only. The loss is the squared error of [`Distiller::loss`](super::Distiller::loss); a
-/// distiller with a loss of its own must not offer a stacked form.
+/// `parameters` are those of the module, in the order in which burn visits them, with a leading dimension of slots: a
+/// matrix `[a, b]` is passed as `[slots, a, b]`, a vector `[n]` as `[slots, 1, n]`. Slots are independent: the output of slot
+/// `i` depends only on its own parameters and rows. The loss is the squared error of
+/// [`Distiller::loss`](super::Distiller::loss); a distiller that overrides the loss must not offer a stacked form.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -51,7 +51,7 @@ use crate::host::{times_each, times_each_transposed};
 ///         shallow.matmul(parameters[0].clone()) + parameters[1].clone()
 ///     }
 ///
-///     // Without this: the same with autodiff.
+///     // Optional: the default does the same with autodiff.
 ///     fn gradients(
 ///         &self,
 ///         parameters: &[Tensor<3>],
@@ -67,7 +67,7 @@ use crate::host::{times_each, times_each_transposed};
 /// }
 /// ```
 pub trait StackedDistiller: Debug + Send + Sync {
-    /// The expected deep hidden states.
+    /// Returns the expected deep hidden states.
     ///
     /// # Shapes
     ///
@@ -75,19 +75,20 @@ pub trait StackedDistiller: Debug + Send + Sync {
     /// - output: `[slots, rows, d_model]`
     fn predict(&self, parameters: &[Tensor<3>], shallow: Tensor<3>) -> Tensor<3>;
 
-    /// The gradient of `Σ weight · (prediction − deep)²`, summed over slots, rows and width, with respect to each
-    /// parameter. A row of weight 0 is padding.
+    /// Returns the gradient of `Σ weight · (prediction − deep)²`, summed over slots, rows and width, with respect to
+    /// each parameter. A row of weight 0 is padding.
     ///
-    /// The default goes back through [`predict`](Self::predict) with autodiff; an analytic one is two to three times
-    /// faster for networks as small as these.
+    /// The default differentiates [`predict`](Self::predict) with autodiff. For networks this small, an analytic
+    /// implementation is two to three times faster.
     ///
     /// # Shapes
     ///
     /// - shallow, deep: `[slots, rows, d_model]`, `f32`
     /// - weight: `[slots, rows, 1]`
-    /// - output: those of `parameters`, in their order; a matrix's gradient best in factors ([`Gradient::Product`])
+    /// - output: the shapes of `parameters`, in their order. Prefer factors ([`Gradient::Product`]) for the gradient
+    ///   of a matrix.
     ///
-    /// Others fail the update with [`TrainError::Gradients`](crate::errors::TrainError::Gradients) or
+    /// With other shapes the update fails with [`TrainError::Gradients`](crate::errors::TrainError::Gradients) or
     /// [`TrainError::GradientFactors`](crate::errors::TrainError::GradientFactors).
     fn gradients(
         &self,
@@ -117,7 +118,7 @@ pub(super) struct StackedSwiGlu {
     pub(super) source_norm: SourceNorm,
 }
 
-/// What a SwiGLU block computes on the way to its output, kept for the way back.
+/// The intermediate values of a SwiGLU block, kept for the backward pass.
 struct BlockPass {
     x: Tensor<3>,
     z: Tensor<3>,
@@ -187,8 +188,8 @@ pub(super) struct StackedLowRank {
     pub(super) source_norm: SourceNorm,
 }
 
-/// What the low-rank block computes on the way to its output: the product before the gate, the gate's argument and
-/// value, and the normed residual with the inverse standard deviation that normed it.
+/// The intermediate values of the low-rank block, kept for the backward pass: the product before the gate, the gate's
+/// argument and value, and the normed residual with the inverse standard deviation that normed it.
 struct LowRankPass {
     low: Tensor<3>,
     z: Tensor<3>,
@@ -235,7 +236,7 @@ impl StackedDistiller for StackedLowRank {
         let d_norm_weight = (upstream.clone() * normed.clone()).sum_dim(1);
         let d_norm_bias = upstream.clone().sum_dim(1);
 
-        // Through the layer norm: `d_o = inverse · (d_n − mean(d_n) − n·mean(d_n ⊙ n))`.
+        // The backward pass of the layer norm: `d_o = inverse · (d_n − mean(d_n) − n·mean(d_n ⊙ n))`.
         let d_normed = upstream * parameters[4].clone();
         let along = (d_normed.clone() * normed.clone()).mean_dim(2);
         let d_o = (d_normed.clone() - d_normed.mean_dim(2) - normed * along) * inverse;
@@ -251,7 +252,7 @@ impl StackedDistiller for StackedLowRank {
     }
 }
 
-/// `d silu(z) / dz = σ(z)·(1 + z·(1 − σ(z)))`.
+/// The derivative of silu: `d silu(z) / dz = σ(z)·(1 + z·(1 − σ(z)))`.
 fn silu_slope(z: Tensor<3>) -> Tensor<3> {
     let sigma = sigmoid(z.clone());
     let rest = sigma.ones_like() - sigma.clone();

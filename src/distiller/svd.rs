@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// The leading singular triplets of a matrix, largest first: `left[i]` and `right[i]` are the singular vectors of
-/// `values[i]`. On the host and in `f64`.
+/// `values[i]`. They are on the host, in `f64`.
 #[derive(Clone, Debug)]
 pub(super) struct Svd {
     pub(super) values: Vec<f64>,
@@ -18,29 +18,32 @@ pub(super) struct Svd {
     pub(super) right: Vec<Vec<f64>>,
 }
 
-/// Columns of the range finder beyond the rank that is asked for.
+/// The number of columns of the range finder beyond the requested rank.
 const OVERSAMPLING: usize = 16;
 
-/// Passes over the matrix and back that turn the range finder towards the largest singular values.
+/// The number of power iterations: passes over the matrix and its transpose that align the range finder with the
+/// largest singular values.
 const POWER_ITERATIONS: usize = 4;
 
-/// Singular values below this share of the largest are rounding errors of `f32` products.
+/// Singular values below this fraction of the largest are treated as rounding errors of the `f32` products.
 const NEGLIGIBLE: f64 = 1e-6;
 
-/// The `rank` leading singular triplets of `left·right` (`[m, k]`, `[k, n]`), fewer where the product has a lower rank.
-/// `None` where something is not finite.
+/// Returns the `rank` leading singular triplets of `left·right` (`[m, k]`, `[k, n]`), or fewer if the product has a
+/// lower rank. Returns `None` if a value is not finite.
 ///
-/// A randomised range finder with power iterations and orthonormalisation between them (Halko, Martinsson and Tropp,
-/// *Finding structure with randomness*, 2011, algorithms 4.4 and 5.1), on the factors: the product is never made.
+/// The algorithm is a randomized range finder with power iterations and orthonormalization between them (Halko,
+/// Martinsson and Tropp, *Finding structure with randomness*, 2011, algorithms 4.4 and 5.1). It works on the factors
+/// and never forms the product.
 ///
-/// Cost: `2·POWER_ITERATIONS + 2` products of it with `l = rank + 16` columns on the device, each `(m + n)·k·l`
-/// multiply-adds, and `O((m + n)·l²)` on the host. For a feed-forward map of width 4096 and 14,336 at rank 64 that is
-/// 1e11 multiply-adds, 10 s on two busy CPU cores; a full decomposition takes some 1e12, and the product before it.
+/// Cost: `2·POWER_ITERATIONS + 2` multiplications of the product by `l = rank + 16` columns on the device, each `(m +
+/// n)·k·l` multiply-adds, and `O((m + n)·l²)` on the host. For a feed-forward map of width 4096 and 14,336 at rank 64
+/// that is 1e11 multiply-adds, 10 s on two busy CPU cores; a full decomposition takes about 1e12, after the product
+/// itself has been computed.
 ///
-/// Accuracy: exact where `l` reaches the smaller side of the product, up to the `f32` of the products. Otherwise the
-/// expected error in the spectral norm is at most `(1 + √(rank/15) + e·√l/16·√(min(m, n) − rank))^(1/9)` times the best
-/// one (their corollary 10.10 with 4 power iterations): a factor of 1.7 at rank 64 and width 4096 for singular values
-/// that are all equal, where any subspace is as good as another, and nothing to speak of for a spectrum that falls.
+/// Accuracy: exact up to the rounding of the `f32` products if `l` reaches the smaller side of the product. Otherwise
+/// the expected error in the spectral norm is at most `(1 + √(rank/15) + e·√l/16·√(min(m, n) − rank))^(1/9)` times the
+/// best one (their corollary 10.10 with 4 power iterations). This is a factor of 1.7 at rank 64 and width 4096 if all
+/// singular values are equal, where any subspace is as good as another, and negligible if the spectrum decays.
 pub(super) fn truncated_svd(
     left: &Tensor<2>,
     right: &Tensor<2>,
@@ -75,16 +78,16 @@ pub(super) fn truncated_svd(
     Some(Svd { values: values[..kept].to_vec(), left, right: right[..kept].to_vec() })
 }
 
-/// Vectors of `length` standard normal numbers.
+/// Returns `vectors` vectors of `length` standard normal values.
 fn noise(vectors: usize, length: usize, seed: u64) -> Vec<Vec<f64>> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut vector = || (0..length).map(|_| StandardNormal.sample(&mut rng)).collect();
     (0..vectors).map(|_| vector()).collect()
 }
 
-/// Makes vectors orthonormal, one after the other; what depends on those before it becomes 0.
+/// Orthonormalizes vectors one after the other. A vector that depends linearly on earlier ones becomes 0.
 ///
-/// Gram–Schmidt, each vector twice: once loses orthogonality, twice is enough (Giraud et al., 2005).
+/// Gram–Schmidt, applied twice to each vector: once loses orthogonality, twice is enough (Giraud et al., 2005).
 pub(super) fn orthonormalise(vectors: &mut [Vec<f64>]) {
     for at in 0..vectors.len() {
         let (before, rest) = vectors.split_at_mut(at);
@@ -106,12 +109,13 @@ pub(super) fn orthonormalise(vectors: &mut [Vec<f64>]) {
     }
 }
 
-/// Singular values of the matrix with these columns, largest first, its left singular vectors, and its right ones.
+/// Returns the singular values of the matrix with these columns, largest first, its left singular vectors and its
+/// right ones.
 ///
-/// One-sided Jacobi (Hestenes, 1958): pairs of columns are turned until all are orthogonal. It cannot fail to end, and
-/// small singular values come out as accurate as large ones.
+/// One-sided Jacobi (Hestenes, 1958): it rotates pairs of columns until all are orthogonal. It always terminates, and
+/// small singular values are as accurate as large ones.
 pub(super) fn jacobi(mut columns: Vec<Vec<f64>>) -> (Vec<f64>, Vec<Vec<f64>>, Vec<Vec<f64>>) {
-    const SWEEPS: usize = 60; // it takes 6 to 10
+    const SWEEPS: usize = 60; // 6 to 10 are enough in practice
     let count = columns.len();
     let mut turned: Vec<Vec<f64>> =
         (0..count).map(|i| (0..count).map(|j| f64::from(i == j)).collect()).collect();
@@ -169,13 +173,13 @@ fn combine(vectors: &[Vec<f64>], weights: &[f64]) -> Vec<f64> {
     sum
 }
 
-/// Vectors of `length` numbers as the rows of a tensor.
+/// Makes a tensor whose rows are the vectors, of `length` values each.
 pub(super) fn tensor(rows: &[Vec<f64>], length: usize, device: &Device) -> Tensor<2> {
     let values: Vec<f32> = rows.iter().flatten().map(|&v| v as f32).collect();
     from_f32(values, [rows.len(), length], device)
 }
 
-/// The rows of an `f32` tensor as vectors; `None` where a number is not finite or cannot be read.
+/// Returns the rows of an `f32` tensor as vectors, or `None` if a value is not finite or the tensor cannot be read.
 pub(super) fn host(tensor: Tensor<2>) -> Option<Vec<Vec<f64>>> {
     let width = tensor.dims()[1].max(1);
     let values: Vec<f32> = tensor.try_into_data().ok()?.try_into_vec().ok()?;
@@ -188,7 +192,7 @@ mod tests {
     use super::*;
     use crate::golden::devices;
 
-    /// A matrix with known singular values and vectors: rows are `Σ values[i]·left[i]·right[i]ᵀ`.
+    /// A matrix with known singular values and vectors: its rows are `Σ values[i]·left[i]·right[i]ᵀ`.
     struct Known {
         left: Vec<Vec<f64>>,
         right: Vec<Vec<f64>>,
@@ -237,7 +241,7 @@ mod tests {
         }
     }
 
-    /// Frobenius norm of the difference from what the triplets give.
+    /// The Frobenius norm of the difference between the matrix and the product of its triplets.
     fn residual(matrix: &[Vec<f64>], svd: &Svd) -> f64 {
         let mut sum = 0.0;
         for (r, row) in matrix.iter().enumerate() {
@@ -262,14 +266,14 @@ mod tests {
 
     #[test]
     fn jacobi_is_a_singular_value_decomposition() {
-        // [[4, 0], [3, -5]]: singular values √40 and √10, worked out by hand from AᵀA = [[25, -15], [-15, 25]].
+        // [[4, 0], [3, -5]]: singular values √40 and √10, computed by hand from AᵀA = [[25, -15], [-15, 25]].
         let (values, left, right) = jacobi(vec![vec![4.0, 3.0], vec![0.0, -5.0]]);
         assert!(
             (values[0] - 40f64.sqrt()).abs() < 1e-12 && (values[1] - 10f64.sqrt()).abs() < 1e-12
         );
         assert_orthonormal(&left, 1e-12);
         assert_orthonormal(&right, 1e-12);
-        // A column of zeros, and two equal columns: a value of 0 each.
+        // A zero column and two equal columns each give a singular value of 0.
         let (values, ..) = jacobi(vec![vec![3.0, 4.0], vec![3.0, 4.0], vec![0.0, 0.0]]);
         assert!((values[0] - 50f64.sqrt()).abs() < 1e-12 && values[1] < 1e-12 && values[2] == 0.0);
         let known = Known::new(20, 12, (0..12).map(|i| 10.0 * 0.5f64.powi(i)).collect());
@@ -297,7 +301,7 @@ mod tests {
         assert!(dot(&near[0], &near[1]).abs() < 1e-12);
     }
 
-    /// A small product is decomposed exactly: the range finder has all of its columns.
+    /// A small product is decomposed exactly, because the range finder has as many columns as the product.
     #[test]
     fn small_products_are_exact_and_truncation_leaves_the_tail() {
         for device in devices() {
@@ -315,7 +319,8 @@ mod tests {
                     }
                     assert_orthonormal(&svd.left, 1e-5);
                     assert_orthonormal(&svd.right, 1e-5);
-                    // Eckart and Young: no matrix of this rank is closer than the root of the squares left out.
+                    // Eckart and Young: the error of the best approximation of this rank is the root of the sum of the
+                    // omitted squares.
                     let tail = values[rank.min(9)..].iter().map(|v| v * v).sum::<f64>().sqrt();
                     assert!((residual(&matrix, &svd) - tail).abs() < 1e-5, "rank {rank}");
                 }
@@ -331,7 +336,7 @@ mod tests {
         let known = Known::new(m, n, values.clone());
         let matrix = known.rows(n);
         let device = Device::flex();
-        // In factors that are no identity: U·S and Vᵀ.
+        // The factors are U·S and Vᵀ, so that neither is the identity.
         let left: Vec<Vec<f64>> =
             (0..m).map(|r| (0..n).map(|i| known.left[i][r] * values[i]).collect()).collect();
         let svd =
@@ -347,7 +352,8 @@ mod tests {
         assert!(error > tail - 1e-4 && error < tail * (1.0 + 1e-4), "{error} {tail}");
     }
 
-    /// The worst case, a spectrum that hardly falls: still within a few per cent of the best approximation.
+    /// The worst case, a spectrum that hardly decays: the error is still within a few per cent of the best
+    /// approximation.
     #[test]
     fn a_flat_spectrum_is_approximated_within_a_few_per_cent() {
         let (m, n, rank) = (120, 100, 8);

@@ -16,40 +16,41 @@ use super::{
 };
 use crate::error::ConfigError;
 
-/// How the last projection of each block starts.
+/// How the down projection of each block is initialized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum OutputStart {
-    /// At zero: every block is the identity before the first update.
+    /// With zeros: every block is the identity before the first update.
     Zero,
     /// Uniform in ±1/√fan-in, like the other projections.
     FanIn,
 }
 
-/// Configuration of a [`SwiGluDistiller`]. The paper gives the blocks and the width; it leaves open the norm and the
-/// starting values, and the defaults here are those that had the smallest error over the first 80 tokens in a study on
+/// Configuration of a [`SwiGluDistiller`]. The paper specifies the number of blocks and the width, but not the norm
+/// and the initialization. The defaults here had the smallest error over the first 80 tokens in a study on
 /// SmolLM2-135M at the paper's learning rate.
 ///
-/// # How it starts
+/// # Initialization
 ///
-/// Gate and up projections are uniform in ±1/√d_model; the last projections are [`OutputStart`]'s. With the defaults
-/// every block is the identity before the first update: the prediction is the shallow state over its root mean square,
-/// and the loss of the first step is that state's squared distance from the deep one. With [`OutputStart::FanIn`] a
-/// block adds noise of mean 0 to an input of mean square `m`, with variance `m/9 · E[silu(g)²]` over the seeds, `g`
-/// normal with variance `m/3`: 0.0115 where `m` is 1, close to `m²/54` where it is large. That is harmless after
-/// [`SourceNorm::Rms`] and can be larger than the state itself on a raw source with outlying dimensions.
+/// Gate and up projections are uniform in ±1/√d_model; [`OutputStart`] sets the down projections. With the defaults
+/// every block is the identity before the first update: the prediction is the shallow state divided by its root mean
+/// square, and the loss of the first step is its squared distance from the deep state. With [`OutputStart::FanIn`] a
+/// block adds noise of mean 0 to an input of mean square `m`. The variance over the seeds is `m/9 · E[silu(g)²]`, with
+/// `g` normal with variance `m/3`: 0.0115 for `m = 1`, and close to `m²/54` for large `m`. This is harmless after
+/// [`SourceNorm::Rms`], but can exceed the state itself for a source without normalization that has outlier
+/// dimensions.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct SwiGluConfig {
-    /// Number of residual blocks.
+    /// The number of residual blocks.
     pub blocks: usize,
-    /// Width between the projections of a block.
+    /// The hidden width of a block.
     pub d_hidden: usize,
-    /// What happens to the shallow state before the first block.
+    /// The normalization of the shallow state before the first block.
     pub source_norm: SourceNorm,
-    /// How the last projection of each block starts.
+    /// How the down projection of each block is initialized.
     pub output_start: OutputStart,
 }
 
@@ -65,7 +66,7 @@ impl Default for SwiGluConfig {
 }
 
 impl SwiGluConfig {
-    /// The defaults.
+    /// Returns the defaults.
     pub fn new() -> Self {
         Self::default()
     }
@@ -76,29 +77,29 @@ impl SwiGluConfig {
         self
     }
 
-    /// Sets the width between the projections of a block.
+    /// Sets the hidden width of a block.
     pub fn with_d_hidden(mut self, d_hidden: usize) -> Self {
         self.d_hidden = d_hidden;
         self
     }
 
-    /// Sets what happens to the shallow state before the first block.
+    /// Sets the normalization of the shallow state before the first block.
     pub fn with_source_norm(mut self, source_norm: SourceNorm) -> Self {
         self.source_norm = source_norm;
         self
     }
 
-    /// Sets how the last projection of each block starts.
+    /// Sets how the down projection of each block is initialized.
     pub fn with_output_start(mut self, output_start: OutputStart) -> Self {
         self.output_start = output_start;
         self
     }
 
-    /// A distiller for a model of width `d_model`, with starting values drawn from `seed`.
+    /// Makes a distiller for a model of width `d_model`, with initial parameters drawn from `seed`.
     ///
     /// # Errors
     ///
-    /// [`ConfigError::OutOfRange`] when a size is zero.
+    /// [`ConfigError::OutOfRange`] if a size is zero.
     pub fn init(
         &self,
         d_model: usize,
@@ -123,13 +124,13 @@ impl SwiGluConfig {
     }
 }
 
-/// Residual SwiGLU blocks from the shallow to the deep state, the distiller of the paper: per block
-/// `x + (silu(x·gate) ⊙ (x·up))·down`, without biases. With the default sizes it has `2304·d_model` parameters.
+/// The paper's distiller: residual SwiGLU blocks from the shallow to the deep state. A block is `x + (silu(x·gate) ⊙
+/// (x·up))·down`, without biases. With the default sizes there are `2304·d_model` parameters.
 #[derive(Module, Debug)]
 pub struct SwiGluDistiller {
     /// The blocks, in the order in which they are applied.
     pub blocks: Vec<SwiGluBlock>,
-    /// What happens to the shallow state before the first block.
+    /// The normalization of the shallow state before the first block.
     #[module(skip)]
     pub source_norm: SourceNorm,
 }

@@ -1,20 +1,20 @@
-//! The exponential without a call, so that the compiler can do several at once.
+//! The exponential function without a call, so that the compiler can vectorize it.
 
-/// `eˣ` for `x ≤ 0`, relative error below 3e-7; 0 below −87.
+/// Returns `eˣ` for `x ≤ 0` with a relative error below 3e-7, and 0 below −87.
 #[inline(always)]
 pub(crate) fn exp_of_negative(x: f32) -> f32 {
-    // 1.5·2²³: adding it rounds to an integer, which the last bits of the sum are; subtracting it gives that integer
-    // back.
+    // 1.5·2²³. Adding it rounds to an integer, which is in the low bits of the sum. Subtracting it again gives that
+    // integer as a float.
     const ROUND: f32 = 12_582_912.0;
     let clamped = if x > -87.0 { x } else { -87.0 };
     let rounded = clamped * std::f32::consts::LOG2_E + ROUND;
     let n = rounded - ROUND;
-    // ln 2 in two parts: the first has so few bits that n times it is exact.
+    // ln 2 in two parts: the first has so few significant bits that its product with n is exact.
     let r = (clamped - n * 0.693_359_4) - n * -2.121_944_4e-4;
     let poly = [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0]
         .into_iter()
         .fold(0.0, |sum, coefficient| sum * r + coefficient);
-    // From the bits and not with `as`, which checks for numbers out of range and so prevents vectorisation.
+    // Uses the bits instead of an `as` cast, whose check for out-of-range values would prevent vectorization.
     let power = f32::from_bits((rounded.to_bits() << 23).wrapping_add(127 << 23));
     if x > -87.0 { poly * power } else { 0.0 }
 }
@@ -33,7 +33,7 @@ mod tests {
         }
         let least = f64::from(exp_of_negative(-86.999)) / (-86.999f64).exp();
         assert!((least - 1.0).abs() < 1e-5, "{least}");
-        assert_eq!(exp_of_negative(f32::NAN), 0.0, "NaN is refused earlier");
+        assert_eq!(exp_of_negative(f32::NAN), 0.0, "NaN gives 0: callers check for it before");
         assert_eq!(exp_of_negative(0.0), 1.0);
         assert_eq!(exp_of_negative(-87.1), 0.0);
         assert_eq!(exp_of_negative(f32::NEG_INFINITY), 0.0);

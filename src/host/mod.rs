@@ -1,9 +1,9 @@
-//! The operations that take most of a decode step's time, for flex, where memory is the host's: one pass each, with
-//! vector instructions and threads. On any other device, and for shapes and types that they do not cover, burn's own
-//! operations compute the same.
+//! The operations that take most of a decode step's time, for a device that computes in host memory: one pass each,
+//! with vector instructions and threads. On any other device, and for shapes and types that are not supported, burn's
+//! own operations compute the same.
 
 mod exp;
-// The only place where the feature `flex` decides: both files have the same functions.
+// The feature `flex` is used only here: both files define the same functions.
 #[cfg_attr(feature = "flex", path = "flex/mod.rs")]
 #[cfg_attr(not(feature = "flex"), path = "plain.rs")]
 mod kernels;
@@ -23,7 +23,7 @@ pub(crate) fn times_transposed(x: Tensor<2>, weight: &Tensor<2>) -> Tensor<2> {
     x.matmul(weight.clone().transpose())
 }
 
-/// `x·W` slot by slot, with `x` `[slots, rows, in]` and `W` `[slots, in, out]`.
+/// `x·W` for each slot, with `x` `[slots, rows, in]` and `W` `[slots, in, out]`.
 pub(crate) fn times_each(x: Tensor<3>, weight: &Tensor<3>) -> Tensor<3> {
     if let Some(product) = kernels::times_each(&x, weight) {
         return product;
@@ -31,7 +31,7 @@ pub(crate) fn times_each(x: Tensor<3>, weight: &Tensor<3>) -> Tensor<3> {
     x.matmul(weight.clone())
 }
 
-/// `x·Wᵀ` slot by slot, with `x` `[slots, rows, in]` and `W` `[slots, out, in]`.
+/// `x·Wᵀ` for each slot, with `x` `[slots, rows, in]` and `W` `[slots, out, in]`.
 pub(crate) fn times_each_transposed(x: Tensor<3>, weight: &Tensor<3>) -> Tensor<3> {
     if let Some(product) = kernels::times_each_transposed(&x, weight) {
         return product;
@@ -39,8 +39,8 @@ pub(crate) fn times_each_transposed(x: Tensor<3>, weight: &Tensor<3>) -> Tensor<
     x.matmul(weight.clone().swap_dims(1, 2))
 }
 
-/// `x[row] · W[picked[row, i]]`, `[rows, n]`, with `x` `[rows, in]`, `W` `[out, in]` and `picked` `[rows, n]` below
-/// `out`.
+/// `x[row] · W[picked[row, i]]`, with `x` `[rows, in]`, `W` `[out, in]` and `picked` `[rows, n]`, each below `out`.
+/// The result is `[rows, n]`.
 pub(crate) fn times_rows_at(
     x: Tensor<2>,
     weight: &Tensor<2>,
@@ -54,7 +54,7 @@ pub(crate) fn times_rows_at(
     picked.reshape([rows, n, width]).matmul(x.reshape([rows, width, 1])).reshape([rows, n])
 }
 
-/// `silu(left half) ⊙ right half` of each row of `[rows, 2·n]`: `[rows, n]`.
+/// `silu(left half) ⊙ right half` of each row of `[rows, 2·n]`. The result is `[rows, n]`.
 #[cfg(feature = "llama")]
 pub(crate) fn silu_gated(both: Tensor<2>) -> Tensor<2> {
     if let Some(gated) = kernels::silu_gated(&both) {
@@ -64,8 +64,8 @@ pub(crate) fn silu_gated(both: Tensor<2>) -> Tensor<2> {
     burn::tensor::activation::silu(both.clone().narrow(1, 0, half)) * both.narrow(1, half, half)
 }
 
-/// `x / √(mean(x²) + ε) · weight` over the last dimension. The mean is taken in `f32` whatever the element type:
-/// squares overflow `f16`.
+/// `x / √(mean(x²) + ε) · weight` over the last dimension. The mean is computed in `f32` for every element type,
+/// because squares overflow `f16`.
 #[cfg(feature = "llama")]
 pub(crate) fn rms_norm<const D: usize>(x: Tensor<D>, weight: &Tensor<1>, eps: f32) -> Tensor<D> {
     if let Some(normed) = kernels::rms_norm(&x, weight, eps) {
@@ -79,8 +79,8 @@ pub(crate) fn rms_norm<const D: usize>(x: Tensor<D>, weight: &Tensor<1>, eps: f3
     normed * weight.clone().unsqueeze()
 }
 
-/// Rotates `x`, `[rows, seq, heads, width]`: each dimension of a head, paired with the one half a head further on, by
-/// an angle. Cosines and sines are `[rows, seq, 1, width]`, each given twice.
+/// Rotary position embedding of `x`, `[rows, seq, heads, width]`: rotates each pair of dimensions `i` and `i + width /
+/// 2` of a head by an angle. Cosines and sines are `[rows, seq, 1, width]`, each given twice.
 #[cfg(feature = "llama")]
 pub(crate) fn rotate_halves(x: Tensor<4>, cos: &Tensor<4>, sin: &Tensor<4>) -> Tensor<4> {
     if let Some(turned) = kernels::rotate_halves(&x, cos, sin) {

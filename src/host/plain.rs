@@ -1,4 +1,4 @@
-//! Without flex: nothing is done on the host's memory, so every function leaves the work to burn.
+//! The host operations without flex: every function leaves the work to burn.
 
 use burn::tensor::{Device, Int, Tensor};
 
@@ -49,13 +49,13 @@ pub(crate) fn rotate_halves(
     None
 }
 
-/// Does `work` with the instructions that the program was compiled for.
+/// Calls `work` with the instructions that the program was compiled for.
 #[inline(always)]
 pub(crate) fn vectorised<I, R>(input: I, work: impl Fn(I) -> R) -> R {
     work(input)
 }
 
-/// Does `work` for `count` numbers as one piece, on the caller's thread.
+/// Calls `work` for `count` values as one piece, on the caller's thread.
 pub(crate) fn share_pieces<P: Send, I: Iterator<Item = P> + Send>(
     count: usize,
     _numbers_of_a_thread: usize,

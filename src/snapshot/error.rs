@@ -1,4 +1,4 @@
-//! Snapshots that cannot be written or read.
+//! Errors of writing and reading snapshots.
 
 use thiserror::Error;
 
@@ -7,7 +7,7 @@ use crate::{
     train::{Misfit, TrainError},
 };
 
-/// A snapshot of a sampler that cannot be written or read.
+/// A snapshot of a sampler could not be written or read.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum SnapshotError {
@@ -16,22 +16,22 @@ pub enum SnapshotError {
     Io {
         /// The file.
         path: std::path::PathBuf,
-        /// Why.
+        /// The I/O error.
         source: std::io::Error,
     },
-    /// The file is damaged, none of ours, or newer than this crate.
+    /// The file is damaged, is not a snapshot, or was written by a newer version of this crate.
     #[error("{}: {what}: expected {expected}, got {got}", .path.display())]
     Format {
         /// The file.
         path: std::path::PathBuf,
         /// The part of the file.
         what: String,
-        /// What should be there.
+        /// The expected content.
         expected: String,
-        /// What is there.
+        /// The actual content.
         got: String,
     },
-    /// A value does not fit into the precision in which it is to be stored.
+    /// A value is out of the range of the requested precision.
     #[error("{what}: expected a number that f16 can hold, got {got}")]
     Range {
         /// The tensor.
@@ -39,26 +39,26 @@ pub enum SnapshotError {
         /// The value.
         got: f32,
     },
-    /// What a file holds does not belong to the distiller.
+    /// The content of the file does not fit the distiller.
     #[error("{what}: expected {expected}, got {got}")]
     Misfit {
-        /// What was counted.
+        /// The quantity that does not match.
         what: String,
-        /// How many the distiller has.
+        /// The distiller's number.
         expected: usize,
-        /// How many the file has.
+        /// The file's number.
         got: usize,
     },
-    /// The description of the sampler could not be written.
+    /// The header could not be serialized.
     #[error("snapshot header: {0}")]
     Header(String),
-    /// The device failed.
+    /// A device operation failed.
     #[error("device: {0}")]
     Device(String),
-    /// A setting in the file cannot work.
+    /// A setting in the file is invalid.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// Learning in the background has failed.
+    /// Background learning has failed.
     #[error(transparent)]
     Train(#[from] TrainError),
 }

@@ -1,4 +1,4 @@
-//! What a file consists of: the header, which is JSON in the metadata of a safetensors file, and a hash of everything.
+//! The format of a file: a JSON header in the metadata of a safetensors file, and a hash of the whole content.
 
 use std::collections::BTreeMap;
 
@@ -13,12 +13,12 @@ use crate::{
     train::{SlotState, TrainerState},
 };
 
-/// The kind of file, as its metadata say.
+/// The kind of file, as stored in its metadata.
 pub(super) const FORMAT: &str = "esamp snapshot";
-/// The version written here. Files of every version up to it must stay readable: tests/old_snapshots.
+/// The version that is written. Files of every earlier version stay readable: see tests/old_snapshots.
 ///
-/// - 1: the members of a slot are plain numbers, without their prompts.
-/// - 2: they come with their prompts.
+/// - 1: a member of a slot is identified by its number alone.
+/// - 2: a member also has its prompt.
 pub(super) const VERSION: u64 = 2;
 
 /// How parameters are stored. Optimizer states, gathered rows and everything else are always `f32`.
@@ -26,36 +26,36 @@ pub(super) const VERSION: u64 = 2;
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum SnapshotPrecision {
-    /// As they are: a run that is loaded gives the tokens that it would have given without the interruption.
+    /// Exact: a loaded run gives the same tokens as without the interruption.
     #[default]
     F32,
-    /// Rounded to 11 bits: half the size, for distillers that are kept as a starting point. A run that goes on from
-    /// them is close to the uninterrupted one, not equal; a parameter beyond ±65504 is an error.
+    /// Rounded to 11 significant bits: half the size, for distillers that are kept as a starting point. A run that
+    /// continues from them is close to the uninterrupted one, but not equal. A parameter beyond ±65504 is an error.
     F16,
 }
 
-/// The part of a file that is no tensor.
+/// The part of a file that is not tensors.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Header {
     pub(super) config: Value,
-    /// The bits of the fractions in it, by their JSON pointers: read as decimal numbers they may come back one unit in
-    /// the last place off. (Reading exactly is a feature of serde_json that would build all of burn anew.)
+    /// The bits of the fractions in the header, by their JSON pointers: a fraction parsed from decimal may differ in
+    /// the last bit. (Exact parsing is a feature of serde_json that would rebuild all of burn.)
     #[serde(default)]
     pub(super) config_fractions: BTreeMap<String, u64>,
     pub(super) custom_distiller: bool,
     pub(super) d_model: usize,
     pub(super) counters: Counters,
-    /// The bits of the counters' sums, which decimal numbers do not keep.
+    /// The bits of the sums in the counters, which decimal numbers do not preserve.
     pub(super) sums: [u64; 4],
     pub(super) trainer: StoredTrainer,
 }
 
-/// A slot in the header: numbers of rows that wait, and of parameters, first and second moments.
+/// A slot in the header, with the number of waiting rows and the numbers of parameters, first and second moments.
 pub(super) type StoredSlot = Slot<SlotState<usize, [usize; 3]>>;
-/// A trainer in the header, with the prompts that there is evidence about.
+/// A trainer in the header, with the prompts that it has evidence about.
 pub(super) type StoredTrainer = TrainerState<StoredSlot, PromptId>;
 
-/// Turns the header of an older version into one of this version.
+/// Converts the header of an older version to this version.
 pub(super) fn upgrade(header: &mut Value, version: u64) {
     if version < 2
         && let Some(trainer) = header.get_mut("trainer")
@@ -64,8 +64,8 @@ pub(super) fn upgrade(header: &mut Value, version: u64) {
     }
 }
 
-/// From version 1 to 2: a member of a slot is named by its prompt too. The prompt is that of the slot, if it has one;
-/// no file of version 1 knows the others, and they become 0.
+/// Converts from version 1 to 2, in which a member of a slot also has its prompt. It is the prompt of the slot, if the
+/// slot has one. Otherwise a file of version 1 does not contain the prompt, and it becomes 0.
 fn name_prompts(trainer: &mut Value) {
     let slots = trainer.get_mut("slots").and_then(Value::as_array_mut);
     for slot in slots.into_iter().flatten() {
@@ -82,7 +82,7 @@ fn name_prompts(trainer: &mut Value) {
     }
 }
 
-/// Adds the bits of every fraction in `value`, which stands at the JSON pointer `place`.
+/// Adds the bits of every fraction in `value`, whose JSON pointer is `place`.
 pub(super) fn add_fractions(value: &Value, place: &str, fractions: &mut BTreeMap<String, u64>) {
     let escaped = |key: &str| key.replace('~', "~0").replace('/', "~1");
     match value {
@@ -103,13 +103,13 @@ pub(super) fn add_fractions(value: &Value, place: &str, fractions: &mut BTreeMap
     }
 }
 
-/// Those of the counters that are sums of fractions.
+/// Returns the counters that are sums of fractions.
 pub(super) fn sums(counters: &mut Counters) -> [&mut f64; 4] {
     let Counters { mass_outside, novelty_sum, relative_novelty_sum, loss_sum, .. } = counters;
     [mass_outside, novelty_sum, relative_novelty_sum, loss_sum]
 }
 
-/// A hash of everything in a file that a sampler is made of.
+/// A hash of everything in a file that the sampler's state depends on.
 pub(super) struct ContentHash(Sha256);
 
 impl ContentHash {

@@ -1,4 +1,4 @@
-//! A sampler on disk: what its distillers have learned, so that a run can go on where it ended.
+//! Saves a sampler to disk with what its distillers have learned, so that a run can continue where it stopped.
 
 mod error;
 mod format;
@@ -25,17 +25,17 @@ use crate::{
 };
 
 impl Sampler {
-    /// Writes everything that the sampler has learned to a file: configuration, parameters, optimizer states, rows that
-    /// wait to be learned, counters. The observer is not written. The sampler goes on unchanged.
+    /// Writes everything that the sampler has learned to a file: configuration, parameters, optimizer states, rows
+    /// that wait for an update, and counters. The observer is not written. The sampler is unchanged and can continue.
     ///
-    /// The file is a safetensors file whose metadata says `format: esamp snapshot`, a version, the precision and a
-    /// SHA-256 of its content. It is written under another name and renamed, so that a file of this name is always
-    /// whole; file and, on Unix, folder are synchronised with the disk before this returns.
+    /// The file is a safetensors file whose metadata contains `format: esamp snapshot`, a version, the precision and a
+    /// SHA-256 of its content. It is written under a temporary name and then renamed, so a file of this name is always
+    /// complete. The file and, on Unix, its folder are synchronized with the disk before this returns.
     ///
     /// # Errors
     ///
-    /// [`SnapshotError::Io`], [`SnapshotError::Range`] for a parameter that does not fit into the precision, and
-    /// [`SnapshotError::Train`] when learning in the background has failed.
+    /// [`SnapshotError::Io`] if the file cannot be written, [`SnapshotError::Range`] if a parameter is out of the
+    /// range of the precision, and [`SnapshotError::Train`] if background learning has failed.
     pub fn save(
         &mut self,
         path: impl AsRef<Path>,
@@ -60,16 +60,15 @@ impl Sampler {
         write(path.as_ref(), header, &tensors)
     }
 
-    /// A reader of the file that [`save`](Self::save) has written at `path`.
+    /// Returns a loader for the file that [`save`](Self::save) has written at `path`.
     pub fn loader(path: impl Into<PathBuf>) -> SamplerLoader {
         SamplerLoader { path: path.into(), distiller: None }
     }
 }
 
-/// Reads a sampler that [`Sampler::save`] has written: made by [`Sampler::loader`].
+/// Reads a sampler that [`Sampler::save`] has written. [`Sampler::loader`] makes it.
 ///
-/// Requests are known by the ids that they had: those that were running are in [`Sampler::requests`], to be gone on
-/// with or released.
+/// Completions keep their ids. [`Sampler::completions`] returns those that were running, to be continued or released.
 #[must_use = "nothing is read before `load`"]
 pub struct SamplerLoader {
     path: PathBuf,
@@ -77,8 +76,7 @@ pub struct SamplerLoader {
 }
 
 impl SamplerLoader {
-    /// Reads a sampler with a distiller of your own: `distiller` is what fresh slots start from, as in
-    /// [`SamplerBuilder::with_distiller`].
+    /// Sets a custom distiller. As in [`SamplerBuilder::with_distiller`], new slots start as copies of `distiller`.
     pub fn with_distiller<D: Distiller>(mut self, distiller: D) -> Self {
         self.distiller = Some(Box::new(|builder| builder.with_distiller(distiller)));
         self
@@ -88,18 +86,18 @@ impl SamplerLoader {
     ///
     /// # Errors
     ///
-    /// [`SnapshotError`] for a file that cannot be read, is none of ours, is newer than this crate, is damaged, or was
-    /// written with a distiller of the user's own and is read without one; [`SnapshotError::Misfit`] when the file's
-    /// parameters are not those of the distiller.
+    /// [`SnapshotError`] if the file cannot be read, is not a snapshot, was written by a newer version of this crate,
+    /// is damaged, or was written with a custom distiller and is read without one. [`SnapshotError::Misfit`] if the
+    /// parameters in the file do not fit the distiller.
     pub fn load(self, device: &Device) -> Result<Sampler, SnapshotError> {
         let (file, builder) = self.open(device)?;
         let sampler = builder.build(file.d_model(), device)?;
         file.into_sampler(sampler)
     }
 
-    /// [`load`](Self::load) for a caller with threads of its own, as [`SamplerBuilder::build_with_worker`]. An update
-    /// that was done and not visible yet when the file was written is in the sampler: it waits for the worker no
-    /// earlier than one that was started afresh.
+    /// Does the same as [`load`](Self::load), for a caller that manages its own threads, like
+    /// [`SamplerBuilder::build_with_worker`]. If an update was done but not yet visible when the file was written, the
+    /// loaded sampler contains it. The sampler waits for the worker no earlier than a new one does.
     ///
     /// # Errors
     ///

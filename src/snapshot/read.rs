@@ -1,4 +1,4 @@
-//! From a file to a sampler.
+//! Reads a sampler from a file.
 
 use std::{
     collections::HashMap,
@@ -22,15 +22,15 @@ use crate::{
     train::{ExportedSlot, SlotState, SlotTensors},
 };
 
-/// Settings that files of earlier versions may have and that mean nothing any more.
+/// Settings that files of earlier versions may contain and that no longer have a meaning.
 const RETIRED: [&str; 2] = ["overlap", "expected_control"];
 
-/// A file that has been read and checked.
+/// A file that was read and checked.
 pub(super) struct Snapshot {
     path: PathBuf,
     header: Header,
     tensors: HashMap<String, Read>,
-    /// Where the tensors go.
+    /// The device of the tensors.
     device: Device,
 }
 
@@ -100,7 +100,7 @@ impl Snapshot {
         Ok(Self { path: path.to_owned(), header, tensors, device: device.clone().inner() })
     }
 
-    /// Refuses a file that was written with a distiller of the user's own.
+    /// Returns an error if this crate cannot make the file's distillers.
     pub(super) fn check_distiller(&self) -> Result<(), SnapshotError> {
         if self.header.custom_distiller {
             return Err(self.format("distiller", "one of this crate's", "one of the user's own"));
@@ -117,7 +117,7 @@ impl Snapshot {
         }
     }
 
-    /// The configuration. Settings that the file does not know have their defaults.
+    /// Returns the configuration. Settings that are missing in the file have their defaults.
     pub(super) fn config(&self) -> Result<SamplerConfig, SnapshotError> {
         let mut config = self.header.config.clone();
         if let Some(settings) = config.as_object_mut() {
@@ -138,12 +138,12 @@ impl Snapshot {
         })
     }
 
-    /// Width of the model that the distillers belong to.
+    /// The width of the model that the distillers belong to.
     pub(super) fn d_model(&self) -> usize {
         self.header.d_model
     }
 
-    /// Puts everything that was learned into a sampler with the file's configuration.
+    /// Restores everything that was learned into a sampler with the file's configuration.
     pub(super) fn into_sampler(mut self, mut sampler: Sampler) -> Result<Sampler, SnapshotError> {
         let stored = std::mem::replace(&mut self.header.trainer, StoredTrainer::new(Vec::new()));
         let trainer = stored.try_map("own", &mut self, Self::slot, Self::evidence)?;

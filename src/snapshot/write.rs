@@ -1,4 +1,4 @@
-//! From a sampler to a file.
+//! Writes a sampler to a file.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -22,13 +22,13 @@ use crate::{
     train::{ExportedSlot, SlotState, SlotTensors, TrainerState},
 };
 
-/// The tensors of a snapshot that is being made.
+/// The tensors of a snapshot, collected before it is written.
 pub(super) struct Tensors {
     precision: SnapshotPrecision,
     stored: BTreeMap<String, Stored>,
 }
 
-/// One tensor, as bytes.
+/// One tensor as bytes.
 struct Stored {
     dtype: Dtype,
     shape: Vec<usize>,
@@ -40,7 +40,7 @@ impl Tensors {
         Self { precision, stored: BTreeMap::new() }
     }
 
-    /// Stores the tensors of a trainer; the header is what is left of it.
+    /// Stores the tensors of a trainer and returns the rest as its header.
     pub(super) fn trainer(&mut self, state: TrainerState) -> Result<StoredTrainer, SnapshotError> {
         state.try_map("own", self, Self::slot, Self::evidence)
     }
@@ -129,10 +129,11 @@ fn values<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, SnapshotError> 
     data.try_into_vec::<f32>().map_err(|error| device(format!("{error:?}")))
 }
 
-/// Files begun by this process: two threads that save to the same place must not write to the same file.
+/// The number of files that this process has begun to write. It makes temporary names unique, because two threads may
+/// save to the same path.
 static ATTEMPTS: AtomicU64 = AtomicU64::new(0);
 
-/// Writes a file next to `path` and renames it, so that `path` is always a whole file.
+/// Writes a file next to `path` and renames it, so that `path` is always a complete file.
 pub(super) fn write(path: &Path, header: String, tensors: &Tensors) -> Result<(), SnapshotError> {
     let io = |source| SnapshotError::Io { path: path.to_owned(), source };
     let precision = match tensors.precision {
@@ -167,13 +168,13 @@ pub(super) fn write(path: &Path, header: String, tensors: &Tensors) -> Result<()
         .and_then(|()| fs::rename(&partial, path))
         .and_then(|()| sync_folder(folder_of(path)));
     if written.is_err() {
-        // The rest of the attempt is of no use. If it cannot be removed either, the first error is the one to report.
+        // The incomplete file is useless. If it cannot be removed either, the first error is the one to report.
         let _ = fs::remove_file(&partial);
     }
     written.map_err(io)
 }
 
-/// The folder that a file is in.
+/// Returns the folder of a file.
 fn folder_of(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if folder != Path::new("") => folder,
@@ -181,18 +182,19 @@ fn folder_of(path: &Path) -> &Path {
     }
 }
 
-/// Makes a rename in this folder durable: on Unix the new name is an entry of the folder and is written with it.
+/// Makes a rename in this folder durable: on Unix the new name is an entry of the folder, which must be synchronized
+/// too.
 #[cfg(unix)]
 fn sync_folder(folder: &Path) -> std::io::Result<()> {
     use std::io::ErrorKind::{InvalidInput, Unsupported};
     match File::open(folder)?.sync_all() {
-        // Some file systems keep folders in another way and say that there is nothing to synchronise.
+        // Some file systems store folders differently and report that they cannot be synchronized.
         Err(error) if matches!(error.kind(), InvalidInput | Unsupported) => Ok(()),
         result => result,
     }
 }
 
-/// Elsewhere there is no such call.
+/// Other systems have no such call.
 #[cfg(not(unix))]
 fn sync_folder(_folder: &Path) -> std::io::Result<()> {
     Ok(())

@@ -1,4 +1,4 @@
-//! A prompt's own distiller and the shared one, mixed by how well they have predicted.
+//! Mixes the prediction of a prompt's own distiller with that of the shared one, weighted by their recent errors.
 
 use burn::tensor::Tensor;
 
@@ -17,13 +17,13 @@ use crate::{
     id::CompletionId,
 };
 
-/// Two trainers side by side: one slot for each prompt, and one for all of them.
+/// Two trainers: one with a slot for each prompt, and one with a single slot for all prompts.
 #[derive(Clone, Debug)]
 pub(crate) struct AdaptiveTrainer<S> {
     own: InlineTrainer<S>,
     shared: InlineTrainer<S>,
     config: AdaptiveConfig,
-    /// How well both have predicted each prompt.
+    /// The recent prediction errors of both trainers on each prompt.
     evidence: Evidence,
 }
 
@@ -37,9 +37,9 @@ impl<S: Slots> AdaptiveTrainer<S> {
         }
     }
 
-    /// With [`AdaptiveStart::Shared`], lets prompts without a distiller of their own start from the shared one.
-    // Called before a prediction and before an update: the worker of a background trainer learns and never predicts,
-    // and both copies must start a prompt from the same parameters.
+    /// With [`AdaptiveStart::Shared`], starts the own distiller of each new prompt as a copy of the shared one.
+    ///
+    /// Both `predict` and `learn` call this first, because the background worker learns without predicting.
     fn start_own(&mut self, rows: &[CompletionId]) {
         if self.config.start != AdaptiveStart::Shared {
             return;
@@ -101,7 +101,7 @@ impl<S: Slots> OnlineTrainer for AdaptiveTrainer<S> {
         rows: &[CompletionId],
         shallow: &Tensor<2>,
     ) -> Result<Prediction, TrainError> {
-        // The shared slot comes first: a prompt's own distiller may start as a copy of it.
+        // Start the shared slot first: a prompt's own distiller may be a copy of it.
         self.shared.start(rows);
         self.start_own(rows);
         let own = self.own.predict(rows, shallow)?.expected;
@@ -117,7 +117,7 @@ impl<S: Slots> OnlineTrainer for AdaptiveTrainer<S> {
         hidden: &HiddenStates,
         parts: &[Tensor<2>],
     ) -> Result<Learned, TrainError> {
-        // Rows that were never predicted say nothing about either.
+        // Without predictions there are no errors to record.
         if let [own, shared] = parts {
             let discount = self.config.discount();
             self.evidence.add(rows, [own, shared], hidden.deep(), discount);
@@ -125,7 +125,7 @@ impl<S: Slots> OnlineTrainer for AdaptiveTrainer<S> {
         self.start_own(rows);
         let own = self.own.learn(rows, hidden, &[])?;
         let shared = self.shared.learn(rows, hidden, &[])?;
-        // A row that both learn from is one row.
+        // Both trainers learn from the same rows, so the rows are counted once.
         Ok(Learned {
             rows: own.rows.max(shared.rows),
             updates: own.updates + shared.updates,
@@ -140,7 +140,7 @@ impl<S: Slots> OnlineTrainer for AdaptiveTrainer<S> {
         hidden: &HiddenStates,
         updates: usize,
     ) -> Result<Learned, TrainError> {
-        // The shared distiller is no prompt's: warming it up on each would be learning from prompts.
+        // Warm-up updates go to the own distiller only: the shared one must not learn from prompts.
         self.begin(row);
         self.start_own(&[row]);
         self.own.warm_up(row, hidden, updates)
@@ -192,7 +192,7 @@ mod tests {
     fn slots() -> StackedSlots<SwiGluDistiller> {
         let distiller = SwiGluConfig::new().with_blocks(1).with_d_hidden(8);
         let distiller = distiller.init(D_MODEL, 1, &Device::flex()).unwrap();
-        // A plain descent: what is compared is what the distillers know, not how Adam starts.
+        // Plain SGD: the test compares what the distillers know, not how Adam starts.
         let optimizer = OptimizerConfig::sgd(0.1);
         StackedSlots::new(&distiller, optimizer).unwrap()
     }
@@ -205,7 +205,7 @@ mod tests {
         InlineTrainer::new(slots(), sharing, TrainingConfig::default())
     }
 
-    /// Rows of some prompts at a step. Their deep states are `sign` times a map of the shallow ones.
+    /// One row for each prompt at a step. The deep states are `sign` times a fixed map of the shallow ones.
     fn step(
         prompts: &[u64],
         step: usize,
@@ -214,7 +214,7 @@ mod tests {
         let rows: Vec<CompletionId> = prompts.iter().map(|&p| CompletionId::new(p, p)).collect();
         let (mut shallow, mut deep) = (Vec::new(), Vec::new());
         for &prompt in prompts {
-            // Three contexts that come again and again: there is something to learn.
+            // Three contexts that repeat, so that there is something to learn.
             let x = |i: usize| ((i * 5 + step % 3 * 11) as f32 * 1.7).sin();
             shallow.extend((0..D_MODEL).map(x));
             deep.extend((0..D_MODEL).map(|i| sign(prompt) * 1.5 * x((i + 1) % D_MODEL)));
@@ -226,7 +226,7 @@ mod tests {
         (rows, HiddenStates::new(tensor(shallow), tensor(deep)).unwrap())
     }
 
-    /// Relative squared error over the second half of each prompt's steps.
+    /// The mean relative squared error over the second half of each prompt's steps.
     fn error(trainer: &mut dyn OnlineTrainer, sign: impl Fn(u64) -> f32, length: usize) -> f32 {
         let (mut sum, mut count) = (0.0, 0.0);
         for group in 0..6u64 {
@@ -252,7 +252,7 @@ mod tests {
 
     #[test]
     fn the_mixture_follows_the_better_prediction() {
-        // Prompts that agree: what the shared one has learned from others is worth having.
+        // Prompts that agree: what the shared distiller learned from other prompts helps.
         let same = |_: u64| 1.0;
         let errors = |sign: &dyn Fn(u64) -> f32, length| {
             [
@@ -272,7 +272,7 @@ mod tests {
         let [own, shared, mixed, fresh] = errors(&same, 8);
         assert!(shared < own, "short prompts that agree: {shared} {own}");
         assert!(mixed < 0.5 * own && fresh < 0.5 * own, "{mixed} {fresh} {own}");
-        // Prompts that contradict each other: the shared one learns nothing that holds.
+        // Prompts that contradict each other: what the shared distiller learns helps none of them.
         let opposite = |prompt: u64| if prompt.is_multiple_of(2) { 1.0 } else { -1.0 };
         let [own, shared, mixed, fresh] = errors(&opposite, 60);
         assert!(own < shared, "prompts that contradict each other: {own} {shared}");
@@ -309,7 +309,7 @@ mod tests {
         }
         assert_eq!(trainer.distillers(), 2);
         trainer.release(CompletionId::new(3, 3));
-        assert!(trainer.evidence.is_empty(), "evidence goes with its prompt");
+        assert!(trainer.evidence.is_empty(), "evidence is dropped with its prompt");
         assert_eq!(trainer.distillers(), 1, "the shared one stays");
     }
 
@@ -343,7 +343,7 @@ mod tests {
 
     #[test]
     fn a_trainer_that_learns_without_predicting_starts_prompts_the_same_way() {
-        // As the worker of a trainer in the background does: it is handed rows that the other half has predicted.
+        // The background worker learns from rows that the caller's copy has predicted.
         let known = |trainer: &mut AdaptiveTrainer<_>| {
             for at in 0..10 {
                 let (rows, hidden) = step(&[0], at, |_| 1.0);

@@ -1,4 +1,4 @@
-//! Slots kept apart: each a stack of its own.
+//! Slots in separate memory: each slot is a stack of its own.
 
 use burn::tensor::{Device, Tensor};
 
@@ -9,31 +9,33 @@ use super::{
 };
 use crate::{distiller::Distiller, hidden::HiddenStates, host::is_flex};
 
-/// The analytic gradients of [`StackedSlots`], slot after slot.
+/// The analytic gradients of [`StackedSlots`], computed for one slot after the other.
 ///
-/// On a CPU one product over many slots saves no kernel launches, and its tensors do not fit into the caches. Slots
-/// kept apart are updated in place, those without work are not read, and none is copied when slots come and go.
+/// On a CPU there are no kernel launches to save by batching, and the tensors of a batched product do not fit in the
+/// caches. Here each active slot is updated in place, idle slots are not read, and no parameters are copied when slots
+/// are added or removed.
 #[derive(Clone, Debug)]
 pub(crate) struct ApartSlots<D> {
-    /// What a slot starts as.
+    /// The state that a new slot starts with.
     fresh: StackedSlots<D>,
     slots: Vec<StackedSlots<D>>,
 }
 
 impl<D: Distiller> ApartSlots<D> {
-    /// Slots for a distiller that has a stacked form, given as an empty stack.
+    /// Makes the slots of a distiller that has a stacked form, from an empty stack.
     pub(crate) fn new(mut empty: StackedSlots<D>) -> Self {
         empty.add(1);
         Self { fresh: empty, slots: Vec::new() }
     }
 
-    /// Whether this is the faster path on a device: on flex, where it was measured (docs/design/bank.md).
+    /// Whether this path is faster than the stacked one on `device`. True on flex, where it was measured
+    /// (docs/design/bank.md).
     pub(crate) fn is_faster_on(device: &Device) -> bool {
         is_flex(device)
     }
 }
 
-/// The same work for a slot that is alone with its rows.
+/// The same work for a stack that holds this slot only.
 fn alone(slot: &SlotRows) -> [SlotRows; 1] {
     [SlotRows { slot: 0, done: slot.done, rows: (0..slot.rows.len()).collect() }]
 }
@@ -44,7 +46,7 @@ impl<D: Distiller> Slots for ApartSlots<D> {
     }
 
     fn add(&mut self, count: usize) {
-        // Their tensors are shared until the first update of each.
+        // The clones share their tensors until the first update of each.
         self.slots.extend(std::iter::repeat_n(self.fresh.clone(), count));
     }
 

@@ -1,20 +1,21 @@
-//! When a bank learns, from which rows, and on which path.
+//! Settings of online learning: when a bank learns, from which rows, and on which path.
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::ConfigError;
 
-/// When a bank learns, from which rows, and on which path. The defaults are the paper's: every row, every step.
+/// When a bank learns, from which rows, and on which path. The defaults are the paper's: every row at every step.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct TrainingConfig {
     /// The rows that distillers learn from.
     pub train_rows: TrainRows,
-    /// Steps whose rows make one update of a slot, at least 1: above 1 a mini-batch of tokens is gathered. Each slot
-    /// counts its own steps. Rows that are still being gathered when their slot's last request ends are not learned.
+    /// The number of steps whose rows make one update of a slot, at least 1. Above 1, the rows of several steps form
+    /// one mini-batch. Each slot counts its own steps. Rows that are still waiting for their update when the slot's
+    /// last completion ends are not learned from.
     pub update_every: usize,
-    /// When an update becomes visible.
+    /// When an update becomes visible to predictions.
     pub staleness: Staleness,
     /// How the predictions and updates of many slots are computed.
     pub slot_path: SlotPath,
@@ -32,7 +33,7 @@ impl Default for TrainingConfig {
 }
 
 impl TrainingConfig {
-    /// The paper's settings, which are the defaults.
+    /// Returns the paper's settings, which are the defaults.
     pub fn new() -> Self {
         Self::default()
     }
@@ -43,13 +44,13 @@ impl TrainingConfig {
         self
     }
 
-    /// Sets the steps whose rows make one update.
+    /// Sets the number of steps whose rows make one update.
     pub fn with_update_every(mut self, steps: usize) -> Self {
         self.update_every = steps;
         self
     }
 
-    /// Sets when an update becomes visible.
+    /// Sets when an update becomes visible to predictions.
     pub fn with_staleness(mut self, staleness: Staleness) -> Self {
         self.staleness = staleness;
         self
@@ -65,7 +66,7 @@ impl TrainingConfig {
     ///
     /// # Errors
     ///
-    /// [`ConfigError::OutOfRange`] for the first that cannot work.
+    /// [`ConfigError::OutOfRange`] for the first setting that is out of range.
     pub fn validate(&self) -> Result<(), ConfigError> {
         ConfigError::at_least_one("update_every", self.update_every)
     }
@@ -76,15 +77,16 @@ impl TrainingConfig {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum TrainRows {
-    /// Every steered row: what one completion has said is no longer new to the others. The paper's.
+    /// Every steered row: what one completion has said is no longer novel for the others. The paper's choice.
     #[default]
     All,
-    /// Of each prompt, the row with the smallest request id that runs: cheaper, and what the reference implementation
-    /// does. The other completions are steered away from what that one says, and not from each other.
+    /// For each prompt, only the running row with the smallest completion number. This is cheaper, and is what the
+    /// reference implementation does. The other completions are steered away from that completion, but not from each
+    /// other.
     FirstPerPrompt,
 }
 
-/// When an update becomes visible. Both are exact: the same seed gives the same tokens on every run.
+/// When an update becomes visible. Both variants are deterministic: the same seed gives the same tokens on every run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -92,13 +94,13 @@ pub enum Staleness {
     /// The update of step `t` is done before step `t + 1` predicts.
     #[default]
     Inline,
-    /// The update of step `t` runs on a thread of its own, during the model's next forward pass: step `t + 1` predicts
+    /// The update of step `t` runs on a separate thread during the model's next forward pass, so step `t + 1` predicts
     /// with the update of step `t − 1`. For machines with a stream or cores to spare; on two cores it gains nothing.
     Background,
 }
 
-/// How the predictions and updates of many slots are computed. The results agree to rounding, and each path is
-/// deterministic; docs/design/bank.md says what they cost.
+/// How the predictions and updates of many slots are computed. The paths agree to rounding, and each is deterministic;
+/// docs/design/bank.md has their cost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -106,13 +108,14 @@ pub enum SlotPath {
     /// [`Apart`](Self::Apart) on flex, [`Stacked`](Self::Stacked) on every other device.
     #[default]
     Automatic,
-    /// All slots in one batched product with analytic gradients, where the distiller has a [stacked
-    /// form](crate::distillers::Distiller::stacked); one by one where it has none. As many launches for many slots as
-    /// for one: for a GPU.
+    /// All slots in one batched product with analytic gradients, if the distiller has a [stacked
+    /// form](crate::distillers::Distiller::stacked); otherwise one by one. The number of kernel launches does not
+    /// depend on the number of slots, which suits a GPU.
     Stacked,
-    /// One slot after the other with the same analytic gradients, in memory of its own; one by one where the distiller
-    /// has no stacked form. For a CPU, where launches cost little and large tensors much.
+    /// One slot after the other with the same analytic gradients, each in its own memory; one by one if the distiller
+    /// has no stacked form. Suits a CPU, where launches are cheap and large tensors are expensive.
     Apart,
-    /// One slot after the other, with autodiff: what every distiller can do, and the oracle of the other two.
+    /// One slot after the other with autodiff. Every distiller supports it, and it is the test oracle of the other
+    /// two.
     OneByOne,
 }

@@ -1,54 +1,54 @@
-//! Online learning that fails.
+//! Errors of online learning.
 
 use thiserror::Error;
 
-/// Online learning that could not be done, or was not.
+/// Online learning failed, or made no update.
 #[derive(Clone, Debug, PartialEq, Error)]
 #[non_exhaustive]
 pub enum TrainError {
     /// A distiller's prediction has the wrong shape.
     #[error("distiller: expected a prediction of shape {expected:?}, got {got:?}")]
     Prediction {
-        /// `[rows, d_model]`.
+        /// The shape of the rows, `[rows, d_model]`.
         expected: Vec<usize>,
-        /// What it returned.
+        /// The shape of the prediction.
         got: Vec<usize>,
     },
     /// A stacked distiller's gradients do not have the shapes of its parameters.
     #[error("stacked distiller: expected gradients of shapes {expected:?}, got {got:?}")]
     Gradients {
-        /// Shapes of the parameters.
+        /// The shapes of the parameters.
         expected: Vec<[usize; 3]>,
-        /// Shapes of what it returned.
+        /// The shapes of the gradients.
         got: Vec<[usize; 3]>,
     },
-    /// A stacked distiller's gradient comes in factors that have no product.
+    /// The two factors of a stacked distiller's gradient have shapes that cannot be multiplied.
     #[error(
         "stacked distiller: gradient {parameter}: expected factors with the same slots and rows, got inputs {inputs:?} and upstream {upstream:?}"
     )]
     GradientFactors {
-        /// Place of the parameter that it belongs to.
+        /// The index of the parameter.
         parameter: usize,
         /// The shape of the first factor, `[slots, rows, a]`.
         inputs: [usize; 3],
         /// The shape of the second factor, `[slots, rows, b]`.
         upstream: [usize; 3],
     },
-    /// The worker that learns in the background has ended: its distiller panicked, or its thread was lost. What it says
-    /// first is said again by every later call.
+    /// The background worker has ended: its distiller panicked, or its thread was lost. Every later call returns the
+    /// first such error again.
     #[error("background learning: expected a running worker, got {got}")]
     Worker {
-        /// What happened.
+        /// What happened to the worker.
         got: String,
     },
-    /// Steering was on and rows were there to learn from, but no update happened.
+    /// Steering was on and there were rows to learn from, but no update was made.
     #[error(
         "online learning: expected updates from {eligible} eligible rows, got none ({skipped} rows skipped as not finite)"
     )]
     NothingLearned {
-        /// Rows that were to be learned.
+        /// The number of rows that should have been learned from.
         eligible: u64,
-        /// How many of them were skipped because their hidden states were not finite.
+        /// The number of those rows that were skipped because their hidden states were not finite.
         skipped: u64,
     },
 }

@@ -1,4 +1,4 @@
-//! How well a prompt's own distiller and the shared one have predicted it lately.
+//! Recent prediction errors of a prompt's own distiller and of the shared one.
 
 use burn::tensor::{DType, Device, Tensor, activation::sigmoid};
 
@@ -7,11 +7,12 @@ use crate::{
     tensor::{from_f32, select_rows},
 };
 
-/// A relative squared error counts at most this much: one deep state near 0 must not outweigh all later steps.
+/// The upper bound of one relative squared error: a deep state near 0 must not dominate the mean for the rest of a
+/// run.
 const LARGEST_ERROR: f32 = 4.0;
 
-/// The evidence about every prompt, in one tensor: a step takes as many launches for many prompts as for one, and
-/// nothing is read back.
+/// The evidence about all prompts in one tensor. The number of kernel launches per step does not depend on the number
+/// of prompts, and nothing is read back.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Evidence {
     /// The prompt of each row of `sums`.
@@ -22,10 +23,10 @@ pub(super) struct Evidence {
 }
 
 impl Evidence {
-    /// Numbers about one prompt.
+    /// The number of values per prompt.
     pub(super) const WIDTH: usize = 3;
 
-    /// What [`of_each`](Self::of_each) has given; every tensor is `[3]`.
+    /// Restores evidence that [`of_each`](Self::of_each) returned. Every tensor is `[3]`.
     pub(super) fn new(each: Vec<(PromptId, Tensor<1>)>) -> Self {
         let (prompts, sums): (Vec<_>, Vec<_>) = each.into_iter().unzip();
         let sums = sums.into_iter().map(|sums| sums.reshape([1, Self::WIDTH]));
@@ -33,7 +34,7 @@ impl Evidence {
         Self { prompts, sums }
     }
 
-    /// The evidence about each prompt, `[3]`.
+    /// Returns the evidence about each prompt, `[3]` each.
     pub(super) fn of_each(&self) -> Vec<(PromptId, Tensor<1>)> {
         let Some(sums) = &self.sums else {
             return Vec::new();
@@ -42,7 +43,7 @@ impl Evidence {
         self.prompts.iter().enumerate().map(|(at, &prompt)| (prompt, row(at))).collect()
     }
 
-    /// Keeps what is known about the prompts that `stays` says yes to.
+    /// Keeps the evidence about the prompts for which `stays` returns true.
     pub(super) fn retain(&mut self, stays: impl Fn(PromptId) -> bool) {
         let kept: Vec<usize> =
             (0..self.prompts.len()).filter(|&at| stays(self.prompts[at])).collect();
@@ -54,7 +55,7 @@ impl Evidence {
         self.sums = sums.map(|sums| select_rows(&sums, &kept));
     }
 
-    /// The weight of the own distiller for each row, `[rows, 1]`: σ(sharpness · lead), ½ without evidence.
+    /// Returns the weight of the own distiller for each row, `[rows, 1]`: σ(sharpness · lead), or ½ without evidence.
     pub(super) fn weights(
         &self,
         rows: &[CompletionId],
@@ -72,14 +73,14 @@ impl Evidence {
         };
         let sums = select_rows(&known, &index);
         let column = |at: usize| sums.clone().narrow(1, at, 1);
-        // Without evidence both errors are 0, and 0 / ε is too.
+        // Without evidence both errors are 0, and 0 / ε = 0.
         let steps = column(2).clamp_min(f32::MIN_POSITIVE);
         let lead = (column(1) - column(0)) / steps;
         sigmoid(lead.mul_scalar(sharpness))
     }
 
-    /// Adds a step: what the own and the shared distiller expected of `rows`, and the deep states that came, `[rows,
-    /// d_model]` each. Prompts without rows keep what they have.
+    /// Adds the errors of one step. `own` and `shared` are the predictions of the two distillers for `rows`, and
+    /// `deep` the actual deep states, `[rows, d_model]` each. Prompts without rows are unchanged.
     pub(super) fn add(
         &mut self,
         rows: &[CompletionId],
@@ -103,7 +104,7 @@ impl Evidence {
         for &place in &places {
             counts[place] += 1;
         }
-        // A prompt's mean over its rows; the rest of its line is 0.
+        // A matrix that averages over the rows of each prompt; all other entries are 0.
         let mut averages = vec![0.0f32; prompts * rows.len()];
         for (row, &place) in places.iter().enumerate() {
             averages[place * rows.len() + row] = 1.0 / counts[place] as f32;
@@ -114,7 +115,7 @@ impl Evidence {
         self.sums = Some(sums * kept + means.mul_scalar(1.0 - discount));
     }
 
-    /// The place of each row's prompt. Those that are new start with nothing.
+    /// Returns the place of each row's prompt. New prompts get a place, with all sums 0.
     fn seat(&mut self, rows: &[CompletionId], device: &Device) -> Vec<usize> {
         let before = self.prompts.len();
         let places = rows.iter().map(|row| {
@@ -157,7 +158,7 @@ mod tests {
         from_f32(numbers.collect(), [rows, D], device)
     }
 
-    /// Prompts that come, rest and go, prompt after prompt in 64 bits: the formula of `AdaptiveConfig`.
+    /// Prompts that start, pause and end, against the formula of `AdaptiveConfig` computed per prompt in f64.
     #[test]
     fn many_prompts_at_once_are_each_prompt_alone() {
         let steps: [&[u64]; 7] =
@@ -178,7 +179,11 @@ mod tests {
                 };
                 let resting = untouched(&evidence);
                 evidence.add(&rows, [&own, &shared], &deep, discount);
-                assert_eq!(untouched(&evidence), resting, "not by a bit");
+                assert_eq!(
+                    untouched(&evidence),
+                    resting,
+                    "prompts without rows stay bit-identical"
+                );
 
                 let [own, shared, deep] = [own, shared, deep].map(values);
                 let error = |expected: &[f32], row: usize| {
@@ -210,7 +215,7 @@ mod tests {
                     evidence.retain(|prompt| prompt.0 != 2);
                     oracle.remove(&2);
                 }
-                // In any order, known or not, as often as asked.
+                // Prompts in any order, known or unknown, with repeats.
                 let asked = [9, 5, 4, 2, 7, 4].map(|prompt| CompletionId::new(prompt, 0));
                 let expected = asked.map(|row| {
                     let [own, shared, steps] =
@@ -221,7 +226,7 @@ mod tests {
                 let got = values(evidence.weights(&asked, sharpness, &device));
                 assert_close("weights", &got, &expected, 1e-5);
 
-                // What is written down and read again is the same.
+                // Export and import give the same evidence.
                 let again = Evidence::new(evidence.of_each());
                 assert_eq!(values(again.weights(&asked, sharpness, &device)), got);
             }

@@ -1,4 +1,4 @@
-//! Online learning: many small networks, one update each per step.
+//! Online learning: many small networks, with one update each per step.
 
 mod adaptive;
 mod apart;

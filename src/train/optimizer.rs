@@ -1,4 +1,4 @@
-//! How an update moves the parameters.
+//! The optimizer: update rules, learning rate schedules and clipping.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,10 +11,10 @@ use crate::error::ConfigError;
 pub enum UpdateRule {
     /// Plain gradient descent.
     Sgd,
-    /// Gradient descent along a velocity, `v ← momentum·v + gradient` (Polyak, 1964; without dampening, the first step
-    /// is that of plain descent).
+    /// Gradient descent with momentum, `v ← momentum·v + gradient` (Polyak, 1964). Without dampening: the first step
+    /// is that of plain gradient descent.
     Momentum {
-        /// Share of the velocity that an update keeps, in `[0, 1)`.
+        /// The fraction of the velocity that an update keeps, in `[0, 1)`.
         momentum: f32,
     },
     /// Adam (Kingma and Ba, 2015).
@@ -23,7 +23,7 @@ pub enum UpdateRule {
         beta_1: f32,
         /// Decay of the second moment, in `[0, 1)`.
         beta_2: f32,
-        /// Added to the square root of the second moment, above 0.
+        /// Added to the square root of the second moment; above 0.
         epsilon: f32,
     },
     /// Adam with decoupled weight decay (Loshchilov and Hutter, 2019), on all parameters.
@@ -32,14 +32,14 @@ pub enum UpdateRule {
         beta_1: f32,
         /// Decay of the second moment, in `[0, 1)`.
         beta_2: f32,
-        /// Added to the square root of the second moment, above 0.
+        /// Added to the square root of the second moment; above 0.
         epsilon: f32,
-        /// Share of each parameter, times the learning rate, that an update takes away; at least 0.
+        /// The weight decay: an update shrinks each parameter by this fraction times the learning rate. At least 0.
         weight_decay: f32,
     },
 }
 
-/// What the squared error is summed and averaged over. Rows are always averaged.
+/// How the squared error is reduced over the width. Over rows it is always averaged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -47,43 +47,43 @@ pub enum LossReduction {
     /// The mean over rows and width: the paper's algorithm.
     #[default]
     Mean,
-    /// The sum over the width, the mean over rows: the paper's eq. 10. The gradient is `d_model` times that of the
-    /// mean, which Adam hardly notices, and which a clipped or plain descent does.
+    /// The sum over the width, and the mean over rows: the paper's eq. 10. The gradient is `d_model` times that of the
+    /// mean. This hardly affects Adam, but does affect gradient descent and clipping.
     Sum,
 }
 
-/// How the learning rate changes with the number of updates that a distiller has had, as a factor on
-/// [`OptimizerConfig::learning_rate`]. Each slot of a bank counts its own.
+/// How the learning rate changes with the number of updates of a distiller, as a factor on
+/// [`OptimizerConfig::learning_rate`]. Each slot of a bank counts its own updates.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 #[non_exhaustive]
 pub enum Schedule {
-    /// The same for every update.
+    /// Constant.
     #[default]
     Constant,
-    /// From `1 / updates` to 1 over the first `updates` updates, then 1.
-    #[serde(alias = "warm_up")]
+    /// Rises linearly from `1 / updates` to 1 over the first `updates` updates, then stays at 1.
+    #[serde(alias = "warm_up")] // its name in files of earlier development versions
     RampUp {
-        /// How many, at least 1.
+        /// The length of the rise in updates, at least 1.
         updates: u64,
     },
-    /// Halves every `updates` updates, continuously.
+    /// Decays exponentially, by one half every `updates` updates.
     HalfLife {
-        /// How many, at least 1.
+        /// The half-life in updates, at least 1.
         updates: u64,
     },
-    /// From 1 to `floor` along half a cosine over `updates` updates, then `floor` (Loshchilov and Hutter, *SGDR*,
-    /// arXiv 1608.03983, one cycle).
+    /// Falls from 1 to `floor` along half a cosine over `updates` updates, then stays at `floor` (Loshchilov and
+    /// Hutter, *SGDR*, arXiv 1608.03983, one cycle).
     Cosine {
-        /// How many, at least 1.
+        /// The length of the fall in updates, at least 1.
         updates: u64,
-        /// The factor at the end, in `[0, 1]`.
+        /// The final factor, in `[0, 1]`.
         floor: f64,
     },
 }
 
 impl Schedule {
-    /// The factor for the update that follows `done` others.
+    /// Returns the factor for the update that follows `done` others.
     pub fn factor(&self, done: u64) -> f64 {
         let share = |updates: u64| done as f64 / updates as f64;
         match *self {
@@ -116,7 +116,8 @@ impl Schedule {
     }
 }
 
-/// Update rule, learning rate and clipping. With serde, what is left out is as in [`paper`](Self::paper), clipping too.
+/// Update rule, learning rate and clipping. With serde, missing fields take the values of [`paper`](Self::paper),
+/// including clipping.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
@@ -125,12 +126,12 @@ pub struct OptimizerConfig {
     pub rule: UpdateRule,
     /// The learning rate, above 0.
     pub learning_rate: f64,
-    /// How it changes with the number of updates.
+    /// How the learning rate changes with the number of updates.
     pub schedule: Schedule,
-    /// What the loss is summed and averaged over.
+    /// How the loss is reduced.
     pub loss: LossReduction,
-    /// The largest norm that the gradient of one distiller may have, over all of its parameters together; a larger
-    /// one is scaled by `max / (norm + 1e-6)`. `None` never clips.
+    /// The maximum norm of one distiller's gradient, over all of its parameters together. A larger gradient is scaled
+    /// by `max / (norm + 1e-6)`. `None` disables clipping.
     pub max_grad_norm: Option<f32>,
 }
 
@@ -141,8 +142,9 @@ impl Default for OptimizerConfig {
 }
 
 impl OptimizerConfig {
-    /// The paper's optimizer, for [`SwiGluDistiller`](crate::distillers::SwiGluDistiller): Adam at 4e-4 with ε 1e-4,
-    /// the gradient clipped to norm 0.5. It suits completions of thousands of tokens; short ones learn more at 3e-3.
+    /// The paper's optimizer, for [`SwiGluDistiller`](crate::distillers::SwiGluDistiller): Adam at learning rate 4e-4
+    /// with ε 1e-4, and gradients clipped to norm 0.5. It suits completions of thousands of tokens; with short ones, a
+    /// learning rate of 3e-3 learns more.
     pub fn paper() -> Self {
         Self {
             rule: UpdateRule::Adam { beta_1: 0.9, beta_2: 0.999, epsilon: 1e-4 },
@@ -153,8 +155,8 @@ impl OptimizerConfig {
         }
     }
 
-    /// AdamW with ε 1e-8 and weight decay 0.01, without clipping. At 1e-3 it is the optimizer of the paper's reference
-    /// implementation, for [`LowRankDistiller`](crate::distillers::LowRankDistiller).
+    /// AdamW with ε 1e-8 and weight decay 0.01, without clipping. At learning rate 1e-3 it is the optimizer of the
+    /// paper's reference implementation, for [`LowRankDistiller`](crate::distillers::LowRankDistiller).
     pub fn adam_w(learning_rate: f64) -> Self {
         let rule =
             UpdateRule::AdamW { beta_1: 0.9, beta_2: 0.999, epsilon: 1e-8, weight_decay: 0.01 };
@@ -195,19 +197,19 @@ impl OptimizerConfig {
         self
     }
 
-    /// Sets what the loss is summed and averaged over.
+    /// Sets how the loss is reduced.
     pub fn with_loss(mut self, loss: LossReduction) -> Self {
         self.loss = loss;
         self
     }
 
-    /// Sets the largest norm of a gradient.
+    /// Sets the maximum norm of a gradient.
     pub fn with_max_grad_norm(mut self, max_grad_norm: f32) -> Self {
         self.max_grad_norm = Some(max_grad_norm);
         self
     }
 
-    /// Never clips a gradient.
+    /// Disables clipping.
     pub fn without_clipping(mut self) -> Self {
         self.max_grad_norm = None;
         self
@@ -217,7 +219,7 @@ impl OptimizerConfig {
     ///
     /// # Errors
     ///
-    /// [`ConfigError::OutOfRange`] for the first that cannot work.
+    /// [`ConfigError::OutOfRange`] for the first setting that is out of range.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let rate = self.learning_rate;
         ConfigError::check(

@@ -1,4 +1,4 @@
-//! The distillers of all slots, and the work that a step has for them.
+//! The distillers of all slots, and the work of a step.
 
 use std::fmt::Debug;
 
@@ -15,15 +15,15 @@ use crate::{distiller::Distiller, hidden::HiddenStates, tensor::select_rows};
 /// The rows that one slot has in a step. Every row of a step belongs to one slot.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct SlotRows {
-    /// Place of the slot.
+    /// The place of the slot.
     pub(crate) slot: usize,
-    /// Updates that the slot has had.
+    /// The number of updates that the slot has had.
     pub(crate) done: u64,
-    /// Places of the rows in the step's tensors.
+    /// The places of the rows in the step's tensors.
     pub(crate) rows: Vec<usize>,
 }
 
-/// Everything that a slot has learned, as plain tensors: to be written down and read again.
+/// Everything that a slot has learned, as plain tensors, for export and import.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct SlotTensors {
     pub(crate) parameters: Vec<Tensor<1>>,
@@ -32,55 +32,53 @@ pub(crate) struct SlotTensors {
 }
 
 impl SlotTensors {
-    /// Numbers of parameters, first and second moments.
+    /// The numbers of parameters, first moments and second moments.
     pub(crate) fn counts(&self) -> [usize; 3] {
         [&self.parameters, &self.first, &self.second].map(Vec::len)
     }
 }
 
 /// The parameters and optimizer states of all slots, by place. Slots start as copies of one template, so what a slot
-/// learns does not depend on when it was made.
-// A slot is addressed by its place and not by its name: the trainer keeps the names, and the implementations here can
-// store slots densely. Update counts are passed in (`SlotRows::done`) instead of being kept here, because a fit resets
-// the count that the optimizer's bias correction sees and not the one that the sampler reports.
+/// learns does not depend on when it was created.
 ///
-/// Three implementations compute the same: [`SeparateSlots`], one slot after the other with autodiff, for any distiller
-/// and as the oracle; [`StackedSlots`](super::StackedSlots), all of them in one batched product; and
-/// [`ApartSlots`](super::ApartSlots), each a stack of its own.
+/// Three implementations compute the same: [`SeparateSlots`], one slot after the other with autodiff, works for any
+/// distiller and is the test oracle; [`StackedSlots`](super::StackedSlots) computes all slots in one batched product;
+/// and [`ApartSlots`](super::ApartSlots) keeps each slot in a stack of its own.
 pub(crate) trait Slots: Clone + Debug + Send + 'static {
     /// Number of slots.
     fn len(&self) -> usize;
 
-    /// Adds fresh slots after the others.
+    /// Appends `count` fresh slots.
     fn add(&mut self, count: usize);
 
     /// Keeps the slots at these places, in this order.
     fn keep(&mut self, places: &[usize]);
 
-    /// The expected deep states, `[rows, d_model]`, in the order of the rows of `shallow`.
+    /// Returns the expected deep states, `[rows, d_model]`, in the order of the rows of `shallow`.
     fn predict(&self, work: &[SlotRows], shallow: &Tensor<2>) -> Result<Tensor<2>, TrainError>;
 
-    /// One update of each slot that has work. Slots without work do not move. Says how many slots have changed.
+    /// Does one update of each slot that has work; the others are unchanged. Returns the number of slots that have
+    /// changed.
     fn update(&mut self, work: &[SlotRows], hidden: &HiddenStates) -> Result<usize, TrainError>;
 
-    /// How many rows a slot wants to see before it is fitted; 0 where there is nothing to fit.
+    /// The number of rows that a slot needs before it is fitted; 0 if the distiller cannot be fitted.
     fn rows_to_fit(&self) -> usize;
 
-    /// Starts a slot again from what can be fitted to rows, with a fresh optimizer state. Says whether it did.
+    /// Fits a slot to rows and resets its optimizer state. Returns whether the fit succeeded.
     fn fit(&mut self, place: usize, rows: &HiddenStates) -> bool;
 
-    /// What a slot has learned.
+    /// Returns what a slot has learned.
     fn export(&self, place: usize) -> SlotTensors;
 
-    /// Bytes of all parameters and moments that are kept.
+    /// The size of all parameters and moments in bytes.
     fn state_bytes(&self) -> usize;
 
-    /// Puts what a slot has learned in its place. Says which tensor does not fit: its name and the numbers of values
-    /// expected and got.
+    /// Replaces what a slot has learned. If a tensor does not fit, returns its name and the expected and actual
+    /// numbers of values.
     fn import(&mut self, place: usize, tensors: SlotTensors) -> Result<(), Misfit>;
 }
 
-/// A tensor, or a list of them, that does not belong to the distiller.
+/// A tensor, or a list of tensors, that does not fit the distiller.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Misfit {
     pub(crate) what: String,
@@ -88,7 +86,7 @@ pub(crate) struct Misfit {
     pub(crate) got: usize,
 }
 
-/// Compares lists of tensors by their numbers of values.
+/// Compares the lengths of `got` with the expected ones.
 pub(super) fn check_fit(what: &str, expected: &[usize], got: &[Tensor<1>]) -> Result<(), Misfit> {
     let misfit = |what: String, expected, got| Err(Misfit { what, expected, got });
     if expected.len() != got.len() {
@@ -206,7 +204,7 @@ impl<D: Distiller> Slots for SeparateSlots<D> {
     }
 }
 
-/// The predictions of the slots one after the other, put in the order of the step's rows.
+/// Predicts one slot after the other and returns the predictions in the order of the step's rows.
 pub(super) fn predict_one_by_one(
     work: &[SlotRows],
     shallow: &Tensor<2>,
@@ -217,7 +215,7 @@ pub(super) fn predict_one_by_one(
     Ok(select_rows(&Tensor::cat(expected, 0), &places(work)))
 }
 
-/// The position of each row of the step when the rows of all slots are put one after the other.
+/// Returns the index of each row of the step in the concatenation of all slots' rows.
 fn places(work: &[SlotRows]) -> Vec<usize> {
     let order: Vec<usize> = work.iter().flat_map(|slot| slot.rows.iter().copied()).collect();
     let mut places = vec![0; order.len()];
@@ -227,7 +225,7 @@ fn places(work: &[SlotRows]) -> Vec<usize> {
     places
 }
 
-/// A distiller of the user's own may return anything.
+/// Checks a prediction's shape: a user's distiller may return any.
 pub(super) fn check_prediction<const D: usize>(
     expected: [usize; D],
     got: [usize; D],

@@ -19,20 +19,16 @@ use crate::{
     tensor::{from_f32, index, is_all},
 };
 
-/// The parameters of all slots, each parameter as one tensor `[slots, a, b]`, and their moments likewise.
+/// The parameters of all slots, each parameter as one tensor `[slots, a, b]`, and likewise their moments.
 ///
-/// A step in which all slots have work, the usual case, updates these tensors in place. A step in which some have none
-/// works on a copy of the active slots and writes it back, so that the others stay the same to the last bit.
-// Why this layout: the networks are so small that on a GPU a kernel launch costs more than its arithmetic. With the
-// slots as the first dimension, a prediction or an update takes as many launches for fifty slots as for one. It needs
-// rectangular tensors, so the rows of a step are laid out as a grid (`Grid`): a slot with fewer rows than the widest
-// repeats its first row, and the weight of a repeated row in the loss is 0.
+/// Usually all slots have work, and a step updates these tensors in place. If some slots are idle, the step updates a
+/// copy of the active slots and writes it back; the idle ones are bit-identical afterwards.
 #[derive(Clone, Debug)]
 pub(crate) struct StackedSlots<D> {
     network: Arc<dyn StackedDistiller>,
     optimizer: OptimizerConfig,
     distiller: D,
-    /// The parameters of `distiller`, `[1, a, b]` each.
+    /// The parameters of the template distiller, `[1, a, b]` each.
     template: Vec<Tensor<3>>,
     parameters: Vec<Tensor<3>>,
     moments: Moments,
@@ -40,8 +36,8 @@ pub(crate) struct StackedSlots<D> {
 }
 
 impl<D: Distiller> StackedSlots<D> {
-    /// Slots for a distiller that has a stacked form; `None` for one that has none, that has no parameters, or whose
-    /// parameters are not all vectors and matrices that can be trained.
+    /// Makes the slots for a distiller that has a stacked form. Returns `None` if it has none, has no parameters, or
+    /// has a parameter that is frozen or is neither a vector nor a matrix.
     pub(crate) fn new(distiller: &D, optimizer: OptimizerConfig) -> Option<Self> {
         let network = distiller.stacked()?;
         let template = stackable_parameters(distiller).filter(|template| !template.is_empty())?;
@@ -56,7 +52,7 @@ impl<D: Distiller> StackedSlots<D> {
         })
     }
 
-    /// The parameters and moments of some slots; all of them where these are all, in order.
+    /// Returns the parameters and moments of the slots at `places`, without a copy if these are all slots in order.
     fn of(&self, places: &[usize]) -> Vec<Tensor<3>> {
         let Some(index) = self.index(places) else {
             return self.parameters.clone();
@@ -64,7 +60,7 @@ impl<D: Distiller> StackedSlots<D> {
         self.parameters.iter().map(|parameter| parameter.clone().select(0, index.clone())).collect()
     }
 
-    /// The slots at these places as an index; `None` where they are all slots in order.
+    /// Returns the places as an index tensor, or `None` if they are all slots in order.
     fn index(&self, places: &[usize]) -> Option<Tensor<1, Int>> {
         let device = self.template[0].device();
         (!is_all(places, self.count)).then(|| index(places.iter().copied(), &device))
@@ -81,14 +77,13 @@ impl<D: Distiller> Slots for StackedSlots<D> {
             self.template.iter().map(|parameter| parameter.clone().repeat_dim(0, count)).collect();
         let moments = Moments::fresh(self.optimizer.rule, &fresh);
         let join = |mine, new| Tensor::cat(vec![mine, new], 0);
-        match self.count {
-            0 => (self.parameters, self.moments) = (fresh, moments),
-            _ => {
-                let mine = std::mem::take(&mut self.parameters);
-                self.parameters =
-                    mine.into_iter().zip(fresh).map(|(mine, new)| join(mine, new)).collect();
-                self.moments = std::mem::take(&mut self.moments).zip(moments, join);
-            }
+        if self.count == 0 {
+            (self.parameters, self.moments) = (fresh, moments);
+        } else {
+            let mine = std::mem::take(&mut self.parameters);
+            self.parameters =
+                mine.into_iter().zip(fresh).map(|(mine, new)| join(mine, new)).collect();
+            self.moments = std::mem::take(&mut self.moments).zip(moments, join);
         }
         self.count += count;
     }
@@ -129,11 +124,13 @@ impl<D: Distiller> Slots for StackedSlots<D> {
             check_gradients(parameters, &gradients)?;
             Ok::<_, TrainError>(gradients.into_iter().map(Some).collect())
         };
+        // All slots are active, in order: update the tensors in place, without a copy.
         let Some(index) = self.index(&active) else {
             let gradients = gradients(&self.parameters)?;
             apply(&self.optimizer, &done, &mut self.parameters, &mut self.moments, gradients);
             return Ok(work.len());
         };
+        // Some slots are idle: update a copy of the active ones and write it back slot by slot.
         let mut parameters = self.of(&active);
         let gradients = gradients(&parameters)?;
         let mut moments = self.moments.clone().map(|tensor| tensor.select(0, index.clone()));
@@ -210,7 +207,7 @@ impl<D: Distiller> Slots for StackedSlots<D> {
     }
 }
 
-/// Gradients that a user wrote may have any shape.
+/// Checks the shapes of the gradients: a user's distiller may return any.
 fn check_gradients(parameters: &[Tensor<3>], gradients: &[Gradient]) -> Result<(), TrainError> {
     let expected: Vec<_> = parameters.iter().map(|parameter| parameter.dims()).collect();
     let got = gradients.iter().enumerate().map(|(parameter, gradient)| {
@@ -228,11 +225,11 @@ fn check_gradients(parameters: &[Tensor<3>], gradients: &[Gradient]) -> Result<(
     Err(TrainError::Gradients { expected, got })
 }
 
-/// The rows of a step laid out by slot, `[slots, width]`, where `width` is the largest number of rows that a slot has.
+/// The rows of a step laid out by slot, `[slots, width]`, where `width` is the largest number of rows of a slot.
 struct Grid<'a> {
     work: &'a [SlotRows],
     width: usize,
-    /// Whether rows already stand in this order and every slot has `width` of them.
+    /// Whether the rows are already in this order and every slot has `width` of them.
     in_order: bool,
     device: Device,
 }
@@ -246,7 +243,7 @@ impl<'a> Grid<'a> {
         Self { work, width, in_order, device }
     }
 
-    /// `[rows, d]` to `[slots, width, d]`; a slot with fewer rows repeats its first.
+    /// Lays out `[rows, d]` as `[slots, width, d]`. A slot with fewer rows is padded with its first row.
     fn lay_out(&self, rows: &Tensor<2>) -> Tensor<3> {
         let [_, d] = rows.dims();
         let shape = [self.work.len(), self.width, d];
@@ -260,7 +257,7 @@ impl<'a> Grid<'a> {
         rows.clone().select(0, index).reshape(shape)
     }
 
-    /// `[slots, width, d]` back to `[rows, d]`, without the padding.
+    /// Returns `[slots, width, d]` to `[rows, d]`, without the padding.
     fn gather(&self, grid: Tensor<3>) -> Tensor<2> {
         let [slots, width, d] = grid.dims();
         let flat = grid.reshape([slots * width, d]);
@@ -276,8 +273,8 @@ impl<'a> Grid<'a> {
         flat.select(0, index(places, &self.device))
     }
 
-    /// What the squared error of each row counts, `[slots, width, 1]`: the mean over the rows of its slot, and over the
-    /// width where the loss is a mean; nothing for padding.
+    /// Returns the weight of each row's squared error in the loss, `[slots, width, 1]`: one over the number of rows of
+    /// its slot, also divided by `d_model` if the loss is a mean over the width; 0 for padding.
     fn weights(&self, d_model: usize, loss: LossReduction) -> Tensor<3> {
         let per_row = match loss {
             LossReduction::Mean => 1.0 / d_model as f32,
@@ -291,8 +288,8 @@ impl<'a> Grid<'a> {
     }
 }
 
-/// The parameters of a module in the order in which burn visits them, `[1, a, b]` each; `None` where one is neither a
-/// vector nor a matrix, or is frozen.
+/// Returns the parameters of a module in the order in which burn visits them, `[1, a, b]` each, or `None` if one is
+/// frozen or is neither a vector nor a matrix.
 fn stackable_parameters<M: Module>(module: &M) -> Option<Vec<Tensor<3>>> {
     struct Stackable(Option<Vec<Tensor<3>>>);
     impl ModuleVisitor for Stackable {

@@ -1,4 +1,4 @@
-//! What a trainer knows, in a form that can leave it: to be exported, and written to a file.
+//! The exported state of a trainer, which can be written to a file.
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -6,23 +6,23 @@ use serde::{Deserialize, Serialize};
 use super::slots::SlotTensors;
 use crate::{bank::Slot, hidden::HiddenStates, id::PromptId};
 
-/// What is known of one slot. `R` stands for rows and `T` for its parameters and optimizer state:
+/// The state of one slot. `R` stands for rows and `T` for parameters and optimizer state:
 ///
 /// - in a trainer, the rows themselves and a place among its slots ([`LiveSlot`]);
 /// - exported, the rows and the tensors ([`ExportedSlot`]);
-/// - in the header of a snapshot, the numbers of both, because the tensors are elsewhere in the file.
+/// - in the header of a snapshot, the numbers of both, because the tensors are stored elsewhere in the file.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct SlotState<R, T> {
-    /// Updates that it has had.
+    /// The number of updates that the slot has had.
     pub(crate) updates: u64,
-    /// Those of them that its optimizer state knows of: the ones since it was fitted.
+    /// The number of updates that its optimizer state has had: those since it was fitted.
     pub(crate) age: u64,
     pub(crate) is_fitted: bool,
-    /// Rows of the steps that are to make one update together.
+    /// The rows that wait for the next update, from the steps so far.
     pub(crate) gathered: R,
-    /// Its first rows, where they are still being collected for a fit.
+    /// Its first rows, while they are collected for a fit.
     pub(crate) first_rows: R,
-    /// `None` until it predicts for the first time.
+    /// `None` until the slot predicts for the first time.
     pub(crate) tensors: Option<T>,
 }
 
@@ -30,7 +30,7 @@ pub(crate) type LiveSlot = SlotState<Vec<HiddenStates>, usize>;
 pub(crate) type ExportedSlot = Slot<SlotState<Vec<HiddenStates>, SlotTensors>>;
 
 impl<R, T> SlotState<R, T> {
-    /// The same state with something else in place of the tensors.
+    /// Returns the same state with the tensors converted by a function that can fail.
     pub(crate) fn try_with_tensors<U, E>(
         self,
         change: impl FnOnce(T) -> Result<U, E>,
@@ -44,13 +44,13 @@ impl<R, T> SlotState<R, T> {
 /// What a call of [`OnlineTrainer::learn`](super::OnlineTrainer::learn) has done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Learned {
-    /// Optimizer steps, over all distillers.
+    /// The number of optimizer steps, over all distillers.
     pub(crate) updates: usize,
-    /// Rows that they learned from.
+    /// The number of rows that they learned from.
     pub(crate) rows: usize,
-    /// Distillers that have started again from what was fitted to their first rows.
+    /// The number of distillers that were fitted to their first rows.
     pub(crate) fits: usize,
-    /// Distillers that were to be fitted and could not be.
+    /// The number of distillers whose fit failed.
     pub(crate) fits_failed: usize,
 }
 
@@ -63,26 +63,26 @@ impl std::ops::AddAssign for Learned {
     }
 }
 
-/// Everything that a trainer has learned; `S` stands for a slot and `E` for the evidence about a prompt.
+/// Everything that a trainer has learned. `S` stands for a slot and `E` for the evidence about a prompt.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct TrainerState<S = ExportedSlot, E = (PromptId, Tensor<1>)> {
     pub(crate) slots: Vec<S>,
-    /// Of an adaptive trainer, its evidence about each prompt.
+    /// For an adaptive trainer, its evidence about each prompt.
     pub(crate) evidence: Vec<E>,
-    /// Of an adaptive trainer, the slot that all prompts share.
+    /// For an adaptive trainer, the slot that all prompts share.
     pub(crate) shared: Option<Box<TrainerState<S, E>>>,
-    /// Of a trainer in the background, an update that is done and not visible yet, and what it learned.
+    /// For a background trainer, an update that is done but not yet visible, and what it learned.
     pub(crate) ahead: Option<(Box<TrainerState<S, E>>, Learned)>,
 }
 
 impl<S, E> TrainerState<S, E> {
-    /// The state of a trainer that has slots and nothing else.
+    /// The state of a trainer that has only slots.
     pub(crate) fn new(slots: Vec<S>) -> Self {
         Self { slots, evidence: Vec::new(), shared: None, ahead: None }
     }
 
-    /// The same state with other slots and evidence, each made from the old one and a name that no other part of the
-    /// state has. Names begin with `place`; `context` is passed on.
+    /// Converts the slots and the evidence. The functions get the old value and a name that is unique within the
+    /// state. Names begin with `place`; `context` is passed through.
     pub(crate) fn try_map<C, T, F, X>(
         self,
         place: &str,

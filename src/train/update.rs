@@ -1,4 +1,4 @@
-//! One distiller, its optimizer, and one update.
+//! One distiller with its optimizer.
 
 use burn::{
     module::{Module, ModuleMapper, ModuleVisitor, Param},
@@ -18,9 +18,8 @@ use crate::{
 
 /// A distiller that learns online: its parameters and the state of its optimizer.
 ///
-/// The sampler keeps one for each slot of its bank, or all of them stacked ([`Distiller::stacked`]). On its own it is
-/// the online loop of the method, for those who have recorded hidden states and want to see how fast a distiller
-/// learns:
+/// The sampler keeps one for each slot of its bank, or all of them stacked ([`Distiller::stacked`]). Use it on its own
+/// to measure how fast a distiller learns on recorded hidden states:
 ///
 /// ```
 /// use burn::tensor::{Device, Distribution, Tensor};
@@ -50,38 +49,37 @@ pub struct Learner<D> {
 }
 
 impl<D: Distiller> Learner<D> {
-    /// A learner that starts from `distiller`, with an empty optimizer state.
+    /// Makes a learner that starts from `distiller`, with an empty optimizer state.
     ///
     /// # Errors
     ///
-    /// [`ConfigError`] when a setting of the optimizer is out of range.
+    /// [`ConfigError`] if a setting of the optimizer is out of range.
     pub fn new(distiller: D, config: OptimizerConfig) -> Result<Self, ConfigError> {
         config.validate()?;
         Ok(Self::start(distiller.valid(), config))
     }
 
-    /// [`new`](Self::new) for settings that have been checked and a distiller without autodiff.
+    /// [`new`](Self::new) for settings that were already checked and a distiller without autodiff.
     pub(crate) fn start(distiller: D, config: OptimizerConfig) -> Self {
         Self { distiller, moments: None, updates: 0, config }
     }
 
-    /// The distiller as it is now, without autodiff.
+    /// The current distiller, without autodiff.
     pub fn distiller(&self) -> &D {
         &self.distiller
     }
 
-    /// Number of updates so far.
+    /// The number of updates so far.
     pub fn updates(&self) -> u64 {
         self.updates
     }
 
-    /// One optimizer step on `hidden`. The loss and the gradient's norm are those before it.
+    /// Does one optimizer step on `hidden`. The returned loss and gradient norm are those before the step.
     ///
-    /// A parameter that the loss does not reach, or that is frozen, is left alone. Nothing is read back from the
+    /// A parameter that the loss does not reach, or that is frozen, is unchanged. Nothing is read back from the
     /// device.
     pub fn update(&mut self, hidden: &HiddenStates) -> Update {
-        // Autodiff is switched on for this one pass: every operation on a tensor that has it costs time, and
-        // predictions need no gradients.
+        // Autodiff is on for this one pass only: it adds cost to every operation, and predictions need no gradients.
         let training = self.distiller.clone().train();
         let loss =
             training.loss(hidden.shallow().clone().autodiff(), hidden.deep().clone().autodiff());
@@ -110,14 +108,14 @@ impl<D: Distiller> Learner<D> {
     }
 }
 
-/// What an update saw.
+/// The loss and the gradient norm of an update.
 #[derive(Clone, Debug)]
 pub struct Update {
     /// The loss before the update, `[1]`: that of [`Distiller::loss`], whatever [`OptimizerConfig::loss`] says.
     pub loss: Tensor<1>,
-    /// Norm of the gradient over all parameters together, before clipping, `[1]`; `None` where nothing is clipped.
+    /// The norm of the gradient over all parameters together, before clipping, `[1]`. `None` without clipping.
     pub grad_norm: Option<Tensor<1>>,
-    /// Whether a parameter was changed: not, where there are none or all are frozen.
+    /// Whether a parameter was changed. False if there are none or all are frozen.
     pub learned: bool,
 }
 
@@ -127,14 +125,14 @@ impl<D: std::fmt::Debug> std::fmt::Debug for Learner<D> {
     }
 }
 
-/// The parameters of a module in the order in which burn visits them, each as `[1, 1, n]`.
+/// Returns the parameters of a module in the order in which burn visits them, `[1, 1, n]` each.
 pub(super) fn flat_parameters<D: Module>(module: &D) -> Vec<Tensor<3>> {
     let mut parameters = Values(Vec::new());
     module.visit(&mut parameters);
     parameters.0
 }
 
-/// The module with these parameters, `[1, 1, n]` each, in the order in which burn visits them.
+/// Returns the module with these parameters, `[1, 1, n]` each, in the order in which burn visits them.
 pub(super) fn with_parameters<D: Module>(module: D, parameters: Vec<Tensor<3>>) -> D {
     module.map(&mut Write(parameters.into_iter()))
 }

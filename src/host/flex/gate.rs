@@ -23,7 +23,7 @@ pub(crate) fn silu_gated(both: &Tensor<2>) -> Option<Tensor<2>> {
         |_, both, gated| {
             let (gate, up) = both.split_at(half);
             for ((gated, gate), up) in gated.iter_mut().zip(gate).zip(up) {
-                // σ(x) from e^−|x|, which does not overflow.
+                // Computes σ(x) from e^−|x|, which does not overflow.
                 let e = exp_of_negative(-gate.abs());
                 let above = if *gate < 0.0 { e } else { 1.0 };
                 *gated = gate * (above / (1.0 + e)) * up;

@@ -1,4 +1,4 @@
-//! The operations on flex.
+//! The host operations on the flex backend.
 
 #[cfg(feature = "llama")]
 mod gate;
@@ -23,26 +23,26 @@ pub(crate) use product::times_transposed;
 pub(crate) use rotate::rotate_halves;
 pub(crate) use slots::{times_each, times_each_transposed};
 
-/// Whether a device's memory is the host's, so that these operations can work there.
+/// Whether a device computes in host memory, so that these operations can use it.
 pub(crate) fn is_flex(device: &Device) -> bool {
     *device == Device::flex()
 }
 
-/// A tensor's numbers where they are. `None` for a tensor with autodiff, on another device, or of another type than
-/// `f32`.
+/// Returns a tensor's host memory without a copy. Returns `None` for a tensor with autodiff, on another device, or of
+/// another type than `f32`.
 fn flex<const D: usize>(tensor: &Tensor<D>) -> Option<burn::backend::flex::FlexTensor> {
     let is_f32 = tensor.dtype() == DType::F32;
     let primitive = || tensor.clone().try_into_primitive::<burn::backend::Flex>().ok();
     is_f32.then(primitive).flatten()
 }
 
-/// Does `work` with the widest vector instructions that this CPU has, whatever the program was compiled for. The
-/// numbers are the same: products and sums are never contracted.
+/// Calls `work` with the widest vector instructions of this CPU, whatever target the program was compiled for. The
+/// results are the same: multiplications and additions are never fused.
 ///
-/// Only code that is inlined into `work` gains: `work` must be `#[inline(always)]`, and so must what its hot loops
-/// call. A function or closure that is not inlined keeps the instructions that the program was compiled for, and so
-/// does the shim by which the compiler calls an `Fn` passed as `FnOnce`. Hence `Fn`; what `work` changes or consumes
-/// comes as `input`.
+/// Only code that is inlined into `work` is vectorized this way: `work` must be `#[inline(always)]`, and so must the
+/// functions that its hot loops call. A function or closure that is not inlined uses the instructions that the program
+/// was compiled for, and so does the shim that the compiler generates for an `Fn` passed as `FnOnce`. So `work` is an
+/// `Fn`, and values that it changes or consumes are passed as `input`.
 #[inline(always)]
 pub(crate) fn vectorised<I, R>(input: I, work: impl Fn(I) -> R) -> R {
     struct Work<I, F>(I, F);
@@ -57,11 +57,12 @@ pub(crate) fn vectorised<I, R>(input: I, work: impl Fn(I) -> R) -> R {
     pulp::Arch::new().dispatch(Work(input, work))
 }
 
-/// Does `work` for every part, on up to `threads` threads. The caller's is one of them, so that work starts before
+/// Calls `work` for every part, on up to `threads` threads. The caller's thread is one of them, so work starts before
 /// another thread has woken up.
 fn share<P: Send>(threads: usize, parts: impl Iterator<Item = P> + Send, work: impl Fn(P) + Sync) {
     use std::sync::{Mutex, PoisonError};
 
+    // Threads take the next part from one queue, so a slow thread takes fewer. The lock is held only to take a part.
     let queue = Mutex::new(parts);
     let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
     let work_on = || {
@@ -77,24 +78,24 @@ fn share<P: Send>(threads: usize, parts: impl Iterator<Item = P> + Send, work: i
     });
 }
 
-/// Parts per thread: a thread that is held up leaves its parts to the others.
+/// The number of parts per thread: if a thread is delayed, the others take over its parts.
 const PARTS_PER_THREAD: usize = 4;
 
-/// Number of threads for an amount of work of which `of_a_thread` is worth one.
+/// Returns the number of threads for an amount of work, where `of_a_thread` is worth one thread.
 fn threads_for(work: usize, of_a_thread: usize) -> usize {
     (work / of_a_thread).clamp(1, rayon::current_num_threads())
 }
 
-/// Number of parts that `threads` threads share: one for one thread, several for each of many.
+/// Returns the number of parts to split the work into: one for a single thread, several per thread for more.
 fn parts_for(threads: usize) -> usize {
     if threads == 1 { 1 } else { threads * PARTS_PER_THREAD }
 }
 
-/// Numbers that are worth a second thread where each takes a few instructions.
+/// The number of values that is worth a second thread, at a few instructions per value.
 const NUMBERS_OF_A_THREAD: usize = 16_384;
 
-/// Does `work` for all pieces of `count` numbers, of which `numbers_of_a_thread` are worth a thread. `pieces` cuts them
-/// into pieces of the length that it is given. `work` must be `#[inline(always)]`: see [`vectorised`].
+/// Calls `work` for all pieces of `count` values, where `numbers_of_a_thread` values are worth one thread. `pieces`
+/// splits the values into pieces of the given length. `work` must be `#[inline(always)]`: see [`vectorised`].
 pub(crate) fn share_pieces<P: Send, I: Iterator<Item = P> + Send>(
     count: usize,
     numbers_of_a_thread: usize,
@@ -103,7 +104,10 @@ pub(crate) fn share_pieces<P: Send, I: Iterator<Item = P> + Send>(
 ) {
     let threads = threads_for(count, numbers_of_a_thread);
     share(threads, pieces(count.div_ceil(parts_for(threads)).max(1)), |piece| {
-        #[allow(clippy::redundant_closure, reason = "through a reference it would not be inlined")]
+        #[allow(
+            clippy::redundant_closure,
+            reason = "a closure passed by reference is not inlined"
+        )]
         vectorised(
             piece,
             #[inline(always)]
@@ -112,8 +116,8 @@ pub(crate) fn share_pieces<P: Send, I: Iterator<Item = P> + Send>(
     });
 }
 
-/// Does `work` for all rows of `from`, each with its row of `to`, in parts of several rows. A row reads about
-/// `numbers_of_a_row` numbers. `work` must be `#[inline(always)]`: see [`vectorised`].
+/// Calls `work` for all rows of `from`, each with its row of `to`, in parts of several rows. `numbers_of_a_row` is
+/// about how many values a row reads. `work` must be `#[inline(always)]`: see [`vectorised`].
 fn share_rows<T: Sync>(
     from: &[T],
     from_width: usize,
@@ -143,10 +147,10 @@ fn share_rows<T: Sync>(
     });
 }
 
-/// Sums side by side, so that they can be done in parallel.
+/// The number of parallel sums, so that the compiler can vectorize them.
 const LANES: usize = 16;
 
-/// `Σ a·b` of two slices of one length.
+/// Returns `Σ a·b` of two slices of the same length.
 #[inline(always)]
 fn sum_of_products(a: &[f32], b: &[f32]) -> f32 {
     let (a_chunks, b_chunks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));

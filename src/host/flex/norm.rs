@@ -1,4 +1,4 @@
-//! Division by the root mean square.
+//! RMS normalization: division by the root mean square, times a weight.
 
 use burn::tensor::Tensor;
 

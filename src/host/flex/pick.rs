@@ -1,4 +1,4 @@
-//! Some rows with some rows of a matrix.
+//! The product of each row with selected rows of a matrix.
 
 use burn::tensor::{DType, Int, Tensor};
 
@@ -19,7 +19,7 @@ pub(crate) fn times_rows_at(
     let (x_numbers, weight) = (x_numbers.as_slice::<f32>()?, weight.as_slice::<f32>()?);
     let picked = indices(picked)?;
     if picked.iter().any(|&row| row >= count) {
-        return None; // burn says what is wrong
+        return None; // burn reports the error
     }
     let mut product = vec![0.0; rows * columns];
     let work_of_a_row = columns * width;
@@ -40,7 +40,7 @@ pub(crate) fn times_rows_at(
     Some(from_f32(product, [rows, columns], &x.device()))
 }
 
-/// Indices on the host. `None` for those on another device, and for a negative one.
+/// Returns indices in host memory, or `None` if they are on another device or one is negative.
 fn indices(tensor: &Tensor<2, Int>) -> Option<Vec<usize>> {
     let dtype = tensor.dtype();
     let primitive =

@@ -1,8 +1,8 @@
-//! A few rows with a large matrix.
+//! The product of a few rows with a large matrix.
 //!
-//! General matrix multiplication copies blocks of the matrix into an order of its own before it multiplies, which pays
-//! only for many rows. Here rows of the matrix are multiplied where they are, each element summed in the same order
-//! whatever the number of rows: a row's numbers do not depend on which others are in its batch.
+//! General matrix multiplication first copies blocks of the matrix into a packed layout, which pays only for many
+//! rows. Here the rows of the matrix are read in place. Each element is summed in the same order whatever the number
+//! of rows, so a row's results do not depend on the other rows of its batch.
 
 use burn::tensor::Tensor;
 use pulp::{Arch, Simd, WithSimd};
@@ -10,13 +10,13 @@ use pulp::{Arch, Simd, WithSimd};
 use super::{flex, parts_for, share, threads_for};
 use crate::tensor::from_f32;
 
-/// With more rows a product that copies blocks of the matrix into an order of its own is as fast.
+/// With more rows, a matrix multiplication that packs blocks of the matrix is as fast.
 pub(super) const MOST_ROWS: usize = 128;
 
-/// Multiply-adds that are worth a second thread.
+/// The number of multiply-adds that is worth a second thread.
 pub(super) const WORK_OF_A_THREAD: usize = 300_000;
 
-/// The product, where this is the device and the shape for it.
+/// Returns the product if the device and the shapes are supported.
 pub(crate) fn times_transposed(x: &Tensor<2>, weight: &Tensor<2>) -> Option<Tensor<2>> {
     let ([rows, width], [columns, same_width]) = (x.dims(), weight.dims());
     let fits = width == same_width && width * columns > 0 && (1..=MOST_ROWS).contains(&rows);
@@ -29,7 +29,7 @@ pub(crate) fn times_transposed(x: &Tensor<2>, weight: &Tensor<2>) -> Option<Tens
     Some(from_f32(product, [rows, columns], &x.device()))
 }
 
-/// Every row of `x` with every row of `weight`, both `width` wide.
+/// Multiplies every row of `x` with every row of `weight`, both `width` wide.
 pub(super) fn multiply(x: &[f32], weight: &[f32], width: usize, product: &mut [f32]) {
     let (rows, columns) = (x.len() / width, weight.len() / width);
     let threads = threads_for(rows * weight.len(), WORK_OF_A_THREAD);
@@ -42,7 +42,7 @@ pub(super) fn multiply(x: &[f32], weight: &[f32], width: usize, product: &mut [f
     });
 }
 
-/// `product`, `[rows, columns]`, cut into parts of `columns_of_a_part` columns: for each part, its piece of every row.
+/// Splits `product`, `[rows, columns]`, into parts of several columns. A part holds its piece of every row.
 pub(super) fn column_parts(
     product: &mut [f32],
     columns: usize,
@@ -60,7 +60,7 @@ pub(super) fn column_parts(
     parts
 }
 
-/// Some columns of the product: those of the rows of `weight` that are here.
+/// Some columns of the product: those of the rows in `weight`.
 struct Part<'a, 'p> {
     x: &'a [f32],
     weight: &'a [f32],
@@ -68,7 +68,7 @@ struct Part<'a, 'p> {
     product: &'a mut [&'p mut [f32]],
 }
 
-/// Rows of the matrix in a tile.
+/// The number of matrix rows in a tile.
 const HEIGHT: usize = 4;
 
 impl WithSimd for Part<'_, '_> {
@@ -76,11 +76,9 @@ impl WithSimd for Part<'_, '_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        // A single row is read at the speed of memory, which likes one stream better than several.
-        let tall = match self.product.len() {
-            1 => self.weight[..0].chunks_exact(HEIGHT * self.width),
-            _ => self.weight.chunks_exact(HEIGHT * self.width),
-        };
+        // A single row is limited by memory bandwidth, and one stream is read faster than several.
+        let in_tiles = if self.product.len() == 1 { &self.weight[..0] } else { self.weight };
+        let tall = in_tiles.chunks_exact(HEIGHT * self.width);
         let first_of_rest = tall.len() * HEIGHT;
         let rest = &self.weight[first_of_rest * self.width..];
         for (at, weight) in tall.enumerate() {
@@ -92,7 +90,7 @@ impl WithSimd for Part<'_, '_> {
     }
 }
 
-/// `H` columns of the product from column `at` on. Their rows of the matrix stay in the nearest cache meanwhile.
+/// Computes `H` columns of the product, from column `at` on. Their rows of the matrix stay in the L1 cache meanwhile.
 #[inline(always)]
 fn columns<S: Simd, const H: usize>(
     simd: S,
@@ -102,8 +100,9 @@ fn columns<S: Simd, const H: usize>(
     product: &mut [&mut [f32]],
     at: usize,
 ) {
-    // As many sums side by side as there are registers for, and no tile much lower than the others.
+    // As many sums as fit in the registers, split so that no tile has far fewer rows than the others.
     let most = if S::REGISTER_COUNT >= 32 { 6 } else { 3 };
+    // The number of rows is a constant in each tile, so that the sums are kept in registers.
     let (mut x, mut product) = (x, product);
     for tiles in (1..=product.len().div_ceil(most)).rev() {
         let rows = product.len().div_ceil(tiles);
@@ -120,7 +119,7 @@ fn columns<S: Simd, const H: usize>(
     }
 }
 
-/// `R` rows of `x` with `H` rows of the matrix.
+/// Multiplies `R` rows of `x` with `H` rows of the matrix.
 #[inline(always)]
 fn tile<S: Simd, const H: usize, const R: usize>(
     simd: S,
@@ -133,9 +132,10 @@ fn tile<S: Simd, const H: usize, const R: usize>(
     let lanes = width / S::F32_LANES;
     let x: [_; R] = std::array::from_fn(|r| S::as_simd_f32s(&x[r * width..][..width]));
     let weight: [_; H] = std::array::from_fn(|h| S::as_simd_f32s(&weight[h * width..][..width]));
-    // With slices of a known length the compiler leaves out the bounds checks of the loop.
+    // The compiler knows the length of these slices, so it drops the bounds checks in the loop.
     let x_lanes: [&[S::f32s]; R] = std::array::from_fn(|r| &x[r].0[..lanes]);
     let weight_lanes: [&[S::f32s]; H] = std::array::from_fn(|h| &weight[h].0[..lanes]);
+    // Each lane keeps its own sum, and the lanes are added at the end. This order does not depend on `R` or `H`.
     let mut sums = [[simd.splat_f32s(0.0); R]; H];
     for lane in 0..lanes {
         for h in 0..H {
@@ -162,7 +162,7 @@ mod tests {
         *,
     };
 
-    /// Sums in f64, one after the other.
+    /// The product with sequential sums in f64.
     fn naive(x: &[f32], weight: &[f32], width: usize) -> Vec<f64> {
         let dot = |x: &[f32], w: &[f32]| {
             x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum()
@@ -171,7 +171,7 @@ mod tests {
         rows.flat_map(|x| weight.chunks(width).map(move |w| dot(x, w))).collect()
     }
 
-    /// Every remainder of rows, columns and lanes, one thread and several.
+    /// Every remainder of rows, columns and lanes, with one thread and with several.
     #[test]
     fn it_is_the_product() {
         for (columns, width) in [(1, 1), (3, 5), (4, 16), (9, 33), (131, 64), (577, 576)] {
@@ -222,7 +222,7 @@ mod tests {
         assert!(times_transposed(&wave([MOST_ROWS + 1, 8], 0.91, 1.0), &weight).is_none());
         assert!(
             times_transposed(&x, &wave([8, 5], 0.37, 1.0).transpose()).is_none(),
-            "turned weights"
+            "transposed weights"
         );
     }
 }

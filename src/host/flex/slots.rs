@@ -1,4 +1,4 @@
-//! A few rows with a small matrix, slot by slot, in both directions: what a distiller computes.
+//! The product of a few rows with a small matrix, slot by slot, forwards and backwards: the work of a distiller.
 
 use burn::tensor::Tensor;
 use pulp::{Arch, Simd, WithSimd};
@@ -10,14 +10,14 @@ use super::{
 };
 use crate::tensor::from_f32;
 
-/// `x·Wᵀ` for each slot, where this is the device and the shape for it.
+/// Returns `x·Wᵀ` for each slot, if the device and the shapes are supported.
 pub(crate) fn times_each_transposed(x: &Tensor<3>, weight: &Tensor<3>) -> Option<Tensor<3>> {
     let [_, columns, width] = weight.dims();
     each(x, weight, [width, columns], |x, weight, product| multiply(x, weight, width, product))
 }
 
-/// `x·W` for each slot, where this is the device and the shape for it. A single row is left to burn, which is
-/// faster there: its last bits may differ from those that the row gets in a batch.
+/// Returns `x·W` for each slot, if the device and the shapes are supported. A single row is left to burn, whose
+/// product is faster there. Its last bits may differ from those that it has in a batch of several rows.
 pub(crate) fn times_each(x: &Tensor<3>, weight: &Tensor<3>) -> Option<Tensor<3>> {
     let [_, width, columns] = weight.dims();
     if x.dims()[1] == 1 {
@@ -26,7 +26,7 @@ pub(crate) fn times_each(x: &Tensor<3>, weight: &Tensor<3>) -> Option<Tensor<3>>
     each(x, weight, [width, columns], |x, weight, product| accumulate(x, weight, width, product))
 }
 
-/// A product of each slot of `x`, `[slots, rows, width]`, with the same slot of `weight`: `[slots, rows, columns]`.
+/// Multiplies each slot of `x`, `[slots, rows, width]`, with the same slot of `weight`: `[slots, rows, columns]`.
 fn each(
     x: &Tensor<3>,
     weight: &Tensor<3>,
@@ -51,13 +51,13 @@ fn each(
     Some(from_f32(product, [slots, rows, columns], &x.device()))
 }
 
-/// `product += x·weight`, with `product` `[rows, columns]` and `weight` `[width, columns]`. Each sum is added up in the
-/// order of `width`, whatever the number of rows and threads.
+/// Computes `product += x·weight`, with `product` `[rows, columns]` and `weight` `[width, columns]`. Each sum is
+/// accumulated in the order of `width`, whatever the number of rows and threads.
 fn accumulate(x: &[f32], weight: &[f32], width: usize, product: &mut [f32]) {
     let (rows, columns) = (x.len() / width, weight.len() / width);
     let threads = threads_for(rows * weight.len(), WORK_OF_A_THREAD);
-    // One part for each thread and no more: what a part reads of a row of the matrix should be long. Columns are shared
-    // out first, and rows where there are too few columns.
+    // Exactly one part per thread, so that a part reads long pieces of each row of the matrix. The columns are split
+    // first, and the rows only if there are too few columns.
     let columns_of_a_part = columns.div_ceil(threads).next_multiple_of(COLUMNS);
     let rows_of_a_part = rows.div_ceil(threads.div_ceil(columns.div_ceil(columns_of_a_part)));
     let xs = x.chunks(rows_of_a_part * width);
@@ -81,11 +81,12 @@ struct Part<'a, 'p> {
     product: &'a mut [&'p mut [f32]],
 }
 
-/// Columns that are a whole number of tiles with any vector.
+/// A number of columns that is a multiple of the tile width for every vector size.
 const COLUMNS: usize = 64;
 
-/// Rows of the matrix that are added before the sums leave their registers. With 8 a prediction of 16 rows took a third
-/// longer; with all of them a column strip is read at a stride, which no CPU fetches ahead.
+/// The number of matrix rows that are accumulated before the sums leave their registers. With 8, a prediction of 16
+/// rows took a third longer. With all rows, a strip of columns is read at a large stride, which the CPU does not
+/// prefetch.
 const DEPTH: usize = 48;
 
 impl WithSimd for Part<'_, '_> {
@@ -94,7 +95,7 @@ impl WithSimd for Part<'_, '_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { x, weight, width, columns, first, product } = self;
-        // As many sums side by side as there are registers for, and no tile much lower than the others.
+        // As many sums as fit in the registers, split so that no tile has far fewer rows than the others.
         let most = if S::REGISTER_COUNT >= 32 { 6 } else { 3 };
         for (at, weight) in weight.chunks(DEPTH * columns).enumerate() {
             let from = at * DEPTH;
@@ -117,12 +118,12 @@ impl WithSimd for Part<'_, '_> {
     }
 }
 
-/// A few rows of the matrix, and what of `x` multiplies them.
+/// A few rows of the matrix, and the part of `x` that multiplies them.
 struct Strip<'a> {
-    /// Rows of `width` numbers, from the one on that multiplies the first of these rows.
+    /// Rows of `width` values, from the value that multiplies the first of these matrix rows.
     x: &'a [f32],
     width: usize,
-    /// Rows of `columns` numbers, from the product's first column on.
+    /// Rows of `columns` values, from the first column of the product.
     weight: &'a [f32],
     columns: usize,
 }
@@ -155,7 +156,7 @@ impl Strip<'_> {
         }
     }
 
-    /// `R` rows and `V` vectors of the product from column `at` on.
+    /// Updates `R` rows and `V` vectors of the product, from column `at` on.
     #[inline(always)]
     fn tile<S: Simd, const R: usize, const V: usize>(
         &self,
@@ -164,6 +165,7 @@ impl Strip<'_> {
         at: usize,
         product: &mut [&mut [f32]; R],
     ) {
+        // Load the sums once, add all matrix rows of the strip in registers, and store them once.
         let here = at..at + V * S::F32_LANES;
         let mut sums: [[S::f32s; V]; R] = std::array::from_fn(|r| {
             let (row, _) = S::as_simd_f32s(&product[r][here.clone()]);
@@ -195,7 +197,7 @@ mod tests {
         *,
     };
 
-    /// `[slots, rows, width]` with `[slots, width, columns]`, sums in f64.
+    /// `[slots, rows, width]` with `[slots, width, columns]`, with sums in f64.
     fn naive(x: &Tensor<3>, weight: &Tensor<3>) -> Vec<f64> {
         let ([slots, rows, width], [_, _, columns]) = (x.dims(), weight.dims());
         let (x, weight) = (numbers(x.clone()), numbers(weight.clone()));
@@ -220,7 +222,7 @@ mod tests {
         }
     }
 
-    /// Every remainder of rows, columns, depth and lanes, one thread and two.
+    /// Every remainder of rows, columns, depth and lanes, with one thread and with two.
     #[test]
     fn both_are_the_product() {
         for (width, columns) in
@@ -289,7 +291,7 @@ mod tests {
         assert!(times_each(&wave([1, 3, 8], 0.9, 1.0), &weight).is_none(), "other slots");
         assert!(
             times_each(&x, &wave([2, 5, 8], 0.4, 1.0).swap_dims(1, 2)).is_none(),
-            "turned weights"
+            "transposed weights"
         );
         let turned = wave([2, 5, 8], 0.37, 1.0);
         assert!(times_each_transposed(&x, &turned).is_some());

@@ -1,4 +1,4 @@
-//! Each operation against burn's.
+//! Tests each operation against burn's.
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
@@ -7,7 +7,7 @@ use super::pick;
 use super::{gate, norm, rotate};
 use crate::host::*;
 
-/// Numbers between −scale and scale.
+/// Values between −scale and scale.
 pub(super) fn wave<const D: usize>(shape: [usize; D], step: f32, scale: f32) -> Tensor<D> {
     let count: usize = shape.iter().product();
     let numbers: Vec<f32> = (0..count).map(|i| (i as f32 * step).sin() * scale).collect();
@@ -18,7 +18,7 @@ pub(super) fn numbers<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor.into_data().try_into_vec().unwrap()
 }
 
-/// The same with burn's operations: tensors with autodiff go that way.
+/// Compares with the same computation on tensors with autodiff, which use burn's operations.
 fn assert_same<const D: usize>(here: Tensor<D>, burns: Tensor<D>) {
     assert_eq!(here.dims(), burns.dims());
     for (at, (here, burns)) in numbers(here).into_iter().zip(numbers(burns.inner())).enumerate() {
@@ -66,7 +66,7 @@ fn picked_rows_are_those_that_burn_picks() {
     assert!(pick::times_rows_at(&wave([5, 37], 0.9, 1.0), &short, &picked).is_none());
 }
 
-/// The negative control of the test above: tensors with autodiff, of another type, and none at all are burn's.
+/// The negative control of the test above: tensors with autodiff, of another type, or empty are left to burn.
 #[cfg(feature = "llama")]
 #[test]
 fn other_work_is_left_to_burn() {

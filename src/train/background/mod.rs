@@ -1,4 +1,4 @@
-//! The trainer for a machine with a stream to spare: updates run on a thread of their own.
+//! The background trainer: updates run on a separate thread, for machines with a stream or cores to spare.
 
 mod protocol;
 #[cfg(test)]
@@ -20,33 +20,35 @@ use super::{
 };
 use crate::{hidden::HiddenStates, id::CompletionId};
 
-/// Learns on a worker's thread, one update a step, exactly one step late.
+/// Learns on a worker thread, one update per step, exactly one step late.
 ///
-/// Two copies of the trainer: `visible` predicts, the worker's learns. [`learn`](OnlineTrainer::learn) of step `t`
-/// first waits for the update of step `t − 1`, makes it visible, and only then hands over step `t`. So step `t + 1`
-/// predicts with the update of step `t − 1`, whatever the threads' timing, and at most one job is under way. (Steps in
-/// which nothing is learned do not count.) What the caller does in between, such as releasing a request or learning
-/// from a prompt, is done to both copies, between the same two updates.
+/// There are two copies of the trainer: `visible` predicts, and the worker's copy learns.
+/// [`learn`](OnlineTrainer::learn) of step `t` first waits for the update of step `t − 1`, makes it visible, and then
+/// sends step `t` to the worker. So step `t + 1` always predicts with the update of step `t − 1`, whatever the timing
+/// of the threads, and at most one lesson is pending. (Steps in which nothing is learned do not count.) What the
+/// caller does in between, such as releasing a completion or learning from a prompt, is applied to both copies,
+/// between the same two updates.
 #[derive(Debug)]
 pub(crate) struct BackgroundTrainer<T> {
     visible: T,
     jobs: SyncSender<Job<T>>,
     results: Receiver<Done<T>>,
-    /// Whether a job is with the worker, or its result in `arrived`.
+    /// Whether the worker has a lesson, or its result is in `arrived`.
     under_way: bool,
-    /// The result of the job under way, if it had to be waited for before it becomes visible: a snapshot needs it.
+    /// The result of the pending lesson, if it was received before it became visible. Exporting a snapshot receives it
+    /// early.
     arrived: Option<Done<T>>,
-    /// What has happened since the last lesson was sent: the worker gets it with the next one.
+    /// Changes since the last lesson was sent. The next lesson carries them to the worker.
     changes: Vec<Change>,
-    /// Why the worker is gone, if it is: every later call reports it again.
+    /// The error that ended the worker, if it has ended. Every later call returns it again.
     failed: Option<TrainError>,
 }
 
 impl<T: OnlineTrainer + Clone + 'static> BackgroundTrainer<T> {
-    /// A trainer and its worker, which share `trainer`'s starting state.
+    /// Makes a trainer and its worker, which both start from the state of `trainer`.
     pub(crate) fn pair(trainer: T) -> (Self, TrainingWorker) {
-        // At most one lesson is under way, but a reset or a load also sends a `Replace`, and a caller with threads of
-        // its own may do either before it runs the worker: sending must not block then.
+        // At most one lesson is pending, but a reset or a load also sends a `Replace`. A caller that supplies the
+        // worker's thread may do either before the worker runs, and sending must not block then.
         let (jobs, to_do) = sync_channel(4);
         let (done, results) = sync_channel(1);
         let worker = TrainingWorker::new(trainer.clone(), to_do, done);
@@ -62,7 +64,7 @@ impl<T: OnlineTrainer + Clone + 'static> BackgroundTrainer<T> {
         (background, worker)
     }
 
-    /// Waits for the job under way, if there is one, and makes its result visible.
+    /// Waits for the pending lesson, if there is one, and makes its result visible.
     fn join(&mut self) -> Result<Learned, TrainError> {
         self.check()?;
         if !self.under_way {
@@ -73,8 +75,8 @@ impl<T: OnlineTrainer + Clone + 'static> BackgroundTrainer<T> {
         match self.arrived.take().unwrap_or_else(|| Err(ended())) {
             Ok((trainer, learned)) => {
                 self.visible = trainer;
-                // The worker made this copy without what has happened since the lesson was sent. The list is kept: the
-                // worker's own copy still lacks it.
+                // The worker made this copy before the changes since the lesson was sent. The list is kept, because
+                // the worker's own copy still lacks them.
                 for change in &self.changes {
                     change.apply(&mut self.visible)?;
                 }
@@ -87,7 +89,7 @@ impl<T: OnlineTrainer + Clone + 'static> BackgroundTrainer<T> {
         }
     }
 
-    /// Waits for the result of the job under way without making it visible.
+    /// Waits for the result of the pending lesson without making it visible.
     fn receive(&mut self) {
         if self.under_way && self.arrived.is_none() {
             self.arrived = self.results.recv().ok();
@@ -106,18 +108,18 @@ impl<T: OnlineTrainer + Clone + 'static> BackgroundTrainer<T> {
         self.failed.clone().map_or(Ok(()), Err)
     }
 
-    /// Applies a change here, and lets the worker apply it before its next lesson.
+    /// Applies a change to the visible copy now and queues it for the worker, which applies it before its next lesson.
     fn change(&mut self, change: Change) -> Result<Learned, TrainError> {
         let learned = change.apply(&mut self.visible)?;
         self.changes.push(change);
         Ok(learned)
     }
 
-    /// The place of a request's beginning in the list of changes, if that beginning can be struck out together with the
-    /// end that follows now, as if the request had never been.
+    /// Returns the index of a completion's `Begin` in the list of changes if the `Begin` can be removed instead of
+    /// queueing the `Release` that follows now, as if the completion had never existed.
     ///
-    /// It cannot when another request of the prompt has ended since, because this request has kept the slot alive, and
-    /// not when this request has warmed up a slot that others may share.
+    /// Returns `None` if another completion of the prompt has ended since, because this completion kept the slot
+    /// alive, or if this completion has warmed up a slot that others may share.
     fn unsent_begin(&self, row: CompletionId) -> Option<usize> {
         let is_begin = |change: &Change| matches!(change, Change::Begin(other) if *other == row);
         let at = self.changes.iter().rposition(is_begin)?;
@@ -127,8 +129,8 @@ impl<T: OnlineTrainer + Clone + 'static> BackgroundTrainer<T> {
         (!self.changes[at..].iter().any(matters)).then_some(at)
     }
 
-    /// Lets the worker go on from what is visible, after a reset or a load here. What was listed for it is part of
-    /// that.
+    /// Makes the worker continue from the visible state, after a reset or a load. That state includes the queued
+    /// changes, so they are dropped.
     fn replace(&mut self) -> Result<(), TrainError> {
         self.changes.clear();
         let visible = self.visible.clone();
@@ -138,16 +140,17 @@ impl<T: OnlineTrainer + Clone + 'static> BackgroundTrainer<T> {
 
 impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> {
     fn begin(&mut self, row: CompletionId) {
-        // Beginning twice changes nothing, so it is not listed: the list must stay short in a sampler that decodes for
-        // days without learning.
+        // A second `Begin` changes nothing, so it is not queued: the list must stay short in a sampler that decodes
+        // for days without learning.
         if !self.visible.has(row) {
             let _ = self.change(Change::Begin(row));
         }
     }
 
     fn release(&mut self, row: CompletionId) {
-        // Plain requests never begin here, and steered ones may end before there was anything to learn. Neither needs a
-        // lesson, so the list would grow without end if their ends were kept.
+        // Completions without steering never begin here, and steered ones may end before there was anything to learn.
+        // Neither produces a lesson that would empty the list, so it would grow without bound if their ends were
+        // queued.
         if !self.visible.has(row) {
             return;
         }
@@ -163,8 +166,8 @@ impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> 
     }
 
     fn reset(&mut self) {
-        // The lesson under way is waited for, so that its result cannot arrive after the reset. After a failure there
-        // is no worker to reset, and the failure stays.
+        // Wait for the pending lesson, so that its result cannot arrive after the reset. After a failure there is no
+        // worker to reset, and the error is kept.
         if self.join().is_ok() {
             self.visible.reset();
             let _ = self.replace();
@@ -176,7 +179,7 @@ impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> 
     }
 
     fn state_bytes(&self) -> usize {
-        // The worker's copy is as large.
+        // The worker's copy has the same size.
         2 * self.visible.state_bytes()
     }
 
@@ -245,7 +248,7 @@ impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> 
         let mut state = self.visible.export()?;
         match &mut self.arrived {
             Some(Ok((ahead, learned))) => {
-                // On a copy: the changes are applied to the arrived state again when it becomes visible.
+                // Apply the changes to a copy: they are applied to the received state again when it becomes visible.
                 let mut ahead = ahead.clone();
                 for change in &self.changes {
                     change.apply(&mut ahead)?;
@@ -262,8 +265,11 @@ impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> 
         let _ = self.join();
         let ahead = state.ahead.take();
         self.visible.import(state)?;
+        // The worker's next lesson must start from the loaded state.
         let _ = self.replace();
         if let Some((ahead, learned)) = ahead {
+            // The saved run had an update that was not yet visible. Restore it as a received result, so that it becomes
+            // visible at the same step as in the saved run. The worker's copy already includes it.
             let mut trainer = self.visible.clone();
             trainer.import(*ahead)?;
             let _ = self.hand_over(Job::Replace(Box::new(trainer.clone())));

@@ -1,19 +1,18 @@
-//! What the two halves of a background trainer say to each other.
+//! The messages between the two halves of a background trainer.
+// The caller's half owns `visible`, the copy that predicts; the worker owns the copy that learns. They share no
+// memory, only two channels: one for jobs and one for results. Three rules make the outcome independent of the timing
+// of the threads:
 //
-// The caller's half owns `visible`, the copy that predicts; the worker owns the copy that learns. They share no memory,
-// only two channels: jobs go one way, results the other. Three rules make the outcome independent of the threads'
-// timing:
-//
-// 1. At most one lesson is under way. The caller waits for the result of step t − 1, makes it visible, and only then
+// 1. At most one lesson is pending. The caller waits for the result of step t − 1, makes it visible, and only then
 //    sends the lesson of step t. So the copies never differ by more than one lesson.
-// 2. Requests begin, end and are warmed up between lessons. The caller applies such a change to its own copy at once,
-//    so that it predicts with it, and sends it along with the next lesson. The worker applies changes before it learns:
-//    in the same order relative to lessons as the caller.
-// 3. A result that arrives replaces `visible`, and the worker made it without the changes since the lesson was sent.
-//    The caller applies these to the new copy again. They stay in the list until they go out with the next lesson.
+// 2. Completions begin, end and are warmed up between lessons. The caller applies such a change to its own copy at
+//    once, so that it predicts with it, and sends it with the next lesson. The worker applies the changes before it
+//    learns, so both copies see changes and lessons in the same order.
+// 3. A result replaces `visible`, but the worker made it before the changes since the lesson was sent. The caller
+//    applies these changes to the new copy again. They stay in the list until the next lesson carries them.
 //
-// `Replace` breaks the symmetry on purpose: after a reset or a load the caller's copy is the truth, and the list of
-// changes is dropped with the worker's copy.
+// `Replace` is the exception: after a reset or a load, the caller's copy is authoritative, and both the list of
+// changes and the worker's copy are dropped.
 
 use burn::tensor::Tensor;
 
@@ -23,18 +22,18 @@ use crate::{
     train::{error::TrainError, state::Learned, trainer::OnlineTrainer},
 };
 
-/// What happens to a trainer between two lessons.
+/// A change to a trainer between two lessons.
 #[derive(Clone, Debug)]
 pub(super) enum Change {
     Begin(CompletionId),
     Release(CompletionId),
-    /// Learning from a prompt. It is done by both halves: sent to the worker alone, it would become visible with a
+    /// Warm-up updates on a prompt. Both halves do them: if only the worker did, they would become visible with a
     /// result, one lesson late.
     WarmUp(Box<(CompletionId, HiddenStates, usize)>),
 }
 
 impl Change {
-    /// Does it to one of the two copies.
+    /// Applies the change to one of the two copies.
     pub(super) fn apply(&self, trainer: &mut impl OnlineTrainer) -> Result<Learned, TrainError> {
         match self {
             Self::Begin(row) => trainer.begin(*row),
@@ -48,15 +47,15 @@ impl Change {
     }
 }
 
-/// What the worker is to do.
+/// A job for the worker.
 #[derive(Debug)]
 pub(super) enum Job<T> {
     Learn(Box<Lesson>),
-    /// Go on from this state instead: after a reset or a load.
+    /// Replaces the worker's copy, after a reset or a load.
     Replace(Box<T>),
 }
 
-/// One step's rows, and what has happened since the lesson before.
+/// The rows of one step, and the changes since the previous lesson.
 #[derive(Debug)]
 pub(super) struct Lesson {
     pub(super) changes: Vec<Change>,
@@ -65,10 +64,10 @@ pub(super) struct Lesson {
     pub(super) parts: Vec<Tensor<2>>,
 }
 
-/// The result of a lesson: a copy of the trainer that has learned it.
+/// The result of a lesson: a copy of the trainer after the update.
 pub(super) type Done<T> = Result<(T, Learned), TrainError>;
 
-/// The error of a worker that is gone without a result.
+/// The error of a worker that ended without a result.
 pub(super) fn ended() -> TrainError {
     TrainError::Worker { got: "one that has ended".to_owned() }
 }

@@ -1,4 +1,4 @@
-//! What the worker hears of, and when.
+//! Tests which changes reach the worker, and when.
 
 use burn::tensor::{Device, Tensor};
 
@@ -28,9 +28,9 @@ fn learn(trainer: &mut impl OnlineTrainer, row: CompletionId) {
 #[test]
 fn what_the_worker_need_not_hear_of_does_not_pile_up() {
     let mut trainer = background();
-    learn(&mut trainer, CompletionId::new(0, 0)); // a job under way that nothing follows for a while
+    learn(&mut trainer, CompletionId::new(0, 0)); // a pending job that no other follows for a while
     for request in 1..1000 {
-        trainer.release(CompletionId::new(request, request)); // plain: it never began
+        trainer.release(CompletionId::new(request, request)); // not steered, so it never began
         let steered = CompletionId::new(2000 + request, 2000 + request);
         trainer.begin(steered);
         trainer.begin(steered);
@@ -42,7 +42,8 @@ fn what_the_worker_need_not_hear_of_does_not_pile_up() {
 
 #[test]
 fn a_slot_outlives_the_request_that_ends_if_another_has_joined() {
-    // The worker has heard of 0. Before its next job 1 joins, 0 ends, 2 joins, 1 ends: the slot has never been empty.
+    // The worker knows completion 0. Before its next job, 1 joins, 0 ends, 2 joins and 1 ends: the slot was never
+    // empty.
     for (joins_in_time, updates) in [(true, 2), (false, 1)] {
         let mut trainer = background();
         let row = |request| CompletionId::new(0, request);

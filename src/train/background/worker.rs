@@ -1,4 +1,4 @@
-//! The half that learns.
+//! The half of a background trainer that learns.
 
 use std::{
     any::Any,
@@ -10,16 +10,16 @@ use std::{
 use super::protocol::{Done, Job, Lesson};
 use crate::train::{error::TrainError, trainer::OnlineTrainer};
 
-/// The half of a sampler that learns: its [`run`](Self::run) returns when the sampler is dropped.
+/// The half of a sampler that learns. Its [`run`](Self::run) returns when the sampler is dropped.
 ///
 /// [`SamplerConfig::init`](crate::SamplerConfig::init) starts a thread for it;
-/// [`SamplerBuilder::build_with_worker`](crate::SamplerBuilder::build_with_worker) hands it to a caller that has
-/// threads of its own.
-#[must_use = "a sampler whose worker does not run never gets past its second step"]
+/// [`SamplerBuilder::build_with_worker`](crate::SamplerBuilder::build_with_worker) returns it, for a caller that
+/// manages its own threads.
+#[must_use = "without a running worker, the sampler blocks forever at its second step"]
 pub struct TrainingWorker(Box<dyn FnOnce() + Send>);
 
 impl TrainingWorker {
-    /// A worker that learns with `trainer` what comes from `jobs`.
+    /// Makes a worker that trains `trainer` with the jobs it receives.
     pub(super) fn new<T: OnlineTrainer + Clone + 'static>(
         trainer: T,
         jobs: Receiver<Job<T>>,
@@ -28,7 +28,7 @@ impl TrainingWorker {
         Self(Box::new(move || work(trainer, &jobs, &done)))
     }
 
-    /// Learns until the sampler is dropped. On a GPU, a thread has a stream of its own: call this from a thread that
+    /// Learns until the sampler is dropped. On a GPU, each thread has its own stream, so call this from a thread that
     /// does nothing else.
     pub fn run(self) {
         (self.0)();
@@ -41,14 +41,14 @@ impl std::fmt::Debug for TrainingWorker {
     }
 }
 
-/// Runs a worker on a new thread, which is never joined: it ends when its sampler is dropped.
+/// Runs a worker on a new thread. The thread is never joined; it ends when its sampler is dropped.
 pub(crate) fn spawn(worker: TrainingWorker) -> std::io::Result<()> {
     let thread = thread::Builder::new().name("esamp-training".to_owned());
     thread.spawn(|| worker.run()).map(drop)
 }
 
-/// The worker's loop. It ends when the other half is gone, or after it has reported a failure: its copy may be half
-/// updated then, and there is nothing to go on from.
+/// The worker's loop. It ends when the other half is dropped, or after it has reported a failure: the copy may then be
+/// partly updated, and is not a valid state to continue from.
 fn work<T: OnlineTrainer + Clone>(
     mut trainer: T,
     jobs: &Receiver<Job<T>>,
@@ -62,14 +62,15 @@ fn work<T: OnlineTrainer + Clone>(
             }
             Job::Learn(lesson) => *lesson,
         };
-        // A distiller is the user's code. Its panic must not end the program, and a thread that dies silently would
-        // leave the caller waiting: the panic is reported as the result.
+        // A distiller is user code. Its panic must not abort the program, and a thread that ended silently would leave
+        // the caller waiting. So the panic is caught and sent as the result.
         let learned = catch_unwind(AssertUnwindSafe(|| {
             for change in &changes {
                 change.apply(&mut trainer)?;
             }
             let learned = trainer.learn(&rows, &hidden, &parts)?;
-            // A device that queues work may not start before a result is read, which is one step from now.
+            // A device that queues work may not start until a result is read, which is one step later. The flush
+            // starts it now.
             let _ = hidden.device().flush();
             Ok((trainer.clone(), learned))
         }));
@@ -82,7 +83,7 @@ fn work<T: OnlineTrainer + Clone>(
     }
 }
 
-/// The message of a panic.
+/// Returns the message of a panic.
 fn message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().copied();
     let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));

@@ -30,7 +30,7 @@ impl<S: Slots> InlineTrainer<S> {
         Self { slots, bank: DistillerBank::new(sharing), config }
     }
 
-    /// Makes sure that the slots of these rows exist and have their place.
+    /// Gives the slots of these rows a place, and creates them if necessary.
     pub(crate) fn start(&mut self, rows: &[CompletionId]) {
         for &row in rows {
             self.begin(row);
@@ -38,7 +38,7 @@ impl<S: Slots> InlineTrainer<S> {
         self.seat(&self.bank.groups(rows));
     }
 
-    /// The work that a step with these rows has, slot by slot. Every row's slot has its place afterwards.
+    /// Returns the work of a step with these rows, one entry per slot. Every slot has a place afterwards.
     fn work(&mut self, rows: &[CompletionId]) -> Vec<SlotRows> {
         let groups = self.bank.groups(rows);
         self.seat(&groups);
@@ -47,16 +47,17 @@ impl<S: Slots> InlineTrainer<S> {
             Some(SlotRows { slot: slot.tensors?, done: slot.age, rows })
         });
         let mut work: Vec<SlotRows> = work.collect();
-        // In the order of their places: where all slots have work, nothing has to be picked out.
+        // Sorted by place, so that no slots have to be selected if all of them have work.
         work.sort_unstable_by_key(|slot| slot.slot);
         work
     }
 
     /// Gives a place to every slot that has none.
-    // Places are dense, `0..slots.len()`, because a stack computes all of its slots in one product: a hole would be
-    // computed with them. Released slots leave holes. Closing them copies every parameter once, so it is done here,
-    // when the next new slot or step asks for places, and not at each release.
+    // Places are dense, `0..slots.len()`, because a stack computes all of its slots in one product, and would compute
+    // holes too. Released slots leave holes. Closing the holes copies every parameter once, so it is done here, when
+    // new slots need places, and not at each release.
     fn seat(&mut self, groups: &[(SlotKey, Vec<usize>)]) {
+        // Close the holes in the order of the places, so that the kept slots keep their order.
         let mut taken: Vec<&mut usize> =
             self.bank.states_mut().filter_map(|slot| slot.tensors.as_mut()).collect();
         if taken.len() < self.slots.len() {
@@ -79,7 +80,7 @@ impl<S: Slots> InlineTrainer<S> {
         }
     }
 
-    /// The rows that are to be learned: places in `rows`.
+    /// Returns the places in `rows` of the rows to learn from.
     fn rows_to_train(&self, rows: &[CompletionId]) -> Vec<usize> {
         match self.config.train_rows {
             TrainRows::All => (0..rows.len()).collect(),
@@ -98,7 +99,7 @@ impl<S: Slots> InlineTrainer<S> {
         }
     }
 
-    /// One update of each slot that has work.
+    /// Does one update of each slot that has work.
     fn update(
         &mut self,
         rows: &[CompletionId],
@@ -110,9 +111,9 @@ impl<S: Slots> InlineTrainer<S> {
         let work = self.work(rows);
         let updates = self.slots.update(&work, hidden)?;
         if updates > 0 {
-            // A device that queues work submits it in batches: without this, the end of the update would stay in the
-            // queue until the next forward pass. It does not wait for the device, and does nothing on a CPU. A failure
-            // to submit is reported by the next read.
+            // A device that queues work submits it in batches: without a flush, the end of the update would stay in
+            // the queue until the next forward pass. The flush does not wait for the device, and does nothing on a
+            // CPU. A failure to submit is reported by the next read.
             let _ = hidden.device().flush();
             for (key, _) in self.bank.groups(rows) {
                 if let Some(slot) = self.bank.get_mut(key) {
@@ -125,15 +126,14 @@ impl<S: Slots> InlineTrainer<S> {
         Ok(Learned { updates, rows, ..Learned::default() })
     }
 
-    /// Collects the first rows of each slot, where distillers are to be fitted, and fits the slots that have seen
-    /// enough.
+    /// Collects the first rows of each slot whose distiller can be fitted, and fits the slots that have enough rows.
     fn fit(&mut self, rows: &[CompletionId], hidden: &HiddenStates) -> Learned {
         let mut learned = Learned::default();
         let wanted = self.slots.rows_to_fit();
         if wanted == 0 || rows.is_empty() {
             return learned;
         }
-        self.work(rows); // every slot has its place
+        self.work(rows); // gives every slot a place
         for (key, members) in self.bank.groups(rows) {
             let Some(slot) = self.bank.get_mut(key).filter(|slot| !slot.is_fitted) else {
                 continue;
@@ -155,7 +155,8 @@ impl<S: Slots> InlineTrainer<S> {
         learned
     }
 
-    /// Adds the step's rows to what their slots have gathered, and gives the rows of the slots that have enough.
+    /// Adds the step's rows to those that their slots have gathered, and returns the rows of the slots that have
+    /// enough.
     fn gather(
         &mut self,
         rows: &[CompletionId],
@@ -171,7 +172,7 @@ impl<S: Slots> InlineTrainer<S> {
             if slot.gathered.len() >= self.config.update_every {
                 let gathered = std::mem::take(&mut slot.gathered);
                 let count: usize = gathered.iter().map(HiddenStates::rows).sum();
-                // From here on only their slot matters, so one member stands for all of them.
+                // From here on only the slot of a row matters, so the slot's first row stands for all of them.
                 due.extend(std::iter::repeat_n(rows[members[0]], count));
                 states.extend(gathered);
             }
@@ -179,7 +180,7 @@ impl<S: Slots> InlineTrainer<S> {
         (!states.is_empty()).then(|| (due, HiddenStates::concat(&states)))
     }
 
-    /// Gives the slot of `row` the parameters that `other` has for `theirs`, with a fresh optimizer state.
+    /// Copies the parameters of `theirs` in `other` to the slot of `row`, with a fresh optimizer state.
     pub(super) fn start_from(&mut self, row: CompletionId, other: &Self, theirs: CompletionId) {
         let Some(place) = other.bank.of(theirs).and_then(|slot| slot.tensors) else {
             return;
@@ -187,9 +188,9 @@ impl<S: Slots> InlineTrainer<S> {
         let parameters = other.slots.export(place).parameters;
         if let Some(work) = self.work(&[row]).first() {
             let fresh = self.slots.export(work.slot);
-            // Both come from one template, so this cannot misfit.
+            // Both slots come from the same template, so the shapes match.
             let _ = self.slots.import(work.slot, SlotTensors { parameters, ..fresh });
-            // A fit would throw away what it has just been given.
+            // Mark it as fitted: a fit would overwrite the parameters that were just copied.
             let key = self.bank.groups(&[row]).first().map(|&(key, _)| key);
             if let Some(slot) = key.and_then(|key| self.bank.get_mut(key)) {
                 slot.is_fitted = true;
@@ -202,7 +203,7 @@ impl<S: Slots> InlineTrainer<S> {
         self.bank.of(row).is_some_and(|slot| slot.tensors.is_some())
     }
 
-    /// The prompts that have slots, in order.
+    /// Returns the prompts that have slots, in ascending order.
     pub(super) fn prompts(&self) -> Vec<PromptId> {
         let prompts = self.bank.slots().filter_map(|slot| match slot.key {
             SlotKey::Prompt(prompt) => Some(prompt),

@@ -1,4 +1,4 @@
-//! The trainer against golden vectors, its paths against each other, and what it does with slots.
+//! Tests the trainer against golden vectors, its paths against each other, and how it manages slots.
 
 use burn::{module::Param, tensor::Device};
 
@@ -41,7 +41,7 @@ fn every_path(
     check(&mut || Box::new(InlineTrainer::new(separate.clone(), sharing, config)));
 }
 
-/// What the bank vectors were trained on: the model's final norm applied to `y` (once more: `y` is normed already).
+/// The target of the golden vectors: the model's final norm applied to `y`, which is already normed.
 fn target(y: Tensor<2>) -> Tensor<2> {
     let base = Golden::open("base.safetensors");
     let weight = base.tensor::<1>("final_norm_weight", &Device::flex());
@@ -49,7 +49,7 @@ fn target(y: Tensor<2>) -> Tensor<2> {
     y / mean_square.add_scalar(1e-5).sqrt() * weight.unsqueeze()
 }
 
-/// 2 prompts × 4 rows, 4 steps, rows going inactive: predictions and parameters of the PyTorch study.
+/// 2 prompts × 4 rows and 4 steps, with rows going inactive: predictions and parameters of the PyTorch study.
 fn matches_golden(trainer: &mut dyn OnlineTrainer, file: &str) {
     let golden = Golden::open(file);
     let active = golden.ints("active");
@@ -76,7 +76,8 @@ fn matches_golden(trainer: &mut dyn OnlineTrainer, file: &str) {
         for (name, got) in ["a", "g", "gb", "b", "w", "bb"].iter().zip(parameters) {
             let name = format!("final.{name}");
             let (all, got) = (golden.values(&name), values(got));
-            // Adam divides a gradient by its own size: where that is near 0, rounding is an update. Measured: 1e-4.
+            // Adam divides a gradient by its own magnitude, so near 0 a rounding error changes the update. Measured:
+            // 1e-4.
             assert_close(&name, &got, &all[slot * got.len()..][..got.len()], 2e-4);
         }
     }
@@ -143,7 +144,7 @@ fn hidden(rows: usize, phase: f32, device: &Device) -> HiddenStates {
         .unwrap()
 }
 
-/// Prompts that come and go, rest, and have different numbers of rows, in every order.
+/// Runs prompts that start, pause and end, with different numbers of rows, in every order.
 fn eventful(trainer: &mut dyn OnlineTrainer, device: &Device) -> (Vec<Vec<f32>>, Vec<u64>) {
     let script: [&[(u64, u64)]; 9] = [
         &[(0, 0), (0, 1)],
@@ -151,7 +152,7 @@ fn eventful(trainer: &mut dyn OnlineTrainer, device: &Device) -> (Vec<Vec<f32>>,
         &[(1, 3), (1, 2), (0, 1)],
         &[(1, 4)],
         &[(2, 5), (0, 0), (1, 2)],
-        &[(0, 0), (2, 5)], // prompt 1 rests, then leaves
+        &[(0, 0), (2, 5)], // prompt 1 pauses, then ends
         &[(3, 6), (2, 5), (0, 0)],
         &[(2, 5), (3, 6), (3, 7)],
         &[(0, 0), (2, 5), (3, 6), (3, 7)],
@@ -177,7 +178,7 @@ fn eventful(trainer: &mut dyn OnlineTrainer, device: &Device) -> (Vec<Vec<f32>>,
     (seen, updates)
 }
 
-/// The fast path against its oracle: all architectures, rules, reductions, pacings.
+/// The fast path against its oracle: all architectures, update rules, reductions and update intervals.
 #[test]
 fn stacked_slots_are_separate_slots() {
     let swiglu = |norm, start| {
@@ -238,8 +239,8 @@ fn agree<D: Distiller>(
     ] {
         assert_eq!(fast.1, slow.1, "updates");
         assert_eq!(fast.0.len(), slow.0.len());
-        // Predictions agree to 1e-5. Parameters do too; but Adam's steps are as large for a gradient that is rounding
-        // as for any other, so where it is the rule, those are let off with 1e-4.
+        // Predictions agree to 1e-5, and so do parameters, except with Adam: its step does not depend on the size of
+        // the gradient, even if the gradient is a rounding error. There the tolerance is 1e-4.
         let steps = 9;
         let parameters = match optimizer.rule {
             UpdateRule::Adam { .. } | UpdateRule::AdamW { .. } => 1e-4,
@@ -337,7 +338,7 @@ fn a_slot_starts_again_from_what_is_fitted_to_its_first_rows() {
     let rows = [CompletionId::new(0, 0), CompletionId::new(0, 1)];
     let x = wave(2, 12, 0.5, &device);
 
-    // Two rows a step: the third step brings the sixth row.
+    // Two rows per step: the third step brings the sixth row.
     let mut trainer =
         InlineTrainer::new(slots.clone(), Sharing::PerPrompt, TrainingConfig::default());
     for step in &steps[..3] {
@@ -348,9 +349,9 @@ fn a_slot_starts_again_from_what_is_fitted_to_its_first_rows() {
     let fitted = distiller.fit(first.shallow(), first.deep()).unwrap();
     let got = values(trainer.predict(&rows, &x).unwrap().expected);
     assert_close("fitted", &got, &values(fitted.predict(x.clone())), 1e-5);
-    assert_eq!(trainer.updates(rows[0]), 3, "a fit forgets no update");
+    assert_eq!(trainer.updates(rows[0]), 3, "a fit keeps the number of updates");
 
-    // From there on it learns as a fresh learner does that starts from the fit: Adam's moments are forgotten.
+    // After the fit, it learns like a fresh learner that starts from the fit: Adam's moments are reset.
     let mut learner = crate::train::Learner::new(fitted, optimizer).unwrap();
     for step in &steps[3..] {
         trainer.learn(&rows, step, &[]).unwrap();
@@ -359,7 +360,7 @@ fn a_slot_starts_again_from_what_is_fitted_to_its_first_rows() {
     let got = values(trainer.predict(&rows, &x).unwrap().expected);
     assert_close("after", &got, &values(learner.distiller().predict(x.clone())), 1e-4);
 
-    // A warm-up brings the prompt's positions: fitted before they are learned.
+    // A warm-up passes the prompt's positions: they are fitted first and then learned from.
     let mut warm = InlineTrainer::new(slots, Sharing::PerPrompt, TrainingConfig::default());
     warm.warm_up(rows[0], &first, 2).unwrap();
     let fitted = distiller.fit(first.shallow(), first.deep()).unwrap();

@@ -1,8 +1,8 @@
-//! Adam and AdamW as numbers, for both ways to apply them.
+//! The coefficients of Adam and AdamW, for both implementations of the update.
 
 use crate::train::optimizer::UpdateRule;
 
-/// Adam and AdamW, of which the first is the second without decay.
+/// Adam and AdamW. Adam is AdamW without weight decay.
 ///
 /// `p ← p·(1 − rate·decay) − rate·m̂ / (√v̂ + ε)`, with `m̂ = m / (1 − β₁ᵗ)` and `v̂ = v / (1 − β₂ᵗ)`.
 pub(super) struct Adam {
@@ -12,19 +12,19 @@ pub(super) struct Adam {
     pub(super) weight_decay: f32,
 }
 
-/// The numbers of [`Adam`] that depend on how many updates a slot has had. Both bias corrections are one number for a
-/// slot, so they are folded into the rate and into ε instead of being applied to every element of `m` and `v`:
+/// The coefficients of [`Adam`] that depend on a slot's number of updates. Each bias correction is one number per
+/// slot, so both are folded into the learning rate and ε instead of being applied to every element of `m` and `v`:
 /// `√v̂ + ε = (√v + ε·c) / c` with `c = √(1 − β₂ᵗ)`.
 pub(super) struct AdamStep {
-    /// Factor on `m / (√v + epsilon)`.
+    /// The factor on `m / (√v + epsilon)`.
     pub(super) step: f64,
     pub(super) epsilon: f64,
-    /// Factor on the parameter before the change.
+    /// The factor on the parameter before the change.
     pub(super) keep: f64,
 }
 
 impl Adam {
-    /// The rule's numbers, if it is one of the two.
+    /// Returns the coefficients of `rule` if it is Adam or AdamW.
     pub(super) fn of(rule: UpdateRule) -> Option<Self> {
         match rule {
             UpdateRule::Adam { beta_1, beta_2, epsilon } => {
@@ -37,7 +37,7 @@ impl Adam {
         }
     }
 
-    /// Of the update that follows `done` others, at a learning rate.
+    /// Returns the coefficients of the update that follows `done` others, at learning rate `rate`.
     pub(super) fn step(&self, rate: f64, done: u64) -> AdamStep {
         let correction = |beta: f32| 1.0 - f64::from(beta).powf(done as f64 + 1.0);
         let c = correction(self.beta_2).sqrt();

@@ -1,4 +1,4 @@
-//! The update rules over the parameters of many slots at once.
+//! The update rules, over the parameters of many slots at once.
 
 mod adam;
 mod host;
@@ -14,12 +14,12 @@ pub(super) use moments::{Moments, bytes};
 use super::optimizer::OptimizerConfig;
 use crate::{distiller::Gradient, host::is_flex};
 
-/// One update of every slot, in place where nothing else holds the tensors. `done` is the number of updates that each
-/// slot has had. A parameter without a gradient is left alone. Gives the norm of each slot's gradient before clipping,
-/// `[slots, 1, 1]`, where it is clipped.
+/// Does one optimizer step for every slot, in place if nothing else holds the tensors. `done` is the number of updates
+/// that each slot has had. A parameter without a gradient is unchanged. With clipping, returns the norm of each slot's
+/// gradient before clipping, `[slots, 1, 1]`.
 ///
-/// All tensors are `[slots, a, b]`. Nothing is read back from the device, except on flex, where memory is the host's:
-/// there, one pass over memory takes the place of some fourteen.
+/// All tensors are `[slots, a, b]`. Nothing is read back from the device. On flex, whose memory is the host's, one
+/// pass over memory replaces about fourteen.
 pub(in crate::train) fn apply(
     config: &OptimizerConfig,
     done: &[u64],

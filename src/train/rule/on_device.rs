@@ -1,4 +1,4 @@
-//! The update rules as tensor operations: on any device, and the oracle of the single pass on the host.
+//! The update rules as tensor operations: for any device, and the test oracle of the single pass on the host.
 
 use burn::tensor::{Device, Tensor};
 
@@ -12,7 +12,7 @@ use crate::{
     train::optimizer::{OptimizerConfig, UpdateRule},
 };
 
-/// What [`apply`](super::apply) does, as tensor operations.
+/// The same as [`apply`](super::apply), as tensor operations.
 pub(super) fn apply(
     config: &OptimizerConfig,
     done: &[u64],
@@ -97,7 +97,7 @@ fn apply_adam(
     }
 }
 
-/// A number for each slot. Where all slots have had as many updates, which is the rule, it is one number and costs no
+/// One number per slot. Usually all slots have had the same number of updates; then it is a single scalar and needs no
 /// upload.
 enum PerSlot {
     Same(f64),
@@ -132,7 +132,8 @@ impl PerSlot {
 
 /// Scales each slot's gradient so that its norm over all parameters is at most `max_norm`.
 ///
-/// burn clips tensor by tensor, which changes the gradient's direction; this does not. The factor stays on the device.
+/// burn clips each tensor separately, which changes the direction of the gradient; this does not. The factor stays on
+/// the device.
 pub(super) fn clip(gradients: &mut [Option<Tensor<3>>], max_norm: f32) -> Option<Tensor<3>> {
     let squares = gradients.iter().flatten().map(|g| g.clone().square().sum_dim(2).sum_dim(1));
     let norm = squares.reduce(|sum, square| sum + square)?.sqrt();

@@ -1,4 +1,4 @@
-//! The update rules against burn's optimizers, and the single pass on the host against the tensor operations.
+//! Tests the update rules against burn's optimizers, and the single pass on the host against the tensor operations.
 
 use burn::{
     module::{Module, Param},
@@ -24,7 +24,7 @@ fn wave(shape: [usize; 3], scale: f32, device: &Device) -> Tensor<3> {
     Tensor::from_data(TensorData::new(numbers.collect::<Vec<f32>>(), shape), device)
 }
 
-/// burn's optimizer as the oracle: 12 updates with gradients of its own choice.
+/// Compares with burn's optimizer over 12 updates with gradients of this test's own.
 fn equals_burn(rule: UpdateRule, mut burns: ModuleOptimizer) {
     for device in devices() {
         let start = wave([1, 5, 7], 0.37, &device);
@@ -71,8 +71,8 @@ fn the_rules_are_those_of_burn() {
     equals_burn(UpdateRule::AdamW { beta_1, beta_2, epsilon, weight_decay }, adam_w.init());
 }
 
-/// The first update of Adam from fresh moments is `rate·g / (|g| + ε)`, whatever the βs, and the step of an old slot
-/// needs no correction.
+/// The first update of Adam from zero moments is `rate·g / (|g| + ε)` for any βs, and the step of an old slot needs no
+/// bias correction.
 #[test]
 fn what_depends_on_the_number_of_updates_is_said_once() {
     let adam = Adam { beta_1: 0.9, beta_2: 0.999, epsilon: 1e-4, weight_decay: 0.1 };
@@ -205,8 +205,8 @@ fn one_pass_is_the_tensor_operations() {
     }
 }
 
-/// A gradient in factors against the product that it stands for: all rules, few rows and many, rows that cancel, slots
-/// of different ages. What norms make of rows that cancel is tested where they are taken.
+/// A gradient in factors against the product of the factors: all rules, few and many rows, rows that cancel, and slots
+/// of different ages. The norm of rows that cancel is tested in `host::gradient`.
 #[test]
 fn factors_are_their_product() {
     for device in devices() {
@@ -228,7 +228,7 @@ fn factors_are_their_product() {
                     let scale = 1.3 + step as f32;
                     let inputs = wave([3, rows, 4], scale, &device);
                     let upstream = wave([3, rows, 37], scale + 0.4, &device);
-                    // All but nothing is left of the first half of the rows.
+                    // The first half of the rows cancels almost entirely.
                     let (inputs, upstream) = match step {
                         4 => (
                             Tensor::cat(vec![inputs.clone(), inputs], 1),
@@ -254,7 +254,7 @@ fn factors_are_their_product() {
                 for (fast, slow) in all(&fast_moments).into_iter().zip(all(&slow_moments)) {
                     assert_close("moments", &values(fast), &values(slow), 1e-5);
                 }
-                // Where a gradient is next to nothing, Adam makes much of its rounding.
+                // Where a gradient is almost 0, Adam amplifies its rounding error.
                 for (fast, slow) in fast.iter().zip(&slow) {
                     assert_close("parameters", &values(fast.clone()), &values(slow.clone()), 2e-4);
                 }

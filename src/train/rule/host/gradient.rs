@@ -1,26 +1,23 @@
-//! Gradients on the host, written down or in factors.
+//! Gradients in host memory, as whole matrices or in factors.
 
 use super::memory::numbers;
 use crate::{distiller::Gradient, host::share_pieces};
 
-/// With more rows one matrix product is as fast as multiplying factors out where they are needed.
+/// With more rows, one matrix product is as fast as multiplying the factors on the fly.
 const MOST_ROWS_IN_FACTORS: usize = 64;
 
-/// Numbers of a parameter that are worth a second thread.
+/// The number of parameter values that is worth a second thread.
 pub(super) const NUMBERS_OF_A_THREAD: usize = 100_000;
 
-/// Whether a gradient `[a, b]` is better left in factors.
-// Multiplied out it costs a matrix in memory, written once and read once by the norm and once by the rule. In factors
-// the norm takes the products of all pairs of rows, `rows²·(a + b)/2` multiply-adds, and each number of the gradient is
-// computed where the rule uses it, `rows·a·b` as before. The limit is where the pairs of rows cost as much as the
-// numbers of the matrix.
+/// Whether to keep a gradient `[a, b]` in factors. Then its norm needs the products of all pairs of rows, which must
+/// be less work than computing the `a · b` values of the whole gradient.
 fn stays_in_factors([_, rows, a]: [usize; 3], b: usize) -> bool {
     a * b > 0 && rows <= MOST_ROWS_IN_FACTORS && rows * (a + b) <= 2 * a * b
 }
 
 /// The gradient of one parameter, for all slots.
 pub(super) enum HostGradient {
-    /// `[slots, numbers]`
+    /// `[slots, values]`
     Whole(Vec<f32>),
     /// `inputs` are `[slots, rows, a]` and `upstream` `[slots, rows, b]`.
     Product { inputs: Vec<f32>, upstream: Vec<f32>, a: usize, b: usize },
@@ -39,7 +36,7 @@ impl HostGradient {
         }
     }
 
-    /// That of one of `slots` slots.
+    /// Returns the gradient of one of `slots` slots.
     pub(super) fn of(&self, slot: usize, slots: usize) -> SlotGradient<'_> {
         let part = |all| part(all, slot, slots);
         match self {
@@ -51,13 +48,13 @@ impl HostGradient {
     }
 }
 
-/// What one of `slots` slots has of `all`.
+/// Returns the part of `all` that belongs to one of `slots` slots.
 fn part(all: &[f32], slot: usize, slots: usize) -> &[f32] {
     let width = all.len() / slots;
     &all[slot * width..][..width]
 }
 
-/// The gradient of one slot's parameter.
+/// The gradient of one parameter of one slot.
 #[derive(Clone, Copy)]
 pub(super) enum SlotGradient<'a> {
     Whole(&'a [f32]),
@@ -71,7 +68,7 @@ pub(super) enum SlotGradient<'a> {
 }
 
 impl SlotGradient<'_> {
-    /// How many numbers it has.
+    /// The number of values.
     pub(super) fn len(self) -> usize {
         match self {
             Self::Whole(numbers) => numbers.len(),
@@ -79,7 +76,7 @@ impl SlotGradient<'_> {
         }
     }
 
-    /// Numbers that are worked out together: a row of the matrix.
+    /// The number of values that are computed together: one row of the matrix.
     fn unit(self) -> usize {
         match self {
             Self::Whole(_) => 1,
@@ -87,7 +84,7 @@ impl SlotGradient<'_> {
         }
     }
 
-    /// The sum of the squares of all its numbers.
+    /// Returns the sum of squares of all values.
     #[inline(always)]
     pub(super) fn square_norm(self) -> f64 {
         match self {
@@ -103,14 +100,14 @@ impl SlotGradient<'_> {
                         sum += if i == j { x * u } else { 2.0 * x * u };
                     }
                 }
-                // Rounding can make the sum negative where rows cancel.
+                // If rows cancel, rounding may leave a sum below 0.
                 if sum < 0.0 { 0.0 } else { sum }
             }
         }
     }
 
-    /// Calls `rule` for all numbers of the gradient, piece by piece and on several threads, each piece with the same
-    /// pieces of `others`, which are as long as the gradient.
+    /// Calls `rule` on all values of the gradient, piece by piece and on several threads, with the same pieces of
+    /// `others`, which have the same length as the gradient.
     pub(super) fn zip<const K: usize>(
         self,
         numbers_of_a_thread: usize,
@@ -119,6 +116,7 @@ impl SlotGradient<'_> {
     ) {
         let (len, unit) = (self.len(), self.unit());
         let pieces = |size: usize| {
+            // A factored gradient is multiplied out row by row, so pieces must hold whole rows.
             let size = size.next_multiple_of(unit);
             let mut others = others.map(|numbers| numbers.chunks_mut(size));
             let cut = move |from| (from, others.each_mut().map(|o| o.next().unwrap_or_default()));
@@ -148,14 +146,13 @@ impl SlotGradient<'_> {
     }
 }
 
-/// One row of `inputsᵀ · upstream`.
+/// Computes one row of `inputsᵀ · upstream`.
 #[inline(always)]
 fn row_of_product(inputs: &[f32], upstream: &[f32], a: usize, row: usize, product: &mut [f32]) {
     let b = product.len();
     let weight = |at: usize| inputs[at * a + row];
     product.fill(0.0);
-    // Four rows at a time: the sums are the only numbers that are read and written again, and this way a quarter as
-    // often.
+    // Four rows at a time, so that the sums are read and written a quarter as often.
     let fours = upstream.chunks_exact(4 * b);
     let (rest, first_of_rest) = (fours.remainder(), 4 * fours.len());
     for (four, u) in fours.enumerate() {
@@ -175,7 +172,7 @@ fn row_of_product(inputs: &[f32], upstream: &[f32], a: usize, row: usize, produc
     }
 }
 
-/// `Σ a·b` of two slices of one length.
+/// Returns `Σ a·b` of two slices of the same length.
 #[inline(always)]
 fn dot(a: &[f32], b: &[f32]) -> f64 {
     const LANES: usize = 16;
@@ -194,7 +191,7 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
 #[inline(always)]
 fn square_norm(numbers: &[f32]) -> f64 {
     const LANES: usize = 16;
-    // Short sums in f32, so that they can be done in parallel; their sum in f64.
+    // Short sums in f32, which the compiler can vectorize; their total in f64.
     let mut total = 0.0;
     for chunk in numbers.chunks(4096) {
         let mut sums = [0.0f32; LANES];
@@ -216,7 +213,7 @@ mod tests {
         (0..count).map(|i| (i as f32 * scale).sin()).collect()
     }
 
-    /// Numbers of `inputsᵀ · upstream` in f64.
+    /// Returns the values of `inputsᵀ · upstream` in f64.
     fn product(inputs: &[f32], upstream: &[f32], a: usize, b: usize) -> Vec<f64> {
         let rows = inputs.len() / a;
         let term = |r: usize, i, j| f64::from(inputs[r * a + i]) * f64::from(upstream[r * b + j]);
@@ -224,7 +221,7 @@ mod tests {
         (0..a * b).map(number).collect()
     }
 
-    /// Every number meets its own, in one piece and in many, with a last piece that is shorter.
+    /// Every value is paired with its counterpart, in one piece and in many, including a shorter last piece.
     #[test]
     fn pieces_are_those_of_the_whole() {
         for (rows, a, b) in [(1, 1, 1), (3, 7, 5), (4, 13, 3), (6, 29, 17), (9, 2, 40)] {
@@ -249,7 +246,7 @@ mod tests {
         }
     }
 
-    /// The norm of rows that all but cancel: sums in f32 would lose it.
+    /// The norm of rows that almost cancel, which sums in f32 would get wrong.
     #[test]
     fn a_norm_survives_rows_that_cancel() {
         let (a, b) = (31, 57);

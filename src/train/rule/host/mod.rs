@@ -1,7 +1,7 @@
-//! The update rules in one pass over memory, for flex, where memory is the host's.
+//! The update rules in one pass over memory, for a device that computes in host memory.
 //!
-//! Written as tensor operations, an update of Adam reads and writes each parameter's numbers some fourteen times over;
-//! here it is once. For networks as small as these that is most of what an update costs.
+//! With tensor operations, an Adam update reads and writes each parameter value about fourteen times; here it does so
+//! once. For networks this small, that is most of the cost of an update.
 
 mod gradient;
 mod memory;
@@ -21,7 +21,7 @@ use crate::{
     train::optimizer::{OptimizerConfig, UpdateRule},
 };
 
-/// What [`apply`](super::apply) does, on slices.
+/// The same as [`apply`](super::apply), on slices.
 pub(super) fn apply(
     config: &OptimizerConfig,
     done: &[u64],
@@ -63,7 +63,7 @@ pub(super) fn apply(
     norms.map(|norms| from_f32(norms, [slots, 1, 1], device))
 }
 
-/// One rule on the numbers of all slots, each with its kernel.
+/// Applies one rule to the values of all slots, each with its own kernel.
 fn each_slot<const K: usize>(
     kernels: &[Kernel],
     gradient: &HostGradient,
@@ -83,19 +83,16 @@ fn each_slot<const K: usize>(
     }
 }
 
-/// The numbers of a rule for one slot: all that is the same for each of its parameters.
-// Everything that a formula computes once per slot, bias corrections included, is computed here once. What is left per
-// number is a few multiplications, one division and one root, in loops without branches or calls, which the compiler
-// vectorises.
+/// The coefficients of a rule for one slot: everything that is the same for all of its parameters.
 struct Kernel {
-    /// Factor on the gradient.
+    /// The factor on the gradient.
     clip: f32,
-    /// Factor on the change.
+    /// The factor on the change.
     step: f32,
     epsilon: f32,
-    /// Factor on the parameter before the change.
+    /// The factor on the parameter before the change.
     keep: f32,
-    /// Momentum, or the decay of the first moment.
+    /// The momentum, or the decay of the first moment.
     beta_1: f32,
     beta_2: f32,
 }
@@ -149,7 +146,7 @@ impl Kernel {
     }
 }
 
-/// The norm of each slot's gradient over all parameters.
+/// Returns the norm of each slot's gradient over all parameters.
 fn norms(gradients: &[Option<HostGradient>], slots: usize) -> Vec<f32> {
     vectorised(
         gradients,
