@@ -400,8 +400,8 @@ impl<M: CausalLm> Decoder<M> {
         };
         self.stats.prompt_tokens += prompt.len() as u64;
         let newcomers = Batch { cache, rows: rows.into_iter().map(Some).collect() };
-        // `accept` works on `self.batch`: the newcomers take its place until they have their first token. Those that end
-        // with it never join the running batch.
+        // `accept` works on `self.batch`: the newcomers take its place until they have their first token, and a batch
+        // that ends with it does not join the running one.
         let running = self.batch.replace(newcomers);
         self.accept(choices);
         match (running, self.batch.take()) {
