@@ -1,13 +1,15 @@
-//! A part of the settings that only the program knows.
+//! Custom filters and reweighters in the settings.
 
 use std::{fmt, ops::Deref, sync::Arc};
 
 use serde::{Serialize, Serializer, ser::Error};
 
-/// A [filter](crate::filters::FilterConfig::Custom) or [reweighter](crate::reweighters::ReweighterConfig::Custom) of your own in a place for
-/// named ones. Cheap to clone, and equal to its clones only.
+/// A custom [filter](crate::filters::FilterConfig::Custom) or
+/// [reweighter](crate::reweighters::ReweighterConfig::Custom) in a setting that otherwise names a built-in one. Cheap
+/// to clone, and equal only to its clones.
 ///
-/// It has no written form: serialising settings that hold one is an error, so that no file claims to be all of them.
+/// It cannot be serialized: serializing settings that contain one is an error, so that a file never silently omits a
+/// part of the settings.
 pub struct Custom<T: ?Sized>(pub(crate) Arc<T>);
 
 impl<T: ?Sized> Clone for Custom<T> {

@@ -1,18 +1,18 @@
-//! Random numbers that depend on what is being sampled, never on who else is in the batch.
+//! Random numbers that depend on the completion, not on the other rows of the batch.
 
 use rand::{Rng, SeedableRng, rngs::ChaCha8Rng};
 use sha2::{Digest, Sha256};
 
 use crate::id::TokenId;
 
-/// The random stream of one completion: a key made of the seed, the prompt's tokens and the completion's index.
+/// The random stream of one completion: a key derived from the seed, the prompt's tokens and the completion's index.
 ///
-/// The key is the SHA-256 digest of these values, so that streams of different completions share nothing.
+/// The key is the SHA-256 digest of these values, so that the streams of different completions are independent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DrawKey([u8; 32]);
 
 impl DrawKey {
-    /// Derives the key of completion number `completion` of `prompt` under `seed`.
+    /// Derives the key of completion number `completion` of `prompt` with `seed`.
     pub fn new(seed: u64, prompt: &[TokenId], completion: u64) -> Self {
         let mut hash = Sha256::new();
         hash.update(b"esamp draw 1");
@@ -24,11 +24,13 @@ impl DrawKey {
         Self(hash.finalize().into())
     }
 
-    /// The code that [`Selection::Arithmetic`](crate::Selection::Arithmetic) gives completion number `completion` of
-    /// `completions`: `(completion / completions + shift) mod 1`, where the shift is one uniform number of (seed, prompt).
+    /// The initial code for [`Selection::Arithmetic`](crate::Selection::Arithmetic) of completion number `completion`
+    /// out of `completions`: `(completion / completions + shift) mod 1`, where the shift is one uniform number
+    /// derived from the seed and the prompt.
     ///
-    /// In `[0, 1)`, a multiple of 2⁻⁵³. Codes of one prompt are evenly spread; over seeds, each is uniform. The shift is
-    /// a SHA-256 digest, the same on every machine. NaN for 0 completions, which the step refuses.
+    /// The code is in `[0, 1)` and a multiple of 2⁻⁵³. The codes of one prompt are evenly spread; over seeds, each
+    /// code is uniform. The shift comes from a SHA-256 digest and is the same on every machine. NaN for 0
+    /// completions, which the step rejects.
     pub fn arithmetic_code(
         seed: u64,
         prompt: &[TokenId],
@@ -47,16 +49,17 @@ impl DrawKey {
         on_grid((completion as f64 / completions as f64 + shift).fract())
     }
 
-    /// The random numbers of the token at `position` (0 is the completion's first token).
+    /// The random numbers for the token at `position` (0 is the completion's first token).
     pub fn at(self, position: u64) -> Draw {
         Draw { key: self, position }
     }
 }
 
-/// The random numbers of one token: a counter, not a state, so drawing twice gives the same numbers.
+/// The random numbers for one token. They are derived from a counter, not from a mutable state, so drawing twice
+/// gives the same numbers.
 ///
-/// The generator is ChaCha with 8 rounds, stream number = position: the same numbers on every machine and in every
-/// version of this crate that does not say otherwise in its changelog.
+/// The generator is ChaCha with 8 rounds; the stream number is the position. The numbers are the same on every
+/// machine and in every version of this crate, unless the changelog says otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Draw {
     key: DrawKey,
@@ -64,20 +67,21 @@ pub struct Draw {
 }
 
 impl Draw {
-    /// The position in the completion that these numbers belong to.
+    /// The position in the completion that these numbers are for.
     pub fn position(&self) -> u64 {
         self.position
     }
 
-    /// One number, uniform in `[0, 1)`, with 53 random bits: the one that selects the token.
+    /// The uniform number in `[0, 1)`, with 53 random bits, that selects the token.
     pub fn uniform(&self) -> f64 {
         unit(self.rng().next_u64())
     }
 
-    /// Numbers of the same row and position that are independent of this draw's own: for a chance that must not be
-    /// decided by the number that selects the token. `purpose` names them; the same name gives the same numbers.
+    /// Numbers of the same row and position that are independent of this draw's own. For random decisions that must
+    /// not depend on the number that selects the token. `purpose` names the stream; the same name gives the same
+    /// numbers.
     ///
-    /// The key is the SHA-256 digest of this draw's key and the name.
+    /// The new key is the SHA-256 digest of this draw's key and the name.
     pub fn apart(&self, purpose: &str) -> Self {
         let mut hash = Sha256::new();
         hash.update(b"esamp draw apart 1");
@@ -86,15 +90,16 @@ impl Draw {
         Self { key: DrawKey(hash.finalize().into()), position: self.position }
     }
 
-    /// A generator for those who need more numbers than one. Its first number is the one that [`Draw::uniform`] is made of.
+    /// A generator, for callers that need several numbers. Its first output is the one that [`Draw::uniform`] is
+    /// computed from.
     pub fn rng(&self) -> impl Rng + use<> {
         self.rng_at(0)
     }
 
-    /// A generator that starts at block `place` of the stream: for a number for each candidate, say, with its token as the
-    /// place. Such a number is the same whichever other candidates there are, and in whatever order.
+    /// A generator that starts at block `place` of the stream. Use it, for example, for one number per candidate,
+    /// with the token as the place: that number does not depend on the other candidates or their order.
     ///
-    /// A block has 16 words of 32 bits; whoever takes more from one place gets those of the next.
+    /// A block has 16 words of 32 bits. Reading more than one block continues with the numbers of the next place.
     pub fn rng_at(&self, place: u64) -> impl Rng + use<> {
         const WORDS_PER_BLOCK: u128 = 16;
         let mut rng = ChaCha8Rng::from_seed(self.key.0);
@@ -104,10 +109,10 @@ impl Draw {
     }
 }
 
-/// The steps of the numbers that [`Draw::uniform`] gives.
+/// The resolution of the numbers that [`Draw::uniform`] returns, 2⁻⁵³.
 pub(crate) const GRID: f64 = 1.0 / (1u64 << 53) as f64;
 
-/// The first 53 of these bits as a number in `[0, 1)`.
+/// The upper 53 bits as a number in `[0, 1)`.
 fn unit(bits: u64) -> f64 {
     (bits >> 11) as f64 * GRID
 }
@@ -123,7 +128,7 @@ mod tests {
 
     #[test]
     fn value_stability() {
-        // A change here changes every sampled token: it belongs under "value-breaking" in the changelog.
+        // A change here changes every sampled token and must be listed under "value-breaking" in the changelog.
         let key = DrawKey::new(42, &[1, 2, 3], 0);
         let got: Vec<f64> = [0, 1, 1_000_000].map(|position| key.at(position).uniform()).to_vec();
         assert_eq!(
@@ -161,7 +166,7 @@ mod tests {
             let numbers = [draw, draw.apart("a"), draw.apart("b")].map(|d| d.uniform() - 0.5);
             agreement += numbers[0] * numbers[1] + numbers[1] * numbers[2];
         }
-        // Each product has mean 0 and standard deviation 1/12; two of them a draw.
+        // Each product has mean 0 and standard deviation 1/12; there are two per draw.
         let deviation = (2.0 * f64::from(draws as u32)).sqrt() / 12.0;
         assert!(agreement.abs() < 4.0 * deviation, "{agreement}");
     }

@@ -1,18 +1,18 @@
-//! Errors that many modules raise: a setting that cannot work, a row without a token. Every other error is in the
-//! module that raises it. Every message says what was expected and what came instead.
+//! Errors shared by several modules: an invalid setting, and a row without a token. Every other error is in the
+//! module that raises it. Each message says what was expected and what was found.
 
 use thiserror::Error;
 
 use crate::id::TokenId;
 
-/// A setting that cannot work, found when it is made and not when it is used.
+/// An invalid setting, reported when it is set or validated instead of when it is used.
 #[derive(Clone, Debug, PartialEq, Error)]
 #[non_exhaustive]
 pub enum ConfigError {
-    /// A number is outside of its range.
+    /// A number is out of range.
     #[error("{setting}: expected {expected}, got {got}")]
     OutOfRange {
-        /// Name of the setting.
+        /// The name of the setting.
         setting: &'static str,
         /// The range, in words.
         expected: &'static str,
@@ -22,31 +22,31 @@ pub enum ConfigError {
     /// The thread that learns in the background could not be started.
     #[error("background learning: expected a thread for it, got none: {reason}")]
     Thread {
-        /// What the system says.
+        /// The operating system's error.
         reason: String,
     },
-    /// Another model speaks another language: its logits cannot be compared with the model's.
+    /// The other model has a vocabulary of a different size, so its logits cannot be compared with the model's.
     #[error("other model: expected a vocabulary of {expected} tokens, got {got}")]
     Vocabulary {
-        /// Tokens of the model.
+        /// Vocabulary size of the model.
         expected: usize,
-        /// Tokens of the other one.
+        /// Vocabulary size of the other model.
         got: usize,
     },
-    /// A tensor to start from has the wrong shape.
+    /// An initial tensor has the wrong shape.
     #[error("{setting}: expected shape {expected:?}, got {got:?}")]
     Shape {
-        /// Which tensor.
+        /// The tensor.
         setting: &'static str,
-        /// The shape that fits.
+        /// The required shape.
         expected: Vec<usize>,
-        /// The shape that came.
+        /// The actual shape.
         got: Vec<usize>,
     },
 }
 
 impl ConfigError {
-    /// A [`Shape`](Self::Shape) error unless the two are the same.
+    /// Returns a [`Shape`](Self::Shape) error unless the shapes are equal.
     pub(crate) fn check_shape(
         setting: &'static str,
         expected: &[usize],
@@ -58,12 +58,12 @@ impl ConfigError {
         Err(Self::Shape { setting, expected: expected.to_vec(), got: got.to_vec() })
     }
 
-    /// An [`OutOfRange`](Self::OutOfRange) error unless `got` is at least 1.
+    /// Returns an [`OutOfRange`](Self::OutOfRange) error unless `got` is at least 1.
     pub(crate) fn at_least_one(setting: &'static str, got: usize) -> Result<(), Self> {
         Self::check(got >= 1, setting, "at least 1", got)
     }
 
-    /// An [`OutOfRange`](Self::OutOfRange) error unless `holds`.
+    /// Returns an [`OutOfRange`](Self::OutOfRange) error unless `holds`.
     pub(crate) fn check(
         holds: bool,
         setting: &'static str,
@@ -77,11 +77,11 @@ impl ConfigError {
     }
 }
 
-/// A row for which no token could be chosen; the other rows of the step are not affected.
+/// A row for which no token can be chosen. The other rows of the step are not affected.
 #[derive(Clone, Debug, PartialEq, Error)]
 #[non_exhaustive]
 pub enum RowError {
-    /// The model's logits contain something that is not a number, or positive infinity.
+    /// The model's logits contain NaN or positive infinity.
     #[error("logits: expected numbers or -inf, got {got} for token {token}")]
     NotANumber {
         /// The first token with such a logit.
@@ -103,17 +103,17 @@ pub enum RowError {
         /// Size of the mask.
         got: usize,
     },
-    /// A logit is to be biased, or a token of the prompt or the completion penalised, that the model does not know.
+    /// A logit bias or a penalty refers to a token id outside the model's vocabulary.
     #[error("{place} token {token}: expected an id below {vocab}")]
     UnknownToken {
-        /// Where it stands: "logit bias", "prompt" or "completion".
+        /// Where the id occurs: "logit bias", "prompt" or "completion".
         place: &'static str,
         /// The id.
         token: TokenId,
         /// Number of tokens in the vocabulary.
         vocab: usize,
     },
-    /// A filter was run without the statistics of the row.
+    /// A filter ran without the statistics of the row.
     #[error(
         "{filter}: expected statistics of the row, got none (a filter that wraps it has to pass on `uses_row_stats`)"
     )]
@@ -121,16 +121,16 @@ pub enum RowError {
         /// The filter.
         filter: &'static str,
     },
-    /// A row is to be selected arithmetically and came without its code.
+    /// A row uses arithmetic selection but has no code.
     #[error("arithmetic code: expected that of the row's last choice, got none")]
     CodeMissing,
-    /// A row's arithmetic code cannot be one.
+    /// A row's arithmetic code is outside [0, 1).
     #[error("arithmetic code: expected a number in [0, 1), got {got}")]
     Code {
-        /// The code that came.
+        /// The row's code.
         got: f64,
     },
-    /// A reweighter or a filter produced something that cannot be a score.
+    /// A reweighter or a filter produced an invalid score.
     #[error("score of token {token}: expected a number, got {got}")]
     Score {
         /// The token.

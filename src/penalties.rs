@@ -1,4 +1,4 @@
-//! What is added to the logits of tokens that have been said, or that a request wants more or less of.
+//! Repetition, frequency and presence penalties, and logit bias.
 
 use std::collections::BTreeMap;
 
@@ -9,28 +9,28 @@ use crate::{
     id::TokenId,
 };
 
-/// How tokens that have occurred are held back. The default holds nothing back.
+/// Penalties for tokens that have already occurred. The default has no effect.
 ///
-/// All three look at the model's own logit and are summed up into one adjustment δ per token, together with the
-/// [bias](crate::Sampling::logit_bias): no order is to be chosen. δ is added to the reference logit before the
-/// filters and to the expected logit of the same token, so that ESamp leaves it as it is:
-/// `(1 + β)(l + δ) − β(e + δ) = (1 + β)l − βe + δ`. Where temperature divides the logits it divides δ with them. A
-/// masked token stays masked.
+/// All three are computed from the model's own logit and are summed, together with the
+/// [bias](crate::Sampling::logit_bias), into one adjustment δ per token, so their order does not matter. δ is added
+/// to the reference logit before the filters and to the expected logit of the same token, so that ESamp preserves it:
+/// `(1 + β)(l + δ) − β(e + δ) = (1 + β)l − βe + δ`. Where the logits are divided by the temperature, δ is divided
+/// too. A masked token stays masked.
 ///
-/// Cost per row and step: a sort of the tokens said so far. The row of logits is not copied.
+/// Cost per row and step: a sort of the tokens that have occurred. The row of logits is not copied.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Penalties {
     /// Divides a positive logit and multiplies a negative one, once for every token that occurs in the prompt or the
-    /// completion (Keskar et al., *CTRL*, arXiv 1909.05858; the prompt counts as it does in Hugging Face's
-    /// implementation). Above 0; 1 is off, below 1 favours repetition.
+    /// completion (Keskar et al., *CTRL*, arXiv 1909.05858; the prompt is included, as in Hugging Face's
+    /// implementation). Above 0; 1 disables it, values below 1 favour repetition.
     pub repetition: f32,
-    /// Subtracted from the logit once for each time that the token occurs in the completion (as in OpenAI's API, whose
-    /// values are −2 to 2). 0 is off, below 0 favours repetition.
+    /// Subtracted from the logit once for each occurrence of the token in the completion (as in OpenAI's API, whose
+    /// values are −2 to 2). 0 disables it, values below 0 favour repetition.
     pub frequency: f32,
-    /// Subtracted from the logit of every token that occurs in the completion, however often (as in OpenAI's API, whose
-    /// values are −2 to 2). 0 is off, below 0 favours repetition.
+    /// Subtracted once from the logit of every token that occurs in the completion (as in OpenAI's API, whose values
+    /// are −2 to 2). 0 disables it, values below 0 favour repetition.
     pub presence: f32,
 }
 
@@ -41,7 +41,7 @@ impl Default for Penalties {
 }
 
 impl Penalties {
-    /// Holds nothing back.
+    /// No penalties.
     pub fn new() -> Self {
         Self::default()
     }
@@ -68,7 +68,7 @@ impl Penalties {
     ///
     /// # Errors
     ///
-    /// [`ConfigError::OutOfRange`] for the first that cannot work.
+    /// [`ConfigError::OutOfRange`] for the first invalid setting.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let holds = self.repetition.is_finite() && self.repetition > 0.0;
         ConfigError::check(holds, "repetition penalty", "a number above 0", self.repetition)?;
@@ -80,7 +80,8 @@ impl Penalties {
         Ok(())
     }
 
-    /// What occurring makes of the logit of a token of which the completion has `occurrences`.
+    /// The change of the logit of a token that occurs `occurrences` times in the completion, or only in the prompt if
+    /// that is 0.
     fn adjustment(&self, logit: f32, occurrences: u32) -> f32 {
         let repeated = if logit > 0.0 { logit / self.repetition } else { logit * self.repetition };
         let present = if occurrences > 0 { self.presence } else { 0.0 };
@@ -93,8 +94,8 @@ pub(crate) fn check_bias(bias: f32) -> Result<(), ConfigError> {
     ConfigError::check(bias.is_finite(), "logit bias", "a finite number", bias)
 }
 
-/// The adjustment δ of each token that has one, by rising token. Tokens whose logit is not finite have none: what is
-/// masked stays masked, and what is not a number is reported as it came.
+/// The adjustment δ of each token that has one, in ascending order of token ids. Tokens whose logit is not finite
+/// have none: a masked token stays masked, and NaN is reported unchanged.
 pub(crate) fn adjustments(
     penalties: &Penalties,
     bias: &BTreeMap<TokenId, f32>,
@@ -102,6 +103,7 @@ pub(crate) fn adjustments(
     generated: &[TokenId],
     logits: &[f32],
 ) -> Result<Vec<(TokenId, f32)>, RowError> {
+    // Skip tokens that no enabled penalty uses: only the repetition penalty counts those of the prompt.
     let prompt = if penalties.repetition == 1.0 { &[] } else { prompt };
     let generated = if *penalties == Penalties::default() { &[] } else { generated };
     let biased: Vec<TokenId> = bias.keys().copied().collect();
@@ -112,7 +114,7 @@ pub(crate) fn adjustments(
             return Err(RowError::UnknownToken { place, token, vocab: logits.len() });
         }
     }
-    // Each token with how often the completion has it; a bias alone is no occurrence.
+    // Each token with its number of occurrences in the completion. A bias alone is not an occurrence.
     let mut said: Vec<(TokenId, u32)> = prompt.iter().map(|&token| (token, 0)).collect();
     said.extend(generated.iter().map(|&token| (token, 1)));
     said.sort_unstable();
@@ -142,7 +144,7 @@ mod tests {
         let off = Penalties::default();
         assert_eq!(of(off, &[]), []);
         let repetition = Penalties { repetition: 2.0, ..off };
-        // 2 → 1, −2 → −4, 1 → ½; once each, from prompt and completion; what is masked or no number is left alone.
+        // 2 → 1, −2 → −4, 1 → ½; once per token, from prompt and completion; masked and NaN logits are unchanged.
         assert_eq!(of(repetition, &[]), [(0, -1.0), (1, -2.0), (3, -0.5)]);
         let frequency = Penalties { frequency: 0.5, ..off };
         assert_eq!(of(frequency, &[]), [(1, -0.5), (3, -1.0)], "the completion only");
@@ -173,7 +175,10 @@ mod tests {
             wording(presence, &[], &[7], &[8]),
             "completion token 8: expected an id below 6"
         );
-        assert!(adjustments(&off, &BTreeMap::new(), &[7], &[8], &LOGITS).is_ok(), "nobody looks");
+        assert!(
+            adjustments(&off, &BTreeMap::new(), &[7], &[8], &LOGITS).is_ok(),
+            "no penalty uses these tokens"
+        );
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! One token from the race.
+//! Selection of one token from the candidates.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,51 +8,51 @@ use crate::{
     id::TokenId,
 };
 
-/// Where the number comes from that selects a token, for rows that are not greedy.
+/// Source of the number that selects a token, for rows that are not greedy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Selection {
-    /// From the row's own random stream: completions are independent.
+    /// The row's own random stream: completions are independent.
     #[default]
     Random,
-    /// From a code that the row carries through its completion; the codes of a prompt's completions are evenly spread
-    /// over `[0, 1)` (Vilnis et al., *Arithmetic Sampling: Parallel Diverse Decoding for Large Language Models*,
-    /// arXiv 2210.15458).
+    /// A code that the row carries through its completion. The codes of a prompt's completions are evenly spread over
+    /// `[0, 1)` (Vilnis et al., *Arithmetic Sampling: Parallel Diverse Decoding for Large Language Models*, arXiv
+    /// 2210.15458).
     ///
-    /// A step takes the token whose interval of the cumulated probabilities holds the code, then stretches that interval
-    /// to `[0, 1)`, and the code with it. Each completion alone is a fair sample; together they repeat each other less:
-    /// as long as rows have the same distribution, K of them choose a token of probability p between `K·p − 1` and
-    /// `K·p + 1` times. A completion's tokens then depend on K as well.
+    /// A step takes the token whose interval of the cumulative distribution contains the code, then rescales that
+    /// interval, and the code with it, to `[0, 1)`. Each completion alone is a fair sample; together they repeat each
+    /// other less: as long as K rows have the same distribution, they choose a token of probability p between `K·p −
+    /// 1` and `K·p + 1` times. A completion's tokens therefore also depend on K.
     ///
-    /// A code is a real number of which 53 binary digits are known at any time. Those that a step uses up are replaced
-    /// by random ones, from `draw.apart("arithmetic")`: codes do not run dry, however long the completion.
+    /// A code is a real number of which 53 binary digits are known at any time. The digits that a step uses up are
+    /// replaced by random ones from `draw.apart("arithmetic")`, so a code lasts for a completion of any length.
     Arithmetic,
 }
 
-/// How the token of a row is to be chosen.
+/// How the token of a row is chosen.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Chooser {
-    /// The best one.
+    /// The candidate with the highest score.
     Greedy,
-    /// By the draw's one uniform number.
+    /// With the uniform number of the draw.
     Random(Draw),
-    /// By this code in `[0, 1)`, with fresh digits from the draw.
+    /// With this code in `[0, 1)`, and new digits from the draw.
     Arithmetic(f64, Draw),
 }
 
-/// What was chosen.
+/// The selected token.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Selected {
     pub(crate) token: TokenId,
     /// Log-probability of the token among the candidates, in nats.
     pub(crate) log_prob: f32,
-    /// The code for the next token.
+    /// The code for the next token; `None` unless the selection is arithmetic.
     pub(crate) code: Option<f64>,
 }
 
-/// Chooses a token. A number in `[0, 1)` is compared with the cumulated probabilities of the candidates, best first and
-/// in `f64`.
+/// Chooses a token by inverse transform sampling: a number in `[0, 1)` is compared with the cumulative probabilities
+/// of the candidates, best first and in `f64`.
 pub(crate) fn select(candidates: &Candidates, chooser: Chooser) -> Selected {
     let probabilities = candidates.probabilities();
     let chosen = match chooser {
@@ -72,17 +72,17 @@ pub(crate) fn select(candidates: &Candidates, chooser: Chooser) -> Selected {
     Selected { token: candidates.as_slice()[chosen].token, log_prob, code }
 }
 
-/// The code's place in the interval `[below, below + width)` that holds it, as a number in `[0, 1)` on the grid; `digits`
-/// in `[0, 1)` stands for those of the code that come after the grid's.
+/// Rescales the code from the interval `[below, below + width)` that contains it to `[0, 1)`, rounded down to the
+/// grid. `digits`, in `[0, 1)`, supplies the digits of the code below the grid's resolution.
 fn stretch(code: f64, below: f64, width: f64, digits: f64) -> f64 {
-    // Apart, so that rounding does not carry from the new digits into those that are known.
+    // Rounded separately, so that rounding does not carry from the new digits into the known ones.
     let stretched = on_grid((code - below) / width) + on_grid(digits * GRID / width);
-    // Rounding, and the last token where the sum of all falls short of 1, may leave the interval.
+    // Rounding can leave the interval, and so can the last token if the sum of all probabilities is below 1.
     stretched.clamp(0.0, 1.0 - GRID)
 }
 
-/// The first place at which the cumulated probabilities exceed `uniform`; the last one that can be drawn where rounding
-/// keeps them below it.
+/// The first index at which the cumulative probability exceeds `uniform`. If rounding keeps all of them below it, the
+/// last index with a probability above 0.
 fn invert(probabilities: &[f64], uniform: f64) -> usize {
     let mut cumulated = 0.0;
     let above = probabilities.iter().position(|probability| {
@@ -119,7 +119,7 @@ mod tests {
             let token = select(&candidates, Chooser::Random(draw)).token;
             counts[token as usize] += 1.0 / draws as f64;
         }
-        // Standard deviation of a share is below 0.0035.
+        // The standard deviation of a frequency is below 0.0035.
         for (count, p) in counts.iter().zip([0.1, 0.6, 0.3]) {
             assert!((count - p).abs() < 0.015, "{counts:?}");
         }
@@ -136,15 +136,15 @@ mod tests {
 
     #[test]
     fn a_code_is_stretched_with_its_interval() {
-        // (code, below, width, digits): what is left, by hand.
+        // (code, below, width, digits, expected result), computed by hand.
         for (code, below, width, digits, left) in [
             (0.75, 0.5, 0.5, 0.0, 0.5),
             (0.5, 0.5, 0.25, 0.0, 0.0),
             (0.625, 0.5, 0.25, 0.0, 0.5),
-            (0.0, 0.0, 1.0, 0.5, 0.0),  // half a step of the grid: below it
-            (0.0, 0.0, 0.5, 0.5, GRID), // and what was below comes up
-            (0.5, 0.5, GRID, 0.375, 0.375), // everything known is used up: the digits are the code
-            (1.0 - GRID, 0.25, 0.5, 0.0, 1.0 - GRID), // behind the end: never 1
+            (0.0, 0.0, 1.0, 0.5, 0.0),  // half a grid step: rounded down
+            (0.0, 0.0, 0.5, 0.5, GRID), // the digit moves up to the grid
+            (0.5, 0.5, GRID, 0.375, 0.375), // all known digits are used up: the code is the new digits
+            (1.0 - GRID, 0.25, 0.5, 0.0, 1.0 - GRID), // beyond the end of the interval: never 1
         ] {
             assert_eq!(stretch(code, below, width, digits), left, "{code} {below} {width}");
         }

@@ -1,4 +1,4 @@
-//! Which requests can run at all, and when there is room for them.
+//! Admission: which requests are valid, and when there is room for them.
 
 use super::{Decoder, Request, Waiting, row::Row};
 use crate::{
@@ -9,16 +9,16 @@ use crate::{
 };
 
 impl<M: CausalLm> Decoder<M> {
-    /// Bytes of cache that a request takes when it runs alone and all of its completions grow to their full length.
+    /// Bytes of KV cache that a request needs when it runs alone and all of its completions reach their full length.
     ///
-    /// The cache of [`Llama`](crate::llama::Llama) doubles its room when it is full and may take up to twice as much; it
-    /// has room for at least 64 tokens a row.
+    /// The cache of [`Llama`](crate::llama::Llama) doubles its capacity when it is full, so it may take up to twice
+    /// as much. Its minimum capacity is 64 tokens per row.
     pub fn kv_bytes_needed(&self, request: &Request) -> usize {
         let others = if request.expects() == Expects::OtherModel { request.completions } else { 0 };
         self.kv_bytes(request.completions, others, self.longest(request))
     }
 
-    /// Bytes of cache for so many rows of the model, and so many of the other one, of `columns` tokens each.
+    /// Bytes of KV cache for `rows` rows of the model and `others` rows of the second model, `columns` tokens each.
     fn kv_bytes(&self, rows: usize, others: usize, columns: usize) -> usize {
         let bytes =
             |rows: usize, per_token: usize| rows.saturating_mul(columns).saturating_mul(per_token);
@@ -26,7 +26,8 @@ impl<M: CausalLm> Decoder<M> {
         bytes(rows, self.model.kv_bytes_per_token()).saturating_add(bytes(others, other))
     }
 
-    /// The most tokens that a request's sequences may have: what every model that reads them can take.
+    /// The maximum length of the request's sequences in tokens: the smallest context length of the models that read
+    /// them.
     pub(super) fn context_length(&self, request: &Request) -> Option<usize> {
         let other = self.other.as_ref().filter(|_| request.expects() == Expects::OtherModel);
         let other = other.and_then(|other| other.context_length());
@@ -37,6 +38,7 @@ impl<M: CausalLm> Decoder<M> {
         request.longest(self.context_length(request))
     }
 
+    /// Checks that a request can run.
     pub(super) fn check(&self, request: &Request) -> Result<(), RequestError> {
         let vocab = self.model.vocab_size();
         if request.prompt.is_empty() {
@@ -79,7 +81,7 @@ impl<M: CausalLm> Decoder<M> {
         }
     }
 
-    /// Whether a prompt can start now.
+    /// Whether there is room to prefill a prompt now.
     pub(super) fn has_room(&self, waiting: &Waiting) -> bool {
         let wants_other = waiting.request.expects() == Expects::OtherModel;
         if wants_other && self.other.as_ref().is_some_and(|other| !other.has_room()) {
@@ -94,7 +96,7 @@ impl<M: CausalLm> Decoder<M> {
         let Some(limit) = self.kv_limit else {
             return true;
         };
-        // All rows end at the same column, so each takes as many as the longest will.
+        // All rows share the cache's last column, so each row takes as many columns as the longest one.
         let newcomer = self.longest(&waiting.request);
         let running: Vec<&Row> = batch.rows.iter().flatten().collect();
         let longest = running.iter().map(|row| row.longest()).fold(newcomer, usize::max);

@@ -1,4 +1,4 @@
-//! Requests that are refused.
+//! Errors of submitting and cancelling requests.
 
 use thiserror::Error;
 
@@ -7,28 +7,28 @@ use crate::{
     id::{CompletionId, PromptId, TokenId},
 };
 
-/// A request that cannot be decoded.
+/// A request that the decode loop rejects.
 #[derive(Clone, Debug, PartialEq, Error)]
 #[non_exhaustive]
 pub enum RequestError {
     /// The prompt has no tokens.
     #[error("prompt: expected at least one token, got none")]
     EmptyPrompt,
-    /// Zero completions, or zero new tokens, were asked for.
+    /// The request asks for zero completions or zero new tokens.
     #[error("{setting}: expected at least 1, got 0")]
     Nothing {
-        /// Which setting is zero.
+        /// The setting that is zero.
         setting: &'static str,
     },
-    /// More completions than one batch can hold.
+    /// The request has more completions than one batch can hold.
     #[error("completions: expected at most {limit}, got {got}")]
     TooManyCompletions {
         /// The limit.
         limit: usize,
-        /// How many were asked for.
+        /// The number requested.
         got: usize,
     },
-    /// Prompt and completion do not fit into the model's context.
+    /// The prompt leaves no room for a new token in the model's context.
     #[error(
         "prompt of {prompt} tokens: expected at most {}, to leave room for one new token in the model's context",
         .limit - 1
@@ -39,31 +39,31 @@ pub enum RequestError {
         /// The model's context length.
         limit: usize,
     },
-    /// A token id that is not in the vocabulary.
+    /// A token id is not in the vocabulary.
     #[error("{place} token {token}: expected an id below {vocab}")]
     UnknownToken {
-        /// Where it stands: "prompt", "stop" or "logit bias".
+        /// Where the id occurs: "prompt", "stop" or "logit bias".
         place: &'static str,
         /// The id.
         token: TokenId,
         /// Number of tokens in the vocabulary.
         vocab: usize,
     },
-    /// The request alone needs more cache memory than the limit allows.
+    /// The request alone needs more KV cache memory than the limit allows.
     #[error("key-value cache: expected at most {limit} bytes, the request needs {needed}")]
     CacheLimit {
-        /// The limit.
+        /// The limit, in bytes.
         limit: usize,
-        /// What the request would take at its longest.
+        /// The bytes the request needs at its full length.
         needed: usize,
     },
-    /// Stop strings were given to a loop that has no text decoder.
+    /// The request has stop strings, but the decoder has no detokenizer.
     #[error("stop strings: expected a decoder built with a detokenizer, got none")]
     NoDetokenizer,
-    /// A request is to be contrasted with another model, and the loop has none.
+    /// The request contrasts with another model, but the decoder has none.
     #[error("sampling: expected a decoder built with another model to contrast with, got none")]
     NoOtherModel,
-    /// A completion that is not, or no longer, in the loop.
+    /// The completion is not in the loop: it has ended or does not exist.
     #[error(
         "{completion}: expected one that is waiting or running, got one that has ended or never was"
     )]
@@ -71,13 +71,13 @@ pub enum RequestError {
         /// The completion.
         completion: CompletionId,
     },
-    /// A prompt without a completion in the loop.
+    /// The prompt has no waiting or running completion.
     #[error("prompt {}: expected one with completions that wait or run, got one without", .prompt.0)]
     UnknownPrompt {
         /// The prompt.
         prompt: PromptId,
     },
-    /// A sampling setting that cannot work.
+    /// A sampling setting is invalid.
     #[error(transparent)]
     Config(#[from] ConfigError),
 }

@@ -1,4 +1,4 @@
-//! Tokens into a model, logits and hidden states out of it.
+//! Forward passes of the decode loop: tokens in, logits and hidden states out.
 
 use burn::tensor::{Device, Int, Tensor};
 
@@ -12,8 +12,10 @@ use crate::{
     tensor::{index, select_rows},
 };
 
-/// Reads a prompt once for `rows` rows, `chunk` tokens at a time, watched by `warm_up`. Returns a cache with as many rows and the last
-/// position's logits, `[rows, vocab]`.
+/// Prefills a prompt for `rows` rows, `chunk` tokens per forward pass, with the tap of `warm_up`. Returns a cache
+/// with `rows` rows and the logits of the last position, `[rows, vocab]`.
+///
+/// The prompt is read once if the cache can repeat rows, otherwise once per row.
 pub(super) fn prefill<M: CausalLm>(
     model: &M,
     prompt: &[TokenId],
@@ -22,6 +24,7 @@ pub(super) fn prefill<M: CausalLm>(
     warm_up: &mut PromptWarmUp,
 ) -> Result<(M::Cache, Tensor<2>), StepError> {
     let mut cache = model.new_cache();
+    // Without row repetition every row needs its own copy of the prompt in the batch.
     let shares = cache.can_repeat_rows();
     let copies = if shares { 1 } else { rows };
     let device = model.device();
@@ -44,7 +47,7 @@ pub(super) fn int_tensor(tokens: &[TokenId], shape: [usize; 2], device: &Device)
     index(tokens.iter().map(|&token| token as usize), device).reshape(shape)
 }
 
-/// A model that returns other rows or another vocabulary than it was asked for must not be read as if it had.
+/// Checks the shape of a model's logits, so that missing rows or a different vocabulary are an error and not misread.
 pub(super) fn expect_logits(logits: &Tensor<2>, expected: [usize; 2]) -> Result<(), StepError> {
     let got = logits.dims();
     if got == expected {
@@ -53,7 +56,7 @@ pub(super) fn expect_logits(logits: &Tensor<2>, expected: [usize; 2]) -> Result<
     Err(StepError::Shape { what: "logits", expected: expected.to_vec(), got: got.to_vec() })
 }
 
-/// The live ones of the `rows` rows that a forward pass gave.
+/// Selects the `live` rows of a forward pass over `rows` rows.
 pub(super) fn rows_of(
     logits: Tensor<2>,
     hidden: Option<HiddenStates>,

@@ -1,4 +1,4 @@
-//! The ready decode loop: many prompts, many completions of each, in one batch.
+//! The decode loop: several prompts and several completions of each prompt in one batch.
 
 mod admission;
 mod error;
@@ -30,7 +30,7 @@ use request::Accepted;
 use row::Row;
 use warm_up::PromptWarmUp;
 
-/// Decodes with any [`CausalLm`]: submits prompts, runs them in one batch, streams what comes.
+/// Decode loop for any [`CausalLm`]: accepts requests, runs their completions in one batch and streams the tokens.
 ///
 /// ```
 /// use std::ops::ControlFlow;
@@ -53,16 +53,17 @@ use warm_up::PromptWarmUp;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// Each prompt is prefilled once and its cache shared among its completions. Requests may be submitted while others
-/// run; they join at the next step. Rows that have ended leave the batch at once. A cache that cannot do all of this says so
-/// ([`KvCache`]), and the loop asks it for nothing else: rows that have ended stay, prompts wait.
+/// Each prompt is prefilled once, and its completions share the resulting KV cache. Requests may be submitted while
+/// others run; they join the batch at the next step. Rows that have finished leave the batch at once. If the cache
+/// does not support these operations (see [`KvCache`]), finished rows stay in the batch and prompts wait until it is
+/// empty.
 ///
 /// # When a step fails
 ///
-/// A row that cannot be given a token ends with [`FinishReason::Failed`], and the others go on. When the model or the
-/// sampler fails as a whole, `step` and `run` return the error, the requests that were part of the failed call end with
-/// [`FinishReason::Aborted`] and keep what they had ([`take_completions`](Self::take_completions) gives it), and the
-/// decoder can be used again.
+/// A row for which no token can be chosen ends with [`FinishReason::Failed`], and the other rows continue. When the
+/// model or the sampler fails as a whole, `step` and `run` return the error. The completions that were part of the
+/// failed call then end with [`FinishReason::Aborted`] and keep the tokens they have
+/// ([`take_completions`](Self::take_completions) returns them). The decoder remains usable.
 pub struct Decoder<M: CausalLm> {
     model: M,
     other: Option<Box<dyn OtherModel>>,
@@ -73,33 +74,33 @@ pub struct Decoder<M: CausalLm> {
     sites: [TapSite; 2],
     waiting: VecDeque<Waiting>,
     batch: Option<Batch<M::Cache>>,
-    /// What has happened and was not handed to the caller yet.
+    /// Events that have not been returned to the caller yet.
     events: VecDeque<Event>,
     completions: Vec<Completion>,
     next_prompt: u64,
     stats: DecodeStats,
 }
 
-/// A prompt that is not prefilled yet.
+/// A prompt that has not been prefilled yet, with its completions.
 struct Waiting {
     request: Arc<Accepted>,
     completions: Vec<CompletionId>,
 }
 
-/// The rows that run together. `None` is a row that has ended and is still in the cache.
+/// The rows that are decoded together. `None` marks a finished row that is still in the cache.
 struct Batch<C> {
     cache: C,
     rows: Vec<Option<Row>>,
 }
 
-/// What the sampler chose, row by row.
+/// The sampler's result for each row.
 type Choices = Vec<Result<Choice, RowError>>;
 
 impl<M: CausalLm> Decoder<M> {
-    /// A loop over `model`, owned or borrowed, that chooses tokens with `sampler`.
+    /// Creates a decode loop over `model`, owned or borrowed, that chooses tokens with `sampler`.
     ///
-    /// Its prompts and requests are numbered from behind those that the sampler knows already, so that a sampler that was
-    /// [loaded](crate::snapshots::SamplerLoader) does not take them for others.
+    /// Prompt ids start after the highest one the sampler already knows, so that a
+    /// [loaded](crate::snapshots::SamplerLoader) sampler does not confuse new prompts with old ones.
     pub fn new(model: M, sampler: Sampler) -> Self {
         let known = sampler.completions();
         let next_prompt = known.iter().map(|id| id.prompt.0).max().map_or(0, |id| id + 1);
@@ -120,17 +121,18 @@ impl<M: CausalLm> Decoder<M> {
         }
     }
 
-    /// Turns tokens into text with `detokenizer`. Before the first request.
+    /// Sets the detokenizer that turns tokens into text. Call it before the first request.
     pub fn with_detokenizer(mut self, detokenizer: impl Detokenize + 'static) -> Self {
         self.detokenizer = Some(Arc::new(detokenizer));
         self
     }
 
-    /// Puts another model beside the first, whose logits are the expected ones of requests that are contrasted with it
-    /// ([`Contrast`](crate::reweighters::Contrast)). Before the first request.
+    /// Adds a second model, whose logits serve as the expected logits of requests that contrast with it
+    /// ([`Contrast`](crate::reweighters::Contrast)). Call it before the first request.
     ///
-    /// It has a cache of its own, which holds only the requests that want it: the others cost nothing. A clone of a model
-    /// shares its tensors, so `with_other_model(model.clone())` does not double the weights.
+    /// The second model has its own KV cache, which holds only the completions that use it; other completions cost
+    /// nothing. A clone of a model shares its tensors, so `with_other_model(model.clone())` does not double the
+    /// weights.
     ///
     /// ```
     /// use std::ops::ControlFlow;
@@ -151,8 +153,8 @@ impl<M: CausalLm> Decoder<M> {
     ///
     /// # Errors
     ///
-    /// [`ConfigError::Vocabulary`] when the two have vocabularies of different size. That equal ids mean equal tokens is
-    /// for the caller to know.
+    /// [`ConfigError::Vocabulary`] when the two vocabularies differ in size. The caller must ensure that equal ids
+    /// mean equal tokens.
     pub fn with_other_model<A>(mut self, other: A) -> Result<Self, ConfigError>
     where
         A: CausalLm + Send + 'static,
@@ -166,19 +168,19 @@ impl<M: CausalLm> Decoder<M> {
         Ok(self)
     }
 
-    /// The most bytes of cache that running rows may need at their longest, as
-    /// [`kv_bytes_needed`](Self::kv_bytes_needed) counts them. Prompts wait until they fit.
+    /// Limits the KV cache of the running rows, in bytes, at their full length as counted by
+    /// [`kv_bytes_needed`](Self::kv_bytes_needed). Prompts wait until they fit.
     pub fn with_kv_limit(mut self, bytes: usize) -> Self {
         self.kv_limit = Some(bytes);
         self
     }
 
-    /// Tokens of a prompt in one forward pass where none are set: the memory of a prefill is bounded, and a matrix product
-    /// of this many rows is large enough to be fast.
+    /// Default for [`with_prefill_chunk`](Self::with_prefill_chunk), in tokens. It bounds the memory of a prefill,
+    /// and matrix products with this many rows are large enough to be fast.
     pub const DEFAULT_PREFILL_CHUNK: usize = 512;
 
-    /// The most tokens of a prompt that one forward pass reads, at least 1. Attention takes memory for `tokens` × the
-    /// prompt's length and not for its square; the logits are the same.
+    /// Sets the maximum number of prompt tokens per forward pass, at least 1. Attention then takes memory in
+    /// proportion to `tokens` × prompt length instead of the square of the prompt length. The logits do not change.
     ///
     /// # Errors
     ///
@@ -189,35 +191,35 @@ impl<M: CausalLm> Decoder<M> {
         Ok(self)
     }
 
-    /// Other sites for the shallow and the deep hidden state than the paper's, which are `AfterBlock(0)` and
+    /// Sets the tap sites of the shallow and the deep hidden state. The defaults are the paper's, `AfterBlock(0)` and
     /// `HeadInput`.
     pub fn with_sites(mut self, shallow: TapSite, deep: TapSite) -> Self {
         self.sites = [shallow, deep];
         self
     }
 
-    /// Shows every token and every step to `observer`. It changes nothing else: see [`Observer`].
+    /// Sets an observer that receives every token and every step. It does not affect the output: see [`Observer`].
     pub fn with_observer(mut self, observer: Box<dyn Observer>) -> Self {
         self.sampler.set_observer(observer);
         self
     }
 
-    /// Ends the observation and gives the observer back, if there is one.
+    /// Removes the observer and returns it, if one is set.
     pub fn take_observer(&mut self) -> Option<Box<dyn Observer>> {
         self.sampler.take_observer()
     }
 
-    /// The sampler, for its counters.
+    /// The sampler, for example to read its counters.
     pub fn sampler(&self) -> &Sampler {
         &self.sampler
     }
 
-    /// The sampler, to [finish](Sampler::finish) what it learns in the background or to reset it.
+    /// Mutable access to the sampler, for example to [finish](Sampler::finish) background learning or to reset it.
     pub fn sampler_mut(&mut self) -> &mut Sampler {
         &mut self.sampler
     }
 
-    /// Gives the sampler back. Requests that have not ended are dropped, and their distillers with them.
+    /// Returns the sampler. Completions that have not ended are dropped together with their distillers.
     pub fn into_sampler(mut self) -> Sampler {
         let running = self.batch.take().into_iter().flat_map(|batch| batch.rows).flatten();
         let waiting = self.waiting.iter().flat_map(|prompt| prompt.completions.iter().copied());
@@ -232,21 +234,21 @@ impl<M: CausalLm> Decoder<M> {
         &self.model
     }
 
-    /// How long what took, so far.
+    /// Token counts and timings so far.
     pub fn stats(&self) -> &DecodeStats {
         &self.stats
     }
 
-    /// Whether nothing is waiting, running, or still to be handed over by [`run`](Self::run).
+    /// Whether nothing is waiting, running, or still to be delivered by [`run`](Self::run).
     pub fn is_idle(&self) -> bool {
         self.waiting.is_empty() && self.batch.is_none() && self.events.is_empty()
     }
 
-    /// Takes a request. Its prompt is prefilled at the next step that has room for it.
+    /// Submits a request. Its prompt is prefilled at the next step that has room for it.
     ///
     /// # Errors
     ///
-    /// [`RequestError`] for a request that could never run.
+    /// [`RequestError`] for a request that can never run.
     pub fn submit(&mut self, request: Request) -> Result<Submitted, RequestError> {
         self.check(&request)?;
         let request = Accepted::new(request)?;
@@ -255,7 +257,8 @@ impl<M: CausalLm> Decoder<M> {
         let completions: Vec<CompletionId> =
             (0..request.completions as u64).map(|index| CompletionId { prompt, index }).collect();
         let waiting = Waiting { request: Arc::new(request), completions: completions.clone() };
-        // A distiller that the prompt shares must outlive the first of its completions.
+        // Admit every completion now: a distiller shared by the prompt must not be dropped when the first completion
+        // ends while others still wait.
         for &completion in &completions {
             self.sampler.admit(completion, &waiting.request.sampling);
         }
@@ -263,11 +266,12 @@ impl<M: CausalLm> Decoder<M> {
         Ok(Submitted { prompt, completions })
     }
 
-    /// Ends one completion, waiting or running. It comes with [`FinishReason::Cancelled`] and what it had by then.
+    /// Cancels one completion, waiting or running. It finishes with [`FinishReason::Cancelled`] and keeps the tokens
+    /// it has.
     ///
     /// # Errors
     ///
-    /// [`RequestError::UnknownCompletion`] when it has ended or never was.
+    /// [`RequestError::UnknownCompletion`] when the completion has ended or does not exist.
     pub fn cancel(&mut self, completion: CompletionId) -> Result<(), RequestError> {
         match self.cancel_where(|id| id == completion) {
             0 => Err(RequestError::UnknownCompletion { completion }),
@@ -275,11 +279,11 @@ impl<M: CausalLm> Decoder<M> {
         }
     }
 
-    /// Ends all completions of a prompt, waiting or running, as [`cancel`](Self::cancel) does for one.
+    /// Cancels all completions of a prompt, waiting or running, as [`cancel`](Self::cancel) does for one.
     ///
     /// # Errors
     ///
-    /// [`RequestError::UnknownPrompt`] when all of them have ended or the prompt never was.
+    /// [`RequestError::UnknownPrompt`] when all of them have ended or the prompt does not exist.
     pub fn cancel_prompt(&mut self, prompt: PromptId) -> Result<(), RequestError> {
         match self.cancel_where(|id| id.prompt == prompt) {
             0 => Err(RequestError::UnknownPrompt { prompt }),
@@ -287,7 +291,7 @@ impl<M: CausalLm> Decoder<M> {
         }
     }
 
-    /// Ends the completions that `is_cancelled` names, and says how many there were.
+    /// Cancels the completions for which `is_cancelled` returns true and returns their number.
     fn cancel_where(&mut self, is_cancelled: impl Fn(CompletionId) -> bool) -> usize {
         let rows = self.batch.iter().flat_map(|batch| batch.rows.iter().enumerate());
         let running: Vec<(usize, FinishReason)> = rows
@@ -310,11 +314,11 @@ impl<M: CausalLm> Decoder<M> {
         count
     }
 
-    /// Steps until every request has ended, or `on_event` breaks. Returns the completions that have ended since the last
-    /// call, in the order of their requests.
+    /// Steps until every request has ended or `on_event` breaks. Returns the completions that have ended since the
+    /// last call, in the order of their ids.
     ///
-    /// After a break nothing is lost: what is running goes on with the next call, and events that were not handed over
-    /// come first then.
+    /// A break loses nothing: the next call continues the running completions and first delivers the events that are
+    /// still queued.
     ///
     /// # Errors
     ///
@@ -336,8 +340,8 @@ impl<M: CausalLm> Decoder<M> {
         }
     }
 
-    /// One step: prefills the prompts that have room, then one forward pass and one token for every running row.
-    /// Returns what happened.
+    /// Runs one step: prefills the prompts for which there is room, then runs one forward pass and chooses one token
+    /// for every running row. Returns the resulting events.
     ///
     /// # Errors
     ///
@@ -347,7 +351,7 @@ impl<M: CausalLm> Decoder<M> {
         Ok(self.events.drain(..).collect())
     }
 
-    /// The completions that have ended since the last time they were taken, in the order of their requests.
+    /// Takes the completions that have ended since the last call, in the order of their ids.
     pub fn take_completions(&mut self) -> Vec<Completion> {
         let mut completions = std::mem::take(&mut self.completions);
         completions.sort_by_key(|completion| completion.id);
@@ -355,6 +359,7 @@ impl<M: CausalLm> Decoder<M> {
     }
 
     fn advance(&mut self) -> Result<(), StepError> {
+        // First in, first out: a small prompt does not overtake a large one that still waits for room.
         while let Some(waiting) = self.waiting.pop_front() {
             if !self.has_room(&waiting) {
                 self.waiting.push_front(waiting);
@@ -374,7 +379,7 @@ impl<M: CausalLm> Decoder<M> {
         decoded
     }
 
-    /// Runs a prompt through the model once, chooses the first token of each completion, and lets them join the batch.
+    /// Prefills a prompt, chooses the first token of each of its completions, and adds them to the batch.
     fn prefill(&mut self, waiting: Waiting) -> Result<(), StepError> {
         let context = self.context_length(&waiting.request);
         let mut rows: Vec<Row> = waiting
@@ -387,12 +392,16 @@ impl<M: CausalLm> Decoder<M> {
         let (cache, choices) = match first {
             Ok(first) => first,
             Err(error) => {
-                rows.into_iter().for_each(|row| self.hand_over(row, FinishReason::Aborted));
+                for row in rows {
+                    self.hand_over(row, FinishReason::Aborted);
+                }
                 return Err(error);
             }
         };
         self.stats.prompt_tokens += prompt.len() as u64;
         let newcomers = Batch { cache, rows: rows.into_iter().map(Some).collect() };
+        // `accept` works on `self.batch`: the newcomers take its place until they have their first token, and a batch
+        // that ends with it does not join the running one.
         let running = self.batch.replace(newcomers);
         self.accept(choices);
         match (running, self.batch.take()) {
@@ -404,7 +413,7 @@ impl<M: CausalLm> Decoder<M> {
         }
     }
 
-    /// Makes one batch of two.
+    /// Merges the newcomers into the running batch. If the cache cannot append them, they are aborted.
     fn join(
         &mut self,
         mut running: Batch<M::Cache>,
@@ -432,6 +441,7 @@ impl<M: CausalLm> Decoder<M> {
         let chunk = self.prefill_chunk;
         let mut warm_up = PromptWarmUp::new(rows, self.sites);
         let (cache, logits) = prefill(&self.model, prompt, rows.len(), chunk, &mut warm_up)?;
+        // The distillers learn from the prompt before the first token is chosen.
         warm_up.learn(&mut self.sampler, rows)?;
         let contrasted: Vec<CompletionId> =
             other::contrasted(rows.iter()).map(|row| row.id).collect();
@@ -441,19 +451,24 @@ impl<M: CausalLm> Decoder<M> {
             }
             _ => None,
         };
-        rows.iter_mut().for_each(Row::prepare);
+        // `step_row` borrows the mask that `prepare` stores.
+        for row in rows.iter_mut() {
+            row.prepare();
+        }
         let step_rows: Vec<_> = rows.iter().map(|row| row.step_row(Phase::FirstToken)).collect();
         let input = StepInput::new(&step_rows, logits, self.model.lm_head());
         let output = self.sampler.step(input.with_other_logits(other_logits))?;
         Ok((cache, output.choices))
     }
 
-    /// One forward pass and one token for every running row.
+    /// Runs one forward pass and chooses one token for every running row.
     fn decode(&mut self) -> Result<(), StepError> {
+        // Drop finished rows before the forward pass, so that no work is spent on them.
         self.compact()?;
         let Some(batch) = &mut self.batch else {
             return Ok(());
         };
+        // Finished rows that the cache cannot drop get token 0 as a dummy.
         let tokens: Vec<TokenId> =
             batch.rows.iter().map(|row| row.as_ref().map_or(0, Row::last_token)).collect();
         let live = batch.live();
@@ -468,13 +483,17 @@ impl<M: CausalLm> Decoder<M> {
         let logits = self.model.forward(tokens, &mut batch.cache, tap)?;
         expect_logits(&logits, [batch.rows.len(), self.model.vocab_size()])?;
         let hidden = pair.map(|mut pair| pair.take()).transpose()?;
+        // From here on only live rows: the dummy rows must reach neither the sampler nor the distillers.
         let (logits, hidden) = rows_of(logits, hidden, batch.rows.len(), &live)?;
         let other_logits = match &mut self.other {
             Some(other) => other_logits(&mut **other, batch)?,
             None => None,
         };
 
-        batch.rows.iter_mut().flatten().for_each(Row::prepare);
+        // `step_row` borrows the mask that `prepare` stores.
+        for row in batch.rows.iter_mut().flatten() {
+            row.prepare();
+        }
         let rows: Vec<_> =
             batch.rows.iter().flatten().map(|row| row.step_row(Phase::Decode)).collect();
         let input = StepInput::new(&rows, logits, self.model.lm_head())
@@ -487,7 +506,7 @@ impl<M: CausalLm> Decoder<M> {
         Ok(())
     }
 
-    /// Gives each live row of the batch its choice, and ends those that have ended.
+    /// Records the choice of each live row of the batch and ends the rows that have finished.
     fn accept(&mut self, choices: Choices) {
         let Some(batch) = &mut self.batch else {
             return;
@@ -504,7 +523,8 @@ impl<M: CausalLm> Decoder<M> {
         self.end(ended);
     }
 
-    /// Ends some rows of the batch.
+    /// Ends the given rows of the batch. Their places stay until [`compact`](Self::compact); an empty batch is
+    /// dropped.
     fn end(&mut self, ended: Vec<(usize, FinishReason)>) {
         if ended.is_empty() {
             return;
@@ -522,7 +542,7 @@ impl<M: CausalLm> Decoder<M> {
         }
     }
 
-    /// Drops rows that have ended from the cache. One that cannot do so keeps them, and they are fed a dummy token.
+    /// Drops finished rows from the cache. A cache that cannot drop rows keeps them, and they are fed a dummy token.
     fn compact(&mut self) -> Result<(), StepError> {
         if let Some(other) = &mut self.other {
             let rows = self.batch.iter().flat_map(|batch| batch.rows.iter().flatten());
@@ -539,7 +559,7 @@ impl<M: CausalLm> Decoder<M> {
         Ok(())
     }
 
-    /// Makes a completion of a row.
+    /// Ends a row: releases it from the sampler and queues its completion and the final event.
     fn hand_over(&mut self, row: Row, reason: FinishReason) {
         self.sampler.release(row.id);
         let (completion, text) = row.finish(reason, self.detokenizer.as_deref());
@@ -547,15 +567,17 @@ impl<M: CausalLm> Decoder<M> {
         self.events.push_back(Event::Finished { completion, text });
     }
 
-    /// Ends everything that is running.
+    /// Aborts all running rows.
     fn abort(&mut self) {
         let rows = self.batch.take().into_iter().flat_map(|batch| batch.rows).flatten();
-        rows.for_each(|row| self.hand_over(row, FinishReason::Aborted));
+        for row in rows {
+            self.hand_over(row, FinishReason::Aborted);
+        }
     }
 }
 
 impl<C> Batch<C> {
-    /// Places of the rows that have not ended.
+    /// Indices of the rows that have not ended.
     fn live(&self) -> Vec<usize> {
         (0..self.rows.len()).filter(|&at| self.rows[at].is_some()).collect()
     }

@@ -1,4 +1,4 @@
-//! A second model beside the first, for requests that are contrasted with it.
+//! A second model for requests that contrast with it.
 
 use burn::tensor::Tensor;
 
@@ -17,12 +17,13 @@ use crate::{
     tensor::select_rows,
 };
 
-/// Another model with a cache of its own, its type forgotten.
+/// A second model with its own KV cache, type-erased.
 ///
-/// It holds only the requests that want it, and knows them by name: whatever the first model's batch does, each call says
-/// who is there, and rows that are not are dropped.
+/// It holds only the completions that use it and addresses them by id, independently of the first model's batch: each
+/// call passes the current completions, and rows of other completions are dropped.
 pub(super) trait OtherModel: Send {
-    /// Reads a prompt for these requests, `chunk` tokens at a time. Returns its last position's logits, `[completions, vocab]`.
+    /// Prefills a prompt for these completions, `chunk` tokens per forward pass. Returns the logits of the last
+    /// position, `[completions, vocab]`.
     fn prefill(
         &mut self,
         prompt: &[TokenId],
@@ -30,13 +31,14 @@ pub(super) trait OtherModel: Send {
         chunk: usize,
     ) -> Result<Tensor<2>, StepError>;
 
-    /// Drops every request that is not among these.
+    /// Drops every completion that is not in this list.
     fn keep(&mut self, completions: &[CompletionId]) -> Result<(), StepError>;
 
-    /// Reads one more token of each request. All requests that were kept. Returns `[completions, vocab]`, in their order.
+    /// Appends one token to each completion. `last` must contain all completions that were kept. Returns
+    /// `[completions, vocab]`, in the order of `last`.
     fn step(&mut self, last: &[(CompletionId, TokenId)]) -> Result<Tensor<2>, StepError>;
 
-    /// Whether a prompt can be read now.
+    /// Whether another prompt can be prefilled now.
     fn has_room(&self) -> bool;
 
     fn context_length(&self) -> Option<usize>;
@@ -44,7 +46,7 @@ pub(super) trait OtherModel: Send {
     fn kv_bytes_per_token(&self) -> usize;
 }
 
-/// The rows of the other model, in the order of its cache. `None` is a row that is gone and still in the cache.
+/// The second model and its rows in the order of its cache. `None` marks a dropped row that is still in the cache.
 pub(super) struct Beside<M: CausalLm> {
     model: M,
     running: Option<(M::Cache, Vec<Option<CompletionId>>)>,
@@ -101,6 +103,7 @@ where
             Some((cache, rows)) => (Some(cache), rows.as_slice()),
             None => (None, &[][..]),
         };
+        // Dropped rows that are still in the cache get token 0 as a dummy.
         let mut tokens = vec![0; rows.len()];
         let mut places = Vec::with_capacity(last.len());
         for &(completion, token) in last {
@@ -139,15 +142,16 @@ where
     }
 }
 
-/// The rows that are contrasted with the other model.
+/// The rows that contrast with the second model.
 pub(super) fn contrasted<'a>(
     rows: impl IntoIterator<Item = &'a Row>,
 ) -> impl Iterator<Item = &'a Row> {
     rows.into_iter().filter(|row| row.expects() == Expects::OtherModel)
 }
 
-/// The other model's logits for the live rows of a batch, `[rows, vocab]`, after one more token of each row that wants
-/// them; what stands in the other rows means nothing.
+/// Appends one token to each row that contrasts with the second model and returns that model's logits for all live
+/// rows, `[rows, vocab]`. Rows that do not contrast get arbitrary values. Returns `None` without a forward pass if no
+/// row contrasts.
 pub(super) fn other_logits<C>(
     other: &mut dyn OtherModel,
     batch: &Batch<C>,
@@ -159,6 +163,8 @@ pub(super) fn other_logits<C>(
         return Ok(None);
     }
     let logits = other.step(&last)?;
+    // `select_rows` needs a source for every live row: rows that do not contrast take the logits of a neighbour, which
+    // nothing reads.
     let mut next = 0;
     let place = |row: &&Row| {
         let at = next.min(last.len() - 1);

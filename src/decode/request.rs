@@ -1,4 +1,4 @@
-//! What is asked of the decode loop, and what it gives back.
+//! Requests to the decode loop, and the events and completions it returns.
 
 use std::{fmt, ops::Deref, sync::Arc};
 
@@ -14,7 +14,7 @@ use crate::{
     text::TextError,
 };
 
-/// A prompt and what to do with it.
+/// What a caller submits: a prompt, the number of completions and the settings for them.
 ///
 /// ```
 /// use esamp::{Request, Sampling};
@@ -40,8 +40,8 @@ pub struct Request {
 }
 
 impl Request {
-    /// One completion of at most [`DEFAULT_MAX_NEW_TOKENS`](Self::DEFAULT_MAX_NEW_TOKENS) tokens with the paper's
-    /// sampling settings and seed 0.
+    /// Creates a request for one completion of at most [`DEFAULT_MAX_NEW_TOKENS`](Self::DEFAULT_MAX_NEW_TOKENS)
+    /// tokens with the paper's sampling settings and seed 0.
     pub fn new(prompt: Vec<TokenId>) -> Self {
         Self {
             prompt,
@@ -57,74 +57,77 @@ impl Request {
         }
     }
 
-    /// Length of a completion where none is set.
+    /// Default maximum length of a completion, in tokens.
     pub const DEFAULT_MAX_NEW_TOKENS: usize = 128;
 
-    /// The most completions of one request: all of them run in one batch.
+    /// The maximum number of completions per request; all of them run in one batch.
     pub const MAX_COMPLETIONS: usize = 1 << 16;
 
-    /// Tokens of prompt and completion together, at their longest.
+    /// Maximum length of prompt and completion together, in tokens.
     pub(super) fn longest(&self, context_length: Option<usize>) -> usize {
         let length = self.prompt.len().saturating_add(self.max_new_tokens);
         length.min(context_length.unwrap_or(usize::MAX))
     }
 
-    /// Where its expected logits come from.
+    /// The source of the expected logits.
     pub(super) fn expects(&self) -> Expects {
         self.sampling.expects()
     }
 
-    /// How many completions of the prompt to make, 1 to [`MAX_COMPLETIONS`](Self::MAX_COMPLETIONS). They share its prefill
-    /// and, by default, its distiller.
+    /// Sets the number of completions of the prompt, 1 to [`MAX_COMPLETIONS`](Self::MAX_COMPLETIONS). They share the
+    /// prefill and, by default, the distiller.
     pub fn with_completions(mut self, completions: usize) -> Self {
         self.completions = completions;
         self
     }
 
-    /// The most tokens of a completion, at least 1; the model's context may allow fewer.
+    /// Sets the maximum number of tokens per completion, at least 1. The model's context length may allow fewer.
     pub fn with_max_new_tokens(mut self, max_new_tokens: usize) -> Self {
         self.max_new_tokens = max_new_tokens;
         self
     }
 
-    /// Seed of the random numbers. With the prompt's tokens and the completion's index it decides them, whoever else is
-    /// in the batch.
+    /// Sets the random seed. A completion's random numbers depend only on the seed, the prompt's tokens and the
+    /// completion's index, not on other rows of the batch.
     pub fn with_seed(mut self, seed: u64) -> Self {
         self.seed = seed;
         self
     }
 
-    /// How tokens are chosen. [`Decoder::submit`](crate::Decoder::submit) checks the settings.
+    /// Sets how tokens are chosen. [`Decoder::submit`](crate::Decoder::submit) validates the settings.
     pub fn with_sampling(mut self, sampling: Sampling) -> Self {
         self.sampling = sampling;
         self
     }
 
-    /// Lets the prompt's distiller learn from the prompt before the first token: `updates` optimizer steps, each on all
-    /// positions of the prompt together ([`Sampler::warm_up`](crate::Sampler::warm_up)). 0, the default, is the paper's way:
-    /// a prefill never trains. Completions that are not steered ignore it.
+    /// Sets the number of warm-up updates on the prompt: before the first token the distiller does `updates`
+    /// optimizer steps, each on all positions of the prompt together ([`Sampler::warm_up`](crate::Sampler::warm_up)).
+    /// The default is 0, as in the paper: a prefill never trains. Completions that are not steered ignore this
+    /// setting.
     ///
-    /// With [`Sharing::PerPrompt`](crate::Sharing::PerPrompt) it happens once for the prompt, with
-    /// [`Sharing::PerCompletion`](crate::Sharing::PerCompletion) once for each completion, on its own distiller, and with
-    /// [`Sharing::Global`](crate::Sharing::Global) once for the prompt, on the distiller that all prompts share.
+    /// With [`Sharing::PerPrompt`](crate::Sharing::PerPrompt) the warm-up runs once per prompt. With
+    /// [`Sharing::PerCompletion`](crate::Sharing::PerCompletion) it runs once per completion, on the completion's own
+    /// distiller. With [`Sharing::Global`](crate::Sharing::Global) it runs once per prompt, on the distiller that all
+    /// prompts share.
     ///
-    /// The model must show both tap sites at every position of the prompt
-    /// ([`HiddenStateTap::wants_all_positions`](crate::HiddenStateTap::wants_all_positions)); one that does not fails the
-    /// request with [`HiddenError::Positions`](crate::errors::HiddenError::Positions). Cost: the model's final norm over the prompt, and
-    /// `updates` updates on as many rows as the prompt has tokens.
+    /// The model must record both tap sites at every position of the prompt
+    /// ([`HiddenStateTap::wants_all_positions`](crate::HiddenStateTap::wants_all_positions)); otherwise the request
+    /// fails with [`HiddenError::Positions`](crate::errors::HiddenError::Positions). Cost: the model's final norm
+    /// over the prompt, and `updates` updates on as many rows as the prompt has tokens.
     pub fn with_prompt_warm_up(mut self, updates: usize) -> Self {
         self.prompt_warm_up = updates;
         self
     }
 
-    /// Tokens that end a completion. The token is the last of [`Completion::choices`] and has no text.
+    /// Sets the stop tokens (such as EOS), which end a completion. The stop token is the last of
+    /// [`Completion::choices`] and has no text.
     pub fn with_stop_tokens(mut self, tokens: impl Into<Vec<TokenId>>) -> Self {
         self.stop_tokens = tokens.into();
         self
     }
 
-    /// Strings that end a completion, wherever token borders fall. The text ends before the string; the tokens are
-    /// all those that were chosen. The loop needs a detokenizer for this.
+    /// Sets the stop strings, which end a completion regardless of token boundaries. The text ends before the stop
+    /// string; the tokens include all that were chosen. The decoder needs a detokenizer.
     pub fn with_stop_strings(
         mut self,
         strings: impl IntoIterator<Item = impl Into<String>>,
@@ -133,24 +136,24 @@ impl Request {
         self
     }
 
-    /// Asks for the log-probability of each chosen token under the model as it is
-    /// ([`Choice::reference_log_prob`]); that under the sampled distribution comes without asking.
+    /// Requests the log-probability of each chosen token under the unmodified model ([`Choice::reference_log_prob`]).
+    /// The log-probability under the sampled distribution is always returned.
     pub fn with_reference_log_probs(mut self) -> Self {
         self.wants_reference_log_probs = true;
         self
     }
 
-    /// Limits the tokens that each row may choose at each step.
+    /// Sets a masker that limits the tokens each row may choose at each step.
     pub fn with_masker(mut self, masker: impl TokenMasker + 'static) -> Self {
         self.masker = Some(Arc::new(masker));
         self
     }
 }
 
-/// A request that has been checked.
+/// A validated request.
 pub(super) struct Accepted {
     request: Request,
-    /// [`Request::sampling`], ready for the step.
+    /// [`Request::sampling`], checked and prepared for the step.
     pub(super) ready: CheckedSampling,
 }
 
@@ -160,7 +163,7 @@ impl Accepted {
         Ok(Self { request, ready })
     }
 
-    /// Where its expected logits come from.
+    /// The source of the expected logits.
     pub(super) fn expects(&self) -> Expects {
         self.ready.reweighter().expects()
     }
@@ -186,15 +189,12 @@ impl fmt::Debug for Request {
     }
 }
 
-/// Decides which tokens a row may choose: a grammar's place. Implemented for closures.
+/// Decides which tokens a row may choose, for example by a grammar. Implemented for closures.
 ///
 /// ```
 /// use esamp::{CompletionId, TokenId, TokenMask, TokenMasker};
 ///
 /// /// Never the same token twice in a row.
-/// struct NoStutter {
-///     vocab: usize,
-/// }
 ///
 /// impl TokenMasker for NoStutter {
 ///     fn mask(&self, _row: CompletionId, generated: &[TokenId]) -> Option<TokenMask> {
@@ -209,7 +209,7 @@ impl fmt::Debug for Request {
 /// assert!(!masker.mask(CompletionId::new(0, 0), &[1, 5]).unwrap().allows(5));
 /// ```
 pub trait TokenMasker: Send + Sync {
-    /// The tokens allowed after `generated`, the completion so far; `None` allows all.
+    /// The tokens allowed after `generated`, the completion so far. `None` allows all tokens.
     fn mask(&self, row: CompletionId, generated: &[TokenId]) -> Option<TokenMask>;
 }
 
@@ -225,7 +225,7 @@ impl<T: TokenMasker + ?Sized> TokenMasker for Arc<T> {
     }
 }
 
-/// The names of a request that was accepted.
+/// The ids of an accepted request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Submitted {
@@ -235,25 +235,25 @@ pub struct Submitted {
     pub completions: Vec<CompletionId>,
 }
 
-/// What happens while the loop runs.
+/// An event of the decode loop.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Event {
     /// A completion has a new token.
     Token {
-        /// Which completion.
+        /// The completion.
         completion: CompletionId,
         /// The token and how it was chosen.
         choice: Choice,
-        /// Text that can be shown now. Empty while a character or a possible stop string is incomplete, and where the
-        /// loop has no detokenizer.
+        /// Text that can be shown now. Empty while a character or a possible stop string is incomplete, and if the
+        /// decoder has no detokenizer.
         text: String,
     },
-    /// A completion has ended. Text that was held back until now is here.
+    /// A completion has ended.
     Finished {
-        /// What came out.
+        /// The completion.
         completion: Completion,
-        /// The end of the text, which no `Token` event has shown.
+        /// The rest of the text, which was held back until now and is in no `Token` event.
         text: String,
     },
 }
@@ -262,13 +262,13 @@ pub enum Event {
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Completion {
-    /// The prompt that it continues, and its index among the prompt's completions.
+    /// The prompt, and the completion's index among the prompt's completions.
     pub id: CompletionId,
     /// The tokens, with the log-probability and novelty of each.
     pub choices: Vec<Choice>,
-    /// The text, without special tokens and stop string; `None` where the loop has no detokenizer.
+    /// The text, without special tokens and stop string; `None` if the decoder has no detokenizer.
     pub text: Option<String>,
-    /// Why it ended.
+    /// The reason why it ended.
     pub finish: FinishReason,
 }
 
@@ -279,15 +279,15 @@ impl Completion {
     }
 }
 
-/// Why a completion ended.
+/// The reason why a completion ended.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum FinishReason {
     /// A stop token was chosen.
     StopToken(TokenId),
-    /// A stop string came up.
+    /// A stop string occurred in the text.
     StopString(String),
-    /// It has as many tokens as were asked for.
+    /// It reached the maximum number of new tokens.
     MaxNewTokens,
     /// Prompt and completion fill the model's context.
     ContextFull,
@@ -297,7 +297,7 @@ pub enum FinishReason {
     Failed(RowError),
     /// Its tokens could not be turned into text.
     NoText(TextError),
-    /// A step failed as a whole; what the completion had by then is kept.
+    /// A step failed as a whole; the completion keeps the tokens it had.
     Aborted,
 }
 
@@ -318,19 +318,20 @@ impl FinishReason {
     }
 }
 
-/// How long what took.
+/// Token counts and timings of the decode loop.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct DecodeStats {
-    /// Decode steps: forward passes over all running rows.
+    /// Number of decode steps, each one forward pass over all running rows.
     pub steps: u64,
-    /// Tokens that came of them; a completion's first token comes of its prompt's prefill instead.
+    /// Number of tokens chosen in decode steps. A completion's first token is chosen after the prefill and is not
+    /// counted.
     pub decoded_tokens: u64,
-    /// Seconds that they took.
+    /// Time spent in decode steps, in seconds.
     pub decode_seconds: f64,
-    /// Tokens of prompts, each counted once however many completions it has.
+    /// Number of prompt tokens. Each prompt counts once, independently of its number of completions.
     pub prompt_tokens: u64,
-    /// Seconds that prefills took.
+    /// Time spent in prefills, in seconds.
     pub prefill_seconds: f64,
 }
 

@@ -1,4 +1,4 @@
-//! One running completion.
+//! A running completion.
 
 use std::sync::Arc;
 
@@ -18,13 +18,13 @@ use crate::{
     text::{Detokenize, TextStream},
 };
 
-/// A completion while it grows.
+/// The state of one completion while it is being decoded.
 pub(super) struct Row {
     pub(super) id: CompletionId,
     request: Arc<Accepted>,
     draw: DrawKey,
     code: Option<f64>,
-    /// The most tokens, and why no more.
+    /// The maximum number of tokens, and the finish reason when it is reached.
     limit: (usize, FinishReason),
     generated: Vec<TokenId>,
     choices: Vec<Choice>,
@@ -41,9 +41,10 @@ impl Row {
         context_length: Option<usize>,
     ) -> Self {
         let room = request.longest(context_length) - request.prompt.len();
-        let limit = match room < request.max_new_tokens {
-            true => (room, FinishReason::ContextFull),
-            false => (request.max_new_tokens, FinishReason::MaxNewTokens),
+        let limit = if room < request.max_new_tokens {
+            (room, FinishReason::ContextFull)
+        } else {
+            (request.max_new_tokens, FinishReason::MaxNewTokens)
         };
         let code = match request.sampling.selection {
             Selection::Random => None,
@@ -69,12 +70,12 @@ impl Row {
         }
     }
 
-    /// The token to feed next.
+    /// The token to feed to the model next.
     pub(super) fn last_token(&self) -> TokenId {
         self.generated.last().copied().unwrap_or_default()
     }
 
-    /// The most columns of the cache that the row's batch may need for it.
+    /// The maximum number of cache columns (tokens) that this row needs.
     pub(super) fn longest(&self) -> usize {
         self.request.prompt.len() + self.limit.0
     }
@@ -87,18 +88,19 @@ impl Row {
         &self.request.sampling
     }
 
-    /// Updates on the prompt before the first token; 0 where the row's distiller is not used.
+    /// Number of warm-up updates on the prompt before the first token; 0 if the row does not use a distiller.
     pub(super) fn prompt_warm_up(&self) -> usize {
         if self.expects() == Expects::Distiller { self.request.prompt_warm_up } else { 0 }
     }
 
-    /// Asks for the tokens allowed next. Before [`step_row`](Self::step_row), which borrows the answer.
+    /// Computes the mask of allowed tokens for the next step. Call it before [`step_row`](Self::step_row), which
+    /// borrows the mask.
     pub(super) fn prepare(&mut self) {
         let masker = self.request.masker.as_ref();
         self.mask = masker.and_then(|masker| masker.mask(self.id, &self.generated));
     }
 
-    /// The row as the sampler wants to see it.
+    /// The sampler's view of the row.
     pub(super) fn step_row(&self, phase: Phase) -> StepRow<'_> {
         StepRow {
             id: self.id,
@@ -113,7 +115,7 @@ impl Row {
         }
     }
 
-    /// Takes what the sampler chose. Says why the row has ended, if it has.
+    /// Records the sampler's choice. Returns the finish reason if the row has ended.
     pub(super) fn accept(
         &mut self,
         choice: Result<Choice, RowError>,
@@ -127,6 +129,7 @@ impl Row {
         self.generated.push(choice.token);
         self.code = choice.code;
         self.choices.push(choice);
+        // A stop token is part of the completion but has no text.
         let stop_token = self.request.stop_tokens.contains(&choice.token);
         let mut finish = stop_token.then_some(FinishReason::StopToken(choice.token));
         let mut text = String::new();
@@ -140,13 +143,14 @@ impl Row {
         }
         self.text.push_str(&text);
         events.extend([Event::Token { completion: self.id, choice, text }]);
+        // A stop string takes precedence over the length limit when both apply to the same token.
         if finish.is_none() && self.generated.len() >= self.limit.0 {
             finish = Some(self.limit.1.clone());
         }
         finish
     }
 
-    /// Ends the row.
+    /// Ends the row. Returns the completion and the text that no token event has shown yet.
     pub(super) fn finish(
         mut self,
         mut finish: FinishReason,
@@ -158,11 +162,12 @@ impl Row {
         {
             match self.stream.finish(detokenizer) {
                 Ok(piece) => {
-                    // The last half of a character may complete a stop string.
+                    // An incomplete character at the end may still complete a stop string.
                     let (shown, stopped) = self.scan(&piece);
                     text = shown;
                     match stopped {
-                        // Why a row has failed or was cancelled is worth more than that its last words are a stop string.
+                        // A stop string replaces only the regular finish reasons: a failure or a cancellation is more
+                        // important.
                         Some(reason) => {
                             use FinishReason::{ContextFull, MaxNewTokens, StopToken};
                             if matches!(finish, StopToken(_) | MaxNewTokens | ContextFull) {
@@ -185,6 +190,7 @@ impl Row {
         (completion, text)
     }
 
+    /// Scans a piece for stop strings. Returns the text to show and the finish reason if a stop string was found.
     fn scan(&mut self, piece: &str) -> (String, Option<FinishReason>) {
         match self.stops.push(piece) {
             Scan::Show(text) => (text, None),

@@ -1,29 +1,29 @@
-//! Stop strings in a text that comes piece by piece.
+//! Stop strings in text that arrives in pieces.
 
-/// Looks for stop strings across pieces and holds back what could become one.
+/// Finds stop strings across piece boundaries. Holds back text that may be the beginning of one.
 #[derive(Clone, Debug, Default)]
 pub(super) struct StopScanner {
     stops: Vec<String>,
     held: String,
 }
 
-/// What a piece of text amounts to.
+/// Result of scanning one piece of text.
 #[derive(Debug, PartialEq)]
 pub(super) enum Scan {
-    /// This much can be shown.
+    /// Text that can be shown; no stop string so far.
     Show(String),
-    /// This much is left before the stop string.
+    /// A stop string was found; `text` is the text before it.
     Stop { text: String, stop: String },
 }
 
 impl StopScanner {
-    /// Looks for these strings; empty ones are ignored.
+    /// Creates a scanner for these strings. Empty strings are ignored.
     pub(super) fn new(stops: &[String]) -> Self {
         let stops = stops.iter().filter(|stop| !stop.is_empty()).cloned().collect();
         Self { stops, held: String::new() }
     }
 
-    /// Takes the next piece.
+    /// Adds the next piece of text.
     pub(super) fn push(&mut self, piece: &str) -> Scan {
         self.held.push_str(piece);
         let found =
@@ -38,12 +38,12 @@ impl StopScanner {
         Scan::Show(std::mem::replace(&mut self.held, rest))
     }
 
-    /// What was held back: no stop string comes any more.
+    /// Returns the text that was held back. Call it when no more text follows.
     pub(super) fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
     }
 
-    /// Length of the longest end of the text that is the beginning of a stop string.
+    /// Length in bytes of the longest suffix of the held text that is a prefix of a stop string.
     fn could_become_a_stop(&self) -> usize {
         let ends = self.held.char_indices().map(|(at, _)| &self.held[at..]);
         let begins = |end: &&str| self.stops.iter().any(|stop| stop.starts_with(*end));

@@ -1,4 +1,5 @@
-//! Learning from a prompt while it is prefilled, for requests that ask for it.
+//! Warm-up on the prompt: the distiller learns from the prompt's hidden states during prefill, for requests that ask
+//! for it.
 
 use super::row::Row;
 use crate::{
@@ -8,7 +9,7 @@ use crate::{
     tap::{HiddenStateTap, NoTap, SequenceTap},
 };
 
-/// Watches one prefill where its request asks for a warm-up, and looks at nothing otherwise.
+/// Records the hidden states of one prefill if its request asks for a warm-up; otherwise records nothing.
 pub(super) struct PromptWarmUp {
     tap: Option<SequenceTap>,
     plain: NoTap,
@@ -16,19 +17,19 @@ pub(super) struct PromptWarmUp {
 }
 
 impl PromptWarmUp {
-    /// For the rows of one prompt.
+    /// Creates the warm-up for the rows of one prompt.
     pub(super) fn new(rows: &[Row], [shallow, deep]: [TapSite; 2]) -> Self {
         let updates = rows.first().map_or(0, Row::prompt_warm_up);
         let tap = (updates > 0).then(|| SequenceTap::new(shallow, deep));
         Self { tap, plain: NoTap, updates }
     }
 
-    /// Watches nothing.
+    /// A warm-up that records nothing.
     pub(super) fn off() -> Self {
         Self { tap: None, plain: NoTap, updates: 0 }
     }
 
-    /// The tap of the next forward pass.
+    /// The tap for the next forward pass.
     pub(super) fn tap(&mut self) -> &mut dyn HiddenStateTap {
         match &mut self.tap {
             Some(tap) => tap,
@@ -41,7 +42,7 @@ impl PromptWarmUp {
         self.tap.as_mut().map_or(Ok(()), |tap| tap.end_pass(positions))
     }
 
-    /// Warms up the distillers of the rows, each once.
+    /// Warms up the distillers of the rows, each distiller once.
     pub(super) fn learn(self, sampler: &mut Sampler, rows: &[Row]) -> Result<(), StepError> {
         let Some(mut tap) = self.tap else {
             return Ok(());

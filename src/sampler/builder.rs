@@ -1,4 +1,4 @@
-//! A sampler from its settings.
+//! Builds a sampler from its settings.
 
 use std::fmt;
 
@@ -18,14 +18,14 @@ use crate::{
     },
 };
 
-/// A sampler, and the worker that learns for it where it learns in the background.
+/// A sampler and, with background learning, the worker that trains for it.
 type Pair = (Sampler, Option<TrainingWorker>);
 
 /// Makes a sampler around a distiller whose type only this closure knows.
 type Make = Box<dyn FnOnce(&SamplerConfig, usize, &Device) -> Result<Pair, ConfigError>>;
 
-/// Makes a sampler from its settings: what [`Sampler::builder`] returns, for those that
-/// [`SamplerConfig::init`] is not enough for.
+/// Builder of a [`Sampler`], returned by [`Sampler::builder`]. It has options that [`SamplerConfig::init`] does not
+/// offer.
 ///
 /// ```
 /// use esamp::{Sampler, SamplerConfig, distillers::SwiGluConfig, optim::{Staleness, TrainingConfig}};
@@ -48,14 +48,14 @@ pub struct SamplerBuilder {
 }
 
 impl Sampler {
-    /// Starts to make a sampler with these settings.
+    /// Creates a builder with these settings.
     pub fn builder(config: SamplerConfig) -> SamplerBuilder {
         SamplerBuilder { config, make: None }
     }
 }
 
 impl SamplerBuilder {
-    /// Takes a distiller of your own; [`SamplerConfig::distiller`] only decides the default optimizer then. Every slot
+    /// Sets a custom distiller; [`SamplerConfig::distiller`] then only determines the default optimizer. Every slot
     /// starts as a copy of `distiller`.
     pub fn with_distiller<D: Distiller>(mut self, distiller: D) -> Self {
         self.make =
@@ -63,14 +63,14 @@ impl SamplerBuilder {
         self
     }
 
-    /// A sampler for a model of width `d_model` whose hidden states live on `device`.
+    /// Builds a sampler for a model of width `d_model` whose hidden states live on `device`.
     ///
-    /// With [`Staleness::Background`] a thread is started that learns until the sampler is dropped.
+    /// With [`Staleness::Background`] it starts a thread that trains until the sampler is dropped.
     ///
     /// # Errors
     ///
-    /// [`ConfigError::OutOfRange`] for the first setting that cannot work; [`ConfigError::Thread`] when the thread cannot
-    /// be started.
+    /// [`ConfigError::OutOfRange`] for the first invalid setting; [`ConfigError::Thread`] when the thread cannot be
+    /// started.
     pub fn build(self, d_model: usize, device: &Device) -> Result<Sampler, ConfigError> {
         let (sampler, worker) = self.build_with_worker(d_model, device)?;
         if let Some(worker) = worker {
@@ -79,12 +79,13 @@ impl SamplerBuilder {
         Ok(sampler)
     }
 
-    /// [`build`](Self::build) for a caller with threads of its own: a sampler and, with [`Staleness::Background`], the
-    /// worker that learns for it, which must be [run](TrainingWorker::run) on another thread.
+    /// [`build`](Self::build) for a caller with its own threads. Returns the sampler and, with
+    /// [`Staleness::Background`], the worker that trains for it, which the caller must [run](TrainingWorker::run) on
+    /// another thread.
     ///
     /// # Errors
     ///
-    /// [`ConfigError::OutOfRange`] for the first setting that cannot work.
+    /// [`ConfigError::OutOfRange`] for the first invalid setting.
     pub fn build_with_worker(
         self,
         d_model: usize,
@@ -175,7 +176,8 @@ impl SamplerConfig {
     }
 }
 
-/// Distillers learn in `f32`, whatever they came in: steps as small as theirs are lost in less.
+/// Casts parameters to `f32`. Distillers always train in `f32`: updates as small as theirs would be rounded away in
+/// lower precision.
 struct FullPrecision;
 
 impl ModuleMapper for FullPrecision {

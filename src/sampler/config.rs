@@ -1,4 +1,4 @@
-//! The settings of a sampler: which distiller, how it learns, who shares it.
+//! The settings of a sampler: the distiller's architecture, its training, and which completions share it.
 
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
@@ -11,19 +11,19 @@ use crate::{
     train::{OptimizerConfig, TrainRows, TrainingConfig},
 };
 
-/// A distiller by name, for settings that are written down.
+/// A distiller architecture that can be serialized by name.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum DistillerConfig {
-    /// [`SwiGluDistiller`](crate::distillers::SwiGluDistiller), the paper's.
+    /// [`SwiGluDistiller`](crate::distillers::SwiGluDistiller), the paper's distiller.
     SwiGlu(SwiGluConfig),
-    /// [`LowRankDistiller`](crate::distillers::LowRankDistiller), the reference implementation's.
+    /// [`LowRankDistiller`](crate::distillers::LowRankDistiller), the reference implementation's distiller.
     LowRank(LowRankConfig),
 }
 
 impl DistillerConfig {
-    /// The optimizer that belongs to the architecture where none is set.
+    /// The default optimizer of the architecture.
     pub fn default_optimizer(&self) -> OptimizerConfig {
         match self {
             Self::SwiGlu(_) => OptimizerConfig::paper(),
@@ -34,7 +34,7 @@ impl DistillerConfig {
 
 /// Configuration of a [`Sampler`]; the defaults are the paper's settings.
 ///
-/// What belongs to a request (temperature, filters, β) is in [`Sampling`](crate::Sampling).
+/// The settings of a request (temperature, filters, β) are in [`Sampling`](crate::Sampling).
 ///
 /// ```
 /// use esamp::{SamplerConfig, distillers::{DistillerConfig, LowRankConfig}, optim::OptimizerConfig};
@@ -53,17 +53,18 @@ impl DistillerConfig {
 pub struct SamplerConfig {
     /// The distiller's architecture.
     pub distiller: DistillerConfig,
-    /// How it learns; `None` takes [`DistillerConfig::default_optimizer`].
+    /// The optimizer; `None` uses [`DistillerConfig::default_optimizer`].
     pub optimizer: Option<OptimizerConfig>,
-    /// Which requests share a distiller.
+    /// Which completions share a distiller.
     pub sharing: Sharing,
     /// When distillers learn, from which rows, and on which path.
     pub training: TrainingConfig,
-    /// Updates that a distiller must have had before its rows are steered. Until then they are predicted and learned, and
-    /// draw the tokens of the plain model; [`Counters::rows_warming`](crate::Counters::rows_warming) counts them. Updates of
-    /// [`Sampler::warm_up`] count too. 0, as in the paper, steers from the first decode step on.
+    /// Number of updates a distiller must have had before its rows are steered. Until then its rows are predicted and
+    /// learned from, but their tokens are sampled from the plain model;
+    /// [`Counters::rows_warming`](crate::Counters::rows_warming) counts them. Updates of [`Sampler::warm_up`] count
+    /// too. 0, as in the paper, steers from the first decode step.
     pub steps_before_steering: usize,
-    /// Seed of the distiller's starting parameters. The tokens' seeds come with the requests.
+    /// Seed of the distiller's initial parameters. The seeds of token selection are part of the requests.
     pub distiller_seed: u64,
 }
 
@@ -98,12 +99,13 @@ impl SamplerConfig {
         Self::new()
     }
 
-    /// For completions of a hundred tokens or so: the paper's settings with a learning rate of 3e-3 instead of 4e-4, so that
-    /// the distiller has learned something before they end.
+    /// Settings for completions of about 100 tokens: the paper's settings with a learning rate of 3e-3 instead of
+    /// 4e-4, so that the distiller learns something before they end.
     ///
-    /// On SmolLM2-135M-Instruct, story continuations of 96 tokens had more different ideas with it at equal perplexity
-    /// than with the paper's rate (`docs/results/smollm2.md`, `esamp-0.5` against `esamp-paper-0.25`; β differs as well). For
-    /// thousands of tokens it was not measured; there the paper's rate is the one that somebody has.
+    /// On SmolLM2-135M-Instruct, story continuations of 96 tokens had more different ideas with this rate at equal
+    /// perplexity than with the paper's rate (`docs/results/smollm2.md`, `esamp-0.5` against `esamp-paper-0.25`; β
+    /// differs as well). It was not measured for thousands of tokens; for those, use the paper's rate, which is a
+    /// published one.
     ///
     /// ```
     /// use esamp::{SamplerConfig, optim::OptimizerConfig};
@@ -118,13 +120,13 @@ impl SamplerConfig {
         Self::paper().with_optimizer(OptimizerConfig::paper().with_learning_rate(3e-3))
     }
 
-    /// The cheap settings of the paper's reference implementation, those of its fastest path: the low-rank distiller,
-    /// plain descent at 1e-3, and of each prompt only the first row that runs is learned.
+    /// The cheap settings of the paper's reference implementation, from its fastest path: the low-rank distiller,
+    /// plain SGD at 1e-3, and learning only from the first running row of each prompt.
     ///
-    /// For comparing costs. In an independent study on SmolLM2-135M a distiller had learned nothing with them after 80
-    /// tokens. The default optimizer of the low-rank distiller, which is the reference's too, [learns](OptimizerConfig::adam_w). What the reference
-    /// does besides, one prediction a prompt for all of its rows, is not done here: every row is predicted from its own
-    /// shallow state.
+    /// Use them to compare costs. In an independent study on SmolLM2-135M, a distiller had learned nothing with these
+    /// settings after 80 tokens. The default optimizer of the low-rank distiller, which is also the reference's,
+    /// [learns](OptimizerConfig::adam_w). The reference also makes one prediction per prompt for all of its rows;
+    /// this crate does not: every row is predicted from its own shallow state.
     ///
     /// ```
     /// use esamp::{
@@ -152,13 +154,13 @@ impl SamplerConfig {
         self
     }
 
-    /// Sets how the distiller learns.
+    /// Sets the optimizer.
     pub fn with_optimizer(mut self, optimizer: OptimizerConfig) -> Self {
         self.optimizer = Some(optimizer);
         self
     }
 
-    /// Sets which requests share a distiller.
+    /// Sets which completions share a distiller.
     pub fn with_sharing(mut self, sharing: Sharing) -> Self {
         self.sharing = sharing;
         self
@@ -170,27 +172,28 @@ impl SamplerConfig {
         self
     }
 
-    /// Sets the updates that a distiller must have had before its rows are steered.
+    /// Sets the number of updates a distiller must have had before its rows are steered.
     pub fn with_steps_before_steering(mut self, steps_before_steering: usize) -> Self {
         self.steps_before_steering = steps_before_steering;
         self
     }
 
-    /// Sets the seed of the distiller's starting parameters.
+    /// Sets the seed of the distiller's initial parameters.
     pub fn with_distiller_seed(mut self, distiller_seed: u64) -> Self {
         self.distiller_seed = distiller_seed;
         self
     }
 
-    /// A sampler for a model of width `d_model` whose hidden states live on `device`. [`Sampler::builder`] has more ways.
+    /// Builds a sampler for a model of width `d_model` whose hidden states live on `device`. [`Sampler::builder`] has
+    /// more options.
     ///
-    /// With [`Staleness::Background`](crate::optim::Staleness::Background) a thread is started that learns until the sampler is
-    /// dropped.
+    /// With [`Staleness::Background`](crate::optim::Staleness::Background) it starts a thread that trains until the
+    /// sampler is dropped.
     ///
     /// # Errors
     ///
-    /// [`ConfigError::OutOfRange`] for the first setting that cannot work; [`ConfigError::Thread`] when the thread cannot
-    /// be started.
+    /// [`ConfigError::OutOfRange`] for the first invalid setting; [`ConfigError::Thread`] when the thread cannot be
+    /// started.
     pub fn init(&self, d_model: usize, device: &Device) -> Result<Sampler, ConfigError> {
         Sampler::builder(self.clone()).build(d_model, device)
     }

@@ -1,4 +1,4 @@
-//! The seam for experiments on the distiller's error.
+//! Hook for experiments on the distiller's prediction error.
 
 use std::fmt::Debug;
 
@@ -6,13 +6,13 @@ use burn::tensor::Tensor;
 
 use crate::{candidates::RowContext, sampler::error::StepError};
 
-/// Replaces the expected states of a step, after the distillers have predicted them and before scores are reweighted
-/// with them.
+/// Replaces the expected states of a step after the distillers have predicted them and before scores are reweighted.
 ///
-/// For experiments that ask whether the distiller's own error matters: a control puts another error `e'` in the place of
-/// `e = deep − ĥ`, and the expected state becomes `deep − e'`. It acts on what scores are reweighted with and not on what
-/// is learned: distillers predict, are measured ([`Choice::novelty`](crate::Choice::novelty), the counters) and learn as
-/// they would without it. A reweighter cannot do this, because it sees two numbers per candidate and no states.
+/// For experiments that test whether the distiller's actual error matters: a control substitutes another error `e'`
+/// for `e = deep − ĥ`, so that the expected state becomes `deep − e'`. It affects only the reweighting of scores, not
+/// the learning: the distillers' predictions, the reported novelty ([`Choice::novelty`](crate::Choice::novelty), the
+/// counters) and the updates are computed as without a control. A reweighter cannot do this, because it sees two
+/// numbers per candidate and no hidden states.
 ///
 /// ```
 /// use burn::tensor::Tensor;
@@ -35,15 +35,15 @@ use crate::{candidates::RowContext, sampler::error::StepError};
 /// }
 /// ```
 ///
-/// Set with [`Sampler::set_expected_control`](crate::Sampler::set_expected_control). The package `esamp-eval` has the
-/// controls of this repository's evaluations.
+/// Set it with [`Sampler::set_expected_control`](crate::Sampler::set_expected_control). The package `esamp-eval`
+/// contains the controls of this repository's evaluations.
 pub trait ExpectedControl: Debug + Send {
-    /// The expected states to use, `[rows, d_model]`, from the deep and the predicted ones of the same shape; both are
-    /// `f32`. `rows` are the rows that have a distiller, in the order of the tensors' first dimension.
+    /// Returns the expected states to use, `[rows, d_model]`, given the deep and the predicted states of the same
+    /// shape; all are `f32`. `rows` are the rows that have a distiller, in the order of the tensors' first dimension.
     ///
     /// # Errors
     ///
-    /// [`StepError::Execution`] when the device fails. The step fails with it, and nothing is learned.
+    /// [`StepError::Execution`] when the device fails. The step then fails too, and nothing is learned.
     fn expected(
         &mut self,
         rows: &[RowContext<'_>],

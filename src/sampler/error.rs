@@ -1,52 +1,52 @@
-//! Steps that fail as a whole.
+//! Errors of a step as a whole.
 
 use burn::tensor::ExecutionError;
 use thiserror::Error;
 
 use crate::{causal_lm::ModelError, hidden::HiddenError, id::CompletionId, train::TrainError};
 
-/// A step that could not be done at all. What is wrong with a single row is a [`RowError`](crate::errors::RowError) instead.
+/// A step that failed as a whole. An error of a single row is a [`RowError`](crate::errors::RowError) instead.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum StepError {
-    /// Two things that must have the same number of rows do not.
+    /// A tensor or list does not have one row for each row of the step.
     #[error("{what}: expected {expected} rows, got {got}")]
     RowCount {
-        /// What was counted.
+        /// The tensor or list.
         what: &'static str,
-        /// Rows of the step.
+        /// Number of rows of the step.
         expected: usize,
-        /// Rows that came.
+        /// Number of rows of the tensor or list.
         got: usize,
     },
     /// A tensor has the wrong shape.
     #[error("{what}: expected shape {expected:?}, got {got:?}")]
     Shape {
-        /// Which tensor.
+        /// The tensor.
         what: &'static str,
-        /// The shape that fits.
+        /// The required shape.
         expected: Vec<usize>,
-        /// The shape that came.
+        /// The actual shape.
         got: Vec<usize>,
     },
-    /// A tensor has an element type that cannot be used.
+    /// A tensor has an unsupported element type.
     #[error("{what}: expected {expected}, got {got}")]
     DType {
-        /// Which tensor.
+        /// The tensor.
         what: &'static str,
-        /// What would fit.
+        /// The required type.
         expected: &'static str,
-        /// What came.
+        /// The actual type.
         got: String,
     },
     /// Tensors live on different devices.
     #[error("{what}: expected device {expected}, got {got}")]
     Device {
-        /// Which tensor.
+        /// The tensor.
         what: &'static str,
-        /// Where it should be.
+        /// The required device.
         expected: String,
-        /// Where it is.
+        /// The actual device.
         got: String,
     },
     /// A completion has more than one row in the step.
@@ -55,7 +55,7 @@ pub enum StepError {
         /// The completion.
         completion: CompletionId,
     },
-    /// A row is to be steered, but the step came without hidden states.
+    /// A row must be steered, but the step has no hidden states.
     #[error(
         "hidden states: expected them for {row}, whose reweighter uses expected logits, got none"
     )]
@@ -63,7 +63,7 @@ pub enum StepError {
         /// The first such row.
         row: CompletionId,
     },
-    /// A row is to be contrasted with another model, but the step came without that model's logits.
+    /// A row contrasts with another model, but the step does not have that model's logits.
     #[error(
         "logits of the other model: expected them for {row}, whose reweighter contrasts with them, got none"
     )]
@@ -71,7 +71,7 @@ pub enum StepError {
         /// The first such row.
         row: CompletionId,
     },
-    /// Hidden states do not fit together, or the model has not shown them as it should.
+    /// The hidden states are inconsistent, or the model did not record them correctly.
     #[error(transparent)]
     Hidden(#[from] HiddenError),
     /// The model failed.

@@ -1,4 +1,4 @@
-//! Expected logits: from a distiller's prediction through the model's head, or from another model.
+//! Expected logits, from a distiller's prediction through the LM head or from another model.
 
 use burn::tensor::{DType, Int, Tensor, TensorData, Transaction};
 
@@ -17,23 +17,24 @@ use crate::{
     tensor::select_rows,
 };
 
-/// What the distillers predict for the rows of a step that have one, in the order of those rows.
+/// The distillers' predictions for the rows of a step that have one, in the order of those rows.
 pub(super) struct Predicted {
-    /// The rows' places in the step.
+    /// The rows' indices in the step.
     pub(super) at: Vec<usize>,
     pub(super) ids: Vec<CompletionId>,
     pub(super) hidden: HiddenStates,
-    /// The predicted deep states, `[rows, d_model]`: novelty and loss are measured against them.
+    /// The predicted deep states, `[rows, d_model]`. Novelty and loss are measured against them.
     pub(super) predicted: Tensor<2>,
-    /// What scores are reweighted with: the predicted states, unless a control has replaced them.
+    /// The states that scores are reweighted with, `[rows, d_model]`: the predicted states, unless a control has
+    /// replaced them.
     pub(super) expected: Tensor<2>,
-    /// What the trainer mixed the prediction from, for it to judge by when it learns.
+    /// The parts the trainer mixed the prediction from; it needs them again when it learns.
     pub(super) parts: Vec<Tensor<2>>,
 }
 
 impl Predicted {
-    /// Gives every candidate its expected logit and every row its novelty, in one transfer from the device. A row for which
-    /// one of these numbers is not finite is sampled plainly.
+    /// Sets the expected logit of every candidate and the novelty of every row, with one transfer from the device. A
+    /// row for which one of these values is not finite is sampled without steering.
     pub(super) fn expect(
         &self,
         rows: &mut [RowState<'_>],
@@ -52,18 +53,21 @@ impl Predicted {
             return Ok(());
         };
 
-        // Beyond this many candidates, one product with the whole matrix moves less memory than gathering its rows.
+        // From this number of candidates on, a product with the whole matrix moves less memory than gathering its
+        // rows.
         let expected = select_rows(&self.expected, &live);
         let dense = live.len() * widest >= vocab;
-        let (logits, width) = match dense {
-            true => (lm_head.logits(expected), vocab),
-            false => (lm_head.logits_at(expected, candidates(rows, widest)), widest),
+        let (logits, width) = if dense {
+            (lm_head.logits(expected), vocab)
+        } else {
+            (lm_head.logits_at(expected, candidates(rows, widest)), widest)
         };
         expect_shape("expected logits of the LM head", [live.len(), width], logits.dims())?;
-        // What was computed for all tokens need not be brought to the host for all of them.
-        let (logits, width, by_token) = match dense && widest < vocab {
-            true => (logits.gather(1, candidates(rows, widest)), widest, false),
-            false => (logits, width, dense),
+        // Of logits that were computed for the whole vocabulary, transfer only those of the candidates.
+        let (logits, width, by_token) = if dense && widest < vocab {
+            (logits.gather(1, candidates(rows, widest)), widest, false)
+        } else {
+            (logits, width, dense)
         };
         let [error, deep] = self.lengths(&live);
         let [logits, error, deep] = read([logits.inner().cast(DType::F32), error, deep])?;
@@ -83,7 +87,7 @@ impl Predicted {
         Ok(())
     }
 
-    /// `‖deep − predicted‖` and `‖deep‖` of some rows, `[rows, 1]` each.
+    /// `‖deep − predicted‖` and `‖deep‖` of the given rows, `[rows, 1]` each.
     fn lengths(&self, rows: &[usize]) -> [Tensor<2>; 2] {
         let predicted = select_rows(&self.predicted, rows);
         let deep = select_rows(self.hidden.deep(), rows);
@@ -91,10 +95,10 @@ impl Predicted {
     }
 }
 
-/// Gives the candidates of every row that expects another model their logits in that model, `[rows, vocab]`. A row with a
-/// candidate whose logit is not finite is sampled plainly.
+/// Sets the expected logits of every row that contrasts with another model, from that model's `logits`, `[rows,
+/// vocab]`. A row with a candidate whose expected logit is not finite is sampled without contrast.
 ///
-/// Only the rows that need it leave the device.
+/// Only the rows that contrast are copied from the device.
 pub(super) fn expect_other(
     rows: &mut [RowState<'_>],
     logits: Option<Tensor<2>>,
@@ -123,12 +127,12 @@ impl Novelty {
     }
 }
 
-/// The length of each row, `[rows, 1]`.
+/// The Euclidean norm of each row, `[rows, 1]`.
 pub(super) fn length(vectors: Tensor<2>) -> Tensor<2> {
     vectors.square().sum_dim(1).sqrt()
 }
 
-/// Brings tensors to the host in one transfer.
+/// Copies tensors to the host in one transfer.
 pub(super) fn read<const N: usize>(tensors: [Tensor<2>; N]) -> Result<[Vec<f32>; N], StepError> {
     let transaction = tensors.into_iter().fold(Transaction::default(), Transaction::register);
     let read = transaction.try_execute()?.into_iter().map(host).collect::<Result<Vec<_>, _>>()?;
@@ -136,7 +140,7 @@ pub(super) fn read<const N: usize>(tensors: [Tensor<2>; N]) -> Result<[Vec<f32>;
         .map_err(|read| StepError::Execution(format!("expected {N} tensors, got {}", read.len())))
 }
 
-/// The tokens of each row, best first, filled up with the row's best token to `width`.
+/// The tokens of each row, best first, padded to `width` with the row's best token.
 fn padded_tokens<'a>(left: impl Iterator<Item = &'a Candidates>, width: usize) -> Vec<i32> {
     let mut tokens = Vec::new();
     for candidates in left {

@@ -1,4 +1,4 @@
-//! What goes into a step.
+//! The input of a step.
 
 use burn::tensor::{Device, Tensor};
 
@@ -15,36 +15,36 @@ use crate::{
     select::{Chooser, Selection},
 };
 
-/// Where a row stands in its completion.
+/// The position of a row in its completion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// The logits come from the prompt's last position: neither steered by a distiller nor learned.
+    /// The logits come from the prompt's last position. A distiller neither steers the row nor learns from it.
     FirstToken,
-    /// The logits come from a token that this loop has chosen.
+    /// The logits come from a token that was chosen in an earlier step.
     Decode,
 }
 
-/// One row of a step, by name.
+/// One row of a step.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct StepRow<'a> {
-    /// Whose row it is.
+    /// The completion of this row.
     pub id: CompletionId,
     /// Whether its logits come from the prompt or from a chosen token.
     pub phase: Phase,
     /// The completion's random stream.
     pub draw: DrawKey,
-    /// The code of a row that is selected [arithmetically](crate::Selection::Arithmetic), in `[0, 1)`: at first
-    /// [`DrawKey::arithmetic_code`], then what the row's last [`Choice::code`](super::Choice::code) was. Other rows need none
-    /// and hand it on.
+    /// The code of a row that is selected [arithmetically](crate::Selection::Arithmetic), in `[0, 1)`: initially
+    /// [`DrawKey::arithmetic_code`], afterwards the row's last [`Choice::code`](super::Choice::code). Other rows need
+    /// none and return it unchanged.
     pub code: Option<f64>,
     /// The prompt, for penalties that count its tokens.
     pub prompt: &'a [TokenId],
     /// The completion so far, without the prompt; its length is the position of the token to be chosen.
     pub generated: &'a [TokenId],
-    /// How to choose the token.
+    /// The sampling settings.
     pub sampling: &'a CheckedSampling,
-    /// The tokens allowed here; `None` allows all of them.
+    /// The allowed tokens; `None` allows all of them.
     pub allowed: Option<&'a TokenMask>,
     /// Whether to compute [`Choice::reference_log_prob`](super::Choice::reference_log_prob), which reads the whole
     /// vocabulary once more.
@@ -101,24 +101,24 @@ impl<'a> StepRow<'a> {
         self
     }
 
-    /// Where the logits come from that the row's scores are to be reweighted with; `None` where they are left alone.
+    /// The source of the logits that the row's scores are reweighted with; `None` if the scores are left alone.
     pub(crate) fn expects(&self) -> Option<Expects> {
         let expects = self.sampling.reweighter().expects();
         (self.phase == Phase::Decode || expects == Expects::OtherModel).then_some(expects)
     }
 
-    /// Whether the row's scores are to be reweighted with what a distiller expects.
+    /// Whether the row's scores are reweighted with a distiller's expected logits.
     pub(crate) fn is_steered(&self) -> bool {
         self.expects() == Some(Expects::Distiller)
     }
 
-    /// What filters, reweighters and the selection may know.
+    /// The context that filters, reweighters and the selection receive.
     pub(crate) fn context(&self) -> RowContext<'_> {
         RowContext::new(self.id, self.position(), self.draw.at(self.position()))
             .with_tokens(self.prompt, self.generated)
     }
 
-    /// What logits are divided by before scores are compared.
+    /// The divisor of the logits before scores are compared.
     pub(crate) fn divisor(&self) -> f32 {
         self.sampling.divisor_at(self.position())
     }
@@ -142,7 +142,7 @@ impl<'a> StepRow<'a> {
     }
 }
 
-/// What one forward pass of the model gave, for every row that wants a token.
+/// The output of one forward pass of the model, for every row that needs a token.
 ///
 /// ```
 /// use burn::tensor::{Device, Tensor};
@@ -171,28 +171,28 @@ pub struct StepInput<'a> {
 }
 
 impl<'a> StepInput<'a> {
-    /// A step over `rows`, in the order of the tensors' first dimension, with the model's `logits`, `[rows, vocab]`, any
-    /// floating-point type, and the model's head.
+    /// Creates the input of a step over `rows`, which are in the order of the tensors' first dimension. `logits` are
+    /// the model's logits, `[rows, vocab]`, of any floating-point type; `lm_head` is the model's LM head.
     pub fn new(rows: &'a [StepRow<'a>], logits: Tensor<2>, lm_head: &'a dyn LmHead) -> Self {
         Self { rows, logits, hidden: None, other_logits: None, lm_head }
     }
 
-    /// Adds the hidden states of the same rows. Needed as soon as a distiller steers one of them: a row in
+    /// Adds the hidden states of the same rows. Required if a distiller steers one of them: a row in
     /// [`Phase::Decode`] whose reweighter expects [`Expects::Distiller`].
     pub fn with_hidden(mut self, hidden: impl Into<Option<HiddenStates>>) -> Self {
         self.hidden = hidden.into();
         self
     }
 
-    /// Adds the logits of another model for the same rows, `[rows, vocab]`, any floating-point type, on any device.
-    /// Needed as soon as the reweighter of one row expects [`Expects::OtherModel`]; what stands in the other rows is not
-    /// looked at.
+    /// Adds the logits of another model for the same rows, `[rows, vocab]`, of any floating-point type, on any
+    /// device. Required if the reweighter of one row expects [`Expects::OtherModel`]; the values of other rows are
+    /// ignored.
     pub fn with_other_logits(mut self, logits: impl Into<Option<Tensor<2>>>) -> Self {
         self.other_logits = logits.into();
         self
     }
 
-    /// Checks that everything is there and fits together, before any work is done.
+    /// Checks that the input is complete and consistent, before any work is done.
     pub(super) fn check(&self, d_model: usize, device: &Device) -> Result<(), StepError> {
         let rows = self.rows.len();
         expect_rows("logits", rows, self.logits.dims()[0])?;
@@ -213,7 +213,7 @@ impl<'a> StepInput<'a> {
         self.check_head(d_model, device)
     }
 
-    /// Checks the logits of the other model against the size of the vocabulary.
+    /// Checks that the other model's logits are present if a row needs them, and their shape.
     fn check_other(&self, vocab: usize) -> Result<(), StepError> {
         let rows = self.rows.len();
         let contrasted = |row: &&StepRow<'_>| row.expects() == Some(Expects::OtherModel);
@@ -227,8 +227,8 @@ impl<'a> StepInput<'a> {
         }
     }
 
-    /// Checks that the head is that of the model, as far as it tells: before it is applied, because a foreign one would
-    /// be asked for rows that its matrix does not have.
+    /// Checks the LM head's shape and device against the model, if the head reports them. This comes before the head
+    /// is applied: a head of another model would be indexed at rows that its matrix does not have.
     fn check_head(&self, d_model: usize, device: &Device) -> Result<(), StepError> {
         if let Some(got) = self.lm_head.shape() {
             expect_shape("LM head", [d_model, self.logits.dims()[1]], got)?;
@@ -240,7 +240,7 @@ impl<'a> StepInput<'a> {
     }
 }
 
-/// Checks that hidden states are those of the sampler's model.
+/// Checks the width and device of hidden states against the sampler's model.
 pub(super) fn check_states(
     what: &'static str,
     hidden: &HiddenStates,

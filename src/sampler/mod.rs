@@ -1,4 +1,4 @@
-//! The step: predict, pool, filter, expect, reweight, select, learn.
+//! The sampling step: predict, pool, filter, expect, reweight, select, learn.
 
 mod builder;
 mod config;
@@ -34,15 +34,15 @@ use crate::{
 };
 use step::Step;
 
-/// Chooses tokens, steered away from what the distiller expects, and lets the distiller learn from every step.
+/// Chooses tokens, steers them away from what the distiller expects, and trains the distiller on every step.
 ///
-/// One sampler serves a whole batch. It knows rows by the ids that come with them, so a batch may shrink, grow and be
-/// reordered from one step to the next.
+/// One sampler serves a whole batch. It identifies rows by their completion ids, so a batch may shrink, grow and be
+/// reordered between steps.
 #[derive(Debug)]
 pub struct Sampler {
     trainer: Box<dyn OnlineTrainer>,
     config: SamplerConfig,
-    /// Whether slots start from a distiller that the configuration does not know.
+    /// Whether slots start from a distiller that was passed to the builder instead of the configured one.
     custom_distiller: bool,
     d_model: usize,
     device: Device,
@@ -52,7 +52,7 @@ pub struct Sampler {
     control: Option<Box<dyn ExpectedControl>>,
 }
 
-/// Everything that makes a sampler what it is.
+/// The complete state of a sampler.
 pub(crate) struct SamplerState {
     pub(crate) trainer: TrainerState,
     pub(crate) config: SamplerConfig,
@@ -82,17 +82,17 @@ impl Sampler {
         }
     }
 
-    /// Makes room for a completion that is to be sampled with these settings, so that its prompt's distiller stays while
-    /// the completion waits for its turn. Optional: the first step that has its row does the same. Nothing happens where the
-    /// settings use no distiller.
+    /// Registers a completion that will be sampled with these settings, so that its prompt's distiller is kept while
+    /// the completion waits. Optional: the first step with its row does the same. Does nothing if the settings use no
+    /// distiller.
     pub fn admit(&mut self, row: CompletionId, sampling: &Sampling) {
         if sampling.expects() == Expects::Distiller {
             self.trainer.begin(row);
         }
     }
 
-    /// The tap for a forward pass over rows with these settings: `None` where none of them needs hidden states, so that
-    /// the model can be given [`NoTap`](crate::NoTap) and records nothing.
+    /// Returns the tap for a forward pass over rows with these settings. `None` if none of them needs hidden states;
+    /// the model can then be given [`NoTap`](crate::NoTap) and records nothing.
     pub fn tap_for<'a>(
         &self,
         settings: impl IntoIterator<Item = &'a Sampling>,
@@ -102,21 +102,23 @@ impl Sampler {
         settings.into_iter().any(uses_distiller).then(|| PairTap::new(shallow, deep))
     }
 
-    /// Says that a request has ended. A distiller that no request needs any more is dropped, with its optimizer state.
+    /// Tells the sampler that a completion has ended. A distiller that no completion uses any more is dropped
+    /// together with its optimizer state.
     pub fn release(&mut self, row: CompletionId) {
         self.trainer.release(row);
     }
 
-    /// Forgets all distillers, counters and times.
+    /// Clears all distillers, counters and timings.
     pub fn reset(&mut self) {
         self.trainer.reset();
         self.counters = Counters::default();
         self.stages = StageSeconds::default();
     }
 
-    /// The requests that have begun and not ended, as far as distillers know of them. After
-    /// [`load`](crate::snapshots::SamplerLoader::load), those that were running when the file was written: go on with them, or release
-    /// them. (A file of version 1 knows prompts only where distillers are shared by prompt; elsewhere they come back as 0.)
+    /// The completions that have begun and not ended, as far as a distiller was used for them. After
+    /// [`load`](crate::snapshots::SamplerLoader::load) these are the completions that were running when the file was
+    /// written: continue or release them. (Files of version 1 store prompts only where distillers are shared per
+    /// prompt; otherwise prompts are read as 0.)
     pub fn completions(&self) -> Vec<CompletionId> {
         self.trainer.completions()
     }
@@ -126,24 +128,25 @@ impl Sampler {
         self.trainer.distillers()
     }
 
-    /// Bytes of the distillers in use: their parameters and what their optimizers remember, all in `f32`. Twice as much with
-    /// [`Staleness::Background`](crate::optim::Staleness), where the worker has copies. A distiller's is there when it has predicted
-    /// or learned; docs/design/bank.md says how much it is. Gradients, which live as long as an update, are not counted.
+    /// Bytes of the distillers in use: parameters and optimizer state, all in `f32`. With
+    /// [`Staleness::Background`](crate::optim::Staleness) it is twice as much, because the worker has copies. A
+    /// distiller's memory is allocated when it first predicts or learns; docs/design/bank.md gives the sizes.
+    /// Gradients, which exist only during an update, are not counted.
     pub fn state_bytes(&self) -> usize {
         self.trainer.state_bytes()
     }
 
-    /// Which requests share a distiller.
+    /// Which completions share a distiller.
     pub fn sharing(&self) -> Sharing {
         self.config.sharing
     }
 
-    /// The settings that it was made from.
+    /// The settings the sampler was built from.
     pub fn config(&self) -> &SamplerConfig {
         &self.config
     }
 
-    /// Everything that makes this sampler what it is. It goes on unchanged.
+    /// Exports the complete state of this sampler, which continues unchanged.
     pub(crate) fn export(&mut self) -> Result<SamplerState, TrainError> {
         Ok(SamplerState {
             trainer: self.trainer.export()?,
@@ -154,7 +157,7 @@ impl Sampler {
         })
     }
 
-    /// Puts back what [`export`](Self::export) has given to a sampler with the same settings.
+    /// Restores the state that [`export`](Self::export) returned, in a sampler with the same settings.
     pub(crate) fn import(
         &mut self,
         counters: Counters,
@@ -165,33 +168,33 @@ impl Sampler {
         Ok(())
     }
 
-    /// Totals since the beginning or the last reset.
+    /// Totals since construction or the last reset.
     pub fn counters(&self) -> &Counters {
         &self.counters
     }
 
-    /// Where the time of the steps has gone since the beginning or the last reset. A snapshot does not hold it.
+    /// Time per stage of the step since construction or the last reset. Not part of a snapshot.
     ///
-    /// Measuring costs nine looks at the clock a step, less than a microsecond.
+    /// The measurement reads the clock nine times per step, which takes less than a microsecond.
     pub fn stage_seconds(&self) -> &StageSeconds {
         &self.stages
     }
 
-    /// Lets a row's distiller learn from the prompt before the first token: `updates` optimizer steps, each on all
+    /// Warms up a row's distiller on the prompt before the first token: `updates` optimizer steps, each on all
     /// positions of `prompt` together. Returns the number of steps done, which [`Counters::warm_up_updates`] counts.
     ///
     /// The paper never trains on a prompt. In a study on SmolLM2-135M, 20 steps brought the relative error of the first five
     /// tokens from 1.0 down to 0.8 (docs/guide/starting-points.md).
     ///
-    /// All positions are used, the last one too: what it predicts is the first token, and that is not steered. Positions
-    /// whose states are not finite are left out and counted in [`Counters::warm_up_rows_not_finite`]; where none is left, or
-    /// with 0 updates, nothing happens. Where several rows share a distiller, warm it up with one of them: every call
-    /// learns again.
+    /// All positions are used, including the last one: it predicts the first token, which is not steered. Positions
+    /// whose states are not finite are skipped and counted in [`Counters::warm_up_rows_not_finite`]. If none is left,
+    /// or `updates` is 0, nothing happens. If several rows share a distiller, call this for only one of them: every
+    /// call trains again.
     ///
     /// # Errors
     ///
-    /// [`StepError::Shape`] or [`StepError::Device`] when the states are not those of this sampler's model, and what the
-    /// trainer reports.
+    /// [`StepError::Shape`] or [`StepError::Device`] when the states do not match this sampler's model, and any error
+    /// of the trainer.
     pub fn warm_up(
         &mut self,
         row: CompletionId,
@@ -214,12 +217,12 @@ impl Sampler {
         Ok(done.updates)
     }
 
-    /// [`warm_up`](Self::warm_up) for completions of one prompt: each of their distillers once, however many of them share
-    /// it. Returns the number of optimizer steps, over all distillers.
+    /// [`warm_up`](Self::warm_up) for the completions of one prompt. Each distiller is warmed up once, even if
+    /// several completions share it. Returns the number of optimizer steps over all distillers.
     ///
     /// # Errors
     ///
-    /// As [`warm_up`](Self::warm_up).
+    /// Same as [`warm_up`](Self::warm_up).
     pub fn warm_up_prompt(
         &mut self,
         rows: &[CompletionId],
@@ -236,31 +239,31 @@ impl Sampler {
         Ok(done)
     }
 
-    /// Shows every token and every step from here on to `observer`, in the place of the one before. It changes nothing
-    /// else: see [`Observer`].
+    /// Sets an observer that receives every token and every step from now on. It replaces the previous observer and
+    /// does not affect the output: see [`Observer`].
     pub fn set_observer(&mut self, observer: Box<dyn Observer>) {
         self.observer = Some(observer);
     }
 
-    /// Ends the observation and gives the observer back, if there is one.
+    /// Removes the observer and returns it, if one is set.
     pub fn take_observer(&mut self) -> Option<Box<dyn Observer>> {
         self.observer.take()
     }
 
-    /// Replaces the expected states of every step from here on by what `control` makes of them: for experiments, see
-    /// [`ExpectedControl`]. A snapshot does not hold it.
+    /// Replaces the expected states of every following step with the output of `control`. For experiments, see
+    /// [`ExpectedControl`]. Not part of a snapshot.
     pub fn set_expected_control(&mut self, control: Box<dyn ExpectedControl>) {
         self.control = Some(control);
     }
 
-    /// Waits for an update that runs in the background, so that the next step sees it, and checks that steering did
-    /// something. The sampler can be used on.
+    /// Waits for an update that runs in the background, so that the next step uses it, and checks that the distillers
+    /// have learned. The sampler can be used afterwards.
     ///
     /// # Errors
     ///
-    /// [`TrainError::NothingLearned`] when rows were there to be learned, no update happened and none is being gathered
-    /// for: their hidden states were not finite, or the distiller has no parameters that an update could move.
-    /// [`TrainError::Worker`] when learning in the background has failed.
+    /// [`TrainError::NothingLearned`] when there were rows to learn from, but no update happened and no rows are
+    /// waiting for one: their hidden states were not finite, or the distiller has no trainable parameters.
+    /// [`TrainError::Worker`] when background learning has failed.
     pub fn finish(&mut self) -> Result<(), TrainError> {
         let learned = self.trainer.finish()?;
         self.count_learned(learned);
@@ -273,24 +276,28 @@ impl Sampler {
 
     /// Chooses a token for every row, then learns from the step.
     ///
-    /// 1. predict the deep hidden state of every steered row, with the parameters from before this step;
-    /// 2. pool: the tokens of each row that its first filter could keep, with penalties and bias in their logits;
-    /// 3. filter them on the reference distribution;
-    /// 4. expect: the head's logits of the predicted state, or another model's, for the tokens that are left;
-    /// 5. reweight: `(1 + β)·logit − β·expected`, or what the row's reweighter makes of the two;
-    /// 6. select one token, from the row's own random stream;
-    /// 7. learn: one update of each distiller, on all of its rows.
+    /// 1. predict: compute the deep hidden state of every steered row with the parameters from before this step;
+    /// 2. pool: collect the tokens of each row that its first filter could keep, with penalties and bias added to
+    ///    their logits;
+    /// 3. filter: apply the filters to the reference distribution;
+    /// 4. expect: compute the expected logits of the remaining tokens, from the LM head applied to the predicted
+    ///    state or from another model;
+    /// 5. reweight: `(1 + β)·logit − β·expected`, or the formula of the row's reweighter;
+    /// 6. select: choose one token with the row's own random stream;
+    /// 7. learn: update each distiller once, on all of its rows.
     ///
-    /// A row is steered when it is in [`Phase::Decode`] and its reweighter expects a distiller; all others skip 1 and 7. A
-    /// steered row whose distiller has had fewer updates than [`SamplerConfig::steps_before_steering`] skips 5. One whose
-    /// hidden state, prediction or expected logits are not finite is sampled plainly, counted in
-    /// [`Counters::rows_not_finite`], and not learned. A row contrasted with another model whose logits are not finite is
-    /// sampled plainly too, counted in [`Counters::other_not_finite`].
+    /// A row is steered if it is in [`Phase::Decode`] and its reweighter expects a distiller; all other rows skip
+    /// stages 1 and 7. A steered row whose distiller has had fewer updates than
+    /// [`SamplerConfig::steps_before_steering`] skips stage 5. A row whose hidden state, prediction or expected
+    /// logits are not finite is sampled without steering, counted in [`Counters::rows_not_finite`], and not learned
+    /// from. A row that contrasts with another model whose logits are not finite is sampled without contrast and
+    /// counted in [`Counters::other_not_finite`].
     ///
     /// # Errors
     ///
-    /// [`StepError`] when the step as a whole does not fit together; nothing has been learned then. What is wrong with
-    /// one row is in its place in [`StepOutput::choices`], and the other rows go on.
+    /// [`StepError`] when the input of the step is inconsistent or the step fails as a whole; nothing has been
+    /// learned then. An error of a single row is in its place in [`StepOutput::choices`], and the other rows
+    /// continue.
     pub fn step(&mut self, input: StepInput<'_>) -> Result<StepOutput, StepError> {
         input.check(self.d_model, &self.device)?;
         let StepInput { rows, logits, hidden, other_logits, lm_head } = input;

@@ -1,4 +1,4 @@
-//! What a step says about itself: totals, and what an observer is shown.
+//! Reporting of a step: counters and traces for the observer.
 
 use std::borrow::Cow;
 
@@ -12,7 +12,7 @@ use crate::{
 };
 
 impl Sampler {
-    /// Adds up a step.
+    /// Adds a step to the counters.
     pub(super) fn count(&mut self, rows: &[RowState<'_>]) {
         let counters = &mut self.counters;
         counters.steps += 1;
@@ -36,7 +36,7 @@ impl Sampler {
                     if let Some(novelty) = choice.novelty {
                         counters.novelty_sum += f64::from(novelty.error);
                         let relative = f64::from(novelty.relative());
-                        // Infinite where the deep state is 0.
+                        // Infinite if the deep state is 0.
                         counters.relative_novelty_sum +=
                             if relative.is_finite() { relative } else { 0.0 };
                     }
@@ -53,7 +53,7 @@ impl Sampler {
         }
     }
 
-    /// Shows the step to the observer, if there is one.
+    /// Passes the step to the observer, if there is one.
     pub(super) fn observe(&mut self, rows: &[RowState<'_>], logits: &Logits, updates: usize) {
         let Some(observer) = &mut self.observer else {
             return;
@@ -78,17 +78,18 @@ impl Sampler {
     }
 }
 
-/// The trace of a row that was given a token.
+/// The trace of a row; `None` if the row was given no token.
 fn trace(row: &RowState<'_>, logits: &[f32], step: u64, d_model: usize) -> Option<RowTrace> {
     let (Some(Ok(choice)), Some(candidates)) = (&row.choice, &row.candidates) else {
         return None;
     };
     let (input, steering) = (row.input, row.steering);
-    // A token is always one of its candidates.
+    // The chosen token is always one of the candidates.
     let measures = Measures::of(candidates, choice.token)?;
     let position = input.context().position;
     let divisor = input.sampling.divisor_at(position);
-    // A reweighter that expects nothing changes scores too, and is traced as off.
+    // A reweighter that expects nothing changes scores too, but its rows are traced as off: their sharpening is
+    // reported only if it is not 0.
     let rescored = matches!(steering, Steering::Steered | Steering::Contrasted);
     let sharpening =
         measures.sharpening.filter(|&s| rescored || steering == Steering::Off && s != 0.0);
@@ -129,7 +130,7 @@ fn trace(row: &RowState<'_>, logits: &[f32], step: u64, d_model: usize) -> Optio
     })
 }
 
-/// The logits of a row with its penalties and bias, which are undone once the pool is filled.
+/// A row's logits with its penalties and bias added; the pool stage restores the raw logits after it has used them.
 fn adjusted<'a>(logits: &'a [f32], candidates: &Candidates, divisor: f32) -> Cow<'a, [f32]> {
     let mut logits = Cow::Borrowed(logits);
     for &(token, delta) in candidates.adjustments() {

@@ -1,4 +1,4 @@
-//! One row of a step: from logits to a token.
+//! One row of a step, from logits to a token.
 
 use burn::tensor::{DType, Tensor, TensorData};
 
@@ -13,21 +13,23 @@ use crate::{
     telemetry::Steering,
 };
 
-/// What a step knows of one row. Every stage reads what the stages before it have put here.
+/// The state of one row during a step. Every stage reads what the previous stages have stored here.
 pub(super) struct RowState<'a> {
     pub(super) input: &'a StepRow<'a>,
-    /// Whether the row is steered, and if not, why not. Decided when the step begins, from the row's reweighter and phase; a
-    /// distiller that is still warming up and numbers that are not finite change it.
+    /// Whether the row is steered, and if not, why. Set when the step begins, from the row's reweighter and phase.
+    /// Changed later if the distiller has had too few updates or a value is not finite.
     pub(super) steering: Steering,
-    /// The tokens that are left; `None` before the pool is filled and for a row that has failed.
+    /// The remaining tokens; `None` before the pool is filled and for a row that has failed.
     pub(super) candidates: Option<Candidates>,
     /// The token that the same random number would have chosen without steering.
     pub(super) unsteered: Option<TokenId>,
-    /// How far the deep state is from the predicted one; `None` where nothing was predicted or a number is not finite.
+    /// Distance between the deep state and the predicted one; `None` if nothing was predicted or a value is not
+    /// finite.
     pub(super) novelty: Option<Novelty>,
     /// Whether the prediction is not finite although the deep state is.
     pub(super) diverged: bool,
-    /// The token, or why the row gets none while the other rows go on; `None` before the row is selected or has failed.
+    /// The chosen token, or the error of the row, which does not affect other rows; `None` until the row is selected
+    /// or fails.
     pub(super) choice: Option<Result<Choice, RowError>>,
 }
 
@@ -50,12 +52,12 @@ impl<'a> RowState<'a> {
         }
     }
 
-    /// Whether a distiller predicts the row's deep state, and learns from it.
+    /// Whether a distiller predicts the row's deep state and learns from it.
     pub(super) fn has_distiller(&self) -> bool {
         matches!(self.steering, Steering::Steered | Steering::Warming | Steering::NotFinite)
     }
 
-    /// Fills the pool: the tokens that the row's first filter could keep. Leaves `logits` as they were.
+    /// Fills the pool: the tokens that the row's first filter could keep. `logits` are unchanged on return.
     pub(super) fn pool(&mut self, logits: &mut [f32]) {
         match self.input.sampling.pool(&self.input.context(), logits, self.input.allowed) {
             Ok(candidates) => self.candidates = Some(candidates),
@@ -69,8 +71,8 @@ impl<'a> RowState<'a> {
         }
     }
 
-    /// Gives every candidate its expected logit, on the scale of its score, from its place and token. Says whether all
-    /// of them are finite.
+    /// Sets the expected logit of every candidate, from its index and token, divided by the same divisor as its
+    /// score. Returns whether all of them are finite.
     pub(super) fn set_expected(&mut self, logit: impl Fn(usize, TokenId) -> f32) -> bool {
         let divisor = self.input.divisor();
         match &mut self.candidates {
@@ -79,18 +81,19 @@ impl<'a> RowState<'a> {
         }
     }
 
-    /// Gives every candidate its new score, where the row's reweighter has what it needs.
+    /// Sets the new score of every candidate, if the row's reweighter has what it needs.
     pub(super) fn reweight(&mut self) {
         let Some(candidates) = &mut self.candidates else {
             return;
         };
         let reweighted = match self.steering {
             Steering::Steered => {
+                // Before the scores change: this is the choice without steering.
                 self.unsteered = would_choose(self.input, candidates);
                 true
             }
             Steering::Contrasted => true,
-            // A reweighter that expects nothing: it has all it needs, but a prompt's own token is left alone.
+            // A reweighter that expects nothing needs no input, but as with steering the first token is left alone.
             Steering::Off => self.input.phase == Phase::Decode,
             _ => false,
         };
@@ -108,7 +111,7 @@ impl<'a> RowState<'a> {
     }
 }
 
-/// One of the candidates.
+/// Chooses one of the candidates.
 fn choose(
     row: &StepRow<'_>,
     candidates: &Candidates,
@@ -119,10 +122,8 @@ fn choose(
         return Err(refused);
     }
     let Selected { token, log_prob, code } = select(candidates, row.chooser()?);
-    let reference_log_prob = match row.wants_reference_log_prob {
-        true => Some(log_prob_under(logits, token)?),
-        false => None,
-    };
+    let reference_log_prob =
+        if row.wants_reference_log_prob { Some(log_prob_under(logits, token)?) } else { None };
     Ok(Choice {
         token,
         log_prob,
@@ -133,16 +134,16 @@ fn choose(
     })
 }
 
-/// The token that the row's random number or code chooses from the candidates as they are; `None` where the row has no
-/// code to choose with, which [`choose`] reports.
+/// The token that the row's random number or code chooses from the candidates with their current scores. `None` if
+/// the row lacks its code, which [`choose`] reports.
 ///
 /// Cost: one exponential per candidate.
 fn would_choose(row: &StepRow<'_>, candidates: &Candidates) -> Option<TokenId> {
     row.chooser().ok().map(|chooser| select(candidates, chooser).token)
 }
 
-/// Log-probability of a token under the whole row. A mask may have hidden logits that are not numbers from the candidates,
-/// and they count here.
+/// Log-probability of a token under all logits of the row, in nats. Logits that are not numbers are an error here
+/// even if a mask excluded them from the candidates.
 fn log_prob_under(logits: &[f32], token: TokenId) -> Result<f32, RowError> {
     let log_prob = (f64::from(logits[token as usize]) - log_sum_exp(logits)) as f32;
     let is_bad = |logit: &f32| logit.is_nan() || *logit == f32::INFINITY;
@@ -160,7 +161,7 @@ pub(super) struct Logits {
 }
 
 impl Logits {
-    /// Reads `[rows, vocab]` from the device.
+    /// Copies logits, `[rows, vocab]`, from the device to the host as `f32`.
     pub(super) fn read(logits: Tensor<2>) -> Result<Self, StepError> {
         let vocab = logits.dims()[1];
         let values = host(logits.inner().cast(DType::F32).try_into_data()?)?;
@@ -176,7 +177,7 @@ impl Logits {
     }
 }
 
-/// Numbers that have come from the device.
+/// The `f32` values of data that was read from the device.
 pub(super) fn host(data: TensorData) -> Result<Vec<f32>, StepError> {
     data.try_into_vec::<f32>().map_err(|error| StepError::Execution(format!("{error:?}")))
 }

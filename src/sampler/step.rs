@@ -1,4 +1,4 @@
-//! The stages of a step over all of its rows.
+//! The stages of a step, each over all rows.
 
 use burn::tensor::Tensor;
 
@@ -17,12 +17,13 @@ use crate::{
     train::Prediction,
 };
 
-/// A step under way. Each stage works on what the stages before it have left, and adds its time to the stage's seconds.
+/// A step in progress. Each stage works on the results of the previous ones and adds its time to its entry in
+/// `seconds`.
 pub(super) struct Step<'a> {
     pub(super) rows: Vec<RowState<'a>>,
     pub(super) logits: Logits,
     lm_head: &'a dyn LmHead,
-    /// `None` where no row has a distiller.
+    /// `None` if no row has a distiller.
     predicted: Option<Predicted>,
     updates: usize,
     clock: StageClock,
@@ -57,6 +58,7 @@ impl<'a> Step<'a> {
         let ids: Vec<CompletionId> = at.iter().map(|&at| self.rows[at].input.id).collect();
         let Prediction { expected: predicted, parts } =
             sampler.trainer.predict(&ids, hidden.shallow())?;
+        // The control changes only what scores are reweighted with: novelty and learning keep the prediction itself.
         let expected = match &mut sampler.control {
             Some(control) => {
                 let rows: Vec<_> = at.iter().map(|&at| self.rows[at].input.context()).collect();
@@ -65,6 +67,7 @@ impl<'a> Step<'a> {
             None => predicted.clone(),
         };
         let before = sampler.config.steps_before_steering as u64;
+        // Rows of a distiller with too few updates are predicted and learned from, but not steered yet.
         for (&at, &id) in at.iter().zip(&ids) {
             if sampler.trainer.updates(id) < before {
                 self.rows[at].steering = Steering::Warming;
@@ -75,13 +78,14 @@ impl<'a> Step<'a> {
         Ok(())
     }
 
-    /// Brings the logits to the host.
+    /// Copies the logits to the host.
     pub(super) fn read(&mut self, logits: Tensor<2>) -> Result<(), StepError> {
         self.logits = Logits::read(logits)?;
         self.clock.lap(&mut self.seconds.read);
         Ok(())
     }
 
+    /// Fills each row's pool: the tokens that its first filter could keep.
     pub(super) fn pool(&mut self) {
         for (at, row) in self.rows.iter_mut().enumerate() {
             row.pool(self.logits.row_mut(at));
@@ -89,6 +93,7 @@ impl<'a> Step<'a> {
         self.clock.lap(&mut self.seconds.pool);
     }
 
+    /// Runs each row's filters, on the reference distribution.
     pub(super) fn filter(&mut self) {
         for row in &mut self.rows {
             row.filter();
@@ -96,8 +101,9 @@ impl<'a> Step<'a> {
         self.clock.lap(&mut self.seconds.filter);
     }
 
-    /// Gives the candidates that are left their expected logits: those of the predicted state, or another model's.
+    /// Sets the expected logits of the remaining candidates: those of the predicted state, or another model's.
     pub(super) fn expect(&mut self, other_logits: Option<Tensor<2>>) -> Result<(), StepError> {
+        // After the filters, so that the LM head computes only the logits of the remaining candidates.
         let vocab = self.logits.vocab;
         if let Some(predicted) = &self.predicted {
             predicted.expect(&mut self.rows, self.lm_head, vocab)?;
@@ -107,6 +113,7 @@ impl<'a> Step<'a> {
         Ok(())
     }
 
+    /// Replaces the candidates' scores with those of each row's reweighter.
     pub(super) fn reweight(&mut self) {
         for row in &mut self.rows {
             row.reweight();
@@ -114,6 +121,7 @@ impl<'a> Step<'a> {
         self.clock.lap(&mut self.seconds.reweight);
     }
 
+    /// Chooses each row's token.
     pub(super) fn select(&mut self) {
         for (at, row) in self.rows.iter_mut().enumerate() {
             row.select(self.logits.row(at));
@@ -121,7 +129,7 @@ impl<'a> Step<'a> {
         self.clock.lap(&mut self.seconds.select);
     }
 
-    /// One update of each distiller, on those of its rows that were given a token and whose numbers are finite.
+    /// Updates each distiller once, on those of its rows that were given a token and whose values are finite.
     pub(super) fn learn(&mut self, sampler: &mut Sampler) -> Result<(), StepError> {
         let Some(predicted) = &self.predicted else {
             return Ok(());
@@ -145,13 +153,13 @@ impl<'a> Step<'a> {
         Ok(())
     }
 
-    /// Counts the step, shows it to the observer and hands over its choices.
+    /// Counts the step, passes it to the observer and returns its choices.
     pub(super) fn report(mut self, sampler: &mut Sampler) -> StepOutput {
         sampler.count(&self.rows);
         sampler.observe(&self.rows, &self.logits, self.updates);
         self.clock.lap(&mut self.seconds.observe);
         sampler.stages.add(&self.seconds);
-        // Every row has one by now: from the selection, or from the stage in which it failed.
+        // Every row has a choice here: from the selection, or from the stage in which it failed.
         let choices = self.rows.into_iter().filter_map(|row| row.choice).collect();
         StepOutput { choices, updates: self.updates }
     }
