@@ -1,18 +1,18 @@
-//! Tokens that are likely enough.
+//! Epsilon filter.
 
 use serde::{Deserialize, Serialize};
 
 use super::{CandidateFilter, Candidates, Reach, RowContext};
 use crate::error::ConfigError;
 
-/// Keeps tokens that are more likely than `epsilon`: epsilon sampling (Hewitt, Manning and Liang, *Truncation Sampling
-/// as Language Model Desmoothing*, arXiv 2210.15191). Where there is none, the best token stays.
+/// Keeps the tokens whose probability exceeds `epsilon`: epsilon sampling (Hewitt, Manning and Liang, *Truncation
+/// Sampling as Language Model Desmoothing*, arXiv 2210.15191). If no token does, the best one stays.
 ///
-/// After other filters, probabilities are those among the tokens that these have left.
+/// When other filters ran first, probabilities are renormalised over the tokens they kept.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EpsilonCutoff {
-    /// The probability ε that a token must exceed, in `(0, 1)`; the paper's are 3e-4 to 2e-3.
+    /// The probability ε that a token must exceed, in `(0, 1)`. The paper uses 3e-4 to 2e-3.
     pub epsilon: f32,
 }
 

@@ -1,4 +1,4 @@
-//! Tokens that are likely enough, or as likely as any where the row is undecided.
+//! Eta filter.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,17 +8,17 @@ use super::{
 };
 use crate::{error::ConfigError, numeric::entropy};
 
-/// Keeps tokens that are more likely than `η = min(ε, √ε · exp(−H))`, where `H` is the entropy of the row in nats: eta
-/// sampling (Hewitt, Manning and Liang, *Truncation Sampling as Language Model Desmoothing*, arXiv 2210.15191). Where
-/// there is none, the best token stays.
+/// Keeps the tokens whose probability exceeds `η = min(ε, √ε · exp(−H))`, where `H` is the entropy of the row in
+/// nats: eta sampling (Hewitt, Manning and Liang, *Truncation Sampling as Language Model Desmoothing*, arXiv
+/// 2210.15191). If no token does, the best one stays.
 ///
-/// Below an entropy of `−½ ln ε` this is [`EpsilonCutoff`](super::EpsilonCutoff); above it, a flat row keeps more.
-/// After other filters, probabilities and entropy are those among the tokens that these have left. As the first filter
-/// it looks at every token: it costs a sort of the vocabulary, like having no filter.
+/// Below an entropy of `−½ ln ε` this equals [`EpsilonCutoff`](super::EpsilonCutoff); above it, a flat row keeps more
+/// tokens. When other filters ran first, probabilities and entropy are those of the tokens they kept. As the first
+/// filter it reads every token, which costs a sort of the vocabulary, the same as no filter.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EtaCutoff {
-    /// The largest cutoff ε, in `(0, 1)`; the paper's are 3e-4 to 4e-3.
+    /// The largest cutoff ε, in `(0, 1)`. The paper uses 3e-4 to 4e-3.
     pub epsilon: f32,
 }
 

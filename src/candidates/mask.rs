@@ -1,8 +1,9 @@
-//! Which tokens a row may choose at all.
+//! Token mask.
 
 use crate::id::TokenId;
 
-/// A set of allowed tokens, one bit per token of the vocabulary: how a grammar speaks to the sampler.
+/// A set of allowed tokens, one bit per token of the vocabulary. Constrained decoding (for example with a grammar)
+/// uses it to restrict the sampler.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenMask {
     words: Vec<u64>,
@@ -10,7 +11,7 @@ pub struct TokenMask {
 }
 
 impl TokenMask {
-    /// Allows these tokens of a vocabulary of `vocab`; ids outside of it are ignored.
+    /// Allows `tokens` from a vocabulary of size `vocab`. Ids outside the vocabulary are ignored.
     pub fn allowing(vocab: usize, tokens: impl IntoIterator<Item = TokenId>) -> Self {
         let mut mask = Self { words: vec![0; vocab.div_ceil(64)], vocab };
         for token in tokens {
@@ -19,16 +20,16 @@ impl TokenMask {
         mask
     }
 
-    /// Allows every token of a vocabulary of `vocab`.
+    /// Allows every token of a vocabulary of size `vocab`.
     pub fn all(vocab: usize) -> Self {
         let mut words = vec![u64::MAX; vocab.div_ceil(64)];
         if let Some(last) = words.last_mut().filter(|_| !vocab.is_multiple_of(64)) {
-            *last >>= 64 - vocab % 64; // two masks that allow the same tokens are equal
+            *last >>= 64 - vocab % 64; // so that masks that allow the same tokens compare equal
         }
         Self { words, vocab }
     }
 
-    /// Allows or forbids one token; ids outside of the vocabulary are ignored.
+    /// Allows or forbids one token. Ids outside the vocabulary are ignored.
     pub fn set(&mut self, token: TokenId, allowed: bool) {
         if (token as usize) < self.vocab {
             let bit = 1 << (token % 64);

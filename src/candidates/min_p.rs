@@ -1,18 +1,19 @@
-//! Tokens that are likely compared with the best one.
+//! Min-p filter.
 
 use serde::{Deserialize, Serialize};
 
 use super::{CandidateFilter, Candidates, Reach, RowContext};
 use crate::error::ConfigError;
 
-/// Keeps tokens at least `p` times as likely as the best one (Nguyen et al., *Turning Up the Heat: Min-p Sampling*,
-/// arXiv 2407.01082).
+/// Keeps the tokens that are at least `p` times as likely as the best one (Nguyen et al., *Turning Up the Heat: Min-p
+/// Sampling*, arXiv 2407.01082).
 ///
-/// `p_i ≥ p · p_max` is `logit_i ≥ logit_max + ln p`: the other tokens' probabilities do not matter.
+/// `p_i ≥ p · p_max` is equivalent to `logit_i ≥ logit_max + ln p`, so the filter needs no normalisation.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MinP {
-    /// The share of the best token's probability, in `(0, 1]`; 1 keeps the best and those equal to it.
+    /// The minimum probability as a fraction of the best token's, in `(0, 1]`. 1 keeps only the best token and its
+    /// ties.
     pub p: f32,
 }
 

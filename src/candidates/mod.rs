@@ -1,4 +1,4 @@
-//! The tokens that are still in the race for one row, and the filters that narrow them down.
+//! The candidate tokens of a row, and the filters that reduce them.
 
 mod epsilon_cutoff;
 mod eta_cutoff;
@@ -21,7 +21,7 @@ pub use mask::TokenMask;
 pub(crate) use pool::{log_sum_exp, mass_outside, pool};
 pub use stats::RowStats;
 
-/// The filters that this crate has. A new one is named here, in `filters!` below, and in the guide.
+/// The built-in filters. To add one, name it here, in `filters!` below, and in the guide.
 pub(crate) mod filters {
     pub use super::{
         epsilon_cutoff::EpsilonCutoff, eta_cutoff::EtaCutoff, min_p::MinP, top_k::TopK,
@@ -39,48 +39,53 @@ use crate::{
     numeric::log_softmax,
 };
 
-/// A token that is still in the race.
+/// A token that the filters have kept.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Candidate {
     /// The token.
     pub token: TokenId,
-    /// Its score, in nats: the reference logit, divided by the temperature where temperature comes first, until a
-    /// reweighter replaces it.
+    /// Its score, in nats: the reference logit, divided by the temperature if temperature is applied first. A
+    /// reweighter may replace it.
     pub logit: f32,
-    /// The reference logit, on the same scale. The pool sets it, and no rescoring touches it: after a reweighter it
-    /// says where the score came from.
+    /// The reference logit, on the same scale. The pool sets it and rescoring does not change it, so after a
+    /// reweighter it still holds the original score.
     pub reference: f32,
-    /// The logit that the distiller's prediction would have given, on the same scale. Filters run before it is known
-    /// and see 0.
+    /// The logit that the distiller's prediction would give, on the same scale. Filters run before it is computed and
+    /// see 0.
     pub expected: f32,
 }
 
-/// The candidates of one row: best first, never empty, every score finite.
+/// The candidates of one row, sorted best first. Never empty; every score is finite.
 ///
-/// Equal scores are ordered by token id, so that the order is the same on every run. The operations offered keep all
-/// of this true: nothing can empty the race or put it out of order.
+/// Ties are broken by token id, so the order is the same on every run. All public operations preserve these
+/// invariants: none can remove every candidate or leave them unsorted.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Candidates {
     items: Vec<Candidate>,
-    /// Mass of tokens that are in the race but were left out of `items` because the first filter cannot keep them, as
-    /// a multiple of `exp(best logit)`. Zero once a filter has decided.
+    /// Probability mass of the tokens that the pool left out of `items` because the first filter cannot keep them, as
+    /// a multiple of `exp(best logit)`. Zero once a filter has run.
     unseen: f64,
-    /// Statistics of the row that the items come from, where a filter asked for them.
+    /// Statistics of the row that the items come from, if a filter asked for them.
     stats: Option<RowStats>,
-    /// What penalties and bias have added, on the scale of the scores, by rising token: the expected logits of these
-    /// tokens get the same.
+    /// What penalties and bias have added to the scores, on their scale, in ascending token order. The same amounts
+    /// are added to the expected logits of these tokens.
     adjustments: Vec<(TokenId, f32)>,
-    /// Why the row cannot be given a token; the first reason stays.
+    /// Why no token can be chosen for the row. The first reason is kept.
     refused: Option<RowError>,
 }
 
-/// What a filter or a reweighter may know about the row it works on.
+/// The context of the row that a filter or reweighter works on.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct RowContext<'a> {
     /// The completion that the row belongs to.
+<<<<<<< HEAD
     pub completion: CompletionId,
     /// Position of the token to be chosen: 0 is the completion's first.
+=======
+    pub row: CompletionId,
+    /// Position of the token to choose, counted from 0 at the first token of the completion.
+>>>>>>> en2
     pub position: u64,
     /// The prompt.
     pub prompt: &'a [TokenId],
@@ -90,6 +95,7 @@ pub struct RowContext<'a> {
     pub draw: Draw,
 }
 
+<<<<<<< HEAD
 impl<'a> RowContext<'a> {
     /// The context of a row without tokens, for tests of filters and reweighters; a step makes its own.
     pub fn new(completion: CompletionId, position: u64, draw: Draw) -> Self {
@@ -104,29 +110,32 @@ impl<'a> RowContext<'a> {
 }
 
 /// How much of the vocabulary a filter has to see when it is the first of a row's filters.
+=======
+/// How much of the vocabulary a filter needs when it is the first filter of a row.
+>>>>>>> en2
 ///
-/// The pool leaves out what the first filter would drop anyway: that is what makes a step cheap on a vocabulary of
-/// 50,000 tokens.
+/// The pool skips tokens that the first filter would drop anyway. This keeps a step cheap on a vocabulary of 50,000
+/// tokens.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Reach {
     /// Every token that is not masked.
     Everything,
-    /// The best so many.
+    /// The given number of best tokens.
     Best(usize),
-    /// Tokens whose logit is at most so many nats below the best.
+    /// Tokens whose logit is at most the given number of nats below the best.
     Nats(f32),
-    /// The best tokens that together hold at least this share of the probability mass.
+    /// The smallest set of best tokens that holds at least this share of the probability mass.
     Mass(f32),
-    /// Tokens at least this likely.
+    /// Tokens with at least this probability.
     Probability(f32),
-    /// Tokens whose logit is at most so many standard deviations of the row below its best ([`RowStats`]).
+    /// Tokens whose logit is at most the given number of the row's standard deviations below its best ([`RowStats`]).
     Deviations(f32),
 }
 
-/// Narrows the race down, looking at the reference distribution only.
+/// Reduces the candidates of a row, based on the reference distribution only.
 ///
-/// Filters are stateless and run in the order of their list, each on what the ones before it have left.
+/// Filters are stateless and run in list order, each on the candidates that the previous ones kept.
 ///
 /// ```
 /// use esamp::filters::{CandidateFilter, Candidates, RowContext};
@@ -149,33 +158,35 @@ pub trait CandidateFilter: Debug + Send + Sync {
     /// Drops candidates.
     fn filter(&self, row: &RowContext<'_>, candidates: &mut Candidates);
 
-    /// How much of the vocabulary this filter must see to drop the right ones. What lies outside is dropped with the
-    /// others, whatever the filter does.
+    /// How much of the vocabulary this filter needs in order to decide correctly. When it runs first, tokens outside
+    /// its reach are dropped whatever it does.
     fn reach(&self) -> Reach {
         Reach::Everything
     }
 
-    /// Whether the filter looks at [`Candidates::row_stats`], which costs a pass over the row and is left out where no
-    /// filter of the row says so. One that wraps another filter passes its answer on.
+    /// Whether the filter reads [`Candidates::row_stats`]. The statistics cost a pass over the row and are computed
+    /// only if a filter of the row returns true. A filter that wraps another one should return the inner filter's
+    /// answer.
     fn uses_row_stats(&self) -> bool {
         false
     }
 
-    /// Checks the filter's settings, once, before any row is filtered.
+    /// Validates the filter's settings. Called once, before any row is filtered.
     ///
     /// # Errors
     ///
-    /// [`ConfigError`] when a setting is out of its range.
+    /// [`ConfigError`] if a setting is out of range.
     fn validate(&self) -> Result<(), ConfigError> {
         Ok(())
     }
 }
 
-/// Makes the list of filters: a variant, a conversion and the dispatch for each. The variant's name in snake case is the
-/// filter's name in settings.
+/// Generates the list of filters: for each, an enum variant, a conversion and the dispatch. In settings, a filter's
+/// name is the variant's name in snake case.
 macro_rules! filters {
     ($($name:ident),+ $(,)?) => {
-        /// A filter of a request's settings, by name or of your own. Every named filter converts into it.
+        /// A filter in the sampling settings of a request: a built-in filter or a custom one. Every built-in filter
+        /// converts into it.
         ///
         /// ```
         /// use esamp::filters::{FilterConfig, TopK};
@@ -190,13 +201,13 @@ macro_rules! filters {
                 #[doc = concat!("[`", stringify!($name), "`](crate::filters::", stringify!($name), ")")]
                 $name($name),
             )+
-            /// A filter of your own: see [`custom`](Self::custom). Settings that hold one cannot be serialised.
+            /// A custom filter: see [`custom`](Self::custom). Settings that contain one cannot be serialised.
             #[serde(skip_deserializing)]
             Custom(Custom<dyn CandidateFilter>),
         }
 
         impl FilterConfig {
-            /// The filter.
+            /// Returns the filter.
             pub fn filter(&self) -> &dyn CandidateFilter {
                 match self {
                     $(Self::$name(filter) => filter,)+
@@ -218,24 +229,25 @@ macro_rules! filters {
 filters!(TopK, TopP, MinP, TopNSigma, Typical, EpsilonCutoff, EtaCutoff, Xtc);
 
 impl FilterConfig {
-    /// A filter of your own.
+    /// Wraps a custom filter.
     pub fn custom(filter: impl CandidateFilter + 'static) -> Self {
         Self::Custom(Custom(Arc::new(filter)))
     }
 }
 
 impl Candidates {
-    /// All tokens of a row of logits that are not masked (−inf): what filters and reweighters see when nothing has been
-    /// filtered. For tests of your own ones; the sampler starts from fewer.
+    /// Builds candidates from all tokens of a row of logits that are not masked (−inf). This is what filters and
+    /// reweighters see if nothing has been filtered. Intended for tests of custom filters and reweighters; the
+    /// sampler itself starts from fewer tokens.
     ///
     /// # Errors
     ///
-    /// [`RowError`] when a logit is NaN or +inf, or all of them are −inf.
+    /// [`RowError`] if a logit is NaN or +inf, or if all of them are −inf.
     pub fn from_logits(logits: &[f32]) -> Result<Self, RowError> {
         pool(logits, 1.0, None, Reach::Everything, true)
     }
 
-    /// Candidates from what a pool has gathered: not empty, every logit finite, any order.
+    /// Builds candidates from the items that a pool collected: not empty, every logit finite, in any order.
     fn gathered(mut items: Vec<Candidate>, unseen: f64) -> Self {
         order::sort(&mut items);
         Self { items, unseen, stats: None, adjustments: Vec::new(), refused: None }
@@ -246,18 +258,19 @@ impl Candidates {
         &self.items
     }
 
-    /// How many there are: at least one.
+    /// Number of candidates, at least 1.
     #[allow(clippy::len_without_is_empty, reason = "never empty")]
     pub fn len(&self) -> usize {
         self.items.len()
     }
 
-    /// The best one.
+    /// The best candidate.
     pub fn best(&self) -> &Candidate {
         &self.items[0]
     }
 
-    /// Keeps the candidates for which `keep` says so, asking best first. Where it refuses all, the best one stays.
+    /// Keeps the candidates for which `keep` returns true, called best first. If it rejects all of them, the best one
+    /// stays.
     pub fn retain(&mut self, keep: impl FnMut(&Candidate) -> bool) {
         let best = self.items[0];
         self.items.retain(keep);
@@ -267,16 +280,16 @@ impl Candidates {
         self.unseen = 0.0;
     }
 
-    /// Keeps the best `len`, at least one.
+    /// Keeps the best `len` candidates, at least one.
     pub fn truncate(&mut self, len: usize) {
         self.items.truncate(len.max(1));
         self.unseen = 0.0;
     }
 
-    /// Gives every candidate a new score and puts them in order again.
+    /// Gives every candidate a new score and sorts the candidates again.
     ///
-    /// A score that is not finite fails the row: the step reports it as [`RowError::Score`]. The candidate keeps its
-    /// old score here.
+    /// A score that is not finite fails the row: the step reports it as [`RowError::Score`]. Until then the candidate
+    /// keeps its old score.
     pub fn rescore(&mut self, mut score: impl FnMut(&Candidate) -> f32) {
         for candidate in &mut self.items {
             let new = score(candidate);
@@ -290,9 +303,9 @@ impl Candidates {
         order::sort(&mut self.items);
     }
 
-    /// [`rescore`](Self::rescore), told what penalties and bias have added to each candidate's logit and, alike, to its
-    /// expected one, on the scale of the scores. A reweighter whose weights of the two do not sum to 1 needs it: they must
-    /// multiply what the model says, and not what was added to it.
+    /// Like [`rescore`](Self::rescore), but also passes what penalties and bias have added to each candidate's logit
+    /// (and equally to its expected logit), on the scale of the scores. A reweighter whose weights for the two logits
+    /// do not sum to 1 needs it, because the weights must apply to the model's output and not to the adjustments.
     pub fn rescore_adjusted(&mut self, mut score: impl FnMut(&Candidate, f32) -> f32) {
         let adjustments = std::mem::take(&mut self.adjustments);
         self.rescore(|candidate| {
@@ -302,46 +315,53 @@ impl Candidates {
         self.adjustments = adjustments;
     }
 
-    /// The probability of each candidate among those in the race, best first. Sums to 1 over the whole race, part of
-    /// which the pool may have left out: then to less over the candidates here.
+    /// Probabilities of the candidates, best first. They sum to 1, except before the first filter has run: the total
+    /// then includes tokens that the pool left out, so the sum may be less than 1.
     pub fn probabilities(&self) -> Vec<f64> {
         let best = f64::from(self.items[0].logit);
         let mut weights: Vec<f64> =
             self.items.iter().map(|c| (f64::from(c.logit) - best).exp()).collect();
         let total = weights.iter().sum::<f64>() + self.unseen;
-        weights.iter_mut().for_each(|weight| *weight /= total);
+        for weight in &mut weights {
+            *weight /= total;
+        }
         weights
     }
 
-    /// The natural logarithm of each of the [`probabilities`](Self::probabilities), finite also where these round to 0.
+    /// Natural logarithms of the [`probabilities`](Self::probabilities). Finite even where a probability rounds to 0.
     pub fn log_probabilities(&self) -> Vec<f64> {
         log_softmax(self.items.iter().map(|c| f64::from(c.logit)), self.unseen)
     }
 
-    /// Statistics of the whole row that the candidates come from, without masked tokens. `None` where no filter of the
-    /// row [uses](CandidateFilter::uses_row_stats) them.
+    /// Statistics of the whole row that the candidates come from, without masked tokens. `None` unless a filter of
+    /// the row [uses](CandidateFilter::uses_row_stats) them.
     pub fn row_stats(&self) -> Option<RowStats> {
         self.stats
     }
 
-    /// Fails the row: the step reports `error` in its place and the other rows go on. The first error stays.
+    /// Fails the row: the step reports `error` for it, and the other rows continue. The first error is kept.
     pub fn refuse(&mut self, error: RowError) {
         self.refused.get_or_insert(error);
     }
 
+<<<<<<< HEAD
     /// Ends the filtering: what is not here is not in the race.
     pub(crate) fn end_filtering(&mut self) {
+=======
+    /// Ends filtering: from here on, only the candidates present have probability mass.
+    pub(crate) fn settle(&mut self) {
+>>>>>>> en2
         self.unseen = 0.0;
-        self.stats = None; // on a scale that reweighters do not know
+        self.stats = None; // reweighters do not know its scale
     }
 
-    /// Remembers what penalties and bias have added to some tokens, by rising token and on the scale of the scores, for
-    /// [`set_expected`](Self::set_expected).
+    /// Stores what penalties and bias have added to some tokens, in ascending token order and on the scale of the
+    /// scores, for use by [`set_expected`](Self::set_expected).
     pub(crate) fn set_adjustments(&mut self, adjustments: Vec<(TokenId, f32)>) {
         self.adjustments = adjustments;
     }
 
-    /// What penalties and bias have added, by rising token, on the scale of the scores.
+    /// What penalties and bias have added, in ascending token order, on the scale of the scores.
     pub(crate) fn adjustments(&self) -> &[(TokenId, f32)] {
         &self.adjustments
     }
@@ -351,17 +371,19 @@ impl Candidates {
         found.map_or(0.0, |at| self.adjustments[at].1)
     }
 
-    /// Divides every score and its reference: the temperature, where it comes after the filters.
+    /// Divides every score and its reference by the temperature. Used when temperature is applied after the filters.
     pub(crate) fn divide(&mut self, temperature: f32) {
         if temperature != 1.0 {
             self.rescore(|c| c.logit / temperature);
-            self.items.iter_mut().for_each(|c| c.reference /= temperature);
+            for candidate in &mut self.items {
+                candidate.reference /= temperature;
+            }
         }
     }
 
-    /// Sets every candidate's expected logit, from its place and token. What penalties and bias have added to the
-    /// token's own logit is added here, so that a fusion of the two leaves it as it is. Says whether all expected
-    /// logits are finite.
+    /// Sets every candidate's expected logit; `expected` receives its index and token. What penalties and bias have
+    /// added to the token's own logit is added here too, so that fusing the two logits preserves it. Returns whether
+    /// all expected logits are finite.
     pub(crate) fn set_expected(&mut self, mut expected: impl FnMut(usize, TokenId) -> f32) -> bool {
         let mut finite = true;
         for place in 0..self.items.len() {
@@ -376,7 +398,7 @@ impl Candidates {
         finite
     }
 
-    /// Why the row cannot be given a token.
+    /// Why no token can be chosen for the row.
     pub(crate) fn refused(&self) -> Option<RowError> {
         self.refused.clone()
     }

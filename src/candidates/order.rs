@@ -1,14 +1,14 @@
-//! Best first.
+//! Sorting candidates, best first.
 
 use super::Candidate;
 
-/// Fewer candidates than this are compared; more are counted, in time proportional to their number.
+/// Below this number of candidates a comparison sort is used; from it on, a radix sort in linear time.
 const MANY: usize = 2048;
 
-/// Bits of a score that one pass of [`count`] looks at.
+/// Bits of a score that one pass of [`count`] sorts by.
 const DIGIT: u32 = 11;
 
-/// Sorts by falling logit, then by rising token.
+/// Sorts by descending logit, then by ascending token.
 pub(super) fn sort(items: &mut Vec<Candidate>) {
     match items.len() {
         0..MANY => items.sort_unstable_by_key(place),
@@ -16,32 +16,34 @@ pub(super) fn sort(items: &mut Vec<Candidate>) {
     }
 }
 
-/// The key that puts them in this order: one integer.
+/// The sort key of a candidate as one integer.
 pub(super) fn place(candidate: &Candidate) -> u64 {
     u64::from(falling(candidate.logit)) << 32 | u64::from(candidate.token)
 }
 
-/// Finite floats compare like their bits, once those of negative ones are turned round; here so that the largest comes
-/// first.
+/// Maps a finite float to bits that sort in descending order of its value. The bits of positive floats already
+/// compare like their values; those of negative floats compare in reverse.
 fn falling(logit: f32) -> u32 {
-    // + 0.0 makes −0.0 and 0.0 the same number, as they are.
+    // Adding 0.0 turns −0.0 into 0.0, so that both get the same key.
     let bits = (logit + 0.0).to_bits();
     if bits >> 31 == 0 { !(bits | 1 << 31) } else { bits }
 }
 
-/// Sorts by one digit of the score after the other, the lowest first. Each pass keeps the order of equal digits, which the
-/// passes before it have made.
+/// Least-significant-digit radix sort of the scores. Each pass is stable, so it preserves the order of the previous
+/// ones.
 fn count(items: &mut Vec<Candidate>) {
     const PLACES: usize = 1 << DIGIT;
     let digit = |key: u64, pass: u32| (key >> (32 + pass * DIGIT)) as usize & (PLACES - 1);
-    // The score in the upper half, the place in `items` in the lower.
+    // Upper half: the score. Lower half: the index in `items`.
     let scored = items.iter().enumerate();
     let mut keys: Vec<u64> =
         scored.map(|(at, c)| u64::from(falling(c.logit)) << 32 | at as u64).collect();
     let mut sorted = vec![0; keys.len()];
     for pass in 0..u32::BITS.div_ceil(DIGIT) {
         let mut next = [0; PLACES];
-        keys.iter().for_each(|&key| next[digit(key, pass)] += 1);
+        for &key in &keys {
+            next[digit(key, pass)] += 1;
+        }
         let mut before = 0;
         for place in &mut next {
             before += std::mem::replace(place, before);
@@ -54,9 +56,11 @@ fn count(items: &mut Vec<Candidate>) {
         std::mem::swap(&mut keys, &mut sorted);
     }
     *items = keys.iter().map(|&key| items[key as u32 as usize]).collect();
-    // Equal scores are in the order in which they came.
+    // Ties are still in input order; sort them by token.
     let equal = items.chunk_by_mut(|a, b| a.logit == b.logit);
-    equal.filter(|run| run.len() > 1).for_each(|run| run.sort_unstable_by_key(|c| c.token));
+    for run in equal.filter(|run| run.len() > 1) {
+        run.sort_unstable_by_key(|c| c.token);
+    }
 }
 
 #[cfg(test)]
@@ -77,7 +81,7 @@ mod tests {
     }
 
     proptest! {
-        /// Few different scores, so that there are ties, and tokens in any order.
+        /// Few distinct scores, so that there are ties, and tokens in any order.
         #[test]
         fn it_is_the_order_by_comparison(
             logits in prop::collection::vec(

@@ -1,4 +1,4 @@
-//! From a row of logits to its candidates, without sorting the vocabulary.
+//! Collecting the candidates of a row of logits without sorting the vocabulary.
 
 use super::{Candidate, Candidates, Reach, RowStats, TokenMask, order::place};
 use crate::{
@@ -7,12 +7,12 @@ use crate::{
     id::TokenId,
 };
 
-/// The candidates of one row: every token that is neither masked nor sure to be dropped by the row's first filter,
-/// which sees `reach` of them. Logits are divided by `temperature`. With `wants_stats` the candidates carry the
-/// statistics of the row.
+/// Collects the candidates of one row: every token that is neither masked nor certain to be dropped by the row's
+/// first filter, whose reach is `reach`. Logits are divided by `temperature`. With `wants_stats` the candidates carry
+/// the statistics of the row.
 ///
-/// Cost: one pass for the largest logit and the check for numbers, one to gather (and one exponential per token where
-/// the reach is a mass or a probability), two short ones for statistics.
+/// Cost: one pass that finds the largest logit and checks for NaN and +inf, one pass that collects (plus one
+/// exponential per token if the reach is a mass or a probability), and two short passes for the statistics.
 pub(crate) fn pool(
     logits: &[f32],
     temperature: f32,
@@ -41,8 +41,7 @@ pub(crate) fn pool(
             Candidates::gathered(best(logits, temperature, k), 0.0)
         }
         Reach::Nats(nats) => {
-            // Neither may the best token be lost to a reach that is no number, nor masked ones be taken in for a reach
-            // without end.
+            // A reach that is NaN must not lose the best token, and an infinite one must not admit masked tokens.
             let least = max - (nats.max(0.0) + slack(max, temperature)) * temperature;
             Candidates::gathered(above(logits, temperature, least.max(f32::MIN)), 0.0)
         }
@@ -59,23 +58,23 @@ pub(crate) fn pool(
     Ok(candidates)
 }
 
-/// By how many nats the pool reaches further than its first filter: the filter decides, and the pool only must not lose
-/// to rounding what it would keep.
+/// By how many nats the pool reaches further than its first filter. The filter decides; the pool must not lose a
+/// token that the filter would keep to rounding.
 fn slack(max: f32, temperature: f32) -> f32 {
     1e-3 + max.abs() / temperature * 1e-5
 }
 
-/// `log Σ exp(logit)` over a row, in nats. −inf logits count as nothing; the row has a finite one.
+/// `log Σ exp(logit)` over a row, in nats. −inf logits contribute nothing; at least one logit must be finite.
 pub(crate) fn log_sum_exp(logits: &[f32]) -> f64 {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     f64::from(max) + mass(logits, 1.0, max).ln()
 }
 
-/// The share of a row's probability mass, at `temperature`, that is not on `candidates`: what filters removed. Tokens
-/// that are masked, by `allowed` or by −inf, have no mass. An error where [`pool`] has one.
+/// The share of a row's probability mass, at `temperature`, that is not on `candidates`: the mass that filters
+/// removed. Tokens masked by `allowed` or by −inf have no mass. Returns an error in the same cases as [`pool`].
 ///
-/// Cost: one pass over the row, with an exponential per token; a count where every token is a candidate. Absolute error
-/// below 1e-5.
+/// Cost: one pass over the row with an exponential per token, or only a count if every token is a candidate. The
+/// absolute error is below 1e-5.
 pub(crate) fn mass_outside(
     logits: &[f32],
     temperature: f32,
@@ -110,7 +109,7 @@ fn apply(allowed: &TokenMask, logits: &[f32]) -> Result<Vec<f32>, RowError> {
     Ok(logits.iter().enumerate().map(keep).collect())
 }
 
-/// The largest logit of a row of numbers and −inf.
+/// The largest logit of a row. An error if a logit is NaN or +inf, or if all are −inf.
 fn largest(logits: &[f32]) -> Result<f32, RowError> {
     const LANES: usize = 16;
     let rest = logits.chunks_exact(LANES).remainder();
@@ -141,9 +140,9 @@ fn largest(logits: &[f32]) -> Result<f32, RowError> {
     Ok(max)
 }
 
-/// Every token whose logit is at least `least`, and none that is masked.
+/// Every token whose logit is at least `least`, masked tokens excluded.
 fn above(logits: &[f32], temperature: f32, least: f32) -> Vec<Candidate> {
-    /// So many tokens are looked at together: where there is none among them, which is the rule, that is all.
+    /// Tokens are tested in chunks of this size. Most chunks contain no match and are skipped after one test.
     const TOGETHER: usize = 64;
     let least = least.max(f32::MIN);
     vectorised(
@@ -166,7 +165,7 @@ fn above(logits: &[f32], temperature: f32, least: f32) -> Vec<Candidate> {
     )
 }
 
-/// The `k` best tokens, in any order. Keeps at most `2k` while it looks at each logit once.
+/// The `k` best tokens, in any order. Reads each logit once and keeps at most `2k` items.
 fn best(logits: &[f32], temperature: f32, k: usize) -> Vec<Candidate> {
     let mut items: Vec<Candidate> = Vec::with_capacity(2 * k.min(logits.len()));
     let mut least = f32::MIN;
@@ -175,7 +174,7 @@ fn best(logits: &[f32], temperature: f32, k: usize) -> Vec<Candidate> {
             items.push(candidate(token, logit, temperature));
             if items.len() >= 2 * k {
                 let (_, worst, _) = items.select_nth_unstable_by_key(k - 1, place);
-                // Back in units of logits, where a later one may still tie after the division.
+                // In units of logits again: a later token may still tie after the division.
                 least = logits[worst.token as usize];
                 items.truncate(k);
             }
@@ -188,10 +187,10 @@ fn best(logits: &[f32], temperature: f32, k: usize) -> Vec<Candidate> {
     items
 }
 
-/// The best tokens that hold at least `p` of the mass, and some more; the mass of the others is noted.
+/// The best tokens that hold at least `p` of the mass, and possibly more tokens. The mass of the rest is recorded.
 fn nucleus(logits: &[f32], temperature: f32, max: f32, p: f64) -> Candidates {
     let total = mass(logits, temperature, max);
-    // Above p by more than the error of the sums, or the filter would want a token that is not there.
+    // Exceeds `p` by more than the error of the sums, so that the filter never needs a token that is missing.
     let target = p * total * (1.0 + 1e-5);
     for nats in [6.0, 12.0, 24.0] {
         let least = (max - nats * temperature).max(f32::MIN);
@@ -205,8 +204,8 @@ fn nucleus(logits: &[f32], temperature: f32, max: f32, p: f64) -> Candidates {
     Candidates::gathered(above(logits, temperature, f32::MIN), 0.0)
 }
 
-/// The tokens that are at least as likely as `p`, or at least the best one, and some more; the mass of the others is
-/// noted.
+/// The tokens with probability at least `p` (always including the best one), and possibly more tokens. The mass of
+/// the rest is recorded.
 fn likely(logits: &[f32], temperature: f32, max: f32, p: f64) -> Candidates {
     let total = mass(logits, temperature, max);
     let nats = (-(p * total).ln()).max(0.0) as f32 + slack(max, temperature);
@@ -218,7 +217,7 @@ fn likely(logits: &[f32], temperature: f32, max: f32, p: f64) -> Candidates {
 
 /// `Σ exp((logit − max) / temperature)`.
 fn mass(logits: &[f32], temperature: f32, max: f32) -> f64 {
-    // Short sums in f32, several side by side, so that they can be done in parallel; their sum in f64.
+    // Short sums in f32, in independent lanes so that they vectorise; their total in f64.
     const LANES: usize = 16;
     vectorised(
         logits,
@@ -245,7 +244,7 @@ fn mass(logits: &[f32], temperature: f32, max: f32) -> f64 {
 }
 
 fn candidate(token: usize, logit: f32, temperature: f32) -> Candidate {
-    // A logit that leaves the range of numbers downwards stays the least likely one.
+    // A logit that underflows to −inf becomes the smallest finite one instead.
     let logit = (logit / temperature).max(f32::MIN);
     Candidate { token: token as TokenId, logit, reference: logit, expected: 0.0 }
 }
@@ -309,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn no_reach_empties_the_race_or_lets_masked_tokens_in() {
+    fn no_reach_empties_the_candidates_or_lets_masked_tokens_in() {
         let row = [1.0, f32::NEG_INFINITY, 3.0, 2.0];
         let tokens = |reach| -> Vec<TokenId> {
             let pool = pool(&row, 1.0, None, reach, false).unwrap();
@@ -356,8 +355,19 @@ mod tests {
             forbidden in prop::collection::vec(0u32..120, 0..5),
         ) {
             let mut allowed = TokenMask::all(row.len());
+<<<<<<< HEAD
             forbidden.iter().for_each(|&token| allowed.set(token, false));
             let context = RowContext::new(CompletionId::new(0, 0), 0, DrawKey::new(0, &[], 0).at(0));
+=======
+            for &token in &forbidden { allowed.set(token, false); }
+            let context = RowContext {
+                row: CompletionId::new(0, 0),
+                position: 0,
+                prompt: &[],
+                generated: &[],
+                draw: DrawKey::new(0, &[], 0).at(0),
+            };
+>>>>>>> en2
             let filters: [&dyn CandidateFilter; 8] = [
                 &TopK { k },
                 &TopP { p },

@@ -1,19 +1,19 @@
-//! What a filter may want to know of the whole row, its low end included.
+//! Statistics of a whole row of logits.
 
-/// Statistics of a row of logits, before temperature: over every token that is neither masked nor −inf, penalties and
-/// bias applied.
+/// Statistics of a row of logits before temperature, with penalties and bias applied, over every token that is
+/// neither masked nor −inf.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RowStats {
     /// The largest logit.
     pub best: f32,
     /// The standard deviation σ of the logits, `√(Σ (l − mean)² / count)`.
     pub deviation: f32,
-    /// What the candidates' logits have been divided by: the temperature where it comes before the filters, else 1.
+    /// The divisor of the candidates' logits: the temperature if it is applied before the filters, else 1.
     pub temperature: f32,
 }
 
 impl RowStats {
-    /// Statistics of a row that has at least one finite logit, the largest of which is `best`.
+    /// Computes the statistics of a row that has at least one finite logit; `best` is the largest.
     pub(super) fn of(logits: &[f32], best: f32, temperature: f32) -> Self {
         let count = sum(logits, |_| 1.0);
         let mean = sum(logits, |logit| logit) / count;
@@ -27,11 +27,11 @@ impl RowStats {
     }
 }
 
-/// The sum of `term` over the logits that are not −inf, in `f64`: a logit far below all others must not swallow them.
+/// Sums `term` over the logits that are not −inf, in `f64`, so that one very low logit does not absorb the others.
 fn sum(logits: &[f32], term: impl Fn(f64) -> f64) -> f64 {
     const LANES: usize = 8;
     let of = |&logit: &f32| if logit == f32::NEG_INFINITY { 0.0 } else { term(f64::from(logit)) };
-    // Independent lanes, so that the compiler can add several at once.
+    // Independent lanes, so that the compiler can vectorise the sum.
     let mut lanes = [0.0; LANES];
     let chunks = logits.chunks_exact(LANES);
     let rest: f64 = chunks.remainder().iter().map(of).sum();

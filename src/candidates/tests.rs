@@ -1,4 +1,4 @@
-//! The race without filters.
+//! Tests of candidates without filters.
 
 use super::*;
 
@@ -43,7 +43,7 @@ fn the_reference_follows_the_temperature_and_no_rescoring() {
 }
 
 #[test]
-fn probabilities_are_those_of_the_race() {
+fn probabilities_are_those_of_the_candidates() {
     let candidates = Candidates::from_logits(&[0.0, 3.0f32.ln(), f32::NEG_INFINITY]).unwrap();
     let p = candidates.probabilities();
     assert_eq!(p.len(), 2);

@@ -1,4 +1,4 @@
-//! The best so many.
+//! Top-k filter.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,11 +7,11 @@ use crate::error::ConfigError;
 
 /// Keeps the `k` best tokens (Fan et al., *Hierarchical Neural Story Generation*, arXiv 1805.04833).
 ///
-/// Of tokens with the same logit, those with the smaller id come first, so that exactly `k` are kept.
+/// Ties are broken by the smaller token id, so that exactly `k` tokens are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TopK {
-    /// How many, at least 1.
+    /// Number of tokens to keep, at least 1.
     pub k: usize,
 }
 

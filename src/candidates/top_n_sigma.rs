@@ -1,20 +1,20 @@
-//! Tokens that stand out of the noise of the row.
+//! Top-nσ filter.
 
 use serde::{Deserialize, Serialize};
 
 use super::{CandidateFilter, Candidates, Reach, RowContext};
 use crate::error::{ConfigError, RowError};
 
-/// Keeps tokens whose logit is at most `n` standard deviations below the best one (Tang et al., *Top-nσ: Not All Logits
-/// Are You Need*, arXiv 2411.07641): `l ≥ max − n·σ`.
+/// Keeps the tokens whose logit is at most `n` standard deviations below the best one, `l ≥ max − n·σ` (Tang et al.,
+/// *Top-nσ: Not All Logits Are You Need*, arXiv 2411.07641).
 ///
-/// Maximum and σ are those of the whole row before temperature, over its finite logits and whatever the filters before
-/// this one have dropped ([`RowStats`](super::RowStats)). Temperature divides both sides, so the tokens kept are the
-/// same at every temperature and in both [orders](crate::TemperatureOrder), up to the rounding of the division.
+/// The maximum and σ are those of the whole row before temperature, over its finite logits, including tokens that
+/// earlier filters have dropped ([`RowStats`](super::RowStats)). Temperature divides both sides, so the same tokens
+/// are kept at every temperature and in both [orders](crate::TemperatureOrder), up to the rounding of the division.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TopNSigma {
-    /// How many standard deviations, at least 0; the paper's is 1. 0 keeps the best and those equal to it.
+    /// Number of standard deviations, at least 0. The paper uses 1; 0 keeps only the best token and its ties.
     pub n: f32,
 }
 
@@ -24,7 +24,8 @@ impl CandidateFilter for TopNSigma {
             candidates.refuse(RowError::RowStatsMissing { filter: "top_n_sigma" });
             return;
         };
-        // Divided as the candidates were: rounding is monotone, so no token changes sides with the temperature.
+        // Divided in the same way as the candidates: rounding is monotone, so the temperature does not change which
+        // tokens are kept.
         let least = stats.least(self.n) / stats.temperature;
         candidates.retain(|candidate| candidate.logit >= least);
     }

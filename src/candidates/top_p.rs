@@ -1,4 +1,4 @@
-//! The nucleus: the best tokens that together are likely enough.
+//! Top-p filter (nucleus sampling).
 
 use serde::{Deserialize, Serialize};
 
@@ -8,12 +8,12 @@ use crate::error::ConfigError;
 /// Keeps the smallest set of best tokens whose probabilities sum to at least `p` (Holtzman et al., *The Curious Case of
 /// Neural Text Degeneration*, arXiv 1904.09751).
 ///
-/// The token that crosses `p` is kept. After other filters, probabilities are those among the tokens that these have
-/// left.
+/// The token that crosses `p` is kept. When other filters ran first, probabilities are renormalised over the tokens
+/// they kept.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TopP {
-    /// The mass to keep, in `(0, 1]`; 1 keeps everything.
+    /// The probability mass to keep, in `(0, 1]`. 1 keeps every token.
     pub p: f32,
 }
 

@@ -1,22 +1,22 @@
-//! Tokens about as surprising as the row lets expect.
+//! Typical filter.
 
 use serde::{Deserialize, Serialize};
 
 use super::{CandidateFilter, Candidates, RowContext};
 use crate::{error::ConfigError, numeric::entropy};
 
-/// Keeps the tokens whose surprisal is nearest to the entropy of the row, as few as hold the mass (Meister et al.,
-/// *Locally Typical Sampling*, arXiv 2202.00666).
+/// Keeps the smallest set of tokens with surprisal nearest to the entropy of the row that holds at least `mass`
+/// (Meister et al., *Locally Typical Sampling*, arXiv 2202.00666).
 ///
-/// Tokens are taken by rising `|−ln p − H|` until their probabilities sum to at least `mass`; the token that crosses is
-/// kept, and of two that are equally far the more likely comes first. The best token may go. After other filters,
-/// probabilities and entropy are those among the tokens that these have left.
+/// Tokens are taken in ascending order of `|−ln p − H|` until their probabilities sum to at least `mass`. The token
+/// that crosses `mass` is kept, and of two at the same distance the more likely comes first. The best token may be
+/// dropped. When other filters ran first, probabilities and entropy are those of the tokens they kept.
 ///
-/// As the first filter it looks at every token: it costs a sort of the vocabulary, like having no filter.
+/// As the first filter it reads every token, which costs a sort of the vocabulary, the same as no filter.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Typical {
-    /// The mass τ to keep, in `(0, 1]`; 1 keeps everything.
+    /// The probability mass τ to keep, in `(0, 1]`. 1 keeps every token.
     pub mass: f32,
 }
 
@@ -27,12 +27,14 @@ impl CandidateFilter for Typical {
         }
         let logs = candidates.log_probabilities();
         let entropy = entropy(&logs);
-        // The farther from `middle`, the farther from the entropy: two runs to merge, and nothing to sort.
+        // The distance to the entropy grows away from `middle` on both sides, so merging two sorted runs replaces a
+        // sort.
         let places: Vec<(usize, f64)> =
             logs.iter().map(|log| (-log - entropy).abs()).enumerate().collect();
         let middle = logs.partition_point(|log| -log < entropy);
         let (likelier, rarer) = places.split_at(middle);
-        // Of equals the first: a run of them is read forwards although the runs are read backwards.
+        // The lower run is read backwards; groups of equal distance are reversed again so that the more likely comes
+        // first.
         let mut likelier = likelier.chunk_by(|a, b| a.1 == b.1).rev().flatten().peekable();
         let mut rarer = rarer.iter().peekable();
 
@@ -46,7 +48,7 @@ impl CandidateFilter for Typical {
                 _ => rarer.next(),
             };
             let Some(&(place, _)) = first else {
-                return; // rounding keeps the sum below the target: all of them are needed
+                return; // rounding keeps the sum below the target: keep all
             };
             kept[place] = true;
             mass += logs[place].exp();

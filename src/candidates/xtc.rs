@@ -1,29 +1,29 @@
-//! Now and then, without the obvious choices.
+//! XTC filter (exclude top choices).
 
 use serde::{Deserialize, Serialize};
 
 use super::{CandidateFilter, Candidates, RowContext};
 use crate::error::ConfigError;
 
-/// Excludes the top choices, by chance: with `probability`, all tokens at least as likely as `threshold` are dropped
-/// except for the least likely of them (p-e-w, *Exclude Top Choices*, 2024,
+/// Excludes the top choices at random: with `probability`, drops all tokens at least as likely as `threshold` except
+/// the least likely of them (p-e-w, *Exclude Top Choices*, 2024,
 /// <https://github.com/oobabooga/text-generation-webui/pull/6335>; there is no paper).
 ///
-/// Where fewer than two tokens reach the threshold nothing is dropped: a viable choice always stays. The chance is
-/// decided for each row and position by `row.draw.apart("xtc")`, so the number that selects the token is the same with
-/// and without this filter. Two of them in one list are decided by the same number.
+/// If fewer than two tokens reach the threshold, nothing is dropped, so a viable choice always stays. The random
+/// decision uses `row.draw.apart("xtc")` for each row and position, so the random number that selects the token is
+/// the same with and without this filter. Two XTC filters in one list use the same random number.
 ///
-/// No token is exempt. The original leaves a row alone when the end of the text or a line break would be dropped; as in
-/// llama.cpp, that is left to the caller here (a mask or a bias can do it): with a high `probability` texts run on.
+/// No token is exempt. The original skips a row if the EOS token or a newline would be dropped. As in llama.cpp, this
+/// is left to the caller here, who can use a mask or a bias. With a high `probability`, completions tend not to end.
 ///
-/// After other filters, probabilities are those among the tokens that these have left; usually it is the last. As the
-/// first it looks at every token: it costs a sort of the vocabulary, like having no filter.
+/// When other filters ran first, probabilities are renormalised over the tokens they kept; XTC is usually the last
+/// filter. As the first filter it reads every token, which costs a sort of the vocabulary, the same as no filter.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Xtc {
-    /// From which probability on a token is a top choice, in `(0, 0.5]`: above 0.5 there is never more than one.
+    /// Tokens with at least this probability are top choices. In `(0, 0.5]`: above 0.5 there is never more than one.
     pub threshold: f32,
-    /// How often they are excluded, in `[0, 1]`.
+    /// Probability that the top choices of a row are excluded, in `[0, 1]`.
     pub probability: f32,
 }
 

@@ -6,27 +6,29 @@ use crate::{
     error::ConfigError,
 };
 
-/// Contrastive decoding: `(1 + β)·logit − β·expected`, where the expected logits are those of another, weaker model, the
+/// Contrastive decoding: `(1 + β)·logit − β·expected`, where the expected logits come from another, weaker model, the
 /// amateur (O'Brien and Lewis, *Contrastive Decoding Improves Reasoning in Large Language Models*, arXiv 2309.09117,
 /// after Li et al., arXiv 2210.15097).
 ///
-/// The same fusion as [`Extrapolate`](super::Extrapolate); only where the expected logits come from differs. Its candidates
-/// are the tokens at least α times as likely as the best one, which is a [`MinP`](crate::filters::MinP) filter with
-/// [`USUAL_ALPHA`](Self::USUAL_ALPHA): [`Sampling::contrastive`](crate::Sampling::contrastive) has both. It is
-/// applied to the first token of a completion too.
+/// The fusion is the same as in [`Extrapolate`](super::Extrapolate); only the source of the expected logits differs.
+/// The paper restricts candidates to tokens at least α times as likely as the best one, which is a
+/// [`MinP`](crate::filters::MinP) filter with [`USUAL_ALPHA`](Self::USUAL_ALPHA).
+/// [`Sampling::contrastive`](crate::Sampling::contrastive) sets both. The first token of a completion is reweighted
+/// too.
 ///
-/// A row for which the other model rules a candidate out (−inf) has no finite score; it is sampled from the reference and
+/// If the other model rules a candidate out (−inf), the row has no finite score: it is sampled from the reference and
 /// counted in [`Counters::other_not_finite`](crate::Counters::other_not_finite).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Contrast {
-    /// The strength β, at least 0; with 0 the sampler is the plain one and the other model is not asked. Usual: 0.5.
+    /// The strength β, at least 0. With 0 this is plain sampling and the other model's logits are not used. Usual:
+    /// 0.5.
     pub beta: f32,
 }
 
 impl Contrast {
-    /// The strength of the paper.
+    /// The paper's strength.
     pub const USUAL_BETA: f32 = 0.5;
-    /// The paper's α: candidates are at least this many times as likely as the best one.
+    /// The paper's α: candidates are at least this many times as likely as the best token.
     pub const USUAL_ALPHA: f32 = 0.1;
 }
 

@@ -1,4 +1,4 @@
-//! ESamp.
+//! ESamp reweighter.
 
 use super::{Expects, NoveltyReweighter, check_beta, distiller_if};
 use crate::{
@@ -12,7 +12,7 @@ use crate::{
 /// distribution is proportional to `π_ref^(1+β) / q_distiller^β`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Extrapolate {
-    /// The exploration strength β, at least 0. With 0 the sampler is the plain one, bit for bit.
+    /// The exploration strength β, at least 0. With 0 the result is bit-identical to plain sampling.
     pub beta: f32,
 }
 

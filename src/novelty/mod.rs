@@ -1,6 +1,6 @@
-//! What to do with a token that was, or was not, expected: ESamp, orthogonal novelty and contrastive decoding.
+//! Novelty reweighters: ESamp, orthogonal novelty and contrastive decoding.
 //!
-//! `docs/design/reweighters-and-controls.md` puts them side by side.
+//! `docs/design/reweighters-and-controls.md` compares them.
 
 mod contrast;
 mod extrapolate;
@@ -20,30 +20,30 @@ use crate::{
     error::ConfigError,
 };
 
-/// Where the expected logits of a row come from.
+/// The source of a row's expected logits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Expects {
-    /// From nowhere: [`Candidate::expected`](crate::filters::Candidate::expected) stays 0. The row costs no distiller work:
-    /// nothing is predicted, nothing learned from it.
+    /// No source: [`Candidate::expected`](crate::filters::Candidate::expected) stays 0. The row causes no distiller
+    /// work: nothing is predicted and nothing is learned from it.
     Nothing,
-    /// From the prompt's distiller, through the model's head. Rows in [`Phase::Decode`](crate::Phase::Decode) only:
-    /// a distiller has nothing to say about a prompt.
+    /// The row's distiller, through the model's LM head. Only for rows in [`Phase::Decode`](crate::Phase::Decode),
+    /// because a distiller makes no predictions for a prompt.
     Distiller,
-    /// From the logits of another model, which come with the step
-    /// ([`StepInput::with_other_logits`](crate::StepInput::with_other_logits)). In every phase: the other model has
-    /// read the prompt too. No distiller work.
+    /// The logits of another model, passed with the step
+    /// ([`StepInput::with_other_logits`](crate::StepInput::with_other_logits)). Used in every phase, because the
+    /// other model has processed the prompt too. Causes no distiller work.
     OtherModel,
 }
 
-/// Rescores the candidates of a row from two numbers each: the reference logit and the expected one.
+/// Rescores the candidates of a row from two numbers each: the reference logit and the expected logit.
 ///
 /// The first token of a completion is not rescored, unless the reweighter expects the logits of another model.
 ///
 /// ```
 /// use esamp::{filters::{Candidates, RowContext}, reweighters::NoveltyReweighter};
 ///
-/// /// Adds a bonus to whatever was expected less than it is likely, however much less.
+/// /// Adds a fixed bonus to every token whose expected logit is below its logit.
 /// #[derive(Debug)]
 /// struct Bonus(f32);
 ///
@@ -54,28 +54,29 @@ pub enum Expects {
 /// }
 /// ```
 ///
-/// Which tokens are in the race has been decided on the reference: a reweighter gives scores and drops nobody.
+/// The candidates are chosen from the reference distribution before reweighting. A reweighter assigns scores and
+/// removes no candidate.
 pub trait NoveltyReweighter: Debug + Send + Sync {
     /// Gives every candidate a new score.
     fn reweight(&self, row: &RowContext<'_>, candidates: &mut Candidates);
 
-    /// Where the expected logits come from, the distiller unless said otherwise.
+    /// Where the expected logits come from. Defaults to the distiller.
     fn expects(&self) -> Expects {
         Expects::Distiller
     }
 
-    /// Checks the settings, once, before any row is reweighted.
+    /// Validates the settings. Called once, before any row is reweighted.
     ///
     /// # Errors
     ///
-    /// [`ConfigError`] when a setting is out of its range.
+    /// [`ConfigError`] if a setting is out of range.
     fn validate(&self) -> Result<(), ConfigError> {
         Ok(())
     }
 }
 
-/// A reweighter of a request's settings, by name or of your own. The strength of the named ones is
-/// [`Sampling::beta`](crate::Sampling::beta); with 0 each of them is plain sampling.
+/// The reweighter in the sampling settings of a request: a built-in reweighter or a custom one. The strength of the
+/// built-in ones is [`Sampling::beta`](crate::Sampling::beta); with 0 each of them is plain sampling.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -83,29 +84,29 @@ pub enum ReweighterConfig {
     /// [`Extrapolate`]: ESamp.
     #[default]
     Extrapolate,
-    /// [`Orthogonal`]: ESamp without what only sharpens.
+    /// [`Orthogonal`]: ESamp without its sharpening component.
     Orthogonal,
     /// [`Contrast`]: contrastive decoding.
     Contrast,
-    /// A reweighter of your own: see [`custom`](Self::custom). Its strength is its own, β is not looked at. Settings that
-    /// hold one cannot be serialised.
+    /// A custom reweighter: see [`custom`](Self::custom). It has its own strength and ignores β. Settings that
+    /// contain one cannot be serialised.
     #[serde(skip_deserializing)]
     Custom(Custom<dyn NoveltyReweighter>),
 }
 
 impl ReweighterConfig {
-    /// A reweighter of your own.
+    /// Wraps a custom reweighter.
     pub fn custom(reweighter: impl NoveltyReweighter + 'static) -> Self {
         Self::Custom(Custom(Arc::new(reweighter)))
     }
 
-    /// The strength that is usual for it.
+    /// The usual strength of this reweighter.
     ///
-    /// | reweighter | β | from |
+    /// | reweighter | β | source |
     /// |---|---|---|
-    /// | `Extrapolate` | 0.25 | the setting of ESamp's paper, arXiv 2604.24927 |
+    /// | `Extrapolate` | 0.25 | the setting of the ESamp paper, arXiv 2604.24927 |
     /// | `Contrast` | 0.5 | arXiv 2309.09117 |
-    /// | `Orthogonal` | 1 | an independent study on SmolLM2-135M, one seed: in no paper |
+    /// | `Orthogonal` | 1 | an independent study on SmolLM2-135M with one seed; not published in a paper |
     pub fn usual_beta(&self) -> f32 {
         match self {
             Self::Orthogonal => Orthogonal::USUAL_BETA,
@@ -114,18 +115,18 @@ impl ReweighterConfig {
         }
     }
 
-    /// The reweighter with strength `beta`.
+    /// Returns the reweighter with strength `beta`.
     ///
     /// # Errors
     ///
-    /// [`ConfigError::OutOfRange`] for a strength that is negative or not finite.
+    /// [`ConfigError::OutOfRange`] if the strength is negative or not finite.
     pub fn init(&self, beta: f32) -> Result<Arc<dyn NoveltyReweighter>, ConfigError> {
         let reweighter = self.unchecked(beta);
         reweighter.validate()?;
         Ok(reweighter)
     }
 
-    /// The reweighter, whatever its strength is.
+    /// Returns the reweighter without validating its strength.
     pub(crate) fn unchecked(&self, beta: f32) -> Arc<dyn NoveltyReweighter> {
         match self {
             Self::Extrapolate => Arc::new(Extrapolate { beta }),
@@ -140,7 +141,7 @@ fn check_beta(beta: f32) -> Result<(), ConfigError> {
     ConfigError::check(beta.is_finite() && beta >= 0.0, "beta", "a number of at least 0", beta)
 }
 
-/// The distiller, unless the strength is 0.
+/// Returns [`Expects::Distiller`], or [`Expects::Nothing`] if the strength is 0.
 fn distiller_if(beta: f32) -> Expects {
     if beta == 0.0 { Expects::Nothing } else { Expects::Distiller }
 }
@@ -150,31 +151,33 @@ mod tests {
     use super::*;
     use crate::{draw::DrawKey, id::CompletionId};
 
-    /// A row at `position`, without a past.
+    /// A row context at `position` without prompt or generated tokens.
     pub(super) fn context(position: u64) -> RowContext<'static> {
         let draw = DrawKey::new(3, &[1, 2], 0).at(position);
         RowContext::new(CompletionId::new(0, 0), position, draw)
     }
 
-    /// Candidates with these reference and expected logits; token `i` is number `i`.
-    pub(super) fn race(reference: &[f32], expected: &[f32]) -> Candidates {
+    /// Candidates with these reference and expected logits, indexed by token.
+    pub(super) fn candidates(reference: &[f32], expected: &[f32]) -> Candidates {
         let mut candidates = Candidates::from_logits(reference).unwrap();
         candidates.set_expected(|_, token| expected[token as usize]);
         candidates
     }
 
-    /// The new scores, by token.
+    /// The new scores, indexed by token.
     pub(super) fn scores(
         reweighter: &dyn NoveltyReweighter,
         position: u64,
         reference: &[f32],
         expected: &[f32],
     ) -> Vec<f32> {
-        let mut candidates = race(reference, expected);
+        let mut candidates = candidates(reference, expected);
         reweighter.reweight(&context(position), &mut candidates);
         assert_eq!(candidates.refused(), None);
         let mut scores = vec![f32::NAN; reference.len()];
-        candidates.as_slice().iter().for_each(|c| scores[c.token as usize] = c.logit);
+        for c in candidates.as_slice() {
+            scores[c.token as usize] = c.logit;
+        }
         scores
     }
 
@@ -220,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_race_of_one_or_two_and_one_without_variance_are_no_trouble() {
+    fn rows_with_one_or_two_candidates_or_no_variance_stay_finite() {
         for config in ALL {
             let reweighter = config.init(0.7).unwrap();
             for (reference, expected) in [

@@ -1,4 +1,4 @@
-//! ESamp without the part that only sharpens.
+//! Orthogonal novelty: ESamp without its sharpening component.
 
 use super::{Expects, NoveltyReweighter, check_beta, distiller_if};
 use crate::{
@@ -9,32 +9,33 @@ use crate::{
 
 /// Orthogonal novelty: `logit + β·δ⊥`.
 ///
-/// With `z` the reference logits and `δ = logit − expected`, both centred over the row's candidates,
-/// `δ⊥ = δ − z·⟨δ, z⟩ / ⟨z, z⟩`: the part of the novelty that the reference does not explain. [`Extrapolate`]'s `β·δ` has
-/// a slope of 0.4 to 0.6 on `z` while a distiller learns, which makes it a temperature of `1 / (1 + β·slope)` and this.
-/// Taking the slope out leaves the new direction alone: adding a multiple of the reference, or a constant, to the
+/// With `z` the reference logits and `δ = logit − expected`, both centred over the row's candidates, `δ⊥ = δ − z·⟨δ,
+/// z⟩ / ⟨z, z⟩` is the part of the novelty that the reference does not explain. The `β·δ` of [`Extrapolate`] has a
+/// slope of 0.4 to 0.6 on `z` while a distiller learns, so it amounts to a temperature of `1 / (1 + β·slope)` plus
+/// `β·δ⊥`. Removing the slope leaves only the new direction: adding a constant or a multiple of the reference to the
 /// expected logits changes nothing.
 ///
-/// This is not in the ESamp paper. It comes from an independent study of one small model (SmolLM2-135M, one seed, its
-/// own perplexity as the quality measure), where β 1 raised the diversity (Vendi score) of stories by 1.13 [0.71, 1.61]
-/// at equal perplexity, while random directions of the same length lowered it by 0.34. No gain was found on tasks with one
-/// right answer.
+/// This method is not in the ESamp paper. It comes from an independent study of one small model (SmolLM2-135M, one
+/// seed, its own perplexity as the quality measure). There, β 1 raised the diversity (Vendi score) of stories by 1.13
+/// [0.71, 1.61] at equal perplexity, while random directions of the same length lowered it by 0.34. No gain was found
+/// on tasks with one right answer.
 ///
-/// Rows with fewer than 3 candidates, or whose reference logits are all equal, are left alone: there is no direction
-/// left. The slope is taken over the candidates that the filters left; without a filter that is the whole vocabulary,
-/// and the whole expected row is computed. Scores are the same to `f32` rounding whichever way `δ` leans.
+/// Rows with fewer than 3 candidates, and rows whose reference logits are all equal, are unchanged, because no
+/// direction is left. The slope is computed over the candidates that the filters kept. Without a filter that is the
+/// whole vocabulary, and the whole row of expected logits is computed. The scores agree to `f32` rounding whatever
+/// the slope of `δ`.
 ///
 /// [`Extrapolate`]: super::Extrapolate
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Orthogonal {
-    /// The strength β, at least 0; with 0 the sampler is the plain one. Usual: 1.
+    /// The strength β, at least 0. With 0 this is plain sampling. Usual: 1.
     pub beta: f32,
 }
 
 impl Orthogonal {
-    /// The strength that was measured.
+    /// The strength used in the study.
     pub const USUAL_BETA: f32 = 1.0;
-    /// With fewer candidates nothing is left once a constant and the reference are taken out.
+    /// With fewer candidates, nothing is left after removing a constant and the reference.
     const LEAST_CANDIDATES: usize = 3;
 }
 
@@ -49,7 +50,7 @@ impl NoveltyReweighter for Orthogonal {
         let Some(slope) = slope(&novelty, &reference) else {
             return;
         };
-        // Candidates are asked in the order that they have here, and put in order again at the end.
+        // `rescore` visits the candidates in their current order and sorts them only at the end.
         let mut orthogonal = novelty.iter().zip(&reference).map(|(n, r)| n - slope * r);
         let beta = f64::from(self.beta);
         candidates.rescore(|candidate| {
@@ -74,7 +75,7 @@ mod tests {
     use super::super::tests::*;
     use super::*;
 
-    /// `⟨new − reference, z⟩ / ⟨z, z⟩` and `Σ (new − reference)`, worked out without the code under test.
+    /// `⟨new − reference, z⟩ / ⟨z, z⟩` and `Σ (new − reference)`, computed independently of the code under test.
     fn slope_and_sum(new: &[f32], reference: &[f32]) -> (f64, f64) {
         let mean = reference.iter().map(|&r| f64::from(r)).sum::<f64>() / reference.len() as f64;
         let (mut product, mut square, mut sum) = (0.0, 0.0, 0.0);
@@ -96,10 +97,10 @@ mod tests {
         {
             assert_near(&scores(&Orthogonal { beta }, 0, &reference, &expected), &new, 1e-6);
         }
-        // All of the novelty is slope: nothing is left. δ = z.
+        // δ = z: the novelty is all slope, so nothing is left.
         let got = scores(&Orthogonal { beta: 1.0 }, 0, &reference, &[0.0; 3]);
         assert_near(&got, &reference, 1e-6);
-        // None of it is: δ = (1, −2, 1) is orthogonal to z already.
+        // δ = (1, −2, 1) is already orthogonal to z.
         let got = scores(&Orthogonal { beta: 1.0 }, 0, &reference, &[2.0, 4.0, 0.0]);
         assert_near(&got, &[4.0, 0.0, 2.0], 1e-6);
     }

@@ -1,94 +1,96 @@
-//! Totals over a run.
+//! Counters: totals over a run.
 
 use serde::{Deserialize, Serialize};
 
 /// Totals over all steps of a sampler.
 ///
-/// Every eligible row is one of three things: `eligible = steered + rows_warming + rows_not_finite`.
+/// Every eligible row falls into one of three classes: `eligible = steered + rows_warming + rows_not_finite`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
 pub struct Counters {
-    /// Calls of `Sampler::step` that had rows.
+    /// Calls of `Sampler::step` with at least one row.
     pub steps: u64,
     /// Tokens chosen.
     pub tokens: u64,
-    /// Tokens chosen from scores reweighted with what a distiller expected.
+    /// Tokens chosen from scores that were reweighted with a distiller's expected logits.
     pub steered: u64,
-    /// Tokens chosen from scores reweighted with the logits of another model.
+    /// Tokens chosen from scores that were reweighted with the logits of another model.
     pub contrasted: u64,
-    /// Rows that were to be contrasted with another model and were sampled plainly, because one of its logits for a
-    /// candidate was not finite.
+    /// Rows meant to be contrasted with another model but sampled plainly, because one of its logits for a candidate
+    /// was not finite.
     pub other_not_finite: u64,
-    /// Steered tokens that differ from the one that the same random number would have chosen from the same candidates
-    /// without steering.
+    /// Steered tokens that differ from the token that the same random number would have chosen from the same
+    /// candidates without steering.
     ///
-    /// The two choices are coupled by their random number, candidates best first. On average the share of such tokens
-    /// is at least the total variation distance between the two distributions, and more where steering changes the
-    /// candidates' order. On greedy rows: the best candidate is another one.
+    /// The two choices share their random number, with candidates sorted best first. The expected share of such
+    /// tokens is at least the total variation distance between the two distributions, and larger where steering
+    /// changes the order of the candidates. For greedy rows, a token counts if the best candidate has changed.
     pub interventions: u64,
-    /// Rows that could not be given a token: not a number, or everything masked.
+    /// Rows for which no token could be chosen, for example because a logit was NaN or every token was masked.
     pub failed: u64,
-    /// Rows that steering and learning were switched on for, and that were given a token.
+    /// Rows with steering and learning enabled that were given a token.
     pub eligible: u64,
-    /// Optimizer steps that had something to move, over all distillers.
+    /// Optimizer steps with something to update, over all distillers.
     pub updates: u64,
-    /// Rows that distillers have learned from.
+    /// Rows that distillers learned from.
     pub rows_learned: u64,
-    /// Rows neither steered nor learned because a hidden state, or what came of it, was not finite.
+    /// Rows neither steered nor learned from because a hidden state, or a value computed from it, was not finite.
     pub rows_not_finite: u64,
-    /// Those of them whose deep state is finite: the distiller's prediction or the shallow state is not. A distiller that
-    /// has diverged shows here.
+    /// The subset of `rows_not_finite` whose deep state is finite, so that the shallow state or the distiller's
+    /// prediction is not. A diverged distiller shows up here.
     pub predictions_not_finite: u64,
-    /// Distillers that started again from what was fitted to their first rows ([`Distiller::fit`](crate::distillers::Distiller::fit)).
+    /// Distillers reinitialised with a fit to their first rows
+    /// ([`Distiller::fit`](crate::distillers::Distiller::fit)).
     pub fits: u64,
-    /// Distillers that were to be fitted and could not be: they have gone on as they were.
+    /// Distillers whose fit failed. They continue unchanged.
     pub fits_failed: u64,
-    /// Rows predicted and learned, but not steered yet, because their distiller had not had enough updates
+    /// Rows predicted and learned from but not steered, because their distiller had not had enough updates
     /// ([`SamplerConfig::steps_before_steering`](crate::SamplerConfig::steps_before_steering)).
     pub rows_warming: u64,
-    /// Optimizer steps on prompts, over all distillers; `updates` does not count them.
+    /// Optimizer steps on prompts, over all distillers. Not included in `updates`.
     pub warm_up_updates: u64,
-    /// Positions of prompts left out of a warm-up because a hidden state was not finite.
+    /// Prompt positions left out of a warm-up because a hidden state was not finite.
     pub warm_up_rows_not_finite: u64,
-    /// Candidates left by the filters, summed over tokens.
+    /// Candidates that the filters kept, summed over tokens.
     pub candidates: u64,
     /// Tokens chosen while an observer was attached.
     pub observed: u64,
-    /// Sum over *observed* tokens of [`RowTrace::mass_outside`](crate::telemetry::RowTrace::mass_outside): the probability mass
-    /// that filters removed. Not summed without an observer, because it takes one more pass over the vocabulary.
+    /// Sum over *observed* tokens of [`RowTrace::mass_outside`](crate::telemetry::RowTrace::mass_outside): the
+    /// probability mass that filters removed. Not computed without an observer, because it takes one more pass over
+    /// the vocabulary.
     pub mass_outside: f64,
     /// Sum over steered rows of `‖deep − expected deep‖`.
     pub novelty_sum: f64,
-    /// Sum over steered rows of `‖deep − expected deep‖ / ‖deep‖`. A row whose deep state is 0 adds nothing.
+    /// Sum over steered rows of `‖deep − expected deep‖ / ‖deep‖`. A row whose deep state is 0 contributes nothing.
     pub relative_novelty_sum: f64,
-    /// Sum over predicted rows of their squared error, averaged over the model's width, before the update.
+    /// Sum over predicted rows of their squared error before the update, averaged over the model's width.
     pub loss_sum: f64,
 }
 
 impl Counters {
-    /// Mean of `‖deep − expected deep‖` over steered rows; `None` before the first.
+    /// Mean of `‖deep − expected deep‖` over steered rows. `None` if there are none.
     pub fn mean_novelty(&self) -> Option<f64> {
         mean(self.novelty_sum, self.steered)
     }
 
-    /// Mean of `‖deep − expected deep‖ / ‖deep‖` over steered rows; `None` before the first.
+    /// Mean of `‖deep − expected deep‖ / ‖deep‖` over steered rows. `None` if there are none.
     pub fn mean_relative_novelty(&self) -> Option<f64> {
         mean(self.relative_novelty_sum, self.steered)
     }
 
-    /// Mean squared error before the update, over all rows predicted; `None` before the first.
+    /// Mean squared error before the update over all predicted rows. `None` if there are none.
     pub fn mean_loss(&self) -> Option<f64> {
         mean(self.loss_sum, self.eligible.saturating_sub(self.rows_not_finite))
     }
 
-    /// Share of the steered tokens that steering has changed; `None` before the first.
+    /// Share of the steered tokens that steering changed. `None` if there are none.
     pub fn intervention_rate(&self) -> Option<f64> {
         mean(self.interventions as f64, self.steered)
     }
 
-    /// Mean probability mass that filters removed, over the tokens chosen while an observer was attached; `None` before
-    /// the first.
+    /// Mean probability mass that filters removed, over the tokens chosen while an observer was attached. `None` if
+    /// there are none.
     pub fn mean_mass_outside(&self) -> Option<f64> {
         mean(self.mass_outside, self.observed)
     }

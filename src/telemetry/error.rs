@@ -1,47 +1,47 @@
-//! Files of traces that cannot be read.
+//! Errors from reading trace files.
 
 use thiserror::Error;
 
-/// A file of traces that cannot be read.
+/// An error from reading a trace file.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum TraceError {
     /// A line could not be read.
     #[error("traces, line {line}: cannot be read")]
     Io {
-        /// The line, from 1.
+        /// Line number, from 1.
         line: u64,
-        /// Why.
+        /// The underlying I/O error.
         source: std::io::Error,
     },
-    /// The file does not begin as one of traces.
+    /// The file does not begin with the header of a trace file.
     #[error("traces, line 1: expected the header of a file of esamp traces, got {got}")]
     Format {
-        /// What is there.
+        /// What was found.
         got: String,
     },
-    /// The file has a format that this version of the crate does not know.
+    /// The file's format version is not supported by this version of the crate.
     #[error("traces, line 1: expected format version {expected}, got {got}")]
     Version {
-        /// The version that can be read.
+        /// The supported version.
         expected: u64,
-        /// The file's.
+        /// The file's version.
         got: u64,
     },
-    /// A line holds something else than a record.
+    /// A line is not a valid record.
     #[error("traces, line {line}: expected a record, got something else ({got})")]
     Line {
-        /// The line, from 1.
+        /// Line number, from 1.
         line: u64,
-        /// What the parser says of it.
+        /// The parser's message.
         got: String,
     },
-    /// The file ends within a line.
+    /// The file ends in the middle of a line.
     #[error(
         "traces, line {line}: expected a whole line, got the beginning of one (the file was cut off)"
     )]
     Truncated {
-        /// The line, from 1: the last one.
+        /// Number of the last line, from 1.
         line: u64,
     },
 }

@@ -1,4 +1,4 @@
-//! Traces in a file: one JSON object per line.
+//! Trace files in JSON Lines format: one JSON object per line.
 
 use std::io::{self, BufRead, Write};
 
@@ -15,9 +15,9 @@ pub enum TraceRecord {
     Token(RowTrace),
     /// A step, after its tokens.
     Step(StepTrace),
-    /// So many records would have followed and were not kept.
+    /// The number of further records that were not kept.
     Dropped {
-        /// How many.
+        /// Number of records.
         records: u64,
     },
 }
@@ -35,10 +35,11 @@ const KIND: &str = "header";
 const FORMAT: &str = "esamp_traces";
 const VERSION: u64 = 1;
 
-/// Writes traces as they come, as JSON Lines. The format is described in [the guide](crate::guide::telemetry).
+/// Writes traces as JSON Lines while the run produces them. The format is described in [the
+/// guide](crate::guide::telemetry).
 ///
-/// As an observer it cannot return an error: it keeps the first one, writes nothing more, and
-/// [`finish`](Self::finish) or [`flush`](Self::flush) returns it. Every line goes to the writer at once, so give it a
+/// As an observer it cannot return an error. It keeps the first one, stops writing, and returns the error from
+/// [`finish`](Self::finish) or [`flush`](Self::flush). Every line is passed to the writer immediately, so use a
 /// `BufWriter`.
 ///
 /// ```
@@ -52,7 +53,7 @@ const VERSION: u64 = 1;
 /// let mut sampler = SamplerConfig::new().init(576, &Device::flex())?;
 /// sampler.set_observer(Box::new(writer.clone()));
 /// // … steps …
-/// writer.lock().unwrap().flush()?; // an error if anything could not be written
+/// writer.lock().unwrap().flush()?; // an error if a line could not be written
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
@@ -63,11 +64,11 @@ pub struct TraceWriter<W> {
 }
 
 impl<W: Write> TraceWriter<W> {
-    /// Starts a file: writes its header.
+    /// Starts a trace file by writing its header.
     ///
     /// # Errors
     ///
-    /// What the writer says.
+    /// Any error of the writer.
     pub fn new(writer: W) -> io::Result<Self> {
         let mut new = Self { writer, error: None, broken: false };
         new.line(&Header { kind: KIND.into(), format: FORMAT.into(), version: VERSION })?;
@@ -78,16 +79,16 @@ impl<W: Write> TraceWriter<W> {
     ///
     /// # Errors
     ///
-    /// What the writer says.
+    /// Any error of the writer.
     pub fn write(&mut self, record: &TraceRecord) -> io::Result<()> {
         self.line(record)
     }
 
-    /// Hands over what is buffered.
+    /// Flushes the writer.
     ///
     /// # Errors
     ///
-    /// The first error since the beginning; after that, that there was one.
+    /// The first write error. Later calls report that an earlier line was not written.
     pub fn flush(&mut self) -> io::Result<()> {
         match self.error.take() {
             Some(error) => Err(error),
@@ -96,11 +97,11 @@ impl<W: Write> TraceWriter<W> {
         }
     }
 
-    /// Hands over what is buffered and gives the writer back.
+    /// Flushes the writer and returns it.
     ///
     /// # Errors
     ///
-    /// The first error since the beginning.
+    /// The first write error.
     pub fn finish(mut self) -> io::Result<W> {
         self.flush()?;
         Ok(self.writer)
@@ -112,7 +113,7 @@ impl<W: Write> TraceWriter<W> {
         self.writer.write_all(&text)
     }
 
-    /// Writes for somebody who cannot be told of an error now.
+    /// Writes a line from an observer callback, which cannot return an error.
     fn observe(&mut self, line: &impl Serialize) {
         if !self.broken
             && let Err(error) = self.line(line)
@@ -123,7 +124,7 @@ impl<W: Write> TraceWriter<W> {
     }
 }
 
-/// [`TraceRecord`] for what is only borrowed.
+/// Borrowed form of [`TraceRecord`], to serialise without a clone.
 #[derive(Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 enum Borrowed<'a> {
@@ -141,9 +142,9 @@ impl<W: Write + Send> Observer for TraceWriter<W> {
     }
 }
 
-/// Reads what a [`TraceWriter`] or a [`Recorder`](super::Recorder) has written.
+/// Reads a file that a [`TraceWriter`] or a [`Recorder`](super::Recorder) has written.
 ///
-/// Numbers with fraction come back as they were written, up to one unit in the last place of an `f64`.
+/// Floating-point numbers round-trip to within one unit in the last place of an `f64`.
 ///
 /// ```
 /// use esamp::{errors::TraceError, telemetry::{Recorder, read_traces}};
@@ -161,9 +162,9 @@ pub fn read_traces<R: BufRead>(reader: R) -> TraceReader<R> {
     TraceReader { reader, line: 0, ended: false }
 }
 
-/// The records of a trace file, one after the other: see [`read_traces`].
+/// Iterator over the records of a trace file: see [`read_traces`].
 ///
-/// After an error it ends; what came before is good.
+/// It ends after an error. Records returned before the error are valid.
 #[derive(Debug)]
 pub struct TraceReader<R> {
     reader: R,
@@ -172,7 +173,7 @@ pub struct TraceReader<R> {
 }
 
 impl<R: BufRead> TraceReader<R> {
-    /// The next line, parsed; `None` at the end of the file.
+    /// Parses the next line. `None` at the end of the file.
     fn parse<T: for<'a> Deserialize<'a>>(&mut self) -> Result<Option<T>, TraceError> {
         self.line += 1;
         let line = self.line;

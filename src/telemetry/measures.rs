@@ -1,4 +1,4 @@
-//! What the candidates of a row say about the token that was chosen from them.
+//! Measures of a token's row, computed from its candidates.
 
 use crate::{
     candidates::{Candidate, Candidates},
@@ -6,7 +6,7 @@ use crate::{
     numeric::{centred, dot, entropy, kl_divergence, log_softmax, slope},
 };
 
-/// The numbers of a [`RowTrace`](super::RowTrace) that follow from its candidates; see there for what they are.
+/// The fields of a [`RowTrace`](super::RowTrace) that are computed from the candidates. They are documented there.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Measures {
     pub(crate) surprisal: f64,
@@ -15,14 +15,14 @@ pub(crate) struct Measures {
     pub(crate) kl: f64,
     pub(crate) reference_rank: usize,
     pub(crate) rank: usize,
-    /// Of `reference − expected` on the reference, whether or not anything was expected.
+    /// Slope of `reference − expected` on the reference, computed even if nothing was expected.
     pub(crate) slope: Option<f64>,
     pub(crate) sharpening: Option<f64>,
     pub(crate) sharpening_share: Option<f64>,
 }
 
 impl Measures {
-    /// `None` when `token` is not one of the candidates.
+    /// `None` if `token` is not one of the candidates.
     ///
     /// Cost: two exponentials per candidate and a few passes, in `f64`.
     pub(crate) fn of(candidates: &Candidates, token: TokenId) -> Option<Self> {
@@ -50,20 +50,20 @@ impl Measures {
     }
 }
 
-/// The line through some change of the candidates' scores, as a function of their reference logits.
+/// A line fitted to a change of the candidates' scores, as a function of their reference logits.
 #[derive(Clone, Copy)]
 struct Line {
     slope: f64,
-    /// How much of the change's variance lies on the line; `None` where there is no variance, and for fewer than three
-    /// candidates, through which there is always a line.
+    /// Share of the change's variance that the line explains. `None` if there is no variance, or if there are fewer
+    /// than three candidates, for which a line always fits exactly.
     share: Option<f64>,
 }
 
-/// Least squares, every candidate with the same weight. `None` where all references are equal.
+/// Least-squares fit with equal weights. `None` if all references are equal.
 fn line(items: &[Candidate], change: impl Fn(&Candidate) -> f64) -> Option<Line> {
     let x = centred(items.iter().map(|c| f64::from(c.reference)));
     let y = centred(items.iter().map(change));
-    // Rounding of the mean leaves equal references a variance.
+    // Because the mean is rounded, equal references can have a variance above 0.
     let spread = items.iter().any(|c| c.reference != items[0].reference);
     let slope = slope(&y, &x).filter(|_| spread)?;
     let (xy, yy) = (dot(&x, &y), dot(&y, &y));
@@ -78,12 +78,16 @@ mod tests {
     use super::*;
 
     /// Four tokens with probabilities in tenths, expected logits, and a fusion.
-    fn race(tenths: [f32; 4], expected: [f32; 4], fuse: impl Fn(&Candidate) -> f32) -> Candidates {
+    fn candidates(
+        tenths: [f32; 4],
+        expected: [f32; 4],
+        fuse: impl Fn(&Candidate) -> f32,
+    ) -> Candidates {
         let logits = tenths.map(|p| (p / 10.0).ln());
-        let mut race = Candidates::from_logits(&logits).unwrap();
-        race.set_expected(|_, token| expected[token as usize]);
-        race.rescore(fuse);
-        race
+        let mut candidates = Candidates::from_logits(&logits).unwrap();
+        candidates.set_expected(|_, token| expected[token as usize]);
+        candidates.rescore(fuse);
+        candidates
     }
 
     fn close(got: f64, expected: f64) {
@@ -92,23 +96,24 @@ mod tests {
 
     #[test]
     fn a_plain_row_by_hand() {
-        let race = race([4.0, 1.0, 2.0, 3.0], [0.0; 4], |c| c.logit);
-        let got = Measures::of(&race, 2).unwrap();
+        let candidates = candidates([4.0, 1.0, 2.0, 3.0], [0.0; 4], |c| c.logit);
+        let got = Measures::of(&candidates, 2).unwrap();
         close(got.surprisal, -(0.2f64.ln()));
         let entropy: f64 = [0.4f64, 0.1, 0.2, 0.3].iter().map(|p| -p * p.ln()).sum();
         close(got.reference_entropy, entropy);
         assert_eq!(got.entropy, got.reference_entropy);
         assert_eq!((got.kl, got.reference_rank, got.rank), (0.0, 2, 2));
         assert_eq!((got.sharpening, got.sharpening_share), (Some(0.0), None));
-        assert_eq!(Measures::of(&race, 4), None, "no such candidate");
+        assert_eq!(Measures::of(&candidates, 4), None, "no such candidate");
     }
 
     #[test]
     fn a_row_turned_over_by_hand() {
-        // Probabilities .4 .1 .2 .3 become .1 .4 .3 .2, up to a constant on all scores.
+        // The probabilities .4 .1 .2 .3 become .1 .4 .3 .2, up to a constant on all scores.
         let new = [0.1f32, 0.4, 0.3, 0.2];
-        let race = race([4.0, 1.0, 2.0, 3.0], [0.0; 4], |c| new[c.token as usize].ln() + 5.0);
-        let got = Measures::of(&race, 1).unwrap();
+        let candidates =
+            candidates([4.0, 1.0, 2.0, 3.0], [0.0; 4], |c| new[c.token as usize].ln() + 5.0);
+        let got = Measures::of(&candidates, 1).unwrap();
         close(got.surprisal, 10.0f64.ln());
         assert_eq!((got.reference_rank, got.rank), (3, 0));
         close(got.entropy, got.reference_entropy);
@@ -118,16 +123,16 @@ mod tests {
 
     #[test]
     fn a_distiller_with_constant_logits_only_sharpens() {
-        // new = (1 + β)·ref − β·c: slope β of the change, slope 1 of ref − expected, and nothing else.
+        // new = (1 + β)·ref − β·c: the change has slope β, ref − expected has slope 1, and nothing else remains.
         for beta in [0.25f32, 2.0] {
-            let race = race([4.0, 1.0, 2.0, 3.0], [7.0; 4], |c| {
+            let candidates = candidates([4.0, 1.0, 2.0, 3.0], [7.0; 4], |c| {
                 (1.0 + beta) * c.logit - beta * c.expected
             });
-            let got = Measures::of(&race, 0).unwrap();
+            let got = Measures::of(&candidates, 0).unwrap();
             close(got.slope.unwrap(), 1.0);
             close(got.sharpening.unwrap(), f64::from(beta));
             close(got.sharpening_share.unwrap(), 1.0);
-            // The entropy is that of the reference at temperature 1/(1 + β).
+            // The entropy equals that of the reference at temperature 1/(1 + β).
             let powers = [0.4f64, 0.1, 0.2, 0.3].map(|p| p.powf(1.0 + f64::from(beta)));
             let total: f64 = powers.iter().sum();
             close(got.entropy, powers.iter().map(|p| -p / total * (p / total).ln()).sum());
@@ -136,16 +141,16 @@ mod tests {
 
     #[test]
     fn a_change_at_right_angles_to_the_reference_is_no_sharpening() {
-        // Reference logits 3, 1, −1, −3; change 1, −1, −1, 1: both sum to 0, and so does their product.
-        let mut race = Candidates::from_logits(&[3.0, 1.0, -1.0, -3.0]).unwrap();
-        race.set_expected(|_, token| [2.0, 2.0, 0.0, -4.0][token as usize]);
-        race.rescore(|c| c.logit + (c.reference - c.expected));
-        let got = Measures::of(&race, 0).unwrap();
+        // Reference logits 3, 1, −1, −3 and change 1, −1, −1, 1: both sum to 0, and so does their product.
+        let mut candidates = Candidates::from_logits(&[3.0, 1.0, -1.0, -3.0]).unwrap();
+        candidates.set_expected(|_, token| [2.0, 2.0, 0.0, -4.0][token as usize]);
+        candidates.rescore(|c| c.logit + (c.reference - c.expected));
+        let got = Measures::of(&candidates, 0).unwrap();
         assert_eq!(got.slope, Some(0.0));
         assert_eq!((got.sharpening, got.sharpening_share), (Some(0.0), Some(0.0)));
-        // Half of it along the reference: change 3·¼ + 1, …: slope ¼, share (20/16) / (20/16 + 4).
-        race.rescore(|c| c.logit + 0.25 * c.reference);
-        let got = Measures::of(&race, 0).unwrap();
+        // Add a change along the reference: slope ¼, share (20/16) / (20/16 + 4).
+        candidates.rescore(|c| c.logit + 0.25 * c.reference);
+        let got = Measures::of(&candidates, 0).unwrap();
         assert_eq!(got.sharpening, Some(0.25));
         close(got.sharpening_share.unwrap(), 1.25 / 5.25);
     }
@@ -170,9 +175,9 @@ mod tests {
 
     #[test]
     fn a_token_without_mass_has_a_finite_surprisal() {
-        let mut race = Candidates::from_logits(&[2000.0, -2000.0]).unwrap();
-        race.rescore(|c| -c.logit);
-        let got = Measures::of(&race, 1).unwrap();
+        let mut candidates = Candidates::from_logits(&[2000.0, -2000.0]).unwrap();
+        candidates.rescore(|c| -c.logit);
+        let got = Measures::of(&candidates, 1).unwrap();
         assert_eq!((got.surprisal, got.kl), (4000.0, 4000.0));
         assert_eq!((got.entropy, got.reference_entropy), (0.0, 0.0));
     }
@@ -185,11 +190,11 @@ mod tests {
             chosen in any::<prop::sample::Index>(),
         ) {
             let logits: Vec<f32> = row.iter().map(|(logit, _)| *logit).collect();
-            let mut race = Candidates::from_logits(&logits).unwrap();
-            race.set_expected(|_, token| row[token as usize].1);
-            race.rescore(|c| (1.0 + beta) * c.logit - beta * c.expected);
+            let mut candidates = Candidates::from_logits(&logits).unwrap();
+            candidates.set_expected(|_, token| row[token as usize].1);
+            candidates.rescore(|c| (1.0 + beta) * c.logit - beta * c.expected);
             let token = chosen.index(row.len()) as TokenId;
-            let got = Measures::of(&race, token).unwrap();
+            let got = Measures::of(&candidates, token).unwrap();
             let most = (row.len() as f64).ln() + 1e-9;
             prop_assert!(got.kl >= 0.0 && got.surprisal >= -1e-12);
             prop_assert!((-1e-12..most).contains(&got.entropy), "{}", got.entropy);
@@ -197,7 +202,8 @@ mod tests {
             prop_assert!(got.rank < row.len() && got.reference_rank < row.len());
             if let (Some(slope), Some(sharpening)) = (got.slope, got.sharpening) {
                 // ESamp's change is β·(ref − expected), up to the rounding of f32 scores on near-equal references.
-                let spread: f64 = line(race.as_slice(), |c| f64::from(c.reference)).map_or(0.0, |_| {
+                let reference = |c: &Candidate| f64::from(c.reference);
+                let spread: f64 = line(candidates.as_slice(), reference).map_or(0.0, |_| {
                     let x: Vec<f64> = logits.iter().map(|&l| f64::from(l)).collect();
                     let mean = x.iter().sum::<f64>() / x.len() as f64;
                     x.iter().map(|x| (x - mean).powi(2)).sum::<f64>().sqrt()

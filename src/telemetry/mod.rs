@@ -1,4 +1,4 @@
-//! What happened, in numbers: totals, one trace per token, one per step, and their way into a file.
+//! Telemetry: counters, one trace per token, one trace per step, and trace files.
 
 mod counters;
 mod error;

@@ -1,4 +1,4 @@
-//! A run in memory.
+//! In-memory recorder of traces.
 
 use std::io::{self, Write};
 
@@ -6,8 +6,8 @@ use super::{Observer, RowTrace, StepTrace, TraceRecord, TraceWriter};
 
 /// Keeps the traces of a run in memory, up to a limit.
 ///
-/// What comes behind the limit is counted, not kept: a recording is always the beginning of a run. A long run is better
-/// written as it goes, by a [`TraceWriter`].
+/// Records past the limit are counted but not kept, so a recording is always the beginning of a run. For a long run,
+/// use a [`TraceWriter`].
 ///
 /// ```
 /// use std::{
@@ -40,27 +40,27 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// The limit of a recorder that is given no other, in records: a token is one, a step is one. A record takes some
-    /// 350 bytes, and a step 40 more for each slot that learned.
+    /// The default limit, in records. Each token is one record and each step is one record. A record takes about 350
+    /// bytes, and a step takes 40 more for each slot that learned.
     pub const DEFAULT_LIMIT: usize = 200_000;
 
-    /// An empty recorder with the default limit.
+    /// Creates an empty recorder with the default limit.
     pub fn new() -> Self {
         Self { records: Vec::new(), limit: Self::DEFAULT_LIMIT, dropped: 0 }
     }
 
-    /// Sets the most records to keep.
+    /// Sets the maximum number of records to keep.
     pub fn with_limit(mut self, records: usize) -> Self {
         self.limit = records;
         self
     }
 
-    /// What was recorded, in the order in which it happened.
+    /// The records, in chronological order.
     pub fn records(&self) -> &[TraceRecord] {
         &self.records
     }
 
-    /// The tokens that were recorded.
+    /// The recorded tokens.
     pub fn tokens(&self) -> impl Iterator<Item = &RowTrace> {
         self.records.iter().filter_map(|record| match record {
             TraceRecord::Token(trace) => Some(trace),
@@ -68,7 +68,7 @@ impl Recorder {
         })
     }
 
-    /// The steps that were recorded.
+    /// The recorded steps.
     pub fn steps(&self) -> impl Iterator<Item = &StepTrace> {
         self.records.iter().filter_map(|record| match record {
             TraceRecord::Step(trace) => Some(trace),
@@ -76,28 +76,28 @@ impl Recorder {
         })
     }
 
-    /// Number and mean loss of every recorded step that had rows to learn from.
+    /// Step number and mean loss of every recorded step with rows to learn from.
     pub fn loss_curve(&self) -> Vec<(u64, f64)> {
         self.steps().filter_map(|step| Some((step.step, step.loss?))).collect()
     }
 
-    /// How many records came behind the limit.
+    /// Number of records past the limit, which were not kept.
     pub fn dropped(&self) -> u64 {
         self.dropped
     }
 
-    /// Forgets everything, and makes room again.
+    /// Removes all records and resets the count of dropped ones.
     pub fn clear(&mut self) {
         self.records.clear();
         self.dropped = 0;
     }
 
-    /// Writes the recording as JSON Lines; the last line says how many records are missing, if any are. The format is
+    /// Writes the recording as JSON Lines. If records were dropped, the last line gives their number. The format is
     /// described in [the guide](crate::guide::telemetry).
     ///
     /// # Errors
     ///
-    /// What the writer says.
+    /// Any error of the writer.
     pub fn write_json_lines(&self, writer: impl Write) -> io::Result<()> {
         let mut writer = TraceWriter::new(writer)?;
         self.records.iter().try_for_each(|record| writer.write(record))?;
@@ -107,7 +107,7 @@ impl Recorder {
         writer.finish().map(drop)
     }
 
-    /// Keeps a record while there is room.
+    /// Keeps a record if the limit allows it, and counts it as dropped otherwise.
     fn keep(&mut self, record: impl FnOnce() -> TraceRecord) {
         if self.records.len() < self.limit {
             self.records.push(record());
@@ -144,7 +144,7 @@ mod tests {
     fn recorded(limit: usize) -> Recorder {
         let mut recorder = Recorder::new().with_limit(limit);
         for step in 0..4 {
-            // The first step is a prompt's: nothing is learned there.
+            // The first step belongs to a prompt: nothing is learned there.
             let token = example(step, 0, 0, (step > 0).then_some(10.0 / step as f64));
             recorder.token(&token);
             let counters = Counters { steps: step + 1, ..Counters::default() };

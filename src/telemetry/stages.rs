@@ -1,40 +1,40 @@
-//! Where the time of a step goes.
+//! Time per stage of a step.
 
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-/// Seconds that the stages of [`Sampler::step`](crate::Sampler::step) took, over all steps of a sampler.
+/// Seconds spent in the stages of [`Sampler::step`](crate::Sampler::step), over all steps of a sampler.
 ///
-/// They are seconds of the calling thread. On a device that works beside the host, a stage that hands over work and goes on is
-/// short, and the one that waits for the result is long: [`read`](Self::read) then holds what was left of the model's
-/// forward pass, and [`expect`](Self::expect) the distiller's.
+/// Times are measured on the calling thread. On a device that works asynchronously, a stage that only submits work is
+/// short and the stage that waits for the result is long: [`read`](Self::read) then includes the rest of the model's
+/// forward pass, and [`expect`](Self::expect) that of the distiller's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
 pub struct StageSeconds {
-    /// The distillers' prediction of the deep hidden states.
+    /// Predicting the deep hidden states with the distillers.
     pub predict: f64,
-    /// Bringing the logits to the host.
+    /// Copying the logits to the host.
     pub read: f64,
-    /// The tokens of each row that its first filter could keep.
+    /// Collecting the tokens of each row that its first filter could keep.
     pub pool: f64,
-    /// The filters.
+    /// Running the filters.
     pub filter: f64,
-    /// The expected logits of the candidates, by the head or by another model.
+    /// Computing the expected logits of the candidates, from the LM head or another model.
     pub expect: f64,
-    /// The fusion of reference and expected logits.
+    /// Fusing the reference and expected logits.
     pub reweight: f64,
-    /// The choice of one token of each row.
+    /// Choosing one token for each row.
     pub select: f64,
-    /// The update of the distillers.
+    /// Updating the distillers.
     pub learn: f64,
-    /// Counters, and what an observer is shown.
+    /// Updating the counters and computing traces for the observer.
     pub observe: f64,
 }
 
 impl StageSeconds {
-    /// Every stage with its name, in the order of the step.
+    /// Name and seconds of every stage, in the order of the step.
     pub fn named(&self) -> [(&'static str, f64); 9] {
         [
             ("predict", self.predict),
@@ -49,7 +49,7 @@ impl StageSeconds {
         ]
     }
 
-    /// Adds the seconds of a step.
+    /// Adds the times of one step.
     pub(crate) fn add(&mut self, step: &Self) {
         self.predict += step.predict;
         self.read += step.read;
@@ -62,13 +62,13 @@ impl StageSeconds {
         self.observe += step.observe;
     }
 
-    /// All stages together.
+    /// Total over all stages, in seconds.
     pub fn total(&self) -> f64 {
         self.named().iter().map(|&(_, seconds)| seconds).sum()
     }
 }
 
-/// Gives the time since the last lap to one stage.
+/// Measures laps: adds the time since the previous lap to one stage.
 pub(crate) struct StageClock(Instant);
 
 impl StageClock {

@@ -1,4 +1,4 @@
-//! One token and one step, as an observer sees them.
+//! Traces of one token and of one step, as passed to observers.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,47 +8,48 @@ use crate::{
     id::{CompletionId, TokenId},
 };
 
-/// Whether a row was steered, and if not, why not.
+/// Whether a row was steered, and the reason if it was not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Steering {
-    /// Its reweighter uses no expected logits: plain sampling (β = 0), or a reweighter of your own that needs none.
+    /// The reweighter uses no expected logits: plain sampling (β = 0), or a custom reweighter that needs none.
     Off,
     /// Reweighted with the logits of another model.
     Contrasted,
-    /// To be contrasted with another model and sampled plainly, because one of its logits for a candidate was not finite.
+    /// Meant to be contrasted with another model but sampled plainly, because one of its logits for a candidate was
+    /// not finite.
     OtherNotFinite,
-    /// Its logits came from the prompt, which is neither steered nor learned.
+    /// The logits came from the prompt, so the row was neither steered nor learned from.
     FirstToken,
-    /// Learned but not steered: its distiller was still warming up.
+    /// Learned from but not steered: the distiller was still warming up.
     Warming,
-    /// Neither steered nor learned: its hidden state, or what came of it, was not finite.
+    /// Neither steered nor learned from: the hidden state, or a value computed from it, was not finite.
     NotFinite,
-    /// Steered, and learned from.
+    /// Steered and learned from.
     Steered,
 }
 
-/// One token: what it was chosen from, and what steering had to do with it.
+/// Trace of one token: the distributions it was chosen from and the effect of steering.
 ///
-/// *The reference distribution* is the one over the row's candidates, which are the tokens that its filters have left,
-/// from the model's logits at the row's temperature; *the new one* is over the same candidates, from the reweighted
-/// scores. Information is in nats. For a greedy row both are at temperature 1, and its token is the best of the new one.
-/// All numbers are finite.
+/// *The reference distribution* is over the row's candidates (the tokens that its filters kept), from the model's
+/// logits at the row's temperature. *The new distribution* is over the same candidates, from the reweighted scores.
+/// Information is in nats. For a greedy row both are at temperature 1, and its token is the best of the new
+/// distribution. All numbers are finite.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct RowTrace {
-    /// Number of the step, from 0, since the sampler's beginning or last reset.
+    /// Number of the step, counted from 0 since the sampler was created or last reset.
     pub step: u64,
-    /// Whose token it is.
-    #[serde(alias = "row")] // its name in files of earlier development versions
+    /// The completion that the token belongs to.
+    #[serde(alias = "row")] // name in files of earlier development versions
     pub completion: CompletionId,
-    /// Its place in the completion: 0 is the first.
+    /// Position of the token in the completion, from 0.
     pub position: u64,
     /// The token.
     pub token: TokenId,
-    /// The token that the same random number would have chosen from the reference distribution; `None` where the row
-    /// was not steered. [`Counters::interventions`] counts where the two differ.
+    /// The token that the same random number would have chosen from the reference distribution. `None` if the row was
+    /// not steered. [`Counters::interventions`] counts the tokens where the two differ.
     pub unsteered_token: Option<TokenId>,
     /// Whether the row was steered.
     pub steering: Steering,
@@ -56,15 +57,15 @@ pub struct RowTrace {
     pub temperature: f32,
     /// Number of candidates, at least 1.
     pub candidates: usize,
-    /// The probability mass, in `[0, 1]`, that the filters removed: of softmax(logits / temperature) over all tokens
-    /// that are not masked, the share on tokens that are not candidates. Absolute error below 1e-5.
+    /// The probability mass that the filters removed, in `[0, 1]`: the share of softmax(logits / temperature) over
+    /// all unmasked tokens that is on tokens that are not candidates. The absolute error is below 1e-5.
     pub mass_outside: f64,
     /// Log-probability of the token in the new distribution.
     pub log_prob: f32,
     /// −log-probability of the token in the reference distribution.
     pub surprisal: f64,
-    /// −log-probability of the token under the model as it is: temperature 1, all tokens, masks not applied. Where the
-    /// row asked for it.
+    /// −log-probability of the token under the unmodified model: temperature 1, all tokens, no mask. `None` if the
+    /// row did not ask for it.
     pub model_surprisal: Option<f32>,
     /// Entropy of the reference distribution, between 0 and ln(candidates).
     pub reference_entropy: f64,
@@ -72,54 +73,55 @@ pub struct RowTrace {
     pub entropy: f64,
     /// KL(new ‖ reference), at least 0.
     pub kl: f64,
-    /// How many candidates were ahead of the token in the reference distribution: 0 is the best.
+    /// Rank of the token in the reference distribution, from 0 for the best candidate.
     pub reference_rank: usize,
-    /// How many candidates are ahead of the token in the new distribution: 0 is the best.
+    /// Rank of the token in the new distribution, from 0 for the best candidate.
     pub rank: usize,
-    /// `‖deep − expected deep‖`, in units of the hidden state; `None` where nothing was expected.
+    /// `‖deep − expected deep‖`, in units of the hidden state. `None` if nothing was expected.
     pub novelty: Option<f32>,
-    /// The novelty as a multiple of `‖deep‖`; `None` where there is no novelty, or the deep state is 0.
+    /// The novelty divided by `‖deep‖`. `None` if there is no novelty or the deep state is 0.
     pub relative_novelty: Option<f64>,
-    /// The row's squared error, averaged over the model's width, before the update; `None` where nothing was expected.
+    /// The row's squared error before the update, averaged over the model's width. `None` if nothing was expected.
     pub loss: Option<f64>,
-    /// Slope of `δ = reference − expected` on the reference logits: `Σ δ·z / Σ z·z` over the candidates, all with the
-    /// same weight, both centred.
+    /// Slope of `δ = reference − expected` on the reference logits: `Σ δ·z / Σ z·z` over the candidates, equally
+    /// weighted, both centred.
     ///
-    /// 1 says that the distiller expects every candidate alike: it has learned nothing yet that matters here. 0 says that
-    /// δ is new direction only. `None` where nothing was expected or all references are equal.
+    /// 1 means that the distiller expects all candidates equally: it has learned nothing relevant here yet. 0 means
+    /// that δ is purely a new direction. `None` if nothing was expected or all references are equal.
     pub slope: Option<f64>,
-    /// Slope of `new score − reference` on the reference logits: what the reweighter has made of it. The new
-    /// distribution is the reference one at temperature `T / (1 + sharpening)`, and whatever is not on that line.
+    /// Slope of `new score − reference` on the reference logits: the sharpening by the reweighter. The new
+    /// distribution is the reference distribution at temperature `T / (1 + sharpening)`, plus the part of the change
+    /// that the line does not explain.
     ///
-    /// ESamp gives β·slope; a reweighter that does not cool gives 0. `None` where the row was not steered or all
+    /// ESamp gives β·slope; a reweighter that does not sharpen gives 0. `None` if the row was not steered or all
     /// references are equal.
     pub sharpening: Option<f64>,
     /// Share of the variance of `new score − reference` over the candidates that [`sharpening`](Self::sharpening)
-    /// accounts for, in `[0, 1]`: **1 means that steering was a lower temperature and nothing else.** `None` where
-    /// `sharpening` is, for fewer than three candidates, and where no score has changed. Scores are `f32`: where they
-    /// have hardly changed, the share is that of their rounding.
+    /// explains, in `[0, 1]`: **1 means that steering only lowered the temperature.** `None` if `sharpening` is
+    /// `None`, if there are fewer than three candidates, or if no score has changed. Scores are `f32`: if they have
+    /// hardly changed, the share reflects rounding.
     pub sharpening_share: Option<f64>,
 }
 
-/// One step, after all of its tokens.
+/// Trace of one step, passed to observers after its tokens.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct StepTrace {
-    /// Number of the step, from 0, since the sampler's beginning or last reset.
+    /// Number of the step, counted from 0 since the sampler was created or last reset.
     pub step: u64,
     /// Rows that were given a token.
     pub rows: usize,
-    /// Rows that were not.
+    /// Rows that failed.
     pub failed: usize,
     /// Rows whose scores were reweighted.
     pub steered: usize,
-    /// Optimizer steps, one for each distiller that had rows and something to move.
+    /// Optimizer steps: one for each distiller that had rows and something to update.
     pub updates: usize,
     /// Distillers in use.
     pub distillers: usize,
-    /// Mean over the rows with a [`RowTrace::loss`]: a point of the loss curve. `None` where there are none.
+    /// Mean loss over the rows with a [`RowTrace::loss`]: one point of the loss curve. `None` if there are none.
     pub loss: Option<f64>,
-    /// The same for each slot on its own, in the order of their first row.
+    /// The loss of each slot, in the order of their first row.
     pub slots: Vec<SlotTrace>,
     /// Totals after this step.
     pub counters: Counters,
@@ -129,16 +131,16 @@ pub struct StepTrace {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct SlotTrace {
-    /// Which slot.
+    /// The slot.
     pub slot: SlotKey,
-    /// Its rows with a [`RowTrace::loss`].
+    /// Number of its rows with a [`RowTrace::loss`].
     pub rows: usize,
-    /// Their mean loss, before the update.
+    /// Mean loss of these rows, before the update.
     pub loss: f64,
 }
 
 impl StepTrace {
-    /// The step that these tokens were chosen in.
+    /// Builds the trace of the step in which these tokens were chosen.
     pub(crate) fn of(
         tokens: &[RowTrace],
         sharing: Sharing,
@@ -163,7 +165,9 @@ impl StepTrace {
         }
         let (rows, sum) =
             slots.iter().fold((0, 0.0), |(rows, sum), s| (rows + s.rows, sum + s.loss));
-        slots.iter_mut().for_each(|slot| slot.loss /= slot.rows as f64);
+        for slot in &mut slots {
+            slot.loss /= slot.rows as f64;
+        }
         Self {
             step: counters.steps.saturating_sub(1),
             rows: tokens.len(),
@@ -178,12 +182,12 @@ impl StepTrace {
     }
 }
 
-/// A trace to change, for the tests of this module.
+/// An example trace for the tests of this module.
 #[cfg(test)]
-pub(super) fn example(step: u64, prompt: u64, request: u64, loss: Option<f64>) -> RowTrace {
+pub(super) fn example(step: u64, prompt: u64, completion: u64, loss: Option<f64>) -> RowTrace {
     RowTrace {
         step,
-        completion: CompletionId::new(prompt, request),
+        completion: CompletionId::new(prompt, completion),
         position: step,
         token: 7,
         unsteered_token: loss.map(|_| 3),
@@ -231,10 +235,10 @@ mod tests {
         let prompts = prompts.map(|(p, rows, loss)| slot(SlotKey::Prompt(PromptId(p)), rows, loss));
         assert_eq!(got.slots, prompts);
         assert_eq!(step(Sharing::Global).slots, [slot(SlotKey::Everyone, 3, 5.0)]);
-        let requests = [(10, 2.0), (11, 5.0), (12, 8.0)];
-        let requests =
-            requests.map(|(r, loss)| slot(SlotKey::Completion(CompletionId::new(0, r)), 1, loss));
-        assert_eq!(step(Sharing::PerCompletion).slots, requests);
+        let completions = [(10, 2.0), (11, 5.0), (12, 8.0)];
+        let completions = completions
+            .map(|(c, loss)| slot(SlotKey::Completion(CompletionId::new(0, c)), 1, loss));
+        assert_eq!(step(Sharing::PerCompletion).slots, completions);
         let nothing = StepTrace::of(&tokens[3..], Sharing::PerPrompt, 0, 0, 0, counters);
         assert_eq!((nothing.loss, nothing.slots.len()), (None, 0));
     }
