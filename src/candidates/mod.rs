@@ -79,13 +79,8 @@ pub struct Candidates {
 #[non_exhaustive]
 pub struct RowContext<'a> {
     /// The completion that the row belongs to.
-<<<<<<< HEAD
     pub completion: CompletionId,
-    /// Position of the token to be chosen: 0 is the completion's first.
-=======
-    pub row: CompletionId,
     /// Position of the token to choose, counted from 0 at the first token of the completion.
->>>>>>> en2
     pub position: u64,
     /// The prompt.
     pub prompt: &'a [TokenId],
@@ -95,7 +90,6 @@ pub struct RowContext<'a> {
     pub draw: Draw,
 }
 
-<<<<<<< HEAD
 impl<'a> RowContext<'a> {
     /// The context of a row without tokens, for tests of filters and reweighters; a step makes its own.
     pub fn new(completion: CompletionId, position: u64, draw: Draw) -> Self {
@@ -109,10 +103,7 @@ impl<'a> RowContext<'a> {
     }
 }
 
-/// How much of the vocabulary a filter has to see when it is the first of a row's filters.
-=======
 /// How much of the vocabulary a filter needs when it is the first filter of a row.
->>>>>>> en2
 ///
 /// The pool skips tokens that the first filter would drop anyway. This keeps a step cheap on a vocabulary of 50,000
 /// tokens.
@@ -344,13 +335,8 @@ impl Candidates {
         self.refused.get_or_insert(error);
     }
 
-<<<<<<< HEAD
-    /// Ends the filtering: what is not here is not in the race.
-    pub(crate) fn end_filtering(&mut self) {
-=======
     /// Ends filtering: from here on, only the candidates present have probability mass.
-    pub(crate) fn settle(&mut self) {
->>>>>>> en2
+    pub(crate) fn end_filtering(&mut self) {
         self.unseen = 0.0;
         self.stats = None; // reweighters do not know its scale
     }

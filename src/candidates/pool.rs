@@ -355,19 +355,10 @@ mod tests {
             forbidden in prop::collection::vec(0u32..120, 0..5),
         ) {
             let mut allowed = TokenMask::all(row.len());
-<<<<<<< HEAD
-            forbidden.iter().for_each(|&token| allowed.set(token, false));
+            for &token in &forbidden {
+                allowed.set(token, false);
+            }
             let context = RowContext::new(CompletionId::new(0, 0), 0, DrawKey::new(0, &[], 0).at(0));
-=======
-            for &token in &forbidden { allowed.set(token, false); }
-            let context = RowContext {
-                row: CompletionId::new(0, 0),
-                position: 0,
-                prompt: &[],
-                generated: &[],
-                draw: DrawKey::new(0, &[], 0).at(0),
-            };
->>>>>>> en2
             let filters: [&dyn CandidateFilter; 8] = [
                 &TopK { k },
                 &TopP { p },
