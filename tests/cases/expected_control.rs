@@ -5,8 +5,7 @@ use std::sync::{Arc, Mutex};
 use burn::tensor::Tensor;
 use esamp::{
     Choice, CompletionId, Counters, DrawKey, HiddenStates, LmHead, Phase, Sampler, SamplerConfig,
-    Sharing, StepInput, StepRow, errors::StepError, filters::RowContext,
-    reweighters::ExpectedControl,
+    Sharing, StepInput, errors::StepError, filters::RowContext, reweighters::ExpectedControl,
 };
 
 use super::sampler_step::{D_MODEL, World, choices, esamp, log_softmax, row};

@@ -5,17 +5,22 @@ mod background;
 mod batch_independence;
 mod contrast;
 mod decode_loop;
+mod decode_loop_refusals;
 mod expected_control;
 mod gradients;
 mod heads;
 mod penalties;
 mod reweighters;
 mod sampler_step;
+mod sampler_step_refusals;
 mod selection;
 mod starting_points;
+mod starting_points_ridge;
 mod state_bytes;
 mod telemetry;
+mod telemetry_observers;
 mod traps;
+mod traps_11_to_20;
 mod traps_met_here;
 mod warm_up;
 
@@ -30,6 +35,6 @@ use burn::tensor::Device;
     )
 )]
 pub(crate) fn refuse(elsewhere: &Device) {
-    sampler_step::hidden_states_or_a_head_elsewhere_are_an_error(elsewhere);
+    sampler_step_refusals::hidden_states_or_a_head_elsewhere_are_an_error(elsewhere);
     warm_up::a_prompt_elsewhere_is_an_error(elsewhere);
 }

@@ -1,9 +1,6 @@
 //! Where a distiller starts: the loss before the first update is what theory says.
 
-use crate::{
-    device,
-    golden::{Golden, values},
-};
+use crate::{device, golden::values};
 use burn::tensor::{Device, Tensor, TensorData};
 use esamp::{
     HiddenStates,
@@ -15,10 +12,10 @@ use esamp::{
     optim::{Learner, OptimizerConfig},
 };
 
-type Matrix = Vec<Vec<f64>>;
+pub(super) type Matrix = Vec<Vec<f64>>;
 
 /// Numbers without a pattern that a bug could fit into.
-fn wave(rows: usize, columns: usize, phase: f64) -> Matrix {
+pub(super) fn wave(rows: usize, columns: usize, phase: f64) -> Matrix {
     let at = |i: usize, j: usize| {
         let t = (i * columns + j) as f64;
         1.3 * (t * 1.7 + phase).sin() + 0.4 * (t * 0.31 * (1.0 + phase)).cos()
@@ -26,31 +23,31 @@ fn wave(rows: usize, columns: usize, phase: f64) -> Matrix {
     (0..rows).map(|i| (0..columns).map(|j| at(i, j)).collect()).collect()
 }
 
-fn tensor(matrix: &Matrix, device: &Device) -> Tensor<2> {
+pub(super) fn tensor(matrix: &Matrix, device: &Device) -> Tensor<2> {
     let numbers: Vec<f32> = matrix.iter().flatten().map(|&v| v as f32).collect();
     Tensor::from_data(TensorData::new(numbers, [matrix.len(), matrix[0].len()]), device)
 }
 
-fn matrix(tensor: Tensor<2>) -> Matrix {
+pub(super) fn matrix(tensor: Tensor<2>) -> Matrix {
     let width = tensor.dims()[1];
     let numbers = values(tensor);
     numbers.chunks(width).map(|row| row.iter().map(|&v| f64::from(v)).collect()).collect()
 }
 
-fn dot(a: &[f64], b: &[f64]) -> f64 {
+pub(super) fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-fn transpose(a: &Matrix) -> Matrix {
+pub(super) fn transpose(a: &Matrix) -> Matrix {
     (0..a[0].len()).map(|c| a.iter().map(|row| row[c]).collect()).collect()
 }
 
-fn product(a: &Matrix, b: &Matrix) -> Matrix {
+pub(super) fn product(a: &Matrix, b: &Matrix) -> Matrix {
     let b = transpose(b);
     a.iter().map(|row| b.iter().map(|column| dot(row, column)).collect()).collect()
 }
 
-fn zip(a: &Matrix, b: &Matrix, f: impl Fn(f64, f64) -> f64) -> Matrix {
+pub(super) fn zip(a: &Matrix, b: &Matrix, f: impl Fn(f64, f64) -> f64) -> Matrix {
     let row = |(a, b): (&Vec<f64>, &Vec<f64>)| a.iter().zip(b).map(|(a, b)| f(*a, *b)).collect();
     a.iter().zip(b).map(row).collect()
 }
@@ -59,15 +56,15 @@ fn scaled(a: &Matrix, factor: f64) -> Matrix {
     a.iter().map(|row| row.iter().map(|v| v * factor).collect()).collect()
 }
 
-fn mean_square(a: &Matrix) -> f64 {
+pub(super) fn mean_square(a: &Matrix) -> f64 {
     a.iter().map(|row| dot(row, row)).sum::<f64>() / (a.len() * a[0].len()) as f64
 }
 
-fn mse(a: &Matrix, b: &Matrix) -> f64 {
+pub(super) fn mse(a: &Matrix, b: &Matrix) -> f64 {
     mean_square(&zip(a, b, |a, b| a - b))
 }
 
-fn layer_norm(a: &Matrix) -> Matrix {
+pub(super) fn layer_norm(a: &Matrix) -> Matrix {
     let norm = |row: &Vec<f64>| {
         let width = row.len() as f64;
         let mean = row.iter().sum::<f64>() / width;
@@ -79,7 +76,7 @@ fn layer_norm(a: &Matrix) -> Matrix {
 }
 
 /// `count` orthonormal vectors: rows of a product of reflections.
-fn orthonormal(count: usize, size: usize, phase: f64) -> Matrix {
+pub(super) fn orthonormal(count: usize, size: usize, phase: f64) -> Matrix {
     let mut rows: Matrix =
         (0..size).map(|i| (0..size).map(|j| f64::from(i == j)).collect()).collect();
     for v in wave(3, size, phase) {
@@ -97,11 +94,11 @@ fn silu(x: f64) -> f64 {
     x / (1.0 + (-x).exp())
 }
 
-fn assert_near(what: &str, got: f64, expected: f64, tolerance: f64) {
+pub(super) fn assert_near(what: &str, got: f64, expected: f64, tolerance: f64) {
     assert!((got - expected).abs() <= tolerance, "{what}: expected {expected}, got {got}");
 }
 
-fn assert_all_near(what: &str, got: &Matrix, expected: &Matrix, tolerance: f64) {
+pub(super) fn assert_all_near(what: &str, got: &Matrix, expected: &Matrix, tolerance: f64) {
     let worst = zip(got, expected, |g, e| (g - e).abs()).into_iter().flatten().fold(0.0, f64::max);
     assert!(worst <= tolerance, "{what}: off by {worst}");
 }
@@ -189,7 +186,7 @@ fn blocks_that_start_at_random_add_the_variance_of_their_weights() {
 }
 
 /// What the distiller adds to its source, before the layer norm.
-fn correction(distiller: &LowRankDistiller, source: &Matrix) -> Matrix {
+pub(super) fn correction(distiller: &LowRankDistiller, source: &Matrix) -> Matrix {
     let low = product(source, &matrix(distiller.a.val()));
     let gate = product(source, &matrix(distiller.g.val()));
     let bias: Vec<f64> = values(distiller.g_bias.val()).into_iter().map(f64::from).collect();
@@ -357,122 +354,4 @@ fn weights_that_do_not_fit_together_are_refused() {
     assert_eq!(refused.unwrap_err().to_string(), "d_hidden: expected at least 1, got 0");
     let none = config.with_rank(0);
     assert_eq!(wording(&none, &ffn.gate, &ffn.up, &ffn.down), "rank: expected at least 1, got 0");
-}
-
-/// Ridge regression keeps of each direction `u` of the source, with singular value `s`, the share `s²/(s² + λ')`: the error
-/// on the rows that were fitted is `Σ (λ'/(s² + λ'))²·‖uᵀY‖²`, and all of `Y` outside of these directions.
-#[test]
-fn the_loss_of_a_ridge_start_is_the_one_of_ridge_regression() {
-    let device = device();
-    let d = 16;
-    for (rows, lambda) in [(6, 1e-2), (6, 1.0), (40, 1e-2)] {
-        let count = rows.min(d);
-        let values: Vec<f64> = (0..count).map(|i| 9.0 * 0.8f64.powi(i as i32)).collect();
-        let (left, right) = (orthonormal(count, rows, 0.3), orthonormal(count, d, 1.4));
-        let weighted: Matrix =
-            right.iter().zip(&values).map(|(row, s)| row.iter().map(|v| v * s).collect()).collect();
-        let shallow = product(&transpose(&left), &weighted);
-        let deep = wave(rows, d, 2.2);
-        let target = zip(&deep, &shallow, |y, x| y - x);
-
-        let penalty = lambda * values.iter().map(|s| s * s).sum::<f64>() / count as f64;
-        let inside = product(&left, &target);
-        let total: f64 = target.iter().map(|row| dot(row, row)).sum();
-        let covered: f64 = inside.iter().map(|row| dot(row, row)).sum();
-        let kept = inside.iter().zip(&values);
-        let kept = kept.map(|(u, s)| (penalty / (s * s + penalty)).powi(2) * dot(u, u));
-        let expected = (kept.sum::<f64>() + total - covered) / (rows * d) as f64;
-
-        let start = LowRankStart::Ridge { rows, lambda };
-        let config = LowRankConfig::new().with_rank(d).with_start(start);
-        let fresh = config.init(d, 5, &device).unwrap();
-        assert_eq!(fresh.rows_to_fit(), rows);
-        let [x, y] = [&shallow, &deep].map(|m| tensor(m, &device));
-        let fitted = fresh.fit(&x, &y).unwrap();
-        let before_norm = zip(&shallow, &correction(&fitted, &shallow), |x, c| x + c);
-        let got = mse(&before_norm, &deep);
-        assert_near("loss before the norm", got, expected, 1e-4 * expected + 1e-8);
-        let prediction = matrix(fitted.predict(x.clone()));
-        assert_all_near("prediction", &prediction, &layer_norm(&before_norm), 1e-4);
-        assert_eq!(mean_square(&matrix(fitted.g.val())), 0.0);
-        assert_eq!(values_of(&fitted.fit_ridge(&x, &y, lambda).unwrap()), values_of(&fitted));
-    }
-}
-
-fn values_of(distiller: &LowRankDistiller) -> Vec<f32> {
-    let matrices = [&distiller.a, &distiller.g, &distiller.b];
-    matrices.into_iter().flat_map(|param| values(param.val())).collect()
-}
-
-#[test]
-fn a_ridge_start_is_fitted_only_where_it_is_asked_for_and_possible() {
-    let device = device();
-    let [x, y] = [wave(5, 8, 0.1), wave(5, 8, 1.2)].map(|m| tensor(&m, &device));
-    let plain = LowRankConfig::new().with_rank(4).init(8, 0, &device).unwrap();
-    assert_eq!(plain.rows_to_fit(), 0);
-    assert!(plain.fit(&x, &y).is_none());
-    let blocks = SwiGluConfig::new().init(8, 0, &device).unwrap();
-    assert!(blocks.rows_to_fit() == 0 && blocks.fit(&x, &y).is_none());
-
-    let wording = |shallow: &Tensor<2>, deep: &Tensor<2>, lambda| {
-        plain.fit_ridge(shallow, deep, lambda).unwrap_err().to_string()
-    };
-    assert_eq!(wording(&x, &y, 0.0), "lambda: expected a number above 0, got 0");
-    assert_eq!(wording(&x, &y, f64::NAN), "lambda: expected a number above 0, got NaN");
-    let wide = tensor(&wave(5, 9, 0.0), &device);
-    assert_eq!(wording(&wide, &y, 1e-2), "shallow rows to fit: expected shape [5, 8], got [5, 9]");
-    let short = tensor(&wave(4, 8, 0.0), &device);
-    assert_eq!(wording(&x, &short, 1e-2), "deep rows to fit: expected shape [5, 8], got [4, 8]");
-    let zeros = Tensor::zeros([5, 8], &device);
-    assert_eq!(
-        wording(&zeros, &y, 1e-2),
-        "shallow rows to fit: expected states that are not all 0, got zeros"
-    );
-    let broken = y.clone().slice_fill([2..3, 3..4], f32::NAN);
-    assert_eq!(
-        wording(&x, &broken, 1e-2),
-        "rows to fit: expected finite numbers, got one that is not"
-    );
-    let refused = |rows, lambda| {
-        let config = LowRankConfig::new().with_start(LowRankStart::Ridge { rows, lambda });
-        config.init(8, 0, &device).unwrap_err().to_string()
-    };
-    assert_eq!(refused(0, 1e-2), "rows: expected at least 1, got 0");
-    assert_eq!(refused(4, -1.0), "lambda: expected a number above 0, got -1");
-}
-
-#[test]
-fn a_start_is_written_down_in_snake_case() {
-    let config = LowRankConfig::new().with_start(LowRankStart::Ridge { rows: 16, lambda: 0.01 });
-    let written = serde_json::to_string(&config).unwrap();
-    assert_eq!(
-        written,
-        r#"{"rank":64,"source_norm":"none","start":{"ridge":{"rows":16,"lambda":0.01}}}"#
-    );
-    assert_eq!(serde_json::from_str::<LowRankConfig>(&written).unwrap(), config);
-}
-
-/// SmolLM2's own hidden states: what the fit learns from 16 tokens holds for the next 16.
-#[test]
-fn a_ridge_start_on_a_real_model_is_better_than_a_normal_one() {
-    let device = device();
-    let base = Golden::open("base.safetensors");
-    let states = |key: &str| matrix(base.tensor(key, &device));
-    let (shallow, deep) = (states("h1"), states("hN"));
-    let [first_x, first_y] = [&shallow[..16], &deep[..16]].map(|m| tensor(&m.to_vec(), &device));
-    let (later_x, later_y) = (shallow[16..].to_vec(), deep[16..].to_vec());
-    let relative = |distiller: &LowRankDistiller| {
-        let got = matrix(distiller.predict(tensor(&later_x, &device)));
-        let rows = got.iter().zip(&later_y).map(|(g, y)| {
-            let error: f64 = g.iter().zip(y).map(|(g, y)| (g - y).powi(2)).sum();
-            (error / dot(y, y)).sqrt()
-        });
-        rows.sum::<f64>() / later_y.len() as f64
-    };
-    for source_norm in [SourceNorm::None, SourceNorm::Rms] {
-        let config = LowRankConfig::new().with_source_norm(source_norm);
-        let normal = config.init(576, 0, &device).unwrap();
-        let fitted = normal.fit_ridge(&first_x, &first_y, 1e-2).unwrap();
-        assert!(relative(&fitted) < 0.9 * relative(&normal));
-    }
 }

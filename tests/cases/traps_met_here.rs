@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use super::{
     sampler_step::{D_MODEL, VOCAB, World, choices, esamp, row},
-    traps::Scale,
+    traps_11_to_20::Scale,
 };
 use crate::device;
 use burn::{
@@ -13,7 +13,7 @@ use burn::{
 };
 use esamp::{
     CausalLm, Completion, CompletionId, Decoder, FinishReason, HiddenStates, LmHead, Request,
-    Sampler, SamplerConfig, Sampling, Selection, StepInput, StepRow, TokenId, TokenMask,
+    Sampler, SamplerConfig, Sampling, Selection, StepInput, TokenId, TokenMask,
     distillers::Distiller,
     errors::{RowError, TextError},
     filters::{Candidates, RowContext},

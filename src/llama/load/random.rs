@@ -30,7 +30,7 @@ impl Llama {
     /// standard deviation is 1 whatever the shape. Here it is about `logit_std`: the LM head is scaled by it, and with it the
     /// embedding where that is the same matrix. With 4, min-p 0.05 leaves some 10 to 20 of 50,000 to 150,000 tokens.
     ///
-    /// The device's generator is seeded for everybody who draws from it: two models of one seed are equal if nobody
+    /// The generator of the device is shared by all that draw from it: two models of one seed are equal if no other code
     /// draws meanwhile.
     ///
     /// # Errors

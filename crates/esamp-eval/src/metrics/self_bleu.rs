@@ -45,7 +45,7 @@ pub enum Smoothing {
 ///
 /// let same = self_bleu(&[[1, 2, 3], [1, 2, 3]], 2, Smoothing::None)?;
 /// assert!((same - 1.0).abs() < 1e-12);
-/// In each, two of three tokens match and one of two pairs: √(2/3 · 1/2).
+/// // In each, two of three tokens match and one of two pairs: √(2/3 · 1/2).
 /// let near = self_bleu(&[[1, 2, 3], [1, 2, 4]], 2, Smoothing::None)?;
 /// assert!((near - (1.0f64 / 3.0).sqrt()).abs() < 1e-12);
 /// # Ok::<(), esamp_eval::metrics::MetricError>(())
