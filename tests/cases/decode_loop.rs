@@ -4,8 +4,8 @@ use std::{ops::ControlFlow, sync::Arc};
 
 use crate::device;
 use esamp::{
-    CausalLm, Completion, CompletionId, Decoder, Detokenize, Event, FinishReason, LmHead, Request,
-    Sampler, SamplerConfig, Sampling, TokenId, TokenMask, TokenMasker,
+    CausalLm, Completion, CompletionId, Decoder, Detokenize, Event, FinishReason, Request, Sampler,
+    SamplerConfig, Sampling, TokenId, TokenMask, TokenMasker,
     errors::{RequestError, TextError},
     testing::{ScriptedLm, TinyLm},
 };

@@ -13,6 +13,7 @@ mod penalties;
 mod reweighters;
 mod sampler_step;
 mod sampler_step_refusals;
+mod sampler_step_rows;
 mod selection;
 mod starting_points;
 mod starting_points_ridge;

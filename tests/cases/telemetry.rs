@@ -14,7 +14,7 @@ use esamp::{
     errors::{RowError, TrainError},
     optim::OptimizerConfig,
     reweighters::ReweighterConfig,
-    telemetry::{Observer, Recorder, RowTrace, Steering},
+    telemetry::{Recorder, RowTrace, Steering},
 };
 
 /// Predicts the shallow state itself, so that a test can say what is expected.
