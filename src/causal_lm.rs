@@ -1,4 +1,4 @@
-//! What the decode loop asks of a model.
+//! The interface between the decode loop and a model.
 
 use std::sync::Arc;
 
@@ -7,9 +7,10 @@ use thiserror::Error;
 
 use crate::{lm_head::LmHead, tap::HiddenStateTap};
 
-/// A decoder-only language model that the decode loop can drive.
+/// A decoder-only language model for the decode loop.
 ///
-/// The model keeps no state between calls: what it remembers of a sequence is in its [`KvCache`], which the loop owns.
+/// The model keeps no state between calls: keys and values of the sequences are in its [`KvCache`], which the loop
+/// owns.
 ///
 /// ```
 /// use std::ops::ControlFlow;
@@ -20,7 +21,7 @@ use crate::{lm_head::LmHead, tap::HiddenStateTap};
 ///     errors::ModelError,
 /// };
 ///
-/// /// Looks at the last token only: nothing to remember but how many sequences there are.
+/// /// Reads only the last token, so its cache stores only the number of sequences.
 /// struct Bigram {
 ///     embedding: Tensor<2>, // [vocab, d_model]
 ///     head: TiedHead,
@@ -104,17 +105,17 @@ pub trait CausalLm {
     /// Appends `tokens`, `[rows, seq]`, to the sequences in `cache` and returns the logits of the last position,
     /// `[rows, vocab]`.
     ///
-    /// Token ids are below [`vocab_size`](Self::vocab_size): the loop has checked them, and a model need not.
+    /// Token ids are below [`vocab_size`](Self::vocab_size); the loop has checked them, so the model need not.
     ///
-    /// Any `seq`, whether the cache is empty or not: the loop feeds long prompts in chunks.
+    /// Must support any `seq`, with an empty and a non-empty cache: the loop feeds long prompts in chunks.
     ///
-    /// Calls `tap` once for each site it wants. Every row of the cache gets `seq` more tokens: rows with
-    /// sequences of different lengths can share a batch because the cache knows each row's length.
+    /// Calls `tap` once for each site the tap wants. Every row of the cache gets `seq` more tokens. Rows with
+    /// sequences of different lengths can share a batch because the cache knows the length of each row.
     ///
     /// # Errors
     ///
-    /// [`ModelError`]: a batch that does not match the cache, a context that is full, or what the model itself reports
-    /// through [`ModelError::other`].
+    /// [`ModelError`] when the batch does not match the cache or the context is full; [`ModelError::other`] for
+    /// errors of the model itself.
     fn forward(
         &self,
         tokens: Tensor<2, Int>,
@@ -122,37 +123,36 @@ pub trait CausalLm {
         tap: &mut dyn HiddenStateTap,
     ) -> Result<Tensor<2>, ModelError>;
 
-    /// The head that turned the deep hidden state into those logits.
+    /// The LM head, which maps the deep hidden state to the logits.
     fn lm_head(&self) -> &dyn LmHead;
 
-    /// Where the model lives.
+    /// The model's device.
     fn device(&self) -> Device;
 
     /// Width of the hidden states.
     fn d_model(&self) -> usize;
 
-    /// Number of tokens in the vocabulary: the width of the logits.
+    /// Number of tokens in the vocabulary, which is the width of the logits.
     fn vocab_size(&self) -> usize;
 
-    /// The most tokens that a sequence may have, prompt included; `None` when the model sets no limit.
+    /// Maximum number of tokens in a sequence, including the prompt; `None` if there is no limit.
     fn context_length(&self) -> Option<usize> {
         None
     }
 
-    /// Bytes of cache that one token of one row takes; 0 when the model does not say, which switches off
-    /// the loop's memory limit.
+    /// Bytes of KV cache per token and row. 0, the default, means unknown and disables the loop's memory limit.
     fn kv_bytes_per_token(&self) -> usize {
         0
     }
 }
 
-/// The sequences that a model has seen, one per row.
+/// The keys and values of the sequences that a model has read, one sequence per row.
 ///
 /// ```
 /// use burn::tensor::{Int, Tensor};
 /// use esamp::{KvCache, errors::ModelError};
 ///
-/// /// Keys and values of one layer, `[rows, heads, seq, d_head]`, of sequences of one length.
+/// /// Keys and values of one layer, `[rows, heads, seq, d_head]`, for sequences of equal length.
 /// struct Layer {
 ///     keys: Tensor<4>,
 ///     values: Tensor<4>,
@@ -174,7 +174,7 @@ pub trait CausalLm {
 ///         Ok(())
 ///     }
 ///
-///     /// It knows no lengths, so sequences of other lengths cannot join: prompts wait for each other.
+///     /// It stores no lengths, so sequences of other lengths cannot join: prompts wait for each other.
 ///     fn can_append_rows(&self) -> bool {
 ///         false
 ///     }
@@ -188,49 +188,49 @@ pub trait KvCache {
     /// Number of rows.
     fn rows(&self) -> usize;
 
-    /// Whether rows can be dropped and reordered. Where not, the loop keeps the rows of ended requests in the batch,
-    /// feeds them a dummy token and ignores what comes out.
+    /// Whether rows can be dropped and reordered. If not, the loop keeps the rows of finished completions in the
+    /// batch, feeds them a dummy token and ignores their output.
     fn can_drop_rows(&self) -> bool {
         true
     }
 
-    /// Whether a cache of one row can be made one of many, `keep_rows(&[0, 0, …])`. Where not, the loop reads a prompt
-    /// once for each of its completions.
+    /// Whether `keep_rows(&[0, 0, …])` can turn a cache of one row into several. If not, the loop reads a prompt once
+    /// for each of its completions.
     ///
-    /// Default: as [`can_drop_rows`](Self::can_drop_rows).
+    /// Default: same as [`can_drop_rows`](Self::can_drop_rows).
     fn can_repeat_rows(&self) -> bool {
         self.can_drop_rows()
     }
 
-    /// Whether [`append_rows`](Self::append_rows) works for sequences of other lengths. Where not, or where rows cannot
-    /// be dropped, a prompt waits until everything that runs has ended.
+    /// Whether [`append_rows`](Self::append_rows) works for sequences of other lengths. If not, or if rows cannot be
+    /// dropped, a prompt waits until all running completions have ended.
     ///
-    /// Default: as [`can_drop_rows`](Self::can_drop_rows).
+    /// Default: same as [`can_drop_rows`](Self::can_drop_rows).
     fn can_append_rows(&self) -> bool {
         self.can_drop_rows()
     }
 
-    /// Keeps the given rows, in the given order, and drops the others. An index may repeat: that is how one prompt's
-    /// prefill becomes the beginning of all its completions.
+    /// Keeps the given rows, in the given order, and drops the others. An index may repeat: this is how the loop
+    /// copies a prompt's prefill to all its completions.
     ///
     /// # Errors
     ///
-    /// [`ModelError::RowOutOfRange`] when a row does not exist, [`ModelError::Unsupported`] when the cache cannot do
-    /// it.
+    /// [`ModelError::RowOutOfRange`] when a row does not exist, [`ModelError::Unsupported`] when the cache does not
+    /// support it.
     fn keep_rows(&mut self, rows: &[usize]) -> Result<(), ModelError>;
 
-    /// Appends the rows of `other` to the rows of `self`, whatever the lengths of their sequences.
+    /// Appends the rows of `other` to those of `self`. The sequences may have different lengths.
     ///
     /// # Errors
     ///
-    /// [`ModelError::Unsupported`] when the cache cannot do it; [`ModelError::Mismatch`] when `other` belongs to
-    /// another model.
+    /// [`ModelError::Unsupported`] when the cache does not support it; [`ModelError::Mismatch`] when `other` belongs
+    /// to another model.
     fn append_rows(&mut self, other: Self) -> Result<(), ModelError>
     where
         Self: Sized;
 }
 
-/// A pointer to a model is a model: a loop may own one, borrow it, or share it with other loops.
+/// A pointer to a model is a model: a loop may own a model, borrow it, or share it with other loops.
 macro_rules! pointer_to_a_model {
     ($($pointer:ty),*) => {$(
         impl<M: CausalLm + ?Sized> CausalLm for $pointer {
@@ -278,52 +278,52 @@ macro_rules! pointer_to_a_model {
 
 pointer_to_a_model!(&M, Box<M>, Arc<M>);
 
-/// A model, or its cache, that could not do what it was asked for.
+/// An error of a model or its cache.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ModelError {
-    /// Tokens or a cache do not fit the model or each other.
+    /// The tokens or a cache do not match the model or each other.
     #[error("{what}: expected {expected}, got {got}")]
     Mismatch {
-        /// What was looked at.
+        /// The value that was checked.
         what: &'static str,
-        /// What would fit.
+        /// What was expected.
         expected: String,
-        /// What came.
+        /// The actual value.
         got: String,
     },
-    /// A row number is too large.
+    /// A row index is out of range.
     #[error("row {row}: expected a row below {rows}")]
     RowOutOfRange {
-        /// The row asked for.
+        /// The requested row.
         row: usize,
-        /// Number of rows there are.
+        /// The number of rows.
         rows: usize,
     },
-    /// The sequences have grown past what the model can attend to.
+    /// The sequences exceed the model's context length.
     #[error("context: expected at most {limit} tokens, got {got}")]
     ContextFull {
-        /// The model's limit.
+        /// The model's context length.
         limit: usize,
         /// The length that the sequence would have had.
         got: usize,
     },
-    /// A cache cannot drop, reorder or append rows.
+    /// The cache cannot drop, reorder or append rows.
     #[error("key-value cache: expected one that can {operation}, got a fixed one")]
     Unsupported {
-        /// What was asked of it.
+        /// The unsupported operation.
         operation: &'static str,
     },
     /// The device failed.
     #[error("device: {0}")]
     Device(String),
-    /// An error of the model's own.
+    /// An error specific to the model.
     #[error("model")]
     Other(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 impl ModelError {
-    /// A [`Mismatch`](Self::Mismatch).
+    /// Creates a [`Mismatch`](Self::Mismatch).
     pub fn mismatch(
         what: &'static str,
         expected: impl std::fmt::Display,
@@ -332,11 +332,11 @@ impl ModelError {
         Self::Mismatch { what, expected: expected.to_string(), got: got.to_string() }
     }
 
-    /// A [`Mismatch`](Self::Mismatch) of shapes unless the two are the same.
+    /// Checks that two shapes are equal.
     ///
     /// # Errors
     ///
-    /// When they are not.
+    /// [`Mismatch`](Self::Mismatch) when they are not.
     pub fn check_shape(what: &'static str, expected: &[usize], got: &[usize]) -> Result<(), Self> {
         if expected == got {
             return Ok(());
@@ -344,7 +344,7 @@ impl ModelError {
         Err(Self::mismatch(what, format_args!("shape {expected:?}"), format_args!("{got:?}")))
     }
 
-    /// An error of the model's own, or a message.
+    /// Wraps an error specific to the model, or a message.
     pub fn other(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self::Other(source.into())
     }

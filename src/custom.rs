@@ -8,7 +8,7 @@ use serde::{Serialize, Serializer, ser::Error};
 /// [reweighter](crate::reweighters::ReweighterConfig::Custom) in a setting that otherwise names a built-in one. Cheap
 /// to clone, and equal only to its clones.
 ///
-/// It cannot be serialized: serializing settings that contain one is an error, so that a file never silently omits a
+/// It cannot be serialised: serialising settings that contain one is an error, so that a file never silently omits a
 /// part of the settings.
 pub struct Custom<T: ?Sized>(pub(crate) Arc<T>);
 

@@ -1,4 +1,4 @@
-//! Chapters to read, with code that is compiled.
+//! Guide chapters whose code examples are compiled.
 
 #[doc = include_str!("../docs/guide/your-model.md")]
 pub mod your_model {}

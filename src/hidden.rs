@@ -1,4 +1,4 @@
-//! The two hidden states of a step, checked once.
+//! The two hidden states of a step, validated on construction.
 
 use burn::tensor::{DType, Device, ExecutionError, Tensor};
 use serde::{Deserialize, Serialize};
@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use crate::tensor::select_rows;
 
-/// A place in a model where a hidden state can be seen.
+/// A site in a model where a hidden state can be tapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum TapSite {
@@ -27,8 +27,8 @@ impl std::fmt::Display for TapSite {
 
 /// The shallow and the deep hidden state of every row of one step.
 ///
-/// Both are `[rows, d_model]`, in the order of the step's rows, in `f32`, on one device, cut off from any autodiff
-/// graph: whatever the model's precision, the distiller sees these.
+/// Both are `[rows, d_model]`, in the order of the step's rows, in `f32`, on one device, and detached from any
+/// autodiff graph. The distiller always receives these, whatever the model's precision.
 #[derive(Clone, Debug)]
 pub struct HiddenStates {
     shallow: Tensor<2>,
@@ -36,7 +36,8 @@ pub struct HiddenStates {
 }
 
 impl HiddenStates {
-    /// Takes the two hidden states, `[rows, d_model]` each, casting them to `f32` if the model computes in less.
+    /// Creates the pair from two hidden states, `[rows, d_model]` each. They are cast to `f32` if the model computes
+    /// in another floating-point type.
     ///
     /// # Errors
     ///
@@ -84,12 +85,12 @@ impl HiddenStates {
         self.shallow.dims()[1]
     }
 
-    /// Where the states live.
+    /// The device of the states.
     pub fn device(&self) -> Device {
         self.shallow.device()
     }
 
-    /// The states of some rows, in the order given.
+    /// The states of the given rows, in the given order.
     ///
     /// # Errors
     ///
@@ -101,7 +102,8 @@ impl HiddenStates {
         Ok(self.at(rows))
     }
 
-    /// The rows of several, one after the other: at least one, all of one width and on one device.
+    /// Concatenates the rows of several states. `parts` must not be empty, and all parts must have the same width and
+    /// device.
     pub(crate) fn concat(parts: &[Self]) -> Self {
         let cat = |of: fn(&Self) -> &Tensor<2>| {
             Tensor::cat(parts.iter().map(|part| of(part).clone()).collect(), 0)
@@ -109,7 +111,7 @@ impl HiddenStates {
         Self { shallow: cat(Self::shallow), deep: cat(Self::deep) }
     }
 
-    /// The rows where both states are finite. Reads one number per row back from the device.
+    /// The indices of rows whose shallow and deep states are both finite. Copies one number per row from the device.
     pub(crate) fn finite_rows(&self) -> Result<Vec<usize>, HiddenError> {
         let finite = |states: &Tensor<2>| states.clone().is_finite().all_dim(1).int();
         let both = (finite(&self.shallow) * finite(&self.deep)).try_into_data()?;
@@ -118,13 +120,13 @@ impl HiddenStates {
         Ok((0..flags.len()).filter(|&row| flags[row] != 0).collect())
     }
 
-    /// [`select`](Self::select) for rows that are known to exist.
+    /// [`select`](Self::select) without a range check, for rows that are known to exist.
     pub(crate) fn at(&self, rows: &[usize]) -> Self {
         Self { shallow: select_rows(&self.shallow, rows), deep: select_rows(&self.deep, rows) }
     }
 }
 
-/// In the precision that distillers see.
+/// Casts a floating-point tensor to `f32`, the precision of the distillers.
 pub(crate) fn to_f32(what: &'static str, tensor: Tensor<2>) -> Result<Tensor<2>, HiddenError> {
     match tensor.dtype() {
         DType::F32 => Ok(tensor),
@@ -137,55 +139,55 @@ pub(crate) fn to_f32(what: &'static str, tensor: Tensor<2>) -> Result<Tensor<2>,
     }
 }
 
-/// Hidden states that do not fit together, or that a model has not shown as it should.
+/// Hidden states that are inconsistent or were not recorded correctly by the model.
 #[derive(Clone, Debug, PartialEq, Error)]
 #[non_exhaustive]
 pub enum HiddenError {
     /// A tensor has the wrong shape.
     #[error("{what}: expected shape {expected:?}, got {got:?}")]
     Shape {
-        /// Which tensor.
+        /// The tensor.
         what: &'static str,
-        /// The shape that fits.
+        /// The required shape.
         expected: Vec<usize>,
-        /// The shape that came.
+        /// The actual shape.
         got: Vec<usize>,
     },
-    /// A tensor has an element type that cannot be used.
+    /// A tensor has an unsupported element type.
     #[error("{what}: expected {expected}, got {got}")]
     DType {
-        /// Which tensor.
+        /// The tensor.
         what: &'static str,
-        /// What would fit.
+        /// The required type.
         expected: &'static str,
-        /// What came.
+        /// The actual type.
         got: String,
     },
     /// Tensors live on different devices.
     #[error("{what}: expected device {expected}, got {got}")]
     Device {
-        /// Which tensor.
+        /// The tensor.
         what: &'static str,
-        /// Where it should be.
+        /// The required device.
         expected: String,
-        /// Where it is.
+        /// The actual device.
         got: String,
     },
-    /// A row number is too large.
+    /// A row index is out of range.
     #[error("row {row}: expected a row below {rows}")]
     RowOutOfRange {
-        /// The row asked for.
+        /// The requested row.
         row: usize,
-        /// Number of rows there are.
+        /// The number of rows.
         rows: usize,
     },
-    /// The model never showed the hidden state at a site.
+    /// The model did not record the hidden state at a site.
     #[error("tap site {site}: expected one `record` in the forward pass, got none")]
     SiteNotRecorded {
         /// The site.
         site: TapSite,
     },
-    /// The model showed the hidden state at a site more than once.
+    /// The model recorded the hidden state at a site more than once.
     #[error(
         "tap site {site}: expected one `record` in the forward pass, got more (is the tap emptied after each?)"
     )]
@@ -193,7 +195,7 @@ pub enum HiddenError {
         /// The site.
         site: TapSite,
     },
-    /// The model showed fewer positions at a site than it read tokens.
+    /// The model recorded a different number of positions at a site than it read tokens.
     #[error(
         "tap site {site}: expected the states of {expected} positions, got {got} (a model that norms its last position only \
          must do so for all of them when `HiddenStateTap::wants_all_positions` says so)"
@@ -201,9 +203,9 @@ pub enum HiddenError {
     Positions {
         /// The site.
         site: TapSite,
-        /// Tokens of the forward pass.
+        /// Number of tokens in the forward pass.
         expected: usize,
-        /// Positions that were shown.
+        /// Number of recorded positions.
         got: usize,
     },
     /// The device failed.

@@ -1,28 +1,29 @@
-//! Names for the things a step is about.
+//! Identifiers of tokens, prompts and completions.
 
 use serde::{Deserialize, Serialize};
 
-/// A token of the model's vocabulary, as tokenizers number them.
+/// Id of a token in the model's vocabulary, as assigned by the tokenizer.
 pub type TokenId = u32;
 
-/// A prompt: what the completions of one request continue.
+/// Id of a prompt, which all completions of one request share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct PromptId(pub u64);
 
-/// A completion: the prompt that it continues, and its index among the prompt's completions.
+/// Id of a completion: the prompt, and the index among the prompt's completions.
 ///
-/// Rows of a batch move when other rows end; this name does not change, so it comes with every row on every call.
+/// A row moves within the batch when other rows end, but its completion id does not change. Every call therefore
+/// takes the ids of its rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct CompletionId {
     /// The prompt.
     pub prompt: PromptId,
-    /// The completion's index: 0 is the first of its prompt.
-    #[serde(alias = "request")] // its name in files of earlier development versions
+    /// The completion's index, starting at 0.
+    #[serde(alias = "request")] // field name in files of earlier development versions
     pub index: u64,
 }
 
 impl CompletionId {
-    /// Names completion `index` of `prompt`.
+    /// Creates the id of completion `index` of `prompt`.
     pub fn new(prompt: u64, index: u64) -> Self {
         Self { prompt: PromptId(prompt), index }
     }

@@ -1,4 +1,4 @@
-//! From hidden states to logits.
+//! LM heads: from hidden states to logits.
 
 use burn::{
     nn::Linear,
@@ -7,10 +7,10 @@ use burn::{
 
 use crate::host::{times_rows_at, times_transposed};
 
-/// The head of a language model: hidden state in, one logit per token out.
+/// The LM head of a language model: maps a hidden state to one logit per token.
 ///
-/// The sampler applies the model's own head to what the distiller expects, so that both distributions come from the
-/// same head (soft-caps, biases, scales and quantisation included). Implemented for burn's [`Linear`], for
+/// The sampler applies the model's own head to the state the distiller expects, so that both distributions come from
+/// the same head, including soft-caps, biases, scales and quantisation. Implemented for burn's [`Linear`], for
 /// [`TiedHead`] and for closures:
 ///
 /// ```
@@ -22,7 +22,7 @@ use crate::host::{times_rows_at, times_transposed};
 /// }
 /// ```
 pub trait LmHead {
-    /// Logits of all tokens.
+    /// Computes the logits of all tokens.
     ///
     /// # Shapes
     ///
@@ -30,10 +30,10 @@ pub trait LmHead {
     /// - output: `[rows, vocab]`
     fn logits(&self, hidden: Tensor<2>) -> Tensor<2>;
 
-    /// Logits of some tokens: `tokens[row, i]` for each row.
+    /// Computes the logits of some tokens, `tokens[row, i]` for each row.
     ///
-    /// The default computes all of them and picks; a linear head needs only the rows of its matrix that were asked
-    /// for, some 700 times less work for 64 candidates out of 49,152.
+    /// The default computes the logits of all tokens and gathers the requested ones. A linear head needs only the
+    /// requested rows of its matrix, about 700 times less work for 64 candidates out of 49,152.
     ///
     /// # Shapes
     ///
@@ -44,13 +44,13 @@ pub trait LmHead {
         self.logits(hidden).gather(1, tokens)
     }
 
-    /// `[d_model, vocab]`, where the head knows it: the sampler then refuses a head that does not belong to the model
-    /// before it is applied. What a closure returns is checked afterwards.
+    /// `[d_model, vocab]`, if the head knows it. The sampler then rejects a head of another model before applying it.
+    /// The output of a closure is checked afterwards.
     fn shape(&self) -> Option<[usize; 2]> {
         None
     }
 
-    /// Where the head's weights live, if it knows.
+    /// The device of the head's weights, if the head knows it.
     fn device(&self) -> Option<Device> {
         None
     }
@@ -87,14 +87,14 @@ impl LmHead for Linear {
     }
 }
 
-/// A linear head whose matrix is kept `[vocab, d_model]`, as embeddings are: for models that tie the two.
+/// A linear head whose matrix is stored as `[vocab, d_model]`, like an embedding, for models that tie the two.
 #[derive(Clone, Debug)]
 pub struct TiedHead {
     weight: Tensor<2>,
 }
 
 impl TiedHead {
-    /// A head over `weight`, `[vocab, d_model]`. The tensor is shared, not copied.
+    /// Creates a head with `weight`, `[vocab, d_model]`. The tensor is shared, not copied.
     pub fn new(weight: Tensor<2>) -> Self {
         Self { weight }
     }

@@ -1,4 +1,4 @@
-//! How one row's token is chosen: penalties, temperature, filters, reweighter, selection.
+//! Sampling settings of a row: penalties, temperature, filters, reweighter, selection.
 
 use std::{collections::BTreeMap, ops::Deref, sync::Arc};
 
@@ -16,19 +16,20 @@ use crate::{
     select::Selection,
 };
 
-/// What the temperature is applied to.
+/// Whether the temperature applies before or after the filters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum TemperatureOrder {
-    /// Logits are divided first: filters see `ref / T`. This is the order of Hugging Face and vLLM.
+    /// Divides the logits before the filters, which see `ref / T`. This is the order of Hugging Face and vLLM.
     #[default]
     BeforeFilters,
-    /// Filters see the reference logits as the model gave them; what is left is divided.
+    /// Divides after the filters: they see the reference logits as the model returned them, and the remaining logits
+    /// are divided.
     AfterFilters,
 }
 
-/// The sampling settings of a request: plain values that can be written down.
+/// The sampling settings of a request: plain values that can be serialised.
 ///
 /// ```
 /// use esamp::Sampling;
@@ -39,10 +40,11 @@ pub enum TemperatureOrder {
 /// assert!(explore.with_beta(-1.0).validate().is_err());
 /// ```
 ///
-/// A [`Request`](crate::Request) takes them as they are, and [`Decoder::submit`](crate::Decoder::submit) checks them. Who
-/// calls [`Sampler::step`](crate::Sampler::step) has them [`checked`](Self::checked) once, before the first step.
+/// A [`Request`](crate::Request) takes them as they are, and [`Decoder::submit`](crate::Decoder::submit) validates
+/// them. Callers of [`Sampler::step`](crate::Sampler::step) convert them with [`checked`](Self::checked) once, before
+/// the first step.
 ///
-/// With serde, settings that are left out have their defaults, and names that are not known are errors:
+/// With serde, omitted settings take their defaults, and unknown names are errors:
 ///
 /// ```
 /// use esamp::Sampling;
@@ -53,7 +55,8 @@ pub enum TemperatureOrder {
 /// # Ok::<(), serde_json::Error>(())
 /// ```
 ///
-/// Filters and reweighters of your own have a place among the named ones. Settings that hold one cannot be serialised:
+/// Custom filters and reweighters can be used in place of the built-in ones. Settings that contain one cannot be
+/// serialised:
 ///
 /// ```
 /// use esamp::{Sampling, filters::{CandidateFilter, Candidates, RowContext}};
@@ -74,8 +77,9 @@ pub enum TemperatureOrder {
 ///
 /// # Order
 ///
-/// [Penalties and bias](Penalties) change the logits first, then filters run in the order of their list, then the
-/// reweighter, then the selection. Two orders are yours, and they decide who is left. That of the filters:
+/// [Penalties and bias](Penalties) change the logits first. Then the filters run in the order of their list, then the
+/// reweighter, then the selection. Two orders are configurable and affect which candidates remain. The first is the
+/// order of the filters:
 ///
 /// ```
 /// use esamp::Sampling;
@@ -89,14 +93,14 @@ pub enum TemperatureOrder {
 ///
 /// // Four tokens of probability .4, .3, .2 and .1.
 /// let sampling = Sampling::default();
-/// // Half of the mass is reached by the second token.
+/// // The first two tokens reach half of the mass.
 /// assert_eq!(left(sampling.clone().with_top_p(0.5).with_top_k(2))?, [0, 1]);
-/// // Of the best two the first has four sevenths: it is enough alone.
+/// // Of the top two, the first has four sevenths of the mass, which is enough alone.
 /// assert_eq!(left(sampling.with_top_k(2).with_top_p(0.5))?, [0]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// And that of the temperature:
+/// The second is the place of the temperature:
 ///
 /// ```
 /// use esamp::{Sampling, TemperatureOrder};
@@ -108,7 +112,7 @@ pub enum TemperatureOrder {
 /// #     Ok(candidates.as_slice().iter().map(|candidate| candidate.token).collect())
 /// # }
 ///
-/// // At T = 2 the four are .33, .28, .23 and .16: three of them hold 0.65. Without temperature two do.
+/// // At T = 2 the probabilities are .33, .28, .23 and .16: three tokens reach 0.65. At T = 1 two do.
 /// let sampling = Sampling::default().with_temperature(2.0).with_top_p(0.65);
 /// assert_eq!(left(sampling.clone())?, [0, 1, 2]);
 /// assert_eq!(left(sampling.with_temperature_order(TemperatureOrder::AfterFilters))?, [0, 1]);
@@ -118,25 +122,25 @@ pub enum TemperatureOrder {
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Sampling {
-    /// The temperature: 0 or at least [`Sampling::LOWEST_TEMPERATURE`]; 0 takes the best token that filters have
-    /// left, after reweighting. One temperature for the reference and the expected logits.
+    /// The temperature: 0 or at least [`Sampling::LOWEST_TEMPERATURE`]. 0 is greedy: it takes the best token after
+    /// filters and reweighting. The same temperature applies to the reference and the expected logits.
     pub temperature: f32,
-    /// Whether filters see logits before or after the temperature.
+    /// Whether filters see the logits before or after the temperature.
     pub temperature_order: TemperatureOrder,
-    /// Filters, in the order in which they run.
+    /// The filters, in the order in which they run.
     pub filters: Vec<FilterConfig>,
-    /// The exploration strength β; 0 is plain sampling. A reweighter of your own does not look at it.
+    /// The exploration strength β; 0 is plain sampling. A custom reweighter ignores it.
     pub beta: f32,
-    /// What β is the strength of: ESamp, or another reweighter.
+    /// The reweighter that β is the strength of: ESamp or another one.
     pub reweighter: ReweighterConfig,
-    /// How tokens that have occurred are held back.
+    /// Penalties for tokens that have already occurred.
     pub penalties: Penalties,
-    /// What is added to the logits of single tokens, in nats, finite; to the reference and the expected logit alike
-    /// ([`Penalties`]). A token that the model does not know is an error of the request or the row.
+    /// Finite values in nats that are added to the reference and the expected logit of individual tokens
+    /// ([`Penalties`]). A token id outside the vocabulary is an error of the request or the row.
     pub logit_bias: BTreeMap<TokenId, f32>,
-    /// A hot start.
+    /// A higher temperature for the first tokens.
     pub fire: Option<Fire>,
-    /// Where the number comes from that selects the token.
+    /// Source of the number that selects the token.
     pub selection: Selection,
 }
 
@@ -145,8 +149,8 @@ impl Sampling {
     pub const DEFAULT_BETA: f32 = Extrapolate::USUAL_BETA;
     /// The paper's temperature.
     pub const DEFAULT_TEMPERATURE: f32 = 1.0;
-    /// The lowest temperature above 0, which is greedy. Logits divided by less could leave the range of `f32`, and long
-    /// before that the best token is the only one left.
+    /// The lowest temperature above 0; 0 itself is greedy. Logits divided by less could leave the range of `f32`, and
+    /// well before that only the best token has any probability left.
     pub const LOWEST_TEMPERATURE: f32 = 1e-4;
 }
 
@@ -179,7 +183,7 @@ impl Sampling {
         self
     }
 
-    /// Sets the place of the temperature.
+    /// Sets whether the temperature applies before or after the filters.
     pub fn with_temperature_order(mut self, order: TemperatureOrder) -> Self {
         self.temperature_order = order;
         self
@@ -191,7 +195,7 @@ impl Sampling {
         self
     }
 
-    /// Sets the reweighter and leaves β as it is; [`ReweighterConfig::usual_beta`] has the usual one.
+    /// Sets the reweighter and leaves β unchanged; [`ReweighterConfig::usual_beta`] returns the usual β.
     ///
     /// ```
     /// use esamp::{Sampling, reweighters::ReweighterConfig};
@@ -217,18 +221,18 @@ impl Sampling {
             .with_min_p(Contrast::USUAL_ALPHA)
     }
 
-    /// Sets a reweighter of your own, as [`ReweighterConfig::custom`]. Its strength is its own: β is not looked at.
+    /// Sets a custom reweighter, as [`ReweighterConfig::custom`] does. It defines its own strength and ignores β.
     pub fn with_custom_reweighter(self, reweighter: impl NoveltyReweighter + 'static) -> Self {
         self.with_reweighter(ReweighterConfig::custom(reweighter))
     }
 
-    /// Adds a filter, which runs after those that are there.
+    /// Adds a filter that runs after the existing ones.
     pub fn with_filter(mut self, filter: impl Into<FilterConfig>) -> Self {
         self.filters.push(filter.into());
         self
     }
 
-    /// Adds a filter of your own, as [`FilterConfig::custom`].
+    /// Adds a custom filter, as [`FilterConfig::custom`] does.
     pub fn with_custom_filter(self, filter: impl CandidateFilter + 'static) -> Self {
         self.with_filter(FilterConfig::custom(filter))
     }
@@ -285,19 +289,19 @@ impl Sampling {
         self
     }
 
-    /// Sets a hot start.
+    /// Sets a higher temperature for the first tokens.
     pub fn with_fire(mut self, fire: Fire) -> Self {
         self.fire = Some(fire);
         self
     }
 
-    /// Sets where the number comes from that selects the token.
+    /// Sets the source of the number that selects the token.
     pub fn with_selection(mut self, selection: Selection) -> Self {
         self.selection = selection;
         self
     }
 
-    /// Where the expected logits come from.
+    /// The source of the expected logits.
     pub fn expects(&self) -> Expects {
         self.reweighter.unchecked(self.beta).expects()
     }
@@ -310,22 +314,22 @@ impl Sampling {
         }
     }
 
-    /// Whether tokens after a [hot start](Fire), if there is one, are the best ones instead of random ones.
+    /// Whether tokens after the [hot start](Fire), if there is one, are chosen greedily.
     pub fn is_greedy(&self) -> bool {
         self.temperature == 0.0
     }
 
-    /// Whether the token at `position` is the best one instead of a random one.
+    /// Whether the token at `position` is chosen greedily.
     pub fn is_greedy_at(&self, position: u64) -> bool {
         self.temperature_at(position) == 0.0
     }
 
-    /// What logits are divided by before scores are compared: the temperature, or 1 for a greedy token.
+    /// The divisor of the logits before scores are compared: the temperature, or 1 for a greedy token.
     pub(crate) fn divisor_at(&self, position: u64) -> f32 {
         if self.is_greedy_at(position) { 1.0 } else { self.temperature_at(position) }
     }
 
-    /// What logits are divided by before and after the filters.
+    /// The divisors of the logits before and after the filters.
     fn divisors_at(&self, position: u64) -> (f32, f32) {
         let divisor = self.divisor_at(position);
         match self.temperature_order {
@@ -334,11 +338,11 @@ impl Sampling {
         }
     }
 
-    /// Checks every setting, those of filters and reweighter too.
+    /// Checks every setting, including those of the filters and the reweighter.
     ///
     /// # Errors
     ///
-    /// [`ConfigError::OutOfRange`] for the first that cannot work.
+    /// [`ConfigError::OutOfRange`] for the first invalid setting.
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.reweighter.unchecked(self.beta).validate()?;
         let temperature = self.temperature;
@@ -355,11 +359,12 @@ impl Sampling {
         self.filters.iter().try_for_each(|filter| filter.filter().validate())
     }
 
-    /// The settings, checked and ready for [`StepRow::sampling`](crate::StepRow::sampling). Copies them once.
+    /// Validates the settings and prepares them for [`StepRow::sampling`](crate::StepRow::sampling). Copies them
+    /// once.
     ///
     /// # Errors
     ///
-    /// As [`validate`](Self::validate).
+    /// Same as [`validate`](Self::validate).
     pub fn checked(&self) -> Result<CheckedSampling, ConfigError> {
         self.validate()?;
         let reweighter = self.reweighter.unchecked(self.beta);
@@ -367,8 +372,8 @@ impl Sampling {
     }
 }
 
-/// [`Sampling`] that has been [checked](Sampling::checked) and does not change any more: what a
-/// [`StepRow`](crate::StepRow) takes, so that a step neither checks nor prepares anything. Cheap to clone.
+/// [`Sampling`] that has been [checked](Sampling::checked) and is immutable. A [`StepRow`](crate::StepRow) takes it,
+/// so that a step neither validates nor prepares settings. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct CheckedSampling {
     settings: Arc<Sampling>,
@@ -389,9 +394,9 @@ impl CheckedSampling {
         &*self.reweighter
     }
 
-    /// What penalties, temperature and filters leave of a row of logits: the race that the reweighter finds, with
-    /// expected logits still 0. [`Sampler::step`](crate::Sampler::step) does this for every row; here it can be seen
-    /// without one. Copies the row.
+    /// The candidates that penalties, temperature and filters leave of a row of logits, as passed to the reweighter,
+    /// with expected logits still 0. [`Sampler::step`](crate::Sampler::step) computes them for every row; this method
+    /// does so without a sampler. Copies the row.
     ///
     /// # Errors
     ///
@@ -402,7 +407,8 @@ impl CheckedSampling {
         candidates.refused().map_or(Ok(candidates), Err)
     }
 
-    /// The tokens that the first filter could keep, under a mask, without a copy of the row: adjusted logits are put back.
+    /// The tokens that the first filter could keep, under a mask. Does not copy the row: the adjusted logits are
+    /// restored.
     pub(crate) fn pool(
         &self,
         row: &RowContext<'_>,
@@ -417,19 +423,24 @@ impl CheckedSampling {
             adjustments(&self.penalties, &self.logit_bias, row.prompt, row.generated, logits)?;
         let before_them: Vec<f32> =
             deltas.iter().map(|&(token, _)| logits[token as usize]).collect();
-        deltas.iter().for_each(|&(token, delta)| logits[token as usize] += delta);
+        for &(token, delta) in &deltas {
+            logits[token as usize] += delta;
+        }
         let pooled = pool(logits, before, allowed, reach, wants_stats);
         for (&(token, _), logit) in deltas.iter().zip(before_them) {
             logits[token as usize] = logit;
         }
+        // Only now: the logits must be restored even if the pool failed.
         let mut candidates = pooled?;
         let divisor = self.divisor_at(row.position);
-        deltas.iter_mut().for_each(|(_, delta)| *delta /= divisor);
+        for (_, delta) in &mut deltas {
+            *delta /= divisor;
+        }
         candidates.set_adjustments(deltas);
         Ok(candidates)
     }
 
-    /// What the filters leave of a [`pool`](Self::pool).
+    /// Runs the filters on a [`pool`](Self::pool).
     pub(crate) fn filter(&self, row: &RowContext<'_>, candidates: &mut Candidates) {
         for filter in &self.filters {
             filter.filter().filter(row, candidates);

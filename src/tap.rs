@@ -1,6 +1,6 @@
-//! How a model shows its hidden states.
+//! Taps: how a model exposes its hidden states.
 //!
-//! burn modules have no forward hooks, so the model calls out: one line per site.
+//! burn modules have no forward hooks, so the model calls the tap itself, with one line per site.
 //!
 //! ```
 //! use esamp::{HiddenStateTap, TapSite};
@@ -25,18 +25,18 @@ use burn::tensor::Tensor;
 
 use crate::hidden::{HiddenError, HiddenStates, TapSite};
 
-/// Receives hidden states while a model runs.
+/// Receives hidden states during a model's forward pass.
 ///
 /// The model calls [`record`](Self::record) once per site and forward pass. A call costs nothing unless the tap wants
-/// the site; a model for which even showing a state costs something asks [`wants`](Self::wants) first.
+/// the site. A model that has a cost for providing a state checks [`wants`](Self::wants) first.
 ///
-/// [`PairTap`] is the tap of a decode step. One of your own watches anything else:
+/// [`PairTap`] is the tap of a decode step. A custom tap can observe any other site:
 ///
 /// ```
 /// use burn::tensor::Tensor;
 /// use esamp::{HiddenStateTap, TapSite};
 ///
-/// /// The length of the residual stream after each block, at the last position of each row.
+/// /// The norm of the residual stream after each block, at the last position of each row.
 /// #[derive(Default)]
 /// struct Lengths(Vec<(usize, Tensor<2>)>);
 ///
@@ -55,25 +55,25 @@ use crate::hidden::{HiddenError, HiddenStates, TapSite};
 /// }
 /// ```
 pub trait HiddenStateTap {
-    /// Whether this tap will look at `site`.
+    /// Whether this tap uses the state at `site`.
     fn wants(&self, site: TapSite) -> bool;
 
-    /// Whether this tap needs the states of all positions that a forward pass reads, and not only the last one's. False
-    /// unless a tap says otherwise: it is asked for while a prompt is read, and only for learning from that prompt.
+    /// Whether this tap needs the states of all positions of a forward pass instead of only the last one. The default
+    /// is false. Taps that return true are used only during prefill, for a warm-up on the prompt.
     fn wants_all_positions(&self) -> bool {
         false
     }
 
-    /// Shows the hidden state at `site`, `[batch, seq, d_model]`. A model that computes its head for the last position
-    /// only may show just that one, `seq = 1`, unless [`wants_all_positions`](Self::wants_all_positions) says that all
-    /// are needed.
+    /// Passes the hidden state at `site`, `[batch, seq, d_model]`, to the tap. A model that applies its head only to
+    /// the last position may pass only that position, `seq = 1`, unless
+    /// [`wants_all_positions`](Self::wants_all_positions) returns true.
     ///
-    /// Sites that are not wanted are ignored. What is wrong with a state is reported when the tap is asked for its
-    /// result, so that a model need not handle it.
+    /// Sites that are not wanted are ignored. Invalid states are reported when the tap is asked for its result, so
+    /// the model need not handle them.
     fn record(&mut self, site: TapSite, hidden: &Tensor<3>);
 }
 
-/// Looks at nothing: for a plain forward pass.
+/// A tap that records nothing, for a plain forward pass.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoTap;
 
@@ -85,7 +85,7 @@ impl HiddenStateTap for NoTap {
     fn record(&mut self, _site: TapSite, _hidden: &Tensor<3>) {}
 }
 
-/// The states that one forward pass has shown at two sites, however each tap cuts them out.
+/// The states that one forward pass recorded at two sites.
 #[derive(Debug)]
 struct Pair {
     sites: [TapSite; 2],
@@ -102,8 +102,8 @@ impl Pair {
         self.sites.contains(&site)
     }
 
-    /// Keeps what `cut` makes of a state at a site that is wanted. `None`, a state without positions or rows, leaves
-    /// the site unrecorded, which [`take`](Self::take) reports.
+    /// Stores `cut(hidden)` for a wanted site. If `cut` returns `None`, because the state has no positions or rows,
+    /// the site stays unrecorded, which [`take`](Self::take) reports.
     fn record(
         &mut self,
         site: TapSite,
@@ -123,7 +123,7 @@ impl Pair {
         }
     }
 
-    /// The shallow and the deep state of the pass; empty again afterwards.
+    /// Takes the shallow and the deep state of the pass and leaves the pair empty.
     fn take(&mut self) -> Result<[Tensor<2>; 2], HiddenError> {
         let seen = std::mem::take(&mut self.seen);
         if let Some(site) = self.twice.take() {
@@ -152,17 +152,17 @@ impl Default for PairTap {
 }
 
 impl PairTap {
-    /// Listens at `shallow` and at `deep`.
+    /// Creates a tap for the sites `shallow` and `deep`.
     pub fn new(shallow: TapSite, deep: TapSite) -> Self {
         Self(Pair::new(shallow, deep))
     }
 
-    /// Hands over what the last forward pass showed, and is empty again.
+    /// Takes the states of the last forward pass and leaves the tap empty.
     ///
     /// # Errors
     ///
-    /// [`HiddenError::SiteNotRecorded`] or [`HiddenError::SiteRecordedTwice`] when the model did not call once per
-    /// site, and what [`HiddenStates::new`] finds wrong.
+    /// [`HiddenError::SiteNotRecorded`] or [`HiddenError::SiteRecordedTwice`] when the model did not call `record`
+    /// exactly once per site, and any error of [`HiddenStates::new`].
     pub fn take(&mut self) -> Result<HiddenStates, HiddenError> {
         let [shallow, deep] = self.0.take()?;
         HiddenStates::new(shallow, deep)
@@ -185,8 +185,8 @@ impl HiddenStateTap for PairTap {
 
 /// Keeps every position of two sites: the shallow and the deep hidden states of a whole prompt.
 ///
-/// A prompt may be read in several forward passes; [`end_pass`](Self::end_pass) ends each. Of a batch the first row is
-/// kept: rows that read one prompt are copies of one another.
+/// A prompt may be read in several forward passes; call [`end_pass`](Self::end_pass) after each. Only the first row
+/// of a batch is kept: rows that read the same prompt are copies of each other.
 ///
 /// ```
 /// use burn::tensor::{Device, Int, Tensor};
@@ -205,9 +205,9 @@ impl HiddenStateTap for PairTap {
 /// ```
 #[derive(Debug)]
 pub struct SequenceTap {
-    /// The pass that is running.
+    /// The current pass.
     pass: Pair,
-    /// The passes that have ended.
+    /// The states of the completed passes.
     kept: [Vec<Tensor<2>>; 2],
 }
 
@@ -218,19 +218,19 @@ impl Default for SequenceTap {
 }
 
 impl SequenceTap {
-    /// Listens at `shallow` and at `deep`.
+    /// Creates a tap for the sites `shallow` and `deep`.
     pub fn new(shallow: TapSite, deep: TapSite) -> Self {
         Self { pass: Pair::new(shallow, deep), kept: [vec![], vec![]] }
     }
 
-    /// Says that a forward pass over `positions` tokens a row has ended. What it showed is kept; where this returns an
-    /// error, nothing of the pass is.
+    /// Ends a forward pass over `positions` tokens per row and keeps its states. On an error, nothing of the pass is
+    /// kept.
     ///
     /// # Errors
     ///
-    /// [`HiddenError::SiteNotRecorded`] or [`HiddenError::SiteRecordedTwice`] when the model did not call once per
-    /// site, [`HiddenError::Positions`] when it showed another number of positions, as a model that norms its last one
-    /// only does.
+    /// [`HiddenError::SiteNotRecorded`] or [`HiddenError::SiteRecordedTwice`] when the model did not call `record`
+    /// exactly once per site; [`HiddenError::Positions`] when it recorded a different number of positions, for example
+    /// because it applies its final norm only to the last one.
     pub fn end_pass(&mut self, positions: usize) -> Result<(), HiddenError> {
         let seen = self.pass.take()?;
         for (&site, states) in self.pass.sites.iter().zip(&seen) {
@@ -245,11 +245,11 @@ impl SequenceTap {
         Ok(())
     }
 
-    /// Hands over the states of all passes, one row a position, and is empty again.
+    /// Takes the states of all passes, one row per position, and leaves the tap empty.
     ///
     /// # Errors
     ///
-    /// [`HiddenError::SiteNotRecorded`] when no pass has ended, and what [`HiddenStates::new`] finds wrong.
+    /// [`HiddenError::SiteNotRecorded`] when no pass has ended, and any error of [`HiddenStates::new`].
     pub fn take(&mut self) -> Result<HiddenStates, HiddenError> {
         let [shallow, deep] = std::mem::take(&mut self.kept);
         if shallow.is_empty() {
@@ -294,7 +294,7 @@ mod tests {
         let states = numbers.reshape([2, 3, 1]);
         let mut tap = PairTap::default();
         tap.record(TapSite::AfterBlock(0), &states);
-        tap.record(TapSite::AfterBlock(1), &states); // not asked for
+        tap.record(TapSite::AfterBlock(1), &states); // not a wanted site
         tap.record(TapSite::HeadInput, &(states * 10.0));
         let hidden = tap.take().unwrap();
         let numbers = |t: &Tensor<2>| -> Vec<f32> { t.clone().into_data().try_into_vec().unwrap() };
@@ -337,7 +337,7 @@ mod tests {
         let numbers = |t: &Tensor<2>| -> Vec<f32> { t.clone().into_data().try_into_vec().unwrap() };
         let mut tap = SequenceTap::default();
         for (from, seq) in [(0, 3), (3, 1), (4, 2)] {
-            // Two rows that read the same prompt; the second is off by 100 so that it would be noticed.
+            // Two rows that read the same prompt. The second is offset by 100 so that using it would fail the test.
             let row = |offset: usize| (from..from + seq).map(move |at| (at + offset) as f32);
             let states: Vec<f32> = row(0).chain(row(100)).collect();
             let states = Tensor::<1>::from_data(states.as_slice(), &device).reshape([2, seq, 1]);

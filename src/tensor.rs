@@ -1,8 +1,8 @@
-//! Tensors from numbers on the host, and some rows of a tensor.
+//! Creation of tensors from host data, and row selection.
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
-/// Numbers as an `f32` tensor of this shape.
+/// Creates an `f32` tensor of the given shape.
 pub(crate) fn from_f32<const D: usize>(
     numbers: Vec<f32>,
     shape: [usize; D],
@@ -11,18 +11,19 @@ pub(crate) fn from_f32<const D: usize>(
     Tensor::from_data(TensorData::new(numbers, shape), (device, DType::F32))
 }
 
-/// Places as an index.
+/// Creates an index tensor.
 pub(crate) fn index(places: impl IntoIterator<Item = usize>, device: &Device) -> Tensor<1, Int> {
     let places: Vec<i32> = places.into_iter().map(|place| place as i32).collect();
     Tensor::from_data(places.as_slice(), device)
 }
 
-/// Whether `places` are `0..count`, in order: there is nothing to pick then.
+/// Whether `places` are `0..count` in order, in which case selection is the identity.
 pub(crate) fn is_all(places: &[usize], count: usize) -> bool {
     places.len() == count && places.iter().enumerate().all(|(at, &place)| at == place)
 }
 
-/// Some rows of a tensor, in the order given; the tensor itself where that is all of them in order.
+/// The given rows of a tensor, in the given order. Returns the tensor itself, without a gather, if these are all rows
+/// in order.
 pub(crate) fn select_rows(tensor: &Tensor<2>, rows: &[usize]) -> Tensor<2> {
     if is_all(rows, tensor.dims()[0]) {
         return tensor.clone();

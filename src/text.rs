@@ -1,4 +1,4 @@
-//! Text from tokens that come one at a time.
+//! Detokenisation of tokens that arrive one at a time.
 
 use thiserror::Error;
 
@@ -6,7 +6,7 @@ use crate::id::TokenId;
 
 /// Turns tokens into text.
 ///
-/// Implemented for closures; [`Tokenizer`](crate::llama::Tokenizer) is one where the feature `llama` is on.
+/// Implemented for closures, and for [`Tokenizer`](crate::llama::Tokenizer) if the feature `llama` is enabled.
 ///
 /// ```
 /// use esamp::{Detokenize, TokenId, errors::TextError};
@@ -29,11 +29,11 @@ use crate::id::TokenId;
 /// # Ok::<(), TextError>(())
 /// ```
 pub trait Detokenize: Send + Sync {
-    /// The text of a run of tokens. Bytes that are not (yet) UTF-8 become U+FFFD.
+    /// Decodes a sequence of tokens. Bytes that are not (yet) valid UTF-8 become U+FFFD.
     ///
     /// # Errors
     ///
-    /// [`TextError`] with what the tokenizer says.
+    /// [`TextError`] with the tokenizer's message.
     fn decode(&self, tokens: &[TokenId]) -> Result<String, TextError>;
 }
 
@@ -49,30 +49,30 @@ impl<T: Detokenize + ?Sized> Detokenize for std::sync::Arc<T> {
     }
 }
 
-/// The text of a growing run of tokens, piece by piece.
+/// The text of a growing token sequence, in pieces.
 ///
-/// A character may be spread over several tokens: its piece comes with the last of them. The pieces together are the
-/// text of all tokens, unless a detokenizer changes its mind about text that has been shown: `ByteFallback` decodes a
-/// run of bytes as a whole, and one wrong byte makes U+FFFD of the whole run. What has been shown stays then, and only
-/// the bytes after it are U+FFFD.
+/// A character may be spread over several tokens; its piece is returned with the last of them. The pieces together
+/// are the text of all tokens, unless the detokenizer changes text that has already been shown: `ByteFallback`
+/// decodes a run of bytes as a whole, and one invalid byte turns the whole run into U+FFFD. Text that has been shown
+/// then stays, and only the bytes after it become U+FFFD.
 #[derive(Clone, Debug, Default)]
 pub struct TextStream {
     tokens: Vec<TokenId>,
-    /// Tokens before this one are not looked at again.
+    /// Index of the first token that is still decoded as context.
     context: usize,
-    /// Tokens before this one have been shown.
+    /// Index of the first token that has not been shown.
     shown: usize,
 }
 
 impl TextStream {
-    /// Takes the next token and gives the text that can be shown now.
+    /// Adds the next token and returns the text that can be shown now.
     ///
-    /// Each call decodes a few tokens only: the last ones shown, because tokenizers look at what comes before (a space
-    /// is dropped at the beginning of a text), and those that are not shown yet.
+    /// Each call decodes only a few tokens: the ones shown last, because tokenizers depend on the preceding context
+    /// (a space is dropped at the beginning of a text), and those that have not been shown yet.
     ///
     /// # Errors
     ///
-    /// What the detokenizer reports.
+    /// Any error of the detokenizer.
     pub fn push(
         &mut self,
         token: TokenId,
@@ -88,11 +88,11 @@ impl TextStream {
         Ok(piece)
     }
 
-    /// The text that was held back, however it ends.
+    /// Returns the text that was held back, including an incomplete character.
     ///
     /// # Errors
     ///
-    /// What the detokenizer reports.
+    /// Any error of the detokenizer.
     pub fn finish(&mut self, detokenizer: &dyn Detokenize) -> Result<String, TextError> {
         let (piece, _) = self.unseen(detokenizer)?;
         self.context = self.shown;
@@ -100,12 +100,13 @@ impl TextStream {
         Ok(piece)
     }
 
+    /// The text of the tokens that have not been shown, and whether it may end inside a character.
     fn unseen(&self, detokenizer: &dyn Detokenize) -> Result<(String, bool), TextError> {
         let before = detokenizer.decode(&self.tokens[self.context..self.shown])?;
         let after = detokenizer.decode(&self.tokens[self.context..])?;
         let piece = match after.strip_prefix(&before) {
             Some(piece) => piece.to_owned(),
-            // The new tokens have changed the text of the old ones: only their own can be shown.
+            // The new tokens changed the text of the old ones, so only their own text can be shown.
             None => detokenizer.decode(&self.tokens[self.shown..])?,
         };
         let inside = piece.ends_with(char::REPLACEMENT_CHARACTER);
@@ -119,7 +120,7 @@ impl TextStream {
 pub struct TextError(String);
 
 impl TextError {
-    /// Wraps what a tokenizer says.
+    /// Creates an error from a tokenizer's message.
     pub fn new(message: impl std::fmt::Display) -> Self {
         Self(message.to_string())
     }
@@ -161,7 +162,7 @@ mod tests {
 
     #[test]
     fn words_keep_the_space_that_a_tokenizer_drops_at_the_start() {
-        // As SentencePiece does: every word begins with a space, and the first space of a text is dropped.
+        // Like SentencePiece: every word begins with a space, and the first space of a text is dropped.
         let words = |tokens: &[TokenId]| -> Result<String, TextError> {
             let text: String = tokens.iter().map(|token| format!(" w{token}")).collect();
             Ok(text.strip_prefix(' ').unwrap_or(&text).to_owned())
@@ -171,7 +172,7 @@ mod tests {
         assert_eq!(all, ["w0", " w1", " w2", " w3"]);
     }
 
-    /// As `ByteFallback` does: a token below 256 is a byte, and a run of bytes is decoded as a whole. Larger ones are
+    /// Like `ByteFallback`: a token below 256 is a byte, and a run of bytes is decoded as a whole. Larger tokens are
     /// words, and the first space of a text is dropped.
     fn byte_fallback(tokens: &[TokenId]) -> Result<String, TextError> {
         let mut text = String::new();

@@ -11,7 +11,7 @@ use crate::{
     train::{OptimizerConfig, TrainRows, TrainingConfig},
 };
 
-/// A distiller architecture that can be serialized by name.
+/// A distiller architecture that can be serialised by name.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]

@@ -183,8 +183,8 @@ impl Sampler {
     /// Warms up a row's distiller on the prompt before the first token: `updates` optimizer steps, each on all
     /// positions of `prompt` together. Returns the number of steps done, which [`Counters::warm_up_updates`] counts.
     ///
-    /// The paper never trains on a prompt. In a study on SmolLM2-135M, 20 steps brought the relative error of the first five
-    /// tokens from 1.0 down to 0.8 (docs/guide/starting-points.md).
+    /// The paper never trains on a prompt. In a study on SmolLM2-135M, 20 steps reduced the relative error of the
+    /// first five tokens from 1.0 to 0.8 (docs/guide/starting-points.md).
     ///
     /// All positions are used, including the last one: it predicts the first token, which is not steered. Positions
     /// whose states are not finite are skipped and counted in [`Counters::warm_up_rows_not_finite`]. If none is left,
