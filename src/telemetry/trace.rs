@@ -235,9 +235,9 @@ mod tests {
         let prompts = prompts.map(|(p, rows, loss)| slot(SlotKey::Prompt(PromptId(p)), rows, loss));
         assert_eq!(got.slots, prompts);
         assert_eq!(step(Sharing::Global).slots, [slot(SlotKey::Everyone, 3, 5.0)]);
-        let completions = [(10, 2.0), (11, 5.0), (12, 8.0)];
+        let completions = [(1, 10, 2.0), (0, 11, 5.0), (1, 12, 8.0)];
         let completions = completions
-            .map(|(c, loss)| slot(SlotKey::Completion(CompletionId::new(0, c)), 1, loss));
+            .map(|(p, c, loss)| slot(SlotKey::Completion(CompletionId::new(p, c)), 1, loss));
         assert_eq!(step(Sharing::PerCompletion).slots, completions);
         let nothing = StepTrace::of(&tokens[3..], Sharing::PerPrompt, 0, 0, 0, counters);
         assert_eq!((nothing.loss, nothing.slots.len()), (None, 0));

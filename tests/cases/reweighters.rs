@@ -230,7 +230,7 @@ fn what_a_contrasted_row_needs_is_said_before_any_work() {
     };
     assert_eq!(
         wording(None),
-        "logits of the other model: expected them for request 7 of prompt 4, whose reweighter contrasts with them, got none"
+        "logits of the other model: expected them for completion 7 of prompt 4, whose reweighter contrasts with them, got none"
     );
     for (shape, text) in [([1, VOCAB], "[1, 12]"), ([2, VOCAB + 1], "[2, 13]")] {
         assert_eq!(

@@ -33,11 +33,11 @@ fn what_does_not_fit_together_is_said_before_any_work() {
     );
     assert_eq!(
         wording(&[rows[0], rows[0]], logits(), Some(hidden())),
-        "request 0: expected one row of it in a step, got two"
+        "completion 0 of prompt 0: expected one row of it in a step, got two"
     );
     assert_eq!(
         wording(&rows, logits(), None),
-        "hidden states: expected them for request 0 of prompt 0, whose reweighter uses expected logits, got none"
+        "hidden states: expected them for completion 0 of prompt 0, whose reweighter uses expected logits, got none"
     );
     let wide = Tensor::<2>::ones([2, D_MODEL + 1], &world.device);
     assert_eq!(

@@ -205,6 +205,6 @@ fn an_observer_is_shown_tokens_in_the_order_of_the_rows_and_then_the_step() {
     let (mut sampler, _) = watched();
     sampler.set_observer(Box::new(Order(seen.clone())));
     step(&mut sampler, &[row(8, &sampling), row(3, &sampling)], &[[0.0; 4]; 2], &[[0.0; 4]; 2]);
-    let expected = ["request 8 of prompt 0", "request 3 of prompt 0", "step 0"];
+    let expected = ["completion 8 of prompt 0", "completion 3 of prompt 0", "step 0"];
     assert_eq!(*seen.lock().unwrap(), expected);
 }
