@@ -43,8 +43,8 @@ use warm_up::PromptWarmUp;
 /// let mut decoder = Decoder::new(&model, sampler).with_detokenizer(TinyLm::detokenizer());
 /// decoder.submit(Request::new(vec![1, 2, 3]).with_completions(2).with_max_new_tokens(8))?;
 /// let completions = decoder.run(|event| {
-///     if let Event::Token { index, text, .. } = event {
-///         println!("{index}: {text}");
+///     if let Event::Token { completion, text, .. } = event {
+///         println!("{completion}: {text}");
 ///     }
 ///     ControlFlow::Continue(())
 /// })?;

@@ -195,6 +195,9 @@ impl fmt::Debug for Request {
 /// use esamp::{CompletionId, TokenId, TokenMask, TokenMasker};
 ///
 /// /// Never the same token twice in a row.
+/// struct NoStutter {
+///     vocab: usize,
+/// }
 ///
 /// impl TokenMasker for NoStutter {
 ///     fn mask(&self, _row: CompletionId, generated: &[TokenId]) -> Option<TokenMask> {

@@ -95,7 +95,7 @@ fn what_can_not_be_run_any_more_is_refused() {
     let both = old_arm(esamp, r#""none""#, r#""gaussian_error""#)
         .replace(r#""prompt_warm_up":0"#, r#""prompt_warm_up":0,"error":"own""#);
     let both = read(&both).unwrap_err();
-    assert!(both.contains(r#"expected none beside error, got "gaussian_error""#), "{both}");
+    assert!(both.contains(r#"expected none together with error, got "gaussian_error""#), "{both}");
 }
 
 /// The records of docs/results: their arms' sampling settings are written again byte by byte, and those that have a name are

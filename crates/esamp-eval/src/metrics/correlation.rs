@@ -61,7 +61,7 @@ pub fn spearman(x: &[f64], y: &[f64]) -> Result<f64, MetricError> {
 ///
 /// let z = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
 /// let (x, y) = ([2.0, 1.0, 4.0, 3.0, 6.0, 5.0], [1.0, 3.0, 2.0, 5.0, 4.0, 6.0]);
-/// Both rise only because z does.
+/// // Both rise only because z does.
 /// assert!(spearman(&x, &y)? > 0.4);
 /// assert!(partial_spearman(&x, &y, &[z])? < 0.0);
 /// # Ok::<(), esamp_eval::metrics::MetricError>(())

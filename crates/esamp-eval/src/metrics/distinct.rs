@@ -20,7 +20,7 @@ use esamp::TokenId;
 /// ```
 /// use esamp_eval::metrics::distinct_n;
 ///
-/// 1-2 2-1 1-2, and 2-1: two different bigrams of four.
+/// // 1-2 2-1 1-2, and 2-1: two different bigrams of four.
 /// assert_eq!(distinct_n(&[vec![1, 2, 1, 2], vec![2, 1]], 2)?, 0.5);
 /// # Ok::<(), esamp_eval::metrics::MetricError>(())
 /// ```
@@ -50,7 +50,7 @@ pub fn distinct_n<T: AsRef<[TokenId]>>(texts: &[T], n: usize) -> Result<f64, Met
 /// ```
 /// use esamp_eval::metrics::expectation_adjusted_distinct;
 ///
-/// Two draws from two kinds: 1.5 different ones are expected.
+/// // Two draws from two kinds: 1.5 different ones are expected.
 /// assert!((expectation_adjusted_distinct(&[[0, 1]], 1, 2)? - 2.0 / 1.5).abs() < 1e-12);
 /// assert!((expectation_adjusted_distinct(&[[0, 0]], 1, 2)? - 1.0 / 1.5).abs() < 1e-12);
 /// # Ok::<(), esamp_eval::metrics::MetricError>(())

@@ -21,7 +21,7 @@ const TOLERANCE: f64 = 1e-3;
 /// 0 (by more than 1e-3).
 ///
 /// ```
-/// A half and an eighth: the geometric mean is a quarter.
+/// // A half and an eighth: the geometric mean is a quarter.
 /// assert_eq!(esamp_eval::metrics::perplexity(&[0.5f64.ln(), 0.125f64.ln()])?, 4.0);
 /// # Ok::<(), esamp_eval::metrics::MetricError>(())
 /// ```

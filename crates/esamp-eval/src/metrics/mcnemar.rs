@@ -53,7 +53,7 @@ impl McNemar {
 /// let old = [false, false, false, false, false, true, false];
 /// let test = mcnemar(&new, &old)?;
 /// assert_eq!((test.only_new, test.only_old), (5, 0));
-/// Five coins that all fall on the same side, either one: 2/32.
+/// // Five coins that all fall on the same side, either one: 2/32.
 /// assert!((test.p_value - 0.0625).abs() < 1e-12);
 /// # Ok::<(), esamp_eval::metrics::MetricError>(())
 /// ```

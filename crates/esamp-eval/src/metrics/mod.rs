@@ -18,7 +18,7 @@
 //! ```
 //! use esamp_eval::metrics::{BootstrapConfig, paired_interval, pass_at_k};
 //!
-//! Number of right completions among 16, for each of six problems.
+//! // Number of right completions among 16, for each of six problems.
 //! let plain = [0, 2, 1, 0, 7, 3];
 //! let explored = [1, 2, 3, 0, 6, 5];
 //! let pass = |correct: [usize; 6]| correct.map(|c| pass_at_k(16, c, 4));

@@ -22,7 +22,7 @@ use super::MetricError;
 /// ```
 /// use esamp_eval::metrics::pass_at_k;
 ///
-/// One right completion of four: 3 of 6 pairs contain it.
+/// // One right completion of four: 3 of 6 pairs contain it.
 /// assert_eq!(pass_at_k(4, 1, 2)?, 0.5);
 /// assert!(pass_at_k(4, 1, 5).is_err());
 /// # Ok::<(), esamp_eval::metrics::MetricError>(())
@@ -59,8 +59,8 @@ pub fn pass_at_k(samples: usize, correct: usize, k: usize) -> Result<f64, Metric
 ///
 /// let answers = [Some(7), Some(9), Some(7), None];
 /// assert_eq!(maj_at_k(&answers, &7, 4)?, 1.0);
-/// k = 1: half are right. k = 2: 7 7 once; 7 with another four times (7 9 twice, a tie; 7 and none twice);
-/// 9 and none once: (1 + 2/2 + 2) of 6.
+/// // k = 1: half are right. k = 2: 7 7 once; 7 with another four times (7 9 twice, a tie; 7 and none twice);
+/// // 9 and none once: (1 + 2/2 + 2) of 6.
 /// assert!((maj_at_k(&answers, &7, 1)? - 0.5).abs() < 1e-12);
 /// assert!((maj_at_k(&answers, &7, 2)? - 4.0 / 6.0).abs() < 1e-12);
 /// # Ok::<(), esamp_eval::metrics::MetricError>(())

@@ -34,7 +34,7 @@ pub fn cosine(a: &[f64], b: &[f64]) -> Result<f64, MetricError> {
 /// ```
 /// use esamp_eval::metrics::mean_pairwise_cosine;
 ///
-/// Two equal directions and a third at a right angle: 1, 0 and 0.
+/// // Two equal directions and a third at a right angle: 1, 0 and 0.
 /// let mean = mean_pairwise_cosine(&[[2.0, 0.0], [5.0, 0.0], [0.0, 1.0]])?;
 /// assert!((mean - 1.0 / 3.0).abs() < 1e-12);
 /// # Ok::<(), esamp_eval::metrics::MetricError>(())

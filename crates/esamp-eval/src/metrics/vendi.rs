@@ -39,7 +39,7 @@ const TOLERANCE: f64 = 1e-5;
 /// ```
 /// use esamp_eval::metrics::vendi_from_kernel;
 ///
-/// Two similar items and a third that is like neither: λ = 1.9/3, 0.1/3, 1/3.
+/// // Two similar items and a third that is like neither: λ = 1.9/3, 0.1/3, 1/3.
 /// let kernel = [[1.0, 0.9, 0.0], [0.9, 1.0, 0.0], [0.0, 0.0, 1.0]];
 /// assert!((vendi_from_kernel(&kernel, 1.0)? - 2.1573).abs() < 1e-4);
 /// assert!((vendi_from_kernel(&kernel, f64::INFINITY)? - 3.0 / 1.9).abs() < 1e-12);
@@ -91,7 +91,7 @@ pub fn vendi_from_kernel<R: AsRef<[f64]>>(kernel: &[R], order: f64) -> Result<f6
 /// ```
 /// use esamp_eval::metrics::vendi_from_embeddings;
 ///
-/// The same direction twice, and one at a right angle: λ = 2/3, 1/3.
+/// // The same direction twice, and one at a right angle: λ = 2/3, 1/3.
 /// let score = vendi_from_embeddings(&[[1.0, 0.0], [2.0, 0.0], [0.0, 3.0]], 1.0)?;
 /// assert!((score - 3.0 / 4f64.powf(1.0 / 3.0)).abs() < 1e-12);
 /// # Ok::<(), esamp_eval::metrics::MetricError>(())

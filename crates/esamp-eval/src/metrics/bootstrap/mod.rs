@@ -38,8 +38,8 @@ impl Interval {
 /// ```
 /// use esamp_eval::metrics::{BootstrapConfig, bootstrap_interval, spearman};
 ///
-/// The values of the tokens of each problem. The correlation is over all tokens; the resampling is over
-/// problems.
+/// // The values of the tokens of each problem. The correlation is over all tokens; the resampling is over
+/// // problems.
 /// let novelty = [vec![0.1, 0.9], vec![0.4, 0.5, 0.2], vec![0.3, 0.8]];
 /// let distance = [vec![0.2, 0.7], vec![0.1, 0.6, 0.3], vec![0.5, 0.9]];
 /// let correlation = |problems: &[usize]| {
@@ -137,7 +137,7 @@ pub fn mean_interval(values: &[f64], config: &BootstrapConfig) -> Result<Interva
 /// ```
 /// use esamp_eval::metrics::{BootstrapConfig, paired_interval};
 ///
-/// The problems differ a lot, but the methods by 0.1 on each: the difference is certain.
+/// // The problems differ a lot, but the methods by 0.1 on each: the difference is certain.
 /// let gain = paired_interval(&[0.2, 0.6, 1.0], &[0.1, 0.5, 0.9], &BootstrapConfig::default())?;
 /// assert!(gain.excludes(0.0) && (gain.high - gain.low).abs() < 1e-9);
 /// # Ok::<(), esamp_eval::metrics::MetricError>(())
