@@ -1,27 +1,27 @@
-//! Grouped-query attention with a cache.
+//! Grouped-query attention with a KV cache.
 
 use burn::tensor::{DType, Tensor, activation::softmax};
 
 use super::{cache::LlamaCache, config::LlamaConfig, linear::Linear, norm::RmsNorm, rope::Angles};
 
-/// Attention in which `n_heads / n_kv_heads` query heads share a key and value head (Ainslie et al., *GQA*,
-/// arXiv 2305.13245).
+/// Grouped-query attention: `n_heads / n_kv_heads` query heads share one key head and one value head (Ainslie et al.,
+/// *GQA*, arXiv 2305.13245).
 #[derive(Clone, Debug)]
 pub(super) struct Attention {
-    /// Queries, keys and values in one product: `[(n_heads + 2·n_kv_heads)·head_dim, d_model]`.
+    /// Fused projection of queries, keys and values: `[(n_heads + 2·n_kv_heads)·head_dim, d_model]`.
     pub(super) qkv: Linear,
     pub(super) output: Linear,
-    /// Norms of query and key heads, where the model has them.
+    /// Norms of the query and key heads, if the model has them.
     pub(super) qk_norm: Option<(RmsNorm, RmsNorm)>,
     pub(super) n_heads: usize,
     pub(super) n_kv_heads: usize,
     pub(super) head_dim: usize,
 }
 
-/// What all blocks of a forward pass share.
+/// State shared by all blocks of a forward pass.
 pub(super) struct Pass {
     pub(super) angles: Angles,
-    /// Added to the scores: `[rows, 1, seq, columns]`.
+    /// Attention mask, added to the scores: `[rows, 1, seq, columns]`.
     pub(super) mask: Option<Tensor<4>>,
 }
 
@@ -42,13 +42,13 @@ impl Attention {
         }
     }
 
-    /// The same in another precision.
+    /// Casts the weights to another precision.
     pub(super) fn cast(self, dtype: DType) -> Self {
         let qk_norm = self.qk_norm.map(|(query, key)| (query.cast(dtype), key.cast(dtype)));
         Self { qkv: self.qkv.cast(dtype), output: self.output.cast(dtype), qk_norm, ..self }
     }
 
-    /// `[rows, seq, d_model]` to the same.
+    /// Maps `[rows, seq, d_model]` to the same shape.
     pub(super) fn forward(
         &self,
         x: Tensor<3>,
@@ -71,7 +71,7 @@ impl Attention {
         let columns = keys.dims()[2];
         let group = heads / kv_heads;
 
-        // Query heads of a group stand below one another, so that no key or value is repeated.
+        // Query heads of a group are stacked along the sequence dimension, so that keys and values are not repeated.
         let queries = queries.swap_dims(1, 2).reshape([rows, kv_heads, group * seq, width]);
         let scores = queries.mul_scalar((width as f32).powf(-0.5)).matmul(keys.swap_dims(2, 3));
         let scores =

@@ -1,4 +1,4 @@
-//! One transformer block.
+//! Transformer block.
 
 use burn::tensor::{DType, Tensor};
 
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::host::silu_gated;
 
-/// Attention and MLP, each after a norm and with a residual connection.
+/// A pre-norm block: attention and MLP, each with a norm on its input and a residual connection.
 #[derive(Clone, Debug)]
 pub(super) struct Block {
     pub(super) attention_norm: RmsNorm,
@@ -20,7 +20,7 @@ pub(super) struct Block {
 }
 
 impl Block {
-    /// The same block in another precision.
+    /// Casts the weights to another precision.
     pub(super) fn cast(self, dtype: DType) -> Self {
         Self {
             attention_norm: self.attention_norm.cast(dtype),
@@ -30,7 +30,7 @@ impl Block {
         }
     }
 
-    /// `[rows, seq, d_model]` to the same.
+    /// Maps `[rows, seq, d_model]` to the same shape.
     pub(super) fn forward(
         &self,
         x: Tensor<3>,
@@ -48,7 +48,7 @@ impl Block {
 /// SwiGLU: `(silu(x·gate) ⊙ (x·up))·down` (Shazeer, arXiv 2002.05202).
 #[derive(Clone, Debug)]
 pub(super) struct Mlp {
-    /// Gate and up in one product: `[2·d_hidden, d_model]`.
+    /// Fused gate and up projections: `[2·d_hidden, d_model]`.
     pub(super) gate_up: Linear,
     pub(super) down: Linear,
 }

@@ -1,4 +1,4 @@
-//! Keys and values of the sequences seen so far.
+//! KV cache.
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
@@ -8,21 +8,22 @@ use crate::{
     tensor::index,
 };
 
-/// The cache of a [`Llama`](super::Llama): for each block, keys and values `[rows, kv_heads, capacity, head_dim]`.
+/// The KV cache of a [`Llama`](super::Llama): for each block, keys and values of shape `[rows, kv_heads, capacity,
+/// head_dim]`.
 ///
-/// All rows end at the same column, the newest token's. Shorter sequences begin later: columns before a row's start are
-/// padding that no query sees. See docs/design/ragged-batches.md.
+/// All rows end at the same column, that of the newest token. Shorter sequences start at a later column; the columns
+/// before a row's start are padding that no query attends to. See docs/design/ragged-batches.md.
 ///
-/// New columns are written in place. The capacity doubles when it is full, so that a sequence of `n` tokens is copied
-/// `log n` times and not `n` times. It is never more than twice the columns in use, or 64: what long rows needed is given
-/// back when they leave.
+/// New columns are written in place. When the cache is full its capacity doubles, so a sequence of `n` tokens is
+/// copied `log n` times instead of `n` times. The capacity is never more than twice the columns in use, or 64, so the
+/// memory of long rows is released when they leave the batch.
 #[derive(Clone, Debug)]
 pub struct LlamaCache {
     /// `None` before the first forward pass.
     blocks: Vec<Option<KeysValues>>,
     /// First column of each row's sequence.
     starts: Vec<usize>,
-    /// Columns in use.
+    /// Number of columns in use.
     len: usize,
     context_length: usize,
 }
@@ -33,7 +34,7 @@ struct KeysValues {
     values: Tensor<4>,
 }
 
-/// Smallest number of columns to make room for.
+/// Minimum capacity, in columns.
 const MIN_CAPACITY: usize = 64;
 
 impl LlamaCache {
@@ -46,13 +47,13 @@ impl LlamaCache {
         self.starts.iter().map(|start| self.len - start).collect()
     }
 
-    /// Columns that there is room for.
+    /// Capacity, in columns.
     #[cfg(test)]
     fn capacity(&self) -> usize {
         self.blocks.iter().flatten().map(|kept| kept.keys.dims()[2]).max().unwrap_or(0)
     }
 
-    /// Refuses a cache that belongs to a model of another shape, element type or device.
+    /// Returns an error if the cache belongs to a model of another shape, element type or device.
     pub(super) fn check(
         &self,
         config: &LlamaConfig,
@@ -67,7 +68,7 @@ impl LlamaCache {
         kept.check("key-value cache", shape, dtype, device)
     }
 
-    /// Makes room for `seq` more tokens in each of `rows` rows and gives the position of each.
+    /// Reserves `seq` more tokens in each of `rows` rows and returns their positions.
     pub(super) fn begin(&mut self, rows: usize, seq: usize) -> Result<Vec<Vec<usize>>, ModelError> {
         if self.len == 0 {
             self.starts = vec![0; rows];
@@ -85,7 +86,7 @@ impl LlamaCache {
         Ok(self.starts.iter().map(positions).collect())
     }
 
-    /// Appends the keys and values of new columns to a block and gives all of them, padding included:
+    /// Appends the keys and values of new columns to a block. Returns all of its keys and values, padding included,
     /// `[rows, kv_heads, len + seq, head_dim]` each.
     pub(super) fn extend(
         &mut self,
@@ -102,7 +103,7 @@ impl LlamaCache {
             }
             None => KeysValues::empty(&keys, to.max(MIN_CAPACITY)),
         };
-        // Nothing else holds these two tensors here, so the assignment is in place.
+        // These two tensors have no other owner here, so the assignment is in place.
         kept.keys = write(kept.keys, keys, 0, from);
         kept.values = write(kept.values, values, 0, from);
         let seen = (columns(&kept.keys, 0, to), columns(&kept.values, 0, to));
@@ -115,8 +116,8 @@ impl LlamaCache {
         self.len += seq;
     }
 
-    /// What a query of each of `seq` new columns may not see, as numbers to add to its scores:
-    /// `[rows, 1, seq, len + seq]`. `None` where every query sees everything.
+    /// The attention mask of `seq` new columns, added to the scores: `[rows, 1, seq, len + seq]`. `None` if every
+    /// query attends to all columns.
     pub(super) fn mask(&self, seq: usize, device: &Device) -> Option<Tensor<4>> {
         if seq == 1 && self.starts.iter().all(|&start| start == 0) {
             return None;
@@ -141,7 +142,7 @@ impl KvCache for LlamaCache {
         self.starts.len()
     }
 
-    /// Copies what is kept, once, without the columns that only dropped rows needed.
+    /// Copies the kept rows once, without the columns that only the dropped rows needed.
     fn keep_rows(&mut self, rows: &[usize]) -> Result<(), ModelError> {
         if let Some(&row) = rows.iter().find(|&&row| row >= self.starts.len()) {
             return Err(ModelError::RowOutOfRange { row, rows: self.starts.len() });
@@ -164,7 +165,7 @@ impl KvCache for LlamaCache {
         Ok(())
     }
 
-    /// Copies both caches, once; the shorter one gets padding on the left.
+    /// Copies both caches once. The shorter one gets padding on the left.
     fn append_rows(&mut self, other: Self) -> Result<(), ModelError> {
         same_blocks("key-value cache to append, in blocks", self.blocks.len(), other.blocks.len())?;
         if other.starts.is_empty() {
@@ -174,7 +175,7 @@ impl KvCache for LlamaCache {
             *self = other;
             return Ok(());
         }
-        // All blocks are looked at before the first is touched: after an error this cache is as it was.
+        // Check all blocks before changing the first one, so that the cache is unchanged after an error.
         for (kept, joined) in self.blocks.iter().flatten().zip(other.blocks.iter().flatten()) {
             let [_, heads, _, width] = kept.keys.dims();
             let (dtype, device) = (kept.keys.dtype(), kept.keys.device());
@@ -207,7 +208,7 @@ impl KvCache for LlamaCache {
 }
 
 impl KeysValues {
-    /// Refuses keys and values that are not `[_, heads, _, width]` of this element type on this device.
+    /// Returns an error unless keys and values have shape `[_, heads, _, width]`, this element type and this device.
     fn check(
         &self,
         what: &'static str,
@@ -229,7 +230,7 @@ impl KeysValues {
         Ok(())
     }
 
-    /// Room for `capacity` columns of rows and heads like those of `like`.
+    /// Zeroed keys and values of `capacity` columns, with the rows and heads of `like`.
     fn empty(like: &Tensor<4>, capacity: usize) -> Self {
         let [rows, heads, _, width] = like.dims();
         let zeros =
@@ -237,7 +238,7 @@ impl KeysValues {
         Self { keys: zeros(), values: zeros() }
     }
 
-    /// The first `len` columns in new tensors of `capacity` columns.
+    /// Copies the first `len` columns into new tensors of `capacity` columns.
     fn with_capacity(self, capacity: usize, len: usize) -> Self {
         let room = Self::empty(&self.keys, capacity.max(len));
         Self {
@@ -247,7 +248,7 @@ impl KeysValues {
     }
 }
 
-/// The most columns to keep room for when `len` are in use.
+/// Maximum capacity, in columns, when `len` columns are in use.
 fn most_capacity(len: usize) -> usize {
     (2 * len).max(MIN_CAPACITY)
 }
@@ -256,7 +257,7 @@ fn same_blocks(what: &'static str, expected: usize, got: usize) -> Result<(), Mo
     ModelError::check_shape(what, &[expected], &[got])
 }
 
-/// Writes `states` into `buffer` from row `row` and column `column` on.
+/// Writes `states` into `buffer`, starting at row `row` and column `column`.
 fn write(buffer: Tensor<4>, states: Tensor<4>, row: usize, column: usize) -> Tensor<4> {
     let [rows, heads, columns, width] = states.dims();
     buffer.slice_assign([row..row + rows, 0..heads, column..column + columns, 0..width], states)
@@ -274,7 +275,7 @@ mod tests {
 
     const CONTEXT: usize = 4096;
 
-    /// A cache of `rows` rows that have seen `len` tokens, with `blocks` blocks of `[heads, width]`.
+    /// A cache of `rows` rows after `len` tokens, with `blocks` blocks of `[heads, width]`.
     fn cache(rows: usize, len: usize, blocks: &[[usize; 2]]) -> LlamaCache {
         let mut cache = LlamaCache::new(blocks.len(), CONTEXT);
         feed(&mut cache, rows, len, blocks);
@@ -317,7 +318,7 @@ mod tests {
 
     #[test]
     fn a_cache_that_does_not_fit_leaves_the_batch_whole() {
-        // The first block fits, the second does not.
+        // The first block matches, the second does not.
         let mut batch = cache(2, 5, &[[2, 4], [2, 4]]);
         let error = batch.append_rows(cache(1, 3, &[[2, 4], [2, 6]])).unwrap_err();
         let message = "key-value cache to append: expected shape [2, 4], got [2, 6]";

@@ -1,4 +1,4 @@
-//! Conversations as one text, the way a model was trained to read them.
+//! Chat templates.
 
 use std::path::Path;
 
@@ -14,22 +14,22 @@ use crate::{
     llama::load::{Gguf, read_json},
 };
 
-/// One turn of a conversation.
+/// One message of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChatMessage {
-    /// Who speaks: `system`, `user` or `assistant`.
+    /// Role of the author: `system`, `user` or `assistant`.
     pub role: String,
-    /// What is said.
+    /// Text of the message.
     pub content: String,
 }
 
 impl ChatMessage {
-    /// A turn of the user.
+    /// Creates a user message.
     pub fn user(content: impl Into<String>) -> Self {
         Self { role: "user".to_owned(), content: content.into() }
     }
 
-    /// Instructions that come before the conversation.
+    /// Creates a system message: instructions that precede the conversation.
     pub fn system(content: impl Into<String>) -> Self {
         Self { role: "system".to_owned(), content: content.into() }
     }
@@ -39,11 +39,11 @@ impl ChatMessage {
     }
 }
 
-/// A model's chat template: a Jinja program that comes with the model.
+/// A model's chat template: a Jinja program shipped with the model.
 ///
-/// Templates may call `raise_exception` and the methods of Python's strings and dictionaries. `strftime_now` is left
-/// undefined, so that a template that would print today's date prints the one it has for that case: a prompt is the same
-/// every day.
+/// Templates may call `raise_exception` and the methods of Python strings and dictionaries. `strftime_now` is
+/// undefined, so a template that would print today's date prints its fallback date instead. This keeps prompts
+/// independent of the date.
 #[derive(Clone, Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
@@ -51,16 +51,16 @@ pub struct ChatTemplate {
     end: String,
 }
 
-/// The name under which the template is registered, for messages.
+/// Name of the template in error messages.
 const NAME: &str = "chat_template";
 
 impl ChatTemplate {
-    /// Parses a template. `begin` and `end` are the texts of the model's first and last token, which templates write
+    /// Parses a template. `begin` and `end` are the texts of the BOS and EOS tokens, which templates write
     /// themselves.
     ///
     /// # Errors
     ///
-    /// [`LoadError::ChatTemplate`] when it is no Jinja.
+    /// [`LoadError::ChatTemplate`] if `source` is not valid Jinja.
     pub fn new(
         source: impl Into<String>,
         begin: impl Into<String>,
@@ -78,46 +78,48 @@ impl ChatTemplate {
         Ok(Self { environment, begin: begin.into(), end: end.into() })
     }
 
-    /// The template in the metadata of a GGUF file; `None` when it has none.
+    /// Reads the template from the metadata of a GGUF file. `None` if the file has none.
     ///
     /// # Errors
     ///
-    /// [`LoadError`] that names the key, or what is wrong with the template.
+    /// [`LoadError`] with the name of the key, or the error in the template.
     pub fn from_gguf(path: impl AsRef<Path>) -> Result<Option<Self>, LoadError> {
         let file = Gguf::open(path.as_ref())?;
         if !file.has_key("tokenizer.chat_template") {
             return Ok(None);
         }
         let tokens = file.strings("tokenizer.ggml.tokens")?;
-        let text = |key: &str| match file.has_key(key) {
-            true => file.size(key).map(|id| tokens.get(id).cloned().unwrap_or_default()),
-            false => Ok(String::new()),
+        let text = |key: &str| {
+            if file.has_key(key) {
+                file.size(key).map(|id| tokens.get(id).cloned().unwrap_or_default())
+            } else {
+                Ok(String::new())
+            }
         };
         let (begin, end) =
             (text("tokenizer.ggml.bos_token_id")?, text("tokenizer.ggml.eos_token_id")?);
         Self::new(file.string("tokenizer.chat_template")?, begin, end).map(Some)
     }
 
-    /// The template of a Hugging Face folder, from `chat_template.jinja` or `tokenizer_config.json`; `None` when it has
-    /// none.
+    /// Reads the template of a Hugging Face folder, from `chat_template.jinja` or `tokenizer_config.json`. `None` if
+    /// the folder has none.
     ///
     /// # Errors
     ///
-    /// [`LoadError`] that names the file, or what is wrong with the template.
+    /// [`LoadError`] with the name of the file, or the error in the template.
     pub fn from_hf_folder(folder: impl AsRef<Path>) -> Result<Option<Self>, LoadError> {
         let folder = folder.as_ref();
         let settings = folder.join("tokenizer_config.json");
-        let settings = match settings.exists() {
-            true => read_json(&settings)?,
-            false => serde_json::Value::Null,
-        };
+        let settings =
+            if settings.exists() { read_json(&settings)? } else { serde_json::Value::Null };
         let own = folder.join("chat_template.jinja");
-        let source = match own.exists() {
-            true => Some(
+        let source = if own.exists() {
+            Some(
                 std::fs::read_to_string(&own)
                     .map_err(|source| LoadError::Io { path: own, source })?,
-            ),
-            false => template_text(&settings["chat_template"]),
+            )
+        } else {
+            template_text(&settings["chat_template"])
         };
         let Some(source) = source else {
             return Ok(None);
@@ -126,11 +128,11 @@ impl ChatTemplate {
         Self::new(source, begin, end).map(Some)
     }
 
-    /// The conversation as one text that ends where the assistant's next turn begins.
+    /// Renders the conversation as one text that ends where the assistant's next message begins.
     ///
     /// # Errors
     ///
-    /// [`LoadError::ChatTemplate`] with the template's own words when it refuses the conversation.
+    /// [`LoadError::ChatTemplate`] with the template's own message if it rejects the conversation.
     pub fn render(&self, messages: &[ChatMessage]) -> Result<String, LoadError> {
         let template = self.environment.get_template(NAME).map_err(|e| wrong(&e))?;
         template
@@ -148,7 +150,7 @@ fn wrong(error: &Error) -> LoadError {
     LoadError::ChatTemplate(error.to_string())
 }
 
-/// One template, or the default one of a list of named templates.
+/// Returns the template, or the default one of a list of named templates.
 fn template_text(value: &serde_json::Value) -> Option<String> {
     if let Some(text) = value.as_str() {
         return Some(text.to_owned());
@@ -158,12 +160,13 @@ fn template_text(value: &serde_json::Value) -> Option<String> {
     default["template"].as_str().map(str::to_owned)
 }
 
-/// A token's text, given as such or as an object that describes it.
+/// The text of a token, which is either a string or an object with a `content` field.
 fn token_text(value: &serde_json::Value) -> String {
     value.as_str().or_else(|| value["content"].as_str()).unwrap_or_default().to_owned()
 }
 
-/// The methods of Python's strings and dictionaries that chat templates call: they were written for another Jinja.
+/// Implements the methods of Python strings and dictionaries that chat templates call, because templates are written
+/// for Python's Jinja2.
 fn python_method(
     _state: &mut State<'_, '_>,
     value: &Value,

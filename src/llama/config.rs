@@ -1,4 +1,4 @@
-//! What tells one Llama-type model from another.
+//! Configuration of a Llama-type model.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -16,19 +16,19 @@ pub struct LlamaConfig {
     pub n_layers: usize,
     /// Number of query heads.
     pub n_heads: usize,
-    /// Number of key and value heads; divides `n_heads`.
+    /// Number of key and value heads. Must divide `n_heads`.
     pub n_kv_heads: usize,
-    /// Width of a head; even.
+    /// Width of a head. Must be even.
     pub head_dim: usize,
-    /// Number of tokens.
+    /// Size of the vocabulary.
     pub vocab_size: usize,
-    /// The most tokens in a sequence.
+    /// Maximum number of tokens in a sequence.
     pub context_length: usize,
-    /// ε of the norms.
+    /// ε of the RMSNorm layers.
     pub rms_norm_eps: f32,
     /// Base of the rotary frequencies.
     pub rope_theta: f32,
-    /// How the rotary frequencies are stretched for long contexts.
+    /// Scaling of the rotary frequencies for long contexts.
     pub rope_scaling: RopeScaling,
     /// Whether the LM head is the embedding matrix.
     pub tied_embeddings: bool,
@@ -36,50 +36,51 @@ pub struct LlamaConfig {
     pub qkv_bias: bool,
     /// Whether the output projection of the attention has a bias.
     pub o_bias: bool,
-    /// Whether queries and keys are normed per head (Qwen3).
+    /// Whether queries and keys are normalised per head (Qwen3).
     pub qk_norm: bool,
 }
 
-/// How rotary frequencies are stretched for contexts longer than the model was first trained on.
+/// Scaling of the rotary frequencies for contexts longer than in the original training.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum RopeScaling {
-    /// They are not.
+    /// No scaling.
     None,
     /// Every frequency is divided by the factor.
     Linear {
         /// The factor.
         factor: f32,
     },
-    /// Llama 3's: low frequencies are divided by the factor, high ones are left alone, those between are mixed.
+    /// Llama 3 scaling: low frequencies are divided by the factor, high frequencies are unchanged, and those in
+    /// between are interpolated.
     Llama3 {
         /// The factor.
         factor: f32,
-        /// Wavelengths longer than the original context divided by this are scaled.
+        /// Wavelengths longer than the original context divided by this value are scaled.
         low_freq_factor: f32,
-        /// Wavelengths shorter than the original context divided by this are not.
+        /// Wavelengths shorter than the original context divided by this value are not scaled.
         high_freq_factor: f32,
         /// The original context length, in tokens.
         original_context: f32,
     },
-    /// A divisor for each frequency, as GGUF files of Llama 3 hold them: `head_dim / 2` numbers.
+    /// A divisor for each frequency, as stored in GGUF files of Llama 3: `head_dim / 2` numbers.
     Factors(Vec<f32>),
 }
 
 impl LlamaConfig {
-    /// Reads the text of a Hugging Face `config.json`.
+    /// Parses the text of a Hugging Face `config.json`.
     ///
     /// # Errors
     ///
-    /// [`LoadError::Key`] for text that is no JSON, and for a key that is missing, has the wrong type, or asks for something
-    /// this model does not do.
+    /// [`LoadError::Key`] if the text is not valid JSON, or if a key is missing, has the wrong type or requests an
+    /// unsupported feature.
     pub fn from_hf_json(json: &str) -> Result<Self, LoadError> {
         let json = serde_json::from_str(json).map_err(|error| unusable("config", "JSON", error))?;
         Self::from_hf_value(&json)
     }
 
-    /// [`from_hf_json`](Self::from_hf_json) for one that has been parsed.
+    /// Like [`from_hf_json`](Self::from_hf_json), for JSON that is already parsed.
     pub(in crate::llama) fn from_hf_value(json: &Value) -> Result<Self, LoadError> {
         let keys = Keys(json);
         let model_type = keys.string("model_type")?;
@@ -115,14 +116,14 @@ impl LlamaConfig {
         Ok(config)
     }
 
-    /// Larger sizes than this are damage, and their products would overflow.
+    /// Maximum value of a size. A larger one means a damaged file, and products of sizes could overflow.
     const MAX_SIZE: usize = 1 << 24;
 
-    /// Checks that the sizes fit together, and that no other number would make a NaN of every state.
+    /// Checks that the sizes are consistent, and that no other setting would turn every state into NaN.
     ///
     /// # Errors
     ///
-    /// [`LoadError::Key`] for the first that does not do.
+    /// [`LoadError::Key`] for the first invalid setting.
     pub fn validate(&self) -> Result<(), LoadError> {
         for (key, size) in [
             ("d_model", self.d_model),
@@ -153,9 +154,9 @@ impl LlamaConfig {
         self.rope_scaling.validate(self.head_dim)
     }
 
-    /// Number of parameters; `usize::MAX` where there are more.
+    /// Number of parameters, saturating at `usize::MAX`.
     pub fn num_params(&self) -> usize {
-        // Sizes are at most 2^24, so no product of up to four of them leaves 128 bits.
+        // Sizes are at most 2^24, so a product of up to four of them fits in 128 bits.
         let [d_model, d_hidden, n_layers, n_heads, n_kv_heads, head_dim, vocab_size] = [
             self.d_model,
             self.d_hidden,
@@ -208,13 +209,14 @@ impl RopeScaling {
 }
 
 pub(super) fn positive(key: &str, value: f32) -> Result<(), LoadError> {
-    match value.is_finite() && value > 0.0 {
-        true => Ok(()),
-        false => Err(unusable(key, "a finite number above 0", value)),
+    if value.is_finite() && value > 0.0 {
+        Ok(())
+    } else {
+        Err(unusable(key, "a finite number above 0", value))
     }
 }
 
-/// Keys of a `config.json`, with errors that name them.
+/// The keys of a `config.json`, with errors that name the key.
 struct Keys<'a>(&'a Value);
 
 impl Keys<'_> {
@@ -263,7 +265,7 @@ impl Keys<'_> {
         }
     }
 
-    /// Where the rotary settings are: newer files gather them under one key.
+    /// The object that holds the rotary settings. Newer files group them under one key.
     fn rope(&self) -> Option<Keys<'_>> {
         ["rope_parameters", "rope_scaling"]
             .iter()
@@ -298,7 +300,7 @@ impl Keys<'_> {
     }
 }
 
-/// An error about a key of a configuration.
+/// Builds an error about a key of a configuration.
 pub(super) fn unusable(key: &str, expected: impl ToString, got: impl ToString) -> LoadError {
     LoadError::Key { key: key.to_owned(), expected: expected.to_string(), got: got.to_string() }
 }

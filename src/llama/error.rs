@@ -1,8 +1,8 @@
-//! Models, tokenizers and chat templates that cannot be loaded or used.
+//! Errors from loading and using models, tokenizers and chat templates.
 
 use thiserror::Error;
 
-/// A model, tokenizer or chat template that cannot be loaded or used.
+/// An error from loading or using a model, tokenizer or chat template.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum LoadError {
@@ -11,45 +11,45 @@ pub enum LoadError {
     Io {
         /// The file.
         path: std::path::PathBuf,
-        /// Why.
+        /// The underlying I/O error.
         source: std::io::Error,
     },
-    /// A file is damaged, or not of the kind it should be.
+    /// A file is damaged or of the wrong kind.
     #[error("{}: {what}: expected {expected}, got {got}", .path.display())]
     Format {
         /// The file.
         path: std::path::PathBuf,
         /// The part of the file.
         what: String,
-        /// What should be there.
+        /// What was expected.
         expected: String,
-        /// What is there.
+        /// What was found.
         got: String,
     },
-    /// A key of the configuration or the metadata is missing, or has a value that cannot be used.
+    /// A key of the configuration or metadata is missing or has an unusable value.
     #[error("key {key}: expected {expected}, got {got}")]
     Key {
         /// The key.
         key: String,
-        /// What would do.
+        /// What was expected.
         expected: String,
-        /// What is there, or "none".
+        /// What was found, or "none".
         got: String,
     },
-    /// A tensor is missing, or has a shape or type that cannot be used.
+    /// A tensor is missing or has an unusable shape or type.
     #[error("tensor {name}: expected {expected}, got {got}")]
     Tensor {
-        /// Name of the tensor, as the file has it.
+        /// Name of the tensor in the file.
         name: String,
-        /// What would do.
+        /// What was expected.
         expected: String,
-        /// What is there, or "none".
+        /// What was found, or "none".
         got: String,
     },
-    /// The tokenizer could not be built, or failed on a text.
+    /// The tokenizer could not be built, or it failed on a text.
     #[error("tokenizer: {0}")]
     Tokenizer(String),
-    /// The chat template could not be parsed, or failed on a conversation.
+    /// The chat template could not be parsed, or it failed on a conversation.
     #[error("chat template: {0}")]
     ChatTemplate(String),
 }

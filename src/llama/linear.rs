@@ -1,11 +1,11 @@
-//! A linear map with its matrix the way checkpoints keep it.
+//! Linear layer with its weight in the layout of checkpoints.
 
 use burn::tensor::{DType, Tensor};
 
 use crate::host::times_transposed;
 
-/// `x·Wᵀ + b` with `W` `[out, in]`: the layout of checkpoints, and the one in which a single row runs at the speed of
-/// memory.
+/// `x·Wᵀ + b` with `W` of shape `[out, in]`. Checkpoints use this layout, and with it the product of a single row is
+/// limited only by memory bandwidth.
 #[derive(Clone, Debug)]
 pub(super) struct Linear {
     weight: Tensor<2>,
@@ -22,12 +22,12 @@ impl Linear {
         &self.weight
     }
 
-    /// The same map in another precision.
+    /// Casts the weights to another precision.
     pub(super) fn cast(self, dtype: DType) -> Self {
         Self { weight: self.weight.cast(dtype), bias: self.bias.map(|bias| bias.cast(dtype)) }
     }
 
-    /// `[rows, in]` to `[rows, out]`.
+    /// Maps `[rows, in]` to `[rows, out]`.
     pub(super) fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         let y = times_transposed(x, &self.weight);
         match &self.bias {

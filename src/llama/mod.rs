@@ -1,10 +1,11 @@
-//! Llama-type models: a decoder that a real checkpoint can be loaded into.
+//! Llama-type models: decoders that load real checkpoints.
 //!
-//! RMSNorm, rotary positions, grouped-query attention and a SwiGLU MLP: SmolLM2, TinyLlama, Llama 3.x, Qwen2.5 and Qwen3
-//! are the same model with different settings. Weights come from a Hugging Face folder
-//! ([`Llama::from_hf_folder`]) or from a GGUF file ([`Llama::from_gguf`]).
+//! The architecture is RMSNorm, rotary position embeddings, grouped-query attention and a SwiGLU MLP. SmolLM2,
+//! TinyLlama, Llama 3.x, Qwen2.5 and Qwen3 are the same model with different settings. Weights come from a Hugging
+//! Face folder ([`Llama::from_hf_folder`]) or a GGUF file ([`Llama::from_gguf`]).
 //!
-//! The model knows neither sampler nor decode loop: it implements [`CausalLm`](crate::CausalLm), and so can yours.
+//! The model is independent of the sampler and the decode loop: it implements [`CausalLm`](crate::CausalLm), which
+//! your own model can implement too.
 
 mod attention;
 mod block;

@@ -1,4 +1,4 @@
-//! The model itself.
+//! Llama-type decoder.
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
@@ -21,7 +21,7 @@ use crate::{
     tap::HiddenStateTap,
 };
 
-/// A Llama-type decoder, for inference. Its weights are tensors, not parameters: nothing here learns.
+/// A Llama-type decoder for inference. Its weights are plain tensors, not parameters, and cannot be trained.
 #[derive(Clone, Debug)]
 pub struct Llama {
     config: LlamaConfig,
@@ -34,7 +34,7 @@ pub struct Llama {
 }
 
 impl Llama {
-    /// Takes the weights that `config` asks for out of `source`.
+    /// Builds the model that `config` describes from the weights in `source`.
     pub(super) fn from_source(
         config: LlamaConfig,
         source: &mut dyn TensorSource,
@@ -47,9 +47,10 @@ impl Llama {
             .map(|block| weights.block(&config, block))
             .collect::<Result<_, _>>()?;
         let norm = weights.norm("model.norm.weight", config.d_model, &config)?;
-        let head = match config.tied_embeddings {
-            true => embedding.clone(),
-            false => weights.matrix(HEAD, [config.vocab_size, config.d_model])?,
+        let head = if config.tied_embeddings {
+            embedding.clone()
+        } else {
+            weights.matrix(HEAD, [config.vocab_size, config.d_model])?
         };
         Ok(Self {
             rope: Rope::new(&config),
@@ -62,13 +63,13 @@ impl Llama {
         })
     }
 
-    /// Shape and settings.
+    /// The configuration.
     pub fn config(&self) -> &LlamaConfig {
         &self.config
     }
 
-    /// The weights of the feed-forward map of one block, counted from 0, as checkpoints have them; `None` past the last
-    /// block. Gate and up are views of one tensor: nothing is copied.
+    /// The weights of the MLP of one block, counted from 0, in the layout of checkpoints. `None` past the last block.
+    /// Gate and up are views of one tensor, so nothing is copied.
     pub fn ffn_weights(&self, block: usize) -> Option<FfnWeights> {
         let mlp = &self.blocks.get(block)?.mlp;
         let gate_up = mlp.gate_up.weight();
@@ -80,25 +81,28 @@ impl Llama {
         })
     }
 
-    /// The model in another precision: `f32`, `f16` or `bf16`. Its caches hold that type, and so do its hidden states
-    /// until [`HiddenStates::new`](crate::HiddenStates::new) casts them to the `f32` that distillers learn in.
+    /// Casts the model to another precision: `f32`, `f16` or `bf16`. Its caches use the same type, and so do its
+    /// hidden states until [`HiddenStates::new`](crate::HiddenStates::new) casts them to `f32`, in which distillers
+    /// learn.
     ///
-    /// Norms are computed in `f32` whatever the precision. A cache belongs to the precision that filled it. States beyond
-    /// 65,504 overflow in `f16`; `bf16` has the range of `f32` and is eight times coarser than `f16`. On the CPU backends
-    /// `f32` is the fast one: flex multiplies `bf16` by converting the weights on every call, and ndarray has neither.
+    /// Norms are computed in `f32` at every precision. A cache can only be used at the precision that filled it.
+    /// States beyond 65,504 overflow in `f16`; `bf16` has the range of `f32` but is eight times coarser than `f16`.
+    /// On the CPU backends `f32` is fastest: flex multiplies `bf16` by converting the weights on every call, and
+    /// ndarray supports neither.
     ///
     /// # Errors
     ///
-    /// [`ConfigError::OutOfRange`] for another type, and for one that the device does not have.
+    /// [`ConfigError::OutOfRange`] for any other type, and for a type that the device does not support.
     pub fn cast(self, dtype: DType) -> Result<Self, ConfigError> {
         let known = matches!(dtype, DType::F32 | DType::F16 | DType::BF16);
         ConfigError::check(known, "dtype", "f32, f16 or bf16", format!("{dtype:?}"))?;
         let there = self.device.supports_dtype(dtype);
         ConfigError::check(there, "dtype", "a type that the device has", format!("{dtype:?}"))?;
         let embedding = self.embedding.cast(dtype);
-        let head = match self.config.tied_embeddings {
-            true => embedding.clone(),
-            false => self.head.weight().clone().cast(dtype),
+        let head = if self.config.tied_embeddings {
+            embedding.clone()
+        } else {
+            self.head.weight().clone().cast(dtype)
         };
         Ok(Self {
             head: TiedHead::new(head),
@@ -110,8 +114,8 @@ impl Llama {
     }
 }
 
-/// The weights of a SwiGLU feed-forward map, `[out, in]`: what
-/// [`LowRankConfig::init_from_ffn`](crate::distillers::LowRankConfig::init_from_ffn) starts from.
+/// The weights of a SwiGLU MLP, `[out, in]` each, used by
+/// [`LowRankConfig::init_from_ffn`](crate::distillers::LowRankConfig::init_from_ffn).
 #[derive(Clone, Debug)]
 pub struct FfnWeights {
     /// `[d_hidden, d_model]`
@@ -157,7 +161,7 @@ impl CausalLm for Llama {
             tap.record(TapSite::AfterBlock(i), &x);
         }
         cache.commit(seq);
-        // The norm of a whole prompt is only worth its time to a tap that looks at it.
+        // Normalise the whole prompt only if a tap reads all positions.
         let all = tap.wants_all_positions() && tap.wants(TapSite::HeadInput);
         let shown = if all { x } else { x.narrow(1, seq - 1, 1) };
         let head_input = self.norm.forward(shown);
@@ -192,7 +196,7 @@ impl CausalLm for Llama {
     }
 }
 
-/// Turns what a source has into tensors on a device.
+/// Creates device tensors from the weights in a source.
 struct Weights<'a> {
     source: &'a mut dyn TensorSource,
     device: &'a Device,
@@ -205,12 +209,13 @@ impl Weights<'_> {
         let (q, kv) = (config.n_heads * width, config.n_kv_heads * width);
         let qkv = [("q_proj", q), ("k_proj", kv), ("v_proj", kv)]
             .map(|(name, rows)| (at(&format!("self_attn.{name}")), rows));
-        let qk_norm = match config.qk_norm {
-            false => None,
-            true => Some((
+        let qk_norm = if config.qk_norm {
+            Some((
                 self.norm(&at("self_attn.q_norm.weight"), width, config)?,
                 self.norm(&at("self_attn.k_norm.weight"), width, config)?,
-            )),
+            ))
+        } else {
+            None
         };
         let output = [(at("self_attn.o_proj"), d_model)];
         let attention = Attention::new(
@@ -233,7 +238,7 @@ impl Weights<'_> {
         })
     }
 
-    /// Several maps of the same input as one: their matrices below one another.
+    /// Fuses several linear layers with the same input by stacking their matrices along the rows.
     fn stacked(
         &mut self,
         parts: &[(String, usize)],

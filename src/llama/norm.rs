@@ -1,12 +1,12 @@
-//! Division by the root mean square.
+//! RMSNorm.
 
 use burn::tensor::{DType, Tensor};
 
 use crate::host::rms_norm;
 
-/// `x / √(mean(x²) + ε) · weight` over the last dimension (Zhang and Sennrich, arXiv 1910.07467).
+/// RMSNorm, `x / √(mean(x²) + ε) · weight` over the last dimension (Zhang and Sennrich, arXiv 1910.07467).
 ///
-/// The mean is taken in `f32` whatever the model's precision: squares overflow `f16`.
+/// The mean is computed in `f32` at every precision, because squares overflow `f16`.
 #[derive(Clone, Debug)]
 pub(super) struct RmsNorm {
     weight: Tensor<1>,
@@ -18,7 +18,7 @@ impl RmsNorm {
         Self { weight, eps }
     }
 
-    /// The same norm for states of another precision.
+    /// Casts the weight for states of another precision.
     pub(super) fn cast(self, dtype: DType) -> Self {
         Self { weight: self.weight.cast(dtype), ..self }
     }

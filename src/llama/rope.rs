@@ -1,17 +1,19 @@
-//! Rotary positions.
+//! Rotary position embeddings (RoPE).
 
 use burn::tensor::{Device, Tensor, TensorData};
 
 use super::config::{LlamaConfig, RopeScaling};
 use crate::host::rotate_halves;
 
-/// The angle per position of each pair of a head's dimensions (Su et al., *RoFormer*, arXiv 2104.09864).
+/// Rotary frequencies: the angle per position for each pair of a head's dimensions (Su et al., *RoFormer*, arXiv
+/// 2104.09864).
 #[derive(Clone, Debug)]
 pub(super) struct Rope {
     frequencies: Vec<f64>,
 }
 
-/// Cosine and sine of the angles of some positions, `[rows, seq, 1, head_dim]` each: one for both halves of a head.
+/// Cosine and sine of the angles of some positions, `[rows, seq, 1, head_dim]` each. Both halves of a head use the
+/// same values.
 pub(super) struct Angles {
     cos: Tensor<4>,
     sin: Tensor<4>,
@@ -30,7 +32,7 @@ impl Rope {
         Self { frequencies }
     }
 
-    /// The angles of `positions[row][i]`, computed in `f64` on the host: a few thousand numbers a step.
+    /// Computes the angles of `positions[row][i]` in `f64` on the host: a few thousand numbers per step.
     pub(super) fn angles(&self, positions: &[Vec<usize>], device: &Device) -> Angles {
         let (rows, seq) = (positions.len(), positions.first().map_or(0, Vec::len));
         let width = self.frequencies.len() * 2;
@@ -52,14 +54,14 @@ impl Rope {
 }
 
 impl Angles {
-    /// The angles in the element type of the model.
+    /// Casts the angles to the element type of the model.
     pub(super) fn cast_like(self, like: &Tensor<3>) -> Self {
         let dtype = like.dtype();
         Self { cos: self.cos.cast(dtype), sin: self.sin.cast(dtype) }
     }
 
-    /// Turns every head of `x`, `[rows, seq, heads, head_dim]`, by its position. Pairs are a dimension and the one half
-    /// a head further on.
+    /// Rotates every head of `x`, `[rows, seq, heads, head_dim]`, by its position. A pair consists of a dimension and
+    /// the one half a head later.
     pub(super) fn rotate(&self, x: Tensor<4>) -> Tensor<4> {
         rotate_halves(x, &self.cos, &self.sin)
     }
@@ -74,7 +76,7 @@ fn scaled(frequency: f64, pair: usize, scaling: &RopeScaling) -> f64 {
             let [factor, low, high, context] =
                 [factor, low_freq_factor, high_freq_factor, original_context]
                     .map(|&v| f64::from(v));
-            let turns = context * frequency / std::f64::consts::TAU; // over the original context
+            let turns = context * frequency / std::f64::consts::TAU; // rotations over the original context
             let kept = ((turns - low) / (high - low)).clamp(0.0, 1.0);
             frequency * kept + frequency / factor * (1.0 - kept)
         }

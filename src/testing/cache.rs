@@ -1,4 +1,4 @@
-//! What the models here remember.
+//! KV cache of the test models.
 
 use burn::tensor::{Int, Tensor};
 
@@ -7,7 +7,7 @@ use crate::{
     id::TokenId,
 };
 
-/// The cache of the models here: the sequences themselves. They are small enough to be read again at every step.
+/// The cache of the test models: it stores the token sequences, and the models recompute them at every step.
 #[derive(Clone, Debug, Default)]
 pub struct TokenCache {
     pub(super) sequences: Vec<Vec<TokenId>>,

@@ -1,4 +1,5 @@
-//! Models without weights to download: for this crate's tests, and for those of your own distillers, filters and loops.
+//! Test models that need no downloaded weights: for this crate's tests, and for tests of your own distillers, filters
+//! and decode loops.
 
 mod cache;
 mod scripted;

@@ -1,4 +1,4 @@
-//! A model that answers what a test tells it to.
+//! Scripted model for tests.
 
 use std::sync::{Arc, Mutex};
 
@@ -13,19 +13,19 @@ use crate::{
     tap::HiddenStateTap,
 };
 
-/// What a [`ScriptedLm`] answers: from a sequence to the logits of its next token.
+/// The script of a [`ScriptedLm`]: maps a sequence to the logits of its next token.
 type Script = Arc<dyn Fn(&[TokenId]) -> Vec<f32> + Send + Sync>;
 
-/// A model that answers what you tell it to: its logits are a function of the sequence. It remembers what it was fed.
+/// A model whose logits are a given function of the sequence. It records the tokens it was fed.
 ///
-/// Its hidden states are its logits, at every site, and its head is the identity: the expected logits that a distiller
-/// gives rise to are simply what it predicts.
+/// At every tap site the hidden states equal the logits, and the LM head is the identity, so the expected logits
+/// equal the distiller's prediction.
 ///
 /// ```
 /// use burn::tensor::Device;
 /// use esamp::testing::ScriptedLm;
 ///
-/// /// Always the next token of a vocabulary of 8.
+/// /// Always predicts the next token of a vocabulary of 8.
 /// let counts = ScriptedLm::new(8, &Device::flex(), |sequence| {
 ///     let next = (sequence.last().unwrap() + 1) % 8;
 ///     (0..8).map(|token| if token == next { 5.0 } else { 0.0 }).collect()
@@ -43,7 +43,7 @@ pub struct ScriptedLm {
 }
 
 impl ScriptedLm {
-    /// A model over `vocab` tokens that answers `script(sequence)`: `vocab` logits.
+    /// Creates a model over `vocab` tokens that returns `script(sequence)`, which must be `vocab` logits.
     pub fn new(
         vocab: usize,
         device: &Device,
@@ -60,25 +60,25 @@ impl ScriptedLm {
         }
     }
 
-    /// Gives it a cache that can neither drop nor append rows.
+    /// Uses a cache that supports neither dropping nor appending rows.
     pub fn with_fixed_cache(mut self) -> Self {
         self.fixed_cache = true;
         self
     }
 
-    /// Limits its sequences.
+    /// Limits the length of sequences, in tokens.
     pub fn with_context_length(mut self, limit: usize) -> Self {
         self.context_length = Some(limit);
         self
     }
 
-    /// Lets forward pass number `call`, counted from 0, fail.
+    /// Makes forward pass number `call`, counted from 0, fail.
     pub fn failing_at(mut self, call: usize) -> Self {
         self.fails_at = Some(call);
         self
     }
 
-    /// What each forward pass was fed, `[call][row][token]`.
+    /// The tokens fed to each forward pass, `[call][row][token]`.
     pub fn calls(&self) -> Vec<Vec<Vec<TokenId>>> {
         self.calls.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
     }
@@ -154,7 +154,7 @@ impl CausalLm for ScriptedLm {
     }
 }
 
-/// Logits that are the hidden state.
+/// LM head that returns the hidden state as logits.
 struct Identity;
 
 impl LmHead for Identity {

@@ -1,4 +1,4 @@
-//! A transformer with random weights.
+//! Small transformer with random weights.
 
 use burn::tensor::{Device, Int, Tensor, TensorData, activation::softmax};
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
@@ -14,10 +14,12 @@ use crate::{
     text::{Detokenize, TextError},
 };
 
-/// A real transformer, small enough to run anywhere in no time: 64 tokens, width 32, two blocks, random weights.
+/// A small transformer with random weights: 64 tokens, width 32, two blocks. It runs on any device in negligible
+/// time.
 ///
-/// It has nothing to say, but it says it the way a language model does: attention over what came before, a final norm,
-/// a head, hidden states at every site. Its weights are drawn on the host from a seed, the same on every device.
+/// Its output is meaningless, but it has the structure of a language model: causal attention, a final norm, an LM
+/// head, and hidden states at every tap site. Weights are drawn on the host from a seed and are the same on every
+/// device.
 #[derive(Clone, Debug)]
 pub struct TinyLm {
     embedding: Tensor<2>,
@@ -41,7 +43,7 @@ impl TinyLm {
     pub const VOCAB: usize = 64;
     /// Width of the hidden states.
     pub const D_MODEL: usize = 32;
-    /// The most tokens in a sequence.
+    /// Maximum number of tokens in a sequence.
     pub const CONTEXT: usize = 512;
 
     /// The model with weights drawn from `seed`.
@@ -74,7 +76,7 @@ impl TinyLm {
         }
     }
 
-    /// A detokenizer for it: every token is a syllable.
+    /// A detokenizer for this model: every token is a syllable.
     pub fn detokenizer() -> impl Detokenize {
         |tokens: &[TokenId]| -> Result<String, TextError> {
             let consonants =
@@ -110,7 +112,7 @@ impl CausalLm for TinyLm {
         cache.extend(tokens)?;
         let (rows, d) = (cache.sequences.len(), Self::D_MODEL);
 
-        // Shorter sequences are padded after their end, where the causal mask hides the padding from them.
+        // Shorter sequences are padded on the right, where the causal mask hides the padding from them.
         let padded = cache
             .sequences
             .iter()
@@ -173,7 +175,7 @@ fn rms_norm(x: Tensor<3>) -> Tensor<3> {
     x / mean_square.add_scalar(1e-5).sqrt()
 }
 
-/// `[1, seq, seq]`, −inf where a query would look ahead.
+/// Causal mask `[1, seq, seq]`: −inf where a query would attend to a later position.
 fn causal_mask(seq: usize, device: &Device) -> Tensor<3> {
     let at = |query: usize, key: usize| if key > query { f32::NEG_INFINITY } else { 0.0 };
     let numbers: Vec<f32> = (0..seq * seq).map(|i| at(i / seq, i % seq)).collect();

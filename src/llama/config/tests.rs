@@ -1,4 +1,4 @@
-//! Configurations as files have them, and those that are refused.
+//! Tests of configurations as found in files, and of rejected ones.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! Where weights come from.
+//! Loading of weights.
 
 mod gguf;
 mod random;
@@ -11,26 +11,26 @@ use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::llama::error::LoadError;
 
-/// Name of the embedding.
+/// Tensor name of the embedding.
 pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
-/// Name of the LM head, where it is not the embedding.
+/// Tensor name of the LM head, if it is not tied to the embedding.
 pub(super) const HEAD: &str = "lm_head.weight";
 
-/// Where a model's weights come from, by the names that Hugging Face gives them.
+/// A source of weights, addressed by Hugging Face tensor names.
 pub(super) trait TensorSource {
-    /// Takes the tensor `name` (`model.layers.0.self_attn.q_proj.weight`) as `f32`, row-major; the weights of linear
-    /// maps are `[out, in]`.
+    /// Takes the tensor `name` (for example `model.layers.0.self_attn.q_proj.weight`) as `f32`, row-major. Weights of
+    /// linear layers have shape `[out, in]`.
     ///
     /// # Errors
     ///
-    /// [`LoadError::Tensor`] when it is missing or its shape is not `shape`.
+    /// [`LoadError::Tensor`] if it is missing or its shape is not `shape`.
     fn take(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, LoadError>;
 
-    /// Takes matrices of `columns` columns, by name and number of rows, as one tensor: below one another.
+    /// Takes several matrices of `columns` columns, given by name and number of rows, concatenated along the rows.
     ///
     /// # Errors
     ///
-    /// As [`take`](Self::take).
+    /// The same as [`take`](Self::take).
     fn take_matrices(
         &mut self,
         parts: &[(&str, usize)],
@@ -38,7 +38,7 @@ pub(super) trait TensorSource {
         device: &Device,
     ) -> Result<Tensor<2>, LoadError> {
         let rows: usize = parts.iter().map(|(_, rows)| rows).sum();
-        // The sizes come from a file: nothing is reserved for them before the tensors are there.
+        // The sizes come from a file, so no memory is reserved before the tensors are read.
         let mut values = Vec::new();
         for (name, rows) in parts {
             let part = self.take(name, &[*rows, columns])?;
@@ -48,7 +48,7 @@ pub(super) trait TensorSource {
     }
 }
 
-/// An error about a tensor.
+/// Builds an error about a tensor.
 fn tensor_error(name: &str, expected: impl ToString, got: impl ToString) -> LoadError {
     LoadError::Tensor {
         name: name.to_owned(),

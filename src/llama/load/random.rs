@@ -1,4 +1,4 @@
-//! Weights without a checkpoint: for benchmarks of shapes and for tests.
+//! Models with random weights, for benchmarks and tests.
 
 use burn::tensor::{DType, Device, Distribution, Tensor};
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
@@ -13,30 +13,32 @@ use crate::{
 };
 
 impl Llama {
-    /// A model of this shape with random weights: uniform in ±√(3 / fan-in), norms 1, drawn on the host from `seed`.
+    /// Creates a model with random weights: uniform in ±√(3 / fan-in), norms 1, drawn on the host from `seed`.
     ///
     /// # Errors
     ///
-    /// [`LoadError::Key`] when the configuration does not fit together.
+    /// [`LoadError::Key`] if the configuration is inconsistent.
     pub fn random(config: LlamaConfig, seed: u64, device: &Device) -> Result<Self, LoadError> {
         let mut source = RandomSource(ChaCha8Rng::seed_from_u64(seed));
         Self::from_source(config, &mut source, device)
     }
 
-    /// A model of this shape with random weights that the device draws itself, one matrix at a time, in the precision that
-    /// they stay in: for benchmarks of shapes whose `f32` weights would take minutes on the host, or room that is not there.
+    /// Creates a model with random weights drawn on the device, one matrix at a time, in their final precision.
+    /// Intended for benchmarks of shapes whose `f32` weights would take minutes to draw on the host or would not fit
+    /// in memory.
     ///
-    /// As [`random`](Self::random), but other numbers, and others on each backend; and the logits of the first are flat, their
-    /// standard deviation is 1 whatever the shape. Here it is about `logit_std`: the LM head is scaled by it, and with it the
-    /// embedding where that is the same matrix. With 4, min-p 0.05 leaves some 10 to 20 of 50,000 to 150,000 tokens.
+    /// The distribution is that of [`random`](Self::random), but the numbers differ, also between backends. The
+    /// logits of `random` are flat: their standard deviation is 1 for every shape. Here it is about `logit_std`,
+    /// because the LM head is scaled by it (and so is the embedding if it is tied). With 4, min-p 0.05 keeps about 10
+    /// to 20 of 50,000 to 150,000 tokens.
     ///
     /// The generator of the device is shared by all that draw from it: two models of one seed are equal if no other code
     /// draws meanwhile.
     ///
     /// # Errors
     ///
-    /// [`LoadError::Key`] when the configuration does not fit together, `logit_std` is not a finite number above 0, or `dtype`
-    /// is none of `f32`, `f16` and `bf16`, or one that the device does not have.
+    /// [`LoadError::Key`] if the configuration is inconsistent, `logit_std` is not a finite number above 0, or
+    /// `dtype` is not `f32`, `f16` or `bf16` or is not supported by the device.
     pub fn random_on_device(
         config: LlamaConfig,
         logit_std: f32,
@@ -45,7 +47,7 @@ impl Llama {
         device: &Device,
     ) -> Result<Self, LoadError> {
         positive("logit_std", logit_std)?;
-        // Before gigabytes are drawn.
+        // Check before drawing gigabytes.
         if !matches!(dtype, DType::F32 | DType::F16 | DType::BF16) {
             return Err(unusable("dtype", "f32, f16 or bf16", format!("{dtype:?}")));
         }
@@ -56,7 +58,7 @@ impl Llama {
         let head = if config.tied_embeddings { EMBEDDING } else { HEAD };
         let mut source = DeviceSource { head, logit_std, dtype };
         let model = Self::from_source(config, &mut source, device)?;
-        // Norms and biases; what has the type already is left alone.
+        // Casts norms and biases. Tensors that already have the type are unchanged.
         model.cast(dtype).map_err(|error| unusable("dtype", "a type for every tensor", error))
     }
 }
@@ -77,7 +79,7 @@ impl TensorSource for RandomSource {
 
 /// Draws matrices on the device.
 struct DeviceSource {
-    /// The matrix that makes logits.
+    /// Name of the matrix that produces the logits.
     head: &'static str,
     logit_std: f32,
     dtype: DType,
@@ -98,7 +100,7 @@ impl TensorSource for DeviceSource {
         let is_head = parts.iter().any(|(name, _)| *name == self.head);
         let std = if is_head { self.logit_std } else { 1.0 };
         let bound = f64::from(std) * (3.0 / columns as f64).sqrt();
-        // Drawn in f32 whatever the type: not every generator knows every type.
+        // Draw in f32 for every type: some generators do not support all types.
         let uniform = Distribution::Uniform(-bound, bound);
         let weights = Tensor::<2>::random([rows, columns], uniform, (device, DType::F32));
         Ok(weights.cast(self.dtype))
@@ -132,8 +134,8 @@ mod tests {
         }
     }
 
-    /// Logits are a sum over the width of independent weights times a state whose squares sum to the width: their variance
-    /// is that of `width` weights, `logit_std²`.
+    /// A logit is a sum over the width of independent weights times a state whose squares sum to the width, so its
+    /// variance is that of `width` weights, `logit_std²`.
     #[test]
     fn logits_spread_as_they_were_asked_to() {
         let device = Device::flex();
@@ -144,7 +146,7 @@ mod tests {
             let logits = model.forward(tokens, &mut model.new_cache(), &mut NoTap).unwrap();
             let logits: Vec<f32> = logits.into_data().try_into_vec().unwrap();
             let square = logits.iter().map(|logit| logit * logit).sum::<f32>() / 4096.0;
-            // 4096 draws tell the deviation to within some 1.1 %; the tied head also sees the token's own row.
+            // 4096 draws give the deviation to within about 1.1 %. A tied head also sees the token's own row.
             assert!((square.sqrt() / std - 1.0).abs() < 0.06, "{tied} {std}: {}", square.sqrt());
         }
     }

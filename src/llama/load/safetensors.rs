@@ -1,4 +1,4 @@
-//! Weights from a Hugging Face folder.
+//! Loading a model from a Hugging Face folder.
 
 use std::{
     collections::HashMap,
@@ -19,12 +19,12 @@ use crate::{
 };
 
 impl Llama {
-    /// Loads a model from a folder with `config.json` and `model.safetensors`, or `model.safetensors.index.json` and
-    /// its shards. Weights of any floating-point type become `f32`.
+    /// Loads a model from a folder with `config.json` and either `model.safetensors`, or
+    /// `model.safetensors.index.json` and its shards. Weights of any floating-point type are converted to `f32`.
     ///
     /// # Errors
     ///
-    /// [`LoadError`] that names the file, key or tensor, what was expected and what is there.
+    /// [`LoadError`] with the name of the file, key or tensor, what was expected and what was found.
     pub fn from_hf_folder(folder: impl AsRef<Path>, device: &Device) -> Result<Self, LoadError> {
         let folder = folder.as_ref();
         let config = LlamaConfig::from_hf_value(&read_json(&folder.join("config.json"))?)?;
@@ -44,9 +44,9 @@ pub(in crate::llama) fn read_json(path: &Path) -> Result<Value, LoadError> {
     })
 }
 
-/// One or many safetensors files, read tensor by tensor.
+/// One or more safetensors files, read tensor by tensor.
 struct Shards {
-    /// The file of each tensor; empty where there is only one file.
+    /// The file of each tensor. Empty if there is only one file.
     index: HashMap<String, PathBuf>,
     single: PathBuf,
     open: HashMap<PathBuf, SafetensorsStore>,
@@ -67,7 +67,7 @@ impl Shards {
                 });
             };
             for (name, file) in map {
-                // Only the file's name: an index must not reach out of its folder.
+                // Use only the file name, so that an index cannot refer to files outside its folder.
                 let file = file.as_str().and_then(|file| Path::new(file).file_name());
                 let Some(file) = file else {
                     return Err(tensor_error(name, "a file in the index", "none"));

@@ -1,4 +1,4 @@
-//! Text to tokens and back.
+//! Tokenizer.
 
 mod vocabulary;
 
@@ -11,23 +11,24 @@ use crate::{
     text::{Detokenize, TextError},
 };
 
-/// The tokenizer of a model: byte-level BPE or SentencePiece BPE, from `tokenizer.json` or from a GGUF file.
+/// The tokenizer of a model: byte-level BPE or SentencePiece BPE, loaded from `tokenizer.json` or a GGUF file.
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
-    /// What the GGUF file asks to be put in front of a prompt; a `tokenizer.json` has its own rules for that.
+    /// The BOS token to prepend to a prompt, if the GGUF file asks for it. A `tokenizer.json` has its own rules for
+    /// this.
     begin: Option<TokenId>,
     stop_tokens: Vec<TokenId>,
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json` of a Hugging Face folder, and the stop tokens of its `generation_config.json` or, where
-    /// that has none, of its `config.json`. Truncation and padding that `tokenizer.json` asks for are left out: a prompt
-    /// is never cut.
+    /// Reads `tokenizer.json` from a Hugging Face folder, and the stop tokens from its `generation_config.json` or,
+    /// if that has none, from its `config.json`. Truncation and padding settings in `tokenizer.json` are ignored, so
+    /// a prompt is never truncated.
     ///
     /// # Errors
     ///
-    /// [`LoadError`] that names the file or key.
+    /// [`LoadError`] with the name of the file or key.
     pub fn from_hf_folder(folder: impl AsRef<Path>) -> Result<Self, LoadError> {
         let folder = folder.as_ref();
         let json = read_json(&folder.join("tokenizer.json"))?;
@@ -41,16 +42,15 @@ impl Tokenizer {
         Ok(Self { inner: parse(json)?, begin: None, stop_tokens })
     }
 
-    /// Reads the vocabulary in the metadata of a GGUF file.
+    /// Reads the vocabulary from the metadata of a GGUF file.
     ///
     /// # Errors
     ///
-    /// [`LoadError`] that names the key.
+    /// [`LoadError`] with the name of the key.
     pub fn from_gguf(path: impl AsRef<Path>) -> Result<Self, LoadError> {
         let file = Gguf::open(path.as_ref())?;
-        let token = |key: &str| match file.has_key(key) {
-            true => file.size(key).map(|id| Some(id as TokenId)),
-            false => Ok(None),
+        let token = |key: &str| {
+            if file.has_key(key) { file.size(key).map(|id| Some(id as TokenId)) } else { Ok(None) }
         };
         let ends = ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"];
         let mut stop_tokens = Vec::new();
@@ -58,46 +58,47 @@ impl Tokenizer {
             stop_tokens.push(id?);
         }
         stop_tokens.dedup();
-        let adds_begin = match file.has_key("tokenizer.ggml.add_bos_token") {
-            true => file.flag("tokenizer.ggml.add_bos_token")?,
-            false => vocabulary::begins_by_default(&file)?,
+        let adds_begin = if file.has_key("tokenizer.ggml.add_bos_token") {
+            file.flag("tokenizer.ggml.add_bos_token")?
+        } else {
+            vocabulary::begins_by_default(&file)?
         };
         let begin = token("tokenizer.ggml.bos_token_id")?.filter(|_| adds_begin);
         Ok(Self { inner: parse(vocabulary::tokenizer_json(&file)?)?, begin, stop_tokens })
     }
 
-    /// The tokens of a plain text, with what the model wants in front of it.
+    /// Encodes a plain text, including the special tokens that the model expects before it.
     ///
     /// # Errors
     ///
-    /// [`LoadError::Tokenizer`] when the tokenizer fails on the text.
+    /// [`LoadError::Tokenizer`] if the tokenizer fails on the text.
     pub fn encode(&self, text: &str) -> Result<Vec<TokenId>, LoadError> {
         let mut tokens: Vec<TokenId> = self.begin.into_iter().collect();
         tokens.extend(self.ids(text, true)?);
         Ok(tokens)
     }
 
-    /// The tokens of a text that a [`ChatTemplate`](super::ChatTemplate) has rendered: nothing is put in front, for that is
-    /// the template's part. A prompt whose template writes no first token has none.
+    /// Encodes a text rendered by a [`ChatTemplate`](super::ChatTemplate). Adds no BOS token, because the template
+    /// writes it; if the template does not, the prompt has none.
     ///
     /// # Errors
     ///
-    /// [`LoadError::Tokenizer`] when the tokenizer fails on the text.
+    /// [`LoadError::Tokenizer`] if the tokenizer fails on the text.
     pub fn encode_rendered(&self, text: &str) -> Result<Vec<TokenId>, LoadError> {
         self.ids(text, false)
     }
 
-    /// The tokens that end a completion.
+    /// The EOS tokens: those that end a completion.
     pub fn stop_tokens(&self) -> &[TokenId] {
         &self.stop_tokens
     }
 
-    /// The id of a token by its text, special ones included.
+    /// The id of a token, given its text. Finds special tokens too.
     pub fn token_id(&self, token: &str) -> Option<TokenId> {
         self.inner.token_to_id(token)
     }
 
-    /// Number of tokens, special ones included.
+    /// Number of tokens, including special tokens.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
     }
@@ -110,7 +111,7 @@ impl Tokenizer {
 }
 
 impl Detokenize for Tokenizer {
-    /// The text of some tokens; special tokens have none.
+    /// Decodes tokens to text and skips special tokens.
     fn decode(&self, tokens: &[TokenId]) -> Result<String, TextError> {
         self.inner.decode(tokens, true).map_err(TextError::new)
     }

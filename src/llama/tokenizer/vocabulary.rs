@@ -1,4 +1,4 @@
-//! From the vocabulary in a GGUF file to what a `tokenizer.json` says.
+//! Conversion of a GGUF vocabulary to a `tokenizer.json`.
 
 use std::collections::HashMap;
 
@@ -10,11 +10,11 @@ use crate::{
     llama::{config::unusable, load::Gguf},
 };
 
-/// What GGUF files call the pre-tokenizer of Llama 3.
+/// Names of the Llama 3 pre-tokenizer in GGUF files.
 const LLAMA_3: [&str; 3] = ["llama-bpe", "llama3", "llama-v3"];
 
-/// Whether prompts get the model's first token where the file does not say: as llama.cpp has it, those of SentencePiece
-/// and of Llama 3 do.
+/// Whether prompts get a BOS token if the file does not say. As in llama.cpp, SentencePiece and Llama 3 tokenizers
+/// add one.
 pub(super) fn begins_by_default(file: &Gguf) -> Result<bool, LoadError> {
     if file.string("tokenizer.ggml.model")? == "llama" {
         return Ok(true);
@@ -22,16 +22,17 @@ pub(super) fn begins_by_default(file: &Gguf) -> Result<bool, LoadError> {
     Ok(LLAMA_3.contains(&file.string("tokenizer.ggml.pre")?))
 }
 
-/// Token types of the format.
+/// Token types of the GGUF format.
 const CONTROL: usize = 3;
 const USER_DEFINED: usize = 4;
 
-/// The `tokenizer.json` that a GGUF file's vocabulary amounts to.
+/// Builds the `tokenizer.json` equivalent to a GGUF file's vocabulary.
 pub(super) fn tokenizer_json(file: &Gguf) -> Result<Value, LoadError> {
     let tokens = file.strings("tokenizer.ggml.tokens")?;
-    let types = match file.has_key("tokenizer.ggml.token_type") {
-        true => file.sizes("tokenizer.ggml.token_type")?,
-        false => vec![1; tokens.len()],
+    let types = if file.has_key("tokenizer.ggml.token_type") {
+        file.sizes("tokenizer.ggml.token_type")?
+    } else {
+        vec![1; tokens.len()]
     };
     if types.len() != tokens.len() {
         let expected = format!("{} types, one for each token", tokens.len());
@@ -61,7 +62,7 @@ pub(super) fn tokenizer_json(file: &Gguf) -> Result<Value, LoadError> {
     Ok(json)
 }
 
-/// Byte-level BPE, as GPT-2 and most models since.
+/// Byte-level BPE, used by GPT-2 and most later models.
 fn byte_level(file: &Gguf, vocab: Map<String, Value>) -> Result<Value, LoadError> {
     let mut merges = Vec::new();
     for merge in file.strings("tokenizer.ggml.merges")? {
@@ -105,7 +106,7 @@ fn byte_level(file: &Gguf, vocab: Map<String, Value>) -> Result<Value, LoadError
     }))
 }
 
-/// How Llama 3 and Qwen split a text into words; they differ in how many digits make a number.
+/// The pre-tokenizer pattern of Llama 3 and Qwen. They differ only in how many digits form a number.
 fn words(number: &str) -> String {
     let contractions = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)";
     let letters = r"[^\r\n\p{L}\p{N}]?\p{L}+";
@@ -114,7 +115,7 @@ fn words(number: &str) -> String {
     format!("{contractions}|{letters}|{number}|{signs}|{space}")
 }
 
-/// SentencePiece BPE: spaces are `▁`, unknown characters become bytes.
+/// SentencePiece BPE: spaces become `▁` and unknown characters become bytes.
 fn sentence_piece(
     file: &Gguf,
     tokens: &[String],
@@ -155,7 +156,7 @@ fn sentence_piece(
     }))
 }
 
-/// The merges that a SentencePiece vocabulary implies: every way to split a piece into two others, best score first.
+/// The merges implied by a SentencePiece vocabulary: every split of a piece into two other pieces, best score first.
 fn merges_of(tokens: &[String], scores: &[f32]) -> Vec<Value> {
     let ids: HashMap<&str, usize> =
         tokens.iter().enumerate().map(|(id, token)| (token.as_str(), id)).collect();
@@ -171,7 +172,7 @@ fn merges_of(tokens: &[String], scores: &[f32]) -> Vec<Value> {
     merges.into_iter().map(|(_, (left, right))| json!([tokens[left], tokens[right]])).collect()
 }
 
-/// `eos_token_id` of a `generation_config.json` or `config.json`: one id, many, or none.
+/// Reads `eos_token_id` of a `generation_config.json` or `config.json`: one id, a list, or none.
 pub(super) fn stop_tokens(json: &Value) -> Result<Vec<TokenId>, LoadError> {
     let wrong = |got: &Value| unusable("eos_token_id", "a token id or a list of them", got);
     let id = |value: &Value| {

@@ -1,4 +1,4 @@
-//! Weights from a GGUF file.
+//! Loading a model from a GGUF file.
 
 mod quant;
 mod reader;
@@ -16,14 +16,14 @@ use crate::{
 };
 
 impl Llama {
-    /// Loads a model from a GGUF file. Quantised weights become `f32`.
+    /// Loads a model from a GGUF file. Quantised weights are dequantised to `f32`.
     ///
-    /// Architectures `llama`, `qwen2` and `qwen3`; tensor types F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K
-    /// and Q6_K.
+    /// Supports the architectures `llama`, `qwen2` and `qwen3`, and the tensor types F32, F16, BF16, Q8_0, Q4_0,
+    /// Q4_1, Q5_0, Q5_1, Q4_K, Q5_K and Q6_K.
     ///
     /// # Errors
     ///
-    /// [`LoadError`] that names the key or tensor, what was expected and what is there.
+    /// [`LoadError`] with the name of the key or tensor, what was expected and what was found.
     pub fn from_gguf(path: impl AsRef<Path>, device: &Device) -> Result<Self, LoadError> {
         let mut file = Gguf::open(path.as_ref())?;
         let config = LlamaConfig::from_gguf(&mut file)?;
@@ -33,7 +33,7 @@ impl Llama {
 }
 
 impl LlamaConfig {
-    /// Reads the metadata of a GGUF file.
+    /// Reads the configuration from the metadata of a GGUF file.
     fn from_gguf(file: &mut Gguf) -> Result<Self, LoadError> {
         let architecture = file.string("general.architecture")?.to_owned();
         let key = |name: &str| format!("{architecture}.{name}");
@@ -42,9 +42,8 @@ impl LlamaConfig {
         }
         let d_model = file.size(&key("embedding_length"))?;
         let n_heads = file.size(&key("attention.head_count"))?;
-        let or = |name: &str, default: usize| match file.has_key(&key(name)) {
-            true => file.size(&key(name)),
-            false => Ok(default),
+        let or = |name: &str, default: usize| {
+            if file.has_key(&key(name)) { file.size(&key(name)) } else { Ok(default) }
         };
         let head_dim = or("attention.key_length", d_model / n_heads.max(1))?;
         let rotated = or("rope.dimension_count", head_dim)?;
@@ -65,9 +64,10 @@ impl LlamaConfig {
             vocab_size: embedding.shape[0],
             context_length: file.size(&key("context_length"))?,
             rms_norm_eps: file.number(&key("attention.layer_norm_rms_epsilon"))?,
-            rope_theta: match file.has_key(&key("rope.freq_base")) {
-                true => file.number(&key("rope.freq_base"))?,
-                false => 10_000.0,
+            rope_theta: if file.has_key(&key("rope.freq_base")) {
+                file.number(&key("rope.freq_base"))?
+            } else {
+                10_000.0
             },
             tied_embeddings: file.tensor("output.weight").is_none(),
             qkv_bias: file.tensor("blk.0.attn_q.bias").is_some(),
@@ -86,20 +86,19 @@ fn rope_scaling(file: &mut Gguf, architecture: &str) -> Result<RopeScaling, Load
         return Ok(linear.map_or(RopeScaling::None, |factor| RopeScaling::Linear { factor }));
     }
     let mut factors = file.read("rope_freqs.weight")?;
-    factors.iter_mut().for_each(|each| *each *= linear.unwrap_or(1.0));
+    for factor in &mut factors {
+        *factor *= linear.unwrap_or(1.0);
+    }
     Ok(RopeScaling::Factors(factors))
 }
 
-/// What every frequency is divided by. A file that names no type of scaling means the linear one, and older files have
-/// another name for its factor.
+/// The divisor of all rotary frequencies. If a file names no scaling type, the scaling is linear. Older files use
+/// another key for the factor.
 fn linear_factor(file: &Gguf, architecture: &str) -> Result<Option<f32>, LoadError> {
     let kind = format!("{architecture}.rope.scaling.type");
     let [factor, older] =
         ["rope.scaling.factor", "rope.scale_linear"].map(|name| format!("{architecture}.{name}"));
-    let named = match file.has_key(&kind) {
-        true => Some(file.string(&kind)?),
-        false => None,
-    };
+    let named = if file.has_key(&kind) { Some(file.string(&kind)?) } else { None };
     match named {
         Some("none") => Ok(None),
         Some("linear") if !file.has_key(&older) => file.number(&factor).map(Some),
@@ -112,17 +111,17 @@ fn linear_factor(file: &Gguf, architecture: &str) -> Result<Option<f32>, LoadErr
     }
 }
 
-/// A GGUF file by the names of Hugging Face.
+/// A GGUF file, accessed by Hugging Face tensor names.
 struct GgufSource {
     file: Gguf,
-    /// Heads whose rows the converter has interleaved: queries, keys.
+    /// Numbers of query heads and key heads, if the converter has interleaved their rows.
     interleaved: Option<(usize, usize)>,
 }
 
 impl GgufSource {
     fn new(file: Gguf, config: &LlamaConfig) -> Result<Self, LoadError> {
-        // Files of Llama-type models pair neighbouring dimensions in the rotation, those of Qwen the two halves of a
-        // head, as this crate does.
+        // In GGUF files of the `llama` architecture, rotary pairs are neighbouring dimensions. In those of Qwen, and
+        // in this crate, they are half a head apart.
         let llama = file.string("general.architecture")? == "llama";
         let interleaved = llama.then_some((config.n_heads, config.n_kv_heads));
         Ok(Self { file, interleaved })
@@ -148,8 +147,8 @@ impl TensorSource for GgufSource {
     }
 }
 
-/// Rows `2i` and `2i + 1` of each head become rows `i` and `i + half`: from neighbouring pairs to pairs half a head
-/// apart.
+/// Moves rows `2i` and `2i + 1` of each head to rows `i` and `i + half`: from pairs of neighbours to pairs half a
+/// head apart.
 fn halves(values: &[f32], heads: usize, shape: &[usize]) -> Vec<f32> {
     let width = values.len() / shape[0];
     let head_dim = shape[0] / heads;
@@ -164,7 +163,7 @@ fn halves(values: &[f32], heads: usize, shape: &[usize]) -> Vec<f32> {
     out
 }
 
-/// The name that a GGUF file gives a tensor.
+/// The GGUF name of a tensor.
 fn gguf_name(name: &str) -> String {
     let Some(rest) = name.strip_prefix("model.layers.") else {
         return match name {
@@ -212,7 +211,8 @@ mod tests {
 
     #[test]
     fn pairs_of_neighbours_become_pairs_of_halves() {
-        // Two heads of four rows, one column: a row is named head·10 + place in Hugging Face's order.
+        // Two heads of four rows with one column each. The value of a row is head·10 + its index in Hugging Face
+        // order.
         let file = [0.0, 2.0, 1.0, 3.0, 10.0, 12.0, 11.0, 13.0];
         assert_eq!(halves(&file, 2, &[8, 1]), [0.0, 1.0, 2.0, 3.0, 10.0, 11.0, 12.0, 13.0]);
     }

@@ -1,11 +1,11 @@
-//! The block formats of GGUF tensors, to `f32`.
+//! Dequantisation of GGUF tensors to `f32`.
 //!
-//! A block is a run of numbers with shared scales. The layouts are those of the GGUF format's reference, checked against
-//! its own Python package: tests/golden/gguf.
+//! A block is a run of numbers with shared scales. The layouts follow the reference implementation of the GGUF format
+//! and are checked against its Python package: tests/golden/gguf.
 
 use half::{bf16, f16};
 
-/// A tensor type that can be read.
+/// A supported tensor type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     F32,
@@ -22,7 +22,7 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    /// For messages.
+    /// Names of the supported types, for error messages.
     pub(super) const NAMES: &'static str =
         "F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K";
 
@@ -43,7 +43,7 @@ impl Kind {
         })
     }
 
-    /// What the format calls a type, where it has a name for it.
+    /// The format's name for a type id, if it has one.
     pub(super) fn name(id: u32) -> String {
         let name = match id {
             0 => "F32",
@@ -76,7 +76,7 @@ impl Kind {
         name.to_owned()
     }
 
-    /// Numbers and bytes of a block.
+    /// Numbers per block and bytes per block.
     fn block(self) -> (usize, usize) {
         match self {
             Self::F32 => (1, 4),
@@ -98,9 +98,9 @@ impl Kind {
         elements.is_multiple_of(numbers).then(|| (elements / numbers).checked_mul(bytes)).flatten()
     }
 
-    /// The numbers in `raw`, which holds as many bytes as [`bytes`](Self::bytes) says.
+    /// Dequantises `raw`, which must hold the number of bytes that [`bytes`](Self::bytes) returns.
     ///
-    /// Large tensors are done on two threads: half of a model's load time is spent here.
+    /// Large tensors are split across two threads, because dequantisation takes half of a model's load time.
     pub(super) fn dequantise(self, raw: &[u8], elements: usize) -> Vec<f32> {
         const PARALLEL: usize = 1 << 20;
         let (numbers, bytes) = self.block();
@@ -144,7 +144,7 @@ fn half(bytes: &[u8]) -> f32 {
     f16::from_le_bytes([bytes[0], bytes[1]]).to_f32()
 }
 
-/// The low nibbles of 16 bytes are the first 16 numbers, the high ones the other 16.
+/// Unpacks 16 bytes: the low nibbles are the first 16 numbers, the high nibbles the other 16.
 fn nibbles(bytes: &[u8], out: &mut [f32], number: impl Fn(usize, u8) -> f32) {
     for (i, &byte) in bytes.iter().enumerate() {
         out[i] = number(i, byte & 15);
@@ -162,7 +162,7 @@ fn q4_1(b: &[u8], out: &mut [f32]) {
     nibbles(&b[4..20], out, |_, q| scale * f32::from(q) + least);
 }
 
-/// The fifth bit of number `i`, as 16.
+/// The fifth bit of number `i`, as 0 or 16.
 fn fifth(bits: &[u8], i: usize) -> u8 {
     (bits[i / 8] >> (i % 8) & 1) << 4
 }
@@ -184,7 +184,7 @@ fn q8_0(b: &[u8], out: &mut [f32]) {
     }
 }
 
-/// Scale and minimum number `i` of 8, six bits each, packed into 12 bytes.
+/// Scale and minimum of group `i` of 8, six bits each, packed into 12 bytes.
 fn six_bits(packed: &[u8], i: usize) -> (f32, f32) {
     let (scale, least) = match i {
         0..4 => (packed[i] & 63, packed[i + 4] & 63),
@@ -204,7 +204,7 @@ fn q5_k(b: &[u8], out: &mut [f32]) {
     k_blocks(b, &b[48..176], out, |group, i| (bits[i] >> group & 1) << 4);
 }
 
-/// 8 groups of 32 numbers: two share 32 bytes, one in the low nibbles, one in the high ones.
+/// Unpacks 8 groups of 32 numbers. Two groups share 32 bytes: one in the low nibbles, one in the high nibbles.
 fn k_blocks(b: &[u8], quants: &[u8], out: &mut [f32], fifth: impl Fn(usize, usize) -> u8) {
     let (scale, least, packed) = (half(b), half(&b[2..]), &b[4..16]);
     for (group, out) in out.chunks_exact_mut(32).enumerate() {
@@ -220,7 +220,7 @@ fn k_blocks(b: &[u8], quants: &[u8], out: &mut [f32], fifth: impl Fn(usize, usiz
 
 fn q6_k(b: &[u8], out: &mut [f32]) {
     let scale = half(&b[208..]);
-    // Two halves of 128 numbers: 64 bytes of low nibbles, 32 bytes of high pairs of bits, 8 scales.
+    // Two halves of 128 numbers, each with 64 bytes of low nibbles, 32 bytes of high bit pairs and 8 scales.
     for (half, out) in out.chunks_exact_mut(128).enumerate() {
         let (low, high) = (&b[half * 64..][..64], &b[128 + half * 32..][..32]);
         let scales = &b[192 + half * 8..][..8];

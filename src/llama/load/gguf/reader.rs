@@ -1,4 +1,4 @@
-//! The GGUF container: metadata and where each tensor lies.
+//! Reader of the GGUF container: metadata and tensor locations.
 
 use std::{
     collections::HashMap,
@@ -10,22 +10,22 @@ use std::{
 use super::quant::Kind;
 use crate::llama::error::LoadError;
 
-/// A GGUF file (versions 2 and 3, little-endian). Metadata is read when it is opened, tensors when they are asked for.
+/// A GGUF file (versions 2 and 3, little-endian). The metadata is read on opening, tensors on demand.
 ///
-/// No count or length in the file is trusted: each is compared with what is left of the file before anything is
-/// allocated for it.
+/// Counts and lengths in the file are not trusted: each is compared with the remaining size of the file before
+/// anything is allocated for it.
 #[derive(Debug)]
 pub(crate) struct Gguf {
     path: PathBuf,
     file: File,
     metadata: HashMap<String, Value>,
     tensors: HashMap<String, TensorInfo>,
-    /// Where the tensors' offsets count from.
+    /// Base of the tensor offsets, in bytes.
     data_start: u64,
     file_len: u64,
 }
 
-/// A metadata value; numbers of all widths are one kind each.
+/// A metadata value. Numbers of all widths share one variant per kind.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Value {
     Unsigned(u64),
@@ -36,10 +36,10 @@ pub(crate) enum Value {
     Array(Vec<Value>),
 }
 
-/// What the file says of a tensor.
+/// Description of a tensor.
 #[derive(Clone, Debug)]
 pub(crate) struct TensorInfo {
-    /// Row-major: the file's dimensions, slowest first.
+    /// Row-major shape: the file's dimensions, slowest first.
     pub(crate) shape: Vec<usize>,
     pub(crate) kind: u32,
     offset: u64,
@@ -48,11 +48,11 @@ pub(crate) struct TensorInfo {
 const MAGIC: u32 = u32::from_le_bytes(*b"GGUF");
 const DEFAULT_ALIGNMENT: u64 = 32;
 const MAX_DIMENSIONS: u32 = 4;
-/// Arrays in arrays deeper than this are no vocabulary.
+/// Maximum nesting depth of arrays.
 const MAX_DEPTH: usize = 4;
 
 impl Gguf {
-    /// Opens a file and reads everything but the tensors' numbers.
+    /// Opens a file and reads everything except the tensor data.
     pub(crate) fn open(path: &Path) -> Result<Self, LoadError> {
         let at = |source| LoadError::Io { path: path.to_owned(), source };
         let file = File::open(path).map_err(at)?;
@@ -112,7 +112,7 @@ impl Gguf {
         self.tensors.get(name)
     }
 
-    /// The numbers of a tensor, dequantised.
+    /// Reads and dequantises a tensor.
     pub(crate) fn read(&mut self, name: &str) -> Result<Vec<f32>, LoadError> {
         let wrong = |expected: String, got: String| LoadError::Tensor {
             name: name.to_owned(),
@@ -230,12 +230,12 @@ fn unusable(key: &str, expected: &str, got: Option<&Value>) -> LoadError {
     LoadError::Key { key: key.to_owned(), expected: expected.to_owned(), got }
 }
 
-/// Reads numbers and strings, and knows how much of the file is left.
+/// Reads numbers and strings, and tracks how much of the file is left.
 struct Cursor<'a> {
     reader: BufReader<File>,
     left: u64,
     path: &'a Path,
-    /// The part of the file being read, for messages.
+    /// The part of the file being read, for error messages.
     what: String,
 }
 
@@ -275,7 +275,7 @@ impl Cursor<'_> {
         Ok(u64::from_le_bytes(self.bytes()?))
     }
 
-    /// A number of things of at least `size` bytes each, all of which must still come.
+    /// Reads a count of items of at least `size` bytes each, and checks that they fit into the rest of the file.
     fn count(&mut self, size: u64) -> Result<u64, LoadError> {
         let count = self.u64()?;
         if count > self.left / size {
@@ -343,7 +343,7 @@ mod tests {
         [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat()
     }
 
-    /// A file with `true` under these keys and tensors of one number under these names.
+    /// A file with `true` under these keys, and tensors of one number under these names.
     fn open(keys: &[&str], tensors: &[&str]) -> Result<Gguf, LoadError> {
         let mut bytes = [&MAGIC.to_le_bytes()[..], &3u32.to_le_bytes()].concat();
         bytes.extend((tensors.len() as u64).to_le_bytes());
@@ -353,10 +353,10 @@ mod tests {
         }
         for name in tensors {
             bytes.extend(string(name));
-            bytes.extend(1u32.to_le_bytes()); // dimensions
-            bytes.extend(1u64.to_le_bytes()); // of this size
-            bytes.extend(0u32.to_le_bytes()); // F32
-            bytes.extend(0u64.to_le_bytes()); // where it begins
+            bytes.extend(1u32.to_le_bytes()); // number of dimensions
+            bytes.extend(1u64.to_le_bytes()); // size of the dimension
+            bytes.extend(0u32.to_le_bytes()); // type F32
+            bytes.extend(0u64.to_le_bytes()); // offset
         }
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("names.gguf");
