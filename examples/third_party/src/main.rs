@@ -66,8 +66,8 @@ fn main() -> Result<(), Box<dyn Error>> {
             if let Event::Finished { completion, .. } = event {
                 println!(
                     "step {step:3}: prompt {}, completion {} has ended after {} tokens ({})",
-                    completion.row.prompt.0,
-                    completion.index,
+                    completion.id.prompt.0,
+                    completion.id.index,
                     completion.choices.len(),
                     completion.finish.name(),
                 );
