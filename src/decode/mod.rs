@@ -1,6 +1,7 @@
 //! The decode loop: several prompts and several completions of each prompt in one batch.
 
 mod admission;
+mod cancel;
 mod error;
 mod forward;
 mod other;
@@ -260,58 +261,10 @@ impl<M: CausalLm> Decoder<M> {
         // Admit every completion now: a distiller shared by the prompt must not be dropped when the first completion
         // ends while others still wait.
         for &completion in &completions {
-            self.sampler.admit(completion, &waiting.request.sampling);
+            self.sampler.admit(completion, &waiting.request.ready);
         }
         self.waiting.push_back(waiting);
         Ok(Submitted { prompt, completions })
-    }
-
-    /// Cancels one completion, waiting or running. It finishes with [`FinishReason::Cancelled`] and keeps the tokens
-    /// it has.
-    ///
-    /// # Errors
-    ///
-    /// [`RequestError::UnknownCompletion`] when the completion has ended or does not exist.
-    pub fn cancel(&mut self, completion: CompletionId) -> Result<(), RequestError> {
-        match self.cancel_where(|id| id == completion) {
-            0 => Err(RequestError::UnknownCompletion { completion }),
-            _ => Ok(()),
-        }
-    }
-
-    /// Cancels all completions of a prompt, waiting or running, as [`cancel`](Self::cancel) does for one.
-    ///
-    /// # Errors
-    ///
-    /// [`RequestError::UnknownPrompt`] when all of them have ended or the prompt does not exist.
-    pub fn cancel_prompt(&mut self, prompt: PromptId) -> Result<(), RequestError> {
-        match self.cancel_where(|id| id.prompt == prompt) {
-            0 => Err(RequestError::UnknownPrompt { prompt }),
-            _ => Ok(()),
-        }
-    }
-
-    /// Cancels the completions for which `is_cancelled` returns true and returns their number.
-    fn cancel_where(&mut self, is_cancelled: impl Fn(CompletionId) -> bool) -> usize {
-        let rows = self.batch.iter().flat_map(|batch| batch.rows.iter().enumerate());
-        let running: Vec<(usize, FinishReason)> = rows
-            .filter(|(_, row)| row.as_ref().is_some_and(|row| is_cancelled(row.id)))
-            .map(|(at, _)| (at, FinishReason::Cancelled))
-            .collect();
-        let mut waiting = Vec::new();
-        for prompt in &mut self.waiting {
-            for id in prompt.completions.extract_if(.., |id| is_cancelled(*id)) {
-                waiting.push((id, prompt.request.clone()));
-            }
-        }
-        self.waiting.retain(|prompt| !prompt.completions.is_empty());
-        let count = running.len() + waiting.len();
-        self.end(running);
-        for (id, request) in waiting {
-            let context = self.context_length(&request);
-            self.hand_over(Row::new(id, request, context), FinishReason::Cancelled);
-        }
-        count
     }
 
     /// Steps until every request has ended or `on_event` breaks. Returns the completions that have ended since the

@@ -13,7 +13,7 @@ use crate::{
     id::{CompletionId, TokenId},
     novelty::Expects,
     sampler::{Choice, Phase, StepRow},
-    sampling::Sampling,
+    sampling::CheckedSampling,
     select::Selection,
     text::{Detokenize, TextStream},
 };
@@ -84,8 +84,8 @@ impl Row {
         self.request.expects()
     }
 
-    pub(super) fn sampling(&self) -> &Sampling {
-        &self.request.sampling
+    pub(super) fn sampling(&self) -> &CheckedSampling {
+        &self.request.ready
     }
 
     /// Number of warm-up updates on the prompt before the first token; 0 if the row does not use a distiller.
@@ -109,7 +109,7 @@ impl Row {
             code: self.code,
             prompt: &self.request.prompt,
             generated: &self.generated,
-            sampling: &self.request.ready,
+            sampling: self.sampling(),
             allowed: self.mask.as_ref(),
             wants_reference_log_prob: self.request.wants_reference_log_probs,
         }

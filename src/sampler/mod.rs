@@ -27,7 +27,7 @@ use crate::{
     hidden::{HiddenStates, TapSite},
     id::CompletionId,
     novelty::Expects,
-    sampling::Sampling,
+    sampling::CheckedSampling,
     tap::PairTap,
     telemetry::{Counters, Observer, StageSeconds},
     train::{Learned, Misfit, OnlineTrainer, TrainError, TrainerState},
@@ -85,8 +85,8 @@ impl Sampler {
     /// Registers a completion that will be sampled with these settings, so that its prompt's distiller is kept while
     /// the completion waits. Optional: the first step with its row does the same. Does nothing if the settings use no
     /// distiller.
-    pub fn admit(&mut self, row: CompletionId, sampling: &Sampling) {
-        if sampling.expects() == Expects::Distiller {
+    pub fn admit(&mut self, row: CompletionId, sampling: &CheckedSampling) {
+        if sampling.reweighter().expects() == Expects::Distiller {
             self.trainer.begin(row);
         }
     }
@@ -95,10 +95,11 @@ impl Sampler {
     /// the model can then be given [`NoTap`](crate::NoTap) and records nothing.
     pub fn tap_for<'a>(
         &self,
-        settings: impl IntoIterator<Item = &'a Sampling>,
+        settings: impl IntoIterator<Item = &'a CheckedSampling>,
         [shallow, deep]: [TapSite; 2],
     ) -> Option<PairTap> {
-        let uses_distiller = |sampling: &Sampling| sampling.expects() == Expects::Distiller;
+        let uses_distiller =
+            |sampling: &CheckedSampling| sampling.reweighter().expects() == Expects::Distiller;
         settings.into_iter().any(uses_distiller).then(|| PairTap::new(shallow, deep))
     }
 

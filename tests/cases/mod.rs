@@ -32,7 +32,7 @@ use burn::tensor::Device;
     not(feature = "ndarray"),
     allow(
         dead_code,
-        reason = "of the CPUs there is only flex then, and nothing to refuse beside it"
+        reason = "flex is the only CPU device then, so there is no other one to refuse"
     )
 )]
 pub(crate) fn refuse(elsewhere: &Device) {

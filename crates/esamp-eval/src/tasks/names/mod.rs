@@ -84,7 +84,7 @@ fn has(name: &str, letter: char) -> bool {
 fn whole_word(text: &str, word: &str) -> Option<usize> {
     let joins = |c: Option<char>| c.is_some_and(char::is_alphanumeric);
     text.match_indices(word).map(|(at, _)| at).find(|&at| {
-        let (before, behind) = (&text[..at], &text[at + word.len()..]);
-        !joins(before.chars().next_back()) && !joins(behind.chars().next())
+        let (before, after) = (&text[..at], &text[at + word.len()..]);
+        !joins(before.chars().next_back()) && !joins(after.chars().next())
     })
 }

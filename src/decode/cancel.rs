@@ -1,0 +1,57 @@
+//! Ending completions before they have finished.
+
+use super::{Decoder, FinishReason, RequestError, row::Row};
+use crate::{
+    causal_lm::CausalLm,
+    id::{CompletionId, PromptId},
+};
+
+impl<M: CausalLm> Decoder<M> {
+    /// Cancels one completion, waiting or running. It finishes with [`FinishReason::Cancelled`] and keeps the tokens
+    /// it has.
+    ///
+    /// # Errors
+    ///
+    /// [`RequestError::UnknownCompletion`] when the completion has ended or does not exist.
+    pub fn cancel(&mut self, completion: CompletionId) -> Result<(), RequestError> {
+        match self.cancel_where(|id| id == completion) {
+            0 => Err(RequestError::UnknownCompletion { completion }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Cancels all completions of a prompt, waiting or running, as [`cancel`](Self::cancel) does for one.
+    ///
+    /// # Errors
+    ///
+    /// [`RequestError::UnknownPrompt`] when all of them have ended or the prompt does not exist.
+    pub fn cancel_prompt(&mut self, prompt: PromptId) -> Result<(), RequestError> {
+        match self.cancel_where(|id| id.prompt == prompt) {
+            0 => Err(RequestError::UnknownPrompt { prompt }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Cancels the completions for which `is_cancelled` returns true and returns their number.
+    fn cancel_where(&mut self, is_cancelled: impl Fn(CompletionId) -> bool) -> usize {
+        let rows = self.batch.iter().flat_map(|batch| batch.rows.iter().enumerate());
+        let running: Vec<(usize, FinishReason)> = rows
+            .filter(|(_, row)| row.as_ref().is_some_and(|row| is_cancelled(row.id)))
+            .map(|(at, _)| (at, FinishReason::Cancelled))
+            .collect();
+        let mut waiting = Vec::new();
+        for prompt in &mut self.waiting {
+            for id in prompt.completions.extract_if(.., |id| is_cancelled(*id)) {
+                waiting.push((id, prompt.request.clone()));
+            }
+        }
+        self.waiting.retain(|prompt| !prompt.completions.is_empty());
+        let count = running.len() + waiting.len();
+        self.end(running);
+        for (id, request) in waiting {
+            let context = self.context_length(&request);
+            self.hand_over(Row::new(id, request, context), FinishReason::Cancelled);
+        }
+        count
+    }
+}
