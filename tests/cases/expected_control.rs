@@ -4,11 +4,11 @@ use std::sync::{Arc, Mutex};
 
 use burn::tensor::Tensor;
 use esamp::{
-    Choice, CompletionId, Counters, DrawKey, HiddenStates, LmHead, Phase, Sampler, SamplerConfig,
-    Sharing, StepInput, errors::StepError, filters::RowContext, reweighters::ExpectedControl,
+    Choice, CompletionId, Counters, DrawKey, HiddenStates, LmHead, Sampler, SamplerConfig, Sharing,
+    StepInput, errors::StepError, filters::RowContext, reweighters::ExpectedControl,
 };
 
-use super::sampler_step::{D_MODEL, World, choices, esamp, log_softmax, row};
+use super::sampler_step::{D_MODEL, World, choices, esamp, first_token, log_softmax, row};
 
 /// The distiller's error with its sign changed. Notes which rows it was given.
 #[derive(Clone, Debug, Default)]
@@ -106,20 +106,11 @@ fn scores_are_those_of_the_states_that_it_gives() {
 fn it_is_given_the_rows_that_have_a_distiller_in_their_order() {
     let world = World::new();
     let (steered, plain) = (esamp(1.0), esamp(0.0));
-    let rows = [
-        row(0, 4, &steered),
-        row(0, 1, &plain),
-        {
-            let mut row = row(0, 2, &steered).with_phase(Phase::FirstToken);
-            row.generated = &[];
-            row
-        },
-        {
-            let mut row = row(1, 3, &steered);
-            row.draw = DrawKey::new(9, &[], 0);
-            row
-        },
-    ];
+    let rows = [row(0, 4, &steered), row(0, 1, &plain), first_token(row(0, 2, &steered)), {
+        let mut row = row(1, 3, &steered);
+        row.draw = DrawKey::new(9, &[], 0);
+        row
+    }];
     let control = Opposite::default();
     world.step(&mut controlled(control.clone()), &rows, &[0, 1, 2, 3]).unwrap();
     assert_eq!(*control.rows.lock().unwrap(), [CompletionId::new(0, 4), CompletionId::new(1, 3)]);

@@ -2,15 +2,17 @@
 
 use burn::{module::Module, tensor::Tensor};
 use esamp::{
-    CausalLm, CheckedSampling, Choice, Completion, CompletionId, Decoder, LmHead, Phase, Request,
-    Sampler, SamplerConfig, Sampling, Sharing, StepInput, StepRow, TokenId,
+    CausalLm, CheckedSampling, Choice, Completion, CompletionId, Decoder, LmHead, Request, Sampler,
+    SamplerConfig, Sampling, Sharing, StepInput, StepRow, TokenId,
     distillers::{Distiller, SwiGluConfig},
     errors::StepError,
     reweighters::ReweighterConfig,
     testing::TinyLm,
 };
 
-use super::sampler_step::{D_MODEL, VOCAB, World, choices, esamp, log_softmax, row, sampler, wave};
+use super::sampler_step::{
+    D_MODEL, VOCAB, World, choices, esamp, first_token, log_softmax, row, sampler, wave,
+};
 use crate::device;
 
 fn sampling(reweighter: ReweighterConfig, beta: f32) -> Sampling {
@@ -124,11 +126,7 @@ fn only_the_first_token_of_a_contrasted_row_is_reweighted() {
     let plain = esamp(0.0);
     let step = |sampling: &CheckedSampling| {
         let logits = world.head.logits(world.hidden(&[3]).deep().clone());
-        let rows = [{
-            let mut row = row(0, 0, sampling).with_phase(Phase::FirstToken);
-            row.generated = &[];
-            row
-        }];
+        let rows = [first_token(row(0, 0, sampling))];
         let input = StepInput::new(&rows, logits, &world.head);
         choices(sampler().step(input.with_other_logits(other_logits(&world, &[3]))).unwrap())[0]
     };

@@ -75,6 +75,13 @@ pub(crate) fn row(prompt: u64, request: u64, sampling: &CheckedSampling) -> Step
     .with_phase(Phase::Decode)
 }
 
+/// The same row at the first token of its completion.
+pub(crate) fn first_token(row: StepRow<'_>) -> StepRow<'_> {
+    let mut row = row.with_phase(Phase::FirstToken);
+    row.generated = &[];
+    row
+}
+
 pub(crate) fn esamp(beta: f32) -> CheckedSampling {
     Sampling::default().with_beta(beta).checked().unwrap()
 }
@@ -209,11 +216,7 @@ fn a_perfect_distiller_changes_nothing() {
 fn the_first_token_is_neither_steered_nor_learned() {
     let world = World::new();
     let (strong, off) = (esamp(2.0), esamp(0.0));
-    let first = {
-        let mut row = row(0, 0, &strong).with_phase(Phase::FirstToken);
-        row.generated = &[];
-        row
-    };
+    let first = first_token(row(0, 0, &strong));
     let mut sampler = sampler();
     let rows = [first, row(1, 1, &strong)]; // a neighbour in full swing changes nothing
     let steered = choices(world.step(&mut sampler, &rows, &[3, 5]).unwrap());

@@ -17,6 +17,8 @@ use esamp::{
     telemetry::{Recorder, RowTrace, Steering},
 };
 
+use super::sampler_step::first_token;
+
 /// Predicts the shallow state itself, so that a test can say what is expected.
 #[derive(Module, Debug)]
 struct Repeat {}
@@ -218,11 +220,7 @@ fn every_row_says_why_it_was_not_steered() {
     let (on, off) = (Sampling::default(), Sampling::default().with_beta(0.0));
     let (on, off) = (on.checked().unwrap(), off.checked().unwrap());
     let (mut sampler, recorder) = watched();
-    let first = {
-        let mut row = row(0, &on).with_phase(Phase::FirstToken);
-        row.generated = &[];
-        row
-    };
+    let first = first_token(row(0, &on));
     let rows = [first, row(1, &off), row(2, &on), row(3, &on), row(4, &on)];
     let fine = [0.0, 1.0, 2.0, 3.0];
     let bad = [f32::NAN; 4];
@@ -242,11 +240,7 @@ fn a_row_that_could_not_be_contrasted_is_not_traced_as_if_it_had_been() {
     let contrast = Sampling::default().with_reweighter(ReweighterConfig::Contrast);
     let sampling = contrast.with_beta(1.0).checked().unwrap();
     let (mut sampler, recorder) = watched();
-    let first = {
-        let mut row = row(2, &sampling).with_phase(Phase::FirstToken);
-        row.generated = &[];
-        row
-    };
+    let first = first_token(row(2, &sampling));
     let rows = [row(0, &sampling), row(1, &sampling), first, row(3, &sampling)];
     let logits = [1.0, 0.5, 0.0, -1.0];
     // 2·logit − other: none of row 3 is a score, but all of its numbers are finite.
