@@ -107,7 +107,9 @@ impl Batch {
     /// Ends the oldest prompt and appends a new one after the others, as the decode loop does.
     fn replace(&mut self) -> Result<usize, Box<dyn std::error::Error>> {
         let old = self.prompts.remove(0);
-        (0..ROWS).for_each(|i| self.sampler.release(CompletionId::new(old, old * ROWS + i)));
+        for i in 0..ROWS {
+            self.sampler.release(CompletionId::new(old, old * ROWS + i));
+        }
         self.prompts.push(old + self.prompts.len() as u64 + 1);
         let prompts = self.prompts.clone();
         self.step(&prompts)

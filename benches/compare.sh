@@ -1,6 +1,6 @@
-#!/usr/bin/env bash
-# Compares plain greedy decoding of SmolLM2-135M-Instruct in f32 on the CPU: esamp, PyTorch (transformers' Llama with its
-# cache) and candle (candle-transformers' Llama with its cache), with the same weights, prompt and lengths, interleaved.
+# !/usr/bin/env bash Compares plain greedy decoding of SmolLM2-135M-Instruct in f32 on the CPU: esamp, PyTorch
+# (transformers' Llama with its cache) and candle (candle-transformers' Llama with its cache), with the same weights,
+# prompt and lengths, interleaved.
 #
 #     benches/compare.sh [--rows 1,16,64] [--rounds N] [--tokens N]
 #

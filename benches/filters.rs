@@ -5,8 +5,7 @@ use std::hint::black_box;
 use burn::tensor::{Device, Tensor, TensorData};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use esamp::{SamplerConfig, Sampling, StepInput, TiedHead};
-
-mod rows;
+use esamp_bench::rows;
 
 const VOCAB: usize = 49_152;
 const ROWS: usize = 16;

@@ -1,13 +1,14 @@
-#!/usr/bin/env bash
-# Runs what needs a GPU but no model file: tests/cases on CUDA and Vulkan devices, the overhead bench on the reference
-# implementation's workload (`--gpu`), and plain decoding with PyTorch for comparison. It can build on one machine and run
-# on another: the machine with the GPU needs no Rust toolchain and no network.
+# !/usr/bin/env bash Runs what needs a GPU but no model file: tests/cases on CUDA and Vulkan devices, the overhead bench
+# on the reference implementation's workload (`--gpu`), the operations of a forward pass alone, and plain decoding with
+# PyTorch for comparison. It can build on one machine and run on another: the machine with the GPU needs no Rust
+# toolchain and no network.
 #
 #   benches/gpu.sh                  builds, packs into target/gpu, and prints what to run on the machine with the GPU
 #   benches/gpu.sh vulkan           the same without CUDA
 #   benches/gpu.sh run              runs everything: the tests, the bench, PyTorch, and the bench on the CPU
 #   benches/gpu.sh run tests        runs only the tests
 #   benches/gpu.sh run bench [...]  runs only the bench, with these arguments instead of --gpu
+#   benches/gpu.sh run forward [...] runs only the operations of a forward pass, with these arguments instead of both shapes
 #   benches/gpu.sh run torch        runs only plain decoding with PyTorch
 #   benches/gpu.sh run cpu          runs only the bench on the CPU
 #
@@ -18,7 +19,8 @@
 #              symbols are never called, because NVRTC compiles the kernels at run time. Default: cargo.
 #   OUT        The folder that `run` writes to (default: target/gpu/out). Files are named by card and date: test logs,
 #              and figures as JSON Lines and as CSV with the header that benches/record expects.
-#   LIMIT      Time limit of `run` in seconds (default: 570). What has not run by then is skipped.
+#   LIMIT      Time limit of `run` in seconds (default: 570, so that all of it ends within ten minutes). What
+#              has not run by then is skipped.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
@@ -71,12 +73,14 @@ build() {
         gather "$2"
     }
     one --bench overhead
+    one --bench forward
     one --test on_vulkan
     [ $cuda = 0 ] || one --test on_cuda
     compress
 
-    # Pack a Vulkan loader, for machines that have only a driver.
-    (cd "$packed" && apt-get download libvulkan1 >/dev/null 2>&1) || say "no libvulkan1 from apt: the machine with the GPU needs its own Vulkan loader"
+    # Pack the Vulkan loader and the libraries that NVIDIA's driver links with, for machines that have only a driver.
+    (cd "$packed" && apt-get download libvulkan1 libegl1 libglvnd0 libopengl0 libgl1 libglx0 libgles2 >/dev/null 2>&1) ||
+        say "no libvulkan1 from apt: the machine with the GPU needs its own Vulkan loader"
     git rev-parse --short HEAD >"$packed/commit" 2>/dev/null || echo unknown >"$packed/commit"
 
     local tree size
@@ -142,6 +146,14 @@ with open(table, "w", newline="") as file:
 PYTHON
 }
 
+run_forward() { # SECONDS ARGUMENTS
+    local seconds=$1
+    shift
+    say "forward $*"
+    timeout "$(left "$seconds")" "$work/forward" "$@" 2>&1 | tee -a "$OUT/$card-$date-forward.txt"
+    [ "${PIPESTATUS[0]}" = 0 ] || wrong "forward $*: did not finish"
+}
+
 run_torch() { # SHAPE SECONDS
     say "PyTorch, $1"
     timeout "$(left "$2")" python3 benches/compare/torch_shapes.py --shape "$1" 2>"$work/torch.err" |
@@ -153,8 +165,8 @@ run() {
     local what=${1:-all}
     shift $(( $# > 0 ))
     case $what in
-        all | tests | bench | torch | cpu) ;;
-        *) fail "run: expected tests, bench, torch, cpu or nothing, got $what" ;;
+        all | tests | bench | forward | torch | cpu) ;;
+        *) fail "run: expected tests, bench, forward, torch, cpu or nothing, got $what" ;;
     esac
     [ -d "$packed" ] || fail "expected target/gpu, which benches/gpu.sh creates, got none"
     deadline=$((SECONDS + ${LIMIT:-570}))
@@ -177,7 +189,8 @@ run() {
     [ -n "$nvrtc" ] || say "no libnvrtc.so under $CUDA_PATH, /usr/lib and /opt: CUDA will not start"
     export LD_LIBRARY_PATH=$nvrtc${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
     if ! ldconfig -p | grep -q 'libvulkan\.so'; then
-        for deb in "$packed"/libvulkan1*.deb; do [ -e "$deb" ] && dpkg -x "$deb" / && ldconfig; done
+        for deb in "$packed"/*.deb; do [ -e "$deb" ] && dpkg -x "$deb" /; done
+        ldconfig
     fi
     # Some containers mount the driver's manifest here, where the loader does not look.
     local driver=/usr/local/nvidia/share/vulkan/icd.d/nvidia_icd.json
@@ -188,11 +201,17 @@ run() {
         run_bench overhead 560 "$@"
         exit $failed
     fi
+    if [ "$what" = forward ] && [ $# -gt 0 ]; then
+        run_forward 560 "$@"
+        exit $failed
+    fi
     wanted() { [ "$what" = all ] || [ "$what" = "$1" ]; }
     # The most important runs come first, in case the time runs out.
     if [ -e "$work/on_cuda" ]; then
         ! wanted tests || run_tests cuda 150
         ! wanted bench || run_bench overhead 200 --gpu --rounds 1 --tokens 64
+        ! wanted forward || run_forward 60 --device cuda --dtype bf16 --model 7b --rows 128
+        ! wanted forward || run_forward 30 --device cuda --dtype bf16 --model 0.5b --rows 128
     fi
     if wanted torch; then
         run_torch 7b 60

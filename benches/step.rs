@@ -15,8 +15,7 @@ use esamp::{
     HiddenStates, Sampler, SamplerConfig, Sampling, StepInput, StepRow, TiedHead,
     distillers::{DistillerConfig, LowRankConfig},
 };
-
-mod rows;
+use esamp_bench::rows;
 
 const D_MODEL: usize = 576;
 const VOCAB: usize = 49_152;

@@ -9,16 +9,12 @@
 use std::{error::Error, ops::ControlFlow};
 
 use burn::tensor::Device;
-use esamp::{
-    CausalLm, Decoder, Request, SamplerConfig, Sampling, optim::OptimizerConfig, testing::TinyLm,
-};
+use esamp::{CausalLm, Decoder, Request, SamplerConfig, Sampling, testing::TinyLm};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let model = TinyLm::new(1, &Device::flex());
     for (name, beta) in [("plain", 0.0), ("ESamp", 1.0)] {
-        // 24 tokens are few updates, so the distiller needs a higher learning rate than the default.
-        let optimizer = OptimizerConfig::paper().with_learning_rate(3e-3);
-        let config = SamplerConfig::new().with_optimizer(optimizer);
+        let config = SamplerConfig::for_short_completions();
         let sampler = config.init(model.d_model(), &model.device())?;
 
         let sampling = Sampling::default().with_beta(beta).with_min_p(0.05);

@@ -318,7 +318,7 @@ pub enum ModelError {
     #[error("device: {0}")]
     Device(String),
     /// An error specific to the model.
-    #[error("model")]
+    #[error("model: {0}")]
     Other(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 

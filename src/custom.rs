@@ -1,12 +1,12 @@
-//! Custom filters and reweighters in the settings.
+//! Custom filters, reweighters and selections in the settings.
 
 use std::{fmt, ops::Deref, sync::Arc};
 
 use serde::{Serialize, Serializer, ser::Error};
 
-/// A custom [filter](crate::filters::FilterConfig::Custom) or
-/// [reweighter](crate::reweighters::ReweighterConfig::Custom) in a setting that otherwise names a built-in one. Cheap
-/// to clone, and equal only to its clones.
+/// A custom [filter](crate::filters::FilterConfig::Custom),
+/// [reweighter](crate::reweighters::ReweighterConfig::Custom) or [selection](crate::Selection::Custom) in a setting
+/// that otherwise names a built-in one. Cheap to clone, and equal only to its clones.
 ///
 /// It cannot be serialised: serialising settings that contain one is an error, so that a file never silently omits a
 /// part of the settings.
@@ -40,8 +40,7 @@ impl<T: ?Sized> PartialEq for Custom<T> {
 
 impl<T: ?Sized + fmt::Debug> Serialize for Custom<T> {
     fn serialize<S: Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
-        let message =
-            "expected filters and a reweighter that have names, got one of the program's own";
+        let message = "expected built-in filters, reweighters and selections, got a custom one";
         Err(S::Error::custom(format!("{message}: {:?}", &self.0)))
     }
 }

@@ -130,6 +130,14 @@ pub enum RowError {
         /// The row's code.
         got: f64,
     },
+    /// A custom rule selected a token that is not a candidate.
+    #[error("selected token: expected one of {candidates} candidates, got {token}")]
+    NotACandidate {
+        /// The token.
+        token: TokenId,
+        /// Number of candidates.
+        candidates: usize,
+    },
     /// A reweighter or a filter produced an invalid score.
     #[error("score of token {token}: expected a number, got {got}")]
     Score {

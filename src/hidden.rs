@@ -28,7 +28,7 @@ impl std::fmt::Display for TapSite {
 /// The shallow and the deep hidden state of every row of one step.
 ///
 /// Both are `[rows, d_model]`, in the order of the step's rows, in `f32`, on one device, and detached from any
-/// autodiff graph. The distiller always receives these, whatever the model's precision.
+/// autodiff graph. The distiller always receives these, regardless of the model's precision.
 #[derive(Clone, Debug)]
 pub struct HiddenStates {
     shallow: Tensor<2>,
@@ -41,7 +41,7 @@ impl HiddenStates {
     ///
     /// # Errors
     ///
-    /// [`HiddenError::Shape`] when the two differ in shape, [`HiddenError::Device`] when they live on different
+    /// [`HiddenError::Shape`] when the two differ in shape, [`HiddenError::DeviceMismatch`] when they live on different
     /// devices, [`HiddenError::DType`] when one is not a floating-point tensor that can be cast.
     pub fn new(shallow: Tensor<2>, deep: Tensor<2>) -> Result<Self, HiddenError> {
         if shallow.dims() != deep.dims() {
@@ -53,7 +53,7 @@ impl HiddenStates {
         }
         let (shallow, deep) = (shallow.inner(), deep.inner());
         if shallow.device() != deep.device() {
-            return Err(HiddenError::Device {
+            return Err(HiddenError::DeviceMismatch {
                 what: "deep hidden state",
                 expected: format!("{:?}", shallow.device()),
                 got: format!("{:?}", deep.device()),
@@ -116,7 +116,7 @@ impl HiddenStates {
         let finite = |states: &Tensor<2>| states.clone().is_finite().all_dim(1).int();
         let both = (finite(&self.shallow) * finite(&self.deep)).try_into_data()?;
         let flags = both.convert::<i64>().try_into_vec::<i64>();
-        let flags = flags.map_err(|error| HiddenError::Execution(format!("{error:?}")))?;
+        let flags = flags.map_err(|error| HiddenError::Device(format!("{error:?}")))?;
         Ok((0..flags.len()).filter(|&row| flags[row] != 0).collect())
     }
 
@@ -165,7 +165,7 @@ pub enum HiddenError {
     },
     /// Tensors live on different devices.
     #[error("{what}: expected device {expected}, got {got}")]
-    Device {
+    DeviceMismatch {
         /// The tensor.
         what: &'static str,
         /// The required device.
@@ -197,7 +197,8 @@ pub enum HiddenError {
     },
     /// The model recorded a different number of positions at a site than it read tokens.
     #[error(
-        "tap site {site}: expected the states of {expected} positions, got {got} (a model that norms its last position only \
+        "tap site {site}: expected the states of {expected} positions, got {got} (a model that norms its last \
+         position only \
          must do so for all of them when `HiddenStateTap::wants_all_positions` says so)"
     )]
     Positions {
@@ -210,11 +211,11 @@ pub enum HiddenError {
     },
     /// The device failed.
     #[error("device: {0}")]
-    Execution(String),
+    Device(String),
 }
 
 impl From<ExecutionError> for HiddenError {
     fn from(error: ExecutionError) -> Self {
-        Self::Execution(error.to_string())
+        Self::Device(error.to_string())
     }
 }

@@ -18,7 +18,6 @@ pub struct CompletionId {
     /// The prompt.
     pub prompt: PromptId,
     /// The completion's index, starting at 0.
-    #[serde(alias = "request")] // field name in files of earlier development versions
     pub index: u64,
 }
 

@@ -1,8 +1,8 @@
 //! Exploratory Sampling (ESamp): decode a language model so that its samples differ in ideas, not only in words.
 //!
-//! While a model decodes, a small network (the *distiller*) learns online to predict the model's deep hidden state from
-//! its shallow one. Where the prediction fails, the sampler shifts probability towards the tokens that the distiller did not
-//! expect (arXiv 2604.24927). This crate works with any language model written in [`burn`].
+//! While a model decodes, a small network (the *distiller*) learns online to predict the model's deep hidden state
+//! from its shallow one. Where the prediction fails, the sampler shifts probability towards the tokens that the
+//! distiller did not expect (arXiv 2604.24927). This crate works with any language model written in [`burn`].
 //!
 //! ```
 //! use std::ops::ControlFlow;
@@ -79,7 +79,10 @@ struct Readme;
 #[cfg(test)]
 use esamp_testkit::golden;
 
+/// The tensors that the API takes.
 pub use burn;
+/// The random number generators that [`Draw`](filters::Draw) returns.
+pub use rand;
 
 pub use bank::Sharing;
 pub use candidates::TokenMask;
@@ -97,7 +100,7 @@ pub use sampler::{
     Choice, Novelty, Phase, Sampler, SamplerBuilder, SamplerConfig, StepInput, StepOutput, StepRow,
 };
 pub use sampling::{CheckedSampling, Sampling, TemperatureOrder};
-pub use select::Selection;
+pub use select::{Selection, TokenSelector};
 pub use tap::{HiddenStateTap, NoTap, PairTap, SequenceTap};
 pub use telemetry::Counters;
 pub use text::{Detokenize, TextStream};
@@ -106,8 +109,7 @@ pub use text::{Detokenize, TextStream};
 pub mod filters {
     pub use crate::{
         candidates::{
-            Candidate, CandidateFilter, Candidates, FilterConfig, Reach, RowContext, RowStats,
-            filters::*,
+            Candidate, CandidateFilter, Candidates, FilterConfig, RowContext, built_in::*,
         },
         custom::Custom,
         draw::Draw,
@@ -116,11 +118,8 @@ pub mod filters {
 
 /// Reweighters: new scores for the candidates from their reference and expected logits.
 pub mod reweighters {
-    pub use crate::{
-        novelty::{
-            Contrast, Expects, Extrapolate, NoveltyReweighter, Orthogonal, ReweighterConfig,
-        },
-        sampler::ExpectedControl,
+    pub use crate::novelty::{
+        Contrast, Expects, Extrapolate, NoveltyReweighter, Orthogonal, ReweighterConfig,
     };
 }
 
@@ -172,7 +171,10 @@ pub mod errors {
 pub mod unstable {
     pub use crate::{
         bank::{AdaptiveStart, SlotKey},
+        candidates::{Reach, RowStats},
         distiller::{Gradient, StackedDistiller},
+        sampler::ExpectedControl,
+        telemetry::stages::StageSeconds,
         train::SlotPath,
     };
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     candidates::{
-        CandidateFilter, Candidates, FilterConfig, Reach, RowContext, TokenMask, filters::*, pool,
+        CandidateFilter, Candidates, FilterConfig, Reach, RowContext, TokenMask, built_in::*, pool,
     },
     error::{ConfigError, RowError},
     fire::Fire,
@@ -72,7 +72,7 @@ pub enum TemperatureOrder {
 ///
 /// let sampling = Sampling::new().with_min_p(0.05).with_custom_filter(BestOnly);
 /// let error = serde_json::to_string(&sampling).unwrap_err().to_string();
-/// assert!(error.ends_with("got one of the program's own: BestOnly"));
+/// assert!(error.ends_with("got a custom one: BestOnly"));
 /// ```
 ///
 /// # Order
@@ -356,7 +356,7 @@ impl Sampling {
         self.penalties.validate()?;
         self.logit_bias.values().try_for_each(|&bias| check_bias(bias))?;
         self.fire.as_ref().map_or(Ok(()), Fire::validate)?;
-        self.filters.iter().try_for_each(|filter| filter.filter().validate())
+        self.filters.iter().try_for_each(|filter| filter.as_filter().validate())
     }
 
     /// Validates the settings and prepares them for [`StepRow::sampling`](crate::StepRow::sampling). Copies them
@@ -417,8 +417,8 @@ impl CheckedSampling {
     ) -> Result<Candidates, RowError> {
         let (before, _) = self.divisors_at(row.position);
         let reach =
-            self.filters.first().map_or(Reach::Everything, |filter| filter.filter().reach());
-        let wants_stats = self.filters.iter().any(|filter| filter.filter().uses_row_stats());
+            self.filters.first().map_or(Reach::Everything, |filter| filter.as_filter().reach());
+        let wants_stats = self.filters.iter().any(|filter| filter.as_filter().uses_row_stats());
         let mut deltas =
             adjustments(&self.penalties, &self.logit_bias, row.prompt, row.generated, logits)?;
         let before_them: Vec<f32> =
@@ -443,7 +443,7 @@ impl CheckedSampling {
     /// Runs the filters on a [`pool`](Self::pool).
     pub(crate) fn filter(&self, row: &RowContext<'_>, candidates: &mut Candidates) {
         for filter in &self.filters {
-            filter.filter().filter(row, candidates);
+            filter.as_filter().filter(row, candidates);
         }
         candidates.end_filtering();
         candidates.divide(self.divisors_at(row.position).1);

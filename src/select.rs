@@ -1,15 +1,19 @@
 //! Selection of one token from the candidates.
 
+use std::{fmt::Debug, sync::Arc};
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    candidates::Candidates,
+    candidates::{Candidates, RowContext},
+    custom::Custom,
     draw::{Draw, GRID, on_grid},
+    error::RowError,
     id::TokenId,
 };
 
-/// Source of the number that selects a token, for rows that are not greedy.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// How a token is selected from the candidates, for rows that are not greedy.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Selection {
@@ -28,17 +32,58 @@ pub enum Selection {
     /// A code is a real number of which 53 binary digits are known at any time. The digits that a step uses up are
     /// replaced by random ones from `draw.apart("arithmetic")`, so a code lasts for a completion of any length.
     Arithmetic,
+    /// A custom rule: see [`custom`](Self::custom). Settings that contain one cannot be serialised.
+    #[serde(skip_deserializing)]
+    Custom(Custom<dyn TokenSelector>),
+}
+
+impl Selection {
+    /// Wraps a custom rule.
+    pub fn custom(selector: impl TokenSelector + 'static) -> Self {
+        Self::Custom(Custom(Arc::new(selector)))
+    }
+}
+
+/// A custom rule that selects a token from the candidates.
+///
+/// ```
+/// use esamp::{
+///     Sampling, Selection, TokenId, TokenSelector,
+///     filters::{Candidates, RowContext},
+/// };
+///
+/// /// The least likely token that the filters have kept.
+/// #[derive(Debug)]
+/// struct Last;
+///
+/// impl TokenSelector for Last {
+///     fn select(&self, _row: &RowContext<'_>, candidates: &Candidates) -> TokenId {
+///         candidates.as_slice()[candidates.len() - 1].token
+///     }
+/// }
+///
+/// let sampling = Sampling::new().with_min_p(0.1).with_selection(Selection::custom(Last));
+/// # let _ = sampling;
+/// ```
+pub trait TokenSelector: Debug + Send + Sync {
+    /// Returns the token of one of the candidates. Any other token fails the row with [`RowError::NotACandidate`].
+    ///
+    /// The result must depend only on the arguments: a steered row is selected twice, before and after reweighting, to
+    /// count interventions. Random numbers come from `row.draw`.
+    fn select(&self, row: &RowContext<'_>, candidates: &Candidates) -> TokenId;
 }
 
 /// How the token of a row is chosen.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Chooser {
+pub(crate) enum Chooser<'a> {
     /// The candidate with the highest score.
     Greedy,
     /// With the uniform number of the draw.
     Random(Draw),
     /// With this code in `[0, 1)`, and new digits from the draw.
     Arithmetic(f64, Draw),
+    /// By a custom rule.
+    Custom(&'a dyn TokenSelector, RowContext<'a>),
 }
 
 /// The selected token.
@@ -53,12 +98,21 @@ pub(crate) struct Selected {
 
 /// Chooses a token by inverse transform sampling: a number in `[0, 1)` is compared with the cumulative probabilities
 /// of the candidates, best first and in `f64`.
-pub(crate) fn select(candidates: &Candidates, chooser: Chooser) -> Selected {
+///
+/// # Errors
+///
+/// [`RowError::NotACandidate`] if a custom rule returns a token that is not a candidate.
+pub(crate) fn select(candidates: &Candidates, chooser: Chooser<'_>) -> Result<Selected, RowError> {
     let probabilities = candidates.probabilities();
     let chosen = match chooser {
         Chooser::Greedy => 0,
         Chooser::Random(draw) => invert(&probabilities, draw.uniform()),
         Chooser::Arithmetic(code, _) => invert(&probabilities, code),
+        Chooser::Custom(selector, row) => {
+            let token = selector.select(&row, candidates);
+            let place = candidates.as_slice().iter().position(|c| c.token == token);
+            place.ok_or(RowError::NotACandidate { token, candidates: candidates.len() })?
+        }
     };
     let code = match chooser {
         Chooser::Arithmetic(code, draw) => {
@@ -66,10 +120,10 @@ pub(crate) fn select(candidates: &Candidates, chooser: Chooser) -> Selected {
             let digits = draw.apart("arithmetic").uniform();
             Some(stretch(code, below, probabilities[chosen], digits))
         }
-        Chooser::Greedy | Chooser::Random(_) => None,
+        Chooser::Greedy | Chooser::Random(_) | Chooser::Custom(..) => None,
     };
     let log_prob = probabilities[chosen].ln() as f32;
-    Selected { token: candidates.as_slice()[chosen].token, log_prob, code }
+    Ok(Selected { token: candidates.as_slice()[chosen].token, log_prob, code })
 }
 
 /// Rescales the code from the interval `[below, below + width)` that contains it to `[0, 1)`, rounded down to the
@@ -95,7 +149,7 @@ fn invert(probabilities: &[f64], uniform: f64) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::draw::DrawKey;
+    use crate::{draw::DrawKey, id::CompletionId};
 
     #[test]
     fn invert_at_the_borders() {
@@ -116,7 +170,7 @@ mod tests {
         let draws = 20_000;
         for position in 0..draws {
             let draw = DrawKey::new(1, &[4, 5], 0).at(position);
-            let token = select(&candidates, Chooser::Random(draw)).token;
+            let token = select(&candidates, Chooser::Random(draw)).unwrap().token;
             counts[token as usize] += 1.0 / draws as f64;
         }
         // The standard deviation of a frequency is below 0.0035.
@@ -125,10 +179,31 @@ mod tests {
         }
     }
 
+    #[derive(Debug)]
+    struct Always(TokenId);
+
+    impl TokenSelector for Always {
+        fn select(&self, _row: &RowContext<'_>, _candidates: &Candidates) -> TokenId {
+            self.0
+        }
+    }
+
+    #[test]
+    fn a_custom_rule_selects_a_candidate_or_fails_the_row() {
+        let candidates = Candidates::from_logits(&[0.0, 1.0, f32::NEG_INFINITY]).unwrap();
+        let context = RowContext::new(CompletionId::new(0, 0), 0, DrawKey::new(1, &[], 0).at(0));
+        let chosen = select(&candidates, Chooser::Custom(&Always(0), context)).unwrap();
+        let total = 1.0f32.exp() + 1.0;
+        assert_eq!((chosen.token, chosen.code), (0, None));
+        assert!((chosen.log_prob + total.ln()).abs() < 1e-6);
+        let error = select(&candidates, Chooser::Custom(&Always(2), context)).unwrap_err();
+        assert_eq!(error.to_string(), "selected token: expected one of 2 candidates, got 2");
+    }
+
     #[test]
     fn greedy_takes_the_best() {
         let candidates = Candidates::from_logits(&[0.0, 1.0, 0.5]).unwrap();
-        let Selected { token, log_prob, code } = select(&candidates, Chooser::Greedy);
+        let Selected { token, log_prob, code } = select(&candidates, Chooser::Greedy).unwrap();
         assert_eq!((token, code), (1, None));
         let total = 1.0f32.exp() + 0.5f32.exp() + 1.0;
         assert!((log_prob - (1.0 - total.ln())).abs() < 1e-6);
@@ -159,7 +234,7 @@ mod tests {
         let digits = (code / GRID) as u64;
         for step in 0..steps {
             let draw = DrawKey::new(8, &[1], 0).at(u64::from(step));
-            let selected = select(&candidates, Chooser::Arithmetic(code, draw));
+            let selected = select(&candidates, Chooser::Arithmetic(code, draw)).unwrap();
             if step < 53 {
                 assert_eq!(u64::from(selected.token), digits >> (52 - step) & 1, "digit {step}");
             } else {

@@ -321,7 +321,8 @@ mod tests {
         tap.record(TapSite::HeadInput, &state(4));
         assert_eq!(
             wording(&mut tap),
-            "tap site AfterBlock(0): expected one `record` in the forward pass, got more (is the tap emptied after each?)"
+            "tap site AfterBlock(0): expected one `record` in the forward pass, got more (is the tap emptied \
+             after each?)"
         );
         tap.record(TapSite::AfterBlock(0), &state(4));
         tap.record(TapSite::HeadInput, &state(5));

@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn half_a_character_comes_at_the_end() {
+    fn an_incomplete_character_comes_at_the_end() {
         assert_eq!(pieces(&[97, 0xf0, 0x9f]).concat(), "a\u{fffd}");
     }
 
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_byte_behind_a_character_does_not_stop_the_text() {
+    fn an_invalid_byte_after_a_character_does_not_stop_the_text() {
         let mut stream = TextStream::default();
         let tokens = [tokens("😀"), vec![0xf0, 300, 301]].concat();
         let pieces: Vec<String> =
@@ -200,7 +200,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn words_come_at_once_whatever_bytes_came_before(
+        fn words_come_at_once_after_any_bytes(
             tokens in prop::collection::vec(prop_oneof![3 => 0u32..256, 1 => 256u32..300], 0..60)
         ) {
             let mut stream = TextStream::default();

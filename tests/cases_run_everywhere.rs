@@ -1,4 +1,4 @@
-//! Every file of tests/cases is run, on every kind of device.
+//! Checks that every file of tests/cases is run on every kind of device.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -15,7 +15,7 @@ fn assert_has_line(file: &Path, line: &str) {
 }
 
 #[test]
-fn no_device_leaves_a_case_out() {
+fn every_case_is_run_on_every_device() {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
     let is_device = |name: &String| name.starts_with("on_") && name.ends_with(".rs");
     let devices: Vec<String> = names(&tests).into_iter().filter(is_device).collect();

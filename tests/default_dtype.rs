@@ -1,5 +1,5 @@
-//! On a device whose default is half precision, distillers are in full precision. A process of its own: the default is the
-//! device's, for everybody in it.
+//! On a device whose default type is half precision, distillers are still in full precision. This is a separate test
+//! program, because the default applies to the whole process.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 

@@ -1,11 +1,11 @@
-//! The small examples, run as a newcomer runs them. `generate` has files of its own, tests/generate_cli.rs and
-//! tests/generate_settings.rs, and examples/third_party is a package with tests of its own.
+//! Runs the small examples as a new user would. `generate` is tested in tests/generate_cli.rs and
+//! tests/generate_settings.rs, and examples/third_party is a package with its own tests.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::{path::PathBuf, process::Command};
 
-/// `cargo test` builds the examples beside the tests.
+/// `cargo test` builds the examples alongside the tests.
 fn run(name: &str) -> String {
     let mut path: PathBuf = std::env::current_exe().unwrap();
     path.pop();
@@ -15,7 +15,7 @@ fn run(name: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The number in front of `what`.
+/// The number before `what`.
 fn number(text: &str, what: &str) -> u64 {
     let words: Vec<&str> = text.split_whitespace().collect();
     let at = words.iter().position(|word| word.trim_end_matches(',') == what).unwrap();
@@ -23,7 +23,7 @@ fn number(text: &str, what: &str) -> u64 {
 }
 
 #[test]
-fn hello_says_something_plainly_and_something_else_under_esamp() {
+fn hello_prints_different_completions_with_and_without_esamp() {
     let text = run("hello");
     let (plain, esamp) = text.split_once("ESamp").unwrap();
     assert_eq!((number(plain, "tokens"), number(plain, "updates")), (96, 0));

@@ -1,4 +1,4 @@
-//! Every filter against its definition, written as plainly as possible.
+//! Compares every filter with its definition, implemented as simply as possible.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -49,7 +49,7 @@ fn naive_min_p(logits: &[f32], p: f64) -> Vec<TokenId> {
     all.into_iter().filter(|(_, q)| *q >= p * best).map(|(token, _)| token).collect()
 }
 
-/// `None` where a token is so near to the border that rounding decides.
+/// `None` if a token is so close to the border that rounding decides.
 fn naive_top_n_sigma(logits: &[f32], n: f64) -> Option<Vec<TokenId>> {
     let finite: Vec<f64> = logits.iter().map(|&l| f64::from(l)).filter(|l| l.is_finite()).collect();
     let count = finite.len() as f64;
@@ -73,7 +73,7 @@ fn naive_typical(logits: &[f32], tau: f64) -> Vec<TokenId> {
     let mut by_distance = all.clone();
     by_distance.sort_by(|a, b| {
         let [a, b] = [a, b].map(|(_, p)| (-p.ln() - entropy).abs());
-        a.partial_cmp(&b).unwrap() // stable: of equals the best, then the first
+        a.partial_cmp(&b).unwrap() // stable: at equal distance the best first, then the smallest id
     });
     let mut kept = Vec::new();
     let mut mass = 0.0;
@@ -100,7 +100,7 @@ fn naive_eta(logits: &[f32], epsilon: f64) -> Vec<TokenId> {
     naive_epsilon(logits, epsilon.min(epsilon.sqrt() * (-entropy).exp()))
 }
 
-/// With probability 1.
+/// XTC with probability 1.
 fn naive_xtc(logits: &[f32], threshold: f64) -> Vec<TokenId> {
     let all = ranked(logits);
     let top = all.iter().filter(|(_, p)| *p >= threshold).count();
@@ -126,7 +126,7 @@ fn filtered(logits: &[f32], filter: &dyn CandidateFilter) -> Vec<TokenId> {
     candidates.as_slice().iter().map(|candidate| candidate.token).collect()
 }
 
-/// The number of candidates that the sampler, with its pool, is left with.
+/// The number of candidates that remain in the sampler, which starts from its pool.
 fn through_the_sampler(logits: &[f32], config: Sampling) -> usize {
     let device = Device::flex();
     let sampling: CheckedSampling = config.with_beta(0.0).checked().unwrap();

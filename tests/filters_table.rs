@@ -1,4 +1,4 @@
-//! Every filter on rows that a reader can check by hand, with values on both sides of each border.
+//! Every filter on rows that can be checked by hand, with settings on both sides of each border.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -13,7 +13,7 @@ use esamp::{
 };
 use esamp_testkit::golden::Golden;
 
-/// Logits of these probabilities, in another order than best first.
+/// Logits of these probabilities are not in best-first order.
 const PROBABILITIES: [f32; 4] = [0.2, 0.4, 0.1, 0.3];
 
 fn survivors(filters: &[&dyn CandidateFilter], probabilities: &[f32]) -> Vec<TokenId> {
@@ -72,7 +72,7 @@ fn min_p() {
 #[test]
 fn top_n_sigma() {
     let of = |n: f32, logits: &[f32]| survivors_of_logits(&[&TopNSigma { n }], logits);
-    // Mean 0, σ = √5 = 2.2361: 3 − n·σ passes 1, −1 and −3 at n = .8944, 1.7889 and 2.6833.
+    // Mean 0, σ = √5 = 2.2361: 3 − n·σ reaches 1, −1 and −3 at n = .8944, 1.7889 and 2.6833.
     let row = [3.0, 1.0, -3.0, -1.0];
     assert_eq!(of(0.0, &row), [0]);
     assert_eq!(of(0.894, &row), [0]);
@@ -90,8 +90,8 @@ fn top_n_sigma() {
 }
 
 #[test]
-fn top_n_sigma_is_of_the_whole_row_whoever_went_before() {
-    // σ of the three best alone is 1.63, and n = .895 would leave the best only.
+fn top_n_sigma_uses_the_whole_row_after_any_filter() {
+    // Over the three best alone, σ is 1.63, and n = .895 would keep only the best.
     let row = [3.0, 1.0, -3.0, -1.0];
     let filters: [&dyn CandidateFilter; 2] = [&TopK { k: 3 }, &TopNSigma { n: 0.895 }];
     assert_eq!(survivors_of_logits(&filters, &row), [0, 1]);
@@ -100,7 +100,7 @@ fn top_n_sigma_is_of_the_whole_row_whoever_went_before() {
 }
 
 #[test]
-fn top_n_sigma_does_not_feel_the_temperature() {
+fn top_n_sigma_does_not_depend_on_the_temperature() {
     let pair = [1.0, -1.0, f32::NEG_INFINITY, f32::NEG_INFINITY];
     for order in [TemperatureOrder::BeforeFilters, TemperatureOrder::AfterFilters] {
         for temperature in [0.0, 0.3, 0.7, 1.0, 3.0, 30.0] {
@@ -148,13 +148,13 @@ fn typical() {
     assert_eq!(one(Typical { mass: 0.901 }), [1, 3, 0, 2]);
     assert_eq!(one(Typical { mass: 1.0 }), [1, 3, 0, 2]);
     assert_eq!(survivors(&[&Typical { mass: 0.26 }], &[0.25; 4]), [0, 1], "of equals, the first");
-    // Two of .3 are nearer to H = 2.56 than forty of .01, and more likely.
+    // Two tokens of .3 are nearer to H = 2.56 than forty of .01, and more likely.
     let mut row = vec![0.01; 42];
     row[5] = 0.3;
     row[9] = 0.3;
     assert_eq!(survivors(&[&Typical { mass: 0.29 }], &row), [5], "of equals, the first");
     assert_eq!(survivors(&[&Typical { mass: 0.31 }], &row), [5, 9]);
-    // Behind a filter: .4 and .3 are 4/7 and 3/7, H = .683, .560 and .847 are .123 and .165 away.
+    // After a filter: .4 and .3 become 4/7 and 3/7, H = .683, and .560 and .847 are .123 and .165 away.
     assert_eq!(survivors(&[&TopK { k: 2 }, &Typical { mass: 0.5 }], &PROBABILITIES), [1]);
 }
 
@@ -174,15 +174,15 @@ fn epsilon_cutoff() {
 
 #[test]
 fn eta_cutoff() {
-    // H = 1.27985, exp(−H) = .27808: η passes .1 at √ε = .3596, ε = .1293, and .2 at ε = .5173.
+    // H = 1.27985, exp(−H) = .27808: η reaches .1 at √ε = .3596, ε = .1293, and .2 at ε = .5173.
     assert_eq!(one(EtaCutoff { epsilon: 0.129 }), [1, 3, 0, 2]);
     assert_eq!(one(EtaCutoff { epsilon: 0.130 }), [1, 3, 0]);
     assert_eq!(one(EtaCutoff { epsilon: 0.517 }), [1, 3, 0]);
     assert_eq!(one(EtaCutoff { epsilon: 0.518 }), [1, 3]);
-    // H = .325: √ε·exp(−H) is .228 here, and ε itself decides.
+    // H = .325: √ε·exp(−H) is .228 here, so ε itself decides.
     assert_eq!(survivors(&[&EtaCutoff { epsilon: 0.099 }], &[0.9, 0.1]), [0, 1]);
     assert_eq!(survivors(&[&EtaCutoff { epsilon: 0.101 }], &[0.9, 0.1]), [0]);
-    // A flat row of 100: H = 4.605, η = √ε/100 < .01 keeps all, where ε = .02 alone would keep one.
+    // A flat row of 100: H = 4.605, η = √ε/100 < .01 keeps all, whereas ε = .02 alone would keep one.
     assert_eq!(survivors(&[&EtaCutoff { epsilon: 0.02 }], &[0.01; 100]).len(), 100);
     assert_eq!(survivors(&[&EpsilonCutoff { epsilon: 0.02 }], &[0.01; 100]).len(), 1);
 }
@@ -205,7 +205,7 @@ fn xtc() {
 }
 
 #[test]
-fn xtc_acts_as_often_as_it_should_and_apart_from_the_selection() {
+fn xtc_acts_with_its_probability_and_independently_of_the_selection() {
     let filter = Xtc { threshold: 0.1, probability: 0.3 };
     let logits = PROBABILITIES.map(f32::ln);
     let (mut acted, mut selecting) = (0.0, 0.0);
@@ -226,7 +226,7 @@ fn xtc_acts_as_often_as_it_should_and_apart_from_the_selection() {
 
 #[test]
 fn order_matters() {
-    // Top-k first leaves .4 and .3, which are .57 and .43 of what is left: p = .5 is reached by the first.
+    // Top-k first leaves .4 and .3, which are renormalised to .57 and .43: the first alone reaches p = .5.
     assert_eq!(survivors(&[&TopK { k: 2 }, &TopP { p: 0.5 }], &PROBABILITIES), [1]);
     assert_eq!(survivors(&[&TopP { p: 0.5 }, &TopK { k: 2 }], &PROBABILITIES), [1, 3]);
 }
@@ -269,7 +269,7 @@ fn settings_out_of_range() {
     }
 }
 
-/// How many candidates the sampler is left with for each row: the whole way through the pool.
+/// The number of candidates that remain in the sampler for each row, starting from the pool.
 fn kept_by_the_sampler(
     logits: &[f32],
     vocab: usize,
@@ -329,7 +329,7 @@ fn golden_masks() {
             let keep = golden.ints(&key);
             let [temperature, top_k, top_p, min_p] = settings;
             if vocab == 64 && top_k == 0.0 && top_p < 1.0 {
-                continue; // needs the mass of the whole vocabulary: golden_model.rs has it
+                continue; // needs the mass of the whole vocabulary: tested in golden_model.rs
             }
             let mut config = Sampling::default().with_temperature(temperature);
             if top_k > 0.0 {
@@ -343,7 +343,7 @@ fn golden_masks() {
             }
             let expected: Vec<usize> =
                 keep.chunks(vocab).map(|row| row.iter().map(|&kept| kept as usize).sum()).collect();
-            // Best first: as many tokens kept are the same tokens kept.
+            // Candidates are sorted best first, so equal numbers of kept tokens mean the same tokens.
             assert_eq!(
                 kept_by_the_sampler(&logits, vocab, &config, None),
                 expected,

@@ -1,4 +1,4 @@
-//! The examples, as a newcomer runs them. What `generate` does with each setting is in tests/generate_settings.rs.
+//! Runs the examples as a new user would. tests/generate_settings.rs tests what `generate` does with each setting.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -16,7 +16,7 @@ use esamp_programs::{
 use esamp_testkit::golden;
 use serde_json::Value;
 
-/// `cargo test` builds the examples beside the tests.
+/// `cargo test` builds the examples alongside the tests.
 fn example(name: &str) -> PathBuf {
     let mut path = std::env::current_exe().unwrap();
     path.pop();
@@ -44,7 +44,7 @@ fn refused(args: &[&str], code: i32) -> String {
 }
 
 #[test]
-fn json_says_what_happened() {
+fn json_reports_what_happened() {
     let report = json(&["--distiller", "low-rank"]);
     assert_eq!(report["model"], "SmolLM2-135M-Instruct");
     assert_eq!(report["prompt_tokens"], 55);
@@ -86,11 +86,11 @@ fn first_loss(path: &Path) -> f64 {
 }
 
 #[test]
-fn a_trace_has_every_token_of_the_last_column_and_a_warm_up_shows_in_it() {
+fn a_trace_has_every_token_of_the_last_column_and_shows_a_warm_up() {
     let folder = tempfile::tempdir().unwrap();
     let [warm, cold] = ["warm", "cold"].map(|name| folder.path().join(name));
     let flags = ["--reweighter", "orthogonal", "--trace"];
-    let report = json(&[&flags[..], &[warm.to_str().unwrap(), "--warm-up-steps", "5"]].concat());
+    let report = json(&[&flags[..], &[warm.to_str().unwrap(), "--warm-up-updates", "5"]].concat());
     let arm = &report["arms"][1];
     let (tokens, steps) = traces(&warm);
     assert_eq!((tokens.len(), steps.len()), (16, 8), "two completions of eight tokens");
@@ -119,7 +119,7 @@ fn a_trace_that_cannot_be_written_ends_the_run() {
 }
 
 #[test]
-fn one_line_at_the_end_says_what_was_done() {
+fn the_run_ends_with_one_line_of_counters() {
     let folder = small_model(|id| format!("w{id}"));
     let path = folder.path().to_str().unwrap();
     let flags = ["--model", path, "--prompt", "w1", "--samples", "2", "--max-new-tokens", "6"];
@@ -146,7 +146,7 @@ fn beta_zero_is_plain_token_for_token() {
 }
 
 #[test]
-fn people_get_two_columns() {
+fn text_output_has_two_columns() {
     let output =
         run(&["--samples", "2", "--max-new-tokens", "6", "--raw", "--prompt", "Once upon a time"]);
     let text = String::from_utf8(output.stdout).unwrap();
@@ -177,7 +177,7 @@ fn a_hugging_face_folder_is_a_model_too() {
 }
 
 #[test]
-fn wrong_settings_are_said_before_anything_is_loaded() {
+fn invalid_settings_are_refused_before_anything_is_loaded() {
     let message = refused(&["--beta", "-1"], 2);
     assert_eq!(
         message,
@@ -193,7 +193,7 @@ fn wrong_settings_are_said_before_anything_is_loaded() {
     assert!(refused(&["--learning-rate", "-2"], 2).contains("learning_rate: expected"));
     assert!(refused(&["--no-such-flag"], 2).contains("--no-such-flag"));
     assert!(refused(&["--model", "no-such-file"], 2).contains("next step: give a .gguf file"));
-    // Nothing is loaded: the model that is named with them does not exist, and is not what is complained about.
+    // Nothing is loaded: the model named here does not exist, and the error is not about it.
     for (flag, value) in [("--samples", "0"), ("--samples", "4097"), ("--max-new-tokens", "0")]
         .into_iter()
         .chain([("--samples", "18446744073709551615"), ("--samples", "99999999999999999999")])
@@ -204,7 +204,7 @@ fn wrong_settings_are_said_before_anything_is_loaded() {
 }
 
 #[test]
-fn a_device_that_is_not_built_in_comes_with_the_command_that_builds_it() {
+fn the_error_for_a_device_that_is_not_built_in_names_the_build_command() {
     for (device, built) in
         [("cuda", cfg!(feature = "cuda")), ("ndarray", cfg!(feature = "ndarray"))]
     {
@@ -244,7 +244,7 @@ fn the_other_examples_run() {
     }
 }
 
-/// A model of 96 words, `word(id)` each; all of its weights are in `model.safetensors`.
+/// A model with a vocabulary of 96 words, `word(id)` each; all of its weights are in `model.safetensors`.
 fn small_model(word: impl Fn(usize) -> String) -> tempfile::TempDir {
     let folder = copy_of_golden("llama");
     let vocab: serde_json::Map<String, Value> = (0..96).map(|id| (word(id), id.into())).collect();
@@ -256,7 +256,7 @@ fn small_model(word: impl Fn(usize) -> String) -> tempfile::TempDir {
     folder
 }
 
-/// Overwrites some of a tensor's numbers.
+/// Overwrites some of a tensor's values with NaN.
 fn spoil(folder: &tempfile::TempDir, name: &str, numbers: std::ops::Range<usize>) {
     let path = folder.path().join("model.safetensors");
     let mut bytes = fs::read(&path).unwrap();
@@ -291,12 +291,13 @@ fn a_run_in_which_every_sample_fails_fails() {
 }
 
 #[test]
-fn a_sample_that_fails_says_why_and_the_others_go_on() {
+fn a_sample_that_fails_reports_why_and_the_others_continue() {
     let folder = small_model(|id| format!("w{id}"));
     let path = folder.path().to_str().unwrap();
     let common = ["--model", path, "--prompt", "w1", "--plain", "--samples", "8"];
     let run = || json(&[&common[..], &["--max-new-tokens", "3"]].concat());
-    // A word that the first sample says and not every sample does: whoever says it has no logits for the next one.
+    // A word in the first sample that does not occur in every sample. A sample that contains it has no valid logits
+    // for its next token.
     let word = run()["arms"][0]["samples"][0]["tokens"][1].as_u64().unwrap() as usize;
     spoil(&folder, "model.embed_tokens.weight", 32 * word..32 * (word + 1));
     let report = run();
@@ -309,7 +310,7 @@ fn a_sample_that_fails_says_why_and_the_others_go_on() {
 }
 
 #[test]
-fn a_model_cannot_steer_the_terminal() {
+fn a_model_cannot_control_the_terminal() {
     let folder = small_model(|id| format!("\u{1b}[2J\u{9b}{id}"));
     let path = folder.path().to_str().unwrap();
     let output = run(&["--model", path, "--prompt", "x", "--max-new-tokens", "20"]);
@@ -321,7 +322,7 @@ fn a_model_cannot_steer_the_terminal() {
 }
 
 #[test]
-fn a_line_is_as_wide_as_it_looks() {
+fn the_width_of_a_line_counts_escaped_characters() {
     let wrap = columns::wrap;
     assert_eq!(wrap("one two three", 7), ["one two", "three"]);
     assert_eq!(wrap("abcdefgh", 3), ["abc", "def", "gh"]);
@@ -333,7 +334,7 @@ fn a_line_is_as_wide_as_it_looks() {
 }
 
 #[test]
-fn a_reader_that_has_seen_enough_ends_it_quietly() {
+fn a_reader_that_closes_the_output_ends_the_run_quietly() {
     let folder = small_model(|id| format!("w{id}"));
     let path = folder.path().to_str().unwrap();
     for extra in [&["--json"][..], &[]] {

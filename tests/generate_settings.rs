@@ -1,4 +1,4 @@
-//! What the flags of the example `generate` do with the library's settings, on a model of 96 words.
+//! How the flags of the example `generate` map to the library's settings, on a model of 96 words.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -13,7 +13,7 @@ use esamp::telemetry::{TraceRecord, read_traces};
 use esamp_testkit::word_model;
 use serde_json::{Value, json};
 
-/// A model, and a place for files.
+/// A folder with a model, which also holds output files.
 struct Bench {
     folder: tempfile::TempDir,
 }
@@ -33,7 +33,7 @@ impl Bench {
         self.folder.path().join(name).to_str().unwrap().to_owned()
     }
 
-    /// Both columns of a run of two completions of eight tokens, unless said otherwise.
+    /// Both columns of a run of two completions of eight tokens, unless `args` changes these numbers.
     fn arms(&self, args: &[&str]) -> Vec<Value> {
         let short = ["--json", "--model", self.model(), "--prompt", "w1 w2 w3", "--seed", "7"];
         let short = [&short[..], &["--samples", "2", "--max-new-tokens", "8"], args].concat();
@@ -49,7 +49,7 @@ impl Bench {
     }
 }
 
-/// `cargo test` builds the examples beside the tests.
+/// `cargo test` builds the examples alongside the tests.
 fn run(args: &[&str]) -> Output {
     let mut path = std::env::current_exe().unwrap();
     path.pop();
@@ -57,7 +57,7 @@ fn run(args: &[&str]) -> Output {
     Command::new(path.join("examples/generate")).args(args).output().unwrap()
 }
 
-/// What a run says that does not get as far as to look for its model.
+/// The error message of a run that fails before it looks for its model.
 fn refused(args: &[&str]) -> String {
     let output = run(&[&["--model", "no-such-file"], args].concat());
     let message = String::from_utf8(output.stderr).unwrap();
@@ -148,10 +148,10 @@ fn filters_run_in_the_order_of_the_help_text() {
 }
 
 #[test]
-fn what_has_occurred_is_held_back() {
+fn penalties_prevent_repetitions() {
     let bench = Bench::new();
     for penalty in ["--presence-penalty", "--frequency-penalty"] {
-        // Of the best three words one comes twice in so many, unless it must not.
+        // With three candidate words, at least one occurs twice in 24 tokens, unless a penalty prevents it.
         let flags = ["--plain", "--min-p", "0", "--max-new-tokens", "24", "--top-k", "3"];
         let repeats = |arm: &Value| {
             let tokens = arm["samples"][0]["tokens"].as_array().unwrap();
@@ -160,18 +160,18 @@ fn what_has_occurred_is_held_back() {
         assert!(repeats(&bench.arm(&flags)));
         assert!(!repeats(&bench.arm(&[&flags[..], &[penalty, "1000"]].concat())), "{penalty}");
     }
-    // Greedy and a strong repetition penalty, which counts the prompt too: its words do not come up.
+    // Greedy decoding with a strong repetition penalty, which also counts the prompt: none of its words occurs again.
     let arm = bench.arm(&["--plain", "--temperature", "0", "--repetition-penalty", "1000"]);
     let tokens = arm["samples"][0]["tokens"].as_array().unwrap();
     assert!([1, 2, 3].iter().all(|&word| !tokens.contains(&json!(word))), "{tokens:?}");
 }
 
 #[test]
-fn arithmetic_completions_begin_as_often_with_a_token_as_it_is_likely() {
+fn arithmetic_completions_begin_with_each_token_in_proportion_to_its_probability() {
     let bench = Bench::new();
     let trace = bench.file("trace");
     let flags = ["--plain", "--samples", "64", "--max-new-tokens", "1", "--trace", &trace];
-    // By token: how often it came, and how often 64 completions should begin with it.
+    // For each token, how often it occurred, and how often 64 completions should begin with it.
     let counts = |extra: &[&str]| -> Vec<(f64, f64)> {
         bench.arm(&[&flags[..], extra].concat());
         let mut counts: HashMap<u32, (f64, f64)> = HashMap::new();
@@ -191,7 +191,7 @@ fn arithmetic_completions_begin_as_often_with_a_token_as_it_is_likely() {
 }
 
 #[test]
-fn a_hot_start_is_the_first_token_alone() {
+fn a_hot_start_is_only_the_first_token() {
     let bench = Bench::new();
     let flags = ["--plain", "--temperature", "0", "--samples", "16", "--max-new-tokens", "3"];
     for cool in [&["--top-k", "5"][..], &["--temperature-order", "after-filters"]] {
@@ -230,13 +230,13 @@ fn sharing_and_the_first_updates() {
     let adaptive = bench.arm(&["--sharing", "adaptive", "--distiller", "low-rank"]);
     assert!(adaptive["sampler"]["sharing"]["adaptive"].is_object());
     assert!(adaptive["sampler"]["distiller"]["low_rank"].is_object());
-    let arm = bench.arm(&["--steps-before-steering", "3"]);
-    assert_eq!(arm["counters"]["rows_warming"], 6, "three steps of two rows");
+    let arm = bench.arm(&["--updates-before-steering", "3"]);
+    assert_eq!(arm["counters"]["rows_untrained"], 6, "three steps of two rows");
     assert_eq!(arm["counters"]["steered"], 8);
 }
 
 #[test]
-fn a_run_goes_on_from_what_another_has_learned() {
+fn a_run_continues_from_what_another_has_learned() {
     let bench = Bench::new();
     let [snapshot, fresh, loaded] = ["snapshot", "fresh", "loaded"].map(|name| bench.file(name));
     let learn = ["--sharing", "global", "--learning-rate", "3e-3", "--save", &snapshot];
@@ -270,7 +270,7 @@ fn a_run_goes_on_from_what_another_has_learned() {
 }
 
 #[test]
-fn the_settings_that_a_run_prints_make_the_same_run() {
+fn the_settings_that_a_run_prints_give_the_same_run() {
     let bench = Bench::new();
     let path = bench.file("settings.json");
     let write = |text: &str| fs::write(Path::new(&path), text).unwrap();
@@ -297,7 +297,7 @@ fn the_settings_that_a_run_prints_make_the_same_run() {
     for key in ["name", "sampling", "sampler", "samples", "counters"] {
         assert_eq!(second[key], first[key], "{key}");
     }
-    // What is not written has its default, a flag overrides what is, and beta is the usual one where nothing says it.
+    // Settings missing in the file take their defaults, flags override the file, and beta defaults to the usual one.
     write(r#"{"sampling": {"reweighter": "orthogonal", "temperature": 0.5}}"#);
     let arm = bench.arm(&["--config", &path, "--temperature", "0.25"]);
     assert_eq!(arm["sampling"]["temperature"], 0.25);
@@ -328,7 +328,7 @@ fn the_settings_that_a_run_prints_make_the_same_run() {
 }
 
 #[test]
-fn flags_that_cannot_go_together_are_refused_before_anything_is_loaded() {
+fn flags_that_cannot_be_combined_are_refused_before_anything_is_loaded() {
     for (flags, message) in [
         (
             &["--reweighter", "contrast"][..],
@@ -339,12 +339,12 @@ fn flags_that_cannot_go_together_are_refused_before_anything_is_loaded() {
             "--contrast-with: expected --reweighter contrast, got extrapolate",
         ),
         (
-            &["--reweighter", "contrast", "--contrast-with", "x", "--warm-up-steps", "3"],
-            "--warm-up-steps: expected a reweighter that asks a distiller, got contrast at beta 0.5",
+            &["--reweighter", "contrast", "--contrast-with", "x", "--warm-up-updates", "3"],
+            "--warm-up-updates: expected a reweighter that asks a distiller, got contrast at beta 0.5",
         ),
         (
-            &["--beta", "0", "--steps-before-steering", "3"],
-            "--steps-before-steering: expected a reweighter that asks a distiller, got extrapolate at beta 0",
+            &["--beta", "0", "--updates-before-steering", "3"],
+            "--updates-before-steering: expected a reweighter that asks a distiller, got extrapolate at beta 0",
         ),
         (
             &["--plain", "--reweighter", "orthogonal"],
@@ -363,7 +363,7 @@ fn flags_that_cannot_go_together_are_refused_before_anything_is_loaded() {
         (&["--xtc", "0.1,2"], "xtc probability: expected a number in [0, 1], got 2"),
         (
             &["--settings", "reference", "--sharing", "per-completion"],
-            "train_rows: expected all, where every request has a distiller of its own, got first_per_prompt",
+            "train_rows: expected all, because every completion has its own distiller, got first_per_prompt",
         ),
         (&["--learning-rate", "-1"], "learning_rate: expected a number above 0, got -1"),
     ] {
@@ -375,7 +375,7 @@ fn flags_that_cannot_go_together_are_refused_before_anything_is_loaded() {
 }
 
 #[test]
-fn a_second_model_that_is_not_there_is_named_by_its_flag() {
+fn the_error_for_a_missing_second_model_names_its_flag() {
     let bench = Bench::new();
     let flags =
         ["--model", bench.model(), "--reweighter", "contrast", "--contrast-with", "nowhere"];
@@ -386,7 +386,7 @@ fn a_second_model_that_is_not_there_is_named_by_its_flag() {
 }
 
 #[test]
-fn a_page_shows_every_token_of_both_columns_and_a_trace_can_be_had_besides() {
+fn a_page_shows_every_token_of_both_columns_and_works_with_a_trace() {
     let bench = Bench::new();
     let (page, trace) = (bench.file("page.html"), bench.file("trace"));
     let without = bench.arms(&["--min-p", "0"]);
@@ -398,7 +398,7 @@ fn a_page_shows_every_token_of_both_columns_and_a_trace_can_be_had_besides() {
     assert_eq!(html.matches("data-tip=").count(), 2 * 2 * 8);
     assert!(html.contains("w1 w2 w3"), "the prompt");
     assert!(html.contains("2 completions, seed 7, T 1") && html.contains("β 0.25"), "settings");
-    // The words of the last column, as the report has them.
+    // The words of the last column, as in the report.
     let (_, last) = html.rsplit_once("<section class=\"arm\">").unwrap();
     for sample in with[1]["samples"].as_array().unwrap() {
         for word in sample["text"].as_str().unwrap().split_whitespace() {
@@ -412,7 +412,7 @@ fn a_page_shows_every_token_of_both_columns_and_a_trace_can_be_had_besides() {
 }
 
 #[test]
-fn a_page_that_cannot_be_written_is_said_before_the_model_is_looked_for() {
+fn a_page_that_cannot_be_written_is_an_error_before_the_model_is_loaded() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("no/such/folder/page.html");
     let path = path.to_str().unwrap();
@@ -425,7 +425,7 @@ fn a_page_that_cannot_be_written_is_said_before_the_model_is_looked_for() {
 
 #[test]
 #[cfg(target_os = "linux")]
-fn a_page_that_the_disk_has_no_room_for_fails_the_run_and_the_text_is_still_printed() {
+fn a_page_on_a_full_disk_fails_the_run_and_the_text_is_still_printed() {
     let bench = Bench::new();
     let flags = ["--json", "--model", bench.model(), "--prompt", "w1", "--max-new-tokens", "2"];
     let output = run(&[&flags[..], &["--html", "/dev/full"]].concat());

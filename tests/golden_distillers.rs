@@ -1,4 +1,5 @@
-//! Both distillers and every optimizer against vectors from an independent PyTorch implementation: tests/golden/README.md.
+//! Compares both distillers and every optimizer with vectors from an independent PyTorch implementation:
+//! tests/golden/README.md.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -15,7 +16,7 @@ use esamp::{
 };
 use esamp_testkit::golden::{Golden, assert_close, devices, values};
 
-/// The paper's distiller as the vectors have it: on the raw source, all projections random at the start.
+/// The paper's distiller as in the vectors: on the raw source, with all projections random at the start.
 fn swiglu(golden: &Golden, device: &Device) -> SwiGluDistiller {
     let blocks = (0..2)
         .map(|block| {
@@ -42,7 +43,7 @@ fn low_rank(golden: &Golden, prefix: &str, device: &Device) -> LowRankDistiller 
     }
 }
 
-/// One row per step through `learner`; `after` sees it after each update.
+/// Passes one row per step through `learner` and calls `after` after each update.
 fn learn<D: Distiller>(
     mut learner: Learner<D>,
     shallow: &Tensor<2>,
@@ -212,7 +213,7 @@ fn low_rank_on_smollm2() {
     }
 }
 
-/// `1.25·ref − 0.25·dist` over the 64 best tokens of each of base's steps, through the crate's own head.
+/// `1.25·ref − 0.25·dist` over the 64 best tokens of each step of `base`, through the crate's own head.
 fn fuse(base: &Golden, pred: &[f32], device: &Device) -> Vec<f32> {
     let row_ids = base.ints("lm_head_row_ids");
     let ids = base.ints("ref_ids_top64");

@@ -1,4 +1,4 @@
-//! SmolLM2-135M-Instruct from its GGUF file against an independent PyTorch implementation.
+//! Compares SmolLM2-135M-Instruct, loaded from its GGUF file, with an independent PyTorch implementation.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -80,7 +80,7 @@ fn hidden_states_and_logits_are_those_of_pytorch() {
     let [h1, hn] = ["h1", "hN"].map(|key| base.values(key));
     let (top_ids, top_logits) = (base.ints("ref_ids_top64"), base.values("ref_logits_top64"));
     let log_sum_exp = base.values("ref_logsumexp");
-    // The vectors' row `i` is what predicted token `i`: row 0 comes from the prompt's last position.
+    // Row `i` of the vectors predicted token `i`: row 0 comes from the prompt's last position.
     assert_close("h1", &values(prefill.shallow().clone()), &h1[..576], 1e-4);
     for (step, &token) in generated[..31].iter().enumerate() {
         let logits = model.forward(tokens(&[token], &device), &mut cache, &mut tap).unwrap();
@@ -119,14 +119,14 @@ fn the_nucleus_is_that_of_pytorch() {
         let context = RowContext::new(CompletionId::new(0, 0), 0, DrawKey::new(0, &[], 0).at(0));
         TopP { p: 0.95 }.filter(&context, &mut candidates);
         let expected = keep[step * 64..][..64].iter().sum::<i64>() as usize;
-        // The mask covers the best 64 only.
+        // The mask covers only the best 64 tokens.
         assert_eq!(candidates.len().min(64), expected, "step {step}");
         compared += usize::from(expected < 64);
     }
     assert!(compared > 20);
 }
 
-/// ndarray takes half a second for one product with the head: one short prompt only.
+/// ndarray takes half a second for one product with the head, so this test uses only one short prompt.
 #[test]
 #[cfg(feature = "ndarray")]
 #[allow(deprecated, reason = "ndarray is deprecated upstream and supported here")]

@@ -19,7 +19,7 @@ use esamp::{
 };
 use esamp_testkit::golden::{self, assert_close, values};
 
-/// A type and half of the distance between its numbers around 1: what rounding costs at most.
+/// A type and half the distance between its values around 1: the largest rounding error.
 const HALVES: [(DType, f32); 2] = [(DType::F16, 4.9e-4), (DType::BF16, 3.9e-3)];
 
 fn device() -> Device {
@@ -66,14 +66,14 @@ fn logits_are_those_of_the_full_model_within_the_precision() {
                 let expected = values(logits(&full, &prompt(len), &mut NoTap));
                 let got = logits(&half, &prompt(len), &mut NoTap);
                 assert_eq!(got.dtype(), dtype);
-                // Some ten rounded steps stand between a token and its logits.
+                // About ten rounded operations lie between a token and its logits.
                 assert_close("logits", &f32_values(got), &expected, 10.0 * rounding);
             }
         }
     }
 }
 
-/// Remembers the element types that a model shows.
+/// Records the element types of the states that a model shows.
 #[derive(Default)]
 struct Types(Vec<DType>);
 
@@ -88,7 +88,7 @@ impl HiddenStateTap for Types {
 }
 
 #[test]
-fn hidden_states_leave_the_model_as_they_are_and_arrive_in_f32() {
+fn hidden_states_have_the_models_type_in_the_tap_and_f32_in_the_pair() {
     for full in models() {
         for (dtype, rounding) in HALVES {
             let half = full.clone().cast(dtype).unwrap();
@@ -129,7 +129,7 @@ fn run(model: &Llama, request: Request) -> (Vec<Completion>, Counters, usize) {
 }
 
 #[test]
-fn a_half_model_is_steered_by_distillers_that_learn() {
+fn a_half_precision_model_is_steered_by_distillers_that_learn() {
     for full in models() {
         for (dtype, _) in HALVES {
             let half = full.clone().cast(dtype).unwrap();
@@ -148,7 +148,7 @@ fn a_half_model_is_steered_by_distillers_that_learn() {
     }
 }
 
-/// Nothing to do with novelty: the plain pipeline.
+/// Does nothing: plain sampling.
 #[derive(Debug)]
 struct Never;
 
@@ -173,13 +173,14 @@ fn beta_zero_is_plain_decoding_in_half_precision_too() {
             assert_eq!(off, drawn(Sampling::new().with_custom_reweighter(Never)).0);
             assert_eq!((counters.updates, distillers), (0, 0));
 
-            // Greedy: the largest logit of the whole sequence read anew, without this crate's loop.
+            // Greedy: the largest logit of the whole sequence, recomputed without this crate's loop.
             let greedy = Sampling::default().with_beta(0.0).with_temperature(0.0);
             let (greedy, ..) = run(&half, Request::new(prompt(9)).with_sampling(greedy));
             let mut sequence = prompt(9);
             for token in greedy[0].tokens() {
                 let logits = f32_values(logits(&half, &sequence, &mut NoTap));
-                // Cached and anew, one row and many take different kernels: equal up to rounding.
+                // With and without a cache, and for one row and many, different kernels are used, so results are
+                // equal up to rounding.
                 let best = logits[argmax(&logits) as usize];
                 let rounding = 20.0 * HALVES.iter().find(|h| h.0 == dtype).unwrap().1;
                 assert!(logits[token as usize] >= best - rounding * best.abs());
@@ -205,7 +206,7 @@ fn a_cache_of_half_precision_takes_half_the_bytes() {
 }
 
 #[test]
-fn a_type_that_cannot_be_is_refused() {
+fn an_unsupported_type_is_refused() {
     let model = || models().remove(0);
     assert_eq!(
         model().cast(DType::I32).unwrap_err().to_string(),
@@ -242,16 +243,16 @@ fn a_model_that_is_cast_still_has_the_weights_of_its_blocks() {
             let ffn = model.ffn_weights(1).unwrap();
             let distiller = config.init_from_ffn(ffn.gate, ffn.up, ffn.down, 0, &device()).unwrap();
             assert_eq!(distiller.a.val().dtype(), DType::F32);
-            // The factors are free up to sign, their product is not.
+            // The factors are determined only up to sign, but their product is unique.
             values(distiller.a.val().matmul(distiller.b.val()))
         };
         assert_close("map", &started(&half), &started(&full), 0.05);
     }
 }
 
-/// `ffn_weights` hands out the map that the block itself applies.
+/// `ffn_weights` returns the weights that the block itself applies.
 #[test]
-fn the_weights_handed_out_are_those_of_the_file() {
+fn the_weights_of_a_block_are_those_of_the_file() {
     let folder = golden::path("llama/llama");
     let bytes = std::fs::read(folder.join("model.safetensors")).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
@@ -270,7 +271,7 @@ fn the_weights_handed_out_are_those_of_the_file() {
     }
 }
 
-/// One number times the shallow state. It refuses to work in anything but f32.
+/// One number times the shallow state. It panics if it is asked to compute in anything but `f32`.
 #[derive(Module, Debug)]
 struct Scale {
     factor: Param<Tensor<1>>,
@@ -289,7 +290,7 @@ fn scale(factor: f32) -> Scale {
 }
 
 #[test]
-fn distillers_of_half_models_compute_in_f32() {
+fn distillers_of_half_precision_models_compute_in_f32() {
     let model = models().remove(0).cast(DType::F16).unwrap();
     let sampler = Sampler::builder(SamplerConfig::new())
         .with_distiller(scale(1.0))
@@ -314,13 +315,13 @@ fn distillers_of_half_models_compute_in_f32() {
     }
 }
 
-/// Trap 16: between 1 and 1.0078 there is no bf16, and between 1 and 1.00098 no f16.
+/// Trap 16: there is no bf16 value between 1 and 1.0078, and no f16 value between 1 and 1.00098.
 #[test]
 fn an_update_of_a_thousandth_survives_near_one() {
     let lost = Tensor::<1>::from_data([1.001f32], &device()).cast(DType::BF16).cast(DType::F32);
     assert_eq!(values(lost), [1.0], "what would happen to a parameter in bf16");
     for (dtype, _) in HALVES {
-        // loss = (w − 2)² and its slope at w = 1 is −2: one step of 5e-4·2.
+        // loss = (w − 2)², and its slope at w = 1 is −2: one step of 5e-4·2.
         let ones = Tensor::<2>::ones([1, 1], &device()).cast(dtype);
         let hidden = HiddenStates::new(ones.clone(), ones * 2.0).unwrap();
         let mut learner = Learner::new(scale(1.0), OptimizerConfig::sgd(5e-4)).unwrap();
@@ -330,7 +331,7 @@ fn an_update_of_a_thousandth_survives_near_one() {
     }
 }
 
-/// What Adam makes of one weight, in f64, with its moments kept in the precision that `keep` gives.
+/// The value of one weight after `steps` updates of Adam, in `f64`, with moments rounded by `keep`.
 fn adam(steps: i32, keep: impl Fn(f64) -> f64) -> f64 {
     let (mut w, mut first, mut second) = (1.0f64, 0.0f64, 0.0f64);
     for step in 1..=steps {
@@ -344,12 +345,12 @@ fn adam(steps: i32, keep: impl Fn(f64) -> f64) -> f64 {
     w
 }
 
-/// A shallow and a deep state that half precision holds exactly.
+/// A shallow and a deep state that half precision represents exactly.
 fn states_of(step: i32) -> (f64, f64) {
     (1.0 + f64::from(step % 4) * 0.25, 8.0 - f64::from(step % 3) * 0.5)
 }
 
-/// The second moment grows by a thousandth of a gradient's square per step: in bf16 it would soon stand still.
+/// The second moment grows by a thousandth of the squared gradient per step, so in bf16 it would soon stop growing.
 #[test]
 fn the_optimizer_keeps_its_state_in_f32() {
     const STEPS: i32 = 2000;

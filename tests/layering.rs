@@ -1,4 +1,5 @@
-//! Who may depend on whom: the table of ARCHITECTURE.md, as data; and no circles among the files of a module.
+//! Checks which module may depend on which: the table of ARCHITECTURE.md as data, and no circular imports among the
+//! files of a module.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -46,12 +47,29 @@ fn modules_import_from_lower_layers_only() {
 }
 
 #[test]
-fn an_import_that_goes_up_would_be_seen() {
+fn an_import_of_a_higher_layer_would_be_found() {
     let source = "use crate::{\n    bank::{A, B},\n    train::C,\n};\nuse crate::sampler::X;";
     assert_eq!(imports(source), ["bank", "train", "sampler"]);
+    let tests_in_a_file = format!("#[cfg(test)]\nmod tests;\n\n{source}");
+    assert_eq!(imports(&tests_in_a_file), ["bank", "train", "sampler"]);
+    let tests_inside = format!("{source}\n#[cfg(test)]\nmod tests {{\nuse crate::decode::Y;\n}}");
+    assert_eq!(imports(&tests_inside), ["bank", "train", "sampler"]);
 }
 
-/// Modules whose files import each other, if at all, in one direction.
+#[test]
+fn the_table_is_that_of_the_architecture_page() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("ARCHITECTURE.md");
+    let page = fs::read_to_string(page).unwrap();
+    let section = page.split("## Layers").nth(1).unwrap();
+    let lines = section.lines().filter_map(|line| line.strip_prefix("    "));
+    for (layer, line) in (0..LAYERS.len()).rev().zip(lines) {
+        let mut words = line.split_whitespace();
+        assert_eq!(words.next(), Some(layer.to_string().as_str()), "{line}");
+        assert_eq!(words.collect::<Vec<_>>(), LAYERS[layer], "{line}");
+    }
+}
+
+/// Modules whose files may import each other in one direction only.
 const WITHOUT_CIRCLES: [&str; 2] = ["train", "distiller"];
 
 #[test]
@@ -65,7 +83,7 @@ fn files_of_a_module_do_not_import_each_other_in_a_circle() {
 }
 
 #[test]
-fn a_circle_would_be_seen() {
+fn a_circle_would_be_found() {
     let files = |sources: &[(&str, &str)]| Files {
         module: "train".to_owned(),
         sources: sources.iter().map(|&(file, s)| (file.to_owned(), s.to_owned())).collect(),
@@ -84,7 +102,8 @@ fn a_circle_would_be_seen() {
     assert_eq!(line.circle(), None);
 }
 
-/// The files of a module by their paths in it, without `.rs`; `a/mod.rs` is `a`, and the module's own is empty.
+/// The files of a module by their paths within it, without `.rs`. `a/mod.rs` is `a`, and the key of the module's own
+/// file is empty.
 struct Files {
     module: String,
     sources: BTreeMap<String, String>,
@@ -111,15 +130,15 @@ impl Files {
         Self { module: module.to_owned(), sources: found }
     }
 
-    /// The files that `file` imports from. What a `mod.rs` re-exports is not imported by it, and whoever takes it from there
-    /// imports the file that it comes from.
+    /// The files that `file` imports from. A re-exported item counts as an import of the file that defines it, not of
+    /// the `mod.rs` that re-exports it.
     fn imported_by(&self, file: &str) -> Vec<String> {
         let paths = used_paths(&self.sources[file], "use ");
         let targets = paths.iter().filter_map(|path| self.target(file, path));
         targets.filter(|target| target != file).collect()
     }
 
-    /// The file that `path`, as written in `file`, leads to; `None` where that is outside of the module.
+    /// The file that `path`, as written in `file`, refers to; `None` if that is outside the module.
     fn target(&self, file: &str, path: &str) -> Option<String> {
         let mut at: Vec<&str> = file.split('/').filter(|part| !part.is_empty()).collect();
         let mut rest: Vec<&str> = path.split("::").collect();
@@ -131,7 +150,7 @@ impl Files {
             rest.drain(..2);
         }
         while rest.first() == Some(&"super") {
-            at.pop()?; // beyond the module
+            at.pop()?; // outside the module
             rest.remove(0);
         }
         let start = at.len();
@@ -191,7 +210,7 @@ impl Files {
     }
 }
 
-/// Every path of the statements that begin with `keyword`, above the tests of a file.
+/// All paths in the statements that begin with `keyword`, excluding the tests of a file.
 fn used_paths(source: &str, keyword: &str) -> Vec<String> {
     let code = source.split("#[cfg(test)]\nmod tests {").next().unwrap();
     let mut found = Vec::new();
@@ -201,7 +220,7 @@ fn used_paths(source: &str, keyword: &str) -> Vec<String> {
     found
 }
 
-/// `a::{b, c::d}` into `a::b` and `a::c::d`.
+/// Splits `a::{b, c::d}` into `a::b` and `a::c::d`.
 fn paths_of(prefix: &str, tree: &str, found: &mut Vec<String>) {
     let tree = tree.trim().trim_end_matches(',');
     match tree.split_once('{') {
@@ -237,9 +256,9 @@ fn sources(src: &Path) -> Vec<(String, String)> {
     found
 }
 
-/// The modules named in `use crate::…` of the code above the tests of a file.
+/// The modules named in `use crate::…`, excluding the tests of a file.
 fn imports(source: &str) -> Vec<String> {
-    let code = source.split("#[cfg(test)]").next().unwrap();
+    let code = source.split("#[cfg(test)]\nmod tests {").next().unwrap();
     let mut found = Vec::new();
     for tail in format!("\n{code}").split("\nuse crate::").skip(1) {
         let tail = tail.split(';').next().unwrap();
@@ -257,7 +276,7 @@ fn imports(source: &str) -> Vec<String> {
     found
 }
 
-/// `a::{b, c}, d` into `a::{b, c}` and `d`.
+/// Splits `a::{b, c}, d` into `a::{b, c}` and `d`.
 fn top_level_items(group: &str) -> Vec<&str> {
     let (mut depth, mut start, mut items) = (0, 0, Vec::new());
     for (at, c) in group.char_indices() {

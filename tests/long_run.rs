@@ -1,6 +1,6 @@
-//! Ten thousand steps with requests joining and leaving at random: memory, counters, slots, determinism.
+//! Ten thousand steps with requests that join and leave at random: memory, counters, slots, determinism.
 //!
-//! One test in a process of its own, so that the memory measured is that of the run.
+//! The only test of its program, so that the memory of the process is that of the run.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 #![allow(clippy::print_stdout, reason = "what was measured is worth reading: --nocapture shows it")]
@@ -15,7 +15,7 @@ use esamp::{
 };
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 
-/// What a run leaves behind, in numbers.
+/// The results of a run, in numbers.
 #[derive(Debug, PartialEq)]
 struct Outcome {
     /// All tokens of all completions, as a hash.
@@ -24,14 +24,15 @@ struct Outcome {
     counters: Counters,
 }
 
-/// Resident memory in KiB while a run goes on: the peak of each half after the warm-up.
+/// Resident memory in KiB during a run: the peak of each half after the warm-up.
 #[derive(Debug, Default)]
 struct Memory {
     halves: [u64; 2],
 }
 
-/// `steps` decode steps of one to ten rows; seeded. While fewer than eight run, three steps in ten bring a request: 1 to 3
-/// completions of 1 to 30 tokens, plain ones and steered ones with several settings. Two steps in a hundred cancel one.
+/// Runs `steps` decode steps of one to ten rows, from a fixed seed. While fewer than eight completions run, three
+/// steps in ten add a request: 1 to 3 completions of 1 to 30 tokens, plain or steered, with several settings. Two
+/// steps in a hundred cancel a completion.
 fn run(config: &SamplerConfig, steps: u64) -> (Outcome, Memory) {
     let device = Device::flex();
     let mut rng = ChaCha8Rng::seed_from_u64(11);
@@ -42,7 +43,7 @@ fn run(config: &SamplerConfig, steps: u64) -> (Outcome, Memory) {
     let mut running: Vec<CompletionId> = Vec::new();
     let mut totals = Totals::default();
     let mut memory = Memory::default();
-    // One for each running request at most, and the one that all prompts share.
+    // The number of slots beyond one per running completion: the slot that all prompts share.
     let shared = usize::from(matches!(config.sharing, Sharing::Global | Sharing::Adaptive(_)));
 
     while decoder.stats().steps < steps {
@@ -104,13 +105,13 @@ fn settings() -> Vec<Sampling> {
     .to_vec()
 }
 
-/// What the caller has seen, to be compared with what the sampler counted.
+/// What the caller has seen, to compare with the sampler's counters.
 #[derive(Debug, Default)]
 struct Totals {
     hash: u64,
     completions: usize,
     tokens: u64,
-    /// Tokens that came with a novelty: those that a distiller was asked about.
+    /// Tokens with a novelty, that is, those that a distiller predicted.
     predicted: u64,
     novelty: f64,
 }
@@ -133,7 +134,7 @@ impl Totals {
             self.predicted += u64::from(choice.novelty.is_some());
             self.novelty += choice.novelty.map_or(0.0, |novelty| f64::from(novelty.error));
         }
-        // FNV-1a over names and tokens: an order or a token that differs shows.
+        // FNV-1a over ids and tokens, so that a different order or token shows.
         let name = [completion.id.prompt.0, completion.id.index];
         for number in name.into_iter().chain(completion.tokens().into_iter().map(u64::from)) {
             self.hash = (self.hash ^ number).wrapping_mul(0x0100_0000_01b3);
@@ -146,9 +147,9 @@ fn check(outcome: &Outcome, totals: &Totals) {
     assert_eq!(counters.tokens, totals.tokens, "every token is in a completion");
     assert_eq!(
         counters.eligible,
-        counters.steered + counters.rows_warming + counters.rows_not_finite
+        counters.steered + counters.rows_untrained + counters.rows_not_finite
     );
-    assert_eq!((counters.failed, counters.rows_not_finite, counters.rows_warming), (0, 0, 0));
+    assert_eq!((counters.failed, counters.rows_not_finite, counters.rows_untrained), (0, 0, 0));
     assert_eq!(counters.eligible, totals.predicted);
     assert_eq!(counters.rows_learned, counters.eligible - counters.rows_not_finite);
     assert!(counters.updates > 0 && counters.updates <= counters.rows_learned);
@@ -156,14 +157,14 @@ fn check(outcome: &Outcome, totals: &Totals) {
     assert!(counters.interventions > 0 && counters.interventions < counters.steered);
 }
 
-/// Resident memory of this process in KiB, where the system tells.
+/// Resident memory of this process in KiB, if the system reports it.
 fn resident() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
     line.split_whitespace().nth(1)?.parse().ok()
 }
 
-/// Looks at the memory now and then. The first fifth is a warm-up: allocators and caches fill.
+/// Samples the memory. The first fifth is a warm-up, in which allocators and caches fill.
 fn measure(memory: &mut Memory, step: u64, steps: u64) {
     let warm_up = steps / 5;
     if step < warm_up || !step.is_multiple_of(50) {
@@ -175,12 +176,12 @@ fn measure(memory: &mut Memory, step: u64, steps: u64) {
 
 const STEPS: u64 = 10_000;
 
-/// KiB by which the second half's peak may exceed the first's: half of what one hidden row leaked at every step would add.
-/// That is 2 states × 32 numbers × 4 bytes × 4,000 steps = 1,000 KiB, without the tensors' own bookkeeping
-/// ([`a_leak_would_show`] measures both). What was measured without a leak is below 64.
+/// KiB by which the peak of the second half may exceed that of the first: half of what leaking one hidden row per
+/// step would add. That is 2 states × 32 numbers × 4 bytes × 4,000 steps = 1,000 KiB, without the tensors' own
+/// overhead ([`a_leak_would_show`] measures both). Without a leak, less than 64 was measured.
 const MARGIN: u64 = 512;
 
-/// A rate at which a distiller that has learned one update less says something else within a few hundred tokens.
+/// A learning rate at which a distiller that misses one update gives different tokens within a few hundred tokens.
 fn config() -> SamplerConfig {
     let optimizer = OptimizerConfig::paper().with_learning_rate(1e-2);
     let small = esamp::distillers::DistillerConfig::SwiGlu(SwiGluConfig::new().with_d_hidden(16));
@@ -197,7 +198,7 @@ fn assert_flat(memory: &Memory) {
     assert!(second < first + MARGIN, "from {first} KiB to {second} KiB in {STEPS} steps");
 }
 
-/// Leaks on purpose what one row shows at each step of a half, and looks whether the margin would break.
+/// Leaks the hidden states of one row per step of a half on purpose, and checks that they would exceed the margin.
 fn a_leak_would_show() {
     let Some(before) = resident() else {
         return;

@@ -1,4 +1,4 @@
-//! Everything that is not bound to one device, on flex.
+//! Runs every case that does not depend on the device (tests/cases) on flex.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -14,6 +14,6 @@ fn device() -> Device {
 #[test]
 #[cfg(feature = "ndarray")]
 #[allow(deprecated, reason = "ndarray is deprecated upstream and supported here")]
-fn what_is_on_another_device_is_refused() {
+fn tensors_on_another_device_are_refused() {
     cases::refuse(&Device::ndarray());
 }

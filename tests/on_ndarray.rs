@@ -1,4 +1,4 @@
-//! Everything that is not bound to one device, on ndarray.
+//! Runs every case that does not depend on the device (tests/cases) on ndarray.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 #![allow(deprecated, reason = "ndarray is deprecated upstream and supported here")]
@@ -13,6 +13,6 @@ fn device() -> Device {
 }
 
 #[test]
-fn what_is_on_another_device_is_refused() {
+fn tensors_on_another_device_are_refused() {
     cases::refuse(&Device::flex());
 }

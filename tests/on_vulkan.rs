@@ -1,5 +1,5 @@
-//! Everything that is not bound to one device, on the first Vulkan device. Where there is none, the program says so and ends
-//! before the harness could call anything "ok".
+//! Runs every case that does not depend on the device (tests/cases) on the first Vulkan device. Without one, prints a
+//! message and exits before the harness could report anything as "ok".
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -13,6 +13,6 @@ fn device() -> Device {
 }
 
 #[test]
-fn what_is_on_another_device_is_refused() {
+fn tensors_on_another_device_are_refused() {
     cases::refuse(&Device::flex());
 }

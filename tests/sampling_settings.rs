@@ -1,4 +1,4 @@
-//! Sampling settings that are written down: all of them come back, and their names stay.
+//! Serialised sampling settings: all of them round-trip, and their names are stable.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -34,7 +34,7 @@ fn everything() -> Sampling {
 }
 
 #[test]
-fn all_settings_come_back() {
+fn all_settings_round_trip() {
     let config = everything();
     let written = serde_json::to_string(&config).unwrap();
     assert_eq!(serde_json::from_str::<Sampling>(&written).unwrap(), config);
@@ -45,7 +45,7 @@ fn all_settings_come_back() {
 }
 
 #[test]
-fn the_names_that_are_written_down() {
+fn the_serialized_names_are_stable() {
     let expected = serde_json::json!({
         "temperature": 0.8f32,
         "temperature_order": "after_filters",
@@ -70,7 +70,7 @@ fn the_names_that_are_written_down() {
 }
 
 #[test]
-fn settings_that_are_left_out_are_off() {
+fn missing_settings_are_off() {
     let old = r#"{ "temperature": 1.0, "temperature_order": "before_filters", "filters": [], "beta": 0.25 }"#;
     let read: Sampling = serde_json::from_str(old).unwrap();
     assert_eq!(read, Sampling::default());
@@ -113,7 +113,7 @@ fn settings_of_a_sampler_may_be_partial_too() {
 }
 
 #[test]
-fn a_name_that_is_not_known_is_an_error() {
+fn an_unknown_name_is_an_error() {
     fn refused<T: DeserializeOwned>(written: &str) {
         let error = serde_json::from_str::<T>(written).err().unwrap().to_string();
         assert!(error.starts_with("unknown field `odd`"), "{error}");
@@ -150,9 +150,9 @@ impl NoveltyReweighter for Own {
     }
 }
 
-/// They run in their place among the others, and no file holds the settings without them.
+/// They run in their place among the others, and settings that contain them cannot be serialised.
 #[test]
-fn parts_of_the_programs_own_are_not_written_down() {
+fn custom_parts_are_not_serialized() {
     let filtered = Sampling::new().with_top_k(4).with_custom_filter(Own).with_top_p(0.5);
     let reweighted = Sampling::new().with_custom_reweighter(Own);
     assert_eq!(reweighted.expects(), Expects::Nothing);
@@ -161,7 +161,7 @@ fn parts_of_the_programs_own_are_not_written_down() {
         assert_eq!(sampling, &sampling.clone());
         assert_eq!(
             serde_json::to_string(sampling).unwrap_err().to_string(),
-            "expected filters and a reweighter that have names, got one of the program's own: Own"
+            "expected built-in filters, reweighters and selections, got a custom one: Own"
         );
     }
     assert_ne!(FilterConfig::custom(Own), FilterConfig::custom(Own));

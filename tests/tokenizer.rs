@@ -1,4 +1,5 @@
-//! Tokenizers and chat templates against SentencePiece and against the ids that PyTorch's tools gave the real model.
+//! Compares tokenizers and chat templates with SentencePiece, and with the ids that PyTorch's tools give for the real
+//! model.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -29,7 +30,7 @@ struct Greedy {
 }
 
 #[test]
-fn smollm2_reads_prompts_as_its_own_tokenizer_does() {
+fn smollm2_encodes_prompts_like_its_own_tokenizer() {
     let tokenizer = Tokenizer::from_gguf(smollm2()).unwrap();
     let template = ChatTemplate::from_gguf(smollm2()).unwrap().unwrap();
     let cases: Vec<Greedy> = json("greedy.json");
@@ -59,10 +60,10 @@ struct Piece {
 }
 
 #[test]
-fn a_sentencepiece_vocabulary_reads_as_sentencepiece_does() {
+fn a_sentencepiece_vocabulary_encodes_like_sentencepiece() {
     let tokenizer = Tokenizer::from_gguf(golden::path("tokenizer/sentencepiece.gguf")).unwrap();
     for case in json::<Vec<Piece>>("tokenizer/sentencepiece.json") {
-        let mut expected = vec![1]; // the file says nothing, so a SentencePiece model gets its first token
+        let mut expected = vec![1]; // the file has no setting, so a SentencePiece model gets a BOS token
         expected.extend(&case.ids);
         assert_eq!(tokenizer.encode(&case.text).unwrap(), expected, "{:?}", case.text);
         assert_eq!(tokenizer.encode_rendered(&case.text).unwrap(), case.ids);
@@ -72,7 +73,7 @@ fn a_sentencepiece_vocabulary_reads_as_sentencepiece_does() {
 }
 
 #[test]
-fn a_wrong_byte_does_not_stop_the_text_of_a_sentencepiece_model() {
+fn an_invalid_byte_does_not_stop_the_text_of_a_sentencepiece_model() {
     let tokenizer = Tokenizer::from_gguf(golden::path("tokenizer/sentencepiece.gguf")).unwrap();
     let byte = |byte: u8| tokenizer.token_id(&format!("<0x{byte:02X}>")).unwrap();
     let mut tokens: Vec<TokenId> = "😀".bytes().map(byte).collect();
@@ -84,7 +85,7 @@ fn a_wrong_byte_does_not_stop_the_text_of_a_sentencepiece_model() {
     assert_eq!(pieces.concat(), "😀\u{fffd} the lighthouse");
 }
 
-/// A GGUF file of nothing but a byte-level vocabulary, `<s> a b ab`.
+/// A GGUF file that contains only a byte-level vocabulary, `<s> a b ab`.
 fn byte_level_gguf(path: &Path, pre: &str, add_bos: Option<bool>) {
     const UINT32: u32 = 4;
     const BOOL: u32 = 7;
@@ -113,7 +114,7 @@ fn byte_level_gguf(path: &Path, pre: &str, add_bos: Option<bool>) {
 }
 
 #[test]
-fn llama_3_prompts_begin_with_the_first_token_unless_the_file_says_no() {
+fn llama_3_prompts_begin_with_bos_unless_the_file_disables_it() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("vocabulary.gguf");
     let encode = |pre: &str, add_bos: Option<bool>| {
@@ -134,7 +135,7 @@ fn llama_3_prompts_begin_with_the_first_token_unless_the_file_says_no() {
 }
 
 #[test]
-fn a_hugging_face_folder_brings_tokenizer_stop_tokens_and_template() {
+fn a_hugging_face_folder_has_tokenizer_stop_tokens_and_template() {
     let folder = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
     let missing = Tokenizer::from_hf_folder(folder.path()).unwrap_err().to_string();

@@ -1,4 +1,4 @@
-//! Traces as files: what is written can be read, and what cannot be read is said.
+//! Trace files: what is written can be read, and what cannot be read is an error.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -25,7 +25,7 @@ fn recorded() -> Recorder {
     let recorder = Arc::new(Mutex::new(Recorder::new()));
     let model = TinyLm::new(3, &Device::flex());
     let sampler = SamplerConfig::new().init(model.d_model(), &model.device()).unwrap();
-    let mut decoder = Decoder::new(&model, sampler).with_observer(Box::new(recorder.clone()));
+    let mut decoder = Decoder::new(&model, sampler).with_observer(recorder.clone());
     let request = Request::new(vec![1, 2]).with_completions(2).with_max_new_tokens(5);
     decoder.submit(request.with_reference_log_probs()).unwrap();
     decoder.run(|_| ControlFlow::Continue(())).unwrap();
@@ -39,7 +39,7 @@ fn written(recorder: &Recorder) -> Vec<u8> {
     file
 }
 
-/// Equal, where a number may differ in its last place.
+/// Equality, except that a number may differ in its last place.
 fn same(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::Number(a), Value::Number(b)) => {
@@ -77,7 +77,7 @@ fn what_is_written_can_be_read() {
 }
 
 #[test]
-fn a_writer_that_goes_along_writes_what_a_recorder_writes_later() {
+fn a_writer_during_a_run_writes_the_same_as_a_recorder_afterwards() {
     let recorder = recorded();
     let mut writer = TraceWriter::new(Vec::new()).unwrap();
     for record in recorder.records() {
@@ -91,7 +91,7 @@ fn a_writer_that_goes_along_writes_what_a_recorder_writes_later() {
 }
 
 #[test]
-fn a_file_cut_off_anywhere_is_an_error_or_a_shorter_file() {
+fn a_file_truncated_anywhere_is_an_error_or_a_shorter_file() {
     let recorder = recorded();
     let file = written(&recorder);
     let whole = file.len();
@@ -100,7 +100,7 @@ fn a_file_cut_off_anywhere_is_an_error_or_a_shorter_file() {
         let read: Vec<_> = read_traces(&file[..at]).collect();
         let lines = lines_before(at);
         let (good, bad): (Vec<_>, Vec<_>) = read.iter().partition(|record| record.is_ok());
-        // At the end of a line, with or without its newline, nothing is missing that could be noticed.
+        // A file cut at the end of a line, with or without its newline, looks complete.
         let at_an_end = at > 0 && (file[at - 1] == b'\n' || file[at] == b'\n');
         if at_an_end {
             let records = if file[at] == b'\n' { lines } else { lines - 1 };
@@ -117,7 +117,7 @@ fn a_file_cut_off_anywhere_is_an_error_or_a_shorter_file() {
 }
 
 #[test]
-fn a_file_of_version_1_can_be_read_for_ever() {
+fn a_file_of_version_1_stays_readable() {
     let read: Vec<TraceRecord> = read_traces(OLD.as_bytes()).map(Result::unwrap).collect();
     let [
         TraceRecord::Token(first),
@@ -136,9 +136,11 @@ fn a_file_of_version_1_can_be_read_for_ever() {
     assert_eq!((start.loss, start.counters.tokens, end.counters.interventions), (None, 1, 1));
     let slot = &end.slots[0];
     assert_eq!((slot.slot, slot.rows, slot.loss), (SlotKey::Prompt(PromptId(0)), 1, 2.0));
-    // Nothing is lost or renamed: written again, it has everything that it had. Counters may have come since.
+    // Nothing is lost: written again, the file has every key of the original. Counters may have been added since.
     let mut writer = TraceWriter::new(Vec::new()).unwrap();
-    read.iter().for_each(|record| writer.write(record).unwrap());
+    for record in &read {
+        writer.write(record).unwrap();
+    }
     let written = String::from_utf8(writer.finish().unwrap()).unwrap();
     assert_eq!(written.lines().count(), OLD.lines().count());
     for (new, old) in written.lines().zip(OLD.lines()) {
@@ -147,19 +149,12 @@ fn a_file_of_version_1_can_be_read_for_ever() {
     }
 }
 
-/// Whether `new` has every key of `old`, with the same value; under its present name, if it has got another one since, and
-/// unless what it counted is gone.
+/// Whether `new` has every key of `old` with the same value.
 fn has_all_of(new: &Value, old: &Value) -> bool {
     match (new, old) {
-        (Value::Object(new), Value::Object(old)) => old.iter().all(|(key, value)| {
-            let key = match key.as_str() {
-                "row" => "completion",
-                "request" => "index",
-                "mixed" | "errors_not_shuffled" => return true,
-                key => key,
-            };
-            new.get(key).is_some_and(|other| has_all_of(other, value))
-        }),
+        (Value::Object(new), Value::Object(old)) => old
+            .iter()
+            .all(|(key, value)| new.get(key).is_some_and(|other| has_all_of(other, value))),
         (Value::Array(new), Value::Array(old)) => {
             new.len() == old.len() && new.iter().zip(old).all(|(new, old)| has_all_of(new, old))
         }
@@ -168,7 +163,7 @@ fn has_all_of(new: &Value, old: &Value) -> bool {
 }
 
 #[test]
-fn what_is_not_a_trace_file_is_said() {
+fn a_file_that_is_not_a_trace_is_an_error() {
     let wording = |file: &[u8]| -> Vec<String> {
         read_traces(file).filter_map(Result::err).map(|error| error.to_string()).collect()
     };
@@ -194,12 +189,12 @@ fn what_is_not_a_trace_file_is_said() {
         wording(cut.as_bytes()),
         ["traces, line 2: expected a whole line, got the beginning of one (the file was cut off)"]
     );
-    // A field that a later version of the crate has added is passed over.
+    // A field that a later version of the crate has added is ignored.
     let more = OLD.replace("\"kl\":", "\"mood\":\"good\",\"kl\":");
     assert_eq!(wording(more.as_bytes()).len(), 0);
 }
 
-/// Takes so many bytes, then fails.
+/// Accepts the given number of bytes, then fails.
 struct Full(usize);
 
 impl Write for Full {

@@ -89,7 +89,7 @@ impl<'m> Arm<'m> {
             .with_max_new_tokens(args.max_new_tokens)
             .with_seed(args.seed)
             .with_stop_tokens(loaded.tokenizer.stop_tokens())
-            .with_prompt_warm_up(args.learning.warm_up_steps.unwrap_or(0))
+            .with_prompt_warm_up(args.learning.warm_up_updates.unwrap_or(0))
             .with_sampling(settings.sampling.clone());
         decoder
             .submit(request)
@@ -122,7 +122,7 @@ impl<'m> Arm<'m> {
         if let Some(recorder) = &self.recorder {
             watchers.0.push(Box::new(recorder.clone()));
         }
-        self.decoder.sampler_mut().set_observer(Box::new(watchers));
+        self.decoder.sampler_mut().set_observer(watchers);
     }
 
     /// Decodes one token of every completion that has not ended.

@@ -3,7 +3,7 @@
 //! ```sh
 //! cargo run --release --example generate
 //! cargo run --release --example generate -- --samples 8 --beta 0.5 --prompt "Name an unusual use for a brick."
-//! cargo run --release --example generate -- --reweighter orthogonal --warm-up-steps 20 --trace trace.jsonl
+//! cargo run --release --example generate -- --reweighter orthogonal --warm-up-updates 20 --trace trace.jsonl
 //! cargo run --release --example generate -- --html completions.html
 //! cargo run --release --example generate -- --help
 //! ```

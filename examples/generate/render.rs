@@ -2,9 +2,11 @@
 
 use std::io::{self, Write};
 
-use console::{Term, measure_text_width, style};
 use esamp::Sampling;
-use esamp_programs::columns::{GAP, side_by_side, wrap};
+use esamp_programs::{
+    columns::{GAP, side_by_side, wrap},
+    console::{Term, measure_text_width, style},
+};
 
 use crate::{args::Args, arms::Arm, settings::name_of};
 

@@ -3,9 +3,8 @@
 
 use std::{fs, path::Path};
 
-use burn::tensor::Device;
 use esamp::{
-    Fire, Sampler, SamplerConfig, Sampling, Sharing, TemperatureOrder,
+    Fire, SamplerConfig, Sampling, Sharing, TemperatureOrder,
     distillers::{DistillerConfig, LowRankConfig, SwiGluConfig},
     filters::FilterConfig,
     reweighters::{Contrast, Expects, ReweighterConfig},
@@ -49,8 +48,7 @@ impl Args {
         sampling.validate()?;
         self.check(&written, &sampling)?;
         self.check_save(sampler.sharing)?;
-        // Runs the sampler's own checks with a small width, because the model is not loaded yet.
-        Sampler::builder(sampler.clone()).build_with_worker(8, &Device::flex())?;
+        sampler.validate()?;
 
         let unsteered =
             sampling.clone().with_reweighter(ReweighterConfig::default()).with_beta(0.0);
@@ -100,6 +98,7 @@ impl Args {
         let base = match learning.settings {
             None | Some(SettingsName::Default) => SamplerConfig::new(),
             Some(SettingsName::Paper) => SamplerConfig::paper(),
+            Some(SettingsName::ShortCompletions) => SamplerConfig::for_short_completions(),
             Some(SettingsName::Reference) => SamplerConfig::reference(),
         };
         let mut config = overlay(&base, &written.sampler, "sampler")?;
@@ -114,7 +113,7 @@ impl Args {
             config.optimizer = Some(optimizer.with_learning_rate(rate));
         }
         set(&mut config.sharing, learning.sharing.map(Into::into));
-        set(&mut config.steps_before_steering, learning.steps_before_steering);
+        set(&mut config.updates_before_steering, learning.updates_before_steering);
         Ok(config)
     }
 
@@ -125,8 +124,8 @@ impl Args {
         };
         let (learning, files) = (&self.learning, &self.files);
         let of_a_distiller = [
-            ("--warm-up-steps", learning.warm_up_steps.is_some()),
-            ("--steps-before-steering", learning.steps_before_steering.is_some()),
+            ("--warm-up-updates", learning.warm_up_updates.is_some()),
+            ("--updates-before-steering", learning.updates_before_steering.is_some()),
             ("--load", files.load.is_some()),
             ("--save", files.save.is_some()),
         ];
@@ -184,7 +183,7 @@ impl Args {
             ("--distiller", learning.distiller.is_some()),
             ("--learning-rate", learning.learning_rate.is_some()),
             ("--sharing", learning.sharing.is_some()),
-            ("--steps-before-steering", learning.steps_before_steering.is_some()),
+            ("--updates-before-steering", learning.updates_before_steering.is_some()),
             ("sampler settings in --config", !written.sampler.is_empty()),
         ];
         if files.load.is_some()

@@ -11,7 +11,7 @@ use crate::error::ConfigError;
 /// most 4, and `D` its discounted mean, `D ← γ·D + (1 − γ)·e` with `γ = 2^(−1/half_life)`, bias-corrected like Adam's
 /// moments. The weight of the own distiller is `σ(sharpness · (D_shared − D_own))`: the exponentially weighted
 /// forecaster for two experts (Vovk, 1990; Littlestone and Warmuth, 1994), with a fading memory. Before the first
-/// error the weight is ½. Both distillers learn from their own errors at every step, whatever the mixture.
+/// error the weight is ½. Both distillers learn from their own errors at every step, regardless of the mixture.
 ///
 /// See docs/design/adaptive-sharing.md for the limits of the method.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]

@@ -4,7 +4,7 @@ mod adaptive;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
 pub use adaptive::{AdaptiveConfig, AdaptiveStart};
 
@@ -22,7 +22,6 @@ pub enum Sharing {
     #[default]
     PerPrompt,
     /// One distiller for each completion.
-    #[serde(alias = "per_request")]
     PerCompletion,
     /// One distiller for each prompt and one for all prompts, mixed by how well they predict. The paper finds the
     /// first better on mathematics and the second on code, and leaves the choice open. This mode is not in the paper.
@@ -30,12 +29,13 @@ pub enum Sharing {
 }
 
 impl Sharing {
-    /// Returns the slot that a row predicts with and trains. With adaptive sharing it is the prompt's own slot.
-    pub fn slot(self, row: CompletionId) -> SlotKey {
+    /// Returns the slot that a completion's rows predict with and train. With adaptive sharing it is the prompt's own
+    /// slot.
+    pub(crate) fn slot(self, completion: CompletionId) -> SlotKey {
         match self {
             Self::Global => SlotKey::Everyone,
-            Self::PerPrompt | Self::Adaptive(_) => SlotKey::Prompt(row.prompt),
-            Self::PerCompletion => SlotKey::Completion(row),
+            Self::PerPrompt | Self::Adaptive(_) => SlotKey::Prompt(completion.prompt),
+            Self::PerCompletion => SlotKey::Completion(completion),
         }
     }
 }
@@ -43,29 +43,14 @@ impl Sharing {
 /// The key of a slot, which is one distiller in use: the completions that share it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum SlotKey {
     /// All completions.
     Everyone,
     /// The completions of one prompt.
     Prompt(PromptId),
     /// One completion.
-    #[serde(alias = "request", deserialize_with = "of_any_version")]
     Completion(CompletionId),
-}
-
-/// Files of earlier development versions identify a completion by a number alone. Its prompt is unknown then, and
-/// becomes 0.
-fn of_any_version<'de, D: Deserializer<'de>>(from: D) -> Result<CompletionId, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Written {
-        Number(u64),
-        Id(CompletionId),
-    }
-    Ok(match Written::deserialize(from)? {
-        Written::Number(index) => CompletionId::new(0, index),
-        Written::Id(id) => id,
-    })
 }
 
 /// One slot: its key, the completions that share it, and the data `S`.
@@ -212,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_leaves_with_its_last_request_and_comes_back_fresh() {
+    fn a_slot_is_dropped_with_its_last_completion_and_comes_back_fresh() {
         let mut bank = bank(Sharing::PerPrompt);
         let key = SlotKey::Prompt(PromptId(0));
         bank.leave(CompletionId::new(0, 0));
@@ -235,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_come_with_their_prompts_whatever_the_sharing() {
+    fn completions_have_their_prompts_with_every_sharing() {
         let rows = [CompletionId::new(0, 0), CompletionId::new(0, 1), CompletionId::new(1, 2)];
         for sharing in [Sharing::Global, Sharing::PerPrompt, Sharing::PerCompletion] {
             assert_eq!(bank(sharing).completions(), rows, "{sharing:?}");
@@ -243,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_follow_the_rows_wherever_they_stand() {
+    fn groups_are_in_the_order_of_their_first_rows() {
         let bank = bank(Sharing::PerPrompt);
         let rows = [CompletionId::new(1, 2), CompletionId::new(0, 1), CompletionId::new(0, 0)];
         let groups = bank.groups(&rows);
@@ -252,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn ending_a_request_twice_or_one_that_never_was_changes_nothing() {
+    fn ending_a_completion_twice_or_an_unknown_one_changes_nothing() {
         let mut bank = bank(Sharing::PerPrompt);
         bank.leave(CompletionId::new(0, 0));
         bank.leave(CompletionId::new(0, 0));

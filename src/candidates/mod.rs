@@ -18,18 +18,18 @@ use std::{fmt::Debug, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 pub use mask::TokenMask;
-pub(crate) use pool::{log_sum_exp, mass_outside, pool};
+pub(crate) use pool::{check_numbers, log_sum_exp, mass_outside, pool};
 pub use stats::RowStats;
 
-/// The built-in filters. To add one, name it here, in `filters!` below, and in the guide.
-pub(crate) mod filters {
+/// The built-in filters. To add one, name its module above, the filter here and in `filters!` below, and in the guide.
+pub(crate) mod built_in {
     pub use super::{
         epsilon_cutoff::EpsilonCutoff, eta_cutoff::EtaCutoff, min_p::MinP, top_k::TopK,
         top_n_sigma::TopNSigma, top_p::TopP, typical::Typical, xtc::Xtc,
     };
 }
 
-use filters::*;
+use built_in::*;
 
 use crate::{
     custom::Custom,
@@ -41,6 +41,7 @@ use crate::{
 
 /// A token that the filters have kept.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Candidate {
     /// The token.
     pub token: TokenId,
@@ -150,7 +151,7 @@ pub trait CandidateFilter: Debug + Send + Sync {
     fn filter(&self, row: &RowContext<'_>, candidates: &mut Candidates);
 
     /// How much of the vocabulary this filter needs in order to decide correctly. When it runs first, tokens outside
-    /// its reach are dropped whatever it does.
+    /// its reach are dropped regardless of what it does.
     fn reach(&self) -> Reach {
         Reach::Everything
     }
@@ -198,8 +199,8 @@ macro_rules! filters {
         }
 
         impl FilterConfig {
-            /// Returns the filter.
-            pub fn filter(&self) -> &dyn CandidateFilter {
+            /// Returns the filter of these settings.
+            pub fn as_filter(&self) -> &dyn CandidateFilter {
                 match self {
                     $(Self::$name(filter) => filter,)+
                     Self::Custom(filter) => &**filter,
@@ -299,10 +300,7 @@ impl Candidates {
     /// do not sum to 1 needs it, because the weights must apply to the model's output and not to the adjustments.
     pub fn rescore_adjusted(&mut self, mut score: impl FnMut(&Candidate, f32) -> f32) {
         let adjustments = std::mem::take(&mut self.adjustments);
-        self.rescore(|candidate| {
-            let found = adjustments.binary_search_by_key(&candidate.token, |&(token, _)| token);
-            score(candidate, found.map_or(0.0, |at| adjustments[at].1))
-        });
+        self.rescore(|candidate| score(candidate, adjustment(&adjustments, candidate.token)));
         self.adjustments = adjustments;
     }
 
@@ -352,11 +350,6 @@ impl Candidates {
         &self.adjustments
     }
 
-    fn adjustment(&self, token: TokenId) -> f32 {
-        let found = self.adjustments.binary_search_by_key(&token, |&(adjusted, _)| adjusted);
-        found.map_or(0.0, |at| self.adjustments[at].1)
-    }
-
     /// Divides every score and its reference by the temperature. Used when temperature is applied after the filters.
     pub(crate) fn divide(&mut self, temperature: f32) {
         if temperature != 1.0 {
@@ -368,7 +361,7 @@ impl Candidates {
     }
 
     /// Sets every candidate's expected logit; `expected` receives its index and token. What penalties and bias have
-    /// added to the token's own logit is added here too, so that fusing the two logits preserves it. Returns whether
+    /// added to the token's own logit is added here too, so that reweighting preserves it. Returns whether
     /// all expected logits are finite.
     pub(crate) fn set_expected(&mut self, mut expected: impl FnMut(usize, TokenId) -> f32) -> bool {
         let mut finite = true;
@@ -376,7 +369,7 @@ impl Candidates {
             let token = self.items[place].token;
             let mut value = expected(place, token);
             if !self.adjustments.is_empty() {
-                value += self.adjustment(token);
+                value += adjustment(&self.adjustments, token);
             }
             self.items[place].expected = value;
             finite &= value.is_finite();
@@ -388,6 +381,12 @@ impl Candidates {
     pub(crate) fn refused(&self) -> Option<RowError> {
         self.refused.clone()
     }
+}
+
+/// What penalties and bias have added to a token, given what they have added to some, in ascending token order.
+fn adjustment(adjustments: &[(TokenId, f32)], token: TokenId) -> f32 {
+    let found = adjustments.binary_search_by_key(&token, |&(adjusted, _)| adjusted);
+    found.map_or(0.0, |at| adjustments[at].1)
 }
 
 #[cfg(test)]

@@ -109,6 +109,18 @@ fn apply(allowed: &TokenMask, logits: &[f32]) -> Result<Vec<f32>, RowError> {
     Ok(logits.iter().enumerate().map(keep).collect())
 }
 
+fn is_bad(logit: &f32) -> bool {
+    logit.is_nan() || *logit == f32::INFINITY
+}
+
+/// An error for the first logit that is NaN or +inf.
+pub(crate) fn check_numbers(logits: &[f32]) -> Result<(), RowError> {
+    match logits.iter().position(is_bad) {
+        Some(token) => Err(RowError::NotANumber { token: token as TokenId, got: logits[token] }),
+        None => Ok(()),
+    }
+}
+
 /// The largest logit of a row. An error if a logit is NaN or +inf, or if all are −inf.
 fn largest(logits: &[f32]) -> Result<f32, RowError> {
     const LANES: usize = 16;
@@ -128,10 +140,8 @@ fn largest(logits: &[f32]) -> Result<f32, RowError> {
             (max, bad)
         },
     );
-    let is_bad = |logit: &f32| logit.is_nan() || *logit == f32::INFINITY;
     if rest.iter().any(is_bad) || bad.contains(&true) {
-        let token = logits.iter().position(is_bad).unwrap_or_default();
-        return Err(RowError::NotANumber { token: token as TokenId, got: logits[token] });
+        check_numbers(logits)?;
     }
     let max = max.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max);
     if max == f32::NEG_INFINITY {
@@ -329,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn scores_are_finite_or_the_row_says_which_is_not() {
+    fn scores_are_finite_or_the_error_names_the_token() {
         let huge = pool(&[0.0, 3.0e38], 1e-4, None, Reach::Everything, false).unwrap_err();
         assert_eq!(huge, RowError::Score { token: 1, got: f32::INFINITY });
         let deep = pool(&[0.0, -3.0e38], 1e-4, None, Reach::Everything, false).unwrap();

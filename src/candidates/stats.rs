@@ -3,6 +3,7 @@
 /// Statistics of a row of logits before temperature, with penalties and bias applied, over every token that is
 /// neither masked nor −inf.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct RowStats {
     /// The largest logit.
     pub best: f32,

@@ -13,7 +13,7 @@ fn best_first_and_ties_by_token() {
 }
 
 #[test]
-fn refusing_everybody_keeps_the_best() {
+fn rejecting_all_candidates_keeps_the_best() {
     let mut candidates = Candidates::from_logits(&[1.0, 2.0]).unwrap();
     candidates.retain(|_| false);
     assert_eq!(tokens(&candidates), [1]);
@@ -22,7 +22,7 @@ fn refusing_everybody_keeps_the_best() {
 }
 
 #[test]
-fn rescoring_reorders_and_remembers_what_is_no_score() {
+fn rescoring_reorders_and_remembers_an_invalid_score() {
     let mut candidates = Candidates::from_logits(&[1.0, 2.0, 3.0]).unwrap();
     candidates.rescore(|c| -c.logit);
     assert_eq!(tokens(&candidates), [0, 1, 2]);
@@ -32,7 +32,7 @@ fn rescoring_reorders_and_remembers_what_is_no_score() {
 }
 
 #[test]
-fn the_reference_follows_the_temperature_and_no_rescoring() {
+fn the_reference_follows_the_temperature_but_not_rescoring() {
     let mut candidates = Candidates::from_logits(&[1.0, 2.0, 3.0]).unwrap();
     candidates.divide(2.0);
     candidates.rescore(|c| -c.logit);
@@ -57,7 +57,7 @@ fn probabilities_are_those_of_the_candidates() {
 }
 
 #[test]
-fn what_was_added_to_a_logit_is_added_to_its_expectation() {
+fn adjustments_are_added_to_the_expected_logits_too() {
     let mut candidates = Candidates::from_logits(&[1.0, 2.0, 3.0]).unwrap();
     candidates.set_adjustments(vec![(0, -4.0), (2, 0.5)]);
     assert!(candidates.set_expected(|place, token| 10.0 * place as f32 + token as f32));

@@ -142,9 +142,9 @@ impl<M: CausalLm> Decoder<M> {
     /// use esamp::{CausalLm, Decoder, Request, SamplerConfig, Sampling, testing::TinyLm};
     ///
     /// let expert = TinyLm::new(1, &Device::flex());
-    /// let amateur = TinyLm::new(2, &Device::flex()); // the same vocabulary
+    /// let other = TinyLm::new(2, &Device::flex()); // the same vocabulary
     /// let sampler = SamplerConfig::new().init(expert.d_model(), &expert.device())?;
-    /// let mut decoder = Decoder::new(&expert, sampler).with_other_model(amateur)?;
+    /// let mut decoder = Decoder::new(&expert, sampler).with_other_model(other)?;
     /// let sampling = Sampling::contrastive();
     /// decoder.submit(Request::new(vec![1, 2, 3]).with_sampling(sampling).with_max_new_tokens(8))?;
     /// decoder.run(|_| ControlFlow::Continue(()))?;
@@ -200,7 +200,7 @@ impl<M: CausalLm> Decoder<M> {
     }
 
     /// Sets an observer that receives every token and every step. It does not affect the output: see [`Observer`].
-    pub fn with_observer(mut self, observer: Box<dyn Observer>) -> Self {
+    pub fn with_observer(mut self, observer: impl Observer + 'static) -> Self {
         self.sampler.set_observer(observer);
         self
     }

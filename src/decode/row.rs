@@ -47,7 +47,7 @@ impl Row {
             (request.max_new_tokens, FinishReason::MaxNewTokens)
         };
         let code = match request.sampling.selection {
-            Selection::Random => None,
+            Selection::Random | Selection::Custom(_) => None,
             Selection::Arithmetic => Some(DrawKey::arithmetic_code(
                 request.seed,
                 &request.prompt,

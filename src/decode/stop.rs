@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_held_back_comes_when_it_is_none() {
+    fn text_that_was_held_back_is_shown_if_it_is_no_stop_string() {
         let (shown, stop) = scan(&["END"], &["the E", "N", "d"]);
         assert_eq!(shown, ["the ", "", "ENd", ""]);
         assert_eq!(stop, None);
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn no_stops_hold_nothing_back() {
+    fn without_stop_strings_nothing_is_held_back() {
         assert_eq!(scan(&["", ""], &["a", "b"]).0, ["a", "b", ""]);
     }
 }

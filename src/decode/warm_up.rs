@@ -49,7 +49,7 @@ impl PromptWarmUp {
         };
         let prompt = tap.take()?;
         let rows: Vec<CompletionId> = rows.iter().map(|row| row.id).collect();
-        sampler.warm_up_prompt(&rows, &prompt, self.updates)?;
+        sampler.warm_up(&rows, &prompt, self.updates)?;
         Ok(())
     }
 }

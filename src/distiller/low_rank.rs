@@ -18,7 +18,7 @@ use super::{
 };
 use crate::error::ConfigError;
 
-/// How the [`LowRankDistiller`] of a new slot is initialized.
+/// How the [`LowRankDistiller`] of a new slot is initialised.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 #[non_exhaustive]
@@ -36,7 +36,7 @@ pub enum LowRankStart {
 
 /// Configuration of a [`LowRankDistiller`].
 ///
-/// # Initialization
+/// # Initialisation
 ///
 /// [`init`](Self::init) draws `A`, `G` and `B` from a normal distribution with standard deviation 0.02, sets `g₀` to
 /// 1, and the layer norm to the identity. The prediction is then `LayerNorm(x)` up to a term of relative size
@@ -49,9 +49,9 @@ pub enum LowRankStart {
 pub struct LowRankConfig {
     /// The rank of the correction.
     pub rank: usize,
-    /// The normalization of the shallow state. The reference implementation has none.
+    /// The normalisation of the shallow state. The reference implementation has none.
     pub source_norm: SourceNorm,
-    /// How a new slot is initialized.
+    /// How a new slot is initialised.
     pub start: LowRankStart,
 }
 
@@ -73,16 +73,30 @@ impl LowRankConfig {
         self
     }
 
-    /// Sets the normalization of the shallow state.
+    /// Sets the normalisation of the shallow state.
     pub fn with_source_norm(mut self, source_norm: SourceNorm) -> Self {
         self.source_norm = source_norm;
         self
     }
 
-    /// Sets how a new slot is initialized.
+    /// Sets how a new slot is initialised.
     pub fn with_start(mut self, start: LowRankStart) -> Self {
         self.start = start;
         self
+    }
+
+    /// Checks every setting.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::OutOfRange`] for the first setting that is out of range.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        ConfigError::at_least_one("rank", self.rank)?;
+        if let LowRankStart::Ridge { rows, lambda } = self.start {
+            ConfigError::at_least_one("rows", rows)?;
+            check_lambda(lambda)?;
+        }
+        Ok(())
     }
 
     /// Makes a distiller for a model of width `d_model`. The three matrices are normal with standard deviation 0.02,
@@ -98,11 +112,7 @@ impl LowRankConfig {
         device: &Device,
     ) -> Result<LowRankDistiller, ConfigError> {
         ConfigError::at_least_one("d_model", d_model)?;
-        ConfigError::at_least_one("rank", self.rank)?;
-        if let LowRankStart::Ridge { rows, lambda } = self.start {
-            ConfigError::at_least_one("rows", rows)?;
-            check_lambda(lambda)?;
-        }
+        self.validate()?;
         let mut init = ParamInit::new(seed, device);
         Ok(LowRankDistiller {
             a: init.normal_002([d_model, self.rank]),
@@ -145,7 +155,7 @@ impl LowRankConfig {
     ///
     /// [`ConfigError::Shape`] if the shapes of the matrices do not match. [`ConfigError::OutOfRange`] if a setting is
     /// out of range, a weight is not finite, or `start` is not [`LowRankStart::Normal`]: a fit would replace this
-    /// initialization.
+    /// initialisation.
     pub fn init_from_ffn(
         &self,
         gate: Tensor<2>,
@@ -165,7 +175,7 @@ impl LowRankConfig {
         ConfigError::check(
             normal,
             "start",
-            "normal beside init_from_ffn",
+            "normal, because init_from_ffn sets the start",
             format!("{:?}", self.start),
         )?;
         let distiller = self.init(d_model, seed, device)?;
@@ -196,10 +206,10 @@ pub struct LowRankDistiller {
     pub norm_weight: Param<Tensor<1>>,
     /// Bias of the layer norm, `[d_model]`
     pub norm_bias: Param<Tensor<1>>,
-    /// The normalization of the shallow state.
+    /// The normalisation of the shallow state.
     #[module(skip)]
     pub source_norm: SourceNorm,
-    /// How a new slot is initialized.
+    /// How a new slot is initialised.
     #[module(skip)]
     pub start: LowRankStart,
 }
@@ -212,15 +222,15 @@ const FIT_SEED: u64 = 0;
 
 impl LowRankDistiller {
     /// Returns this distiller with the correction that ridge regression finds for the given rows. With `x` the source
-    /// and `Y = deep − x`, it finds the map `L` that minimizes `‖Y − x·L‖² + λ·s·‖L‖²` over the rows, with
+    /// and `Y = deep − x`, it finds the map `L` that minimises `‖Y − x·L‖² + λ·s·‖L‖²` over the rows, with
     /// `s = ‖x‖²/min(rows, d_model)` (so that λ has no unit), truncates it to the rank and factorizes it as in
     /// [`init_from_ffn`](LowRankConfig::init_from_ffn). The layer norm is unchanged.
     ///
     /// If there are fewer rows than the rank, the remaining columns of `A` are unchanged, and their rows of `B` are 0.
     ///
-    /// The fit ignores the layer norm that follows it, whose output has mean square 1 whatever is fitted. On
+    /// The fit ignores the layer norm that follows it, whose output has mean square 1 for any fit. On
     /// SmolLM2-135M this is an advantage: fitted to 16 tokens, the relative error on the next 16 is 0.86 (0.80 with
-    /// [`SourceNorm::Rms`]), against 1.12 with the normal initialization, 1.03 for the fit before the norm, and 0.97
+    /// [`SourceNorm::Rms`]), against 1.12 with the normal initialisation, 1.03 for the fit before the norm, and 0.97
     /// with the gain that suits the 16 tokens best.
     ///
     /// # Shapes

@@ -48,7 +48,7 @@ pub trait Distiller: Module + 'static {
     /// - output: `[rows, d_model]`
     fn predict(&self, shallow: Tensor<2>) -> Tensor<2>;
 
-    /// Returns the loss that an update minimizes. The default is the squared error, averaged over rows and width (the
+    /// Returns the loss that an update minimises. The default is the squared error, averaged over rows and width (the
     /// paper's algorithm; its eq. 10 sums over the width instead, which multiplies the gradient by `d_model`).
     ///
     /// # Shapes

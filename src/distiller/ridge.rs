@@ -2,7 +2,7 @@
 
 use crate::numeric::dot;
 
-/// The map `L` that minimizes `‖target − source·L‖² + λ·s·‖L‖²`, as factors `L = left·right`, both stored by rows.
+/// The map `L` that minimises `‖target − source·L‖² + λ·s·‖L‖²`, as factors `L = left·right`, both stored by rows.
 pub(super) struct Ridge {
     pub(super) left: Vec<Vec<f64>>,
     pub(super) right: Vec<Vec<f64>>,
@@ -99,7 +99,7 @@ mod tests {
 
     /// The gradient of the penalized error is 0 at its minimum: `Xᵀ·(X·L − Y) + λs·L = 0`.
     #[test]
-    fn the_fit_is_where_the_penalised_error_has_no_slope() {
+    fn the_gradient_of_the_penalised_error_is_zero_at_the_fit() {
         for (n, d) in [(3, 7), (7, 7), (12, 5), (1, 4)] {
             for lambda in [1e-6, 1e-2, 1.0] {
                 let (x, y) = (rows(n, d, 0.3), rows(n, d, 2.1));

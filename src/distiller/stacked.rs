@@ -14,8 +14,8 @@ use crate::host::{times_each, times_each_transposed};
 /// all of its slots in one batched product instead of one after the other.
 ///
 /// `parameters` are those of the module, in the order in which burn visits them, with a leading dimension of slots: a
-/// matrix `[a, b]` is passed as `[slots, a, b]`, a vector `[n]` as `[slots, 1, n]`. Slots are independent: the output of slot
-/// `i` depends only on its own parameters and rows. The loss is the squared error of
+/// matrix `[a, b]` is passed as `[slots, a, b]`, a vector `[n]` as `[slots, 1, n]`. Slots are independent: the output
+/// of slot `i` depends only on its own parameters and rows. The loss is the squared error of
 /// [`Distiller::loss`](super::Distiller::loss); a distiller that overrides the loss must not offer a stacked form.
 ///
 /// ```

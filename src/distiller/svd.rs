@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn gram_schmidt_keeps_the_span_and_drops_what_depends() {
+    fn gram_schmidt_keeps_the_span_and_drops_dependent_vectors() {
         let mut vectors = noise(5, 9, 3);
         vectors[3] = combine(&vectors[..3], &[1.0, -2.0, 0.5]);
         let first = vectors[0].clone();

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::error::ConfigError;
 
-/// How the down projection of each block is initialized.
+/// How the down projection of each block is initialised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -28,17 +28,17 @@ pub enum OutputStart {
 }
 
 /// Configuration of a [`SwiGluDistiller`]. The paper specifies the number of blocks and the width, but not the norm
-/// and the initialization. The defaults here had the smallest error over the first 80 tokens in a study on
+/// and the initialisation. The defaults here had the smallest error over the first 80 tokens in a study on
 /// SmolLM2-135M at the paper's learning rate.
 ///
-/// # Initialization
+/// # Initialisation
 ///
 /// Gate and up projections are uniform in ±1/√d_model; [`OutputStart`] sets the down projections. With the defaults
 /// every block is the identity before the first update: the prediction is the shallow state divided by its root mean
 /// square, and the loss of the first step is its squared distance from the deep state. With [`OutputStart::FanIn`] a
 /// block adds noise of mean 0 to an input of mean square `m`. The variance over the seeds is `m/9 · E[silu(g)²]`, with
 /// `g` normal with variance `m/3`: 0.0115 for `m = 1`, and close to `m²/54` for large `m`. This is harmless after
-/// [`SourceNorm::Rms`], but can exceed the state itself for a source without normalization that has outlier
+/// [`SourceNorm::Rms`], but can exceed the state itself for a source without normalisation that has outlier
 /// dimensions.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -48,9 +48,9 @@ pub struct SwiGluConfig {
     pub blocks: usize,
     /// The hidden width of a block.
     pub d_hidden: usize,
-    /// The normalization of the shallow state before the first block.
+    /// The normalisation of the shallow state before the first block.
     pub source_norm: SourceNorm,
-    /// How the down projection of each block is initialized.
+    /// How the down projection of each block is initialised.
     pub output_start: OutputStart,
 }
 
@@ -83,16 +83,26 @@ impl SwiGluConfig {
         self
     }
 
-    /// Sets the normalization of the shallow state before the first block.
+    /// Sets the normalisation of the shallow state before the first block.
     pub fn with_source_norm(mut self, source_norm: SourceNorm) -> Self {
         self.source_norm = source_norm;
         self
     }
 
-    /// Sets how the down projection of each block is initialized.
+    /// Sets how the down projection of each block is initialised.
     pub fn with_output_start(mut self, output_start: OutputStart) -> Self {
         self.output_start = output_start;
         self
+    }
+
+    /// Checks every setting.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::OutOfRange`] if a size is zero.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        ConfigError::at_least_one("blocks", self.blocks)?;
+        ConfigError::at_least_one("d_hidden", self.d_hidden)
     }
 
     /// Makes a distiller for a model of width `d_model`, with initial parameters drawn from `seed`.
@@ -107,8 +117,7 @@ impl SwiGluConfig {
         device: &Device,
     ) -> Result<SwiGluDistiller, ConfigError> {
         ConfigError::at_least_one("d_model", d_model)?;
-        ConfigError::at_least_one("blocks", self.blocks)?;
-        ConfigError::at_least_one("d_hidden", self.d_hidden)?;
+        self.validate()?;
         let mut init = ParamInit::new(seed, device);
         let blocks = (0..self.blocks)
             .map(|_| SwiGluBlock {
@@ -130,7 +139,7 @@ impl SwiGluConfig {
 pub struct SwiGluDistiller {
     /// The blocks, in the order in which they are applied.
     pub blocks: Vec<SwiGluBlock>,
-    /// The normalization of the shallow state before the first block.
+    /// The normalisation of the shallow state before the first block.
     #[module(skip)]
     pub source_norm: SourceNorm,
 }

@@ -1,4 +1,4 @@
-//! The exponential function without a call, so that the compiler can vectorize it.
+//! The exponential function without a call, so that the compiler can vectorise it.
 
 /// Returns `eˣ` for `x ≤ 0` with a relative error below 3e-7, and 0 below −87.
 #[inline(always)]
@@ -14,7 +14,7 @@ pub(crate) fn exp_of_negative(x: f32) -> f32 {
     let poly = [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0]
         .into_iter()
         .fold(0.0, |sum, coefficient| sum * r + coefficient);
-    // Uses the bits instead of an `as` cast, whose check for out-of-range values would prevent vectorization.
+    // Uses the bits instead of an `as` cast, whose check for out-of-range values would prevent vectorisation.
     let power = f32::from_bits((rounded.to_bits() << 23).wrapping_add(127 << 23));
     if x > -87.0 { poly * power } else { 0.0 }
 }

@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cache_that_does_not_fit_leaves_the_batch_whole() {
+    fn a_cache_that_does_not_fit_leaves_the_batch_unchanged() {
         // The first block matches, the second does not.
         let mut batch = cache(2, 5, &[[2, 4], [2, 4]]);
         let error = batch.append_rows(cache(1, 3, &[[2, 4], [2, 6]])).unwrap_err();

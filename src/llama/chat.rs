@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_template_says_or_does_wrong_is_an_error() {
+    fn an_exception_or_a_mistake_in_a_template_is_an_error() {
         let message = render("{{ raise_exception('only one system message') }}").unwrap_err();
         assert!(message.to_string().contains("only one system message"), "{message}");
         assert!(render("{% for %}").is_err());

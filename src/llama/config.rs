@@ -7,6 +7,7 @@ use super::error::LoadError;
 
 /// Shape and settings of a Llama-type model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct LlamaConfig {
     /// Width of the hidden states.
     pub d_model: usize,
@@ -69,6 +70,89 @@ pub enum RopeScaling {
 }
 
 impl LlamaConfig {
+    /// The configuration of a model with `n_layers` blocks of `n_heads` query heads, as many key and value heads, and
+    /// heads of width `d_model / n_heads`. The rest is that of the first Llama: 2048 tokens of context, ε 1e-6, rotary
+    /// base 10,000, an LM head of its own, and no biases. A `with_` method changes each of these.
+    pub fn new(
+        d_model: usize,
+        d_hidden: usize,
+        n_layers: usize,
+        n_heads: usize,
+        vocab_size: usize,
+    ) -> Self {
+        Self {
+            d_model,
+            d_hidden,
+            n_layers,
+            n_heads,
+            n_kv_heads: n_heads,
+            head_dim: d_model / n_heads.max(1),
+            vocab_size,
+            context_length: 2048,
+            rms_norm_eps: 1e-6,
+            rope_theta: 10_000.0,
+            rope_scaling: RopeScaling::None,
+            tied_embeddings: false,
+            qkv_bias: false,
+            o_bias: false,
+            qk_norm: false,
+        }
+    }
+
+    /// Sets the number of blocks.
+    pub fn with_n_layers(mut self, n_layers: usize) -> Self {
+        self.n_layers = n_layers;
+        self
+    }
+
+    /// Sets the number of key and value heads, and the width of a head.
+    pub fn with_heads(mut self, n_kv_heads: usize, head_dim: usize) -> Self {
+        (self.n_kv_heads, self.head_dim) = (n_kv_heads, head_dim);
+        self
+    }
+
+    /// Sets the maximum number of tokens in a sequence.
+    pub fn with_context_length(mut self, tokens: usize) -> Self {
+        self.context_length = tokens;
+        self
+    }
+
+    /// Sets ε of the RMSNorm layers.
+    pub fn with_rms_norm_eps(mut self, eps: f32) -> Self {
+        self.rms_norm_eps = eps;
+        self
+    }
+
+    /// Sets the base of the rotary frequencies and their scaling.
+    pub fn with_rope(mut self, theta: f32, scaling: RopeScaling) -> Self {
+        (self.rope_theta, self.rope_scaling) = (theta, scaling);
+        self
+    }
+
+    /// Uses the embedding matrix as the LM head.
+    pub fn with_tied_embeddings(mut self) -> Self {
+        self.tied_embeddings = true;
+        self
+    }
+
+    /// Adds biases to the query, key and value projections, as in Qwen2.
+    pub fn with_qkv_bias(mut self) -> Self {
+        self.qkv_bias = true;
+        self
+    }
+
+    /// Adds a bias to the output projection of the attention.
+    pub fn with_o_bias(mut self) -> Self {
+        self.o_bias = true;
+        self
+    }
+
+    /// Normalises queries and keys per head, as in Qwen3.
+    pub fn with_qk_norm(mut self) -> Self {
+        self.qk_norm = true;
+        self
+    }
+
     /// Parses the text of a Hugging Face `config.json`.
     ///
     /// # Errors

@@ -117,6 +117,7 @@ impl Llama {
 /// The weights of a SwiGLU MLP, `[out, in]` each, used by
 /// [`LowRankConfig::init_from_ffn`](crate::distillers::LowRankConfig::init_from_ffn).
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct FfnWeights {
     /// `[d_hidden, d_model]`
     pub gate: Tensor<2>,

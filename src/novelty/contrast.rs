@@ -1,17 +1,17 @@
 //! Contrastive decoding.
 
-use super::{Expects, NoveltyReweighter, check_beta};
+use super::{Expects, NoveltyReweighter, check_beta, extrapolate::extrapolate};
 use crate::{
     candidates::{Candidates, RowContext},
     error::ConfigError,
 };
 
-/// Contrastive decoding: `(1 + β)·logit − β·expected`, where the expected logits come from another, weaker model, the
-/// amateur (O'Brien and Lewis, *Contrastive Decoding Improves Reasoning in Large Language Models*, arXiv 2309.09117,
-/// after Li et al., arXiv 2210.15097).
+/// Contrastive decoding: `(1 + β)·logit − β·expected`, where the expected logits come from another, weaker model
+/// (O'Brien and Lewis, *Contrastive Decoding Improves Reasoning in Large Language Models*, arXiv 2309.09117, after Li
+/// et al., arXiv 2210.15097, who call that model the amateur).
 ///
-/// The fusion is the same as in [`Extrapolate`](super::Extrapolate); only the source of the expected logits differs.
-/// The paper restricts candidates to tokens at least α times as likely as the best one, which is a
+/// The formula is that of [`Extrapolate`](super::Extrapolate); only the source of the expected logits differs. The
+/// paper restricts candidates to tokens at least α times as likely as the best one, which is a
 /// [`MinP`](crate::filters::MinP) filter with [`USUAL_ALPHA`](Self::USUAL_ALPHA).
 /// [`Sampling::contrastive`](crate::Sampling::contrastive) sets both. The first token of a completion is reweighted
 /// too.
@@ -34,10 +34,7 @@ impl Contrast {
 
 impl NoveltyReweighter for Contrast {
     fn reweight(&self, _row: &RowContext<'_>, candidates: &mut Candidates) {
-        let beta = self.beta;
-        if beta != 0.0 {
-            candidates.rescore(|c| (1.0 + beta) * c.logit - beta * c.expected);
-        }
+        extrapolate(candidates, self.beta);
     }
 
     fn expects(&self) -> Expects {

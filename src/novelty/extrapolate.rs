@@ -21,12 +21,16 @@ impl Extrapolate {
     pub const USUAL_BETA: f32 = 0.25;
 }
 
+/// Sets every score to `(1 + β)·logit − β·expected`.
+pub(super) fn extrapolate(candidates: &mut Candidates, beta: f32) {
+    if beta != 0.0 {
+        candidates.rescore(|c| (1.0 + beta) * c.logit - beta * c.expected);
+    }
+}
+
 impl NoveltyReweighter for Extrapolate {
     fn reweight(&self, _row: &RowContext<'_>, candidates: &mut Candidates) {
-        let beta = self.beta;
-        if beta != 0.0 {
-            candidates.rescore(|c| (1.0 + beta) * c.logit - beta * c.expected);
-        }
+        extrapolate(candidates, self.beta);
     }
 
     fn expects(&self) -> Expects {

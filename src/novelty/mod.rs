@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_distiller_that_expected_everything_leaves_the_reference() {
+    fn a_distiller_that_predicts_the_reference_changes_nothing() {
         for config in ALL {
             let reweighter = config.init(0.7).unwrap();
             let got = scores(&*reweighter, 0, &REFERENCE, &REFERENCE);

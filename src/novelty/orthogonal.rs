@@ -22,8 +22,8 @@ use crate::{
 ///
 /// Rows with fewer than 3 candidates, and rows whose reference logits are all equal, are unchanged, because no
 /// direction is left. The slope is computed over the candidates that the filters kept. Without a filter that is the
-/// whole vocabulary, and the whole row of expected logits is computed. The scores agree to `f32` rounding whatever
-/// the slope of `δ`.
+/// whole vocabulary, and the whole row of expected logits is computed. The scores agree to `f32` rounding regardless
+/// of the slope of `δ`.
 ///
 /// [`Extrapolate`]: super::Extrapolate
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -126,7 +126,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_has_no_slope_and_sees_no_multiple_of_the_reference(
+        fn it_has_no_slope_and_ignores_multiples_of_the_reference(
             rows in prop::collection::vec((-8.0f32..8.0, -8.0f32..8.0), 3..40),
             multiple in -3.0f32..3.0, constant in -20.0f32..20.0, beta in 0.05f32..2.0,
         ) {

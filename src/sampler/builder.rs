@@ -14,7 +14,8 @@ use crate::{
     error::ConfigError,
     train::{
         AdaptiveTrainer, ApartSlots, BackgroundTrainer, InlineTrainer, OnlineTrainer,
-        SeparateSlots, SlotPath, Slots, StackedSlots, Staleness, TrainRows, TrainingWorker, spawn,
+        OptimizerConfig, SeparateSlots, SlotPath, Slots, StackedSlots, Staleness, TrainRows,
+        TrainingWorker, spawn,
     },
 };
 
@@ -115,15 +116,19 @@ impl fmt::Debug for SamplerBuilder {
 }
 
 impl SamplerConfig {
-    fn pair<D: Distiller>(
-        &self,
-        distiller: D,
-        is_custom: bool,
-        d_model: usize,
-        device: &Device,
-    ) -> Result<Pair, ConfigError> {
-        let optimizer = self.optimizer.unwrap_or_else(|| self.distiller.default_optimizer());
-        optimizer.validate()?;
+    /// Checks every setting, alone and together, as [`init`](Self::init) does.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::OutOfRange`] for the first setting that is out of range.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        self.distiller.validate()?;
+        self.validate_training()
+    }
+
+    /// Checks the settings that also apply to a custom distiller.
+    fn validate_training(&self) -> Result<(), ConfigError> {
+        self.optimizer().validate()?;
         self.training.validate()?;
         if let Sharing::Adaptive(adaptive) = self.sharing {
             adaptive.validate()?;
@@ -132,10 +137,25 @@ impl SamplerConfig {
         ConfigError::check(
             !alone || self.training.train_rows == TrainRows::All,
             "train_rows",
-            "all, where every request has a distiller of its own",
+            "all, because every completion has its own distiller",
             "first_per_prompt",
-        )?;
+        )
+    }
+
+    fn optimizer(&self) -> OptimizerConfig {
+        self.optimizer.unwrap_or_else(|| self.distiller.default_optimizer())
+    }
+
+    fn pair<D: Distiller>(
+        &self,
+        distiller: D,
+        is_custom: bool,
+        d_model: usize,
+        device: &Device,
+    ) -> Result<Pair, ConfigError> {
+        self.validate_training()?;
         ConfigError::at_least_one("d_model", d_model)?;
+        let optimizer = self.optimizer();
         let device = device.clone().inner();
         let template = distiller.to_device(&device).valid().map(&mut FullPrecision);
         let path = match self.training.slot_path {

@@ -30,6 +30,18 @@ impl DistillerConfig {
             Self::LowRank(_) => OptimizerConfig::adam_w(1e-3),
         }
     }
+
+    /// Checks every setting.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::OutOfRange`] for the first setting that is out of range.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        match self {
+            Self::SwiGlu(config) => config.validate(),
+            Self::LowRank(config) => config.validate(),
+        }
+    }
 }
 
 /// Configuration of a [`Sampler`]; the defaults are the paper's settings.
@@ -41,7 +53,7 @@ impl DistillerConfig {
 ///
 /// # let device = burn::tensor::Device::flex();
 /// let paper = SamplerConfig::new().init(576, &device)?;
-/// let reference = SamplerConfig::new()
+/// let low_rank = SamplerConfig::new()
 ///     .with_distiller(DistillerConfig::LowRank(LowRankConfig::new()))
 ///     .with_optimizer(OptimizerConfig::adam_w(1e-2))
 ///     .init(576, &device)?;
@@ -61,9 +73,9 @@ pub struct SamplerConfig {
     pub training: TrainingConfig,
     /// Number of updates a distiller must have had before its rows are steered. Until then its rows are predicted and
     /// learned from, but their tokens are sampled from the plain model;
-    /// [`Counters::rows_warming`](crate::Counters::rows_warming) counts them. Updates of [`Sampler::warm_up`] count
+    /// [`Counters::rows_untrained`](crate::Counters::rows_untrained) counts them. Updates of [`Sampler::warm_up`] count
     /// too. 0, as in the paper, steers from the first decode step.
-    pub steps_before_steering: usize,
+    pub updates_before_steering: usize,
     /// Seed of the distiller's initial parameters. The seeds of token selection are part of the requests.
     pub distiller_seed: u64,
 }
@@ -75,7 +87,7 @@ impl Default for SamplerConfig {
             optimizer: None,
             sharing: Sharing::default(),
             training: TrainingConfig::new(),
-            steps_before_steering: 0,
+            updates_before_steering: 0,
             distiller_seed: 0,
         }
     }
@@ -173,8 +185,8 @@ impl SamplerConfig {
     }
 
     /// Sets the number of updates a distiller must have had before its rows are steered.
-    pub fn with_steps_before_steering(mut self, steps_before_steering: usize) -> Self {
-        self.steps_before_steering = steps_before_steering;
+    pub fn with_updates_before_steering(mut self, updates_before_steering: usize) -> Self {
+        self.updates_before_steering = updates_before_steering;
         self
     }
 

@@ -16,7 +16,7 @@ use crate::{candidates::RowContext, sampler::error::StepError};
 ///
 /// ```
 /// use burn::tensor::Tensor;
-/// use esamp::{errors::StepError, filters::RowContext, reweighters::ExpectedControl};
+/// use esamp::{errors::StepError, filters::RowContext, unstable::ExpectedControl};
 ///
 /// /// The distiller's error with its sign changed: `e' = −e`.
 /// #[derive(Debug)]
@@ -43,7 +43,7 @@ pub trait ExpectedControl: Debug + Send {
     ///
     /// # Errors
     ///
-    /// [`StepError::Execution`] when the device fails. The step then fails too, and nothing is learned.
+    /// [`StepError::Device`] when the device fails. The step then fails too, and nothing is learned.
     fn expected(
         &mut self,
         rows: &[RowContext<'_>],

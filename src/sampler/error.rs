@@ -41,7 +41,7 @@ pub enum StepError {
     },
     /// Tensors live on different devices.
     #[error("{what}: expected device {expected}, got {got}")]
-    Device {
+    DeviceMismatch {
         /// The tensor.
         what: &'static str,
         /// The required device.
@@ -57,19 +57,19 @@ pub enum StepError {
     },
     /// A row must be steered, but the step has no hidden states.
     #[error(
-        "hidden states: expected them for {row}, whose reweighter uses expected logits, got none"
+        "hidden states: expected them for {completion}, whose reweighter uses expected logits, got none"
     )]
     HiddenMissing {
-        /// The first such row.
-        row: CompletionId,
+        /// The completion of the first such row.
+        completion: CompletionId,
     },
     /// A row contrasts with another model, but the step does not have that model's logits.
     #[error(
-        "logits of the other model: expected them for {row}, whose reweighter contrasts with them, got none"
+        "logits of the other model: expected them for {completion}, whose reweighter contrasts with them, got none"
     )]
     OtherLogitsMissing {
-        /// The first such row.
-        row: CompletionId,
+        /// The completion of the first such row.
+        completion: CompletionId,
     },
     /// The hidden states are inconsistent, or the model did not record them correctly.
     #[error(transparent)]
@@ -82,11 +82,11 @@ pub enum StepError {
     Train(#[from] TrainError),
     /// The device failed.
     #[error("device: {0}")]
-    Execution(String),
+    Device(String),
 }
 
 impl From<ExecutionError> for StepError {
     fn from(error: ExecutionError) -> Self {
-        Self::Execution(error.to_string())
+        Self::Device(error.to_string())
     }
 }

@@ -109,7 +109,8 @@ pub(super) fn expect_other(
     let Some(&first) = at.first() else {
         return Ok(());
     };
-    let logits = logits.ok_or(StepError::OtherLogitsMissing { row: rows[first].input.id })?;
+    let logits =
+        logits.ok_or(StepError::OtherLogitsMissing { completion: rows[first].input.id })?;
     expect_shape("logits of the other model", [rows.len(), vocab], logits.dims())?;
     let logits = Logits::read(select_rows(&logits.inner(), &at))?;
     for (place, &at) in at.iter().enumerate() {
@@ -137,7 +138,7 @@ pub(super) fn read<const N: usize>(tensors: [Tensor<2>; N]) -> Result<[Vec<f32>;
     let transaction = tensors.into_iter().fold(Transaction::default(), Transaction::register);
     let read = transaction.try_execute()?.into_iter().map(host).collect::<Result<Vec<_>, _>>()?;
     <[Vec<f32>; N]>::try_from(read)
-        .map_err(|read| StepError::Execution(format!("expected {N} tensors, got {}", read.len())))
+        .map_err(|read| StepError::Device(format!("expected {N} tensors, got {}", read.len())))
 }
 
 /// The tokens of each row, best first, padded to `width` with the row's best token.

@@ -17,6 +17,7 @@ use crate::{
 
 /// The position of a row in its completion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Phase {
     /// The logits come from the prompt's last position. A distiller neither steers the row nor learns from it.
     FirstToken,
@@ -52,8 +53,9 @@ pub struct StepRow<'a> {
 }
 
 impl<'a> StepRow<'a> {
-    /// A row whose next token follows `prompt` and `generated`: [`Phase::FirstToken`] where nothing has been generated
-    /// yet, else [`Phase::Decode`]. Without a code or mask, and without the reference log-probability.
+    /// A row whose next token follows `prompt` and `generated`. Its phase is [`Phase::FirstToken`] if nothing has
+    /// been generated yet, else [`Phase::Decode`]. It has no code and no mask, and does not ask for the reference
+    /// log-probability.
     pub fn new(
         id: CompletionId,
         draw: DrawKey,
@@ -76,7 +78,7 @@ impl<'a> StepRow<'a> {
         }
     }
 
-    /// Sets the phase, for a loop that goes on with a text that it has not generated.
+    /// Sets the phase, for a loop that continues a text that it has not generated itself.
     pub fn with_phase(mut self, phase: Phase) -> Self {
         self.phase = phase;
         self
@@ -94,21 +96,21 @@ impl<'a> StepRow<'a> {
         self
     }
 
-    /// Asks for [`Choice::reference_log_prob`](super::Choice::reference_log_prob), which reads the whole vocabulary once
-    /// more.
+    /// Asks for [`Choice::reference_log_prob`](super::Choice::reference_log_prob), which reads the whole vocabulary
+    /// once more.
     pub fn with_reference_log_prob(mut self) -> Self {
         self.wants_reference_log_prob = true;
         self
     }
 
-    /// The source of the logits that the row's scores are reweighted with; `None` if the scores are left alone.
+    /// The source of the logits that the row's scores are reweighted with; `None` if the scores are not reweighted.
     pub(crate) fn expects(&self) -> Option<Expects> {
         let expects = self.sampling.reweighter().expects();
         (self.phase == Phase::Decode || expects == Expects::OtherModel).then_some(expects)
     }
 
-    /// Whether the row's scores are reweighted with a distiller's expected logits.
-    pub(crate) fn is_steered(&self) -> bool {
+    /// Whether a distiller predicts the row's deep state and learns from it.
+    pub(crate) fn has_distiller(&self) -> bool {
         self.expects() == Some(Expects::Distiller)
     }
 
@@ -124,9 +126,9 @@ impl<'a> StepRow<'a> {
     }
 
     /// How the token is chosen from the candidates.
-    pub(crate) fn chooser(&self) -> Result<Chooser, RowError> {
+    pub(crate) fn chooser(&self) -> Result<Chooser<'_>, RowError> {
         let draw = self.draw.at(self.position());
-        match (self.sampling.selection, self.code) {
+        match (&self.sampling.selection, self.code) {
             _ if self.sampling.is_greedy_at(self.position()) => Ok(Chooser::Greedy),
             (Selection::Random, _) => Ok(Chooser::Random(draw)),
             (Selection::Arithmetic, None) => Err(RowError::CodeMissing),
@@ -134,6 +136,7 @@ impl<'a> StepRow<'a> {
                 Ok(Chooser::Arithmetic(code, draw))
             }
             (Selection::Arithmetic, Some(got)) => Err(RowError::Code { got }),
+            (Selection::Custom(selector), _) => Ok(Chooser::Custom(&**selector, self.context())),
         }
     }
 
@@ -202,11 +205,11 @@ impl<'a> StepInput<'a> {
         if let Some(twice) = self.rows.iter().find(|row| !seen.insert(row.id)) {
             return Err(StepError::DuplicateCompletion { completion: twice.id });
         }
-        let Some(steered) = self.rows.iter().find(|row| row.is_steered()) else {
+        let Some(steered) = self.rows.iter().find(|row| row.has_distiller()) else {
             return Ok(());
         };
         let Some(hidden) = &self.hidden else {
-            return Err(StepError::HiddenMissing { row: steered.id });
+            return Err(StepError::HiddenMissing { completion: steered.id });
         };
         expect_rows("hidden states", rows, hidden.rows())?;
         check_states("hidden states", hidden, d_model, device)?;
@@ -218,7 +221,7 @@ impl<'a> StepInput<'a> {
         let rows = self.rows.len();
         let contrasted = |row: &&StepRow<'_>| row.expects() == Some(Expects::OtherModel);
         match (self.rows.iter().find(contrasted), &self.other_logits) {
-            (Some(row), None) => Err(StepError::OtherLogitsMissing { row: row.id }),
+            (Some(row), None) => Err(StepError::OtherLogitsMissing { completion: row.id }),
             (Some(_), Some(logits)) => {
                 expect_shape("logits of the other model", [rows, vocab], logits.dims())?;
                 expect_float("logits of the other model", logits)
@@ -261,7 +264,11 @@ fn expect_device(what: &'static str, expected: &Device, got: &Device) -> Result<
     if expected == got {
         return Ok(());
     }
-    Err(StepError::Device { what, expected: format!("{expected:?}"), got: format!("{got:?}") })
+    Err(StepError::DeviceMismatch {
+        what,
+        expected: format!("{expected:?}"),
+        got: format!("{got:?}"),
+    })
 }
 
 fn expect_rows(what: &'static str, expected: usize, got: usize) -> Result<(), StepError> {

@@ -85,9 +85,9 @@ impl Sampler {
     /// Registers a completion that will be sampled with these settings, so that its prompt's distiller is kept while
     /// the completion waits. Optional: the first step with its row does the same. Does nothing if the settings use no
     /// distiller.
-    pub fn admit(&mut self, row: CompletionId, sampling: &CheckedSampling) {
+    pub fn admit(&mut self, completion: CompletionId, sampling: &CheckedSampling) {
         if sampling.reweighter().expects() == Expects::Distiller {
-            self.trainer.begin(row);
+            self.trainer.begin(completion);
         }
     }
 
@@ -105,8 +105,8 @@ impl Sampler {
 
     /// Tells the sampler that a completion has ended. A distiller that no completion uses any more is dropped
     /// together with its optimizer state.
-    pub fn release(&mut self, row: CompletionId) {
-        self.trainer.release(row);
+    pub fn release(&mut self, completion: CompletionId) {
+        self.trainer.release(completion);
     }
 
     /// Clears all distillers, counters and timings.
@@ -118,8 +118,7 @@ impl Sampler {
 
     /// The completions that have begun and not ended, as far as a distiller was used for them. After
     /// [`load`](crate::snapshots::SamplerLoader::load) these are the completions that were running when the file was
-    /// written: continue or release them. (Files of version 1 store prompts only where distillers are shared per
-    /// prompt; otherwise prompts are read as 0.)
+    /// written: continue or release them.
     pub fn completions(&self) -> Vec<CompletionId> {
         self.trainer.completions()
     }
@@ -176,29 +175,30 @@ impl Sampler {
 
     /// Time per stage of the step since construction or the last reset. Not part of a snapshot.
     ///
-    /// The measurement reads the clock nine times per step, which takes less than a microsecond.
+    /// The measurement reads the clock ten times per step, which takes less than a microsecond.
     pub fn stage_seconds(&self) -> &StageSeconds {
         &self.stages
     }
 
-    /// Warms up a row's distiller on the prompt before the first token: `updates` optimizer steps, each on all
-    /// positions of `prompt` together. Returns the number of steps done, which [`Counters::warm_up_updates`] counts.
+    /// Warms up the distillers of a prompt's completions on the prompt, before the first token: `updates` optimizer
+    /// steps per distiller, each on all positions of `prompt` together. Each distiller is warmed up once, even if
+    /// several completions share it. Returns the number of optimizer steps over all distillers, which
+    /// [`Counters::warm_up_updates`] counts.
     ///
     /// The paper never trains on a prompt. In a study on SmolLM2-135M, 20 steps reduced the relative error of the
     /// first five tokens from 1.0 to 0.8 (docs/guide/starting-points.md).
     ///
     /// All positions are used, including the last one: it predicts the first token, which is not steered. Positions
     /// whose states are not finite are skipped and counted in [`Counters::warm_up_rows_not_finite`]. If none is left,
-    /// or `updates` is 0, nothing happens. If several rows share a distiller, call this for only one of them: every
-    /// call trains again.
+    /// or `updates` is 0, nothing happens. A second call trains again.
     ///
     /// # Errors
     ///
-    /// [`StepError::Shape`] or [`StepError::Device`] when the states do not match this sampler's model, and any error
-    /// of the trainer.
+    /// [`StepError::Shape`] or [`StepError::DeviceMismatch`] when the states do not match this sampler's model, and any
+    /// error of the trainer.
     pub fn warm_up(
         &mut self,
-        row: CompletionId,
+        completions: &[CompletionId],
         prompt: &HiddenStates,
         updates: usize,
     ) -> Result<usize, StepError> {
@@ -207,43 +207,37 @@ impl Sampler {
             return Ok(0);
         }
         let finite = prompt.finite_rows()?;
-        self.counters.warm_up_rows_not_finite += (prompt.rows() - finite.len()) as u64;
-        if finite.is_empty() {
-            return Ok(0);
+        let mut warm = HashSet::new();
+        let mut updated = 0;
+        for &completion in completions {
+            if warm.insert(self.config.sharing.slot(completion)) {
+                self.counters.warm_up_rows_not_finite += (prompt.rows() - finite.len()) as u64;
+                if !finite.is_empty() {
+                    updated += self.warm_up_slot(completion, &prompt.at(&finite), updates)?;
+                }
+            }
         }
-        let done = self.trainer.warm_up(row, &prompt.at(&finite), updates)?;
+        Ok(updated)
+    }
+
+    /// Warms up the distiller of one completion on states that are finite.
+    fn warm_up_slot(
+        &mut self,
+        completion: CompletionId,
+        prompt: &HiddenStates,
+        updates: usize,
+    ) -> Result<usize, StepError> {
+        let done = self.trainer.warm_up(completion, prompt, updates)?;
         self.counters.warm_up_updates += done.updates as u64;
         self.counters.fits += done.fits as u64;
         self.counters.fits_failed += done.fits_failed as u64;
         Ok(done.updates)
     }
 
-    /// [`warm_up`](Self::warm_up) for the completions of one prompt. Each distiller is warmed up once, even if
-    /// several completions share it. Returns the number of optimizer steps over all distillers.
-    ///
-    /// # Errors
-    ///
-    /// Same as [`warm_up`](Self::warm_up).
-    pub fn warm_up_prompt(
-        &mut self,
-        rows: &[CompletionId],
-        prompt: &HiddenStates,
-        updates: usize,
-    ) -> Result<usize, StepError> {
-        let mut warm = HashSet::new();
-        let mut done = 0;
-        for &row in rows {
-            if warm.insert(self.config.sharing.slot(row)) {
-                done += self.warm_up(row, prompt, updates)?;
-            }
-        }
-        Ok(done)
-    }
-
     /// Sets an observer that receives every token and every step from now on. It replaces the previous observer and
     /// does not affect the output: see [`Observer`].
-    pub fn set_observer(&mut self, observer: Box<dyn Observer>) {
-        self.observer = Some(observer);
+    pub fn set_observer(&mut self, observer: impl Observer + 'static) {
+        self.observer = Some(Box::new(observer));
     }
 
     /// Removes the observer and returns it, if one is set.
@@ -253,8 +247,8 @@ impl Sampler {
 
     /// Replaces the expected states of every following step with the output of `control`. For experiments, see
     /// [`ExpectedControl`]. Not part of a snapshot.
-    pub fn set_expected_control(&mut self, control: Box<dyn ExpectedControl>) {
-        self.control = Some(control);
+    pub fn set_expected_control(&mut self, control: impl ExpectedControl + 'static) {
+        self.control = Some(Box::new(control));
     }
 
     /// Waits for an update that runs in the background, so that the next step uses it, and checks that the distillers
@@ -287,17 +281,18 @@ impl Sampler {
     /// 6. select: choose one token with the row's own random stream;
     /// 7. learn: update each distiller once, on all of its rows.
     ///
-    /// A row is steered if it is in [`Phase::Decode`] and its reweighter expects a distiller; all other rows skip
-    /// stages 1 and 7. A steered row whose distiller has had fewer updates than
-    /// [`SamplerConfig::steps_before_steering`] skips stage 5. A row whose hidden state, prediction or expected
+    /// A row has a distiller if it is in [`Phase::Decode`] and its reweighter expects one; all other rows skip stages 1
+    /// and 7. A row whose distiller has had fewer updates than
+    /// [`SamplerConfig::updates_before_steering`] skips stage 5. A row whose hidden state, prediction or expected
     /// logits are not finite is sampled without steering, counted in [`Counters::rows_not_finite`], and not learned
-    /// from. A row that contrasts with another model whose logits are not finite is sampled without contrast and
-    /// counted in [`Counters::other_not_finite`].
+    /// from. (If its logits are NaN or +inf too, the row fails with
+    /// [`RowError::NotANumber`](crate::errors::RowError::NotANumber).) A row that contrasts with another model whose
+    /// logits are not finite is sampled without contrast and counted in [`Counters::other_not_finite`].
     ///
     /// # Errors
     ///
     /// [`StepError`] when the input of the step is inconsistent or the step fails as a whole; nothing has been
-    /// learned then. An error of a single row is in its place in [`StepOutput::choices`], and the other rows
+    /// learned then. An error of a single row is the row's entry in [`StepOutput::choices`], and the other rows
     /// continue.
     pub fn step(&mut self, input: StepInput<'_>) -> Result<StepOutput, StepError> {
         input.check(self.d_model, &self.device)?;

@@ -35,17 +35,14 @@ impl Sampler {
                         u64::from(row.unsteered.is_some_and(|token| token != choice.token));
                     if let Some(novelty) = choice.novelty {
                         counters.novelty_sum += f64::from(novelty.error);
-                        let relative = f64::from(novelty.relative());
-                        // Infinite if the deep state is 0.
-                        counters.relative_novelty_sum +=
-                            if relative.is_finite() { relative } else { 0.0 };
+                        counters.relative_novelty_sum += novelty.finite_relative().unwrap_or(0.0);
                     }
                 }
                 Steering::NotFinite => {
                     counters.rows_not_finite += 1;
                     counters.predictions_not_finite += u64::from(row.diverged);
                 }
-                Steering::Warming => counters.rows_warming += 1,
+                Steering::Untrained => counters.rows_untrained += 1,
                 Steering::Contrasted => counters.contrasted += 1,
                 Steering::OtherNotFinite => counters.other_not_finite += 1,
                 Steering::Off | Steering::FirstToken => {}
@@ -94,9 +91,6 @@ fn trace(row: &RowState<'_>, logits: &[f32], step: u64, d_model: usize) -> Optio
     let sharpening =
         measures.sharpening.filter(|&s| rescored || steering == Steering::Off && s != 0.0);
     let novelty = choice.novelty;
-    let relative = novelty
-        .filter(|novelty| novelty.deep > 0.0)
-        .map(|novelty| f64::from(novelty.error) / f64::from(novelty.deep));
     Some(RowTrace {
         step,
         completion: input.id,
@@ -122,7 +116,7 @@ fn trace(row: &RowState<'_>, logits: &[f32], step: u64, d_model: usize) -> Optio
         reference_rank: measures.reference_rank,
         rank: measures.rank,
         novelty: novelty.map(|novelty| novelty.error),
-        relative_novelty: relative,
+        relative_novelty: novelty.and_then(|novelty| novelty.finite_relative()),
         loss: novelty.map(|novelty| novelty.loss(d_model)),
         slope: measures.slope.filter(|_| novelty.is_some() || steering == Steering::Contrasted),
         sharpening,

@@ -18,6 +18,11 @@ impl Novelty {
         if self.error == 0.0 { 0.0 } else { self.error / self.deep }
     }
 
+    /// [`relative`](Self::relative) in `f64`, or `None` if the deep state is 0.
+    pub(super) fn finite_relative(&self) -> Option<f64> {
+        (self.deep > 0.0).then(|| f64::from(self.error) / f64::from(self.deep))
+    }
+
     /// The mean squared error over the model's width.
     pub(super) fn loss(&self, d_model: usize) -> f64 {
         let error = f64::from(self.error);
@@ -40,7 +45,7 @@ pub struct Choice {
     /// Number of candidates that the filters left.
     pub candidates: usize,
     /// The novelty of the context; `None` if no distiller predicted the row. Rows that are not steered yet
-    /// ([`SamplerConfig::steps_before_steering`](crate::SamplerConfig::steps_before_steering)) have one.
+    /// ([`SamplerConfig::updates_before_steering`](crate::SamplerConfig::updates_before_steering)) have one.
     pub novelty: Option<Novelty>,
     /// The [code](super::StepRow::code) for the row's next token; the row's input code if it was not selected
     /// arithmetically.

@@ -4,7 +4,7 @@ use burn::tensor::{DType, Tensor, TensorData};
 
 use super::{Choice, Novelty, Phase, StepRow};
 use crate::{
-    candidates::{Candidates, log_sum_exp},
+    candidates::{Candidates, check_numbers, log_sum_exp},
     error::RowError,
     id::TokenId,
     novelty::Expects,
@@ -17,7 +17,7 @@ use crate::{
 pub(super) struct RowState<'a> {
     pub(super) input: &'a StepRow<'a>,
     /// Whether the row is steered, and if not, why. Set when the step begins, from the row's reweighter and phase.
-    /// Changed later if the distiller has had too few updates or a value is not finite.
+    /// Changed later if the distiller has had too few updates, and after that if a value is not finite.
     pub(super) steering: Steering,
     /// The remaining tokens; `None` before the pool is filled and for a row that has failed.
     pub(super) candidates: Option<Candidates>,
@@ -54,7 +54,7 @@ impl<'a> RowState<'a> {
 
     /// Whether a distiller predicts the row's deep state and learns from it.
     pub(super) fn has_distiller(&self) -> bool {
-        matches!(self.steering, Steering::Steered | Steering::Warming | Steering::NotFinite)
+        matches!(self.steering, Steering::Steered | Steering::Untrained | Steering::NotFinite)
     }
 
     /// Fills the pool: the tokens that the row's first filter could keep. `logits` are unchanged on return.
@@ -93,7 +93,8 @@ impl<'a> RowState<'a> {
                 true
             }
             Steering::Contrasted => true,
-            // A reweighter that expects nothing needs no input, but as with steering the first token is left alone.
+            // A reweighter that expects nothing needs no input, but as with steering, the first token is not
+            // reweighted.
             Steering::Off => self.input.phase == Phase::Decode,
             _ => false,
         };
@@ -121,7 +122,7 @@ fn choose(
     if let Some(refused) = candidates.refused() {
         return Err(refused);
     }
-    let Selected { token, log_prob, code } = select(candidates, row.chooser()?);
+    let Selected { token, log_prob, code } = select(candidates, row.chooser()?)?;
     let reference_log_prob =
         if row.wants_reference_log_prob { Some(log_prob_under(logits, token)?) } else { None };
     Ok(Choice {
@@ -134,23 +135,21 @@ fn choose(
     })
 }
 
-/// The token that the row's random number or code chooses from the candidates with their current scores. `None` if
-/// the row lacks its code, which [`choose`] reports.
+/// The token that the row's random number, code or custom rule chooses from the candidates with their current scores.
+/// `None` if the row lacks its code or the rule fails, which [`choose`] reports.
 ///
 /// Cost: one exponential per candidate.
 fn would_choose(row: &StepRow<'_>, candidates: &Candidates) -> Option<TokenId> {
-    row.chooser().ok().map(|chooser| select(candidates, chooser).token)
+    let selected = row.chooser().and_then(|chooser| select(candidates, chooser));
+    selected.ok().map(|selected| selected.token)
 }
 
 /// Log-probability of a token under all logits of the row, in nats. Logits that are not numbers are an error here
 /// even if a mask excluded them from the candidates.
 fn log_prob_under(logits: &[f32], token: TokenId) -> Result<f32, RowError> {
     let log_prob = (f64::from(logits[token as usize]) - log_sum_exp(logits)) as f32;
-    let is_bad = |logit: &f32| logit.is_nan() || *logit == f32::INFINITY;
-    match logits.iter().position(is_bad) {
-        Some(bad) => Err(RowError::NotANumber { token: bad as TokenId, got: logits[bad] }),
-        None => Ok(log_prob),
-    }
+    check_numbers(logits)?;
+    Ok(log_prob)
 }
 
 /// The logits of several rows on the host.
@@ -179,5 +178,5 @@ impl Logits {
 
 /// The `f32` values of data that was read from the device.
 pub(super) fn host(data: TensorData) -> Result<Vec<f32>, StepError> {
-    data.try_into_vec::<f32>().map_err(|error| StepError::Execution(format!("{error:?}")))
+    data.try_into_vec::<f32>().map_err(|error| StepError::Device(format!("{error:?}")))
 }

@@ -66,11 +66,11 @@ impl<'a> Step<'a> {
             }
             None => predicted.clone(),
         };
-        let before = sampler.config.steps_before_steering as u64;
+        let before = sampler.config.updates_before_steering as u64;
         // Rows of a distiller with too few updates are predicted and learned from, but not steered yet.
         for (&at, &id) in at.iter().zip(&ids) {
             if sampler.trainer.updates(id) < before {
-                self.rows[at].steering = Steering::Warming;
+                self.rows[at].steering = Steering::Untrained;
             }
         }
         self.predicted = Some(Predicted { at, ids, hidden, predicted, expected, parts });
@@ -137,6 +137,7 @@ impl<'a> Step<'a> {
         let learned: Vec<usize> = (0..predicted.at.len())
             .filter(|&i| {
                 let row = &self.rows[predicted.at[i]];
+                // Novelty is `None` where a value is not finite.
                 matches!(row.choice, Some(Ok(_))) && row.novelty.is_some()
             })
             .collect();

@@ -49,7 +49,7 @@ pub enum SnapshotError {
         /// The file's number.
         got: usize,
     },
-    /// The header could not be serialized.
+    /// The header could not be serialised.
     #[error("snapshot header: {0}")]
     Header(String),
     /// A device operation failed.

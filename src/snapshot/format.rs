@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::{
@@ -16,10 +16,7 @@ use crate::{
 /// The kind of file, as stored in its metadata.
 pub(super) const FORMAT: &str = "esamp snapshot";
 /// The version that is written. Files of every earlier version stay readable: see tests/old_snapshots.
-///
-/// - 1: a member of a slot is identified by its number alone.
-/// - 2: a member also has its prompt.
-pub(super) const VERSION: u64 = 2;
+pub(super) const VERSION: u64 = 1;
 
 /// How parameters are stored. Optimizer states, gathered rows and everything else are always `f32`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,33 +51,6 @@ pub(super) struct Header {
 pub(super) type StoredSlot = Slot<SlotState<usize, [usize; 3]>>;
 /// A trainer in the header, with the prompts that it has evidence about.
 pub(super) type StoredTrainer = TrainerState<StoredSlot, PromptId>;
-
-/// Converts the header of an older version to this version.
-pub(super) fn upgrade(header: &mut Value, version: u64) {
-    if version < 2
-        && let Some(trainer) = header.get_mut("trainer")
-    {
-        name_prompts(trainer);
-    }
-}
-
-/// Converts from version 1 to 2, in which a member of a slot also has its prompt. It is the prompt of the slot, if the
-/// slot has one. Otherwise a file of version 1 does not contain the prompt, and it becomes 0.
-fn name_prompts(trainer: &mut Value) {
-    let slots = trainer.get_mut("slots").and_then(Value::as_array_mut);
-    for slot in slots.into_iter().flatten() {
-        let prompt = slot.pointer("/key/prompt").and_then(Value::as_u64).unwrap_or(0);
-        let members = slot.get_mut("members").and_then(Value::as_array_mut);
-        for member in members.into_iter().flatten() {
-            *member = json!({ "prompt": prompt, "index": member.take() });
-        }
-    }
-    for part in ["/shared", "/ahead/0"] {
-        if let Some(trainer) = trainer.pointer_mut(part).filter(|trainer| trainer.is_object()) {
-            name_prompts(trainer);
-        }
-    }
-}
 
 /// Adds the bits of every fraction in `value`, whose JSON pointer is `place`.
 pub(super) fn add_fractions(value: &Value, place: &str, fractions: &mut BTreeMap<String, u64>) {
@@ -135,25 +105,6 @@ impl ContentHash {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn members_of_version_1_get_the_prompt_of_their_slot() {
-        let trainer = |slots: Value| json!({ "slots": slots, "shared": null, "ahead": null });
-        let old = trainer(json!([{ "key": "everyone", "members": [7] }]));
-        let mut header = json!({ "trainer": {
-            "slots": [{ "key": { "prompt": 3 }, "members": [5, 6] }], "shared": old, "ahead": [old, {}],
-        }});
-        upgrade(&mut header, 1);
-        let member = |prompt: u64, index: u64| json!({ "prompt": prompt, "index": index });
-        let members =
-            |place: &str| header.pointer(&format!("/trainer{place}/slots/0/members")).unwrap();
-        assert_eq!(members(""), &json!([member(3, 5), member(3, 6)]));
-        assert_eq!(members("/shared"), &json!([member(0, 7)]));
-        assert_eq!(members("/ahead/0"), &json!([member(0, 7)]));
-        let newest = header.clone();
-        upgrade(&mut header, 2);
-        assert_eq!(header, newest);
-    }
 
     #[test]
     fn every_fraction_is_found_wherever_it_stands() {

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::{
     error::SnapshotError,
-    format::{ContentHash, FORMAT, Header, StoredSlot, StoredTrainer, VERSION, sums, upgrade},
+    format::{ContentHash, FORMAT, Header, StoredSlot, StoredTrainer, VERSION, sums},
 };
 use crate::{
     hidden::HiddenStates,
@@ -21,9 +21,6 @@ use crate::{
     sampler::{Sampler, SamplerConfig},
     train::{ExportedSlot, SlotState, SlotTensors},
 };
-
-/// Settings that files of earlier versions may contain and that no longer have a meaning.
-const RETIRED: [&str; 2] = ["overlap", "expected_control"];
 
 /// A file that was read and checked.
 pub(super) struct Snapshot {
@@ -91,11 +88,7 @@ impl Snapshot {
         if hash != tag("sha256") {
             return Err(format("SHA-256 of the content", tag("sha256"), hash));
         }
-        let header = serde_json::from_str(header).and_then(|mut header: Value| {
-            upgrade(&mut header, version);
-            serde_json::from_value(header)
-        });
-        let header = header
+        let header = serde_json::from_str(header)
             .map_err(|error| format("sampler", "its description in JSON", error.to_string()))?;
         Ok(Self { path: path.to_owned(), header, tensors, device: device.clone().inner() })
     }
@@ -120,11 +113,6 @@ impl Snapshot {
     /// Returns the configuration. Settings that are missing in the file have their defaults.
     pub(super) fn config(&self) -> Result<SamplerConfig, SnapshotError> {
         let mut config = self.header.config.clone();
-        if let Some(settings) = config.as_object_mut() {
-            for name in RETIRED {
-                settings.remove(name);
-            }
-        }
         for (place, &bits) in &self.header.config_fractions {
             let fraction = f64::from_bits(bits);
             let setting = config.pointer_mut(place).filter(|setting| setting.is_f64());

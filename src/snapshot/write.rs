@@ -205,7 +205,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_without_a_folder_is_in_the_one_at_hand() {
+    fn a_file_without_a_folder_is_in_the_current_one() {
         for (path, folder) in [("a.st", "."), ("./a.st", "."), ("b/a.st", "b"), ("/a.st", "/")] {
             assert_eq!(folder_of(Path::new(path)), Path::new(folder));
         }

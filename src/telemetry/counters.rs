@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// Totals over all steps of a sampler.
 ///
-/// Every eligible row falls into one of three classes: `eligible = steered + rows_warming + rows_not_finite`.
+/// Every eligible row falls into one of three classes: `eligible = steered + rows_untrained + rows_not_finite`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
@@ -46,8 +46,8 @@ pub struct Counters {
     /// Distillers whose fit failed. They continue unchanged.
     pub fits_failed: u64,
     /// Rows predicted and learned from but not steered, because their distiller had not had enough updates
-    /// ([`SamplerConfig::steps_before_steering`](crate::SamplerConfig::steps_before_steering)).
-    pub rows_warming: u64,
+    /// ([`SamplerConfig::updates_before_steering`](crate::SamplerConfig::updates_before_steering)).
+    pub rows_untrained: u64,
     /// Optimizer steps on prompts, over all distillers. Not included in `updates`.
     pub warm_up_updates: u64,
     /// Prompt positions left out of a warm-up because a hidden state was not finite.

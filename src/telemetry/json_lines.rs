@@ -51,7 +51,7 @@ const VERSION: u64 = 1;
 /// let file = std::io::BufWriter::new(Vec::new());
 /// let writer = Arc::new(Mutex::new(TraceWriter::new(file)?));
 /// let mut sampler = SamplerConfig::new().init(576, &Device::flex())?;
-/// sampler.set_observer(Box::new(writer.clone()));
+/// sampler.set_observer(writer.clone());
 /// // … steps …
 /// writer.lock().unwrap().flush()?; // an error if a line could not be written
 /// # Ok::<(), Box<dyn std::error::Error>>(())

@@ -77,7 +77,7 @@ mod tests {
 
     use super::*;
 
-    /// Four tokens with probabilities in tenths, expected logits, and a fusion.
+    /// Four tokens with probabilities in tenths, expected logits, and reweighted scores.
     fn candidates(
         tenths: [f32; 4],
         expected: [f32; 4],
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_at_right_angles_to_the_reference_is_no_sharpening() {
+    fn a_change_orthogonal_to_the_reference_is_no_sharpening() {
         // Reference logits 3, 1, −1, −3 and change 1, −1, −1, 1: both sum to 0, and so does their product.
         let mut candidates = Candidates::from_logits(&[3.0, 1.0, -1.0, -3.0]).unwrap();
         candidates.set_expected(|_, token| [2.0, 2.0, 0.0, -4.0][token as usize]);
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn slopes_that_mean_nothing_are_not_given() {
+    fn undefined_slopes_are_none() {
         let lonely = Candidates::from_logits(&[1.0]).unwrap();
         let got = Measures::of(&lonely, 0).unwrap();
         assert_eq!((got.slope, got.sharpening, got.sharpening_share), (None, None, None));

@@ -6,7 +6,7 @@ mod json_lines;
 mod measures;
 mod observer;
 mod recorder;
-mod stages;
+pub(crate) mod stages;
 mod trace;
 
 pub use counters::Counters;
@@ -15,6 +15,5 @@ pub use json_lines::{TraceReader, TraceRecord, TraceWriter, read_traces};
 pub(crate) use measures::Measures;
 pub use observer::Observer;
 pub use recorder::Recorder;
-pub(crate) use stages::StageClock;
-pub use stages::StageSeconds;
+pub(crate) use stages::{StageClock, StageSeconds};
 pub use trace::{RowTrace, SlotTrace, Steering, StepTrace};

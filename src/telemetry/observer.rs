@@ -40,7 +40,7 @@ use super::{RowTrace, StepTrace};
 ///
 /// let sharper = Arc::new(Mutex::new(Sharper::default()));
 /// let mut sampler = SamplerConfig::new().init(576, &Device::flex())?;
-/// sampler.set_observer(Box::new(sharper.clone()));
+/// sampler.set_observer(sharper.clone());
 /// # Ok::<(), esamp::errors::ConfigError>(())
 /// ```
 pub trait Observer: Send {

@@ -21,7 +21,7 @@ use super::{Observer, RowTrace, StepTrace, TraceRecord, TraceWriter};
 /// let recorder = Arc::new(Mutex::new(Recorder::new()));
 /// let model = TinyLm::new(1, &Device::flex());
 /// let sampler = SamplerConfig::new().init(model.d_model(), &model.device())?;
-/// let mut decoder = Decoder::new(&model, sampler).with_observer(Box::new(recorder.clone()));
+/// let mut decoder = Decoder::new(&model, sampler).with_observer(recorder.clone());
 /// decoder.submit(Request::new(vec![1, 2, 3]).with_max_new_tokens(8))?;
 /// decoder.run(|_| ControlFlow::Continue(()))?;
 ///
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_behind_the_limit_is_counted_and_the_file_says_so() {
+    fn records_past_the_limit_are_counted_and_the_file_says_so() {
         for (limit, tokens, steps, dropped) in
             [(8, 4, 4, 0), (7, 4, 3, 1), (1, 1, 0, 7), (0, 0, 0, 8)]
         {
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_takes_what_the_docs_say() {
+    fn a_record_has_the_size_that_the_docs_say() {
         assert!(size_of::<TraceRecord>() <= 350, "{}", size_of::<TraceRecord>());
         assert!(size_of::<super::super::SlotTrace>() <= 40);
     }

@@ -22,8 +22,9 @@ pub enum Steering {
     OtherNotFinite,
     /// The logits came from the prompt, so the row was neither steered nor learned from.
     FirstToken,
-    /// Learned from but not steered: the distiller was still warming up.
-    Warming,
+    /// Learned from but not steered: the distiller had had too few updates
+    /// ([`SamplerConfig::updates_before_steering`](crate::SamplerConfig::updates_before_steering)).
+    Untrained,
     /// Neither steered nor learned from: the hidden state, or a value computed from it, was not finite.
     NotFinite,
     /// Steered and learned from.
@@ -42,7 +43,6 @@ pub struct RowTrace {
     /// Number of the step, counted from 0 since the sampler was created or last reset.
     pub step: u64,
     /// The completion that the token belongs to.
-    #[serde(alias = "row")] // name in files of earlier development versions
     pub completion: CompletionId,
     /// Position of the token in the completion, from 0.
     pub position: u64,

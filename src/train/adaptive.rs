@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_prompt_starts_where_it_is_told_to() {
+    fn a_new_prompt_starts_as_configured() {
         for (start, same) in [(AdaptiveStart::Shared, true), (AdaptiveStart::Fresh, false)] {
             let mut trainer = adaptive(AdaptiveConfig { start, ..Default::default() });
             for at in 0..10 {

@@ -24,7 +24,8 @@ pub enum TrainError {
     },
     /// The two factors of a stacked distiller's gradient have shapes that cannot be multiplied.
     #[error(
-        "stacked distiller: gradient {parameter}: expected factors with the same slots and rows, got inputs {inputs:?} and upstream {upstream:?}"
+        "stacked distiller: gradient {parameter}: expected factors with the same slots and rows, got inputs \
+         {inputs:?} and upstream {upstream:?}"
     )]
     GradientFactors {
         /// The index of the parameter.
@@ -43,7 +44,8 @@ pub enum TrainError {
     },
     /// Steering was on and there were rows to learn from, but no update was made.
     #[error(
-        "online learning: expected updates from {eligible} eligible rows, got none ({skipped} rows skipped as not finite)"
+        "online learning: expected updates from {eligible} eligible rows, got none ({skipped} rows skipped as \
+         not finite)"
     )]
     NothingLearned {
         /// The number of rows that should have been learned from.

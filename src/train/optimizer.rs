@@ -62,7 +62,6 @@ pub enum Schedule {
     #[default]
     Constant,
     /// Rises linearly from `1 / updates` to 1 over the first `updates` updates, then stays at 1.
-    #[serde(alias = "warm_up")] // its name in files of earlier development versions
     RampUp {
         /// The length of the rise in updates, at least 1.
         updates: u64,

@@ -110,8 +110,9 @@ impl<D: Distiller> Learner<D> {
 
 /// The loss and the gradient norm of an update.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Update {
-    /// The loss before the update, `[1]`: that of [`Distiller::loss`], whatever [`OptimizerConfig::loss`] says.
+    /// The loss before the update, `[1]`: that of [`Distiller::loss`], regardless of [`OptimizerConfig::loss`].
     pub loss: Tensor<1>,
     /// The norm of the gradient over all parameters together, before clipping, `[1]`. `None` without clipping.
     pub grad_norm: Option<Tensor<1>>,

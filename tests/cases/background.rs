@@ -1,4 +1,5 @@
-//! Learning in the background: exactly one step late, deterministic, and its failures are the caller's errors.
+//! Learning in the background: it is exactly one step late and deterministic, and its failures are returned to the
+//! caller.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -33,7 +34,7 @@ fn hidden(step: usize) -> HiddenStates {
         .unwrap()
 }
 
-/// Steps one row and gives the norm of the error of its prediction.
+/// Runs one step with one row and returns the norm of its prediction error.
 fn step(sampler: &mut Sampler, sampling: &CheckedSampling, step: usize) -> Result<f32, String> {
     let head = TiedHead::new(wave([12, D_MODEL], 0.3));
     let hidden = hidden(step);
@@ -46,11 +47,13 @@ fn step(sampler: &mut Sampler, sampling: &CheckedSampling, step: usize) -> Resul
     Ok(output.choices[0].as_ref().unwrap().novelty.unwrap().error)
 }
 
-/// The same error with a learner that has seen the first `updates` steps.
+/// The same error for a learner that has seen the first `updates` steps.
 fn error_after(updates: usize, step: usize) -> f32 {
     let distiller = SwiGluConfig::new().init(D_MODEL, 0, &device()).unwrap();
     let mut learner = Learner::new(distiller, OptimizerConfig::paper()).unwrap();
-    (0..updates).for_each(|step| drop(learner.update(&hidden(step))));
+    for step in 0..updates {
+        drop(learner.update(&hidden(step)));
+    }
     let hidden = hidden(step);
     let expected = learner.distiller().predict(hidden.shallow().clone());
     (hidden.deep().clone() - expected).square().sum().sqrt().into_scalar()
@@ -142,7 +145,7 @@ fn a_panicking_distiller_is_an_error_and_stays_one() {
     assert!(step(&mut sampler, &sampling, 0).is_err(), "there is no worker any more");
 }
 
-/// Learns only while nobody holds the gate.
+/// Can only learn while the gate is not locked.
 #[derive(Module, Debug)]
 struct Gated {
     #[module(skip)]
@@ -169,7 +172,7 @@ fn dropping_never_waits_for_the_worker() {
     let mut sampler =
         Sampler::builder(background()).with_distiller(distiller).build(D_MODEL, &device()).unwrap();
     step(&mut sampler, &sampling, 0).unwrap();
-    drop(sampler); // the worker is inside of an update that cannot end before the next line
+    drop(sampler); // the worker is in an update that cannot end before the next line
     drop(closed);
 }
 
@@ -217,13 +220,13 @@ fn reset_and_release_reach_the_worker() {
 }
 
 #[test]
-fn a_warm_up_next_door_does_not_remove_the_lag() {
+fn a_warm_up_of_another_prompt_does_not_remove_the_lag() {
     let sampling = Sampling::default().checked().unwrap();
     let run = |neighbour: bool| -> (Vec<f32>, u64) {
         let mut sampler = background().init(D_MODEL, &device()).unwrap();
         let errors = (0..6).map(|at| {
             if neighbour && at == 3 {
-                let done = sampler.warm_up(CompletionId::new(9, 9), &hidden(50), 4).unwrap();
+                let done = sampler.warm_up(&[CompletionId::new(9, 9)], &hidden(50), 4).unwrap();
                 assert_eq!(done, 4);
             }
             step(&mut sampler, &sampling, at).unwrap()
@@ -236,11 +239,11 @@ fn a_warm_up_next_door_does_not_remove_the_lag() {
 }
 
 #[test]
-fn a_warm_up_is_seen_at_once_and_stays() {
+fn a_warm_up_is_visible_at_once_and_stays() {
     let sampling = Sampling::default().checked().unwrap();
     let errors = |config: SamplerConfig| -> Vec<f32> {
         let mut sampler = config.init(D_MODEL, &device()).unwrap();
-        sampler.warm_up(CompletionId::new(0, 0), &hidden(1), 6).unwrap();
+        sampler.warm_up(&[CompletionId::new(0, 0)], &hidden(1), 6).unwrap();
         (0..4).map(|at| step(&mut sampler, &sampling, at).unwrap()).collect()
     };
     let (late, now) = (errors(background()), errors(SamplerConfig::new()));

@@ -1,4 +1,4 @@
-//! A row's tokens do not depend on who else is in the batch.
+//! A row's tokens do not depend on the other rows of the batch.
 
 use std::ops::ControlFlow;
 
@@ -37,7 +37,7 @@ fn run(decoder: &mut Decoder<&TinyLm>) -> Vec<Completion> {
 
 /// A prompt alone, in a batch, submitted last, joining late, and after a neighbour has ended.
 #[test]
-fn tokens_are_the_same_in_any_company() {
+fn tokens_do_not_depend_on_the_other_rows() {
     let model = model();
     for beta in [0.0, 0.25, 1.0] {
         let mine = || request(&[7, 8, 9], 11, beta);
@@ -51,18 +51,26 @@ fn tokens_are_the_same_in_any_company() {
 
         let mut first = decoder(&model);
         first.submit(mine()).unwrap();
-        others.iter().for_each(|other| drop(first.submit(other.clone()).unwrap()));
+        for other in &others {
+            drop(first.submit(other.clone()).unwrap());
+        }
         assert_eq!(tokens(&run(&mut first)[..2]), alone, "submitted first, beta {beta}");
 
         let mut last = decoder(&model);
-        others.iter().for_each(|other| drop(last.submit(other.clone()).unwrap()));
+        for other in &others {
+            drop(last.submit(other.clone()).unwrap());
+        }
         last.submit(mine()).unwrap();
         let completions = run(&mut last);
         assert_eq!(tokens(&completions[4..]), alone, "submitted last, beta {beta}");
 
         let mut late = decoder(&model);
-        others.iter().for_each(|other| drop(late.submit(other.clone()).unwrap()));
-        (0..3).for_each(|_| drop(late.step().unwrap()));
+        for other in &others {
+            drop(late.submit(other.clone()).unwrap());
+        }
+        for _ in 0..3 {
+            drop(late.step().unwrap());
+        }
         late.submit(mine()).unwrap();
         let completions = run(&mut late);
         assert_eq!(tokens(&completions[4..]), alone, "joined late, beta {beta}");
@@ -70,7 +78,7 @@ fn tokens_are_the_same_in_any_company() {
 }
 
 #[test]
-fn the_seed_the_prompt_and_the_index_decide_the_tokens() {
+fn the_seed_the_prompt_and_the_index_determine_the_tokens() {
     let model = model();
     let run_one = |prompt: &[TokenId], seed| {
         let mut decoder = decoder(&model);
@@ -82,7 +90,7 @@ fn the_seed_the_prompt_and_the_index_decide_the_tokens() {
 }
 
 #[test]
-fn logits_are_the_same_in_any_company() {
+fn logits_do_not_depend_on_the_other_rows() {
     let (model, device) = (model(), device());
     let feed = |rows: &[&[TokenId]]| {
         let flat: Vec<i32> = rows.iter().flat_map(|r| r.iter().map(|&t| t as i32)).collect();
@@ -105,7 +113,7 @@ fn logits_are_the_same_in_any_company() {
     }
 }
 
-/// A change here is a change of every user's samples: it belongs under "value-breaking" in the changelog.
+/// A change here changes every user's samples and must be listed under "value-breaking" in the changelog.
 #[test]
 fn value_stability() {
     let model = model();

@@ -1,4 +1,4 @@
-//! A second model beside the first in the decode loop.
+//! A second model in the decode loop, in addition to the first.
 
 use std::ops::ControlFlow;
 
@@ -26,7 +26,8 @@ fn contrast(beta: f32) -> Sampling {
     config.with_beta(beta)
 }
 
-/// Logits that depend on every token of the sequence and its place: a cache that is out of step gives others.
+/// Logits that depend on every token of the sequence and its position, so that a cache that is out of step gives
+/// different ones.
 fn hashing(salt: u64) -> ScriptedLm {
     ScriptedLm::new(VOCAB, &device(), move |sequence| {
         let hash = sequence.iter().fold(salt, |hash, &token| {
@@ -64,8 +65,8 @@ fn a_model_contrasted_with_itself_is_the_plain_model() {
     assert_eq!((counters.updates, counters.eligible), (0, 0), "no distiller work");
 }
 
-/// The expert likes 0 best and 1 nearly as much; so does the amateur 0. (1 + β)·e − β·a by hand:
-/// 0: 1.5·2.0 − 0.5·3.0 = 1.5; 1: 1.5·1.8 − 0.5·1.0 = 2.2; 2: 1.5·0 − 0.5·(−4) = 2, if min-p lets it in.
+/// The expert prefers 0, closely followed by 1; the amateur prefers 0. (1 + β)·e − β·a by hand:
+/// 0: 1.5·2.0 − 0.5·3.0 = 1.5; 1: 1.5·1.8 − 0.5·1.0 = 2.2; 2: 1.5·0 − 0.5·(−4) = 2, if min-p keeps it.
 #[test]
 fn an_amateur_changes_the_choice_as_the_formula_says() {
     let expert = ScriptedLm::new(3, &device(), |_| vec![2.0, 1.8, 0.0]);
@@ -73,9 +74,9 @@ fn an_amateur_changes_the_choice_as_the_formula_says() {
     let greedy = |config: Sampling| config.with_temperature(0.0);
     for (config, token) in [
         (Sampling::default().with_beta(0.0), 0),
-        (Sampling::contrastive(), 1), // min-p 0.1: 2.0 − 2.3 < 0, so 2 is in
+        (Sampling::contrastive(), 1), // min-p 0.1: 2.0 − 2.3 < 0, so 2 is kept
         (Sampling::contrastive().with_beta(1.0), 2), // 0: 1, 1: 2.6, 2: 4
-        (Sampling::contrastive().with_beta(1.0).with_min_p(0.2), 1), // 2 is out
+        (Sampling::contrastive().with_beta(1.0).with_min_p(0.2), 1), // 2 is dropped
     ] {
         let mut decoder = decoder(&expert).with_other_model(amateur.clone()).unwrap();
         let request = Request::new(vec![0]).with_max_new_tokens(3).with_sampling(greedy(config));
@@ -84,16 +85,17 @@ fn an_amateur_changes_the_choice_as_the_formula_says() {
     }
 }
 
-/// What a request gives when it is alone.
+/// The tokens of a request that runs alone.
 fn alone(request: Request) -> Vec<TokenId> {
     let mut decoder = decoder(hashing(1)).with_other_model(hashing(2)).unwrap();
     decoder.submit(request).unwrap();
     run(&mut decoder)[0].tokens()
 }
 
-/// Requests of different lengths and kinds join, end and are cancelled; the amateur follows those that want it.
+/// Requests of different lengths and kinds join, end and are cancelled; the amateur's cache follows those that use
+/// it.
 #[test]
-fn the_other_models_cache_keeps_step_with_ragged_joins_and_leaves() {
+fn the_other_models_cache_stays_in_step_with_joins_and_leaves() {
     let steered = Sampling::default().with_beta(0.0).checked().unwrap();
     let request = |prompt: &[TokenId], length: usize, sampling: &Sampling| {
         let request = Request::new(prompt.to_vec()).with_max_new_tokens(length);
@@ -110,7 +112,7 @@ fn the_other_models_cache_keeps_step_with_ragged_joins_and_leaves() {
         request(&[2, 2], 7, &contrasted),
     ];
     let wanted: Vec<Vec<TokenId>> = requests.iter().cloned().map(alone).collect();
-    // Cancelled after some steps: what it had by then.
+    // Cancelled after some steps, with the tokens that it has by then.
     let cancelled = 3;
     for (expert, amateur) in [
         (hashing(1), hashing(2)),
@@ -150,7 +152,7 @@ fn the_other_models_cache_keeps_step_with_ragged_joins_and_leaves() {
 }
 
 #[test]
-fn the_other_model_reads_only_what_wants_it_and_each_token_once() {
+fn the_other_model_reads_only_contrasted_rows_and_each_token_once() {
     let (expert, amateur) = (hashing(1), hashing(2));
     let mut decoder = decoder(&expert).with_other_model(amateur.clone()).unwrap();
     let plain = Sampling::default().with_beta(0.0);
@@ -162,7 +164,7 @@ fn the_other_model_reads_only_what_wants_it_and_each_token_once() {
     decoder.submit(base(&[6], plain)).unwrap();
     let completions = run(&mut decoder);
     let [a, b] = [&completions[1], &completions[2]].map(Completion::tokens);
-    // The prompt once for both completions, then one token of each; the last one chosen is read by nobody.
+    // The prompt once for both completions, then one token of each. The last token is not read.
     let wanted = [vec![vec![3, 4, 5]], vec![vec![a[0]], vec![b[0]]], vec![vec![a[1]], vec![b[1]]]];
     assert_eq!(amateur.calls(), wanted);
 }
@@ -177,13 +179,13 @@ fn rows_that_have_ended_leave_the_other_models_cache() {
         decoder.submit(request.with_sampling(sampling)).unwrap();
     }
     run(&mut decoder);
-    // Two prompts, two rows, one row twice; nothing while only the plain one runs.
+    // Two prompts, then two rows, then one row twice; no call while only the plain request runs.
     let rows: Vec<usize> = amateur.calls().iter().map(Vec::len).collect();
     assert_eq!(rows, [1, 1, 2, 1, 1]);
 }
 
 #[test]
-fn what_a_contrasted_request_needs_is_said_when_it_is_submitted() {
+fn requirements_of_a_contrasted_request_are_checked_at_submission() {
     let mut plain = decoder(hashing(1));
     let request = || Request::new(vec![1]).with_sampling(contrast(0.5));
     assert_eq!(
@@ -194,7 +196,7 @@ fn what_a_contrasted_request_needs_is_said_when_it_is_submitted() {
     let error = decoder(hashing(1)).with_other_model(odd).err().unwrap();
     assert_eq!(error.to_string(), "other model: expected a vocabulary of 10 tokens, got 11");
 
-    // The shorter context of the two decides, for those that both read.
+    // For requests that both models read, the shorter of the two contexts applies.
     let short = hashing(2).with_context_length(4);
     let mut decoder = decoder(hashing(1).with_context_length(6)).with_other_model(short).unwrap();
     assert_eq!(
@@ -214,7 +216,7 @@ fn what_a_contrasted_request_needs_is_said_when_it_is_submitted() {
 
 #[test]
 fn memory_of_both_caches_counts() {
-    // One byte a token in either model: (1 + 5) tokens of 2 rows, in two caches.
+    // Each model uses one byte per token: (1 + 5) tokens in 2 rows, in two caches.
     let decoder = decoder(hashing(1)).with_other_model(hashing(2)).unwrap();
     let request = Request::new(vec![1]).with_max_new_tokens(5).with_completions(2);
     assert_eq!(decoder.kv_bytes_needed(&request), 12);
@@ -230,7 +232,7 @@ fn memory_of_both_caches_counts() {
 }
 
 #[test]
-fn another_model_that_fails_ends_what_was_running_and_nothing_else() {
+fn a_failure_of_the_other_model_aborts_only_running_completions() {
     for call in 0..3 {
         let amateur = hashing(2).failing_at(call);
         let mut decoder = decoder(hashing(1)).with_other_model(amateur).unwrap();

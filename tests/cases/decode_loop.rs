@@ -1,4 +1,4 @@
-//! The decode loop, seen from outside.
+//! The decode loop through its public interface.
 
 use std::{ops::ControlFlow, sync::Arc};
 
@@ -22,7 +22,7 @@ fn greedy() -> Sampling {
     Sampling::default().with_beta(0.0).with_temperature(0.0)
 }
 
-/// Says the next number, modulo 10.
+/// Predicts the next number, modulo 10.
 pub(super) fn counter() -> ScriptedLm {
     ScriptedLm::new(10, &device(), |sequence| {
         let next = (sequence[sequence.len() - 1] + 1) % 10;
@@ -43,7 +43,7 @@ pub(super) fn count_from(start: TokenId) -> Request {
 }
 
 #[test]
-fn prompts_of_all_lengths_run_in_one_batch_and_end_at_their_own_time() {
+fn prompts_of_different_lengths_run_in_one_batch_and_end_independently() {
     let model = counter();
     let mut decoder = Decoder::new(&model, sampler(10)).with_detokenizer(digits);
     decoder.submit(count_from(3)).unwrap();
@@ -56,7 +56,7 @@ fn prompts_of_all_lengths_run_in_one_batch_and_end_at_their_own_time() {
     assert_eq!(texts, ["45678", "67", "67"]);
     assert_eq!(completions.iter().map(|c| c.id.index).collect::<Vec<_>>(), [0, 0, 1]);
     assert!(completions.iter().all(|c| c.finish == FinishReason::MaxNewTokens));
-    // Each prompt is read once, then three rows, then the one that is left.
+    // Each prompt is read once, then three rows run, then the remaining one.
     let rows: Vec<usize> = model.calls().iter().map(Vec::len).collect();
     assert_eq!(rows, [1, 1, 3, 1, 1, 1]);
     assert!(decoder.is_idle());
@@ -65,7 +65,7 @@ fn prompts_of_all_lengths_run_in_one_batch_and_end_at_their_own_time() {
 }
 
 #[test]
-fn events_tell_the_same_story_as_the_completions() {
+fn events_agree_with_the_completions() {
     let mut decoder = Decoder::new(counter(), sampler(10)).with_detokenizer(digits);
     let submitted = decoder.submit(count_from(1).with_completions(2)).unwrap();
     let mut texts = vec![String::new(); 2];
@@ -103,7 +103,7 @@ fn stop_tokens_end_a_completion_and_have_no_text() {
 }
 
 #[test]
-fn stop_strings_end_a_completion_wherever_tokens_end() {
+fn stop_strings_end_a_completion_at_any_token_boundary() {
     let mut decoder = Decoder::new(counter(), sampler(10)).with_detokenizer(digits);
     decoder.submit(count_from(1).with_stop_strings(["99", "45"])).unwrap();
     decoder.submit(count_from(1).with_stop_strings(["67"])).unwrap();
@@ -250,7 +250,7 @@ fn a_long_prompt_is_read_in_chunks() {
 }
 
 #[test]
-fn chunks_do_not_change_what_is_said() {
+fn chunks_do_not_change_the_tokens() {
     let model = TinyLm::new(7, &device());
     let completions = |chunk: usize| {
         let mut decoder =
@@ -273,7 +273,7 @@ fn chunks_do_not_change_what_is_said() {
 }
 
 #[test]
-fn a_prefill_that_fails_has_taken_time_too() {
+fn a_prefill_that_fails_is_timed_too() {
     let mut decoder = Decoder::new(counter().failing_at(0), sampler(10));
     decoder.submit(count_from(1)).unwrap();
     assert!(decoder.step().is_err());
@@ -294,7 +294,7 @@ fn requests_join_a_running_batch() {
 
 #[test]
 fn prompts_wait_until_the_cache_has_room() {
-    let model = counter(); // one byte a token
+    let model = counter(); // one byte per token
     let mut decoder = Decoder::new(&model, sampler(10)).with_kv_limit(12);
     assert_eq!(decoder.kv_bytes_needed(&count_from(1).with_completions(2)), 12);
     decoder.submit(count_from(1).with_completions(2)).unwrap();
@@ -309,9 +309,9 @@ fn prompts_wait_until_the_cache_has_room() {
 }
 
 #[test]
-fn a_mask_decides_what_may_be_said() {
+fn a_mask_decides_which_tokens_are_allowed() {
     let masker = |row: CompletionId, generated: &[TokenId]| -> Option<TokenMask> {
-        // The second completion must say 9, 8, 7, …; the first may say what it likes.
+        // The second completion must be 9, 8, 7, …; the first is unrestricted.
         let forced = 9 - generated.len() as TokenId;
         (row.index == 1).then(|| TokenMask::allowing(10, [forced]))
     };
@@ -323,7 +323,7 @@ fn a_mask_decides_what_may_be_said() {
 }
 
 #[test]
-fn a_row_that_fails_ends_and_the_others_go_on() {
+fn a_row_that_fails_ends_and_the_others_continue() {
     let masker = |row: CompletionId, generated: &[TokenId]| -> Option<TokenMask> {
         (row.index == 0 && generated.len() == 2).then(|| TokenMask::allowing(10, []))
     };
@@ -366,7 +366,7 @@ fn a_cache_that_cannot_drop_rows_works_too() {
     assert_eq!(tokens(&a), tokens(&b));
     assert_eq!(counters_a.rows_learned, counters_b.rows_learned, "dead rows are not learned");
     assert_eq!(counters_a.tokens, counters_b.tokens, "nor sampled");
-    // The second prompt waits until the first has ended, and both of its rows stand in the batch from the start.
+    // The second prompt waits until the first has ended, and both of its rows are in the batch from the start.
     assert!(fixed.calls().iter().all(|rows| [2, 3].contains(&rows.len())));
 }
 

@@ -11,7 +11,7 @@ use esamp::{
     testing::ScriptedLm,
 };
 
-/// A model whose cache can do only what it says it can, and fails otherwise.
+/// A model whose cache supports only some operations, and fails on the others.
 struct Limited {
     inner: ScriptedLm,
     can: Can,
@@ -97,9 +97,9 @@ impl CausalLm for Limited {
 }
 
 #[test]
-fn a_cache_is_asked_for_nothing_that_it_cannot_do() {
-    // Three completions that end after 2, 3 and 4 tokens, then two of another prompt that end after 3. What is fed at each
-    // forward pass, worked out by hand.
+fn a_cache_is_never_asked_for_an_unsupported_operation() {
+    // Three completions that end after 2, 3 and 4 tokens, then two of another prompt that end after 3. The number of
+    // rows fed to each forward pass, worked out by hand.
     let table: [([bool; 3], &[usize]); 6] = [
         // repeat, drop, append
         ([true, true, true], &[1, 1, 5, 4, 1]),
@@ -135,7 +135,7 @@ fn a_cache_is_asked_for_nothing_that_it_cannot_do() {
 }
 
 #[test]
-fn a_model_that_fails_ends_what_was_running_and_nothing_else() {
+fn a_failure_of_the_model_aborts_only_running_completions() {
     let model = counter().failing_at(3);
     let mut decoder = Decoder::new(&model, sampler(10));
     decoder.submit(count_from(1).with_sampling(sampling(0.5))).unwrap();
@@ -161,7 +161,7 @@ fn a_model_that_fails_ends_what_was_running_and_nothing_else() {
 }
 
 #[test]
-fn what_could_never_run_is_refused() {
+fn requests_that_can_never_run_are_refused() {
     let model = counter().with_context_length(8);
     let mut decoder = Decoder::new(&model, sampler(10));
     let mut refused = |request: Request| decoder.submit(request).unwrap_err().to_string();
@@ -194,7 +194,7 @@ fn what_could_never_run_is_refused() {
     assert!(decoder.is_idle());
 }
 
-/// A model whose answers have the wrong number of rows or the wrong width.
+/// A model whose logits have the wrong number of rows or the wrong width.
 struct Misshapen {
     inner: ScriptedLm,
     answer: fn(Tensor<2>) -> Tensor<2>,

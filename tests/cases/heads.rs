@@ -1,4 +1,4 @@
-//! Heads of every kind.
+//! LM heads of every kind.
 
 use burn::{
     module::Param,
@@ -25,7 +25,7 @@ fn soft_capped() -> impl LmHead {
     |hidden: Tensor<2>| hidden.matmul(weight().transpose()).div_scalar(2.0).tanh().mul_scalar(2.0)
 }
 
-/// As a user would write it who wants the candidates' rows only.
+/// A head as written by a user who wants to compute only the candidates' rows.
 struct SoftCapped {
     inner: TiedHead,
     cap: f32,
@@ -41,7 +41,7 @@ impl LmHead for SoftCapped {
     }
 }
 
-/// 8-bit integers with one scale for each token, as a quantised model keeps them.
+/// 8-bit integers with one scale per token, as in a quantised model.
 fn quantised() -> impl LmHead {
     let weight: Vec<f32> = weight().into_data().try_into_vec().unwrap();
     let mut scales = Vec::new();
@@ -95,7 +95,7 @@ fn logits_of_some_tokens_are_those_of_all() {
 
 /// The expected logits come from the same head, whether the sampler asks it for some tokens or for all.
 #[test]
-fn the_narrow_way_the_wide_way_and_the_formula_agree_for_every_head() {
+fn candidate_logits_full_logits_and_the_formula_agree_for_every_head() {
     let world = World::new();
     let sampling = Sampling::default().with_beta(0.5).with_top_k(5).checked().unwrap();
     let distiller = SwiGluConfig::new().init(D_MODEL, 0, &world.device).unwrap();
@@ -108,7 +108,8 @@ fn the_narrow_way_the_wide_way_and_the_formula_agree_for_every_head() {
             let input = StepInput::new(&rows, logits, &*head).with_hidden(hidden);
             choices(sampler().step(input).unwrap())
         };
-        // 3 rows of 5 candidates reach the 12 tokens of the vocabulary: one product with the whole matrix.
+        // 3 rows of 5 candidates cover all 12 tokens of the vocabulary, so the sampler uses one product with the
+        // whole matrix.
         let wide = step(&[0, 1, 2]);
         for (context, wide) in wide.iter().enumerate() {
             let narrow = step(&[context])[0];
@@ -133,7 +134,7 @@ fn the_narrow_way_the_wide_way_and_the_formula_agree_for_every_head() {
 }
 
 #[test]
-fn heads_say_what_they_know_about_themselves() {
+fn heads_report_their_shape_and_device() {
     let (linear, tied) = (biased(), TiedHead::new(weight()));
     assert_eq!(linear.shape(), Some([D_MODEL, VOCAB]));
     assert_eq!(tied.shape(), Some([D_MODEL, VOCAB]));

@@ -1,5 +1,5 @@
-//! Everything that is not bound to one kind of device. A program that runs it says in `device` which device it is to be, and
-//! calls `refuse` with another one, where it has one.
+//! All tests that do not depend on the kind of device. A test program that includes this module defines `device`,
+//! which returns the device to test, and calls `refuse` with another device if it has one.
 
 mod background;
 mod batch_independence;
@@ -25,16 +25,11 @@ mod traps_11_to_20;
 mod traps_met_here;
 mod warm_up;
 
+#[cfg(any(feature = "ndarray", feature = "cuda", feature = "vulkan"))]
 use burn::tensor::Device;
 
-/// What comes from another device than the sampler's is an error.
-#[cfg_attr(
-    not(feature = "ndarray"),
-    allow(
-        dead_code,
-        reason = "flex is the only CPU device then, so there is no other one to refuse"
-    )
-)]
+/// Checks that tensors on another device than the sampler's are an error.
+#[cfg(any(feature = "ndarray", feature = "cuda", feature = "vulkan"))] // flex alone has no other device
 pub(crate) fn refuse(elsewhere: &Device) {
     sampler_step_refusals::hidden_states_or_a_head_elsewhere_are_an_error(elsewhere);
     warm_up::a_prompt_elsewhere_is_an_error(elsewhere);

@@ -1,4 +1,4 @@
-//! Penalties, bias and the hot start, through the whole step: what they add, and that the fusion leaves it as it is.
+//! Penalties, bias and the hot start through the whole step: what they add, and that the fusion preserves it.
 
 use std::{
     collections::HashSet,
@@ -20,8 +20,7 @@ const VOCAB: usize = 12;
 const PROMPT: [TokenId; 4] = [1, 2, 2, 9];
 const GENERATED: [TokenId; 4] = [5, 6, 5, 2];
 
-/// One context of a model: hidden states, the logits that the head makes of them, and those that a fresh distiller
-/// expects.
+/// One context of a model: hidden states, the head's logits for them, and the logits that a fresh distiller expects.
 struct Context {
     device: Device,
     head: TiedHead,
@@ -60,7 +59,7 @@ impl Context {
         sampler.step(input.with_other_logits(other)).unwrap().choices.remove(0)
     }
 
-    /// What another model would say.
+    /// The logits of another model.
     fn other(&self) -> Vec<f32> {
         self.reference.iter().zip(0..).map(|(l, z)| 0.6 * l + (z as f32 * 1.9).sin()).collect()
     }
@@ -90,7 +89,7 @@ fn everything(config: Sampling) -> Sampling {
         .with_logit_bias(5, -0.5)
 }
 
-/// Token by token, as the definitions say.
+/// Token by token, directly from the definitions.
 fn naive_adjusted(logits: &[f32]) -> Vec<f32> {
     let adjusted = |(token, &logit): (usize, &f32)| {
         let token = token as TokenId;
@@ -111,7 +110,7 @@ fn naive_adjusted(logits: &[f32]) -> Vec<f32> {
 }
 
 #[test]
-fn what_is_added_to_a_logit_is_not_multiplied_by_the_fusion() {
+fn adjustments_are_not_multiplied_by_the_fusion() {
     let (beta, temperature) = (2.0, 0.8);
     for seed in 0..3 {
         let context = Context::new(seed);
@@ -140,9 +139,10 @@ fn what_is_added_to_a_logit_is_not_multiplied_by_the_fusion() {
     }
 }
 
-/// The same for a second model, which has no penalties of its own; its candidates are those of the adjusted reference.
+/// The same for a second model, which has no penalties of its own. Its candidates are those of the adjusted
+/// reference.
 #[test]
-fn what_is_added_to_a_logit_is_not_multiplied_by_a_contrast_either() {
+fn adjustments_are_not_multiplied_by_a_contrast_either() {
     let (beta, temperature, alpha) = (1.5, 0.8, 0.1f32);
     for seed in 0..3 {
         let context = Context::new(seed);
@@ -179,9 +179,9 @@ fn what_is_added_to_a_logit_is_not_multiplied_by_a_contrast_either() {
     }
 }
 
-/// The mass that filters remove is that of the adjusted distribution, which they saw: a penalised token has less to lose.
+/// The mass that filters remove is that of the adjusted distribution, which is the one they see.
 #[test]
-fn the_mass_outside_is_of_what_the_filters_saw() {
+fn the_mass_outside_is_that_of_the_adjusted_distribution() {
     let temperature = 0.7;
     let mut differences = 0;
     for seed in 0..3 {
@@ -196,7 +196,7 @@ fn the_mass_outside_is_of_what_the_filters_saw() {
                 let sampling = config.with_temperature_order(order).checked().unwrap();
                 let mut sampler = SamplerConfig::new().init(D_MODEL, &context.device).unwrap();
                 let recorder = Arc::new(Mutex::new(Recorder::new()));
-                sampler.set_observer(Box::new(recorder.clone()));
+                sampler.set_observer(recorder.clone());
                 let row = row(0, &sampling).with_allowed(allowed);
                 context.step_of(&mut sampler, row).unwrap();
 
@@ -250,7 +250,7 @@ fn filters_see_the_adjusted_logits() {
 }
 
 #[test]
-fn a_masked_token_stays_masked_whatever_is_added() {
+fn a_masked_token_stays_masked_with_any_adjustment() {
     let context = Context::new(0);
     let sampling =
         Sampling::default().with_logit_bias(4, 1e30).with_logit_bias(8, 50.0).checked().unwrap();
@@ -279,7 +279,7 @@ fn a_masked_token_stays_masked_whatever_is_added() {
 }
 
 #[test]
-fn log_probabilities_under_the_model_know_nothing_of_it() {
+fn log_probabilities_under_the_model_are_unadjusted() {
     let context = Context::new(2);
     let sampling = everything(Sampling::default()).checked().unwrap();
     let asked = row(0, &sampling).with_reference_log_prob();
@@ -289,14 +289,14 @@ fn log_probabilities_under_the_model_know_nothing_of_it() {
 }
 
 #[test]
-fn a_bias_for_a_token_that_there_is_not_is_an_error_of_the_row() {
+fn a_bias_for_an_unknown_token_is_an_error_of_the_row() {
     let context = Context::new(0);
     let sampling = Sampling::default().with_logit_bias(12, 1.0).checked().unwrap();
     let error = context.step(row(0, &sampling)).unwrap_err();
     assert_eq!(error, RowError::UnknownToken { place: "logit bias", token: 12, vocab: VOCAB });
 }
 
-/// A model whose logits never change: token 3 first, 7 second.
+/// A model with constant logits: token 3 is the best, then 7.
 fn constant() -> ScriptedLm {
     ScriptedLm::new(10, &device(), |_| {
         let mut logits = vec![0.0; 10];
@@ -316,7 +316,7 @@ fn said(config: Sampling, prompt: Vec<TokenId>) -> Vec<TokenId> {
 }
 
 #[test]
-fn the_decoder_counts_what_was_said() {
+fn the_decoder_counts_the_tokens_of_the_completion() {
     let penalties = |repetition, frequency, presence| {
         Sampling::default().with_penalties(
             Penalties::new()
@@ -326,17 +326,17 @@ fn the_decoder_counts_what_was_said() {
         )
     };
     assert_eq!(said(penalties(1.0, 0.0, 0.0), vec![3]), [3; 5]);
-    // The prompt's 3 has .5 from the start; 7 has .45 once it is said.
+    // The prompt's 3 has .5 from the start; 7 has .45 after it has occurred.
     assert_eq!(said(penalties(2.0, 0.0, 0.0), vec![3]), [7, 3, 3, 3, 3]);
     assert_eq!(said(penalties(2.0, 0.0, 0.0), vec![1]), [3, 7, 3, 3, 3]);
-    // Each time .15 less; the prompt does not count.
+    // Each occurrence subtracts .15; the prompt does not count.
     assert_eq!(said(penalties(1.0, 0.15, 0.0), vec![3]), [3, 7, 3, 7, 3]);
     assert_eq!(said(penalties(1.0, 0.0, 0.15), vec![3]), [3, 7, 3, 3, 3]);
     assert_eq!(said(Sampling::default().with_logit_bias(0, 1.5), vec![3]), [0; 5]);
 }
 
 #[test]
-fn a_request_whose_bias_names_no_token_is_refused() {
+fn a_request_with_a_bias_for_an_unknown_token_is_refused() {
     let model = constant();
     let sampler = SamplerConfig::new().init(model.d_model(), &device()).unwrap();
     let mut decoder = Decoder::new(&model, sampler);
@@ -346,7 +346,7 @@ fn a_request_whose_bias_names_no_token_is_refused() {
 }
 
 #[test]
-fn a_hot_start_is_hot_for_as_many_tokens_as_it_says() {
+fn a_hot_start_has_the_configured_number_of_tokens() {
     let context = Context::new(1);
     let beta = 0.5;
     let fire = Fire::new(30.0).with_tokens(2);

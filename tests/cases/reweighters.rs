@@ -1,4 +1,4 @@
-//! Reweighters in a step: what each makes of the two numbers, what it costs, what it needs.
+//! Reweighters in a step: the scores each of them gives, what it costs and what it needs.
 
 use burn::{module::Module, tensor::Tensor};
 use esamp::{
@@ -51,9 +51,9 @@ fn orthogonal(reference: &[f64], expected: &[f64], beta: f64) -> Vec<f64> {
     reference.iter().zip(residual).map(|(r, d)| r + beta * d).collect()
 }
 
-/// Each reweighter against its formula, with and without a filter, at a temperature other than 1.
+/// Compares each reweighter with its formula, with and without a filter, at a temperature other than 1.
 #[test]
-fn a_token_is_drawn_from_what_the_formula_says() {
+fn a_token_is_drawn_from_the_scores_of_the_formula() {
     let world = World::new();
     let distiller = SwiGluConfig::new().init(D_MODEL, 0, &world.device).unwrap();
     let (beta, temperature) = (0.5, 0.8);
@@ -101,9 +101,10 @@ impl Distiller for Blank {
     }
 }
 
-/// Orthogonal novelty of the same distiller is the reference itself: there is nothing new in constant logits.
+/// With a distiller of constant logits, orthogonal novelty leaves the reference unchanged: all of the novelty is
+/// slope.
 #[test]
-fn orthogonal_novelty_of_constant_logits_is_nothing() {
+fn orthogonal_novelty_of_constant_logits_is_zero() {
     let world = World::new();
     let mut blank = Sampler::builder(SamplerConfig::new())
         .with_distiller(Blank {})
@@ -142,7 +143,8 @@ fn only_the_first_token_of_a_contrasted_row_is_reweighted() {
     assert!((choice.log_prob - log_softmax(&fused, choice.token)).abs() < 1e-5);
 }
 
-/// Rows of every kind in one step choose what they choose alone, and only ESamp's are learned.
+/// Rows of every kind choose the same tokens in one step as alone, and distillers learn only from rows that expect
+/// them.
 #[test]
 fn all_reweighters_in_one_batch() {
     let world = World::new();
@@ -183,7 +185,7 @@ fn all_reweighters_in_one_batch() {
 }
 
 #[test]
-fn a_row_that_the_other_model_has_no_number_for_is_sampled_plainly() {
+fn a_row_with_a_logit_of_the_other_model_that_is_not_finite_is_sampled_plainly() {
     let world = World::new();
     let contrast = sampling(ReweighterConfig::Contrast, 0.5).checked().unwrap();
     let narrow = sampling(ReweighterConfig::Contrast, 0.5).with_top_k(1).checked().unwrap();
@@ -213,7 +215,7 @@ fn a_row_that_the_other_model_has_no_number_for_is_sampled_plainly() {
 }
 
 #[test]
-fn what_a_contrasted_row_needs_is_said_before_any_work() {
+fn requirements_of_a_contrasted_row_are_checked_before_any_work() {
     let world = World::new();
     let (contrast, steered) =
         (sampling(ReweighterConfig::Contrast, 0.5).checked().unwrap(), esamp(0.25));
@@ -228,7 +230,8 @@ fn what_a_contrasted_row_needs_is_said_before_any_work() {
     };
     assert_eq!(
         wording(None),
-        "logits of the other model: expected them for completion 7 of prompt 4, whose reweighter contrasts with them, got none"
+        "logits of the other model: expected them for completion 7 of prompt 4, whose reweighter contrasts with \
+         them, got none"
     );
     for (shape, text) in [([1, VOCAB], "[1, 12]"), ([2, VOCAB + 1], "[2, 13]")] {
         assert_eq!(
@@ -237,7 +240,7 @@ fn what_a_contrasted_row_needs_is_said_before_any_work() {
         );
     }
     assert_eq!((sampler.counters().steps, sampler.distillers()), (0, 0));
-    // Rows that need no other model do not mind one, or none.
+    // Rows that need no other model accept its logits, of any shape, and also none.
     let rows = [{
         let mut row = rows[1];
         row.id = CompletionId::new(0, 3);
@@ -251,7 +254,7 @@ fn what_a_contrasted_row_needs_is_said_before_any_work() {
 }
 
 #[test]
-fn settings_from_before_reweighters_had_names_are_esamp() {
+fn settings_without_a_reweighter_are_esamp() {
     let old = r#"{"temperature":0.8,"temperature_order":"before_filters","filters":[],"beta":0.5}"#;
     let read: Sampling = serde_json::from_str(old).unwrap();
     assert_eq!(read, Sampling::default().with_temperature(0.8).with_beta(0.5));
@@ -263,9 +266,9 @@ fn settings_from_before_reweighters_had_names_are_esamp() {
     assert_eq!((contrastive.beta, contrastive.filters.len()), (0.5, 1));
 }
 
-/// Each reweighter in the decode loop: the same tokens alone and with others.
+/// Each reweighter gives the same tokens alone and with other requests in the decode loop.
 #[test]
-fn a_rows_tokens_do_not_depend_on_its_company_whatever_reweights_it() {
+fn a_rows_tokens_do_not_depend_on_the_other_rows_with_any_reweighter() {
     let model = TinyLm::new(5, &device());
     let base = || Sampling::default().with_min_p(0.02);
     let named = [ReweighterConfig::Orthogonal, ReweighterConfig::Contrast]
@@ -294,7 +297,9 @@ fn a_rows_tokens_do_not_depend_on_its_company_whatever_reweights_it() {
         let mut late = decoder();
         late.submit(request(&[1], 2)).unwrap();
         late.submit(request(&[3; 20], 4).with_max_new_tokens(5)).unwrap();
-        (0..3).for_each(|_| drop(late.step().unwrap()));
+        for _ in 0..3 {
+            drop(late.step().unwrap());
+        }
         late.submit(request(&[7, 8, 9], 11)).unwrap();
         assert_eq!(run(late)[4..], alone, "{config:?}");
         assert!(seen.insert(alone), "{config:?} gave another one's tokens");

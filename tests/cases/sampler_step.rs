@@ -1,4 +1,4 @@
-//! `Sampler::step`, seen from outside: what is steered, what is learned, what bad input gets.
+//! `Sampler::step` through its public interface: which rows are steered and learned, and how bad input is reported.
 
 use crate::device;
 use burn::{
@@ -14,7 +14,7 @@ use esamp::{
 pub(crate) const D_MODEL: usize = 8;
 pub(crate) const VOCAB: usize = 12;
 
-/// A model's numbers without a model: hidden states from a formula, logits from a real head.
+/// Data for steps without a model: hidden states from a formula, logits from a real head.
 pub(crate) struct World {
     pub(crate) device: Device,
     pub(crate) head: TiedHead,
@@ -27,7 +27,7 @@ impl World {
         Self { device, head }
     }
 
-    /// Hidden states of rows that stand in `contexts`: equal contexts give equal states.
+    /// Hidden states of rows in these `contexts`: equal contexts give equal states.
     pub(crate) fn hidden(&self, contexts: &[usize]) -> HiddenStates {
         let state = |scale: f32, context: usize| -> Vec<f32> {
             (0..D_MODEL).map(|i| ((i + 3 * context) as f32 * scale).sin() * 2.0).collect()
@@ -47,7 +47,7 @@ impl World {
     ) -> Result<StepOutput, StepError> {
         let hidden = self.hidden(contexts);
         let logits = match contexts {
-            [] => Tensor::zeros([0, VOCAB], &self.device), // ndarray cannot multiply nothing
+            [] => Tensor::zeros([0, VOCAB], &self.device), // ndarray cannot multiply empty tensors
             _ => self.head.logits(hidden.deep().clone()),
         };
         sampler.step(StepInput::new(rows, logits, &self.head).with_hidden(hidden))
@@ -162,7 +162,7 @@ fn beta_zero_is_plain_sampling_and_no_distiller_work() {
     assert!(with_zero.finish().is_ok(), "nothing was to be learned");
 }
 
-/// A reweighter that has nothing to do with novelty and does nothing.
+/// A reweighter that does nothing.
 #[derive(Debug)]
 struct Never;
 
@@ -180,7 +180,7 @@ impl esamp::reweighters::NoveltyReweighter for Never {
     }
 }
 
-/// Expects exactly what comes, where shallow and deep are the same.
+/// Predicts the deep state exactly, if shallow and deep states are the same.
 #[derive(Module, Debug)]
 struct Oracle {}
 
@@ -218,7 +218,7 @@ fn the_first_token_is_neither_steered_nor_learned() {
     let (strong, off) = (esamp(2.0), esamp(0.0));
     let first = first_token(row(0, 0, &strong));
     let mut sampler = sampler();
-    let rows = [first, row(1, 1, &strong)]; // a neighbour in full swing changes nothing
+    let rows = [first, row(1, 1, &strong)]; // a steered neighbour changes nothing
     let steered = choices(world.step(&mut sampler, &rows, &[3, 5]).unwrap());
     let plain = {
         let mut row = first;
@@ -233,7 +233,7 @@ fn the_first_token_is_neither_steered_nor_learned() {
 }
 
 #[test]
-fn prediction_comes_before_the_update_and_sees_the_one_before() {
+fn prediction_comes_before_the_update_and_sees_the_previous_one() {
     let world = World::new();
     let sampling = esamp(0.25);
     let mut sampler = sampler();
@@ -251,7 +251,7 @@ fn prediction_comes_before_the_update_and_sees_the_one_before() {
 }
 
 #[test]
-fn what_repeats_becomes_less_novel() {
+fn a_repeated_context_becomes_less_novel() {
     let world = World::new();
     let sampling = esamp(0.25);
     let mut config = SamplerConfig::new();
@@ -270,7 +270,7 @@ fn what_repeats_becomes_less_novel() {
 }
 
 #[test]
-fn prompts_learn_apart_unless_they_share() {
+fn prompts_learn_separately_unless_they_share() {
     let world = World::new();
     let sampling = esamp(0.25);
     for (sharing, slots, moved) in [
@@ -293,7 +293,7 @@ fn prompts_learn_apart_unless_they_share() {
 }
 
 #[test]
-fn a_slot_that_is_used_again_starts_afresh() {
+fn a_slot_that_is_used_again_starts_fresh() {
     let world = World::new();
     let sampling = esamp(0.25);
     let mut sampler = sampler();
@@ -330,7 +330,7 @@ fn rows_may_move_leave_and_come_back() {
             assert!((b[at].log_prob - a[place].log_prob).abs() < 1e-4);
         }
     }
-    // One row leaves for a step and comes back: its prompt's distiller has stayed.
+    // One row leaves for a step and comes back: the distiller of its prompt was kept.
     world.step(&mut straight, &rows[..3], &[0, 1, 2]).unwrap();
     world.step(&mut straight, &rows, &[0, 1, 2, 3]).unwrap();
     assert_eq!(straight.distillers(), 2);

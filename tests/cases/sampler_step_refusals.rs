@@ -1,10 +1,10 @@
-//! A step that does not fit together, and rows that fail while the others go on.
+//! Inconsistent inputs of a step, and rows that fail while the others continue.
 
 use super::sampler_step::{D_MODEL, VOCAB, World, choices, esamp, row, sampler, wave};
 use crate::device;
 use burn::{
     module::{Module, Param},
-    tensor::{Device, Tensor},
+    tensor::Tensor,
 };
 use esamp::{
     HiddenStates, LmHead, Sampler, SamplerConfig, Sampling, Sharing, StepInput, StepRow, TiedHead,
@@ -15,7 +15,7 @@ use esamp::{
 };
 
 #[test]
-fn what_does_not_fit_together_is_said_before_any_work() {
+fn inconsistent_input_is_reported_before_any_work() {
     let world = World::new();
     let sampling = esamp(0.25);
     let rows = [row(0, 0, &sampling), row(0, 1, &sampling)];
@@ -48,8 +48,9 @@ fn what_does_not_fit_together_is_said_before_any_work() {
     assert_eq!(sampler.distillers(), 0);
 }
 
-/// With hidden states, or a head, on another device than the sampler.
-pub(super) fn hidden_states_or_a_head_elsewhere_are_an_error(elsewhere: &Device) {
+/// Hidden states, or a head, on another device than the sampler.
+#[cfg(any(feature = "ndarray", feature = "cuda", feature = "vulkan"))]
+pub(super) fn hidden_states_or_a_head_elsewhere_are_an_error(elsewhere: &burn::tensor::Device) {
     let world = World::new();
     let sampling = esamp(0.25);
     let rows = [row(0, 0, &sampling)];
@@ -103,7 +104,7 @@ fn a_head_or_a_distiller_that_returns_the_wrong_shape_is_an_error() {
 #[test]
 fn a_head_of_another_model_is_refused_before_it_is_applied() {
     let world = World::new();
-    // With a filter: the head's matrix would be asked for rows that it does not have.
+    // With a filter, the head's matrix would be indexed at rows that it does not have.
     let sampling = Sampling::default().with_top_k(2).checked().unwrap();
     let rows = [row(0, 0, &sampling)];
     let hidden = world.hidden(&[0]);
@@ -124,7 +125,7 @@ fn a_head_of_another_model_is_refused_before_it_is_applied() {
 }
 
 #[test]
-fn a_log_probability_that_does_not_exist_is_said() {
+fn an_undefined_log_probability_is_an_error() {
     let world = World::new();
     let sampling = Sampling::default().with_beta(0.0).checked().unwrap();
     let only = TokenMask::allowing(VOCAB, [2, 3]);
@@ -142,7 +143,7 @@ fn a_log_probability_that_does_not_exist_is_said() {
 }
 
 #[test]
-fn a_reweighter_that_returns_no_number_fails_its_row_only() {
+fn a_reweighter_that_returns_nan_fails_only_its_row() {
     #[derive(Debug)]
     struct Broken;
     impl esamp::reweighters::NoveltyReweighter for Broken {
@@ -164,7 +165,7 @@ fn a_reweighter_that_returns_no_number_fails_its_row_only() {
 }
 
 #[test]
-fn settings_out_of_range_are_refused_when_they_are_made() {
+fn settings_out_of_range_are_refused_at_construction() {
     let wording = |config: Sampling| config.checked().unwrap_err().to_string();
     let base = Sampling::default;
     assert_eq!(wording(base().with_beta(-0.5)), "beta: expected a number of at least 0, got -0.5");
@@ -200,11 +201,11 @@ fn settings_out_of_range_are_refused_when_they_are_made() {
     let alone = SamplerConfig::new().with_sharing(Sharing::PerCompletion).with_training(training);
     assert_eq!(
         refused(alone),
-        "train_rows: expected all, where every request has a distiller of its own, got first_per_prompt"
+        "train_rows: expected all, because every completion has its own distiller, got first_per_prompt"
     );
 }
 
-/// A stacked form without parameters.
+/// A distiller with a stacked form but without parameters.
 #[derive(Module, Debug)]
 struct Nothing {}
 
@@ -228,7 +229,7 @@ impl esamp::unstable::StackedDistiller for StackedNothing {
 }
 
 #[test]
-fn a_distiller_without_parameters_predicts_in_any_company() {
+fn a_distiller_without_parameters_predicts_in_every_batch() {
     let world = World::new();
     let sampling = esamp(0.25);
     let mut sampler = Sampler::builder(SamplerConfig::new())
@@ -245,7 +246,7 @@ fn a_distiller_without_parameters_predicts_in_any_company() {
     assert_eq!(sampler.counters().updates, 0);
 }
 
-/// A distiller whose stacked form gives these gradients.
+/// A distiller whose stacked form returns these gradients.
 #[derive(Module, Debug)]
 struct Given {
     weight: Param<Tensor<2>>,
@@ -312,7 +313,8 @@ fn gradients_that_do_not_fit_are_refused() {
     };
     assert_eq!(
         error.to_string(),
-        "stacked distiller: gradient 0: expected factors with the same slots and rows, got inputs [1, 2, 8] and upstream [1, 3, 8]"
+        "stacked distiller: gradient 0: expected factors with the same slots and rows, got inputs [1, 2, 8] and \
+         upstream [1, 3, 8]"
     );
     let Err(StepError::Train(error)) = step([[1, 2, D_MODEL], [2, 2, D_MODEL]]) else {
         panic!("expected the slots to be refused");
@@ -322,7 +324,7 @@ fn gradients_that_do_not_fit_are_refused() {
 }
 
 #[test]
-fn a_distiller_that_has_diverged_is_counted_apart() {
+fn a_distiller_that_has_diverged_is_counted_separately() {
     let world = World::new();
     let sampling = esamp(0.25);
     #[derive(Module, Debug)]

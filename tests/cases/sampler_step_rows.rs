@@ -1,4 +1,4 @@
-//! Rows of a step: failures of one row, phases, temperatures and precisions.
+//! Rows of a step: failures of single rows, phases, temperatures and precisions.
 
 use super::sampler_step::{D_MODEL, VOCAB, World, choices, esamp, log_softmax, row, sampler};
 use burn::tensor::{DType, Tensor, TensorData};
@@ -81,7 +81,7 @@ fn a_row_whose_hidden_state_is_not_finite_is_sampled_plainly_and_not_learned() {
         assert!(got[1].novelty.is_some());
         assert_eq!(sampler.counters().rows_not_finite, 1);
         assert_eq!(sampler.counters().rows_learned, 1);
-        // The distiller is not poisoned.
+        // The distiller has not become NaN.
         let after = choices(world.step(&mut sampler, &rows, &[0, 1]).unwrap());
         assert!(after.iter().all(|choice| choice.novelty.is_some()));
     }
@@ -119,8 +119,9 @@ fn greedy_and_random_rows_in_one_batch() {
 }
 
 #[test]
-fn the_place_of_the_temperature_decides_what_filters_see() {
-    // One row, logits 0, −1, −2: min-p 0.2 keeps those above ln 0.2 = −1.61 of the best. At T = 2 the spread halves.
+fn the_temperature_order_decides_what_filters_see() {
+    // One row, logits 0, −1, −2: min-p 0.2 keeps logits that are less than −ln 0.2 = 1.61 below the best. At T = 2
+    // the spread halves.
     let world = World::new();
     let mut logits = vec![f32::NEG_INFINITY; VOCAB];
     logits[..3].copy_from_slice(&[0.0, -1.0, -2.0]);
@@ -139,7 +140,7 @@ fn the_place_of_the_temperature_decides_what_filters_see() {
 }
 
 #[test]
-fn log_probabilities_under_the_model_are_given_on_demand() {
+fn log_probabilities_under_the_model_are_computed_on_request() {
     let world = World::new();
     let sampling = Sampling::default().with_top_k(2).with_temperature(0.3).checked().unwrap();
     let asked = row(0, 0, &sampling).with_reference_log_prob();
@@ -157,7 +158,7 @@ fn half_precision_models_have_full_precision_distillers() {
     let sampling = esamp(0.25);
     for dtype in [DType::F16, DType::BF16] {
         if !world.device.supports_dtype(dtype) {
-            continue; // ndarray has neither
+            continue; // ndarray supports neither
         }
         let full = world.hidden(&[1, 2]);
         let hidden =

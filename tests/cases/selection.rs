@@ -1,4 +1,4 @@
-//! Arithmetic selection: evenly spread codes, fair samples, and codes that last.
+//! Arithmetic selection: evenly spread codes, fair samples, and codes that last for long completions.
 
 use std::{collections::BTreeMap, ops::ControlFlow};
 
@@ -47,7 +47,7 @@ fn completions_cover_the_distribution_of_their_beginnings_evenly() {
             assert!(counts.len() >= 4);
             for (beginning, got) in counts {
                 let p: f64 = beginning.iter().map(|&token| PROBABILITIES[token as usize]).product();
-                // Codes 1/K apart, in an interval of width p.
+                // Codes are 1/K apart, in an interval of width p.
                 let expected = count as f64 * p;
                 assert!((got - expected).abs() < 1.0, "{beginning:?}: {got} of {expected}");
             }
@@ -65,7 +65,7 @@ fn each_completion_alone_is_a_fair_sample() {
             share[tokens[place] as usize] += 1.0 / seeds as f64;
         }
     }
-    // Standard deviation of a share is below .013.
+    // The standard deviation of a share is below .013.
     for share in shares {
         for (got, p) in share.iter().zip(PROBABILITIES) {
             assert!((got - p).abs() < 0.05, "{share:?}");
@@ -137,8 +137,8 @@ impl Loop {
     }
 }
 
-/// A code of 53 digits knows some 30 tokens of these distributions; this is a hundred times as many. Quarters are the
-/// hard case: they shift a code's digits out one after the other, and no rounding brings up new ones by accident.
+/// A code of 53 digits determines about 30 tokens of these distributions; this is a hundred times as many. Quarters
+/// are the hard case: they use up a code's digits one after the other, and no rounding supplies new ones by accident.
 #[test]
 fn long_completions_stay_valid_samples() {
     for probabilities in [PROBABILITIES, [0.25; 4]] {
@@ -170,7 +170,7 @@ fn long_completions_stay_valid_samples() {
 }
 
 #[test]
-fn a_code_that_is_missing_or_is_none_fails_its_row() {
+fn a_missing_or_invalid_code_fails_its_row() {
     let mut own = Loop::new();
     let sampling = plain().checked().unwrap();
     let mut wording = |code| own.step(&sampling, &[], code).unwrap_err().to_string();
@@ -181,7 +181,7 @@ fn a_code_that_is_missing_or_is_none_fails_its_row() {
 }
 
 #[test]
-fn rows_that_need_no_code_hand_it_on() {
+fn rows_that_need_no_code_return_it_unchanged() {
     let mut own = Loop::new();
     let greedy = arithmetic().with_beta(0.0).with_temperature(0.0).checked().unwrap();
     let choice = own.step(&greedy, &[], Some(0.99)).unwrap();
@@ -251,7 +251,7 @@ fn steered_rows_cover_the_fused_distribution_evenly() {
         }
         for (got, score) in counts.iter().zip(&fused) {
             let expected = count as f64 * score / total;
-            // 1, and what f32 scores of many rows may differ.
+            // 1, plus the rounding of `f32` scores over many rows.
             assert!((got - expected).abs() < 1.001, "{got} of {expected}");
         }
     }

@@ -1,4 +1,4 @@
-//! How much memory the distillers take: what the formulas say, whatever the path.
+//! How much memory the distillers take: the sizes from the formulas, on every path.
 
 use burn::tensor::Tensor;
 use esamp::{
@@ -13,7 +13,7 @@ const D_MODEL: usize = 6;
 const RANK: usize = 2;
 /// Parameters of a low-rank distiller: `3·d·r + r + 2·d`.
 const LOW_RANK: usize = 3 * D_MODEL * RANK + RANK + 2 * D_MODEL;
-/// Of two SwiGLU blocks of this width inside: `2·3·d·h`.
+/// The hidden width of the SwiGLU blocks; two blocks have `2·3·d·h` parameters.
 const D_HIDDEN: usize = 5;
 const SWIGLU: usize = 2 * 3 * D_MODEL * D_HIDDEN;
 
@@ -51,7 +51,7 @@ fn low_rank() -> SamplerConfig {
 }
 
 #[test]
-fn a_slot_is_its_parameters_and_what_its_optimizer_remembers() {
+fn a_slot_is_its_parameters_and_its_optimizer_state() {
     for path in [SlotPath::Automatic, SlotPath::Stacked, SlotPath::Apart, SlotPath::OneByOne] {
         for (optimizer, copies) in [
             (OptimizerConfig::sgd(1e-3), 1),

@@ -1,4 +1,4 @@
-//! What an observer is shown, against hand-made rows, and against the counters of whole runs.
+//! What an observer receives, compared with rows computed by hand and with the counters of whole runs.
 
 use std::sync::{Arc, Mutex};
 
@@ -19,7 +19,7 @@ use esamp::{
 
 use super::sampler_step::first_token;
 
-/// Predicts the shallow state itself, so that a test can say what is expected.
+/// Predicts the shallow state itself, so that a test can choose what is expected.
 #[derive(Module, Debug)]
 struct Repeat {}
 
@@ -29,7 +29,7 @@ impl Distiller for Repeat {
     }
 }
 
-/// Logits that are the hidden state.
+/// A head whose logits are the hidden state.
 struct Identity;
 
 impl LmHead for Identity {
@@ -47,7 +47,7 @@ pub(super) fn watched() -> (Sampler, Shared) {
         .build(4, &device())
         .unwrap();
     let recorder = Shared::default();
-    sampler.set_observer(Box::new(recorder.clone()));
+    sampler.set_observer(recorder.clone());
     (sampler, recorder)
 }
 
@@ -66,7 +66,7 @@ fn tensor(rows: &[[f32; 4]]) -> Tensor<2> {
     Tensor::from_data(TensorData::new(rows.concat(), [rows.len(), 4]), &device())
 }
 
-/// One step whose rows have these logits, and expect these.
+/// One step with these logits and expected logits, one row each.
 pub(super) fn step(
     sampler: &mut Sampler,
     rows: &[StepRow<'_>],
@@ -86,14 +86,14 @@ fn close(what: &str, got: f64, expected: f64) {
     assert!((got - expected).abs() < 2e-6, "{what}: {got}, expected {expected}");
 }
 
-/// ln of tenths.
+/// The logarithms of tenths.
 fn ln(tenths: [f32; 4]) -> [f32; 4] {
     tenths.map(|p| (p / 10.0).ln())
 }
 
 #[test]
 fn a_row_of_four_tokens_by_hand() {
-    // Reference .4 .3 .2 .1, expected the same turned over, β 1: new ∝ p²/q = .16/.1, .09/.2, .04/.3, .01/.4.
+    // Reference .4 .3 .2 .1, expected the same reversed, β 1: new ∝ p²/q = .16/.1, .09/.2, .04/.3, .01/.4.
     let (logits, expected) = (ln([4.0, 3.0, 2.0, 1.0]), ln([1.0, 2.0, 3.0, 4.0]));
     let weights = [1.6, 0.45, 0.04 / 0.3, 0.025];
     let total: f64 = weights.iter().sum();
@@ -125,7 +125,7 @@ fn a_row_of_four_tokens_by_hand() {
         close("entropy", trace.entropy, entropy(new));
         close("kl", trace.kl, (0..4).map(|i| new[i] * (new[i] / p[i]).ln()).sum());
 
-        // The first token whose cumulated probability exceeds the row's number, in either distribution.
+        // The first token whose cumulative probability exceeds the row's uniform number, in either distribution.
         let uniform = DrawKey::new(7, &[1, 2, 3], request).at(2).uniform();
         let invert =
             |p: [f64; 4]| (0..4).find(|&i| p[..=i].iter().sum::<f64>() > uniform).unwrap() as u32;
@@ -134,7 +134,7 @@ fn a_row_of_four_tokens_by_hand() {
         let counters = *sampler.counters();
         assert_eq!(counters.interventions, u64::from(invert(new) != invert(p)));
 
-        // δ = ln p − ln q, q the turned-over p: its slope on ln p, by the definition.
+        // δ = ln p − ln q, with q the reversed p: its slope on ln p, from the definition.
         let z = p.map(f64::ln);
         let delta = [0, 1, 2, 3].map(|i| z[i] - z[3 - i]);
         let mean = |x: [f64; 4]| x.iter().sum::<f64>() / 4.0;
@@ -147,7 +147,7 @@ fn a_row_of_four_tokens_by_hand() {
         let share = product(delta, z).powi(2) / (product(z, z) * product(delta, delta));
         close("share", trace.sharpening_share.unwrap(), share);
 
-        // e = ln p − ln q, too: this head is the identity.
+        // e is ln p − ln q too, because this head is the identity.
         let squares: f64 = delta.iter().map(|d| d * d).sum();
         let deep: f64 = z.iter().map(|z| z * z).sum();
         close("novelty", f64::from(trace.novelty.unwrap()), squares.sqrt());
@@ -158,7 +158,7 @@ fn a_row_of_four_tokens_by_hand() {
 }
 
 #[test]
-fn temperature_and_filters_are_in_the_trace_as_they_were_in_the_race() {
+fn traces_use_the_temperature_and_the_candidates_of_the_step() {
     // Masses 1, 2, 4, 8 at T 1; at T ½ they are 1, 4, 16, 64. Top-k 2 leaves the last two.
     let logits = [1.0f32, 2.0, 4.0, 8.0].map(f32::ln);
     for order in [TemperatureOrder::BeforeFilters, TemperatureOrder::AfterFilters] {
@@ -179,7 +179,8 @@ fn temperature_and_filters_are_in_the_trace_as_they_were_in_the_race() {
         assert_eq!((traces[0].kl, traces[0].steering), (0.0, Steering::Off));
         assert_eq!((traces[0].slope, traces[0].sharpening, traces[0].loss), (None, None, None));
         assert_eq!((traces[0].unsteered_token, traces[0].novelty), (None, None));
-        // A greedy row is measured at temperature 1. Constant expectations sharpen: (8/12)^1.25 against (4/12)^1.25.
+        // A greedy row is measured at temperature 1. A distiller of constant logits sharpens: (8/12)^1.25 against
+        // (4/12)^1.25.
         close("mass outside of a greedy row", traces[1].mass_outside, 3.0 / 15.0);
         close("its surprisal", traces[1].surprisal, 1.5f64.ln());
         close(
@@ -236,14 +237,14 @@ fn every_row_says_why_it_was_not_steered() {
 }
 
 #[test]
-fn a_row_that_could_not_be_contrasted_is_not_traced_as_if_it_had_been() {
+fn a_row_that_could_not_be_contrasted_is_not_traced_as_contrasted() {
     let contrast = Sampling::default().with_reweighter(ReweighterConfig::Contrast);
     let sampling = contrast.with_beta(1.0).checked().unwrap();
     let (mut sampler, recorder) = watched();
     let first = first_token(row(2, &sampling));
     let rows = [row(0, &sampling), row(1, &sampling), first, row(3, &sampling)];
     let logits = [1.0, 0.5, 0.0, -1.0];
-    // 2·logit − other: none of row 3 is a score, but all of its numbers are finite.
+    // 2·logit − other: in row 3 the score overflows, although all inputs are finite.
     let other = [[0.0, 1.0, 0.5, 0.25], [0.0, f32::NEG_INFINITY, 0.0, 0.0], [0.0; 4], [-3e38; 4]];
     let huge = [3e38, 0.0, 0.0, 0.0];
     let input = StepInput::new(&rows, tensor(&[logits, logits, logits, huge]), &Identity);
@@ -262,7 +263,7 @@ fn a_row_that_could_not_be_contrasted_is_not_traced_as_if_it_had_been() {
     let share = masses[plain.token as usize] / masses.iter().sum::<f64>();
     close("log_prob", f64::from(plain.log_prob), share.ln());
     assert!(traces[0].slope.is_some() && traces[2].sharpening.is_some());
-    // The counters say the same: what was given no token was not contrasted either.
+    // The counters agree: a row without a token does not count as contrasted.
     let counters = sampler.counters();
     assert_eq!((counters.contrasted, counters.other_not_finite, counters.failed), (2, 1, 1));
     let json = serde_json::to_string(&plain.steering).unwrap();
@@ -270,7 +271,7 @@ fn a_row_that_could_not_be_contrasted_is_not_traced_as_if_it_had_been() {
 }
 
 #[test]
-fn a_deep_state_of_zero_does_not_poison_the_sums() {
+fn a_deep_state_of_zero_does_not_make_the_sums_infinite() {
     let sampling = Sampling::default().checked().unwrap();
     let (mut sampler, recorder) = watched();
     let rows = [row(0, &sampling), row(1, &sampling), row(2, &sampling)];
@@ -290,11 +291,11 @@ fn a_deep_state_of_zero_does_not_poison_the_sums() {
 }
 
 #[test]
-fn what_cannot_move_has_not_learned() {
+fn a_distiller_that_cannot_change_has_not_learned() {
     let sampling = Sampling::default().checked().unwrap();
     let sgd = OptimizerConfig::sgd(0.1);
     let swiglu = || esamp::distillers::SwiGluConfig::new().init(4, 0, &device()).unwrap();
-    // SGD and a clip take different ways through an update.
+    // SGD and clipping take different code paths through an update.
     for optimizer in [sgd, OptimizerConfig::paper()] {
         let config = SamplerConfig::new().with_optimizer(optimizer);
         let frozen = Sampler::builder(config.clone())
@@ -306,7 +307,7 @@ fn what_cannot_move_has_not_learned() {
         let alive = Sampler::builder(config).with_distiller(swiglu()).build(4, &device()).unwrap();
         for (mut sampler, learns) in [(frozen, false), (empty, false), (alive, true)] {
             let recorder = Shared::default();
-            sampler.set_observer(Box::new(recorder.clone()));
+            sampler.set_observer(recorder.clone());
             for _ in 0..2 {
                 let output = step(
                     &mut sampler,

@@ -15,14 +15,14 @@ use esamp::{
     unstable::SlotKey,
 };
 
-/// Requests of all kinds: greedy, filtered, plain, cold and hot, joining while others run.
+/// Requests of all kinds (greedy, filtered, plain, cold and hot), which join while others run.
 fn run(seed: u64, sharing: Sharing, observer: Option<Shared>) -> (Vec<Completion>, Counters) {
     let model = TinyLm::new(seed, &device());
     let config = SamplerConfig::new().with_sharing(sharing);
     let sampler = config.init(model.d_model(), &device()).unwrap();
     let mut decoder = Decoder::new(&model, sampler);
     if let Some(observer) = observer {
-        decoder = decoder.with_observer(Box::new(observer));
+        decoder = decoder.with_observer(observer);
     }
     let base = Sampling::default;
     let settings = [
@@ -60,9 +60,9 @@ fn an_observer_changes_nothing() {
         let choices = |completions: &[Completion]| -> Vec<Choice> {
             completions.iter().flat_map(|completion| completion.choices.clone()).collect()
         };
-        assert_eq!(choices(&plain), choices(&watched)); // bit for bit: f32 are compared as such
+        assert_eq!(choices(&plain), choices(&watched)); // exact equality of f32
         assert!(!recorder.lock().unwrap().records().is_empty());
-        // What only an observer costs is the one difference.
+        // The only difference is in the counters that need an observer.
         assert_eq!((plain_counters.observed, plain_counters.mass_outside), (0, 0.0));
         assert_eq!(plain_counters.mean_mass_outside(), None);
         assert!(counters.mass_outside > 0.0);
@@ -98,11 +98,11 @@ fn counters_are_the_sums_of_the_traces() {
         assert_eq!(counters.observed, counters.tokens);
         assert_eq!(counters.steps, steps.len() as u64);
         assert_eq!(counters.steered, is(Steering::Steered));
-        assert_eq!(counters.rows_warming, is(Steering::Warming));
+        assert_eq!(counters.rows_untrained, is(Steering::Untrained));
         assert_eq!(counters.rows_not_finite, is(Steering::NotFinite));
         assert_eq!(
             counters.eligible,
-            counters.steered + counters.rows_warming + counters.rows_not_finite
+            counters.steered + counters.rows_untrained + counters.rows_not_finite
         );
         assert_eq!(counters.rows_learned, count(&|trace| trace.loss.is_some()));
         let changed = |trace: &RowTrace| {
@@ -121,7 +121,7 @@ fn counters_are_the_sums_of_the_traces() {
         assert_eq!(counters.updates, steps.iter().map(|step| step.updates as u64).sum::<u64>());
         assert_eq!(steps.last().unwrap().counters, counters);
 
-        // One loss per step is that of its rows, and of its slots weighted by their rows.
+        // The loss of a step is the mean over its rows, and over its slots weighted by their rows.
         for (at, step) in steps.iter().enumerate() {
             assert_eq!((step.step, step.counters.steps), (at as u64, at as u64 + 1));
             let losses: Vec<f64> =
@@ -140,7 +140,7 @@ fn counters_are_the_sums_of_the_traces() {
             }
         }
 
-        // And every trace agrees with the choice that the caller was given.
+        // Every trace agrees with the choice that the caller received.
         for completion in &completions {
             let mine = traces.iter().filter(|trace| trace.completion == completion.id);
             for ((position, choice), trace) in completion.choices.iter().enumerate().zip(mine) {
@@ -183,14 +183,14 @@ fn closures_observe_and_an_observer_can_be_taken_back() {
 
     let count = Arc::new(Mutex::new(0));
     let inside = count.clone();
-    sampler.set_observer(Box::new(move |_: &RowTrace| *inside.lock().unwrap() += 1));
+    sampler.set_observer(move |_: &RowTrace| *inside.lock().unwrap() += 1);
     one(&mut sampler);
     one(&mut sampler);
     assert_eq!(*count.lock().unwrap(), 2);
 }
 
 #[test]
-fn an_observer_is_shown_tokens_in_the_order_of_the_rows_and_then_the_step() {
+fn an_observer_receives_tokens_in_row_order_and_then_the_step() {
     struct Order(Arc<Mutex<Vec<String>>>);
     impl Observer for Order {
         fn token(&mut self, trace: &RowTrace) {
@@ -203,7 +203,7 @@ fn an_observer_is_shown_tokens_in_the_order_of_the_rows_and_then_the_step() {
     let sampling = Sampling::default().checked().unwrap();
     let seen = Arc::new(Mutex::new(Vec::new()));
     let (mut sampler, _) = watched();
-    sampler.set_observer(Box::new(Order(seen.clone())));
+    sampler.set_observer(Order(seen.clone()));
     step(&mut sampler, &[row(8, &sampling), row(3, &sampling)], &[[0.0; 4]; 2], &[[0.0; 4]; 2]);
     let expected = ["completion 8 of prompt 0", "completion 3 of prompt 0", "step 0"];
     assert_eq!(*seen.lock().unwrap(), expected);

@@ -1,6 +1,7 @@
-//! The traps that have bitten implementations of the method, one test each: docs/design/traps.md says what goes wrong.
+//! Traps that have occurred in implementations of the method, one test each. docs/design/traps.md describes what goes
+//! wrong.
 //!
-//! Each test here is short and fails if its trap comes back; the thorough ones stand with the code they are about.
+//! Each test here is short and fails if its trap returns; the thorough tests are next to the code that they test.
 
 use std::ops::ControlFlow;
 
@@ -21,7 +22,7 @@ use esamp::{
     testing::TinyLm,
 };
 
-/// Learns fast enough for a mix-up of slots to show after one step.
+/// A learning rate at which a mix-up of slots shows after one step.
 pub(super) fn optimizer() -> OptimizerConfig {
     OptimizerConfig::paper().with_learning_rate(1e-2)
 }
@@ -38,7 +39,7 @@ pub(super) fn learner() -> Learner<SwiGluDistiller> {
     Learner::new(SwiGluConfig::new().init(D_MODEL, 0, &device()).unwrap(), optimizer()).unwrap()
 }
 
-/// One step whose rows all get a token.
+/// One step in which every row gets a token.
 pub(super) fn step(
     world: &World,
     sampler: &mut Sampler,
@@ -63,7 +64,7 @@ fn host(tensor: Tensor<2>) -> Vec<f32> {
     tensor.into_data().try_into_vec().unwrap()
 }
 
-/// Reference logits of a context, and the logits that a fresh distiller gives rise to.
+/// The reference logits of a context, and the logits that a fresh distiller expects.
 pub(super) fn both_logits(world: &World, context: usize) -> [Vec<f32>; 2] {
     let hidden = world.hidden(&[context]);
     let expected = learner().distiller().predict(hidden.shallow().clone());
@@ -88,7 +89,7 @@ fn trap_01_rows_move() {
     let world = World::new();
     let sampling = esamp(0.5);
     let rows: Vec<_> = (0..3).map(|r| row(r, r, &sampling)).collect();
-    // Which rows stand where, step by step: they are permuted, one leaves, it comes back.
+    // The rows of each step: they are permuted, one leaves, and it comes back.
     let batches: [&[usize]; 5] = [&[0, 1, 2], &[2, 0, 1], &[1, 2], &[2, 1], &[1, 0, 2]];
     let mut together = sampler(&config());
     let mut alone: Vec<_> = (0..3).map(|_| sampler(&config())).collect();
@@ -159,14 +160,14 @@ fn trap_04_slots_are_used_again() {
         sampler.release(rows[0].id);
         errors
     };
-    // Adam's moments would show in the third error of the second life, parameters in its first.
+    // Adam's moments would show in the third error of the second life, parameters in the first.
     let first = life(0);
     for prompt in 1..40 {
         assert_eq!(life(prompt), first, "prompt {prompt}");
     }
     assert_eq!(life(0), first, "a name that comes back");
     assert_eq!(sampler.distillers(), 0);
-    // There is no capacity that finished or waiting prompts could hold.
+    // There is no capacity that finished or waiting prompts could use up.
     let many: Vec<_> = (0..100).map(|p| row(p, p, &sampling)).collect();
     step(&world, &mut sampler, &many, &[0; 100]);
     assert_eq!(sampler.distillers(), 100);
@@ -193,12 +194,12 @@ fn trap_05_no_rows_and_one_row() {
 }
 
 #[test]
-fn trap_06_logits_that_are_no_numbers() {
+fn trap_06_logits_that_are_not_numbers() {
     let world = World::new();
     let (inf, nan) = (f32::INFINITY, f32::NAN);
     let sampling = esamp(3.0);
     let mut logits = vec![vec![0.5; VOCAB]; 5];
-    logits[0][..VOCAB - 2].fill(-inf); // two tokens left: (1 + β)(−inf) − β(−inf) must not come back as NaN
+    logits[0][..VOCAB - 2].fill(-inf); // two tokens left: (1 + β)(−inf) − β(−inf) must not become NaN
     logits[1].fill(-inf);
     logits[1][7] = -3.0; // one left
     logits[2].fill(-inf);
@@ -219,7 +220,7 @@ fn trap_06_logits_that_are_no_numbers() {
     assert_eq!((sampler.counters().failed, sampler.counters().rows_learned), (3, 2));
 }
 
-/// A distiller that must not be asked.
+/// A distiller that must not be called.
 #[derive(Module, Debug)]
 struct Forbidden {}
 
@@ -229,7 +230,7 @@ impl Distiller for Forbidden {
     }
 }
 
-/// Plain sampling that knows nothing of β.
+/// Plain sampling, independent of β.
 #[derive(Debug)]
 struct Plain;
 
@@ -273,7 +274,9 @@ fn trap_08_prediction_comes_before_the_update() {
         for at in 0..6usize {
             let mut oracle = learner();
             let seen = at.saturating_sub(behind);
-            (0..seen).for_each(|earlier| drop(oracle.update(&world.hidden(&[earlier]))));
+            for earlier in 0..seen {
+                drop(oracle.update(&world.hidden(&[earlier])));
+            }
             let got = step(&world, &mut sampler, &[row(0, 0, &sampling)], &[at]);
             close(error(&got[0]), error_of(&world, oracle.distiller(), at));
         }
@@ -309,7 +312,7 @@ fn trap_10_one_temperature_and_one_adjustment_for_both_logits() {
         };
         let sampling = sampling.checked().unwrap();
         let added = |token: usize| if biased == Some(token as TokenId) { bias } else { 0.0 };
-        // The bias is added once; on the reference alone the fusion would make (1 + β)·bias of it.
+        // The bias is added once; added to the reference alone, it would become (1 + β)·bias in the fusion.
         let scores: Vec<f32> = (0..VOCAB)
             .map(|z| ((1.0 + beta) * reference[z] - beta * expected[z] + added(z)) / temperature)
             .collect();

@@ -1,4 +1,4 @@
-//! The traps of the method from number 11 on, each with the mistake that it guards against.
+//! Traps 11 to 20 of the method, each with the mistake that it prevents.
 
 use std::collections::HashSet;
 
@@ -56,7 +56,9 @@ fn trap_12_a_batch_is_its_rows_one_by_one() {
     };
     let decode = |requests: Vec<Request>| {
         let mut decoder = Decoder::new(&model, config().init(TinyLm::D_MODEL, &device()).unwrap());
-        requests.into_iter().for_each(|request| drop(decoder.submit(request).unwrap()));
+        for request in requests {
+            drop(decoder.submit(request).unwrap());
+        }
         run(&mut decoder)
     };
     let together = decode((0..5).map(request).collect());
@@ -98,7 +100,7 @@ fn trap_13_random_numbers_know_no_neighbours() {
             let id = CompletionId::new(id.0, id.1);
             assert_eq!(token(id, draw, &generated, others, last), expected, "{position}");
         }
-        // What must matter: seed, prompt and index of the completion.
+        // What must matter: the seed, the prompt and the index of the completion.
         for other in [
             DrawKey::new(8, &[1, 2, 3], 4),
             DrawKey::new(7, &[1, 2, 4], 4),
@@ -129,7 +131,7 @@ fn trap_14_enabled_but_nothing_learned() {
     step(&world, &mut sampler, &rows, &[0, 1]);
     assert_eq!(sampler.finish(), Ok(()), "learning has begun");
 
-    // A distiller that no update can move learns nothing either.
+    // A distiller that no update can change learns nothing either.
     #[derive(Module, Debug)]
     struct Rigid {}
     impl Distiller for Rigid {
@@ -187,13 +189,13 @@ impl Distiller for Scale {
 
 #[test]
 fn trap_16_half_precision_models_have_full_precision_distillers() {
-    // ĥ = w·1, deep 1.5, loss (w − 1.5)²: w starts at 1 and each step at rate 1e-3 takes 0.2 % of the error away. In bf16
-    // the first step would round back to 1, and so would all others.
+    // ĥ = w·1, deep 1.5, loss (w − 1.5)²: w starts at 1, and each step at rate 1e-3 reduces the error by 0.2 %. In
+    // bf16 the first step would round back to 1, and so would all others.
     let world = World::new();
     let sampling = esamp(0.5);
     for dtype in [DType::F32, DType::F16, DType::BF16] {
         if !world.device.supports_dtype(dtype) {
-            continue; // ndarray has no halves
+            continue; // ndarray has no half precision
         }
         let sgd = OptimizerConfig::sgd(1e-3);
         let config = SamplerConfig::new().with_optimizer(sgd);
@@ -214,14 +216,14 @@ fn trap_16_half_precision_models_have_full_precision_distillers() {
     }
 }
 
-/// tests/long_run.rs measures the memory of 10⁴ steps; this is the reason why it is flat.
+/// tests/long_run.rs measures the memory of 10⁴ steps. It stays flat because of what is tested here.
 #[test]
 fn trap_17_hidden_states_are_detached() {
     let world = World::new();
     let sampling = esamp(0.5);
     let mut attached = sampler(&config());
     let mut detached = sampler(&config());
-    // A model on an autodiff device: what it shows hangs on a graph over all of its weights.
+    // A model on an autodiff device: its hidden states depend on a graph over all of its weights.
     let weight = wave::<2>([D_MODEL, D_MODEL], 0.3, &world.device).autodiff().require_grad();
     for at in 0..4 {
         let clean = world.hidden(&[at]);
@@ -244,7 +246,7 @@ fn trap_17_hidden_states_are_detached() {
 }
 
 #[test]
-fn trap_18_a_row_that_is_not_finite_poisons_nobody() {
+fn trap_18_a_row_that_is_not_finite_affects_nothing_else() {
     let world = World::new();
     let (sampling, off) = (esamp(0.5), esamp(0.0));
     let rows: Vec<_> = (0..3).map(|r| row(0, r, &sampling)).collect();
@@ -260,7 +262,7 @@ fn trap_18_a_row_that_is_not_finite_poisons_nobody() {
         let plain = step(&world, &mut self::sampler(&config()), &[row(0, 1, &off)], &[6]);
         assert_eq!((got[1].token, got[1].novelty), (plain[0].token, None), "sampled plainly");
         assert_eq!((sampler.counters().rows_not_finite, sampler.counters().rows_learned), (1, 2));
-        // The slot has learned the two clean rows, and nothing of the third.
+        // The slot has learned from the two clean rows only.
         let mut oracle = learner();
         oracle.update(&world.hidden(&[2, 11]));
         let after = step(&world, &mut sampler, &rows[1..2], &[5]);
@@ -286,7 +288,9 @@ fn trap_19_a_slot_at_rest_does_not_move() {
             let (sleeper, busy) = ([row(0, 0, &sampling)], [row(1, 1, &sampling)]);
             for at in 0..6 {
                 if at == 3 {
-                    (0..30).for_each(|c| drop(step(&world, &mut resting, &busy, &[c])));
+                    for c in 0..30 {
+                        drop(step(&world, &mut resting, &busy, &[c]));
+                    }
                 }
                 let a = step(&world, &mut resting, &sleeper, &[at]);
                 let b = step(&world, &mut straight, &sleeper, &[at]);
@@ -298,8 +302,8 @@ fn trap_19_a_slot_at_rest_does_not_move() {
 
 #[test]
 fn trap_20_ended_rows() {
-    // A sequence with a 9 in it has ended, and its logits and hidden states are no numbers any more: who samples it or
-    // learns from it will show. The cache cannot drop rows, so dead ones stay in the batch.
+    // A sequence that contains a 9 has ended, and its logits and hidden states are NaN, so sampling it or learning
+    // from it would show. The fixed cache cannot drop rows, so ended ones stay in the batch.
     let script = |sequence: &[TokenId]| match sequence.contains(&9) {
         true => vec![f32::NAN; 10],
         false => (0..10).map(|token| (token * 3 + sequence.len()) as f32 % 5.0).collect(),

@@ -1,4 +1,4 @@
-//! Traps beyond the method's own list, met while this crate was written: docs/design/traps.md says what goes wrong.
+//! Further traps, met while this crate was written. docs/design/traps.md describes what goes wrong.
 
 use std::ops::ControlFlow;
 
@@ -30,7 +30,7 @@ fn plain() -> Sampling {
     Sampling::default().with_beta(0.0)
 }
 
-/// A token below 256 is a byte, and one wrong byte spoils its whole run, as in SentencePiece's byte fallback.
+/// A token below 256 is a byte, and one invalid byte spoils its whole run, as in SentencePiece's byte fallback.
 fn byte_fallback(tokens: &[TokenId]) -> Result<String, TextError> {
     let run = |run: &[TokenId]| match run[0] {
         256.. => ["<", "stop", ">"][run[0] as usize - 256].to_owned(),
@@ -63,7 +63,7 @@ fn trap_21_text_goes_on_after_a_wrong_byte() {
 
 #[test]
 fn trap_22_one_bad_row_does_not_spoil_the_step() {
-    /// Gives one token no score.
+    /// Gives one token an invalid score.
     #[derive(Debug)]
     struct Broken;
     impl NoveltyReweighter for Broken {
@@ -107,7 +107,7 @@ fn trap_22_one_bad_row_does_not_spoil_the_step() {
 
 #[test]
 fn trap_23_no_cache_for_rows_that_left() {
-    // Completions of 2, 4, 6 and 8 tokens. A prompt is read once; after it, rows are fed as long as they live.
+    // Completions of 2, 4, 6 and 8 tokens. The prompt is read once; afterwards each row is fed until it ends.
     let flat = |_: &[TokenId]| vec![0.0; 10];
     let (model, other) =
         (ScriptedLm::new(10, &device(), flat), ScriptedLm::new(10, &device(), flat));
@@ -127,7 +127,7 @@ fn trap_23_no_cache_for_rows_that_left() {
     }
 }
 
-/// Asks for two rows and starts again from them, as it began.
+/// Asks for two rows to fit, and then starts again with its initial parameters.
 #[derive(Module, Debug)]
 struct Fitted {
     scale: Scale,
@@ -147,7 +147,7 @@ impl Distiller for Fitted {
     }
 }
 
-/// Hidden states of one row: all ones, and `deep` everywhere.
+/// Hidden states of one row: the shallow state is all ones, and the deep state is `deep` in every dimension.
 fn states(deep: f32) -> HiddenStates {
     let state = |value: f32| {
         Tensor::from_data(TensorData::new(vec![value; D_MODEL], [1, D_MODEL]), &device())
@@ -158,8 +158,8 @@ fn states(deep: f32) -> HiddenStates {
 #[test]
 fn trap_24_a_fit_starts_the_optimizers_age_again() {
     // ĥ = w, deep 1.5, loss (w − 1.5)²: an update at rate 0.1·f leaves 1 − 0.2·f of the error. f is 1/4 for the first
-    // update, 2/4 for the second. After two rows the distiller is fitted, and both its error and f begin again; f would
-    // be 3/4 if the slot's age did not.
+    // update and 2/4 for the second. After two rows the distiller is fitted, and both its error and f start again.
+    // Without a reset of the slot's age, f would be 3/4.
     let world = World::new();
     let optimizer = OptimizerConfig::sgd(0.1).with_schedule(Schedule::RampUp { updates: 4 });
     let config = SamplerConfig::new().with_optimizer(optimizer);
@@ -189,7 +189,7 @@ fn trap_25_a_job_under_way_is_no_part_of_a_warm_up() {
     let sampling = esamp(0.5);
     let step = world.step(&mut sampler, &[row(0, 0, &sampling)], &[1]).unwrap();
     assert_eq!(step.updates, 0, "its update is under way");
-    let done = sampler.warm_up(CompletionId::new(1, 1), &states(1.5), 3).unwrap();
+    let done = sampler.warm_up(&[CompletionId::new(1, 1)], &states(1.5), 3).unwrap();
     assert_eq!(done, 3, "the other prompt's update is not among them");
     assert_eq!((sampler.counters().warm_up_updates, sampler.counters().updates), (3, 0));
     sampler.finish().unwrap();

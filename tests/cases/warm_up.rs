@@ -59,7 +59,7 @@ fn relative_error(completion: &Completion, steps: std::ops::Range<usize>) -> f32
 }
 
 #[test]
-fn a_warm_up_on_the_prompt_makes_the_first_errors_smaller() {
+fn a_warm_up_on_the_prompt_reduces_the_first_errors() {
     let mut better = 0;
     let (mut cold_sum, mut warm_sum) = (0.0, 0.0);
     for seed in 0..8 {
@@ -85,7 +85,7 @@ fn without_a_warm_up_a_prefill_learns_nothing() {
     let (off, counters, _) = run(1, &config(), [steered().with_prompt_warm_up(0)]);
     assert_eq!(plain, off);
     assert_eq!(counters.warm_up_updates, 0);
-    // Nor where nothing is steered: the tokens are the plain model's, and no distiller is made.
+    // Nor without steering: the tokens are the plain model's, and no distiller is created.
     let plain = || request(1).with_sampling(sampling(0.0));
     let (without, ..) = run(1, &config(), [plain()]);
     let (with, counters, distillers) = run(1, &config(), [plain().with_prompt_warm_up(20)]);
@@ -105,7 +105,7 @@ fn each_distiller_is_warmed_up_once_for_each_prompt() {
         let (_, counters, _) = run(3, &config().with_sharing(sharing), requests);
         assert_eq!(counters.warm_up_updates, updates, "{sharing:?}");
     }
-    // Completions of one prompt start from the same distiller whoever owns it.
+    // Completions of one prompt start from the same distiller, whether it belongs to the prompt or to the completion.
     let warm = |sharing| {
         let request = request(4).with_sampling(sampling(0.25)).with_prompt_warm_up(5);
         run(3, &config().with_sharing(sharing), [request.with_max_new_tokens(2)]).0
@@ -113,9 +113,9 @@ fn each_distiller_is_warmed_up_once_for_each_prompt() {
     assert_eq!(warm(Sharing::PerPrompt), warm(Sharing::PerCompletion));
 }
 
-/// Shows the last position only, whatever the tap wants.
+/// The model shows only the last position, although the tap wants all of them.
 #[test]
-fn a_model_that_shows_its_last_position_only_is_told_so() {
+fn a_model_that_shows_only_its_last_position_gets_an_error() {
     let model = ScriptedLm::new(6, &device(), |sequence| {
         (0..6).map(|token| ((token + sequence.len()) as f32).sin()).collect()
     });
@@ -152,9 +152,9 @@ fn states(model: &TinyLm, chunks: &[&[TokenId]]) -> HiddenStates {
     tap.take().unwrap()
 }
 
-/// Position by position, the states of a whole prompt are those that a decode step would have shown.
+/// The states of a whole prompt are, position by position, those that a decode step would have shown.
 #[test]
-fn all_positions_are_the_last_ones_of_every_beginning() {
+fn all_positions_equal_the_last_positions_of_all_prefixes() {
     let model = TinyLm::new(5, &device());
     let prompt = prompt(2, 9);
     let whole = states(&model, &[&prompt]);
@@ -172,7 +172,7 @@ fn all_positions_are_the_last_ones_of_every_beginning() {
     }
 }
 
-/// A prompt that is read in chunks is learned as a whole.
+/// A prompt that is read in chunks is learned from as a whole.
 #[test]
 fn the_chunks_of_a_prefill_do_not_matter() {
     let model = TinyLm::new(5, &device());
@@ -219,12 +219,12 @@ fn decode(sampler: &mut Sampler, id: CompletionId, sampling: &CheckedSampling) -
 }
 
 #[test]
-fn a_warm_up_is_so_many_updates_on_all_finite_positions() {
+fn a_warm_up_does_the_requested_updates_on_all_finite_positions() {
     let steered = sampling(0.25).checked().unwrap();
     let id = CompletionId::new(0, 0);
     let (shallow, deep) = (wave(6, 0.1), wave(6, 2.0));
     let clean = HiddenStates::new(shallow.clone(), deep.clone()).unwrap();
-    // Positions 2 and 4 cannot be learned.
+    // Positions 2 and 4 cannot be learned from.
     let holes = HiddenStates::new(
         shallow.slice_fill([2..3, 0..1], f32::NAN),
         deep.slice_fill([4..5, 7..8], f32::INFINITY),
@@ -243,11 +243,11 @@ fn a_warm_up_is_so_many_updates_on_all_finite_positions() {
         let expected = values((expected - wave(1, 1.7)).square().sum().sqrt())[0];
 
         let mut sampler = config().init(D_MODEL, &device()).unwrap();
-        assert_eq!(sampler.warm_up(id, prompt, 7).unwrap(), 7);
+        assert_eq!(sampler.warm_up(&[id], prompt, 7).unwrap(), 7);
         assert_eq!(sampler.counters().warm_up_rows_not_finite, skipped);
         let got = decode(&mut sampler, id, &steered).novelty.unwrap().error;
         assert!((got - expected).abs() < 1e-5, "{got} {expected}");
-        // Another prompt's distiller knows nothing of it.
+        // The distiller of another prompt is not affected.
         let other = decode(&mut sampler, CompletionId::new(1, 1), &steered).novelty.unwrap().error;
         let cold = decode(&mut config().init(D_MODEL, &device()).unwrap(), id, &steered);
         assert_eq!(other, cold.novelty.unwrap().error);
@@ -260,30 +260,31 @@ fn a_warm_up_with_nothing_to_learn_does_nothing() {
     let id = CompletionId::new(0, 0);
     let mut sampler = config().init(D_MODEL, &device()).unwrap();
     let nothing = HiddenStates::new(wave(3, 0.0) * f32::NAN, wave(3, 1.0)).unwrap();
-    assert_eq!(sampler.warm_up(id, &nothing, 4).unwrap(), 0);
+    assert_eq!(sampler.warm_up(&[id], &nothing, 4).unwrap(), 0);
     let fine = HiddenStates::new(wave(3, 0.0), wave(3, 1.0)).unwrap();
-    assert_eq!(sampler.warm_up(id, &fine, 0).unwrap(), 0);
+    assert_eq!(sampler.warm_up(&[id], &fine, 0).unwrap(), 0);
     let counters = sampler.counters();
     assert_eq!((counters.warm_up_updates, counters.warm_up_rows_not_finite), (0, 3));
     let wide = Tensor::ones([3, D_MODEL + 1], &device());
     let wide = HiddenStates::new(wide.clone(), wide).unwrap();
     assert_eq!(
-        sampler.warm_up(id, &wide, 1).unwrap_err().to_string(),
+        sampler.warm_up(&[id], &wide, 1).unwrap_err().to_string(),
         "prompt's hidden states: expected shape [3, 8], got [3, 9]"
     );
 }
 
+#[cfg(any(feature = "ndarray", feature = "cuda", feature = "vulkan"))]
 pub(super) fn a_prompt_elsewhere_is_an_error(elsewhere: &Device) {
     let mut sampler = config().init(D_MODEL, &device()).unwrap();
     let states = Tensor::ones([3, D_MODEL], elsewhere);
     let states = HiddenStates::new(states.clone(), states).unwrap();
-    let message = sampler.warm_up(CompletionId::new(0, 0), &states, 1).unwrap_err().to_string();
+    let message = sampler.warm_up(&[CompletionId::new(0, 0)], &states, 1).unwrap_err().to_string();
     assert!(message.starts_with("prompt's hidden states: expected device"), "{message}");
 }
 
 #[test]
-fn rows_whose_distiller_is_not_ready_draw_plain_tokens_and_are_learned() {
-    let held = config().with_steps_before_steering(4);
+fn rows_of_a_distiller_that_is_not_ready_get_plain_tokens_and_are_learned() {
+    let held = config().with_updates_before_steering(4);
     let request = |beta| request(6).with_sampling(sampling(beta));
     let (plain, ..) = run(6, &config(), [request(0.0)]);
     let (held, counters, _) = run(6, &held, [request(3.0)]);
@@ -293,32 +294,32 @@ fn rows_whose_distiller_is_not_ready_draw_plain_tokens_and_are_learned() {
     let outcomes =
         |completion: &Completion| completion.choices.iter().map(outcome).collect::<Vec<_>>();
     let (plain, held_back) = (outcomes(&plain[0]), outcomes(&held[0]));
-    // The first token comes from the prefill; the next four from steps whose distiller has had 0 to 3 updates.
+    // The first token comes from the prefill, the next four from steps in which the distiller has had 0 to 3 updates.
     assert_eq!(held_back[..5], plain[..5]);
     assert_ne!(held_back[5], plain[5]);
     assert_ne!(outcomes(&at_once[0])[1], plain[1]);
 
-    // All of them are learned, and their novelty is known.
+    // All of these rows are learned from, and their novelty is reported.
     assert_eq!((counters.updates, counters.rows_learned, counters.eligible), (15, 15, 15));
-    assert_eq!((counters.rows_warming, counters.steered), (4, 11));
+    assert_eq!((counters.rows_untrained, counters.steered), (4, 11));
     assert!(held[0].choices[1..].iter().all(|choice| choice.novelty.is_some()));
     let errors: f64 =
         held[0].choices[5..].iter().map(|c| f64::from(c.novelty.unwrap().error)).sum();
     assert!((counters.novelty_sum - errors).abs() < 1e-6, "the mean is that of steered rows");
-    assert_eq!((at_once_counters.rows_warming, at_once_counters.steered), (0, 15));
+    assert_eq!((at_once_counters.rows_untrained, at_once_counters.steered), (0, 15));
 }
 
 #[test]
 fn updates_on_the_prompt_make_a_distiller_ready() {
-    let config = config().with_steps_before_steering(4);
+    let config = config().with_updates_before_steering(4);
     let request = request(6).with_sampling(sampling(3.0));
     let (_, counters, _) = run(6, &config, [request.clone().with_prompt_warm_up(3)]);
-    assert_eq!(counters.rows_warming, 1);
+    assert_eq!(counters.rows_untrained, 1);
     let (_, counters, _) = run(6, &config, [request.with_prompt_warm_up(4)]);
-    assert_eq!(counters.rows_warming, 0);
+    assert_eq!(counters.rows_untrained, 0);
 }
 
-/// A model whose cache can do nothing with rows.
+/// A model whose cache can neither drop, repeat nor append rows.
 struct Fixed<M>(M);
 
 struct FixedCache<C>(C);
@@ -374,7 +375,7 @@ impl<M: CausalLm> CausalLm for Fixed<M> {
     }
 }
 
-/// Three prompts one after the other, whose completions end at different steps.
+/// Runs three prompts one after the other; their completions end at different steps.
 fn one_after_the_other<M: CausalLm>(
     model: M,
     config: &SamplerConfig,
@@ -392,10 +393,11 @@ fn one_after_the_other<M: CausalLm>(
     (completions, counters, decoder.sampler().distillers())
 }
 
-/// Where rows cannot be repeated a prompt is read once for each of its completions, and rows that have ended stay in the
-/// batch: neither may be learned from twice, by the prompt's own distiller or by the shared one.
+/// If rows cannot be repeated, a prompt is read once for each of its completions, and rows that have ended stay in the
+/// batch. Neither the copies of a prompt nor ended rows may be learned from again, by the prompt's own distiller or by
+/// the shared one.
 #[test]
-fn a_warm_up_behind_a_cache_that_cannot_drop_rows_is_the_same() {
+fn a_warm_up_with_a_cache_that_cannot_drop_rows_is_the_same() {
     for start in [AdaptiveStart::Shared, AdaptiveStart::Fresh] {
         let adaptive = Sharing::Adaptive(AdaptiveConfig::new().with_start(start));
         let config = config().with_sharing(adaptive);
@@ -413,7 +415,7 @@ fn a_warm_up_behind_a_cache_that_cannot_drop_rows_is_the_same() {
             }
         }
         assert_eq!((distillers, free_distillers), (1, 1), "the shared one stays");
-        // The own distiller is warmed up, once for each prompt; the shared one never is.
+        // The own distiller is warmed up once per prompt, the shared one never.
         assert_eq!(counters.warm_up_updates, 6 + 3);
         let decoded: u64 = lengths.iter().map(|&length| length as u64 - 1).sum();
         assert_eq!((counters.rows_learned, counters.eligible), (decoded, decoded));

@@ -4,3 +4,4 @@
 #![allow(missing_docs, reason = "not published: fields with telling names need no docs")]
 
 pub mod overhead;
+pub mod rows;

@@ -22,7 +22,7 @@ fn figures(line: &str) -> Vec<Value> {
     report(line).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// 6 tokens take 5 decode steps; the warm-up round learns too.
+/// 6 tokens take 5 decode steps; the warm-up round also learns.
 #[test]
 fn json_has_one_object_per_configuration_with_every_key() {
     let all = figures("--model tiny --rounds 1 --tokens 6 --filter min-p --json");
@@ -50,7 +50,7 @@ fn json_has_one_object_per_configuration_with_every_key() {
 }
 
 #[test]
-fn what_is_shared_learned_elsewhere_or_of_another_shape_is_said_and_counted() {
+fn global_and_background_configurations_are_named_and_counted() {
     let line = "--model tiny --rounds 1 --tokens 6 --filter top-p --distiller swiglu --groups 9x2";
     let shared = figures(&format!("{line} --sharing global --json"));
     assert_eq!(shared[0]["config"], "9 x 2, top-p .95, swiglu (paper), beta 0.25, global");
@@ -62,7 +62,7 @@ fn what_is_shared_learned_elsewhere_or_of_another_shape_is_said_and_counted() {
 }
 
 #[test]
-fn the_text_ends_with_what_a_prompts_distiller_takes() {
+fn the_text_ends_with_the_memory_of_a_prompts_distiller() {
     let text = report("--model tiny --rounds 1 --tokens 3 --groups 1x2 --filter none");
     // Parameters and both moments: 3·(2304·4096)·4 and 3·(3·64·4096 + 64 + 2·4096)·4 bytes.
     let expected = [
@@ -77,7 +77,7 @@ fn the_text_ends_with_what_a_prompts_distiller_takes() {
     }
 }
 
-/// Compared with the published parameter counts of the models.
+/// Compares with the published parameter counts of the models.
 #[test]
 fn the_shapes_are_those_of_their_namesakes() {
     for (model, params) in [
@@ -92,7 +92,7 @@ fn the_shapes_are_those_of_their_namesakes() {
 }
 
 #[test]
-fn the_gpu_preset_is_the_references_workload() {
+fn the_gpu_preset_is_the_workload_of_the_reference() {
     let args = Args::try_parse_from(["overhead", "--gpu"]).unwrap();
     assert_eq!((args.device(), args.tokens()), (DeviceName::Cuda, 256));
     let plans = args.plans();
@@ -109,7 +109,7 @@ fn the_gpu_preset_is_the_references_workload() {
 }
 
 #[test]
-fn what_cannot_be_run_is_said() {
+fn options_that_cannot_be_run_are_refused() {
     let refused = |line: &str| {
         let args = ["overhead"].into_iter().chain(line.split(' '));
         Args::try_parse_from(args).unwrap_err().to_string()

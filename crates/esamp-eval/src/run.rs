@@ -114,15 +114,15 @@ fn decode<M: CausalLm>(
     let mut sampler: Sampler = arm.sampler.init(model.d_model(), &model.device())?;
     match arm.error {
         ErrorName::Own => {}
-        ErrorName::Gaussian => sampler.set_expected_control(Box::new(GaussianError)),
-        ErrorName::Shuffled => sampler.set_expected_control(Box::<ShuffledErrors>::default()),
+        ErrorName::Gaussian => sampler.set_expected_control(GaussianError),
+        ErrorName::Shuffled => sampler.set_expected_control(ShuffledErrors::default()),
     }
     let sampling = arm.sampling.sampling();
     let meter = Arc::new(Mutex::new(Meter::new(keeps_tokens)));
     let detokenizer = subject.detokenizer.clone();
     let mut decoder = Decoder::new(model, sampler)
         .with_detokenizer(move |tokens: &[TokenId]| detokenizer.decode(tokens))
-        .with_observer(Box::new(meter.clone()));
+        .with_observer(meter.clone());
     for asked in asked {
         let request = Request::new(asked.prompt.clone())
             .with_completions(samples)

@@ -108,7 +108,7 @@ fn a_run_is_written_once_and_only_once() {
 }
 
 #[test]
-fn a_budget_ends_a_run_and_the_same_command_goes_on() {
+fn a_budget_ends_a_run_and_the_same_command_resumes_it() {
     let bench = Bench::new();
     let args = [&SMALL[..], &ARMS].concat();
     let said = bench.said(&[&args[..], &["--budget", "0.0000001"]].concat());
@@ -122,7 +122,7 @@ fn a_budget_ends_a_run_and_the_same_command_goes_on() {
 }
 
 #[test]
-fn flags_that_cannot_work_are_refused_before_anything_is_fetched() {
+fn flags_that_cannot_work_are_refused_before_any_download() {
     let refused = |args: &[&str]| {
         let output = evaluate(&[&["--model", "no-such-file"], args].concat());
         let message = String::from_utf8(output.stderr).unwrap();
@@ -230,7 +230,7 @@ fn a_run_ends_in_its_report_and_its_records_give_the_same_one() {
 
     let [one, two] = [&first, &second].map(|path| fs::read_to_string(path).unwrap());
     assert!(one.contains("stories (3 problems × 2 seeds)"), "{one}");
-    // The model has random weights: no product is right, whatever the sampling.
+    // The model has random weights: no product is right, regardless of the sampling.
     assert!(
         one.lines().any(|line| line.starts_with("| esamp-0.5 | 0.000 | 0.000 [0.000, 0.000] |")),
         "{one}"

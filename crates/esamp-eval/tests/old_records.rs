@@ -1,4 +1,4 @@
-//! Arms that earlier versions have written are read as what they were.
+//! Arms from records of earlier versions are read with their original meaning.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -81,7 +81,7 @@ fn controls_of_the_error_were_a_setting_of_the_sampler() {
 }
 
 #[test]
-fn what_can_not_be_run_any_more_is_refused() {
+fn settings_that_no_longer_exist_are_refused() {
     let esamp = r#""extrapolate""#;
     let early = read(&old_arm(esamp, r#""early_tap""#, r#""none""#)).unwrap_err();
     assert!(early.contains(r#"overlap: expected none, got "early_tap""#), "{early}");
@@ -98,8 +98,8 @@ fn what_can_not_be_run_any_more_is_refused() {
     assert!(both.contains(r#"expected none together with error, got "gaussian_error""#), "{both}");
 }
 
-/// The records of docs/results: their arms' sampling settings are written again byte by byte, and those that have a name are
-/// still run as they were.
+/// The records of docs/results: the sampling settings of their arms serialise to the same bytes, and arms that still
+/// have a name still have the same settings.
 #[test]
 fn the_records_of_this_repository_are_written_as_they_were() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/results/records");

@@ -69,7 +69,7 @@ fn length(embedding: &[f32]) -> f64 {
 }
 
 #[test]
-fn neither_neighbours_nor_order_matter_and_what_is_cut_off_does_not_count() {
+fn neighbours_order_and_truncated_text_do_not_matter() {
     let embedder = SentenceEmbedder::load(&folder(), &Device::flex()).unwrap();
     let long = sentences().pop().unwrap();
     assert_eq!(long.tokens.len(), SentenceEmbedder::MAX_TOKENS);
@@ -93,7 +93,7 @@ fn neither_neighbours_nor_order_matter_and_what_is_cut_off_does_not_count() {
 }
 
 #[test]
-fn what_means_the_same_is_near() {
+fn texts_with_the_same_meaning_are_close() {
     let embedder = SentenceEmbedder::load(&folder(), &Device::flex()).unwrap();
     let texts =
         ["A dog runs after the ball.", "The puppy is chasing a ball.", "Interest rates fell."];
@@ -112,7 +112,7 @@ fn folder_with(config: &Value, weights: &[u8]) -> tempfile::TempDir {
 }
 
 #[test]
-fn a_folder_that_is_not_such_a_model_is_an_error_that_names_the_file() {
+fn a_folder_without_a_valid_model_is_an_error_that_names_the_file() {
     let good: Value =
         serde_json::from_slice(&fs::read(folder().join("config.json")).unwrap()).unwrap();
     let refused = |config: &Value, weights: &[u8]| {

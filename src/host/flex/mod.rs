@@ -36,10 +36,10 @@ fn flex<const D: usize>(tensor: &Tensor<D>) -> Option<burn::backend::flex::FlexT
     is_f32.then(primitive).flatten()
 }
 
-/// Calls `work` with the widest vector instructions of this CPU, whatever target the program was compiled for. The
-/// results are the same: multiplications and additions are never fused.
+/// Calls `work` with the widest vector instructions of this CPU, regardless of the target that the program was
+/// compiled for. The results are the same: multiplications and additions are never fused.
 ///
-/// Only code that is inlined into `work` is vectorized this way: `work` must be `#[inline(always)]`, and so must the
+/// Only code that is inlined into `work` is vectorised this way: `work` must be `#[inline(always)]`, and so must the
 /// functions that its hot loops call. A function or closure that is not inlined uses the instructions that the program
 /// was compiled for, and so does the shim that the compiler generates for an `Fn` passed as `FnOnce`. So `work` is an
 /// `Fn`, and values that it changes or consumes are passed as `input`.
@@ -147,7 +147,7 @@ fn share_rows<T: Sync>(
     });
 }
 
-/// The number of parallel sums, so that the compiler can vectorize them.
+/// The number of parallel sums, so that the compiler can vectorise them.
 const LANES: usize = 16;
 
 /// Returns `Σ a·b` of two slices of the same length.

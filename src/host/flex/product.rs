@@ -1,8 +1,8 @@
 //! The product of a few rows with a large matrix.
 //!
 //! General matrix multiplication first copies blocks of the matrix into a packed layout, which pays only for many
-//! rows. Here the rows of the matrix are read in place. Each element is summed in the same order whatever the number
-//! of rows, so a row's results do not depend on the other rows of its batch.
+//! rows. Here the rows of the matrix are read in place. Each element is summed in the same order regardless of the
+//! number of rows, so a row's results do not depend on the other rows of its batch.
 
 use burn::tensor::Tensor;
 use pulp::{Arch, Simd, WithSimd};
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn a_view_of_rows_is_read_as_it_is_seen() {
+    fn a_view_of_rows_is_read_correctly() {
         let (x, weight) = (wave([8, 6], 0.91, 1.0).transpose(), wave([5, 8], 0.37, 1.0));
         let product = numbers(times_transposed(&x, &weight).unwrap());
         let burns = numbers(x.matmul(weight.transpose()));

@@ -52,7 +52,7 @@ fn each(
 }
 
 /// Computes `product += x·weight`, with `product` `[rows, columns]` and `weight` `[width, columns]`. Each sum is
-/// accumulated in the order of `width`, whatever the number of rows and threads.
+/// accumulated in the order of `width`, regardless of the number of rows and threads.
 fn accumulate(x: &[f32], weight: &[f32], width: usize, product: &mut [f32]) {
     let (rows, columns) = (x.len() / width, weight.len() / width);
     let threads = threads_for(rows * weight.len(), WORK_OF_A_THREAD);
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn views_are_read_as_they_are_seen() {
+    fn views_are_read_correctly() {
         let (x, weight) = (wave([2, 8, 6], 0.91, 1.0).swap_dims(1, 2), wave([3, 8, 5], 0.37, 1.0));
         let weight = weight.narrow(0, 1, 2);
         let dense = |t: &Tensor<3>| Tensor::from_data(t.clone().into_data(), &t.device());

@@ -32,8 +32,8 @@ impl Llama {
     /// because the LM head is scaled by it (and so is the embedding if it is tied). With 4, min-p 0.05 keeps about 10
     /// to 20 of 50,000 to 150,000 tokens.
     ///
-    /// The generator of the device is shared by all that draw from it: two models of one seed are equal if no other code
-    /// draws meanwhile.
+    /// The device's generator is shared with all other code that draws from it: two models with the same seed are
+    /// equal only if nothing else draws in between.
     ///
     /// # Errors
     ///
@@ -137,7 +137,7 @@ mod tests {
     /// A logit is a sum over the width of independent weights times a state whose squares sum to the width, so its
     /// variance is that of `width` weights, `logit_std²`.
     #[test]
-    fn logits_spread_as_they_were_asked_to() {
+    fn logits_have_the_requested_deviation() {
         let device = Device::flex();
         for (tied, std) in [(false, 1.0), (false, 4.0), (true, 4.0)] {
             let model = Llama::random_on_device(shape(tied), std, 5, DType::F32, &device);
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn weights_are_drawn_in_the_type_that_they_stay_in() {
+    fn weights_are_drawn_in_their_final_type() {
         let device = Device::flex();
         for dtype in [DType::F32, DType::F16, DType::BF16] {
             let model = Llama::random_on_device(shape(false), 4.0, 5, dtype, &device).unwrap();
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_drawn_is_refused() {
+    fn a_model_that_cannot_be_drawn_is_refused() {
         let device = Device::flex();
         let refused = |std: f32, dtype: DType| {
             Llama::random_on_device(shape(false), std, 5, dtype, &device).unwrap_err().to_string()

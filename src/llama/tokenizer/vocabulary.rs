@@ -191,7 +191,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn stop_tokens_come_as_one_as_many_or_not_at_all() {
+    fn stop_tokens_are_one_or_many_or_none() {
         assert_eq!(stop_tokens(&json!({"eos_token_id": 2})).unwrap(), [2]);
         assert_eq!(stop_tokens(&json!({"eos_token_id": [2, 5]})).unwrap(), [2, 5]);
         assert!(stop_tokens(&json!({"eos_token_id": null})).unwrap().is_empty());

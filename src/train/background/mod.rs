@@ -24,9 +24,9 @@ use crate::{hidden::HiddenStates, id::CompletionId};
 ///
 /// There are two copies of the trainer: `visible` predicts, and the worker's copy learns.
 /// [`learn`](OnlineTrainer::learn) of step `t` first waits for the update of step `t − 1`, makes it visible, and then
-/// sends step `t` to the worker. So step `t + 1` always predicts with the update of step `t − 1`, whatever the timing
-/// of the threads, and at most one lesson is pending. (Steps in which nothing is learned do not count.) What the
-/// caller does in between, such as releasing a completion or learning from a prompt, is applied to both copies,
+/// sends step `t` to the worker. So step `t + 1` always predicts with the update of step `t − 1`, regardless of the
+/// timing of the threads, and at most one lesson is pending. (Steps in which nothing is learned do not count.) What
+/// the caller does in between, such as releasing a completion or learning from a prompt, is applied to both copies,
 /// between the same two updates.
 #[derive(Debug)]
 pub(crate) struct BackgroundTrainer<T> {

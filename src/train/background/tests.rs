@@ -26,7 +26,7 @@ fn learn(trainer: &mut impl OnlineTrainer, row: CompletionId) {
 }
 
 #[test]
-fn what_the_worker_need_not_hear_of_does_not_pile_up() {
+fn changes_that_the_worker_does_not_need_are_not_queued() {
     let mut trainer = background();
     learn(&mut trainer, CompletionId::new(0, 0)); // a pending job that no other follows for a while
     for request in 1..1000 {
@@ -41,7 +41,7 @@ fn what_the_worker_need_not_hear_of_does_not_pile_up() {
 }
 
 #[test]
-fn a_slot_outlives_the_request_that_ends_if_another_has_joined() {
+fn a_slot_outlives_a_completion_that_ends_if_another_has_joined() {
     // The worker knows completion 0. Before its next job, 1 joins, 0 ends, 2 joins and 1 ends: the slot was never
     // empty.
     for (joins_in_time, updates) in [(true, 2), (false, 1)] {

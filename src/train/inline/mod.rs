@@ -1,4 +1,4 @@
-//! The trainer for a CPU: the update of step `t` is done before step `t + 1` begins.
+//! The default trainer: the update of step `t` is done before step `t + 1` begins.
 
 use std::collections::HashMap;
 

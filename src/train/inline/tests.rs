@@ -258,7 +258,7 @@ fn agree<D: Distiller>(
 }
 
 #[test]
-fn a_slot_at_rest_does_not_move_by_a_bit() {
+fn an_idle_slot_stays_bit_identical() {
     let device = Device::flex();
     let distiller = crate::distiller::LowRankConfig::new().with_rank(3);
     let distiller = distiller.init(12, 4, &device).unwrap();
@@ -316,7 +316,7 @@ fn a_mini_batch_of_steps_is_one_update_on_all_of_their_rows() {
 }
 
 #[test]
-fn the_first_row_of_a_prompt_is_the_one_with_the_smallest_request() {
+fn the_first_row_of_a_prompt_is_the_one_with_the_smallest_index() {
     let device = Device::flex();
     let distiller = SwiGluConfig::new().with_d_hidden(5).init(12, 3, &device).unwrap();
     let slots = StackedSlots::new(&distiller, OptimizerConfig::sgd(0.1)).unwrap();
@@ -327,7 +327,7 @@ fn the_first_row_of_a_prompt_is_the_one_with_the_smallest_request() {
 }
 
 #[test]
-fn a_slot_starts_again_from_what_is_fitted_to_its_first_rows() {
+fn a_slot_starts_again_from_the_fit_to_its_first_rows() {
     let device = Device::flex();
     let config = crate::distiller::LowRankConfig::new().with_rank(3);
     let config = config.with_start(LowRankStart::Ridge { rows: 5, lambda: 1e-2 });

@@ -15,9 +15,9 @@ pub(super) struct Adam {
 /// The coefficients of [`Adam`] that depend on a slot's number of updates. Each bias correction is one number per
 /// slot, so both are folded into the learning rate and ε instead of being applied to every element of `m` and `v`:
 /// `√v̂ + ε = (√v + ε·c) / c` with `c = √(1 − β₂ᵗ)`.
-pub(super) struct AdamStep {
-    /// The factor on `m / (√v + epsilon)`.
-    pub(super) step: f64,
+pub(super) struct Coefficients {
+    /// The factor on `m / (√v + epsilon)`: the learning rate with both bias corrections.
+    pub(super) rate: f64,
     pub(super) epsilon: f64,
     /// The factor on the parameter before the change.
     pub(super) keep: f64,
@@ -38,11 +38,11 @@ impl Adam {
     }
 
     /// Returns the coefficients of the update that follows `done` others, at learning rate `rate`.
-    pub(super) fn step(&self, rate: f64, done: u64) -> AdamStep {
+    pub(super) fn coefficients(&self, rate: f64, done: u64) -> Coefficients {
         let correction = |beta: f32| 1.0 - f64::from(beta).powf(done as f64 + 1.0);
         let c = correction(self.beta_2).sqrt();
-        AdamStep {
-            step: rate * c / correction(self.beta_1),
+        Coefficients {
+            rate: rate * c / correction(self.beta_1),
             epsilon: f64::from(self.epsilon) * c,
             keep: 1.0 - rate * f64::from(self.weight_decay),
         }

@@ -3,7 +3,7 @@
 use burn::tensor::{Device, Tensor};
 
 use super::{
-    adam::{Adam, AdamStep},
+    adam::{Adam, Coefficients},
     moments::Moments,
 };
 use crate::{
@@ -71,10 +71,10 @@ fn apply_adam(
     gradients: Vec<Option<Tensor<3>>>,
     device: &Device,
 ) {
-    let per_slot = |number: &dyn Fn(AdamStep) -> f64| {
-        PerSlot::new(done, &|done| number(adam.step(rate(done), done)), device)
+    let per_slot = |number: &dyn Fn(Coefficients) -> f64| {
+        PerSlot::new(done, &|done| number(adam.coefficients(rate(done), done)), device)
     };
-    let (step, epsilon) = (per_slot(&|of| of.step), per_slot(&|of| of.epsilon));
+    let (rate, epsilon) = (per_slot(&|of| of.rate), per_slot(&|of| of.epsilon));
     let keep = (adam.weight_decay > 0.0).then(|| per_slot(&|of| of.keep));
     let states = moments.first.iter_mut().zip(&mut moments.second);
     for ((parameter, (first, second)), gradient) in parameters.iter_mut().zip(states).zip(gradients)
@@ -92,7 +92,7 @@ fn apply_adam(
                 Some(keep) => keep.times(p),
                 None => p,
             };
-            p - step.times(change)
+            p - rate.times(change)
         });
     }
 }

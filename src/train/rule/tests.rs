@@ -74,19 +74,19 @@ fn the_rules_are_those_of_burn() {
 /// The first update of Adam from zero moments is `rate·g / (|g| + ε)` for any βs, and the step of an old slot needs no
 /// bias correction.
 #[test]
-fn what_depends_on_the_number_of_updates_is_said_once() {
+fn bias_correction_of_the_first_and_of_a_late_update() {
     let adam = Adam { beta_1: 0.9, beta_2: 0.999, epsilon: 1e-4, weight_decay: 0.1 };
     let close = |got: f64, expected: f64| {
         assert!((got - expected).abs() < 1e-6 * expected, "{got} instead of {expected}");
     };
-    let first = adam.step(0.02, 0);
+    let first = adam.coefficients(0.02, 0);
     // m = (1 − β₁)·g and v = (1 − β₂)·g², so for g = 2 the change is rate·g / (|g| + ε).
     let [rest_1, rest_2] = [0.9f32, 0.999].map(|beta| 1.0 - f64::from(beta));
     let (m, root) = (rest_1 * 2.0, rest_2.sqrt() * 2.0);
-    close(first.step * m / (root + first.epsilon), 0.02 * 2.0 / (2.0 + 1e-4));
+    close(first.rate * m / (root + first.epsilon), 0.02 * 2.0 / (2.0 + 1e-4));
     close(first.epsilon / rest_2.sqrt(), f64::from(1e-4f32));
-    let old = adam.step(0.02, 1_000_000);
-    close(old.step, 0.02);
+    let old = adam.coefficients(0.02, 1_000_000);
+    close(old.rate, 0.02);
     close(old.epsilon, f64::from(1e-4f32));
     close(old.keep, 1.0 - 0.02 * f64::from(0.1f32));
     assert_eq!(first.keep, old.keep);

@@ -114,73 +114,30 @@ impl ModelName {
 
     /// The shape of a model without weights, from the `config.json` of the model it is named after.
     pub fn shape(self) -> Option<LlamaConfig> {
-        let qwen = LlamaConfig {
-            d_model: 896,
-            d_hidden: 4864,
-            n_layers: 24,
-            n_heads: 14,
-            n_kv_heads: 2,
-            head_dim: 64,
-            vocab_size: 151_936,
-            context_length: 32_768,
-            rms_norm_eps: 1e-6,
-            rope_theta: 1e6,
-            rope_scaling: RopeScaling::None,
-            tied_embeddings: true,
-            qkv_bias: true,
-            o_bias: false,
-            qk_norm: false,
+        let smollm2 = |d_model, d_hidden, n_layers, n_heads, theta| {
+            LlamaConfig::new(d_model, d_hidden, n_layers, n_heads, 49_152)
+                .with_context_length(8192)
+                .with_rms_norm_eps(1e-5)
+                .with_rope(theta, RopeScaling::None)
+                .with_tied_embeddings()
         };
-        match self {
-            Self::Smollm2 => None,
-            Self::Small => Some(LlamaConfig {
-                d_model: 576,
-                d_hidden: 1536,
-                n_layers: 30,
-                n_heads: 9,
-                n_kv_heads: 3,
-                vocab_size: 49_152,
-                context_length: 8192,
-                rms_norm_eps: 1e-5,
-                rope_theta: 100_000.0,
-                qkv_bias: false,
-                ..qwen
-            }),
-            Self::Half => Some(qwen),
-            Self::Two => Some(LlamaConfig {
-                d_model: 2048,
-                d_hidden: 8192,
-                n_heads: 32,
-                n_kv_heads: 32,
-                vocab_size: 49_152,
-                context_length: 8192,
-                rms_norm_eps: 1e-5,
-                rope_theta: 130_000.0,
-                qkv_bias: false,
-                ..qwen
-            }),
-            Self::Seven => Some(LlamaConfig {
-                d_model: 3584,
-                d_hidden: 18_944,
-                n_layers: 28,
-                n_heads: 28,
-                n_kv_heads: 4,
-                head_dim: 128,
-                vocab_size: 152_064,
-                tied_embeddings: false,
-                ..qwen
-            }),
-            Self::Tiny => Some(LlamaConfig {
-                d_model: 32,
-                d_hidden: 48,
-                n_layers: 2,
-                n_heads: 4,
-                head_dim: 8,
-                vocab_size: 256,
-                context_length: 128,
-                ..qwen
-            }),
-        }
+        let qwen = |d_model, d_hidden, n_layers, n_heads, vocab_size| {
+            LlamaConfig::new(d_model, d_hidden, n_layers, n_heads, vocab_size)
+                .with_context_length(32_768)
+                .with_rope(1e6, RopeScaling::None)
+                .with_qkv_bias()
+        };
+        Some(match self {
+            Self::Smollm2 => return None,
+            Self::Small => smollm2(576, 1536, 30, 9, 1e5).with_heads(3, 64),
+            Self::Half => qwen(896, 4864, 24, 14, 151_936).with_heads(2, 64).with_tied_embeddings(),
+            Self::Two => smollm2(2048, 8192, 24, 32, 1.3e5),
+            Self::Seven => qwen(3584, 18_944, 28, 28, 152_064).with_heads(4, 128),
+            Self::Tiny => qwen(32, 48, 2, 4, 256)
+                .with_heads(2, 8)
+                .with_context_length(128)
+                .with_tied_embeddings(),
+        })
     }
 }
 

@@ -1,42 +1,41 @@
-//! Scores of a race as vectors: centred, projected, drawn at random. In `f64`, one number per candidate.
+//! Scores of candidates as vectors: centred, projected, drawn at random. In `f64`, one number per candidate.
 
 use esamp::filters::{Candidates, RowContext};
 use rand_distr::{Distribution, StandardNormal};
 
-/// `Σ a·b`.
-pub(super) fn dot(a: &[f64], b: &[f64]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| a * b).sum()
-}
+use crate::metrics::dot;
 
 /// The Euclidean length.
 pub(super) fn norm(vector: &[f64]) -> f64 {
     dot(vector, vector).sqrt()
 }
 
-/// The values less their mean.
+/// The values minus their mean.
 pub(super) fn centred(values: impl IntoIterator<Item = f64>) -> Vec<f64> {
     let mut values: Vec<f64> = values.into_iter().collect();
     let mean = values.iter().sum::<f64>() / values.len().max(1) as f64;
-    values.iter_mut().for_each(|value| *value -= mean);
+    for value in &mut values {
+        *value -= mean;
+    }
     values
 }
 
-/// The reference logits without their mean.
+/// The reference logits minus their mean.
 pub(super) fn reference(candidates: &Candidates) -> Vec<f64> {
     centred(candidates.as_slice().iter().map(|c| f64::from(c.logit)))
 }
 
-/// `logit − expected` without its mean: what ESamp adds, β times.
+/// `logit − expected` minus its mean: ESamp adds β times this.
 pub(super) fn perturbation(candidates: &Candidates) -> Vec<f64> {
     let slice = candidates.as_slice().iter();
     centred(slice.map(|c| f64::from(c.logit) - f64::from(c.expected)))
 }
 
-/// One standard normal number for each candidate, less their mean.
+/// One standard normal number for each candidate, minus their mean.
 ///
-/// The number of a token comes from its own place in the stream `purpose` of the row's draw ([`Draw::rng_at`](esamp::filters::Draw::rng_at)),
-/// so that it is the same whichever other tokens are in the race and in whatever order. Cost: one to four blocks of
-/// ChaCha8 per candidate, some 100 ns; 5 ms for a row of 50,000 tokens without a filter.
+/// The number of a token has a fixed place in the stream `purpose` of the row's draw
+/// ([`Draw::rng_at`](esamp::filters::Draw::rng_at)), so it does not depend on the other candidates or their order.
+/// Cost: one to four blocks of ChaCha8 per candidate, about 100 ns; 5 ms for a row of 50,000 tokens without a filter.
 pub(super) fn random(row: &RowContext<'_>, purpose: &str, candidates: &Candidates) -> Vec<f64> {
     let draw = row.draw.apart(purpose);
     centred(
@@ -47,21 +46,23 @@ pub(super) fn random(row: &RowContext<'_>, purpose: &str, candidates: &Candidate
     )
 }
 
-/// Takes the part along `reference` out of `vector` and returns its slope, `⟨vector, reference⟩ / ⟨reference,
-/// reference⟩`; `None`, and nothing is taken out, where the reference has no variance.
+/// Removes the component along `reference` from `vector` and returns its slope, `⟨vector, reference⟩ / ⟨reference,
+/// reference⟩`. Returns `None` and leaves the vector unchanged if the reference has no variance.
 pub(super) fn take_out(vector: &mut [f64], reference: &[f64]) -> Option<f64> {
     let variance = dot(reference, reference);
     if variance == 0.0 {
         return None;
     }
     let slope = dot(vector, reference) / variance;
-    vector.iter_mut().zip(reference).for_each(|(v, r)| *v -= slope * r);
+    for (v, r) in vector.iter_mut().zip(reference) {
+        *v -= slope * r;
+    }
     Some(slope)
 }
 
 /// Adds `scale · direction` to the scores.
 pub(super) fn add(candidates: &mut Candidates, scale: f64, direction: &[f64]) {
-    // Candidates are asked in their order, which is that of `direction`, and put in order again at the end.
+    // Visits the candidates in their order, which is that of `direction`, and sorts them at the end.
     let mut at = 0;
     candidates.rescore(|candidate| {
         let score = f64::from(candidate.logit) + scale * direction[at];
@@ -70,8 +71,8 @@ pub(super) fn add(candidates: &mut Candidates, scale: f64, direction: &[f64]) {
     });
 }
 
-/// Adds a reward as long as β times what the distiller did not expect: of the same variance over the candidates. Nothing,
-/// where the reward has no direction.
+/// Adds `reward`, scaled to the length of β times the perturbation, that is, with the same variance over the
+/// candidates. Adds nothing if the reward has no direction.
 pub(super) fn add_matched(candidates: &mut Candidates, beta: f32, reward: &[f64]) {
     let length = norm(reward);
     if length > 0.0 {
@@ -87,8 +88,8 @@ mod tests {
     use crate::controls::tests::context;
 
     #[test]
-    fn a_token_has_its_number_in_any_company() {
-        // The mean is over those in the race: differences of two tokens' numbers do not see it.
+    fn a_tokens_number_does_not_depend_on_the_other_candidates() {
+        // The mean is taken over the candidates present; differences between two tokens' numbers do not depend on it.
         let difference = |logits: &[f32]| {
             let candidates = Candidates::from_logits(logits).unwrap();
             let numbers = random(&context(5), "test", &candidates);

@@ -4,16 +4,16 @@ use burn::tensor::{DType, Tensor, TensorData};
 use esamp::{
     errors::StepError,
     filters::{Draw, RowContext},
-    reweighters::ExpectedControl,
+    unstable::ExpectedControl,
 };
 use rand_distr::{Distribution, StandardNormal};
 
 /// `e' = ‖e‖·g / ‖g‖` with `g` normal: the same length, a random direction (the paper's noise control, arXiv
 /// 2604.24927).
 ///
-/// The numbers come from the row's [`Draw`], stream `"gaussian error"`, so a row has its own noise whoever else is in the
-/// batch. Through a head it is not noise of the same size: in SmolLM2-135M it moves logits 1.8 times as far as the
-/// distiller's error. [`MatchedRandom`](super::MatchedRandom) is the control that matches what reaches the logits.
+/// The numbers come from the row's [`Draw`], stream `"gaussian error"`, so a row's noise does not depend on the other
+/// rows of the batch. After the head it is not noise of the same size: in SmolLM2-135M it moves logits 1.8 times as
+/// far as the distiller's error. [`MatchedRandom`](super::MatchedRandom) matches what reaches the logits.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct GaussianError;
 
@@ -49,10 +49,12 @@ mod tests {
     use esamp::DrawKey;
 
     use super::*;
-    use crate::controls::{
-        direction::dot,
-        select_rows,
-        tests::{states, values},
+    use crate::{
+        controls::{
+            select_rows,
+            tests::{states, values},
+        },
+        metrics::dot,
     };
 
     #[test]
@@ -80,10 +82,10 @@ mod tests {
             assert!((lengths.0 - lengths.1).abs() < 1e-4 * lengths.0, "{lengths:?}");
             mean += dot(error, got) / (lengths.0 * lengths.1) / rows as f64;
         }
-        // A cosine in 64 dimensions has standard deviation 1/8, its mean over 500 rows 0.0056.
+        // A cosine in 64 dimensions has standard deviation 1/8; its mean over 500 rows has 0.0056.
         assert!(mean.abs() < 0.025, "{mean}");
 
-        // A row alone has the noise that it has in company.
+        // A row has the same noise alone as among other rows.
         let alone =
             gaussian(&draws[7..8], &select_rows(&deep, &[7]), select_rows(&predicted, &[7]));
         let alone = values(select_rows(&deep, &[7]) - alone);

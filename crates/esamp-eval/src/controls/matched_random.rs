@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{check_beta, direction, distiller_if};
 
-/// With fewer candidates nothing is left once a constant and the reference are taken out.
+/// With fewer candidates nothing is left after removing the constant and the reference.
 const LEAST_CANDIDATES: usize = 3;
 
 /// What a [`MatchedRandom`] control is matched to.
@@ -19,25 +19,27 @@ pub enum Matched {
     /// ESamp's `β·δ`: the same slope on the reference, the same length.
     #[default]
     Extrapolate,
-    /// [`Orthogonal`](esamp::reweighters::Orthogonal)'s `β·δ⊥`: no slope, the same length; the same rows are left alone.
+    /// The `β·δ⊥` of [`Orthogonal`](esamp::reweighters::Orthogonal): no slope, the same length. The same rows are
+    /// left unchanged.
     Orthogonal,
 }
 
-/// A control: a perturbation that sharpens as much as ESamp's and is as large, in a direction that nobody learned.
+/// A control: a perturbation of the same size and with the same sharpening as ESamp's, in a random direction.
 ///
-/// With `z` and `δ` as in [`Orthogonal`](esamp::reweighters::Orthogonal), `δ = a·z + δ⊥`. The new score is `logit + β·(a·z + ‖δ⊥‖·ĝ)`, where `ĝ` is a random
-/// direction of length 1 that is orthogonal to `z` and to constants: normal numbers from the row's
-/// [`Draw`](esamp::filters::Draw), stream `"matched random"` ([`Draw::apart`](esamp::filters::Draw::apart)), one for each token, projected.
-/// Slope on the reference and length over the row's candidates are ESamp's own; what ESamp gains over this control, its
-/// distiller has learned. From the independent study that found orthogonal novelty (see [`Orthogonal`](esamp::reweighters::Orthogonal)), where ESamp's
-/// gain in diversity at equal perplexity is significant and that of this control is not.
+/// With `z` and `δ` as in [`Orthogonal`](esamp::reweighters::Orthogonal), `δ = a·z + δ⊥`. The new score is `logit +
+/// β·(a·z + ‖δ⊥‖·ĝ)`, where `ĝ` is a random direction of length 1 that is orthogonal to `z` and to constants: one
+/// normal number per token, projected. The numbers come from the row's [`Draw`](esamp::filters::Draw), stream
+/// `"matched random"` ([`Draw::apart`](esamp::filters::Draw::apart)). The slope on the reference and the length over
+/// the row's candidates equal ESamp's, so what ESamp gains over this control comes from what its distiller has
+/// learned. The control is from the independent study that found orthogonal novelty (see
+/// [`Orthogonal`](esamp::reweighters::Orthogonal)). There, ESamp's gain in diversity at equal perplexity is
+/// significant and this control's is not.
 ///
-/// Gaussian noise of the same length in the hidden state
-/// ([`GaussianError`](super::GaussianError)) is no matched control: through the head it
-/// moves logits 1.8 times as far.
+/// Gaussian noise of the same length in the hidden state ([`GaussianError`](super::GaussianError)) is not a matched
+/// control: after the head it moves logits 1.8 times as far.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MatchedRandom {
-    /// The strength β of the run that this is the control of, at least 0; with 0 the sampler is the plain one.
+    /// The strength β of the run that this is a control for, at least 0; 0 gives plain sampling.
     pub beta: f32,
     /// Which run that is.
     pub matched: Matched,
@@ -57,7 +59,7 @@ impl NoveltyReweighter for MatchedRandom {
         }
         let mut change = direction::random(row, "matched random", candidates);
         direction::take_out(&mut change, &reference);
-        // Directions that are left once constants, and the reference where it has one, are taken out.
+        // The number of directions left after removing constants, and the reference if it has one.
         let left = candidates.len().saturating_sub(1 + usize::from(slope.is_some()));
         let length = direction::norm(&change);
         let scale = if left > 0 && length > 0.0 { direction::norm(&novelty) / length } else { 0.0 };
@@ -88,12 +90,12 @@ mod tests {
     use esamp::reweighters::{Extrapolate, Orthogonal};
 
     use super::*;
-    use crate::controls::{
-        direction::{centred, dot},
-        tests::*,
+    use crate::{
+        controls::{direction::centred, tests::*},
+        metrics::dot,
     };
 
-    /// The change of the scores without its mean, and the same of the reference.
+    /// The change of the scores minus its mean, and the same for the reference.
     fn change(reweighter: Arc<dyn NoveltyReweighter>, position: u64) -> Vec<f64> {
         let new = scores(reweighter, position, &REFERENCE, &EXPECTED);
         let change = new.iter().zip(&REFERENCE).map(|(n, r)| f64::from(*n) - f64::from(*r));
@@ -120,7 +122,8 @@ mod tests {
                 let rest: Vec<f64> = got.iter().zip(&z).map(|(g, z)| g - slope * z).collect();
                 mean += dot(&rest, &residual) / dot(&residual, &residual) / positions as f64;
             }
-            // A cosine in the 4 directions left has standard deviation 1/2, its mean over 400 positions 0.025.
+            // A cosine in the 4 remaining directions has standard deviation 1/2; its mean over 400 positions has
+            // 0.025.
             assert!(mean.abs() < 0.11, "{matched:?}: {mean}");
         }
     }

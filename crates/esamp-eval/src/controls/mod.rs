@@ -1,8 +1,9 @@
-//! Controls: each rules out one explanation of what a method gains. Written on the public API of `esamp`.
+//! Controls: each rules out one explanation of a method's gain. Written against the public API of `esamp`.
 //!
-//! A control on scores is a [`NoveltyReweighter`](esamp::reweighters::NoveltyReweighter) in the place of ESamp's, chosen by a
-//! [`ControlConfig`]; a control on the distiller's error is an [`ExpectedControl`](esamp::reweighters::ExpectedControl) of the sampler.
-//! `docs/design/reweighters-and-controls.md` puts them side by side.
+//! A control on scores is a [`NoveltyReweighter`](esamp::reweighters::NoveltyReweighter) that replaces ESamp's and is
+//! chosen by a [`ControlConfig`]. A control on the distiller's error is an
+//! [`ExpectedControl`](esamp::unstable::ExpectedControl), set on the sampler.
+//! `docs/design/reweighters-and-controls.md` compares them.
 
 mod direction;
 mod gaussian_error;
@@ -35,7 +36,7 @@ pub use surprisal::Surprisal;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ControlConfig {
-    /// [`Subtract`]: ESamp without `1 + β` on the reference.
+    /// [`Subtract`]: ESamp without the factor `1 + β` on the reference.
     Subtract,
     /// [`Sharpen`]: a lower temperature, no distiller.
     Sharpen,
@@ -48,11 +49,12 @@ pub enum ControlConfig {
 }
 
 impl ControlConfig {
-    /// The strength that it is compared at: its own in the literature, or that of what it is the control of.
+    /// The strength used in comparisons: the control's own in the literature, or that of the method it is a control
+    /// for.
     ///
     /// | control | β | from |
     /// |---|---|---|
-    /// | `Subtract` | 0.5 | the ablation in ESamp's paper, arXiv 2604.24927, which has it at this strength only |
+    /// | `Subtract` | 0.5 | the ablation in ESamp's paper, arXiv 2604.24927, which reports this strength only |
     /// | `MatchedRandom(Orthogonal)` | 1 | [`Orthogonal`] |
     /// | others | 0.25 | [`Extrapolate`] |
     pub fn usual_beta(self) -> f32 {
@@ -66,7 +68,8 @@ impl ControlConfig {
         }
     }
 
-    /// The same settings with the control as the reweighter; its strength is their [`beta`](Sampling::beta).
+    /// The same settings with the control as the reweighter, at the strength [`beta`](Sampling::beta) of the
+    /// settings.
     pub fn applied_to(self, sampling: Sampling) -> Sampling {
         let beta = sampling.beta;
         match self {
@@ -124,13 +127,13 @@ mod tests {
         DrawKey::new(3, &[1, 2], 0)
     }
 
-    /// A row at `position`, without a past.
+    /// A row at `position`, with no prompt and no earlier tokens.
     pub(super) fn context(position: u64) -> RowContext<'static> {
         let draw = key().at(position);
         RowContext::new(CompletionId::new(0, 0), position, draw)
     }
 
-    /// Gives a reweighter the logits of another model as the expected ones, and keeps the scores that it makes of them.
+    /// Passes the logits of another model to a reweighter as the expected ones, and records the scores it returns.
     #[derive(Debug)]
     struct Witness {
         reweighter: Arc<dyn NoveltyReweighter>,
@@ -148,7 +151,8 @@ mod tests {
         }
     }
 
-    /// The new scores, by token, in a step with these reference and expected logits; token `i` is number `i`.
+    /// The new scores, by token, in a step with these reference and expected logits. The logits of token `i` are at
+    /// index `i`.
     pub(super) fn scores(
         reweighter: Arc<dyn NoveltyReweighter>,
         position: u64,
@@ -171,7 +175,9 @@ mod tests {
         let output = sampler.step(input.with_other_logits(row_of(expected))).unwrap();
         assert!(output.choices[0].is_ok(), "{:?}", output.choices[0]);
         let mut scores = vec![f32::NAN; reference.len()];
-        seen.lock().unwrap().iter().for_each(|c| scores[c.token as usize] = c.logit);
+        for c in seen.lock().unwrap().iter() {
+            scores[c.token as usize] = c.logit;
+        }
         scores
     }
 
@@ -182,7 +188,7 @@ mod tests {
         }
     }
 
-    /// Hidden states that no model has made.
+    /// Arbitrary hidden states.
     pub(super) fn states(rows: usize, d_model: usize, scale: f32) -> Tensor<2> {
         let numbers = (0..rows * d_model).map(|i| (i as f32 * scale).sin() * 2.0).collect();
         Tensor::from_data(TensorData::new::<f32, _>(numbers, [rows, d_model]), &Device::flex())
@@ -206,7 +212,7 @@ mod tests {
         ControlConfig::MatchedRandom(Matched::Orthogonal),
     ];
 
-    /// The reweighter of settings that a control was applied to.
+    /// The reweighter of settings to which a control was applied.
     fn reweighter(
         config: ControlConfig,
         beta: f32,
@@ -227,7 +233,7 @@ mod tests {
         }
     }
 
-    /// A change here is a change of every record of these arms.
+    /// A change here changes every record of these arms.
     #[test]
     fn value_stability() {
         let bits: [(ControlConfig, u64, [u32; 6]); 8] = [
@@ -284,8 +290,8 @@ mod tests {
     }
 
     #[test]
-    fn a_distiller_that_expected_everything_leaves_the_reference() {
-        // Sharpening needs no distiller, and the plain difference is a temperature then.
+    fn a_distiller_that_predicts_the_reference_changes_nothing() {
+        // `Sharpen` needs no distiller, and `Subtract` is a temperature in this case.
         for config in &ALL[2..] {
             let got = scores(reweighter(*config, 0.7).unwrap(), 0, &REFERENCE, &REFERENCE);
             assert_near(&got, &REFERENCE, 1e-6);
@@ -293,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn a_race_of_one_or_two_and_one_without_variance_are_no_trouble() {
+    fn one_or_two_candidates_and_logits_without_variance_give_finite_scores() {
         for config in ALL {
             for (reference, expected) in [
                 (&[1.5f32][..], &[-2.0f32][..]),

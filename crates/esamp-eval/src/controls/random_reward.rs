@@ -1,4 +1,4 @@
-//! The control for what a reward of this size does whatever it says.
+//! The control for the size of the reward, independent of its content.
 
 use esamp::{
     errors::ConfigError,
@@ -8,16 +8,16 @@ use esamp::{
 
 use super::{check_beta, direction, distiller_if};
 
-/// A control: `logit + s·g`, a random reward per candidate with the variance that ESamp's perturbation has in this row.
+/// A control: `logit + s·g`, a random reward per candidate with the variance of ESamp's perturbation in this row.
 ///
-/// `g` is one standard normal number for each token, from the row's [`Draw`](esamp::filters::Draw) in the stream
-/// `"random reward"` ([`Draw::apart`](esamp::filters::Draw::apart)), centred and scaled over the row's candidates so that the
-/// variance of `s·g` is exactly that of `β·(logit − expected)`. (The reward is what is random in the paper's control,
-/// arXiv 2604.24927; it still has a slope on the reference, by chance, in small races. The control that matches ESamp's
-/// slope is [`MatchedRandom`](super::MatchedRandom).)
+/// `g` is one standard normal number per token, from the row's [`Draw`](esamp::filters::Draw), stream `"random
+/// reward"` ([`Draw::apart`](esamp::filters::Draw::apart)), centred and scaled over the row's candidates so that the
+/// variance of `s·g` is exactly that of `β·(logit − expected)`. As in the paper's control (arXiv 2604.24927), only
+/// the reward is random; with few candidates it still has a slope on the reference by chance.
+/// [`MatchedRandom`](super::MatchedRandom) also matches ESamp's slope.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RandomReward {
-    /// The strength β of the ESamp run that this is the control of, at least 0; with 0 the sampler is the plain one.
+    /// The strength β of the ESamp run that this is a control for, at least 0; 0 gives plain sampling.
     pub beta: f32,
 }
 
@@ -63,9 +63,11 @@ mod tests {
             let new = scores(control.clone(), position, &REFERENCE, &EXPECTED);
             let reward = difference(&new, &REFERENCE);
             assert!((variance(&reward) - wanted).abs() < 1e-5);
-            mean.iter_mut().zip(&reward).for_each(|(m, r)| *m += r / 400.0);
+            for (m, r) in mean.iter_mut().zip(&reward) {
+                *m += r / 400.0;
+            }
         }
-        // Each reward has standard deviation √wanted = 0.63, so its mean over 400 positions 0.03.
+        // Each reward has standard deviation √wanted = 0.63, so its mean over 400 positions has 0.03.
         assert!(mean.iter().all(|m| m.abs() < 0.14), "{mean:?}");
     }
 

@@ -11,12 +11,12 @@ use serde_json::{Map, Value};
 
 use super::ControlConfig;
 
-/// How an arm chooses tokens: the library's settings, with a control in the place of their reweighter where there is one.
+/// How an arm chooses tokens: the library's settings, optionally with a control as the reweighter.
 ///
-/// Written down it is one [`Sampling`] whose key `reweighter` has the name of the library's reweighter or of the control.
+/// Serialised as a [`Sampling`] whose `reweighter` names either one of the library's reweighters or a control.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ArmSampling {
-    /// The settings. With a control, their reweighter is the default and is not used.
+    /// The settings. With a control, their own reweighter is the default and is not used.
     pub settings: Sampling,
     /// The control.
     pub control: Option<ControlConfig>,
@@ -44,8 +44,8 @@ impl From<Sampling> for ArmSampling {
     }
 }
 
-/// The fields of [`Sampling`], in their order, with another type of reweighter. Records are compared byte by byte, so that
-/// neither the order of keys nor the digits of an `f32` may change on the way.
+/// The fields of [`Sampling`], in the same order, with another type of reweighter. Records are compared byte by byte,
+/// so neither the order of the keys nor the digits of an `f32` may change.
 #[derive(Serialize)]
 struct Written<'a> {
     temperature: f32,
@@ -74,7 +74,7 @@ impl Serialize for ArmSampling {
             penalties: &settings.penalties,
             logit_bias: &settings.logit_bias,
             fire: settings.fire,
-            selection: settings.selection,
+            selection: settings.selection.clone(),
         }
         .serialize(serializer)
     }
@@ -84,7 +84,7 @@ impl<'de> Deserialize<'de> for ArmSampling {
     fn deserialize<D: Deserializer<'de>>(written: D) -> Result<Self, D::Error> {
         let mut written = Map::<String, Value>::deserialize(written)?;
         let name = written.get("reweighter").cloned().unwrap_or_default();
-        // What is no control is the library's, which says what is wrong with it.
+        // A name that is not a control is left to the library, which reports an error if it does not know it either.
         let control = serde_json::from_value(name).ok();
         if control.is_some() {
             written.remove("reweighter");
@@ -108,7 +108,7 @@ mod tests {
             .with_fire(Fire::new(30.0))
     }
 
-    /// A field that `Sampling` has and `Written` has not would be lost.
+    /// A field that `Sampling` has and `Written` lacks would be lost.
     #[test]
     fn a_control_changes_nothing_but_the_name_of_the_reweighter() {
         let plain = serde_json::to_string(&ArmSampling::from(settings())).unwrap();

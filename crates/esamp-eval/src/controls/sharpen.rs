@@ -11,17 +11,18 @@ use super::check_beta;
 
 /// A control: `(1 + β)·logit`, no distiller.
 ///
-/// A distiller that expects nothing in particular (constant logits) turns ESamp into this: the plain model at temperature
-/// `T / (1 + β)`, among the candidates that the filters keep of `ref / T`. Whatever ESamp does beyond it, the distiller
-/// did. What penalties and bias have added is not multiplied, as in ESamp. Tokens of a hot start ([`Fire`](esamp::Fire)) are
-/// sharpened too, at `T_fire / (1 + β)`, as ESamp does; the first token of a completion never is.
+/// A distiller that expects nothing in particular (constant logits) turns ESamp into this: the plain model at
+/// temperature `T / (1 + β)`, among the candidates that the filters keep of `ref / T`. Any effect of ESamp beyond
+/// this control comes from the distiller. As in ESamp, adjustments by penalties and bias are not multiplied. Tokens
+/// of a hot start ([`Fire`](esamp::Fire)) are sharpened too, at `T_fire / (1 + β)`, as in ESamp; the first token of a
+/// completion is not.
 ///
-/// [`sharpened_plain`] is the plain sampler at the lower temperature:
-/// there the filters see the sharpened logits too and keep fewer candidates, the first token is sharpened as well, and the
-/// temperature of a hot start is left undivided.
+/// [`sharpened_plain`] is the plain sampler at the lower temperature. There the filters also see the sharpened logits
+/// and keep fewer candidates, the first token is sharpened as well, and the temperature of a hot start is not
+/// divided.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sharpen {
-    /// The strength β of the ESamp run that this is the control of, at least 0; with 0 the sampler is the plain one.
+    /// The strength β of the ESamp run that this is a control for, at least 0; 0 gives plain sampling.
     pub beta: f32,
 }
 
@@ -41,11 +42,11 @@ impl NoveltyReweighter for Sharpen {
     }
 }
 
-/// The control for sharpening as it is usually written: the plain sampler at `T / (1 + β)`, β 0.
+/// The control for sharpening in its usual form: the plain sampler at `T / (1 + β)`, β 0.
 ///
-/// Its filters see the sharpened logits where the temperature comes first; [`Sharpen`] is the control that keeps the
-/// candidates of `ref / T`. A hot start ([`Sampling::fire`]) keeps its own temperature, which is not divided: hot tokens are
-/// as hot as in the run that this is the control of. ESamp and [`Sharpen`] do sharpen them, except for the first token of a
+/// If the temperature comes before the filters, they see the sharpened logits; [`Sharpen`] keeps the candidates of
+/// `ref / T` instead. The temperature of a hot start ([`Sampling::fire`]) is not divided, so hot tokens are as hot as
+/// in the run that this is a control for. ESamp and [`Sharpen`] do sharpen them, except for the first token of a
 /// completion.
 pub fn sharpened_plain(sampling: &Sampling) -> Sampling {
     let temperature = sampling.temperature / (1.0 + sampling.beta);

@@ -6,23 +6,24 @@ use std::sync::{
 };
 
 use burn::tensor::Tensor;
-use esamp::{errors::StepError, filters::RowContext, reweighters::ExpectedControl};
+use esamp::{errors::StepError, filters::RowContext, unstable::ExpectedControl};
 
 use super::{length, select_rows};
 
-/// `e'_i = e_{i+1}`: the error of the next row of the step that has a distiller; the last row's is that of the first.
-/// Learned directions, of the wrong context. A control of this package's own.
+/// `e'_i = e_{i+1}`: each row gets the error of the next row of the step that has a distiller, and the last row that
+/// of the first. The directions are learned, but in the wrong context. This control is original to this package.
 ///
-/// Rows whose states are not finite are left out. A row that is alone keeps its own error, which
-/// [`not_shuffled`](Self::not_shuffled) counts. With this control, and only with it, a row's tokens depend on the other rows of
-/// the batch.
+/// Rows whose states are not finite are left out. A row without others keeps its own error, which
+/// [`not_shuffled`](Self::not_shuffled) counts. This is the only control with which a row's tokens depend on the
+/// other rows of the batch.
 #[derive(Clone, Debug, Default)]
 pub struct ShuffledErrors {
     not_shuffled: Arc<AtomicU64>,
 }
 
 impl ShuffledErrors {
-    /// Rows so far that kept their own error. A clone that stays with the caller shares the count.
+    /// The number of rows so far that kept their own error. Clones share the count, so the caller can keep one to
+    /// read it.
     pub fn not_shuffled(&self) -> u64 {
         self.not_shuffled.load(Ordering::Relaxed)
     }
@@ -41,13 +42,13 @@ impl ExpectedControl for ShuffledErrors {
     }
 }
 
-/// The expected states with the errors passed on, and whether the only row that has one kept it.
+/// The expected states with the errors passed on, and whether there was only one row with an error, which kept it.
 fn shuffled(deep: &Tensor<2>, predicted: Tensor<2>) -> Result<(Tensor<2>, bool), StepError> {
     let error = deep.clone() - predicted;
     let lengths: Vec<f32> = length(error.clone())
         .try_into_data()?
         .try_into_vec()
-        .map_err(|error| StepError::Execution(format!("{error:?}")))?;
+        .map_err(|error| StepError::Device(format!("{error:?}")))?;
     let finite: Vec<usize> = (0..lengths.len()).filter(|&row| lengths[row].is_finite()).collect();
     let mut source: Vec<usize> = (0..lengths.len()).collect();
     for (place, &row) in finite.iter().enumerate() {

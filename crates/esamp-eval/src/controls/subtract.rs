@@ -1,4 +1,4 @@
-//! ESamp's ablation.
+//! The ablation from ESamp's paper.
 
 use esamp::{
     errors::ConfigError,
@@ -8,20 +8,21 @@ use esamp::{
 
 use super::{check_beta, distiller_if};
 
-/// `logit − β·expected`: what ESamp's paper compares its fusion with (arXiv 2604.24927, where it does far worse).
+/// `logit − β·expected`: the alternative with which ESamp's paper compares its fusion (arXiv 2604.24927; it does far
+/// worse).
 ///
-/// Without `1 + β` on the reference a perfect distiller does not leave the model alone: `expected = logit` gives
-/// `(1 − β)·logit`, the plain model at temperature `1 / (1 − β)`, and at β = 1 every candidate is as likely as any
-/// other. What penalties and bias have added stays as it is.
+/// Without the factor `1 + β` on the reference, a perfect distiller changes the model's distribution: `expected =
+/// logit` gives `(1 − β)·logit`, the plain model at temperature `1 / (1 − β)`, and at β = 1 all candidates are
+/// equally likely. Adjustments by penalties and bias are unchanged.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Subtract {
-    /// The strength β, at least 0; with 0 the sampler is the plain one. Usual: 0.5.
+    /// The strength β, at least 0; 0 gives plain sampling. Usual: 0.5.
     pub beta: f32,
 }
 
 impl Subtract {
-    /// The strength at which the paper's table on AIME25 has it (arXiv 2604.24927: pass@64 of 13.3 against 30.0 for ESamp at
-    /// the same β).
+    /// The strength in the paper's table on AIME25 (arXiv 2604.24927: pass@64 of 13.3 against 30.0 for ESamp at the
+    /// same β).
     pub const USUAL_BETA: f32 = 0.5;
 }
 
@@ -57,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn a_distiller_that_expected_everything_flattens() {
+    fn a_distiller_that_predicts_the_reference_flattens() {
         let flat = scores(Arc::new(Subtract { beta: 1.0 }), 0, &REFERENCE, &REFERENCE);
         assert_eq!(flat, [0.0; 6]);
     }

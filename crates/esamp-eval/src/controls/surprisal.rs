@@ -8,17 +8,17 @@ use esamp::{
 
 use super::{check_beta, direction, distiller_if};
 
-/// A control: `logit + s·(−log p_ref)`, the model's own surprisal as the reward, with the variance that ESamp's
-/// perturbation has in this row.
+/// A control: `logit + s·(−log p_ref)`, the model's own surprisal as the reward, with the variance of ESamp's
+/// perturbation in this row.
 ///
-/// Surprisal is the reference logit with its sign turned, up to a constant, so this is the plain model at a higher
-/// temperature, one for each row: `logit·(1 − s)` with `s = β·σ(logit − expected) / σ(logit)` over the row's candidates.
-/// Where the perturbation is larger than the reference (`s > 1`) it turns the order round. What ESamp gains over it is not
-/// a matter of preferring rare tokens. Rows whose reference logits are all equal are left alone. A control of this package's
-/// own, scaled as [`RandomReward`](super::RandomReward) is.
+/// Surprisal is the negated reference logit, up to a constant. So this is the plain model at a higher temperature,
+/// one for each row: `logit·(1 − s)` with `s = β·σ(logit − expected) / σ(logit)` over the row's candidates. If the
+/// perturbation is larger than the reference (`s > 1`), the order is reversed. What ESamp gains over this control is
+/// not due to a preference for rare tokens. Rows whose reference logits are all equal are unchanged. This control is
+/// original to this package and scaled like [`RandomReward`](super::RandomReward).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Surprisal {
-    /// The strength β of the ESamp run that this is the control of, at least 0; with 0 the sampler is the plain one.
+    /// The strength β of the ESamp run that this is a control for, at least 0; 0 gives plain sampling.
     pub beta: f32,
 }
 
@@ -27,7 +27,7 @@ impl NoveltyReweighter for Surprisal {
         if self.beta == 0.0 {
             return;
         }
-        // −log p = −logit + constant: centred, the reference with its sign turned.
+        // −log p = −logit + constant: after centring, the negated reference.
         let reward: Vec<f64> = direction::reference(candidates).iter().map(|z| -z).collect();
         direction::add_matched(candidates, self.beta, &reward);
     }

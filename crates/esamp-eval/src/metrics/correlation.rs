@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_vary_goes_with_nothing() {
+    fn a_constant_has_no_correlation() {
         let text = |x: &[f64], y: &[f64]| spearman(x, y).unwrap_err().to_string();
         assert_eq!(
             text(&[1.0, 1.0], &[1.0, 2.0]),

@@ -10,7 +10,7 @@ use esamp::TokenId;
 /// 1510.03055).
 ///
 /// In `(0, 1]`; 1 if no n-gram occurs twice. Texts shorter than `n` have no n-grams, and n-grams do not
-/// span texts. The score falls with the length of the texts whatever their content: compare at equal
+/// span texts. The score falls with the length of the texts regardless of their content: compare at equal
 /// numbers of tokens, or use [`expectation_adjusted_distinct`]. Cost: a sort of the n-grams.
 ///
 /// # Errors

@@ -93,7 +93,7 @@ fn kl_of(new: &[f64], reference: &[f64]) -> f64 {
     terms.sum::<f64>().max(0.0)
 }
 
-/// `p·value`, which is 0 for `p = 0` whatever the value.
+/// `p·value`, which is 0 for `p = 0` regardless of the value.
 fn weighted(log_prob: f64, value: f64) -> f64 {
     let probability = log_prob.exp();
     if probability == 0.0 { 0.0 } else { probability * value }

@@ -6,7 +6,8 @@
 //! | question | functions |
 //! |---|---|
 //! | is one of them right? | [`pass_at_k`], [`maj_at_k`] |
-//! | do they differ in meaning? (embeddings) | [`vendi_from_embeddings`], [`vendi_from_kernel`], [`mean_pairwise_cosine`], [`cosine`] |
+//! | do they differ in meaning? (embeddings) | [`vendi_from_embeddings`], [`mean_pairwise_cosine`], [`cosine`] |
+//! | do they differ in meaning? (any similarity) | [`vendi_from_kernel`] |
 //! | do they differ in words? (tokens) | [`distinct_n`], [`expectation_adjusted_distinct`], [`self_bleu`] |
 //! | how probable, how certain, how far apart? | [`perplexity`], [`entropy`], [`kl_divergence`] |
 //! | is a difference more than chance? | [`paired_interval`], [`mean_interval`], [`bootstrap_interval`], [`mcnemar`] |
@@ -57,5 +58,6 @@ pub use error::MetricError;
 pub use mcnemar::{McNemar, mcnemar};
 pub use pass::{maj_at_k, pass_at_k};
 pub use self_bleu::{Smoothing, self_bleu};
+pub(crate) use similarity::dot;
 pub use similarity::{cosine, mean_pairwise_cosine};
 pub use vendi::{vendi_from_embeddings, vendi_from_kernel};

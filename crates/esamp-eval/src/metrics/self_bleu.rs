@@ -13,7 +13,7 @@ use esamp::TokenId;
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Smoothing {
-    /// 0: a text that shares no n-gram of the highest order with the others scores 0, whatever else it
+    /// 0: a text that shares no n-gram of the highest order with the others scores 0, regardless of what else it
     /// shares.
     None,
     /// Technique 1: 0.1 matches instead of none. The usual choice for self-BLEU.
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_overlap_to_speak_of_is_an_error() {
+    fn an_undefined_overlap_is_an_error() {
         let text = |texts: &[&[TokenId]], order| {
             self_bleu(texts, order, Smoothing::default()).unwrap_err().to_string()
         };

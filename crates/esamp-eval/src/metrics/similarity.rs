@@ -70,7 +70,8 @@ pub(super) fn unit_rows<R: AsRef<[f64]>>(rows: &[R]) -> Result<Vec<Vec<f64>>, Me
     rows.iter().enumerate().map(unit).collect()
 }
 
-pub(super) fn dot(a: &[f64], b: &[f64]) -> f64 {
+/// `Σ a·b`
+pub(crate) fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 

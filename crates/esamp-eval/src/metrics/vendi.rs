@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn all_alike_is_one_and_nothing_alike_is_all() {
+    fn equal_items_score_one_and_orthogonal_items_score_their_number() {
         for order in ORDERS {
             for n in [1, 2, 7] {
                 close(vendi_from_kernel(&vec![vec![1.0; n]; n], order).unwrap(), 1.0);

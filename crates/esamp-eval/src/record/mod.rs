@@ -9,7 +9,6 @@
 //! over all tokens at temperature 1. *The reference distribution* is over the candidates that the filters
 //! keep, at the arm's temperature. *The new distribution* is over the same candidates after reweighting;
 //! tokens are drawn from it.
-#![allow(dead_code, reason = "some fields are used only by tests or reports")]
 
 mod frequency_ranks;
 
@@ -20,7 +19,7 @@ use std::{
 };
 
 use esamp::{Counters, SamplerConfig, TokenId};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use serde_json::{Map, Value};
 
 use crate::controls::ArmSampling;
@@ -128,8 +127,9 @@ pub struct ArmRecord {
     pub error: ErrorName,
 }
 
-/// An [`ArmRecord`] as this or an earlier version has written it. Earlier ones had two more settings of the sampler:
-/// `overlap`, of which only `none` is left, and `expected_control`, which is [`ArmRecord::error`] now.
+/// An [`ArmRecord`] as this or an earlier version has written it. Earlier versions had two more settings of the
+/// sampler: `overlap`, of which only `none` remains, and `expected_control`, which is now [`ArmRecord::error`]. They
+/// called `updates_before_steering` `steps_before_steering`.
 #[derive(Deserialize)]
 struct ArmOfAnyVersion {
     name: String,
@@ -167,6 +167,9 @@ impl TryFrom<ArmOfAnyVersion> for ArmRecord {
                 ));
             }
         };
+        if let Some(updates) = sampler.remove("steps_before_steering") {
+            sampler.insert("updates_before_steering".to_owned(), updates);
+        }
         let sampler = serde_json::from_value(sampler.into()).map_err(|error| error.to_string())?;
         Ok(Self { name, what, role, sampling, sampler, prompt_warm_up, error })
     }
@@ -235,10 +238,21 @@ pub struct ProblemRecord {
     pub totals: Totals,
     /// The sampler's counters over the whole batch of the problem ([`Header::batch`]); the same in all
     /// records of the batch.
+    #[serde(deserialize_with = "counters_of_any_version")]
     pub batch_counters: Counters,
     /// Single tokens if the arm is [`Header::token_arm`]; otherwise empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub token_sample: Vec<TokenRecord>,
+}
+
+/// Reads counters as this or an earlier version has written them. Earlier versions called `rows_untrained`
+/// `rows_warming`.
+fn counters_of_any_version<'de, D: Deserializer<'de>>(from: D) -> Result<Counters, D::Error> {
+    let mut counters = Map::deserialize(from)?;
+    if let Some(rows) = counters.remove("rows_warming") {
+        counters.insert("rows_untrained".to_owned(), rows);
+    }
+    serde_json::from_value(counters.into()).map_err(D::Error::custom)
 }
 
 /// One completion.

@@ -94,15 +94,16 @@ pub struct Opponents {
     pub frontier: Vec<usize>,
 }
 
-/// The difference in a measure between an arm and its opponent. `None` if the frontier does not cover the
-/// arm: the curve is not extrapolated.
+/// The difference in a measure between an arm and its opponent. `None` if the frontier does not cover the arm: the
+/// curve is not extrapolated.
 ///
-/// Problems are resampled for all arms together, and the frontier is recomputed for each resample, so the
-/// interval includes the uncertainty of the frontier. In a resample the arm may lie slightly beyond an end;
-/// there the last segment is extended.
+/// Problems are resampled for all arms together, and the frontier is recomputed for each resample, so the interval
+/// includes the uncertainty of the frontier. In a resample the arm may lie slightly beyond an end; there the last
+/// segment is extended.
+///
 /// # Errors
 ///
-/// What the bootstrap says.
+/// Errors of the bootstrap.
 pub fn gain(
     scores: &TaskScores,
     arm: usize,
@@ -137,12 +138,12 @@ pub fn gain(
     }
 }
 
-/// How much farther an arm lies above the frontier, at its own perplexity, than another one does at its own. `None` where
-/// the frontier does not reach one of the two.
+/// How much farther an arm lies above the frontier, at its own perplexity, than another arm does at its own. `None`
+/// if the frontier does not cover one of the two.
 ///
 /// # Errors
 ///
-/// What the bootstrap says.
+/// Errors of the bootstrap.
 pub fn rivalry(
     scores: &TaskScores,
     [arm, rival]: [usize; 2],
@@ -157,9 +158,9 @@ pub fn rivalry(
     known(line.problems, difference).map(Some)
 }
 
-/// What plain sampling has of a measure, by what it has of another one.
+/// A measure of plain sampling as a function of another measure.
 struct Frontier<'s> {
-    /// `[arm][problem]` of the measure, and of the one that is made equal.
+    /// `[arm][problem]` of the measure. `by` has the same of the measure that is held equal.
     values: Vec<Vec<f64>>,
     by: Vec<Vec<f64>>,
     arms: &'s [usize],
@@ -174,7 +175,7 @@ impl<'s> Frontier<'s> {
         opponents: &'s Opponents,
     ) -> Option<Self> {
         let (values, by) = (scores.measures.get(&measure)?, scores.measures.get(&equal)?);
-        // A measure may lack some problems, in which completions are too short for it.
+        // A measure may lack problems with completions that are too short for it.
         let shared: Vec<usize> = values
             .problems
             .iter()
@@ -193,7 +194,7 @@ impl<'s> Frontier<'s> {
         Some(Self { values, by, arms: &opponents.frontier, problems: shared.len() })
     }
 
-    /// Its points on some problems, from left to right.
+    /// The points of the curve on some problems, from left to right.
     fn points(&self, picks: &[usize]) -> Vec<(f64, f64)> {
         let point = |&arm: &usize| (mean(&self.by[arm], picks), mean(&self.values[arm], picks));
         let mut points: Vec<(f64, f64)> = self.arms.iter().map(point).collect();
@@ -201,7 +202,7 @@ impl<'s> Frontier<'s> {
         points
     }
 
-    /// Whether an arm lies between its ends.
+    /// Whether an arm lies between the ends of the curve.
     fn reaches(&self, arm: usize) -> bool {
         let all: Vec<usize> = (0..self.problems).collect();
         let (points, x) = (self.points(&all), mean(&self.by[arm], &all));
@@ -210,19 +211,19 @@ impl<'s> Frontier<'s> {
             && points.last().is_some_and(|last| x <= last.0)
     }
 
-    /// What an arm has more than the frontier where it lies.
+    /// How far an arm lies above the curve at its own abscissa.
     fn excess(&self, arm: usize, picks: &[usize]) -> f64 {
         mean(&self.values[arm], picks) - on_line(&self.points(picks), mean(&self.by[arm], picks))
     }
 }
 
-/// The height of a broken line at `x`; its first or last stretch goes on beyond its ends. At least two points, by
-/// ascending x.
+/// The height of a piecewise linear curve at `x`. Its first and last segments are extended beyond its ends. Needs at
+/// least two points, by ascending x.
 fn on_line(points: &[(f64, f64)], x: f64) -> f64 {
     let beyond = points.iter().position(|point| point.0 >= x).unwrap_or(points.len() - 1);
     let (left, right) = (points[beyond.max(1) - 1], points[beyond.max(1)]);
     let width = right.0 - left.0;
-    // Two temperatures with the very same abscissa: what lies between is their mean.
+    // For two temperatures with the same abscissa, take their mean.
     let share = if width > 0.0 { (x - left.0) / width } else { 0.5 };
     left.1 + share * (right.1 - left.1)
 }
@@ -244,7 +245,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_broken_line_is_followed_between_its_points_and_beyond() {
+    fn a_piecewise_linear_curve_is_interpolated_and_extended() {
         let line = [(1.0, 10.0), (2.0, 20.0), (4.0, 0.0)];
         for (x, y) in [
             (1.0, 10.0),

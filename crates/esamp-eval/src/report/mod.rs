@@ -223,13 +223,19 @@ fn heading(results: &Results, tasks: &[Task<'_>], novelty: Option<&String>) -> S
     let base = &results.header.arms[results.base].name;
     let _ = write!(
         text,
-        "\n<!-- Written by the example `evaluate` with --report: a change by hand is lost. -->\n\n## How to read it\n\n\
-         Differences are the arm's mean minus that of plain sampling on the same problems. *Beside {base}*: at {base}'s own \
-         temperature. *At equal perplexity* and *at equal entropy*: plain sampling at the temperature that would give it the \
-         arm's perplexity (under the model, at temperature 1, no filter) or the entropy of what tokens are drawn from, read off \
-         the broken line through the frontier's arms, in log-perplexity; a dash where that line does not reach. *Beside the best \
-         temperature*: beside the frontier's arm that is best in it on these problems. A lower temperature makes texts more \
-         probable and less diverse, so a difference in one of the two at unequal perplexity says little about exploring.\n\n\
+        "\n<!-- Written by the program `evaluate` with --report: a change by hand is lost. -->\n\n## How to read it\n\n\
+         Differences are the arm's mean minus that of plain sampling on the same problems. *vs {base}*: at \
+         {base}'s own \
+         temperature. *At equal perplexity* and *at equal entropy*: plain sampling at the temperature that \
+         would give it the \
+         arm's perplexity (under the model, at temperature 1, no filter) or the entropy of what tokens are \
+         drawn from, read off \
+         the broken line through the frontier's arms, in log-perplexity; a dash where that line does not reach. \
+         *vs the best \
+         temperature*: compared with the frontier's arm that is best in it on these problems. A lower \
+         temperature makes texts more \
+         probable and less diverse, so a difference in one of the two at unequal perplexity says little about \
+         exploring.\n\n\
          {}",
         READING
     );
@@ -239,15 +245,21 @@ fn heading(results: &Results, tasks: &[Task<'_>], novelty: Option<&String>) -> S
 
 /// Explains the columns and their limitations.
 const READING: &str = "\
-- Vendi: effective number of different completions of a problem, by sentence embeddings. Cosine: their mean similarity. \
-  Adjusted distinct-2: different pairs of tokens beside those expected of as many random ones. Self-BLEU: overlap of \
-  completions. Solutions: different right completions of a problem. pass@k: chance of a right one among k; maj@k: of a right \
-  majority. Perplexity: exp of the mean over problems of a token's surprisal. Cut: share of completions that end at the limit.
+- Vendi: effective number of different completions of a problem, by sentence embeddings. Cosine: their mean \
+similarity. \
+  Adjusted distinct-2: different pairs of tokens relative to those expected of as many random ones. Self-BLEU: \
+  overlap of \
+  completions. Solutions: different right completions of a problem. pass@k: chance of a right one among k; \
+  maj@k: of a right \
+  majority. Perplexity: exp of the mean over problems of a token's surprisal. Cut: share of completions that \
+  end at the limit.
 - Changed: tokens that differ from what the same random number would have chosen without steering. Slope: of the \
-  distiller's error on the reference logits, and sharpening: of what was added to them; steering that only sharpens is a lower \
+  distiller's error on the reference logits, and sharpening: of what was added to them; steering that only \
+  sharpens is a lower \
   temperature. Entropy before and after: of the reference distribution and of the one drawn from.
 - A problem's completions and seeds are not independent: their mean is one number, and intervals are over problems, \
-  widened for few of them. Few problems of which only one arm solves a part decide less than such an interval says: there look \
+  widened for few of them. Few problems of which only one arm solves a part decide less than such an interval \
+  says: there look \
   at McNemar's p. Problems of one task are made from the same lists of parts, in both halves.
 - Completions that are cut, and those of different lengths, are compared as they are.
 ";
@@ -287,7 +299,8 @@ fn section(results: &Results, task: &Task<'_>) -> Result<Section, Failure> {
     for (measure, rivalries) in &task.rivalries {
         let _ = write!(
             text,
-            "\nHow much farther a method lies above the frontier than its control or a baseline does, in {}, each at its own \
+            "\nHow much farther a method lies above the frontier than its control or a baseline does, in {}, \
+             each at its own \
              perplexity:\n\n{}",
             measure.name(),
             tables::rivalries(results, rivalries, *measure)
@@ -349,8 +362,10 @@ fn provenance(results: &Results, origin: &Origin) -> String {
         }
     };
     let mut text = format!(
-        "\n## Where it comes from\n\n| | |\n|---|---|\n| model | {}, SHA-256 `{}` |\n| embeddings | {} |\n| commit of the \
-         records | {} |\n| seeds | {} |\n| machine | {machine} |\n| run time | {time} |\n| intervals | {:.0} %, expanded \
+        "\n## Where it comes from\n\n| | |\n|---|---|\n| model | {}, SHA-256 `{}` |\n| embeddings | {} |\n| \
+         commit of the \
+         records | {} |\n| seeds | {} |\n| machine | {machine} |\n| run time | {time} |\n| intervals | {:.0} %, \
+         expanded \
          percentile bootstrap over problems, {} resamples |\n",
         header.model.name,
         header.model.sha256,

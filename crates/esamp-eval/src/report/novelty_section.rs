@@ -74,11 +74,16 @@ pub fn novelty_section(
 
 fn text(task: &str, arm: &str, tokens: &Level, windows: Option<&WindowLevel>) -> String {
     let mut text = format!(
-        "\n## Is it novelty? ({task})\n\nRank correlations (Spearman) of the distiller's error with what it may stand for, over \
-         {} tokens of {arm} in {} problems. *Others fixed*: the partial correlation given surprisal, entropy, frequency rank \
-         and position, as far as they are not the measure itself. *Within problems*: with the problem held fixed too. Novelty \
-         is `‖deep − expected deep‖`, relative novelty the same as a multiple of `‖deep‖`. Only steered tokens are looked at, and \
-         steering pushes towards tokens that the error points to: a part of any correlation with surprisal is its own doing. Of \
+        "\n## Is it novelty? ({task})\n\nRank correlations (Spearman) of the distiller's error with what it may \
+         stand for, over \
+         {} tokens of {arm} in {} problems. *Others fixed*: the partial correlation given surprisal, entropy, \
+         frequency rank \
+         and position, as far as they are not the measure itself. *Within problems*: with the problem held \
+         fixed too. Novelty \
+         is `‖deep − expected deep‖`, relative novelty the same as a multiple of `‖deep‖`. Only steered tokens \
+         are looked at, and \
+         steering pushes towards tokens that the error points to: a part of any correlation with surprisal is \
+         its own doing. Of \
          a run of a problem at most {TOKEN_SAMPLE} tokens were kept. Intervals: {:.0} %, {} resamples of problems.\n\n",
         tokens.n,
         tokens.problems,
@@ -93,10 +98,14 @@ fn text(task: &str, arm: &str, tokens: &Level, windows: Option<&WindowLevel>) ->
         Some(windows) => {
             let _ = write!(
                 text,
-                "\nThe semantic question: how far are {WINDOW} tokens from what the other completions of the prompt have said \
-                 before them (1 − the largest, or the mean, cosine of sentence embeddings)? {} windows of {} of {} runs of \
-                 problems, the first by seed. First with the mean error of the {WINDOW} tokens *in front of* the window, \
-                 which is known before the window is written. These means are over the tokens that were kept, so what is held \
+                "\nThe semantic question: how far are {WINDOW} tokens from what the other completions of the \
+                 prompt have said \
+                 before them (1 − the largest, or the mean, cosine of sentence embeddings)? {} windows of {} of \
+                 {} runs of \
+                 problems, the first by seed. First with the mean error of the {WINDOW} tokens *in front of* \
+                 the window, \
+                 which is known before the window is written. These means are over the tokens that were kept, \
+                 so what is held \
                  fixed is held fixed by a noisy measure of it:\n\n",
                 windows.windows, windows.groups, windows.all_groups
             );
@@ -153,7 +162,8 @@ fn line(task: &str, tokens: &Level, windows: Option<&WindowLevel>) -> String {
     if let Some(found) = windows.and_then(|windows| found(&windows.before, Measure::Distance)) {
         let _ = write!(
             line,
-            "; with how far the next {WINDOW} tokens are from all that other samples have said: {}, and {} once those four and \
+            "; with how far the next {WINDOW} tokens are from all that other samples have said: {}, and {} once \
+             those four and \
              the problem are held fixed",
             known(&found.spearman),
             known(&found.within)

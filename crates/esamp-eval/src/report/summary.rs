@@ -27,7 +27,8 @@ pub fn lines(
     lines.push(for_whom(results, tasks));
     lines.push(format!(
         "One model of {} dimensions, its own perplexity as the measure of quality, {intervals} intervals without \
-         correction: if no arm differed from another, about {} would rule out 0. Brackets: {:.0} % paired intervals over \
+         correction: if no arm differed from another, about {} would rule out 0. Brackets: {:.0} % paired \
+         intervals over \
          problems; **bold** rules out 0.",
         results.header.model.d_model,
         (intervals as f64 * (1.0 - LEVEL)).round(),
@@ -70,7 +71,8 @@ fn ideas(results: &Results, tasks: &[Task<'_>]) -> Vec<String> {
             let measure = task.scores.most_telling()?;
             let found = |at| each(results, &methods, measure, |arm| task.gain(arm, measure, at));
             Some(format!(
-                "**Different ideas** ({} score of {}; {base} has {:.2}). Beside plain sampling of equal perplexity: {}. Beside \
+                "**Different ideas** ({} score of {}; {base} has {:.2}). Compared with plain sampling of equal \
+                 perplexity: {}. Compared with \
                  {base} itself: {}.",
                 measure.name(),
                 task.results.task.name,
@@ -82,7 +84,7 @@ fn ideas(results: &Results, tasks: &[Task<'_>]) -> Vec<String> {
         .collect()
 }
 
-/// Methods compared with what has not learned: their controls and other sampling methods.
+/// Methods compared with their controls and with other sampling methods.
 fn what_else(results: &Results, tasks: &[Task<'_>]) -> Vec<String> {
     let name = |arm: usize| results.header.arms[arm].name.as_str();
     let texts = tasks.iter().filter(|task| !task.results.task.verifiable);
@@ -146,7 +148,11 @@ fn answers(results: &Results, tasks: &[Task<'_>]) -> Vec<String> {
             })
             .collect();
         if !parts.is_empty() {
-            lines.push(format!("**{}** beside {base}: {}.", measure.name(), parts.join("; ")));
+            lines.push(format!(
+                "**{}** compared with {base}: {}.",
+                measure.name(),
+                parts.join("; ")
+            ));
         }
     }
     lines
@@ -158,7 +164,7 @@ fn for_whom(results: &Results, tasks: &[Task<'_>]) -> String {
     let methods = arms_of(results, Role::Method);
     let parts = tasks.iter().filter_map(|task| {
         let measure = task.scores.most_telling()?;
-        let (at, beside) = if task.results.task.verifiable {
+        let (at, baseline) = if task.results.task.verifiable {
             (At::BestTemperature, "the best of the temperatures")
         } else {
             (At::EqualPerplexity, "plain sampling of equal perplexity")
@@ -181,7 +187,11 @@ fn for_whom(results: &Results, tasks: &[Task<'_>]) -> String {
             outcomes.map(|(names, words)| format!("{words} {names}")).collect();
         (!outcomes.is_empty()).then(|| {
             let name = &task.results.task.name;
-            format!("{} on {name}, beside {beside}: {}", measure.name(), outcomes.join(", "))
+            format!(
+                "{} on {name}, compared with {baseline}: {}",
+                measure.name(),
+                outcomes.join(", ")
+            )
         })
     });
     let parts: Vec<String> = parts.collect();

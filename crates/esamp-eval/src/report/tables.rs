@@ -82,7 +82,8 @@ pub fn levels(results: &Results, task: &Task<'_>) -> String {
 
 /// The effect of steering on the distribution, averaged over tokens.
 pub fn steering(results: &Results, task: &Task<'_>) -> String {
-    let mut table = "| arm | changed | KL(new ‖ reference) | entropy before | after | relative error | slope | sharpening |\n\
+    let mut table = "| arm | changed | KL(new ‖ reference) | entropy before | after | relative error | slope | \
+    sharpening |\n\
                      |---|--:|--:|--:|--:|--:|--:|--:|\n"
         .to_owned();
     for (arm, about) in results.header.arms.iter().enumerate() {
@@ -120,7 +121,7 @@ pub fn gains(results: &Results, task: &Task<'_>, measure: Measure) -> String {
     let base = &results.header.arms[results.base].name;
     let name = measure.name();
     let mut table = format!(
-        "| arm | {name} | beside {base} | at equal perplexity | at equal entropy | beside the best temperature |\n\
+        "| arm | {name} | vs {base} | at equal perplexity | at equal entropy | vs the best temperature |\n\
          |---|--:|--:|--:|--:|--:|\n"
     );
     for (arm, record) in results.header.arms.iter().enumerate() {

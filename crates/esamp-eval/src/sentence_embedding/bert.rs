@@ -20,7 +20,7 @@ use serde::Deserialize;
 
 /// The keys of `config.json` that are used here.
 #[derive(Clone, Debug, Deserialize)]
-pub struct BertConfig {
+pub(crate) struct BertConfig {
     pub vocab_size: usize,
     pub hidden_size: usize,
     pub intermediate_size: usize,
@@ -35,7 +35,7 @@ pub struct BertConfig {
 
 impl BertConfig {
     /// Parses and checks the configuration; `path` is used in error messages.
-    pub fn from_json(path: &Path, bytes: &[u8]) -> Result<Self, LoadError> {
+    pub(crate) fn from_json(path: &Path, bytes: &[u8]) -> Result<Self, LoadError> {
         let wrong = |what: &str, expected: &str, got: String| LoadError::Format {
             path: path.to_owned(),
             what: what.to_owned(),
@@ -67,7 +67,7 @@ impl BertConfig {
 
 /// The encoder.
 #[derive(Module, Debug)]
-pub struct Bert {
+pub(crate) struct Bert {
     words: Embedding,
     positions: Embedding,
     types: Embedding,
@@ -111,7 +111,11 @@ const NAMES: [(&str, &str); 11] = [
 
 impl Bert {
     /// Loads the weights. The pooler of the file is ignored, because the mean does not use it.
-    pub fn load(config: &BertConfig, path: &Path, device: &Device) -> Result<Self, LoadError> {
+    pub(crate) fn load(
+        config: &BertConfig,
+        path: &Path,
+        device: &Device,
+    ) -> Result<Self, LoadError> {
         let unusable = |what: &str, expected: &str, got: String| LoadError::Format {
             path: path.to_owned(),
             what: what.to_owned(),
@@ -178,7 +182,7 @@ impl Bert {
 
     /// Maps `[rows, seq]` to `[rows, seq, width]`. Tokens where `padding` is true are masked out; every row
     /// has at least one other token.
-    pub fn forward(&self, tokens: Tensor<2, Int>, padding: Tensor<2, Bool>) -> Tensor<3> {
+    pub(crate) fn forward(&self, tokens: Tensor<2, Int>, padding: Tensor<2, Bool>) -> Tensor<3> {
         let [rows, seq] = tokens.dims();
         let positions = self.positions.weight.val().narrow(0, 0, seq).unsqueeze::<3>();
         let first_type = self.types.weight.val().narrow(0, 0, 1).unsqueeze::<3>();

@@ -4,7 +4,6 @@
 //! The model is all-MiniLM-L6-v2 (Wang et al., *MiniLM*, arXiv 2002.10957; trained on pairs of sentences as
 //! in Reimers and Gurevych, *Sentence-BERT*, arXiv 1908.10084): a BERT of six layers whose last hidden
 //! states are averaged over the tokens and scaled to length 1. `model_source` downloads it.
-#![allow(dead_code, unreachable_pub, reason = "each example and test uses a part of this")]
 
 mod bert;
 

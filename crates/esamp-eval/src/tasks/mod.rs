@@ -42,7 +42,12 @@ pub const SPLIT_SEED: u64 = 2604_24927;
 ///     fn what(&self) -> &'static str { "say a word" }
 ///     fn tokens(&self) -> usize { 8 }
 ///     fn problems(&self) -> Vec<Problem> {
-///         ["yes", "no"].map(|word| Problem::new(format!("Say {word}."), move |text| Verdict { correct: Some(text == word), ..Verdict::default() })).into()
+///         ["yes", "no"]
+///             .map(|word| {
+///                 let check = move |text: &str| Verdict { correct: Some(text == word), ..Verdict::default() };
+///                 Problem::new(format!("Say {word}."), check)
+///             })
+///             .into()
 ///     }
 /// }
 /// ```

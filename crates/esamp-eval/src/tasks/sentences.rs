@@ -40,7 +40,8 @@ impl Task for Sentences {
         let problem = |(at, (thing, other)): (usize, (&'static str, &'static str))| {
             let constraint = Constraint { words: [thing, other], limit: LIMITS[at % LIMITS.len()] };
             let prompt = format!(
-                "Write one sentence of at most {} words that contains the words \"{thing}\" and \"{other}\". Write only \
+                "Write one sentence of at most {} words that contains the words \"{thing}\" and \"{other}\". \
+                 Write only \
                  the sentence.",
                 constraint.limit
             );

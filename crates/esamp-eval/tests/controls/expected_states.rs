@@ -3,7 +3,7 @@
 use burn::tensor::{Device, Tensor};
 use esamp::{
     CheckedSampling, Choice, CompletionId, Counters, HiddenStates, LmHead, Sampler, SamplerConfig,
-    Sampling, Sharing, StepInput, StepRow, reweighters::ExpectedControl,
+    Sampling, Sharing, StepInput, StepRow, unstable::ExpectedControl,
 };
 use esamp_eval::controls::{GaussianError, ShuffledErrors};
 
@@ -18,7 +18,7 @@ fn sampler() -> Sampler {
 
 fn controlled(control: impl ExpectedControl + 'static) -> Sampler {
     let mut sampler = sampler();
-    sampler.set_expected_control(Box::new(control));
+    sampler.set_expected_control(control);
     sampler
 }
 
@@ -82,7 +82,7 @@ fn a_shuffled_error_is_the_next_rows() {
 }
 
 #[test]
-fn a_row_alone_keeps_its_own_error_and_is_counted() {
+fn a_single_row_keeps_its_own_error_and_is_counted() {
     let world = World::new();
     let sampling = esamp(1.0);
     let control = ShuffledErrors::default();
@@ -97,7 +97,7 @@ fn a_row_alone_keeps_its_own_error_and_is_counted() {
 }
 
 #[test]
-fn a_row_that_is_not_finite_spoils_nobody_elses_error() {
+fn a_row_that_is_not_finite_does_not_affect_other_rows_errors() {
     let world = World::new();
     let sampling = esamp(1.0);
     for mut sampler in [controlled(GaussianError), controlled(ShuffledErrors::default())] {
@@ -116,7 +116,7 @@ fn a_row_that_is_not_finite_spoils_nobody_elses_error() {
 }
 
 #[test]
-fn gaussian_errors_are_the_rows_own_in_any_company() {
+fn gaussian_errors_do_not_depend_on_the_other_rows() {
     let world = World::new();
     let sampling = Sampling::default().with_beta(1.0).with_top_k(3).checked().unwrap();
     let rows = rows(&sampling, 4);

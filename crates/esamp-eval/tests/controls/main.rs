@@ -1,4 +1,4 @@
-//! Controls in a step and in the decode loop: what each makes of the two numbers, and what it leaves alone.
+//! Controls in a step and in the decode loop: the scores each of them gives, and what it leaves unchanged.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 

@@ -15,7 +15,7 @@ use esamp_eval::controls::{ControlConfig, GaussianError, Matched, sharpened_plai
 
 use crate::world::{D_MODEL, VOCAB, World, choices, esamp, log_softmax, row, sampler, wave};
 
-/// A control with this strength.
+/// A control at this strength.
 fn control(control: ControlConfig, beta: f32) -> Sampling {
     control.applied_to(Sampling::default().with_beta(beta))
 }
@@ -47,9 +47,9 @@ fn sharpened(reference: &[f64], _expected: &[f64], beta: f64) -> Vec<f64> {
     reference.iter().map(|r| (1.0 + beta) * r).collect()
 }
 
-/// Subtraction and sharpening against its formula, with and without a filter, at a temperature other than 1.
+/// Compares subtraction and sharpening with their formulas, with and without a filter, at a temperature other than 1.
 #[test]
-fn a_token_is_drawn_from_what_the_formula_says() {
+fn a_token_is_drawn_from_the_scores_of_the_formula() {
     let world = World::new();
     let distiller = SwiGluConfig::new().init(D_MODEL, 0, &world.device).unwrap();
     let (beta, temperature) = (0.5, 0.8);
@@ -86,7 +86,7 @@ fn a_token_is_drawn_from_what_the_formula_says() {
     }
 }
 
-/// Same tokens, same log-probabilities, and no distiller anywhere.
+/// The same tokens and log-probabilities, and no distiller.
 #[test]
 fn sharpening_is_a_temperature_and_costs_nothing() {
     let world = World::new();
@@ -105,7 +105,7 @@ fn sharpening_is_a_temperature_and_costs_nothing() {
             row.draw = rows[0].draw;
             row
         }];
-        // No hidden states are handed over: nothing here asks for them.
+        // No hidden states are passed, because neither row needs them.
         let got = choices(sampler.step(StepInput::new(&rows, logits, &world.head)).unwrap());
         assert_eq!(got[0].token, got[1].token);
         assert!((got[0].log_prob - got[1].log_prob).abs() < 1e-5);
@@ -115,8 +115,8 @@ fn sharpening_is_a_temperature_and_costs_nothing() {
     assert!(sampler.finish().is_ok());
 }
 
-/// Hot tokens after the first are sharpened by the control and by what it is the control of; the plain sampler at the
-/// lower temperature leaves FIRE's alone.
+/// The control and ESamp itself sharpen hot tokens after the first; the plain sampler at the lower temperature does
+/// not change FIRE's temperature.
 #[test]
 fn sharpening_and_a_hot_start() {
     let world = World::new();
@@ -137,7 +137,8 @@ fn sharpening_and_a_hot_start() {
     }
 }
 
-/// Logits 0, −1, −2; min-p 0.2 keeps what is at most 1.61 below the best. With β = 1 the plain sampler at T/2 sees 0, −2, −4.
+/// Logits 0, −1, −2; min-p 0.2 keeps logits at most 1.61 below the best. With β = 1 the plain sampler at T/2 sees 0,
+/// −2, −4.
 #[test]
 fn sharpening_keeps_the_candidates_that_a_lower_temperature_would_drop() {
     let world = World::new();
@@ -192,7 +193,7 @@ fn sharpening_is_esamp_with_a_distiller_of_constant_logits() {
 }
 
 #[test]
-fn the_first_token_is_left_alone() {
+fn the_first_token_is_unchanged() {
     let world = World::new();
     let plain = esamp(0.0);
     let step = |sampling: &CheckedSampling| {
@@ -211,7 +212,8 @@ fn the_first_token_is_left_alone() {
     }
 }
 
-/// Rows of every kind in one step choose what they choose alone, and only ESamp's are learned.
+/// Rows of every kind choose the same tokens in one step as alone, and distillers learn only from rows that expect
+/// them.
 #[test]
 fn all_reweighters_in_one_batch() {
     let world = World::new();
@@ -256,9 +258,10 @@ fn all_reweighters_in_one_batch() {
     assert_eq!(all.distillers(), 6, "the others have none");
 }
 
-/// Each control on scores, and ESamp with a Gaussian error, in the decode loop: the same tokens alone and with others.
+/// Each control on scores, and ESamp with a Gaussian error, gives the same tokens alone and with other requests in
+/// the decode loop.
 #[test]
-fn a_rows_tokens_do_not_depend_on_its_company_under_a_control() {
+fn a_rows_tokens_do_not_depend_on_other_rows_under_a_control() {
     let model = TinyLm::new(5, &Device::flex());
     let base = || Sampling::default().with_min_p(0.02);
     let arms: Vec<(Sampling, bool)> = [
@@ -281,7 +284,7 @@ fn a_rows_tokens_do_not_depend_on_its_company_under_a_control() {
                 .init(model.d_model(), &Device::flex())
                 .unwrap();
             if gaussian {
-                sampler.set_expected_control(Box::new(GaussianError));
+                sampler.set_expected_control(GaussianError);
             }
             Decoder::new(&model, sampler).with_other_model(TinyLm::new(6, &Device::flex())).unwrap()
         };
@@ -299,15 +302,17 @@ fn a_rows_tokens_do_not_depend_on_its_company_under_a_control() {
         let mut late = decoder();
         late.submit(request(&[1], 2)).unwrap();
         late.submit(request(&[3; 20], 4).with_max_new_tokens(5)).unwrap();
-        (0..3).for_each(|_| drop(late.step().unwrap()));
+        for _ in 0..3 {
+            drop(late.step().unwrap());
+        }
         late.submit(request(&[7, 8, 9], 11)).unwrap();
         assert_eq!(run(late)[4..], alone, "{config:?} {gaussian}");
         assert!(seen.insert(alone), "{config:?} {gaussian} gave another one's tokens");
     }
 }
 
-/// The first token is not reweighted, so the plain run has it at temperature 1; with `top-k` the best tokens are the same at
-/// every temperature.
+/// The first token is not reweighted, so the plain run samples it at temperature 1. With `top-k` the candidates are
+/// the same at every temperature.
 #[test]
 fn sharpening_is_a_lower_temperature_after_the_first_token() {
     let model = TinyLm::new(5, &Device::flex());

@@ -1,4 +1,4 @@
-//! A model's numbers without a model: hidden states from a formula, logits from a real head.
+//! Data for steps without a model: hidden states from a formula, logits from a real head.
 
 use burn::tensor::{Device, Tensor, TensorData};
 use esamp::{
@@ -21,7 +21,7 @@ impl World {
         Self { device, head }
     }
 
-    /// Hidden states of rows that stand in `contexts`: equal contexts give equal states.
+    /// Hidden states of rows in these `contexts`: equal contexts give equal states.
     pub(crate) fn hidden(&self, contexts: &[usize]) -> HiddenStates {
         let state = |scale: f32, context: usize| -> Vec<f32> {
             (0..D_MODEL).map(|i| ((i + 3 * context) as f32 * scale).sin() * 2.0).collect()

@@ -25,7 +25,7 @@ fn a_run_that_was_killed_ends_with_the_same_bytes() {
 }
 
 #[test]
-fn a_run_that_is_out_of_time_goes_on_later() {
+fn a_run_that_is_out_of_time_can_be_resumed() {
     let folder = Folder::new();
     let (path, whole) = (folder.file("run.jsonl"), folder.file("whole.jsonl"));
     let header = header(&tiny_tasks(), ARMS);
@@ -37,7 +37,7 @@ fn a_run_that_is_out_of_time_goes_on_later() {
 }
 
 #[test]
-fn a_file_of_other_settings_is_refused_by_the_first_that_differs() {
+fn a_file_with_other_settings_is_refused_naming_the_first_difference() {
     let folder = Folder::new();
     let path = folder.file("run.jsonl");
     let begun = header(&tiny_tasks(), ARMS);

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn all_arms_have_met_the_same_problems_wherever_a_run_stops() {
+fn all_arms_have_run_the_same_problems_wherever_a_run_stops() {
     let header = Header { problems: 5, ..header(&tiny_tasks(), ARMS) };
     let units = plan::units(&header);
     let mut keys: Vec<plan::Key> = units.iter().flat_map(|unit| unit.keys(&header)).collect();

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn what_is_known_of_the_answers_is_in_the_records() {
+fn records_contain_the_answers_solutions_and_totals() {
     let folder = Folder::new();
     let path = folder.file("run.jsonl");
     let header = header(&tiny_tasks(), ARMS);
@@ -46,7 +46,7 @@ fn a_record_says_what_a_plain_decode_loop_gives() {
         let arm = header.arms.iter().find(|arm| arm.name == record.arm).unwrap();
         let recorder = Arc::new(Mutex::new(Recorder::new()));
         let sampler = arm.sampler.init(model.d_model(), &model.device()).unwrap();
-        let mut decoder = Decoder::new(&model, sampler).with_observer(Box::new(recorder.clone()));
+        let mut decoder = Decoder::new(&model, sampler).with_observer(recorder.clone());
         let request = Request::new(encode(&record.prompt).unwrap())
             .with_completions(4)
             .with_max_new_tokens(if record.task == "syllables" { 10 } else { 12 })

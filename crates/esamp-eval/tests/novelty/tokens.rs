@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn what_novelty_is_made_of_is_found() {
+fn a_planted_correlation_with_novelty_is_found() {
     let records = tokens(|token, _| token.novelty = token.surprisal);
     let level = token_level(&all(&records), &plain(), &intervals()).unwrap();
     assert_eq!((level.n, level.problems), (4000, 10));
@@ -40,7 +40,7 @@ fn what_novelty_is_made_of_is_found() {
 /// Entropy correlates with novelty only because both correlate with surprisal; the partial correlation
 /// shows this.
 #[test]
-fn what_only_seems_to_matter_is_told_apart() {
+fn a_spurious_correlation_is_told_apart() {
     let records = tokens(|token, numbers| {
         token.novelty = token.surprisal + numbers.share();
         token.reference_entropy = token.surprisal + numbers.share();
@@ -147,7 +147,7 @@ fn intervals_count_problems_and_problems_can_be_held_fixed() {
 }
 
 #[test]
-fn what_does_not_vary_is_refused_one_by_one() {
+fn each_correlation_with_a_constant_is_refused() {
     let records = tokens(|token, _| token.surprisal = 2.0);
     let level = token_level(&all(&records), &plain(), &intervals()).unwrap();
     let surprisal = find(&level, Measure::Novelty, Measure::Surprisal);

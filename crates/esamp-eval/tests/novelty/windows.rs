@@ -203,7 +203,7 @@ fn groups_are_taken_seed_by_seed_and_tokens_may_be_missing() {
 }
 
 #[test]
-fn what_has_no_text_or_no_embedding_is_said() {
+fn missing_texts_and_embeddings_are_reported() {
     let records = planted(false);
     let config = intervals().with_resamples(20);
     let silent = |tokens: &[TokenId]| {

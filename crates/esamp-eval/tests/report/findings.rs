@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn gains_at_equal_perplexity_are_read_off_the_frontier() {
+fn gains_at_equal_perplexity_are_read_from_the_frontier() {
     let (_guard, path) = folder();
     let results = Results::gather(vec![run_of(&[task("texts", false)], 12)]).unwrap();
     let text = written(&results, &path);
@@ -30,7 +30,7 @@ fn gains_at_equal_perplexity_are_read_off_the_frontier() {
     let pairs = text.matches("than its control or a baseline does, in ").count();
     assert_eq!(pairs, 2, "Vendi, and words besides: {text}");
     // For self-BLEU lower is better: the hottest arm is the best one, with the same texts as the method.
-    let (_, bleu) = text.split_once("| arm | self-BLEU | beside").unwrap();
+    let (_, bleu) = text.split_once("| arm | self-BLEU | vs").unwrap();
     let row = bleu.lines().find(|line| line.starts_with("| orthogonal-1 |")).unwrap();
     assert!(row.ends_with("| – | 0.000 [0.000, 0.000] |"), "{row}");
     // A cosine of 1 in two pairs of six, and e².
@@ -85,14 +85,18 @@ fn the_first_ten_lines_say_what_was_found() {
     let top = top.join("\n");
     for part in [
         "held-out problems of texts (12 problems × 2 seeds) and answers (12 problems × 2 seeds).",
-        "**Different ideas** (Vendi score of texts; min-p-1 has 2.00). Beside plain sampling of equal perplexity: orthogonal-1 \
+        "**Different ideas** (Vendi score of texts; min-p-1 has 2.00). Compared with plain sampling of equal \
+         perplexity: orthogonal-1 \
          **+2.00 [+2.00, +2.00]**.",
-        "each at its own perplexity: orthogonal-1 than matched-orthogonal-1 **+3.00 [+3.00, +3.00]**, orthogonal-1 than old \
+        "each at its own perplexity: orthogonal-1 than matched-orthogonal-1 **+3.00 [+3.00, +3.00]**, \
+         orthogonal-1 than old \
          **+0.50 [+0.50, +0.50]**.",
-        "**pass@4** beside min-p-1: answers (min-p-1 has 1.000): no difference found for orthogonal-1 0.000 [0.000, 0.000].",
-        "**pass@1** beside min-p-1: answers (min-p-1 has 0.500): orthogonal-1 **+0.250 [+0.250, +0.250]**.",
-        "**Worth it?** Vendi on texts, beside plain sampling of equal perplexity: more from orthogonal-1; pass@4 on answers, \
-         beside the best of the temperatures: no difference found for orthogonal-1.",
+        "**pass@4** compared with min-p-1: answers (min-p-1 has 1.000): no difference found for orthogonal-1 \
+         0.000 [0.000, 0.000].",
+        "**pass@1** compared with min-p-1: answers (min-p-1 has 0.500): orthogonal-1 **+0.250 [+0.250, +0.250]**.",
+        "**Worth it?** Vendi on texts, compared with plain sampling of equal perplexity: more from \
+         orthogonal-1; pass@4 on answers, \
+         compared with the best of the temperatures: no difference found for orthogonal-1.",
         "One model of 8 dimensions",
     ] {
         assert!(top.contains(part), "expected {part:?} in\n{top}");
@@ -100,7 +104,7 @@ fn the_first_ten_lines_say_what_was_found() {
 }
 
 #[test]
-fn the_summary_says_what_it_does_not_know() {
+fn the_summary_says_what_is_unknown() {
     let summary = |problems: usize, change: &dyn Fn(&mut Run)| {
         let (_guard, path) = folder();
         let mut run = run_of(&[task("texts", false)], problems);

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn only_what_every_arm_has_met_counts() {
+fn only_problems_and_seeds_that_every_arm_has_run_count() {
     let (_guard, path) = folder();
     let mut run = run_of(&[task("texts", false)], 3);
     // Without the last record, the other five records of its problem and seed are not used either.
@@ -25,7 +25,7 @@ fn only_what_every_arm_has_met_counts() {
 }
 
 #[test]
-fn files_of_one_experiment_are_put_together_and_no_others() {
+fn only_files_of_one_experiment_are_combined() {
     let (texts, answers) = (task("texts", false), task("answers", true));
     let [one, two] = [&texts, &answers].map(|task| run_of(std::slice::from_ref(task), 2));
     let results = Results::gather(vec![one.clone(), two]).unwrap();
@@ -43,7 +43,7 @@ fn files_of_one_experiment_are_put_together_and_no_others() {
 }
 
 #[test]
-fn where_it_comes_from_is_written() {
+fn the_report_states_its_provenance() {
     let (_guard, path) = folder();
     let results = Results::gather(vec![run_of(&[task("texts", false)], 2)]).unwrap();
     let text = written(&results, &path);
@@ -62,7 +62,7 @@ fn where_it_comes_from_is_written() {
 }
 
 #[test]
-fn packed_records_are_read_like_others() {
+fn compressed_records_are_read_like_others() {
     let (_guard, path) = folder();
     let run = run_of(&[task("texts", false)], 2);
     let mut lines = vec![Line::Header(Box::new(run.header.clone()))];
@@ -83,7 +83,7 @@ fn packed_records_are_read_like_others() {
 }
 
 #[test]
-fn what_novelty_goes_along_with_is_in_a_section_and_in_the_summary() {
+fn correlates_of_novelty_are_in_a_section_and_in_the_summary() {
     let (_guard, path) = folder();
     let mut run = run_of(&[task("texts", false)], 4);
     run.header.token_arm = Some("orthogonal-1".into());

@@ -158,7 +158,7 @@ fn relationships_in(question: &str) -> &'static [&'static str] {
 }
 
 #[test]
-fn a_file_that_is_no_set_is_refused() {
+fn a_file_that_is_not_a_problem_set_is_refused() {
     let error = |text: &str| ProblemSet::read(text).unwrap_err().to_string();
     let other = FILE.replacen("\"generator\": \"chain_sum\"", "\"generator\": \"gcd\"", 1);
     let wording =

@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_have_three_digits_that_say_something() {
+    fn numbers_have_three_significant_digits() {
         for (x, text) in [
             (0.0, "0"),
             (-0.0, "0"),

@@ -102,7 +102,7 @@ fn steered(steering: Steering) -> &'static str {
         Steering::Contrasted => "yes: contrasted with another model",
         Steering::OtherNotFinite => "no: a logit of the other model was not finite",
         Steering::FirstToken => "no: the first token",
-        Steering::Warming => "no: the distiller was warming up",
+        Steering::Untrained => "no: the distiller was warming up",
         Steering::NotFinite => "no: the hidden state was not finite",
         Steering::Steered => "yes",
         _ => "unknown",

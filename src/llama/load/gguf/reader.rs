@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_stands_for_one_thing() {
+    fn duplicate_names_are_refused() {
         assert!(open(&["a", "b"], &["a", "b"]).is_ok());
         let message =
             |keys: &[&str], tensors: &[&str]| open(keys, tensors).unwrap_err().to_string();

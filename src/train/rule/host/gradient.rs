@@ -191,7 +191,7 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
 #[inline(always)]
 fn square_norm(numbers: &[f32]) -> f64 {
     const LANES: usize = 16;
-    // Short sums in f32, which the compiler can vectorize; their total in f64.
+    // Short sums in f32, which the compiler can vectorise; their total in f64.
     let mut total = 0.0;
     for chunk in numbers.chunks(4096) {
         let mut sums = [0.0f32; LANES];
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn factors_stay_where_they_are_less_work() {
+    fn factors_are_kept_where_they_are_less_work() {
         assert!(stays_in_factors([1, 16, 576], 384));
         assert!(stays_in_factors([1, 64, 576], 64));
         assert!(!stays_in_factors([1, 65, 576], 384), "many rows");

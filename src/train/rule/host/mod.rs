@@ -11,7 +11,7 @@ use gradient::{HostGradient, NUMBERS_OF_A_THREAD};
 use memory::in_place;
 
 use super::{
-    adam::{Adam, AdamStep},
+    adam::{Adam, Coefficients},
     moments::Moments,
 };
 use crate::{
@@ -87,8 +87,8 @@ fn each_slot<const K: usize>(
 struct Kernel {
     /// The factor on the gradient.
     clip: f32,
-    /// The factor on the change.
-    step: f32,
+    /// The factor on the change: the learning rate, for Adam with both bias corrections.
+    rate: f32,
     epsilon: f32,
     /// The factor on the parameter before the change.
     keep: f32,
@@ -101,17 +101,17 @@ impl Kernel {
     fn new(config: &OptimizerConfig, done: u64, clip: f32) -> Self {
         let rate = config.learning_rate * config.schedule.factor(done);
         let plain =
-            |beta_1| Self { clip, step: rate as f32, epsilon: 0.0, keep: 1.0, beta_1, beta_2: 0.0 };
+            |beta_1| Self { clip, rate: rate as f32, epsilon: 0.0, keep: 1.0, beta_1, beta_2: 0.0 };
         let Some(adam) = Adam::of(config.rule) else {
             return plain(match config.rule {
                 UpdateRule::Momentum { momentum } => momentum,
                 _ => 0.0,
             });
         };
-        let AdamStep { step, epsilon, keep } = adam.step(rate, done);
+        let Coefficients { rate, epsilon, keep } = adam.coefficients(rate, done);
         Self {
             clip,
-            step: step as f32,
+            rate: rate as f32,
             epsilon: epsilon as f32,
             keep: keep as f32,
             beta_1: adam.beta_1,
@@ -122,7 +122,7 @@ impl Kernel {
     #[inline(always)]
     fn sgd(&self, [p]: [&mut [f32]; 1], g: &[f32]) {
         for (p, g) in p.iter_mut().zip(g) {
-            *p -= self.step * (g * self.clip);
+            *p -= self.rate * (g * self.clip);
         }
     }
 
@@ -130,7 +130,7 @@ impl Kernel {
     fn momentum(&self, [p, v]: [&mut [f32]; 2], g: &[f32]) {
         for ((p, v), g) in p.iter_mut().zip(v).zip(g) {
             *v = self.beta_1 * *v + g * self.clip;
-            *p -= self.step * *v;
+            *p -= self.rate * *v;
         }
     }
 
@@ -141,7 +141,7 @@ impl Kernel {
             let g = g * self.clip;
             *m = self.beta_1 * *m + rest_1 * g;
             *v = self.beta_2 * *v + rest_2 * g * g;
-            *p = self.keep * *p - self.step * *m / (v.sqrt() + self.epsilon);
+            *p = self.keep * *p - self.rate * *m / (v.sqrt() + self.epsilon);
         }
     }
 }

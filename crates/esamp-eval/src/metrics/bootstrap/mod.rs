@@ -245,7 +245,7 @@ mod tests {
     /// Over many data sets from a known distribution, intervals contain the mean as often as their level
     /// says.
     #[test]
-    fn intervals_hold_the_truth_as_often_as_they_say() {
+    fn intervals_contain_the_mean_as_often_as_their_level_says() {
         let (sets, problems) = (1000, 40);
         let held = |method, transform: fn(f64) -> f64, truth: f64| {
             let config = with(method).with_resamples(800);
