@@ -18,6 +18,8 @@ impl DrawKey {
         hash.update(b"esamp draw 1");
         hash.update(seed.to_le_bytes());
         hash.update(completion.to_le_bytes());
+        // The prompt comes last, because it has no fixed length. All parts before it have, so two different inputs
+        // never give the hash the same bytes.
         for token in prompt {
             hash.update(token.to_le_bytes());
         }
@@ -38,6 +40,7 @@ impl DrawKey {
         completions: u64,
     ) -> f64 {
         let mut hash = Sha256::new();
+        // Without the index of the completion: the codes of a prompt are evenly spread because they share one shift.
         hash.update(b"esamp arithmetic shift 1");
         hash.update(seed.to_le_bytes());
         for token in prompt {
@@ -103,6 +106,7 @@ impl Draw {
     pub fn rng_at(&self, place: u64) -> impl Rng + use<> {
         const WORDS_PER_BLOCK: u128 = 16;
         let mut rng = ChaCha8Rng::from_seed(self.key.0);
+        // Stream and place are set directly, so a draw neither depends on earlier ones nor has to run through them.
         rng.set_stream(self.position);
         rng.set_word_pos(u128::from(place) * WORDS_PER_BLOCK);
         rng
@@ -119,6 +123,7 @@ fn unit(bits: u64) -> f64 {
 
 /// The largest multiple of [`GRID`] that is not above `number`.
 pub(crate) fn on_grid(number: f64) -> f64 {
+    // GRID is a power of two, so only `floor` rounds.
     (number / GRID).floor() * GRID
 }
 

@@ -116,6 +116,7 @@ pub(crate) fn select(candidates: &Candidates, chooser: Chooser<'_>) -> Result<Se
     };
     let code = match chooser {
         Chooser::Arithmetic(code, draw) => {
+            // Summed in the order of `invert`, so that this is exactly the bound that the code was compared with.
             let below = probabilities[..chosen].iter().sum();
             let digits = draw.apart("arithmetic").uniform();
             Some(stretch(code, below, probabilities[chosen], digits))
@@ -141,6 +142,7 @@ fn invert(probabilities: &[f64], uniform: f64) -> usize {
     let mut cumulated = 0.0;
     let above = probabilities.iter().position(|probability| {
         cumulated += probability;
+        // A token's interval is half open, so a number equal to its upper bound belongs to the next token.
         cumulated > uniform
     });
     above.unwrap_or_else(|| probabilities.iter().rposition(|&p| p > 0.0).unwrap_or(0))

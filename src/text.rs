@@ -80,9 +80,12 @@ impl TextStream {
     ) -> Result<String, TextError> {
         self.tokens.push(token);
         let (piece, ends_inside_a_character) = self.unseen(detokenizer)?;
+        // Nothing moves on, so these tokens are decoded again together with the next one.
         if piece.is_empty() || ends_inside_a_character {
             return Ok(String::new());
         }
+        // The tokens shown just now are the context of the next piece. Earlier ones are no longer decoded, so a step
+        // costs the same for a long text.
         self.context = self.shown;
         self.shown = self.tokens.len();
         Ok(piece)
@@ -102,6 +105,8 @@ impl TextStream {
 
     /// The text of the tokens that have not been shown, and whether it may end inside a character.
     fn unseen(&self, detokenizer: &dyn Detokenize) -> Result<(String, bool), TextError> {
+        // Both texts begin with the same context. So a space that the tokenizer drops at the beginning of a text is
+        // missing in both, and the piece keeps its own.
         let before = detokenizer.decode(&self.tokens[self.context..self.shown])?;
         let after = detokenizer.decode(&self.tokens[self.context..])?;
         let piece = match after.strip_prefix(&before) {
@@ -109,6 +114,8 @@ impl TextStream {
             // The new tokens changed the text of the old ones, so only their own text can be shown.
             None => detokenizer.decode(&self.tokens[self.shown..])?,
         };
+        // The first bytes of a character are decoded as U+FFFD until the rest has arrived. A U+FFFD that is meant is
+        // shown one token later.
         let inside = piece.ends_with(char::REPLACEMENT_CHARACTER);
         Ok((piece, inside))
     }

@@ -6,6 +6,8 @@ use super::Candidate;
 const MANY: usize = 2048;
 
 /// Bits of a score that one pass of [`count`] sorts by.
+// Eleven bits take three passes over a 32-bit score, with counters of 16 KB, which fit into the L1 cache. Sixteen
+// would take two passes, but counters of 512 KB.
 const DIGIT: u32 = 11;
 
 /// Sorts by descending logit, then by ascending token.
@@ -35,6 +37,7 @@ fn count(items: &mut Vec<Candidate>) {
     const PLACES: usize = 1 << DIGIT;
     let digit = |key: u64, pass: u32| (key >> (32 + pass * DIGIT)) as usize & (PLACES - 1);
     // Upper half: the score. Lower half: the index in `items`.
+    // The keys are moved in every pass, the larger candidates only once at the end.
     let scored = items.iter().enumerate();
     let mut keys: Vec<u64> =
         scored.map(|(at, c)| u64::from(falling(c.logit)) << 32 | at as u64).collect();

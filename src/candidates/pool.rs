@@ -29,6 +29,7 @@ pub(crate) fn pool(
         }
     };
     let max = largest(logits)?;
+    // Checking the largest is enough: a lower logit can only become −inf, which `candidate` replaces.
     if !(max / temperature).is_finite() {
         let token = logits.iter().position(|&logit| logit == max).unwrap_or_default();
         return Err(RowError::Score { token: token as TokenId, got: max / temperature });
@@ -37,6 +38,7 @@ pub(crate) fn pool(
     let stats = wants_stats.then(|| RowStats::of(logits, max, temperature));
     let mut candidates = match reach {
         Reach::Best(k) => {
+            // A filter may ask for none or for more than there are. At least the best token must be left.
             let k = k.clamp(1, logits.len());
             Candidates::gathered(best(logits, temperature, k), 0.0)
         }
@@ -61,6 +63,7 @@ pub(crate) fn pool(
 /// By how many nats the pool reaches further than its first filter. The filter decides; the pool must not lose a
 /// token that the filter would keep to rounding.
 fn slack(max: f32, temperature: f32) -> f32 {
+    // The second term covers the rounding of scores, which grows with their size: f32 is exact to 6e-8 of it.
     1e-3 + max.abs() / temperature * 1e-5
 }
 
@@ -89,6 +92,7 @@ pub(crate) fn mass_outside(
             &masked
         }
     };
+    // Nothing was removed. The difference of the two sums below would only be close to 0.
     if candidates.len() == logits.iter().filter(|&&logit| logit > f32::NEG_INFINITY).count() {
         return Ok(0.0);
     }
@@ -133,6 +137,8 @@ fn largest(logits: &[f32]) -> Result<f32, RowError> {
             let mut bad = [false; LANES];
             for chunk in logits.chunks_exact(LANES) {
                 for lane in 0..LANES {
+                    // Only noted here, because a branch would prevent vectorisation. The token is looked up
+                    // afterwards.
                     bad[lane] |= chunk[lane].is_nan() | (chunk[lane] == f32::INFINITY);
                     max[lane] = if chunk[lane] > max[lane] { chunk[lane] } else { max[lane] };
                 }
@@ -154,6 +160,7 @@ fn largest(logits: &[f32]) -> Result<f32, RowError> {
 fn above(logits: &[f32], temperature: f32, least: f32) -> Vec<Candidate> {
     /// Tokens are tested in chunks of this size. Most chunks contain no match and are skipped after one test.
     const TOGETHER: usize = 64;
+    // Masked tokens are −inf and must fail the comparison, even if the filter's reach is infinite or NaN.
     let least = least.max(f32::MIN);
     vectorised(
         logits,
@@ -161,6 +168,8 @@ fn above(logits: &[f32], temperature: f32, least: f32) -> Vec<Candidate> {
         |logits: &[f32]| {
             let mut items = Vec::new();
             for (at, chunk) in logits.chunks(TOGETHER).enumerate() {
+                // `|` compares the whole chunk, with vector instructions. `any` would stop at the first match and
+                // compare one by one.
                 if !chunk.iter().fold(false, |any, &logit| any | (logit >= least)) {
                     continue;
                 }
@@ -182,6 +191,8 @@ fn best(logits: &[f32], temperature: f32, k: usize) -> Vec<Candidate> {
     for (token, &logit) in logits.iter().enumerate() {
         if logit >= least {
             items.push(candidate(token, logit, temperature));
+            // Selecting once per k added items takes constant time per item on average. It also raises `least`, so
+            // that most of the remaining tokens are not added at all.
             if items.len() >= 2 * k {
                 let (_, worst, _) = items.select_nth_unstable_by_key(k - 1, place);
                 // In units of logits again: a later token may still tie after the division.
@@ -202,6 +213,7 @@ fn nucleus(logits: &[f32], temperature: f32, max: f32, p: f64) -> Candidates {
     let total = mass(logits, temperature, max);
     // Exceeds `p` by more than the error of the sums, so that the filter never needs a token that is missing.
     let target = p * total * (1.0 + 1e-5);
+    // Small reaches first, so that few tokens are collected and sorted. A larger one costs another pass over the row.
     for nats in [6.0, 12.0, 24.0] {
         let least = (max - nats * temperature).max(f32::MIN);
         let items = above(logits, temperature, least);
@@ -218,6 +230,8 @@ fn nucleus(logits: &[f32], temperature: f32, max: f32, p: f64) -> Candidates {
 /// the rest is recorded.
 fn likely(logits: &[f32], temperature: f32, max: f32, p: f64) -> Candidates {
     let total = mass(logits, temperature, max);
+    // exp((logit − max) / T) / total ≥ p is the same as (max − logit) / T ≤ −ln(p · total). It is below 0 if not even
+    // the best token reaches p, and NaN if p is; `max` keeps the best token in both cases.
     let nats = (-(p * total).ln()).max(0.0) as f32 + slack(max, temperature);
     let items = above(logits, temperature, max - nats * temperature);
     let weight = |c: &Candidate| f64::from(c.logit - max / temperature).exp();
@@ -234,6 +248,8 @@ fn mass(logits: &[f32], temperature: f32, max: f32) -> f64 {
         #[inline(always)]
         |logits: &[f32]| {
             let mut total = 0.0f64;
+            // A lane sums 16 terms of a chunk, so the rounding of f32 is about 1e-6 of the sum, well within the 1e-5
+            // that `nucleus` and `mass_outside` allow for.
             for chunk in logits.chunks(256) {
                 let mut sums = [0.0f32; LANES];
                 let parts = chunk.chunks_exact(LANES);

@@ -18,6 +18,7 @@ impl RowStats {
     pub(super) fn of(logits: &[f32], best: f32, temperature: f32) -> Self {
         let count = sum(logits, |_| 1.0);
         let mean = sum(logits, |logit| logit) / count;
+        // A second pass, because `Σ l² / count − mean²` would cancel if the mean is large.
         let squares = sum(logits, |logit| (logit - mean) * (logit - mean));
         Self { best, deviation: (squares / count).sqrt() as f32, temperature }
     }

@@ -20,6 +20,7 @@ impl<M: CausalLm> Decoder<M> {
 
     /// Bytes of KV cache for `rows` rows of the model and `others` rows of the second model, `columns` tokens each.
     fn kv_bytes(&self, rows: usize, others: usize, columns: usize) -> usize {
+        // Saturating, so that a request with enormous settings exceeds the limit instead of overflowing.
         let bytes =
             |rows: usize, per_token: usize| rows.saturating_mul(columns).saturating_mul(per_token);
         let other = self.other.as_ref().map_or(0, |other| other.kv_bytes_per_token());
@@ -90,6 +91,8 @@ impl<M: CausalLm> Decoder<M> {
         let Some(batch) = &self.batch else {
             return true;
         };
+        // Rows that have ended stay in such a cache, or nothing can join it. The prompt waits until the batch has
+        // ended.
         if !batch.cache.can_drop_rows() || !batch.cache.can_append_rows() {
             return false;
         }
@@ -99,6 +102,7 @@ impl<M: CausalLm> Decoder<M> {
         // All rows share the cache's last column, so each row takes as many columns as the longest one.
         let newcomer = self.longest(&waiting.request);
         let running: Vec<&Row> = batch.rows.iter().flatten().collect();
+        // Counted at full length, so that the limit still holds when all rows have reached theirs.
         let longest = running.iter().map(|row| row.longest()).fold(newcomer, usize::max);
         let newcomers = waiting.completions.len();
         let others = running.iter().filter(|row| row.expects() == Expects::OtherModel).count();

@@ -50,6 +50,8 @@ impl<M: CausalLm> Decoder<M> {
         self.end(running);
         for (id, request) in waiting {
             let context = self.context_length(&request);
+            // A waiting completion has no row yet. With an empty one it ends like any other: released, reported and
+            // returned.
             self.hand_over(Row::new(id, request, context), FinishReason::Cancelled);
         }
         count

@@ -28,6 +28,7 @@ pub(super) fn prefill<M: CausalLm>(
     let shares = cache.can_repeat_rows();
     let copies = if shares { 1 } else { rows };
     let device = model.device();
+    // Only the logits of the last chunk are used: those of its last position predict the first token.
     let mut last = None;
     for chunk in prompt.chunks(chunk) {
         let tokens = int_tensor(&chunk.repeat(copies), [copies, chunk.len()], &device);
@@ -36,6 +37,7 @@ pub(super) fn prefill<M: CausalLm>(
     }
     let mut logits = last.ok_or_else(|| ModelError::other(RequestError::EmptyPrompt))?;
     expect_logits(&logits, [copies, model.vocab_size()])?;
+    // For one row, `keep_rows` would copy the cache for nothing.
     if shares && rows > 1 {
         cache.keep_rows(&vec![0; rows])?;
         logits = logits.repeat_dim(0, rows);

@@ -321,6 +321,7 @@ impl<M: CausalLm> Decoder<M> {
             let started = Instant::now();
             let prefilled = self.prefill(waiting);
             self.stats.prefill_seconds += started.elapsed().as_secs_f64();
+            // A failed prefill aborts only the completions of its prompt. The running rows continue at the next call.
             prefilled?;
         }
         let started = Instant::now();
@@ -410,6 +411,7 @@ impl<M: CausalLm> Decoder<M> {
         }
         let step_rows: Vec<_> = rows.iter().map(|row| row.step_row(Phase::FirstToken)).collect();
         let input = StepInput::new(&step_rows, logits, self.model.lm_head());
+        // No hidden states: the first token is neither steered nor learned from.
         let output = self.sampler.step(input.with_other_logits(other_logits))?;
         Ok((cache, output.choices))
     }
@@ -490,6 +492,8 @@ impl<M: CausalLm> Decoder<M> {
                 self.hand_over(row, reason);
             }
         }
+        // Without a running row, the whole batch goes, also if its cache could not drop single rows. Only then may the
+        // next prompt of such a cache start.
         if batch.rows.iter().any(Option::is_some) {
             self.batch = Some(batch);
         }
@@ -500,6 +504,8 @@ impl<M: CausalLm> Decoder<M> {
         if let Some(other) = &mut self.other {
             let rows = self.batch.iter().flat_map(|batch| batch.rows.iter().flatten());
             let kept: Vec<CompletionId> = other::contrasted(rows).map(|row| row.id).collect();
+            // The second model is told which completions are left, not which have ended. So its rows cannot diverge
+            // from the batch's, in whatever order completions join and leave.
             other.keep(&kept)?;
         }
         let Some(batch) = &mut self.batch else {
@@ -514,6 +520,7 @@ impl<M: CausalLm> Decoder<M> {
 
     /// Ends a row: releases it from the sampler and queues its completion and the final event.
     fn hand_over(&mut self, row: Row, reason: FinishReason) {
+        // Every completion that ends goes through here, so no distiller is kept for it.
         self.sampler.release(row.id);
         let (completion, text) = row.finish(reason, self.detokenizer.as_deref());
         self.completions.push(completion.clone());

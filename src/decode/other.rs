@@ -89,6 +89,7 @@ where
             *row = row.filter(|completion| completions.contains(completion));
         }
         if rows.iter().all(Option::is_none) {
+            // This also frees a cache that cannot drop rows, and makes room for the next prompt.
             self.running = None;
         } else if cache.can_drop_rows() && rows.contains(&None) {
             let kept: Vec<usize> = (0..rows.len()).filter(|&at| rows[at].is_some()).collect();
@@ -119,6 +120,7 @@ where
                 expect_logits(&logits, [rows.len(), self.model.vocab_size()])?;
                 Ok(select_rows(&logits, &places))
             }
+            // A completion that this cache does not hold would otherwise be contrasted with the logits of another one.
             _ => Err(StepError::RowCount {
                 what: "rows of the other model",
                 expected: last.len(),

@@ -127,6 +127,7 @@ impl Row {
             Err(error) => return Some(FinishReason::Failed(error)),
         };
         self.generated.push(choice.token);
+        // The sampler keeps nothing between steps, so the row carries its code to the next one.
         self.code = choice.code;
         self.choices.push(choice);
         // A stop token is part of the completion but has no text.
@@ -158,6 +159,8 @@ impl Row {
     ) -> (Completion, String) {
         let mut text = String::new();
         if let Some(detokenizer) = detokenizer
+            // The text ends before a stop string, so what the stream still holds is not shown. After an error of the
+            // detokenizer there is no text that could be continued.
             && !matches!(finish, FinishReason::StopString(_) | FinishReason::NoText(_))
         {
             match self.stream.finish(detokenizer) {

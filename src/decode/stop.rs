@@ -25,9 +25,11 @@ impl StopScanner {
 
     /// Adds the next piece of text.
     pub(super) fn push(&mut self, piece: &str) -> Scan {
+        // Text that was shown is not searched again: it was shown because no stop string can begin in it.
         self.held.push_str(piece);
         let found =
             self.stops.iter().filter_map(|stop| Some((self.held.find(stop.as_str())?, stop)));
+        // The first in the text and not in the list: what follows it must not be shown.
         if let Some((at, stop)) = found.min_by_key(|(at, _)| *at) {
             let stop = stop.clone();
             self.held.truncate(at);
@@ -47,6 +49,7 @@ impl StopScanner {
     fn could_become_a_stop(&self) -> usize {
         let ends = self.held.char_indices().map(|(at, _)| &self.held[at..]);
         let begins = |end: &&str| self.stops.iter().any(|stop| stop.starts_with(*end));
+        // The suffixes are tried longest first. They begin at characters, so no character is split.
         ends.into_iter().find(begins).map_or(0, str::len)
     }
 }

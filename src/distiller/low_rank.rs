@@ -114,6 +114,8 @@ impl LowRankConfig {
         ConfigError::at_least_one("d_model", d_model)?;
         self.validate()?;
         let mut init = ParamInit::new(seed, device);
+        // All matrices are drawn from one generator, so the order of these fields decides which numbers each of them
+        // gets.
         Ok(LowRankDistiller {
             a: init.normal_002([d_model, self.rank]),
             g: init.normal_002([d_model, self.rank]),
@@ -280,6 +282,8 @@ impl LowRankDistiller {
         let [d_model, rank] = self.a.dims();
         let device = self.a.val().inner().device();
         let kept = svd.values.len();
+        // Each factor takes the square roots of the singular values. So both start at about the same scale, and
+        // updates of equal size, as Adam makes them, change both in about the same proportion.
         let scaled = |vectors: &[Vec<f64>], gate: f64| -> Vec<Vec<f64>> {
             let scales = svd.values.iter().map(|value| value.sqrt() / gate);
             vectors.iter().zip(scales).map(|(v, s)| v.iter().map(|v| v * s).collect()).collect()
@@ -287,6 +291,8 @@ impl LowRankDistiller {
         let mut a = tensor(&scaled(&svd.left, 1.0), d_model, &device).transpose();
         let mut b = tensor(&scaled(&svd.right, OPEN_GATE), d_model, &device);
         if kept < rank {
+            // If both factors were 0 there, both gradients would be 0 for good. With the normal start in A, the rank
+            // is unused at first, but can learn.
             let spare = self.a.val().inner().narrow(1, kept, rank - kept);
             let zeros = Tensor::zeros([rank - kept, d_model], (&device, DType::F32));
             (a, b) = if kept == 0 {
@@ -297,6 +303,7 @@ impl LowRankDistiller {
         }
         Self {
             a: Param::from_tensor(a),
+            // With G = 0 the gate is the same for every state, so the correction starts as exactly the linear map.
             g: Param::from_tensor(Tensor::zeros([d_model, rank], (&device, DType::F32))),
             g_bias: Param::from_tensor(Tensor::ones([rank], (&device, DType::F32))),
             b: Param::from_tensor(b),

@@ -23,6 +23,7 @@ pub(super) fn ridge(source: &[Vec<f64>], target: &[Vec<f64>], lambda: f64) -> Op
         let solved = solve(gram(source, lambda * scale), target.to_vec())?;
         return Some(Ridge { left: turned, right: solved });
     }
+    // The primal form is not a product of two factors. The identity as the second one gives both forms one type.
     let target = transpose(target);
     let product = turned.iter().map(|x| target.iter().map(|y| dot(x, y)).collect()).collect();
     let solved = solve(gram(&turned, lambda * scale), product)?;
@@ -32,6 +33,7 @@ pub(super) fn ridge(source: &[Vec<f64>], target: &[Vec<f64>], lambda: f64) -> Op
 
 /// Returns `rows·rowsᵀ + ridge·I`.
 fn gram(rows: &[Vec<f64>], ridge: f64) -> Vec<Vec<f64>> {
+    // Only the lower triangle, half the work: `solve` reads no more.
     let diagonal = |i: usize, j: usize| if i == j { ridge } else { 0.0 };
     let entry = |i: usize, j: usize| dot(&rows[i], &rows[j]) + diagonal(i, j);
     (0..rows.len()).map(|i| (0..=i).map(|j| entry(i, j)).collect()).collect()
@@ -47,11 +49,14 @@ fn solve(mut matrix: Vec<Vec<f64>>, mut rows: Vec<Vec<f64>>) -> Option<Vec<Vec<f
             row[j] = (row[j] - dot(&row[..j], &other[..j])) / other[j];
         }
         let pivot = row[i] - dot(&row[..i], &row[..i]);
+        // With a penalty above 0, the matrix is positive definite, so there is no pivoting. A pivot of 0 comes from a
+        // source of zeros, whose scale makes the penalty 0 too.
         if pivot.is_nan() || pivot <= 0.0 {
             return None;
         }
         row[i] = pivot.sqrt();
     }
+    // The lower triangle now holds L with `matrix = L·Lᵀ`: solve with L from the top, then with Lᵀ from the bottom.
     for (i, factors) in matrix.iter().enumerate() {
         let (before, rest) = rows.split_at_mut(i);
         subtract(&mut rest[0], before.iter().zip(factors));

@@ -156,6 +156,8 @@ impl StackedDistiller for StackedSwiGlu {
         weight: Tensor<3>,
     ) -> Vec<Gradient> {
         let mut x = self.source_norm.apply(shallow);
+        // The forward pass again. The activations of `predict` are not kept: some rows may turn out not to be finite
+        // and are not learned from, and in background mode another thread learns (docs/design/bank.md).
         let mut passes = Vec::with_capacity(parameters.len() / 3);
         for block in parameters.chunks_exact(3) {
             let pass = BlockPass::forward(block, x);
@@ -171,12 +173,14 @@ impl StackedDistiller for StackedSwiGlu {
             let d_up = d_hidden.clone() * gate;
             let d_z = d_hidden * up * silu_slope(z);
             gradients.extend([d_down, product(&x, &d_up), product(&x, &d_z)]);
+            // The source has no parameters, so the gradient of the first block's input is not needed.
             if at > 0 {
                 upstream = upstream
                     + times_each_transposed(d_z, &block[0])
                     + times_each_transposed(d_up, &block[1]);
             }
         }
+        // The blocks were visited last to first, and each block's matrices likewise, so one reversal orders both.
         gradients.reverse();
         gradients
     }
@@ -233,6 +237,7 @@ impl StackedDistiller for StackedLowRank {
         let pass = LowRankPass::forward(parameters, &x);
         let upstream = (pass.output(parameters) - deep) * weight.mul_scalar(2.0); // ∂L/∂y
         let LowRankPass { low, z, gate, normed, inverse } = pass;
+        // Padding rows need no mask in these sums: their weight of 0 is a factor of `upstream`.
         let d_norm_weight = (upstream.clone() * normed.clone()).sum_dim(1);
         let d_norm_bias = upstream.clone().sum_dim(1);
 

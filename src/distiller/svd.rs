@@ -51,9 +51,14 @@ pub(super) fn truncated_svd(
     seed: u64,
 ) -> Option<Svd> {
     let (m, n) = (left.dims()[0], right.dims()[1]);
+    // The rank of the product is at most the smallest of these dimensions, and further columns would depend on the
+    // others.
     let columns = rank.saturating_add(OVERSAMPLING).min(m).min(n).min(left.dims()[1]);
     let device = left.device();
     let (left_turned, right_turned) = (left.clone().transpose(), right.clone().transpose());
+    // The products, which are most of the work, run on the device. The basis is orthonormalized on the host, because
+    // burn's `svd` panics when it does not converge, and its `qr` keeps a square Q, 64 MB at width 4096
+    // (docs/design/starting-points.md).
     let forth = |basis: &[Vec<f64>]| {
         let basis = tensor(basis, n, &device).transpose();
         host(left.clone().matmul(right.clone().matmul(basis)).transpose())
@@ -65,6 +70,8 @@ pub(super) fn truncated_svd(
     let mut basis = forth(&noise(columns, n, seed))?;
     orthonormalise(&mut basis);
     for _ in 0..POWER_ITERATIONS {
+        // Without orthonormalization in between, all columns would turn towards the largest singular vector, and the
+        // others would be lost to rounding.
         let mut rows = back(&basis)?;
         orthonormalise(&mut rows);
         basis = forth(&rows)?;
@@ -102,6 +109,7 @@ pub(super) fn orthonormalise(vectors: &mut [Vec<f64>]) {
             }
         }
         let left = norm(vector);
+        // What is left of a dependent vector is rounding. Scaled to length 1, it would be an arbitrary direction.
         let scale = if left > 1e-12 * length { left.recip() } else { 0.0 };
         for v in vector {
             *v *= scale;
@@ -125,11 +133,15 @@ pub(super) fn jacobi(mut columns: Vec<Vec<f64>>) -> (Vec<f64>, Vec<Vec<f64>>, Ve
             for j in i + 1..count {
                 let (a, b) = (dot(&columns[i], &columns[i]), dot(&columns[j], &columns[j]));
                 let c = dot(&columns[i], &columns[j]);
+                // Relative to the lengths of this pair, so that small singular values become as accurate as large
+                // ones.
                 if c.abs() <= 1e-15 * (a * b).sqrt() {
                     continue;
                 }
                 done = false;
                 let zeta = (b - a) / (2.0 * c);
+                // Of the two rotations that make the columns orthogonal, the smaller one, of at most 45°: the sweeps
+                // converge, and the sum has no cancellation.
                 let tangent = zeta.signum() / (zeta.abs() + zeta.hypot(1.0));
                 let cosine = tangent.hypot(1.0).recip();
                 let sine = cosine * tangent;
@@ -181,6 +193,7 @@ pub(super) fn tensor(rows: &[Vec<f64>], length: usize, device: &Device) -> Tenso
 
 /// Returns the rows of an `f32` tensor as vectors, or `None` if a value is not finite or the tensor cannot be read.
 pub(super) fn host(tensor: Tensor<2>) -> Option<Vec<Vec<f64>>> {
+    // `chunks` panics on 0.
     let width = tensor.dims()[1].max(1);
     let values: Vec<f32> = tensor.try_into_data().ok()?.try_into_vec().ok()?;
     let rows = values.chunks(width).map(|row| row.iter().map(|&v| f64::from(v)).collect());

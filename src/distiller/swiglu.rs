@@ -119,6 +119,8 @@ impl SwiGluConfig {
         ConfigError::at_least_one("d_model", d_model)?;
         self.validate()?;
         let mut init = ParamInit::new(seed, device);
+        // All matrices are drawn from one generator, so the order of these fields decides which numbers each of them
+        // gets. Down projections that start at zero take none.
         let blocks = (0..self.blocks)
             .map(|_| SwiGluBlock {
                 gate: init.fan_in([d_model, self.d_hidden]),

@@ -62,6 +62,7 @@ impl Attention {
         let qkv = self.qkv.forward(x.reshape([rows * seq, d_model]));
         let qkv = qkv.reshape([rows, seq, heads + 2 * kv_heads, width]);
         let values = qkv.clone().narrow(2, heads + kv_heads, kv_heads);
+        // Queries and keys are neighbours in the fused product, so one call rotates both.
         let qk = self.norm_qk(qkv.narrow(2, 0, heads + kv_heads));
         let qk = pass.angles.rotate(qk);
         let queries = qk.clone().narrow(2, 0, heads);
@@ -73,10 +74,14 @@ impl Attention {
 
         // Query heads of a group are stacked along the sequence dimension, so that keys and values are not repeated.
         let queries = queries.swap_dims(1, 2).reshape([rows, kv_heads, group * seq, width]);
+        // The queries are scaled and not the scores, of which there are more as soon as there are more than `width`
+        // columns.
         let scores = queries.mul_scalar((width as f32).powf(-0.5)).matmul(keys.swap_dims(2, 3));
         let scores =
             match &pass.mask {
                 None => scores,
+                // The mask differs between queries but not between heads, so the stacked dimension is split for the
+                // addition.
                 Some(mask) => (scores.reshape([rows, heads, seq, columns]) + mask.clone())
                     .reshape([rows, kv_heads, group * seq, columns]),
             };

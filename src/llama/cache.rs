@@ -70,6 +70,7 @@ impl LlamaCache {
 
     /// Reserves `seq` more tokens in each of `rows` rows and returns their positions.
     pub(super) fn begin(&mut self, rows: usize, seq: usize) -> Result<Vec<Vec<usize>>, ModelError> {
+        // The first pass decides how many rows the cache has.
         if self.len == 0 {
             self.starts = vec![0; rows];
         }
@@ -77,11 +78,13 @@ impl LlamaCache {
             let expected = format!("{} rows", self.starts.len());
             return Err(ModelError::mismatch("tokens for the key-value cache", expected, rows));
         }
+        // The limit is on the positions of a row, which do not include its padding.
         let longest = self.len - self.starts.iter().min().copied().unwrap_or(self.len) + seq;
         if longest > self.context_length {
             return Err(ModelError::ContextFull { limit: self.context_length, got: longest });
         }
         let from = self.len;
+        // Counted from the row's own start, so that padding does not move its positions.
         let positions = |start: &usize| (from - start..from - start + seq).collect();
         Ok(self.starts.iter().map(positions).collect())
     }
@@ -94,6 +97,8 @@ impl LlamaCache {
         keys: Tensor<4>,
         values: Tensor<4>,
     ) -> (Tensor<4>, Tensor<4>) {
+        // `len` stays the same until `commit`, because every block writes the columns of this pass. If the pass fails
+        // before that, the next one overwrites them.
         let (from, to) = (self.len, self.len + keys.dims()[2]);
         let mut kept = match self.blocks[block].take() {
             Some(kept) if kept.keys.dims()[2] >= to => kept,
@@ -119,6 +124,8 @@ impl LlamaCache {
     /// The attention mask of `seq` new columns, added to the scores: `[rows, 1, seq, len + seq]`. `None` if every
     /// query attends to all columns.
     pub(super) fn mask(&self, seq: usize, device: &Device) -> Option<Tensor<4>> {
+        // A single query is at the last column, so nothing lies after it, and without padding nothing before it is
+        // hidden.
         if seq == 1 && self.starts.iter().all(|&start| start == 0) {
             return None;
         }
@@ -127,6 +134,7 @@ impl LlamaCache {
         for &start in &self.starts {
             for query in self.len..to {
                 mask.extend((0..to).map(|column| {
+                    // A query always sees its own column: a line of only −inf would make its softmax NaN.
                     let seen = (start..=query).contains(&column);
                     if seen { 0.0 } else { f32::NEG_INFINITY }
                 }));
@@ -157,9 +165,12 @@ impl KvCache for LlamaCache {
             let index = index(rows.iter().copied(), &kept.keys.device());
             let pick = |states: &Tensor<4>| columns(states, first, to).select(0, index.clone());
             let picked = KeysValues { keys: pick(&kept.keys), values: pick(&kept.values) };
+            // This releases the memory of longer rows that have left.
             let capacity = kept.keys.dims()[2].min(most_capacity(to - first));
             *kept = picked.with_capacity(capacity, to - first);
         }
+        // Keys are stored after the rotation by their position, which is column − start. Moving the columns of a row
+        // together with its start leaves the positions as they are, so nothing has to be rotated again.
         self.starts = starts.into_iter().map(|start| start - first).collect();
         self.len -= first;
         Ok(())
@@ -189,6 +200,7 @@ impl KvCache for LlamaCache {
             let [my_rows, heads, capacity, width] = kept.keys.dims();
             let shape = [rows, heads, capacity.max(len).max(MIN_CAPACITY), width];
             let join = |mine: &Tensor<4>, theirs: &Tensor<4>| {
+                // Padding must be finite: its attention weight is 0, and 0 · NaN would be NaN.
                 let both = Tensor::zeros(shape, (&mine.device(), mine.dtype()));
                 let both = write(both, columns(mine, 0, self.len), 0, shift);
                 write(both, columns(theirs, 0, other.len), my_rows, other_shift)

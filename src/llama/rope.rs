@@ -39,8 +39,10 @@ impl Rope {
         let mut cos = Vec::with_capacity(rows * seq * width);
         let mut sin = Vec::with_capacity(rows * seq * width);
         for &position in positions.iter().flatten() {
+            // Dimension i of a head is paired with i + head_dim / 2, and both turn by the same angle.
             for _half in 0..2 {
                 for frequency in &self.frequencies {
+                    // In f32, the angle of the first pair at position 100,000 would be a multiple of 1/128.
                     let (s, c) = (position as f64 * frequency).sin_cos();
                     cos.push(c as f32);
                     sin.push(s as f32);
@@ -77,6 +79,9 @@ fn scaled(frequency: f64, pair: usize, scaling: &RopeScaling) -> f64 {
                 [factor, low_freq_factor, high_freq_factor, original_context]
                     .map(|&v| f64::from(v));
             let turns = context * frequency / std::f64::consts::TAU; // rotations over the original context
+            // Pairs that turn at least `high` times over the original context keep their frequency: they have been at
+            // every angle. Those that turn at most `low` times are divided by the factor. Between the two, the weight
+            // is linear.
             let kept = ((turns - low) / (high - low)).clamp(0.0, 1.0);
             frequency * kept + frequency / factor * (1.0 - kept)
         }

@@ -70,6 +70,8 @@ impl Predicted {
             (logits, width, dense)
         };
         let [error, deep] = self.lengths(&live);
+        // The norms are read together with the logits: every transfer makes the host wait for the device. They also
+        // show whether the states are finite, so there is no separate check.
         let [logits, error, deep] = read([logits.inner().cast(DType::F32), error, deep])?;
 
         for (place, &i) in live.iter().enumerate() {
@@ -145,6 +147,7 @@ pub(super) fn read<const N: usize>(tensors: [Tensor<2>; N]) -> Result<[Vec<f32>;
 fn padded_tokens<'a>(left: impl Iterator<Item = &'a Candidates>, width: usize) -> Vec<i32> {
     let mut tokens = Vec::new();
     for candidates in left {
+        // Padding must be a token of the vocabulary. Its logit is not read.
         let best = candidates.best().token;
         let row = candidates.as_slice().iter().map(|c| c.token).chain(std::iter::repeat(best));
         tokens.extend(row.take(width).map(|token: TokenId| token as i32));

@@ -74,6 +74,8 @@ impl<'a> RowState<'a> {
     /// Sets the expected logit of every candidate, from its index and token, divided by the same divisor as its
     /// score. Returns whether all of them are finite.
     pub(super) fn set_expected(&mut self, logit: impl Fn(usize, TokenId) -> f32) -> bool {
+        // Both logits are divided by the same number. If only the reference were, the meaning of β would depend on the
+        // temperature.
         let divisor = self.input.divisor();
         match &mut self.candidates {
             Some(candidates) => candidates.set_expected(|at, token| logit(at, token) / divisor),
@@ -119,6 +121,8 @@ fn choose(
     novelty: Option<Novelty>,
     logits: &[f32],
 ) -> Result<Choice, RowError> {
+    // A filter or a reweighter may have refused the row. An invalid score was not stored, so the scores do not show
+    // it.
     if let Some(refused) = candidates.refused() {
         return Err(refused);
     }
@@ -131,6 +135,7 @@ fn choose(
         reference_log_prob,
         candidates: candidates.len(),
         novelty,
+        // A row that does not use its code keeps it.
         code: code.or(row.code),
     })
 }

@@ -80,6 +80,8 @@ impl<'a> Step<'a> {
 
     /// Copies the logits to the host.
     pub(super) fn read(&mut self, logits: Tensor<2>) -> Result<(), StepError> {
+        // On a GPU, the host waits here for the model. The predictions were queued before, so the device need not wait
+        // for the host to compute them.
         self.logits = Logits::read(logits)?;
         self.clock.lap(&mut self.seconds.read);
         Ok(())

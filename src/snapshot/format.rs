@@ -91,6 +91,7 @@ impl ContentHash {
     }
 
     pub(super) fn add(&mut self, name: &str, bytes: &[u8]) {
+        // With the lengths, no two lists of parts give the hash the same bytes.
         for part in [name.as_bytes(), bytes] {
             self.0.update((part.len() as u64).to_le_bytes());
             self.0.update(part);

@@ -114,6 +114,8 @@ impl SamplerLoader {
     fn open(self, device: &Device) -> Result<(Snapshot, SamplerBuilder), SnapshotError> {
         let file = Snapshot::open(&self.path, device)?;
         if self.distiller.is_none() {
+            // With a distiller of the caller's, its parameters are compared with those in the file when they are
+            // imported.
             file.check_distiller()?;
         }
         let builder = Sampler::builder(file.config()?);

@@ -64,6 +64,7 @@ impl Snapshot {
         }
         let (precision, header) = (tag("precision"), tag("sampler"));
         let mut names: Vec<&str> = file.names();
+        // The order in which the file was hashed when it was written, where the tensors were in a `BTreeMap`.
         names.sort_unstable();
         let mut hash = ContentHash::new(precision, header);
         let mut tensors = HashMap::new();
@@ -85,6 +86,8 @@ impl Snapshot {
             tensors.insert(name.to_owned(), Read { shape: view.shape().to_vec(), values });
         }
         let hash = hash.finish();
+        // Checked before anything is read from the header, so that damage is reported as such and not as an invalid
+        // setting.
         if hash != tag("sha256") {
             return Err(format("SHA-256 of the content", tag("sha256"), hash));
         }
@@ -196,6 +199,7 @@ impl Snapshot {
     }
 
     fn take<const D: usize>(&mut self, name: &str) -> Result<Tensor<D>, SnapshotError> {
+        // Each tensor is needed once. Removing it avoids a copy of its numbers.
         let Some(Read { shape, values }) = self.tensors.remove(name) else {
             return Err(self.format(&format!("tensor {name}"), "one of this name", "none"));
         };

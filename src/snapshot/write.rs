@@ -113,6 +113,7 @@ impl Tensors {
         let mut bytes = Vec::with_capacity(2 * shape[0]);
         for value in values(tensor)? {
             let half = f16::from_f32(value);
+            // A parameter that is already infinite or NaN fits f16 as it is: the precision is not at fault.
             if value.is_finite() && !half.is_finite() {
                 return Err(SnapshotError::Range { what: name, got: value });
             }
@@ -159,10 +160,12 @@ pub(super) fn write(path: &Path, header: String, tensors: &Tensors) -> Result<()
     let mut name = path.file_name().unwrap_or_default().to_owned();
     let attempt = ATTEMPTS.fetch_add(1, Ordering::Relaxed);
     name.push(format!(".{}.{attempt}.partial", std::process::id()));
+    // In the same folder, because a rename is atomic only within a file system.
     let partial = path.with_file_name(name);
     let written = File::create(&partial)
         .and_then(|mut file| {
             file.write_all(&bytes)?;
+            // Before the rename: otherwise a crash could leave the new name with content that never reached the disk.
             file.sync_all()
         })
         .and_then(|()| fs::rename(&partial, path))

@@ -32,6 +32,7 @@ impl Measures {
         let ahead = |c: &&Candidate| {
             c.reference > chosen.reference || c.reference == chosen.reference && c.token < token
         };
+        // The mass outside is 0, because both distributions are those over the candidates that the filters left.
         let reference = log_softmax(items.iter().map(|c| f64::from(c.reference)), 0.0);
         let new = log_softmax(items.iter().map(|c| f64::from(c.logit)), 0.0);
         let perturbed = line(items, |c| f64::from(c.reference) - f64::from(c.expected));
@@ -41,6 +42,7 @@ impl Measures {
             reference_entropy: entropy(&reference),
             entropy: entropy(&new),
             kl: kl_divergence(&new, &reference),
+            // Counted, because the candidates are sorted by their new scores.
             reference_rank: items.iter().filter(ahead).count(),
             rank,
             slope: perturbed.map(|line| line.slope),

@@ -46,6 +46,7 @@ impl<S: Slots> AdaptiveTrainer<S> {
         }
         for &row in rows {
             self.own.begin(row);
+            // Another completion of the prompt may have started the slot already, and it may have learned since.
             if !self.own.is_seated(row) {
                 self.own.start_from(row, &self.shared, row);
             }
@@ -62,6 +63,7 @@ impl<S: Slots> OnlineTrainer for AdaptiveTrainer<S> {
     fn release(&mut self, row: CompletionId) {
         self.own.release(row);
         self.shared.release(row);
+        // The evidence is about the prompt, so it is kept until the prompt's last completion has ended.
         let prompts = self.own.prompts();
         self.evidence.retain(|prompt| prompts.binary_search(&prompt).is_ok());
     }
@@ -107,6 +109,8 @@ impl<S: Slots> OnlineTrainer for AdaptiveTrainer<S> {
         let own = self.own.predict(rows, shallow)?.expected;
         let shared = self.shared.predict(rows, shallow)?.expected;
         let weight = self.evidence.weights(rows, self.config.sharpness, &shallow.device());
+        // In this form, two equal predictions are mixed without rounding for any weight: their difference is exactly
+        // 0.
         let expected = shared.clone() + (own.clone() - shared.clone()) * weight;
         Ok(Prediction { expected, parts: vec![own, shared] })
     }
@@ -119,10 +123,15 @@ impl<S: Slots> OnlineTrainer for AdaptiveTrainer<S> {
     ) -> Result<Learned, TrainError> {
         // Without predictions there are no errors to record.
         if let [own, shared] = parts {
+            // These predictions were made before the updates below, so no distiller is judged on rows that it has
+            // already learned from.
             let discount = self.config.discount();
             self.evidence.add(rows, [own, shared], hidden.deep(), discount);
         }
         self.start_own(rows);
+        // Each distiller learns from its own error, regardless of its weight. With a loss on the mixture, the one that
+        // is ahead would leave the other little to learn, and the shared distiller would learn nothing from the
+        // prompts on which it is behind.
         let own = self.own.learn(rows, hidden, &[])?;
         let shared = self.shared.learn(rows, hidden, &[])?;
         // Both trainers learn from the same rows, so the rows are counted once.
@@ -159,6 +168,7 @@ impl<S: Slots> OnlineTrainer for AdaptiveTrainer<S> {
 
     fn import(&mut self, mut state: TrainerState) -> Result<(), Misfit> {
         let evidence = std::mem::take(&mut state.evidence);
+        // The sums come from a file. `Evidence::new` relies on their length.
         for (prompt, sums) in &evidence {
             let (expected, got) = (Evidence::WIDTH, sums.dims()[0]);
             if got != expected {

@@ -51,10 +51,13 @@ impl<D: Distiller> Slots for ApartSlots<D> {
     }
 
     fn keep(&mut self, places: &[usize]) {
+        // A clone shares its tensors. The old slots are dropped by the assignment, so the clones own theirs alone and
+        // the next update works in place again.
         self.slots = places.iter().map(|&place| self.slots[place].clone()).collect();
     }
 
     fn predict(&self, work: &[SlotRows], shallow: &Tensor<2>) -> Result<Tensor<2>, TrainError> {
+        // Each call works on a whole stack of one slot, so nothing is padded and no parameters are gathered.
         predict_one_by_one(work, shallow, |slot, shallow| {
             self.slots[slot.slot].predict(&alone(slot), &shallow)
         })

@@ -64,6 +64,7 @@ impl Evidence {
     ) -> Tensor<2> {
         let nothing = || Tensor::zeros([1, Self::WIDTH], (device, DType::F32));
         let unknown = self.prompts.len();
+        // Rows of unknown prompts read an extra row of zeros, so that all rows take one gather and one formula.
         let index: Vec<usize> =
             rows.iter().map(|row| self.place(row.prompt).unwrap_or(unknown)).collect();
         let known = match &self.sums {
@@ -105,10 +106,14 @@ impl Evidence {
             counts[place] += 1;
         }
         // A matrix that averages over the rows of each prompt; all other entries are 0.
+        // The product with it takes one launch for any number of prompts. It also multiplies each row's errors by the
+        // zeros of the other prompts, so they must be finite: `Step::learn` passes only rows whose prediction and
+        // states are.
         let mut averages = vec![0.0f32; prompts * rows.len()];
         for (row, &place) in places.iter().enumerate() {
             averages[place * rows.len() + row] = 1.0 / counts[place] as f32;
         }
+        // A prompt without rows keeps `1 · sums + 0`, which is the same bits.
         let kept = counts.iter().map(|&count| if count > 0 { discount as f32 } else { 1.0 });
         let kept = from_f32(kept.collect(), [prompts, 1], &device);
         let means = from_f32(averages, [prompts, rows.len()], &device).matmul(errors);

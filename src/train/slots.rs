@@ -141,6 +141,8 @@ impl<D: Distiller> Slots for SeparateSlots<D> {
     fn update(&mut self, work: &[SlotRows], hidden: &HiddenStates) -> Result<usize, TrainError> {
         let updated = work.iter().filter(|slot| {
             let learner = &mut self.learners[slot.slot];
+            // The count is kept with the slot, where a fit resets it and a snapshot restores it. The learner's own
+            // count is only used by a learner on its own.
             learner.updates = slot.done;
             learner.update(&hidden.at(&slot.rows)).learned
         });
@@ -164,6 +166,7 @@ impl<D: Distiller> Slots for SeparateSlots<D> {
         let parameters = flat_parameters(&learner.distiller);
         let moments = match &learner.moments {
             Some(moments) => moments.clone(),
+            // No update yet. All stores export the same tensors, and a stack has moments from the start.
             None => Moments::fresh(self.optimizer.rule, &parameters),
         };
         let flat = |tensors: Vec<Tensor<3>>| {
@@ -230,6 +233,7 @@ pub(super) fn check_prediction<const D: usize>(
     expected: [usize; D],
     got: [usize; D],
 ) -> Result<(), TrainError> {
+    // Without the check, a width of 1 would not fail: it would be broadcast when the deep states are subtracted.
     if expected == got {
         return Ok(());
     }

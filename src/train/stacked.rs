@@ -40,6 +40,7 @@ impl<D: Distiller> StackedSlots<D> {
     /// has a parameter that is frozen or is neither a vector nor a matrix.
     pub(crate) fn new(distiller: &D, optimizer: OptimizerConfig) -> Option<Self> {
         let network = distiller.stacked()?;
+        // Without a parameter there is nothing to stack, and no tensor whose device `index` could use.
         let template = stackable_parameters(distiller).filter(|template| !template.is_empty())?;
         Some(Self {
             network,
@@ -80,6 +81,9 @@ impl<D: Distiller> Slots for StackedSlots<D> {
         if self.count == 0 {
             (self.parameters, self.moments) = (fresh, moments);
         } else {
+            // This copies all slots, so it is done once for all new slots of a step, and there is no spare capacity:
+            // idle slots in the stack would take part in every product, or force every step to gather the others
+            // (docs/design/bank.md).
             let mine = std::mem::take(&mut self.parameters);
             self.parameters =
                 mine.into_iter().zip(fresh).map(|(mine, new)| join(mine, new)).collect();
@@ -135,6 +139,8 @@ impl<D: Distiller> Slots for StackedSlots<D> {
         let gradients = gradients(&parameters)?;
         let mut moments = self.moments.clone().map(|tensor| tensor.select(0, index.clone()));
         apply(&self.optimizer, &done, &mut parameters, &mut moments, gradients);
+        // `select_assign` would be one operation instead of one per slot, but it adds to the old value, and adding a
+        // difference does not give exactly the new value.
         let write = |mut all: Tensor<3>, some: Tensor<3>| {
             let [_, a, b] = all.dims();
             for (at, &place) in active.iter().enumerate() {
@@ -143,6 +149,7 @@ impl<D: Distiller> Slots for StackedSlots<D> {
             }
             all
         };
+        // Taken out of `self`, so that each tensor has one owner and is written in place.
         let all = std::mem::take(&mut self.parameters);
         self.parameters =
             all.into_iter().zip(parameters).map(|(all, some)| write(all, some)).collect();
@@ -163,6 +170,7 @@ impl<D: Distiller> Slots for StackedSlots<D> {
             tensors.into_iter().map(|tensor| tensor.flatten::<1>(0, 2)).collect::<Vec<_>>()
         };
         let fresh = Moments::fresh(self.optimizer.rule, &parameters);
+        // Moments describe gradients at the parameters that the fit replaces, so they start again too.
         let tensors = SlotTensors {
             parameters: flat(parameters),
             first: flat(fresh.first),
@@ -250,6 +258,8 @@ impl<'a> Grid<'a> {
         if self.in_order {
             return rows.clone().reshape(shape);
         }
+        // Padding has weight 0 in the loss, but its gradient must be finite, because 0 · NaN is NaN. A row of the slot
+        // is: rows that are not finite are not learned from.
         let fill = |slot: &'a SlotRows| {
             (0..self.width).map(|at| *slot.rows.get(at).unwrap_or(&slot.rows[0]))
         };
@@ -280,6 +290,8 @@ impl<'a> Grid<'a> {
             LossReduction::Mean => 1.0 / d_model as f32,
             LossReduction::Sum => 1.0,
         };
+        // Each slot has its own mean. With a mean over the whole stack, the gradient of a slot would depend on the
+        // number of slots.
         let weights = self.work.iter().flat_map(|slot| {
             let rows = slot.rows.len();
             (0..self.width).map(move |at| if at < rows { per_row / rows as f32 } else { 0.0 })
@@ -304,6 +316,7 @@ fn stackable_parameters<M: Module>(module: &M) -> Option<Vec<Tensor<3>>> {
         }
     }
     let mut found = Stackable(Some(Vec::new()));
+    // `train` turns autodiff on: a plain tensor does not show whether its parameter is frozen.
     module.clone().train().visit(&mut found);
     found.0
 }

@@ -83,11 +83,15 @@ impl<D: Distiller> Learner<D> {
         let training = self.distiller.clone().train();
         let loss =
             training.loss(hidden.shallow().clone().autodiff(), hidden.deep().clone().autodiff());
+        // The default loss is a mean over rows and width. Times the width, it is a sum over the width and still a mean
+        // over the rows.
         let objective = match self.config.loss {
             LossReduction::Mean => loss.clone(),
             LossReduction::Sum => loss.clone().mul_scalar(hidden.d_model() as f32),
         };
         let mut gradients = Gradients { of: GradientsParams::new(), found: Vec::new() };
+        // Without trainable parameters the loss has no graph, and `backward` would panic. The visit below then finds
+        // no gradient, and `learned` is false.
         if objective.is_tracked() {
             gradients.of = GradientsParams::from_grads(objective.backward(), &training);
         }
@@ -97,6 +101,7 @@ impl<D: Distiller> Learner<D> {
         let mut grad_norm = None;
         if changes {
             let mut parameters = flat_parameters(&self.distiller);
+            // Made at the first update, so that a distiller that only predicts takes no memory for them.
             let moments =
                 self.moments.get_or_insert_with(|| Moments::fresh(self.config.rule, &parameters));
             grad_norm = apply(&self.config, &[self.updates], &mut parameters, moments, gradients);
@@ -168,6 +173,8 @@ impl ModuleMapper for Write {
     }
 }
 
+// The update rules take `[slots, a, b]`. They work element by element, and the norm for clipping is over all elements,
+// so one row is as good as the parameter's own shape.
 fn flat<const D: usize>(tensor: Tensor<D>) -> Tensor<3> {
     let count = tensor.dims().iter().product::<usize>();
     tensor.reshape([1, 1, count])

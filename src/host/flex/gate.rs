@@ -25,6 +25,8 @@ pub(crate) fn silu_gated(both: &Tensor<2>) -> Option<Tensor<2>> {
             for ((gated, gate), up) in gated.iter_mut().zip(gate).zip(up) {
                 // Computes σ(x) from e^−|x|, which does not overflow.
                 let e = exp_of_negative(-gate.abs());
+                // σ(x) is 1 / (1 + e^−x) for x ≥ 0, and the same eˣ / (1 + eˣ) below. For NaN, e is 0, but the gate is
+                // itself a factor, so the result is NaN.
                 let above = if *gate < 0.0 { e } else { 1.0 };
                 *gated = gate * (above / (1.0 + e)) * up;
             }

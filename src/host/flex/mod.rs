@@ -64,12 +64,15 @@ fn share<P: Send>(threads: usize, parts: impl Iterator<Item = P> + Send, work: i
 
     // Threads take the next part from one queue, so a slow thread takes fewer. The lock is held only to take a part.
     let queue = Mutex::new(parts);
+    // If `next` has panicked on another thread, the scope reports that panic, so the poisoned lock need not.
     let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
     let work_on = || {
         while let Some(part) = next() {
             work(part);
         }
     };
+    // `rayon::scope` would run this closure in rayon's pool and let the caller sleep until a thread has woken up,
+    // which takes about 50 µs (docs/design/decoding-on-the-host.md). Here the caller takes the first part at once.
     rayon::in_place_scope(|scope| {
         for _ in 1..threads {
             scope.spawn(|_| work_on());
@@ -148,6 +151,8 @@ fn share_rows<T: Sync>(
 }
 
 /// The number of parallel sums, so that the compiler can vectorise them.
+// Additions of floats may not be reordered, so the compiler cannot vectorise a single sum. Sixteen values fill one
+// vector of AVX-512, or two of AVX.
 const LANES: usize = 16;
 
 /// Returns `Σ a·b` of two slices of the same length.

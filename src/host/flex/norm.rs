@@ -29,6 +29,8 @@ pub(crate) fn rms_norm<const D: usize>(
             let mean_square = sum_of_products(row, row) / width as f32;
             let length = (mean_square + eps).sqrt();
             for ((normed, x), weight) in normed.iter_mut().zip(row).zip(weight) {
+                // A division and a product, in the order of burn's operations in `rms_norm`, so that the results
+                // differ only by the order of the sum.
                 *normed = x / length * weight;
             }
         },

@@ -32,6 +32,8 @@ pub(crate) fn times_rows_at(
         #[inline(always)]
         |row, picked, product| {
             let x = &x_numbers[row * width..][..width];
+            // The rows of the matrix are read where they are. burn's operations would first gather them into a new
+            // tensor.
             for (product, &at) in product.iter_mut().zip(picked) {
                 *product = sum_of_products(x, &weight[at * width..][..width]);
             }

@@ -17,6 +17,7 @@ pub(crate) fn rotate_halves(x: &Tensor<4>, cos: &Tensor<4>, sin: &Tensor<4>) -> 
     let mut turned = vec![0.0; rows * seq * heads * width];
     let all_heads = heads * width;
     let half = width / 2;
+    // A row here is a position with all its heads, because they share their angles.
     share_rows(
         numbers.as_slice::<f32>()?,
         all_heads,
@@ -25,6 +26,7 @@ pub(crate) fn rotate_halves(x: &Tensor<4>, cos: &Tensor<4>, sin: &Tensor<4>) -> 
         all_heads,
         #[inline(always)]
         |position, x, turned| {
+            // Rotary angles repeat, but the second half is read too, so that this is burn's formula for any input.
             let (cos, cos_second) = cos[position * width..][..width].split_at(half);
             let (sin, sin_second) = sin[position * width..][..width].split_at(half);
             for (x, turned) in x.chunks_exact(width).zip(turned.chunks_exact_mut(width)) {

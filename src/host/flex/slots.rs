@@ -41,6 +41,7 @@ fn each(
         return None;
     }
     let (numbers, weights) = (flex(x)?.to_contiguous(), flex(weight)?);
+    // As in `times_transposed`, a matrix that is not contiguous is left to burn.
     let mut product = vec![0.0; slots * rows * columns];
     let xs = numbers.as_slice()?.chunks_exact(rows * width);
     let weights = weights.as_slice()?.chunks_exact(width * columns);
@@ -53,6 +54,9 @@ fn each(
 
 /// Computes `product += x·weight`, with `product` `[rows, columns]` and `weight` `[width, columns]`. Each sum is
 /// accumulated in the order of `width`, regardless of the number of rows and threads.
+// The rows of the matrix are contiguous along the columns of the product, not along the inner dimension as in
+// `product.rs`. So a vector holds neighbouring columns here, one value of `x` multiplies all of them, and nothing is
+// summed across lanes.
 fn accumulate(x: &[f32], weight: &[f32], width: usize, product: &mut [f32]) {
     let (rows, columns) = (x.len() / width, weight.len() / width);
     let threads = threads_for(rows * weight.len(), WORK_OF_A_THREAD);
@@ -82,6 +86,9 @@ struct Part<'a, 'p> {
 }
 
 /// A number of columns that is a multiple of the tile width for every vector size.
+// Parts begin at such multiples, so the columns that fill no vector are always the last ones of the matrix. Their
+// products and sums are rounded separately, those in vectors may be fused. If the number of threads, which depends on
+// the number of rows, decided which columns these are, a row's last bits would depend on its batch.
 const COLUMNS: usize = 64;
 
 /// The number of matrix rows that are accumulated before the sums leave their registers. With 8, a prediction of 16
@@ -97,6 +104,8 @@ impl WithSimd for Part<'_, '_> {
         let Self { x, weight, width, columns, first, product } = self;
         // As many sums as fit in the registers, split so that no tile has far fewer rows than the others.
         let most = if S::REGISTER_COUNT >= 32 { 6 } else { 3 };
+        // Strips of the matrix are the outer loop, rows of `x` the inner one: a strip comes from memory for the first
+        // tile and from the cache for the others.
         for (at, weight) in weight.chunks(DEPTH * columns).enumerate() {
             let from = at * DEPTH;
             let (mut x, mut product) = (x, &mut product[..]);
@@ -139,6 +148,7 @@ impl Strip<'_> {
         };
         let count = product[0].len();
         let mut at = 0;
+        // Four vectors times six rows are 24 sums, as in `product.rs` (twelve with 16 registers).
         while at + 4 * S::F32_LANES <= count {
             self.tile::<S, R, 4>(simd, depth, at, &mut product);
             at += 4 * S::F32_LANES;

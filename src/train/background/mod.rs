@@ -50,6 +50,8 @@ impl<T: OnlineTrainer + Clone + 'static> BackgroundTrainer<T> {
         // At most one lesson is pending, but a reset or a load also sends a `Replace`. A caller that supplies the
         // worker's thread may do either before the worker runs, and sending must not block then.
         let (jobs, to_do) = sync_channel(4);
+        // At most one lesson is pending, so the worker always has room for its result and never waits for the caller
+        // to take it.
         let (done, results) = sync_channel(1);
         let worker = TrainingWorker::new(trainer.clone(), to_do, done);
         let background = Self {
@@ -111,6 +113,7 @@ impl<T: OnlineTrainer + Clone + 'static> BackgroundTrainer<T> {
     /// Applies a change to the visible copy now and queues it for the worker, which applies it before its next lesson.
     fn change(&mut self, change: Change) -> Result<Learned, TrainError> {
         let learned = change.apply(&mut self.visible)?;
+        // A change that fails here is not queued: it would fail in the worker too, and end it.
         self.changes.push(change);
         Ok(learned)
     }
@@ -204,7 +207,10 @@ impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> 
         rows: &[CompletionId],
         shallow: &Tensor<2>,
     ) -> Result<Prediction, TrainError> {
+        // `visible` could still predict after the worker has failed, but the sampler would then go on without ever
+        // learning again, and only its counters would show it.
         self.check()?;
+        // `visible.predict` would also begin unknown rows, but without telling the worker.
         for &row in rows {
             self.begin(row);
         }
@@ -217,6 +223,12 @@ impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> 
         hidden: &HiddenStates,
         parts: &[Tensor<2>],
     ) -> Result<Learned, TrainError> {
+        // Wait as late as possible: the worker has had the time since the previous call, which includes a forward pass
+        // of the model. Waiting before the prediction instead would make the lag 0, and then nothing would run
+        // concurrently. Not waiting at all would make the lag, and with it the tokens, depend on the speed of the
+        // worker (docs/design/staleness.md).
+        // `learned` describes the lesson that has just become visible. That of this lesson is returned by the next
+        // call.
         let learned = self.join()?;
         let changes = std::mem::take(&mut self.changes);
         let (rows, hidden, parts) = (rows.to_vec(), hidden.clone(), parts.to_vec());
@@ -231,6 +243,7 @@ impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> 
         hidden: &HiddenStates,
         updates: usize,
     ) -> Result<Learned, TrainError> {
+        // This does not wait for the pending lesson: its updates would be counted as updates of the warm-up.
         self.check()?;
         self.change(Change::WarmUp(Box::new((row, hidden.clone(), updates))))
     }
@@ -241,6 +254,8 @@ impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> 
 
     fn export(&mut self) -> Result<TrainerState, TrainError> {
         self.check()?;
+        // Only the worker's copy contains the pending lesson, so wait for it. The result stays in `arrived` and
+        // becomes visible at the same step as without the export.
         self.receive();
         if !self.under_way {
             return self.visible.export();
@@ -262,6 +277,8 @@ impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> 
     }
 
     fn import(&mut self, mut state: TrainerState) -> Result<(), Misfit> {
+        // A pending lesson belongs to the state that is replaced. Its result is received, so that it is not taken for
+        // that of a later lesson, and then overwritten. An error stays in `failed`, and the next call returns it.
         let _ = self.join();
         let ahead = state.ahead.take();
         self.visible.import(state)?;

@@ -13,6 +13,13 @@
 //
 // `Replace` is the exception: after a reset or a load, the caller's copy is authoritative, and both the list of
 // changes and the worker's copy are dropped.
+//
+// The caller blocks in one place only, while it waits for the result of a pending lesson
+// (`BackgroundTrainer::receive`). The worker blocks only while it waits for a job: the result channel has room for the
+// one result that can be outstanding. So the two halves cannot wait for each other.
+//
+// A failure, such as a panic in a distiller, takes the place of the lesson's result. The caller therefore sees it one
+// learning step later, when it waits for that result. From then on, every call that can fail returns it.
 
 use burn::tensor::Tensor;
 
@@ -68,6 +75,8 @@ pub(super) struct Lesson {
 pub(super) type Done<T> = Result<(T, Learned), TrainError>;
 
 /// The error of a worker that ended without a result.
+// A worker that fails sends its error before it ends. So this error means that the `TrainingWorker` was dropped
+// without being run.
 pub(super) fn ended() -> TrainError {
     TrainError::Worker { got: "one that has ended".to_owned() }
 }

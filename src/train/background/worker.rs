@@ -44,6 +44,8 @@ impl std::fmt::Debug for TrainingWorker {
 /// Runs a worker on a new thread. The thread is never joined; it ends when its sampler is dropped.
 pub(crate) fn spawn(worker: TrainingWorker) -> std::io::Result<()> {
     let thread = thread::Builder::new().name("esamp-training".to_owned());
+    // Dropping the handle detaches the thread. Joining it when the sampler is dropped could block for as long as an
+    // update takes, and forever if the device hangs.
     thread.spawn(|| worker.run()).map(drop)
 }
 
@@ -54,8 +56,11 @@ fn work<T: OnlineTrainer + Clone>(
     jobs: &Receiver<Job<T>>,
     done: &SyncSender<Done<T>>,
 ) {
+    // The channel is closed when the sampler is dropped. There is no message for "stop", so `Drop` has nothing to send
+    // or to wait for.
     while let Ok(job) = jobs.recv() {
         let Lesson { changes, rows, hidden, parts } = match job {
+            // No result is sent: the caller does not wait for a replacement, and every result must belong to a lesson.
             Job::Replace(other) => {
                 trainer = *other;
                 continue;
@@ -64,14 +69,18 @@ fn work<T: OnlineTrainer + Clone>(
         };
         // A distiller is user code. Its panic must not abort the program, and a thread that ended silently would leave
         // the caller waiting. So the panic is caught and sent as the result.
+        // Unwind safety can be asserted because nothing that the closure has changed is used after a panic.
         let learned = catch_unwind(AssertUnwindSafe(|| {
             for change in &changes {
+                // What a warm-up has learned was counted when the caller's half applied it.
                 change.apply(&mut trainer)?;
             }
             let learned = trainer.learn(&rows, &hidden, &parts)?;
             // A device that queues work may not start until a result is read, which is one step later. The flush
             // starts it now.
             let _ = hidden.device().flush();
+            // The clone shares its tensors with the worker's copy until the next lesson changes them. The copying is
+            // then done on this thread, so a result becomes visible without a copy on the caller's thread.
             Ok((trainer.clone(), learned))
         }));
         let result =

@@ -75,6 +75,7 @@ impl<S: Slots> InlineTrainer<S> {
                 next += 1;
             }
         }
+        // One call for all new slots, because each call copies a whole stack.
         if next > self.slots.len() {
             self.slots.add(next - self.slots.len());
         }
@@ -93,6 +94,7 @@ impl<S: Slots> InlineTrainer<S> {
                     }
                 }
                 let mut first: Vec<usize> = first.into_values().collect();
+                // A `HashMap` has no fixed order, and the order of the rows decides how sums over them are rounded.
                 first.sort_unstable();
                 first
             }
@@ -116,6 +118,7 @@ impl<S: Slots> InlineTrainer<S> {
             // CPU. A failure to submit is reported by the next read.
             let _ = hidden.device().flush();
             for (key, _) in self.bank.groups(rows) {
+                // All slots have the same network and the same frozen parameters, so if one has changed, all have.
                 if let Some(slot) = self.bank.get_mut(key) {
                     slot.updates += 1;
                     slot.age += 1;
@@ -144,8 +147,11 @@ impl<S: Slots> InlineTrainer<S> {
                 continue;
             }
             let first_rows = HiddenStates::concat(&std::mem::take(&mut slot.first_rows));
+            // Set also if the fit fails: it is counted and not tried again, and no more rows are collected.
             slot.is_fitted = true;
             if slot.tensors.is_some_and(|place| self.slots.fit(place, &first_rows)) {
+                // The optimizer starts again, so bias correction and schedules count from here. `updates` still counts
+                // everything that the slot has learned.
                 slot.age = 0;
                 learned.fits += 1;
             } else {
@@ -169,6 +175,8 @@ impl<S: Slots> InlineTrainer<S> {
                 continue;
             };
             slot.gathered.push(hidden.at(&members));
+            // Each entry is one step. Every slot counts its own steps, so prompts that started at different times
+            // update at different steps.
             if slot.gathered.len() >= self.config.update_every {
                 let gathered = std::mem::take(&mut slot.gathered);
                 let count: usize = gathered.iter().map(HiddenStates::rows).sum();
@@ -292,6 +300,7 @@ impl<S: Slots> OnlineTrainer for InlineTrainer<S> {
     ) -> Result<Learned, TrainError> {
         self.begin(row);
         let rows = vec![row; hidden.rows()];
+        // The fit replaces the parameters, so updates before it would be lost.
         let mut learned = self.fit(&rows, hidden);
         for _ in 0..updates {
             learned += self.update(&rows, hidden)?;
@@ -315,6 +324,7 @@ impl<S: Slots> OnlineTrainer for InlineTrainer<S> {
         for slot in state.slots {
             let place = |tensors| {
                 let place = self.slots.len();
+                // Places are not part of a snapshot. They are given out again here, without holes.
                 self.slots.add(1);
                 self.slots.import(place, tensors)?;
                 Ok(place)

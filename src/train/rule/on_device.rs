@@ -20,6 +20,7 @@ pub(super) fn apply(
     moments: &mut Moments,
     gradients: Vec<Option<Gradient>>,
 ) -> Option<Tensor<3>> {
+    // Tensor operations have no pass in which factors could be multiplied out element by element.
     let whole = |gradient: Option<Gradient>| gradient.map(Gradient::into_whole);
     let mut gradients: Vec<_> = gradients.into_iter().map(whole).collect();
     let norm = config.max_grad_norm.and_then(|max_norm| clip(&mut gradients, max_norm));
@@ -75,6 +76,8 @@ fn apply_adam(
         PerSlot::new(done, &|done| number(adam.coefficients(rate(done), done)), device)
     };
     let (rate, epsilon) = (per_slot(&|of| of.rate), per_slot(&|of| of.epsilon));
+    // Without decay every factor is 1, but slots with different numbers of updates would still multiply by it: one
+    // more pass over each parameter.
     let keep = (adam.weight_decay > 0.0).then(|| per_slot(&|of| of.keep));
     let states = moments.first.iter_mut().zip(&mut moments.second);
     for ((parameter, (first, second)), gradient) in parameters.iter_mut().zip(states).zip(gradients)
@@ -110,6 +113,7 @@ impl PerSlot {
         if done.iter().all(|&done| done == first) {
             return Self::Same(value(first));
         }
+        // Computed in f64: Adam's corrections `1 − βᵗ` are small differences at first.
         let values: Vec<f32> = done.iter().map(|&done| value(done) as f32).collect();
         Self::Each(Box::new(from_f32(values, [done.len(), 1, 1], device)))
     }
@@ -137,6 +141,7 @@ impl PerSlot {
 pub(super) fn clip(gradients: &mut [Option<Tensor<3>>], max_norm: f32) -> Option<Tensor<3>> {
     let squares = gradients.iter().flatten().map(|g| g.clone().square().sum_dim(2).sum_dim(1));
     let norm = squares.reduce(|sum, square| sum + square)?.sqrt();
+    // Reading the norm back to decide whether to clip would make the host wait for the device.
     let factor = norm.clone().add_scalar(1e-6).recip().mul_scalar(max_norm).clamp_max(1.0);
     for gradient in gradients.iter_mut().flatten() {
         gradient.inplace(|g| g * factor.clone());

@@ -45,6 +45,7 @@ impl LlamaConfig {
         let or = |name: &str, default: usize| {
             if file.has_key(&key(name)) { file.size(&key(name)) } else { Ok(default) }
         };
+        // `validate`, which refuses 0 heads, runs only below.
         let head_dim = or("attention.key_length", d_model / n_heads.max(1))?;
         let rotated = or("rope.dimension_count", head_dim)?;
         if rotated != head_dim {
@@ -69,6 +70,7 @@ impl LlamaConfig {
             } else {
                 10_000.0
             },
+            // GGUF has no keys for the next four: a tensor that is in the file is used.
             tied_embeddings: file.tensor("output.weight").is_none(),
             qkv_bias: file.tensor("blk.0.attn_q.bias").is_some(),
             o_bias: file.tensor("blk.0.attn_output.bias").is_some(),
@@ -85,6 +87,7 @@ fn rope_scaling(file: &mut Gguf, architecture: &str) -> Result<RopeScaling, Load
     if file.tensor("rope_freqs.weight").is_none() {
         return Ok(linear.map_or(RopeScaling::None, |factor| RopeScaling::Linear { factor }));
     }
+    // Converters store the scaling of Llama 3 as a tensor of divisors, one per pair, and not in the metadata.
     let mut factors = file.read("rope_freqs.weight")?;
     for factor in &mut factors {
         *factor *= linear.unwrap_or(1.0);
@@ -140,6 +143,7 @@ impl TensorSource for GgufSource {
         }
         let values = self.file.read(&theirs)?;
         Ok(match self.interleaved {
+            // Biases too: they have one number per row of the matrix.
             Some((heads, _)) if name.contains("self_attn.q_proj") => halves(&values, heads, shape),
             Some((_, heads)) if name.contains("self_attn.k_proj") => halves(&values, heads, shape),
             _ => values,

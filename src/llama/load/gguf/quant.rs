@@ -109,6 +109,7 @@ impl Kind {
             self.blocks(raw, &mut out);
             return out;
         }
+        // Split between blocks, because the numbers of a block share their scales.
         let first = elements / numbers / 2;
         let (out_1, out_2) = out.split_at_mut(first * numbers);
         let (raw_1, raw_2) = raw.split_at(first * bytes);
@@ -186,6 +187,9 @@ fn q8_0(b: &[u8], out: &mut [f32]) {
 
 /// Scale and minimum of group `i` of 8, six bits each, packed into 12 bytes.
 fn six_bits(packed: &[u8], i: usize) -> (f32, f32) {
+    // Groups 0 to 3 have their scale in the low six bits of bytes 0 to 3 and their minimum in those of bytes 4 to 7.
+    // Groups 4 to 7 have the low four bits of both in bytes 8 to 11, the scale in the low nibble, and their upper two
+    // bits in the top bits of the first eight bytes.
     let (scale, least) = match i {
         0..4 => (packed[i] & 63, packed[i + 4] & 63),
         _ => {

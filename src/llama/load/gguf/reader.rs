@@ -49,6 +49,7 @@ const MAGIC: u32 = u32::from_le_bytes(*b"GGUF");
 const DEFAULT_ALIGNMENT: u64 = 32;
 const MAX_DIMENSIONS: u32 = 4;
 /// Maximum nesting depth of arrays.
+// Arrays are read recursively. Without a limit, a damaged file could overflow the stack.
 const MAX_DEPTH: usize = 4;
 
 impl Gguf {
@@ -73,6 +74,8 @@ impl Gguf {
         if version != 2 && version != 3 {
             return Err(reader.wrong("version 2 or 3", format!("version {version}")));
         }
+        // The smallest sizes of an entry in bytes. Of a tensor: length of the name (8), number of dimensions (4), type
+        // (4), offset (8). Of the metadata: length of the key (8), type (4).
         let tensor_count = reader.count(24)?;
         let metadata_count = reader.count(12)?;
         let mut metadata = HashMap::new();
@@ -122,6 +125,8 @@ impl Gguf {
         let Some(info) = self.tensors.get(name) else {
             return Err(wrong("a tensor of this name".to_owned(), "none".to_owned()));
         };
+        // An unknown type is an error only here, so that a file may contain such tensors if the model does not use
+        // them.
         let Some(kind) = Kind::from_id(info.kind) else {
             return Err(wrong(format!("one of the kinds {}", Kind::NAMES), Kind::name(info.kind)));
         };
@@ -136,6 +141,7 @@ impl Gguf {
         let (Some(start), Some(end)) = (start, end) else {
             return Err(wrong("an offset inside of the file".to_owned(), info.offset.to_string()));
         };
+        // Checked before memory is reserved: the shape comes from the file and may be of any size.
         if end > self.file_len {
             let expected = format!("a file of at least {end} bytes (is it whole?)");
             return Err(wrong(expected, format!("{} bytes", self.file_len)));
@@ -307,6 +313,8 @@ impl Cursor<'_> {
                 let kind = self.u32()?;
                 let count = self.count(1)?;
                 let mut items = Vec::new();
+                // `count` says only that each item has a byte in the file. In memory an item takes many more, so
+                // nothing is reserved.
                 for _ in 0..count {
                     items.push(self.value(kind, depth + 1)?);
                 }

@@ -12,6 +12,8 @@ pub(super) const NUMBERS_OF_A_THREAD: usize = 100_000;
 /// Whether to keep a gradient `[a, b]` in factors. Then its norm needs the products of all pairs of rows, which must
 /// be less work than computing the `a · b` values of the whole gradient.
 fn stays_in_factors([_, rows, a]: [usize; 3], b: usize) -> bool {
+    // The norm takes about rows²/2 pairs of a + b multiply-adds each, the whole gradient rows · a · b. The last
+    // condition says that the norm is not more work.
     a * b > 0 && rows <= MOST_ROWS_IN_FACTORS && rows * (a + b) <= 2 * a * b
 }
 
@@ -101,6 +103,7 @@ impl SlotGradient<'_> {
                     }
                 }
                 // If rows cancel, rounding may leave a sum below 0.
+                // Not `max`, which would turn NaN into 0.
                 if sum < 0.0 { 0.0 } else { sum }
             }
         }
@@ -135,6 +138,8 @@ impl SlotGradient<'_> {
                 Self::Product { inputs, upstream, a, b } => {
                     let rows = others.first().map_or(0, |other| other.len() / b);
                     let mut numbers = vec![0.0; b];
+                    // One row of the gradient at a time: it is used while it is in the cache, and the whole gradient
+                    // never goes to memory.
                     for row in 0..rows {
                         row_of_product(inputs, upstream, a, from / b + row, &mut numbers);
                         let others = others.each_mut().map(|other| &mut other[row * b..][..b]);
@@ -175,6 +180,7 @@ fn row_of_product(inputs: &[f32], upstream: &[f32], a: usize, row: usize, produc
 /// Returns `Σ a·b` of two slices of the same length.
 #[inline(always)]
 fn dot(a: &[f32], b: &[f32]) -> f64 {
+    // The compiler may not reorder the additions of a single sum. Independent sums are vectorised.
     const LANES: usize = 16;
     let mut sums = [0.0f64; LANES];
     let (a_chunks, b_chunks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));

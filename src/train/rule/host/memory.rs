@@ -16,6 +16,7 @@ pub(super) fn in_place(tensor: &mut Tensor<3>, change: impl FnOnce(&mut [f32])) 
     tensor.inplace(|tensor| {
         let (shape, device) = (tensor.dims(), tensor.device());
         let mut numbers = numbers(tensor);
+        // The tensor has been moved into `numbers`, which is why its memory can be changed instead of copied.
         change(&mut numbers);
         from_f32(numbers, shape, &device)
     });

@@ -33,10 +33,12 @@ pub(super) fn apply(
     let gradients: Vec<Option<HostGradient>> =
         gradients.into_iter().map(|gradient| gradient.map(HostGradient::new)).collect();
     let slots = done.len();
+    // Clipping scales by the norm over all parameters, so every gradient is read before the first parameter changes.
     let norms = config.max_grad_norm.map(|_| norms(&gradients, slots));
     let kernels: Vec<Kernel> = (0..slots)
         .map(|slot| {
             let clip = match (config.max_grad_norm, &norms) {
+                // 1e-6 prevents a division by 0. PyTorch's `clip_grad_norm_` adds the same.
                 (Some(max_norm), Some(norms)) => (max_norm / (norms[slot] + 1e-6)).min(1.0),
                 _ => 1.0,
             };
@@ -47,6 +49,8 @@ pub(super) fn apply(
         let Some(g) = gradient else {
             continue;
         };
+        // The moments are unpacked inside, so that one pass changes all of them: with few rows, an update is limited
+        // by memory bandwidth (docs/design/bank.md).
         in_place(&mut parameters[at], |p| match config.rule {
             UpdateRule::Sgd => each_slot(&kernels, g, [p], Kernel::sgd),
             UpdateRule::Momentum { .. } => in_place(&mut moments.first[at], |v| {
@@ -72,6 +76,8 @@ fn each_slot<const K: usize>(
 ) {
     for (slot, kernel) in kernels.iter().enumerate() {
         let gradient = gradient.of(slot, kernels.len());
+        // Slots differ in their number of updates and in their clipping factor, so each has its own pass. Within one,
+        // all coefficients are constants.
         let width = gradient.len();
         let numbers = numbers.each_mut().map(|numbers| &mut numbers[slot * width..][..width]);
         gradient.zip(
@@ -119,6 +125,7 @@ impl Kernel {
         }
     }
 
+    // The rules are inlined into the pass that calls them: see `vectorised`.
     #[inline(always)]
     fn sgd(&self, [p]: [&mut [f32]; 1], g: &[f32]) {
         for (p, g) in p.iter_mut().zip(g) {
