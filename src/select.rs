@@ -123,7 +123,13 @@ pub(crate) fn select(candidates: &Candidates, chooser: Chooser<'_>) -> Result<Se
         }
         Chooser::Greedy | Chooser::Random(_) | Chooser::Custom(..) => None,
     };
-    let log_prob = probabilities[chosen].ln() as f32;
+    let log_prob = if probabilities[chosen] > 0.0 {
+        probabilities[chosen].ln()
+    } else {
+        // A custom rule may select a candidate whose probability has rounded to 0.
+        candidates.log_probabilities()[chosen]
+    };
+    let log_prob = log_prob as f32;
     Ok(Selected { token: candidates.as_slice()[chosen].token, log_prob, code })
 }
 
@@ -198,6 +204,9 @@ mod tests {
         let total = 1.0f32.exp() + 1.0;
         assert_eq!((chosen.token, chosen.code), (0, None));
         assert!((chosen.log_prob + total.ln()).abs() < 1e-6);
+        let steep = Candidates::from_logits(&[0.0, 1000.0]).unwrap();
+        let chosen = select(&steep, Chooser::Custom(&Always(0), context)).unwrap();
+        assert_eq!(chosen.log_prob, -1000.0);
         let error = select(&candidates, Chooser::Custom(&Always(2), context)).unwrap_err();
         assert_eq!(error.to_string(), "selected token: expected one of 2 candidates, got 2");
     }

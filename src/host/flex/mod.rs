@@ -94,7 +94,7 @@ fn parts_for(threads: usize) -> usize {
     if threads == 1 { 1 } else { threads * PARTS_PER_THREAD }
 }
 
-/// The number of values that is worth a second thread, at a few instructions per value.
+/// The values of one thread, at a few instructions per value; a second thread is used from twice as many on.
 const NUMBERS_OF_A_THREAD: usize = 16_384;
 
 /// Calls `work` for all pieces of `count` values, where `numbers_of_a_thread` values are worth one thread. `pieces`

@@ -15,7 +15,7 @@ use crate::tensor::from_f32;
 // (docs/design/decoding-on-the-host.md).
 pub(super) const MOST_ROWS: usize = 128;
 
-/// The number of multiply-adds that is worth a second thread.
+/// The multiply-adds of one thread; a second thread is used from twice as many on.
 // A second thread is used from 600,000 on. Below that, waking it, which takes about 50 µs, costs too much of what it
 // saves.
 pub(super) const WORK_OF_A_THREAD: usize = 300_000;

@@ -6,7 +6,7 @@ use crate::{distiller::Gradient, host::share_pieces};
 /// With more rows, one matrix product is as fast as multiplying the factors on the fly.
 const MOST_ROWS_IN_FACTORS: usize = 64;
 
-/// The number of parameter values that is worth a second thread.
+/// The parameter values of one thread; a second thread is used from twice as many on.
 pub(super) const NUMBERS_OF_A_THREAD: usize = 100_000;
 
 /// Whether to keep a gradient `[a, b]` in factors. Then its norm needs the products of all pairs of rows, which must
