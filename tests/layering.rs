@@ -11,7 +11,7 @@ const LAYERS: [&[&str]; 8] = [
     &["draw", "error", "host"],
     &["hidden", "lm_head", "distiller", "candidates", "penalties", "fire", "text"],
     &["tap", "bank", "novelty", "select"],
-    &["causal_lm", "train", "sampling", "telemetry"],
+    &["train", "sampling", "causal_lm", "telemetry"],
     &["sampler"],
     &["decode", "snapshot", "llama", "testing"],
     &["guide"],
