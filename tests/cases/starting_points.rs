@@ -354,7 +354,7 @@ fn weights_that_do_not_fit_together_are_refused() {
     let ridge = config.clone().with_start(LowRankStart::Ridge { rows: 4, lambda: 1e-2 });
     assert_eq!(
         wording(&ridge, &ffn.gate, &ffn.up, &ffn.down),
-        "start: expected normal beside init_from_ffn, got Ridge { rows: 4, lambda: 0.01 }"
+        "start: expected normal, because init_from_ffn sets the start, got Ridge { rows: 4, lambda: 0.01 }"
     );
     let empty = |shape: [usize; 2]| Tensor::<2>::zeros(shape, &device);
     let refused = config.init_from_ffn(empty([0, 5]), empty([0, 5]), empty([5, 0]), 0, &device);
