@@ -9,10 +9,8 @@
 //! TOKENS`: the time of the decode steps alone, and the new tokens of the first row. `compare.sh` uses this
 //! protocol with every program.
 
-#![allow(clippy::print_stdout, reason = "a program speaks to its user")]
-
 use std::{
-    io::{BufRead, Write},
+    io::{self, BufRead, Write},
     time::Instant,
 };
 
@@ -54,7 +52,7 @@ fn main() -> Result<()> {
     let args = Args::parse();
     let path = ModelSource::SmolLm2.fetch(&Cache::from_env()?)?;
     if args.print_model {
-        println!("{}", path.display());
+        writeln!(io::stdout(), "{}", path.display())?;
         return Ok(());
     }
     let model = Llama::from_gguf(&path, &Device::flex())?;
@@ -70,7 +68,7 @@ fn main() -> Result<()> {
         }
         speeds.remove(0); // warm-up
         speeds.sort_by(f64::total_cmp);
-        println!("{rows:>3} rows: {:>7.1} tokens/s", speeds[speeds.len() / 2]);
+        writeln!(io::stdout(), "{rows:>3} rows: {:>7.1} tokens/s", speeds[speeds.len() / 2])?;
     }
     Ok(())
 }

@@ -9,9 +9,10 @@
 //! finished (`total`), both per call over `--calls` calls after a warm-up, and how often a decode step calls it. The
 //! last lines time the whole forward pass of a few blocks, and reading logits and candidates.
 
-#![allow(clippy::print_stdout, reason = "a program speaks to its user")]
-
-use std::time::Instant;
+use std::{
+    io::{self, Write},
+    time::Instant,
+};
 
 use anyhow::{Context, Result, anyhow};
 use burn::tensor::{DType, Device, Distribution, Int, Tensor, activation::softmax};
@@ -85,12 +86,13 @@ impl Timer {
         drop(last);
         sync()?;
         let micros = |seconds: f64| seconds * 1e6 / self.calls as f64;
-        println!(
+        writeln!(
+            io::stdout(),
             "{name:42} host {:10.1} total {:10.1} us, {times:3} a step, first {:8.1} ms",
             micros(host.as_secs_f64()),
             micros(began.elapsed().as_secs_f64()),
             first.as_secs_f64() * 1e3,
-        );
+        )?;
         Ok(())
     }
 }
@@ -99,14 +101,15 @@ fn main() -> Result<()> {
     let args = Args::parse();
     let device = args.device.open()?;
     let shape = args.model.shape().or(ModelName::Small.shape()).context("a shape")?;
-    println!(
+    writeln!(
+        io::stdout(),
         "{:?} {} {} rows {} columns {}",
         args.model,
         args.dtype.name(),
         args.device.name(),
         args.rows,
         args.columns
-    );
+    )?;
     let timer = Timer { device: device.clone(), calls: args.calls, only: args.only.clone() };
     products(&args, &shape, &timer)?;
     attention(&args, &shape, &timer)?;

@@ -4,9 +4,11 @@
 //! cargo run --release --example hello
 //! ```
 
-#![allow(clippy::print_stdout, reason = "a program speaks to its user")]
-
-use std::{error::Error, ops::ControlFlow};
+use std::{
+    error::Error,
+    io::{self, Write},
+    ops::ControlFlow,
+};
 
 use burn::tensor::Device;
 use esamp::{CausalLm, Decoder, Request, SamplerConfig, Sampling, testing::TinyLm};
@@ -27,12 +29,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         decoder.submit(request)?;
         let completions = decoder.run(|_event| ControlFlow::Continue(()))?;
 
-        println!("{name}");
+        writeln!(io::stdout(), "{name}")?;
         for completion in completions {
-            println!("  {}", completion.text.unwrap_or_default());
+            writeln!(io::stdout(), "  {}", completion.text.unwrap_or_default())?;
         }
         let counters = decoder.sampler().counters();
-        println!("  {} tokens, {} updates\n", counters.tokens, counters.updates);
+        writeln!(io::stdout(), "  {} tokens, {} updates\n", counters.tokens, counters.updates)?;
     }
     Ok(())
 }

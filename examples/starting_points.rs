@@ -8,9 +8,10 @@
 //! The plain model completes each prompt. Its hidden states are recorded once and replayed to every
 //! distiller, so that all of them see the same tokens.
 
-#![allow(clippy::print_stdout, reason = "a program speaks to its user")]
-
-use std::ops::ControlFlow;
+use std::{
+    io::{self, Write},
+    ops::ControlFlow,
+};
 
 use burn::tensor::{Device, Int, Tensor};
 use esamp::{
@@ -52,7 +53,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         recordings.push(record(&model, tokenizer.encode_rendered(&text)?, seed as u64)?);
     }
 
-    println!("| start | learning rate | 0–5 | 5–20 | 20–50 | 50–80 |\n|---|---|---|---|---|---|");
+    writeln!(
+        io::stdout(),
+        "| start | learning rate | 0–5 | 5–20 | 20–50 | 50–80 |\n|---|---|---|---|---|---|"
+    )?;
     let width = model.d_model();
     let blocks = SwiGluConfig::new().init(width, 0, &device)?;
     let low_rank = LowRankConfig::new().with_source_norm(SourceNorm::Rms);
@@ -173,6 +177,6 @@ fn report<D: Distiller>(
         let range = &errors[from..to];
         format!("{:.2}", range.iter().sum::<f32>() / range.len() as f32)
     });
-    println!("| {name} | {:e} | {} |", optimizer.learning_rate, means.join(" | "));
+    writeln!(io::stdout(), "| {name} | {:e} | {} |", optimizer.learning_rate, means.join(" | "))?;
     Ok(())
 }

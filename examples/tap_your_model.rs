@@ -8,9 +8,11 @@
 //! cargo run --release --example tap_your_model
 //! ```
 
-#![allow(clippy::print_stdout, reason = "a program speaks to its user")]
-
-use std::{error::Error, ops::ControlFlow};
+use std::{
+    error::Error,
+    io::{self, Write},
+    ops::ControlFlow,
+};
 
 use burn::{
     module::Module,
@@ -152,10 +154,10 @@ fn ready_loop(model: &MyModel) -> Result<(), Box<dyn Error>> {
     decoder.submit(longer.with_completions(2).with_max_new_tokens(12))?;
     for completion in decoder.run(|_event| ControlFlow::Continue(()))? {
         let (prompt, index) = (completion.id.prompt.0, completion.id.index);
-        println!("prompt {prompt}, completion {index}: {:?}", completion.tokens());
+        writeln!(io::stdout(), "prompt {prompt}, completion {index}: {:?}", completion.tokens())?;
         assert_eq!(completion.finish, FinishReason::MaxNewTokens);
     }
-    println!("updates: {}\n", decoder.sampler().counters().updates);
+    writeln!(io::stdout(), "updates: {}\n", decoder.sampler().counters().updates)?;
     Ok(())
 }
 
@@ -180,10 +182,12 @@ fn own_loop(model: &MyModel) -> Result<(), Box<dyn Error>> {
         let output = sampler.step(input)?;
         let choice = output.choices[0].clone()?;
         let novelty = choice.novelty.map_or(0.0, |novelty| novelty.relative());
-        println!(
+        writeln!(
+            io::stdout(),
             "token {:3}  log-prob {:6.2}  novelty {novelty:.2}",
-            choice.token, choice.log_prob
-        );
+            choice.token,
+            choice.log_prob
+        )?;
         generated.push(choice.token);
     }
     sampler.release(id);

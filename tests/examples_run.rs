@@ -3,14 +3,21 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
-use std::{path::PathBuf, process::Command};
+use std::{
+    path::PathBuf,
+    process::{Command, Stdio},
+};
 
 /// `cargo test` builds the examples alongside the tests.
-fn run(name: &str) -> String {
+fn example(name: &str) -> Command {
     let mut path: PathBuf = std::env::current_exe().unwrap();
     path.pop();
     path.pop();
-    let output = Command::new(path.join("examples").join(name)).output().unwrap();
+    Command::new(path.join("examples").join(name))
+}
+
+fn run(name: &str) -> String {
+    let output = example(name).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
@@ -38,4 +45,16 @@ fn tap_your_model_runs_in_both_loops() {
     assert_eq!(text.matches("completion ").count(), 5, "3 of one prompt and 2 of another");
     assert!(text.contains("updates: 22\n"), "11 of each prompt\n{text}");
     assert_eq!(text.matches("log-prob").count(), 12);
+}
+
+#[test]
+fn a_reader_that_closes_the_output_is_no_panic() {
+    for name in ["hello", "tap_your_model"] {
+        let mut child =
+            example(name).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert!(message.contains("Broken pipe") && !message.contains("panicked"), "{message}");
+    }
 }

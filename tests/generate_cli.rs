@@ -4,6 +4,7 @@
 
 use std::{
     fs,
+    io::{BufRead, BufReader},
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };
@@ -188,7 +189,6 @@ fn invalid_settings_are_refused_before_anything_is_loaded() {
         refused(&["--min-p", "1.5"], 2).contains("min_p: expected a number in (0, 1], got 1.5")
     );
     assert!(refused(&["--top-p", "0"], 2).contains("top_p: expected a number in (0, 1], got 0"));
-    assert!(refused(&["--top-k", "0"], 2).contains("top_k: expected at least 1, got 0"));
     assert!(refused(&["--temperature", "-2"], 2).contains("temperature: expected"));
     assert!(refused(&["--learning-rate", "-2"], 2).contains("learning_rate: expected"));
     assert!(refused(&["--no-such-flag"], 2).contains("--no-such-flag"));
@@ -197,6 +197,8 @@ fn invalid_settings_are_refused_before_anything_is_loaded() {
     for (flag, value) in [("--samples", "0"), ("--samples", "4097"), ("--max-new-tokens", "0")]
         .into_iter()
         .chain([("--samples", "18446744073709551615"), ("--samples", "99999999999999999999")])
+        .chain([("--samples", "-1"), ("--max-new-tokens", "-1"), ("--top-k", "-2")])
+        .chain([("--seed", "-2"), ("--warm-up-updates", "-1"), ("--stop-token", "-1")])
     {
         let message = refused(&["--model", "no-such-file", flag, value], 2);
         assert!(message.contains(flag) && message.contains(value), "{message}");
@@ -322,6 +324,35 @@ fn a_model_cannot_control_the_terminal() {
 }
 
 #[test]
+fn a_template_that_cannot_be_parsed_does_not_stop_a_raw_prompt() {
+    let folder = small_model(|id| format!("w{id}"));
+    fs::write(folder.path().join("chat_template.jinja"), "{% if %}").unwrap();
+    let path = folder.path().to_str().unwrap();
+    let flags = ["--model", path, "--prompt", "w1 w2"];
+    let message = refused(&flags, 1);
+    assert!(message.starts_with("error: chat template: "), "{message}");
+    assert!(message.contains("\nnext step: try --raw"), "{message}");
+    assert_eq!(json(&[&flags[..], &["--raw"]].concat())["prompt_tokens"], 2);
+}
+
+#[test]
+fn tokens_that_could_not_be_steered_are_counted_in_the_text() {
+    let folder = small_model(|id| format!("w{id}"));
+    let path = folder.path().to_str().unwrap();
+    let flags = ["--model", path, "--prompt", "w1", "--samples", "2", "--max-new-tokens", "8"];
+    let note = "tokens not steered, because a value was not";
+    let text = |flags: &[&str]| {
+        let text = String::from_utf8(run(flags).stdout).unwrap();
+        text.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    // The distiller diverges with its first update.
+    let diverged = text(&[&flags[..], &["--learning-rate", "1e30"]].concat());
+    assert!(diverged.contains(&note), "{diverged}");
+    let usual = text(&flags);
+    assert!(!usual.contains(note), "{usual}");
+}
+
+#[test]
 fn the_width_of_a_line_counts_escaped_characters() {
     let wrap = columns::wrap;
     assert_eq!(wrap("one two three", 7), ["one two", "three"]);
@@ -346,6 +377,32 @@ fn a_reader_that_closes_the_output_ends_the_run_quietly() {
         assert!(output.status.success());
         assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
     }
+}
+
+#[test]
+fn a_reader_that_closes_the_errors_changes_nothing() {
+    let (cache, nothing) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut command = Command::new(example("generate"));
+    command.env("ESAMP_CACHE", cache.path()).env("PATH", nothing.path());
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stderr.take());
+    // Without pip the model cannot be fetched. The attempt and the error are announced to nobody.
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+}
+
+#[test]
+fn waiting_for_another_download_is_announced() {
+    let cache = tempfile::tempdir().unwrap();
+    let lock = fs::File::create(cache.path().join("lock")).unwrap();
+    lock.lock().unwrap();
+    let mut command = Command::new(example("generate"));
+    command.env("ESAMP_CACHE", cache.path()).env("PATH", cache.path());
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut errors = BufReader::new(child.stderr.take().unwrap()).lines();
+    let first = errors.next().unwrap().unwrap();
+    assert!(first.starts_with("waiting for another program that is fetching a model ("), "{first}");
+    drop(lock);
+    assert_eq!(child.wait().unwrap().code(), Some(1), "it goes on, and there is no pip");
 }
 
 fn copy_of_golden(name: &str) -> tempfile::TempDir {

@@ -1,16 +1,20 @@
 //! The command line. `settings` turns it into the library's settings.
 
-use std::path::PathBuf;
+use std::{collections::hash_map::RandomState, ffi::OsString, hash::BuildHasher, path::PathBuf};
 
-use clap::{Parser, ValueEnum, builder::RangedU64ValueParser};
+use clap::{
+    Parser, ValueEnum,
+    builder::{NonEmptyStringValueParser, RangedI64ValueParser, RangedU64ValueParser},
+};
 use esamp::{
-    Selection, Sharing, TemperatureOrder,
+    Selection, Sharing, TemperatureOrder, TokenId,
     filters::{EpsilonCutoff, EtaCutoff, FilterConfig, MinP, TopK, TopNSigma, TopP, Typical, Xtc},
     reweighters::ReweighterConfig,
 };
 use esamp_programs::{
     device::DeviceName,
     failure::Failure,
+    files::{NamedFile, check_distinct},
     model_source::{FetchError, ModelSource},
 };
 
@@ -27,17 +31,19 @@ pub struct Args {
     )]
     pub prompt: String,
     /// Number of completions per arm.
-    #[arg(long, default_value_t = 4, value_parser = RangedU64ValueParser::<usize>::new().range(1..=4096))]
+    #[arg(long, default_value_t = 4, allow_negative_numbers = true,
+          value_parser = RangedU64ValueParser::<usize>::new().range(1..=4096))]
     pub samples: usize,
     /// Maximum number of tokens per completion.
-    #[arg(long, default_value_t = 64, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    #[arg(long, default_value_t = 64, allow_negative_numbers = true,
+          value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     pub max_new_tokens: usize,
-    /// Seed of the random numbers.
-    #[arg(long, default_value_t = 0)]
+    /// Seed of the random numbers; -1 draws a seed, which is printed.
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true, value_parser = seed)]
     pub seed: u64,
     /// The model: a GGUF file, a Hugging Face folder, or hf:ORG/NAME [default: SmolLM2-135M-Instruct]
     #[arg(long)]
-    pub model: Option<String>,
+    pub model: Option<OsString>,
     /// The device to compute on.
     #[arg(long, value_enum, default_value_t = DeviceName::Flex)]
     pub device: DeviceName,
@@ -51,6 +57,8 @@ pub struct Args {
     #[arg(long)]
     pub json: bool,
     #[command(flatten)]
+    pub stopping: Stopping,
+    #[command(flatten)]
     pub steering: Steering,
     #[command(flatten)]
     pub drawing: Drawing,
@@ -60,6 +68,21 @@ pub struct Args {
     pub learning: Learning,
     #[command(flatten)]
     pub files: Files,
+}
+
+/// What ends a completion before its maximum number of tokens.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Stopping")]
+pub struct Stopping {
+    /// End a completion before this text; may be given several times.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, value_parser = NonEmptyStringValueParser::new())]
+    pub stop: Vec<String>,
+    /// End a completion at this token, in addition to the model's own; may be given several times.
+    #[arg(long, value_name = "ID", allow_negative_numbers = true)]
+    pub stop_token: Vec<TokenId>,
+    /// Do not end a completion at the model's end tokens.
+    #[arg(long)]
+    pub ignore_eos: bool,
 }
 
 /// Steering strength and method.
@@ -75,7 +98,7 @@ pub struct Steering {
     /// The second model for `--reweighter contrast`, in the same form as --model; it must use the same
     /// tokenizer.
     #[arg(long, value_name = "MODEL")]
-    pub contrast_with: Option<String>,
+    pub contrast_with: Option<OsString>,
 }
 
 /// How a token is drawn.
@@ -115,9 +138,10 @@ pub struct Filters {
     /// Top-nσ: keep tokens at most N standard deviations below the best logit.
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub top_n_sigma: Option<f32>,
-    /// Keep the K most likely tokens.
-    #[arg(long, value_name = "K")]
-    pub top_k: Option<usize>,
+    /// Keep the K most likely tokens; 0 or -1 is off.
+    #[arg(long, value_name = "K", allow_negative_numbers = true,
+          value_parser = RangedI64ValueParser::<i64>::new().range(-1..))]
+    pub top_k: Option<i64>,
     /// Typical sampling: keep tokens of total probability MASS whose surprisal is closest to the entropy.
     #[arg(long, value_name = "MASS", allow_negative_numbers = true)]
     pub typical: Option<f32>,
@@ -156,10 +180,10 @@ pub struct Learning {
     #[arg(long, value_enum)]
     pub sharing: Option<SharingName>,
     /// Updates on the prompt before the first token [default: 0]
-    #[arg(long, value_name = "UPDATES")]
+    #[arg(long, value_name = "UPDATES", allow_negative_numbers = true)]
     pub warm_up_updates: Option<usize>,
     /// Updates a distiller needs before it steers [default: 0]
-    #[arg(long, value_name = "UPDATES")]
+    #[arg(long, value_name = "UPDATES", allow_negative_numbers = true)]
     pub updates_before_steering: Option<usize>,
 }
 
@@ -276,13 +300,13 @@ impl Args {
     pub fn source(&self) -> Result<ModelSource, Failure> {
         match &self.model {
             None => Ok(ModelSource::SmolLm2),
-            Some(model) => Ok(model.parse::<ModelSource>()?),
+            Some(model) => Ok(ModelSource::named(model)?),
         }
     }
 
     /// The model to contrast with, if one was given.
     pub fn other_source(&self) -> Result<Option<ModelSource>, Failure> {
-        let parse = |model: &String| match model.parse::<ModelSource>() {
+        let parse = |model: &OsString| match ModelSource::named(model) {
             Err(FetchError::Unknown(got)) => Err(Failure::usage(
                 format!("--contrast-with: expected a path that exists or hf:ORG/NAME, got {got}"),
                 "give a .gguf file, a folder with config.json, or hf:ORG/NAME",
@@ -290,6 +314,29 @@ impl Args {
             source => Ok(source?),
         };
         self.steering.contrast_with.as_ref().map(parse).transpose()
+    }
+
+    /// Refuses a command line on which one file would overwrite another. --load and --save may name the same file: it
+    /// is replaced as a whole at the end.
+    pub fn check_files(
+        &self,
+        model: &ModelSource,
+        other: Option<&ModelSource>,
+    ) -> Result<(), Failure> {
+        let files = &self.files;
+        let mut common = NamedFile::of_model("--model", model);
+        if let Some(other) = other {
+            common.extend(NamedFile::of_model("--contrast-with", other));
+        }
+        let read = |flag, path: &Option<PathBuf>| Some(NamedFile::read(flag, path.clone()?));
+        let written = |flag, path: &Option<PathBuf>| Some(NamedFile::written(flag, path.clone()?));
+        common.extend(read("--config", &files.config));
+        common.extend(written("--trace", &files.trace));
+        common.extend(written("--html", &files.html));
+        for snapshot in [read("--load", &files.load), written("--save", &files.save)] {
+            check_distinct(&[&common[..], snapshot.as_slice()].concat())?;
+        }
+        Ok(())
     }
 }
 
@@ -304,9 +351,11 @@ impl Filters {
     /// The filters that were given, in order; min-p is `usual_min_p` if it was not given.
     pub fn list(&self, usual_min_p: Option<f32>) -> Vec<FilterConfig> {
         let min_p = self.min_p.or(usual_min_p).filter(|&p| p != 0.0);
+        // -1 is no usize. Neither is a number that no vocabulary has: it keeps every token too.
+        let top_k = self.top_k.and_then(|k| usize::try_from(k).ok()).filter(|&k| k > 0);
         [
             self.top_n_sigma.map(|n| FilterConfig::TopNSigma(TopNSigma { n })),
-            self.top_k.map(|k| FilterConfig::TopK(TopK { k })),
+            top_k.map(|k| FilterConfig::TopK(TopK { k })),
             self.typical.map(|mass| FilterConfig::Typical(Typical { mass })),
             self.top_p.map(|p| FilterConfig::TopP(TopP { p })),
             min_p.map(|p| FilterConfig::MinP(MinP { p })),
@@ -321,8 +370,18 @@ impl Filters {
 
     /// Whether any filter was given.
     pub fn any(&self) -> bool {
-        self.min_p.is_some() || !self.list(None).is_empty()
+        self.min_p.is_some() || self.top_k.is_some() || !self.list(None).is_empty()
     }
+}
+
+/// A seed, or one drawn by the operating system. The drawn one is short enough to be typed.
+fn seed(text: &str) -> Result<u64, String> {
+    if text == "-1" {
+        return Ok(RandomState::new().hash_one(()) >> 32);
+    }
+    text.parse().map_err(|_| {
+        format!("expected a whole number from 0 to {}, or -1 for a random one", u64::MAX)
+    })
 }
 
 fn xtc(text: &str) -> Result<Xtc, String> {

@@ -29,33 +29,40 @@ pub struct Loaded {
 }
 
 const LOAD_STEP: &str = "check that the model is complete and of a supported architecture";
+const RAW_STEP: &str = "try --raw, which uses no chat template";
 
 impl Loaded {
-    /// Opens a GGUF file or a Hugging Face folder.
-    pub fn open(path: &Path, device: &Device) -> Result<Self, Failure> {
-        let loaded = if path.is_dir() {
-            Tokenizer::from_hf_folder(path).and_then(|tokenizer| {
-                let template = ChatTemplate::from_hf_folder(path)?;
-                Ok(Self { model: Llama::from_hf_folder(path, device)?, tokenizer, template })
-            })
-        } else {
-            Tokenizer::from_gguf(path).and_then(|tokenizer| {
-                let template = ChatTemplate::from_gguf(path)?;
-                Ok(Self { model: Llama::from_gguf(path, device)?, tokenizer, template })
-            })
+    /// Opens a GGUF file or a Hugging Face folder. With `raw` its chat template is not read, and so not an error
+    /// either.
+    pub fn open(path: &Path, device: &Device, raw: bool) -> Result<Self, Failure> {
+        let is_folder = path.is_dir();
+        let failed = |error| Failure::runtime(error, LOAD_STEP);
+        let tokenizer =
+            if is_folder { Tokenizer::from_hf_folder(path) } else { Tokenizer::from_gguf(path) };
+        let tokenizer = tokenizer.map_err(failed)?;
+        let template = match (raw, is_folder) {
+            (true, _) => Ok(None),
+            (false, true) => ChatTemplate::from_hf_folder(path),
+            (false, false) => ChatTemplate::from_gguf(path),
         };
-        loaded.map_err(|error| Failure::runtime(error, LOAD_STEP))
+        let template = template.map_err(|error| Failure::runtime(error, RAW_STEP))?;
+        let model = if is_folder {
+            Llama::from_hf_folder(path, device)
+        } else {
+            Llama::from_gguf(path, device)
+        };
+        Ok(Self { model: model.map_err(failed)?, tokenizer, template })
     }
 
-    /// Encodes the prompt; as a chat message if the model has a template and `raw` is false.
-    pub fn prompt(&self, text: &str, raw: bool) -> Result<Vec<TokenId>, Failure> {
+    /// Encodes the prompt; as a chat message if the model has a template and `raw` was false.
+    pub fn prompt(&self, text: &str) -> Result<Vec<TokenId>, Failure> {
         let tokens = match &self.template {
-            Some(template) if !raw => template
+            Some(template) => template
                 .render(&[ChatMessage::user(text)])
                 .and_then(|text| self.tokenizer.encode_rendered(&text)),
-            _ => self.tokenizer.encode(text),
+            None => self.tokenizer.encode(text),
         };
-        tokens.map_err(|error| Failure::runtime(error, "try --raw, which uses no chat template"))
+        tokens.map_err(|error| Failure::runtime(error, RAW_STEP))
     }
 }
 
@@ -88,7 +95,8 @@ impl<'m> Arm<'m> {
             .with_completions(args.samples)
             .with_max_new_tokens(args.max_new_tokens)
             .with_seed(args.seed)
-            .with_stop_tokens(loaded.tokenizer.stop_tokens())
+            .with_stop_tokens(stop_tokens(loaded, args)?)
+            .with_stop_strings(&args.stopping.stop)
             .with_prompt_warm_up(args.learning.warm_up_updates.unwrap_or(0))
             .with_sampling(settings.sampling.clone());
         decoder
@@ -174,9 +182,10 @@ impl<'m> Arm<'m> {
                 ),
                 "check the model; try another --temperature or --beta",
             )),
-            _ => self.decoder.sampler_mut().finish().map_err(|error| {
-                Failure::runtime(error, "check the model: its hidden states are not finite")
-            }),
+            _ => {
+                let finished = self.decoder.sampler_mut().finish();
+                finished.map_err(|error| Failure::learning(error, self.counters()))
+            }
         }
     }
 
@@ -215,6 +224,20 @@ impl Observer for Watchers {
             watcher.step(trace);
         }
     }
+}
+
+/// The tokens that end a completion.
+fn stop_tokens(loaded: &Loaded, args: &Args) -> Result<Vec<TokenId>, Failure> {
+    let (own, vocab) = (&args.stopping.stop_token, loaded.model.vocab_size());
+    if let Some(token) = own.iter().find(|&&token| token as usize >= vocab) {
+        return Err(Failure::usage(
+            format!("--stop-token: expected an id below {vocab}, got {token}"),
+            "give the id of a token of the model",
+        ));
+    }
+    let of_the_model: &[TokenId] =
+        if args.stopping.ignore_eos { &[] } else { loaded.tokenizer.stop_tokens() };
+    Ok([of_the_model, own].concat())
 }
 
 /// A new sampler, or the one loaded from a snapshot.

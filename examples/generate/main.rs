@@ -45,15 +45,17 @@ fn run(args: &Args) -> Result<(), End> {
     let device = args.device.open()?;
     let source = args.source()?;
     let other = args.other_source()?;
+    args.check_files(&source, other.as_ref())?;
     let trace = args.files.trace.as_deref().map(Trace::create).transpose()?;
     let page = args.files.html.as_deref().map(HtmlFile::create).transpose()?;
     let cache = Cache::from_env()?;
-    let loaded = Loaded::open(&source.fetch(&cache)?, &device)?;
+    let loaded = Loaded::open(&source.fetch(&cache)?, &device, args.raw)?;
     let mut other = match other {
-        Some(source) => Some(Loaded::open(&source.fetch(&cache)?, &device)?.model),
+        // Only its logits are used, and so not its template.
+        Some(source) => Some(Loaded::open(&source.fetch(&cache)?, &device, true)?.model),
         None => None,
     };
-    let prompt = loaded.prompt(&args.prompt, args.raw)?;
+    let prompt = loaded.prompt(&args.prompt)?;
     let mut arms: Vec<Arm<'_>> = arms
         .into_iter()
         .map(|settings| {

@@ -175,6 +175,13 @@ pub fn numbers(arm: &Arm<'_>) -> Vec<String> {
         lines.push(format!("{} updates on {} rows", counters.updates, counters.rows_learned));
         lines.push(format!("mean novelty {novelty:.2} of the deep state, mean loss {loss:.3}"));
     }
+    let skipped = counters.rows_not_finite + counters.other_not_finite;
+    if skipped > 0 {
+        lines.push(format!(
+            "{skipped} of {} tokens not steered, because a value was not finite",
+            counters.tokens
+        ));
+    }
     lines
 }
 

@@ -1,12 +1,18 @@
 //! The command line.
 
-use std::{path::PathBuf, time::Duration};
+use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{Parser, ValueEnum, builder::RangedU64ValueParser};
-use esamp_programs::{device::DeviceName, failure::Failure, model_source::ModelSource};
+use esamp_programs::{
+    device::DeviceName,
+    failure::Failure,
+    files::{NamedFile, check_distinct},
+    model_source::ModelSource,
+};
 
 use crate::{
     arms,
+    provenance::SessionFile,
     record::{ArmRecord, Header, Split},
     report::gather::Results,
     tasks::{self, Task},
@@ -28,20 +34,21 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = SplitName::Dev)]
     pub split: SplitName,
     /// Problems per task [default: 30, with --quick 2]
-    #[arg(long, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    #[arg(long, allow_negative_numbers = true, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     pub problems: Option<usize>,
     /// Completions per problem [default: 16, with --quick 8]
-    #[arg(long, value_parser = RangedU64ValueParser::<usize>::new().range(1..=4096))]
+    #[arg(long, allow_negative_numbers = true, value_parser = RangedU64ValueParser::<usize>::new().range(1..=4096))]
     pub samples: Option<usize>,
     /// Number of seeds (0, 1, …); every problem runs once per arm and seed [default: 3, with --quick 1]
-    #[arg(long, value_parser = RangedU64ValueParser::<u64>::new().range(1..))]
+    #[arg(long, allow_negative_numbers = true, value_parser = RangedU64ValueParser::<u64>::new().range(1..))]
     pub seeds: Option<u64>,
     /// Maximum number of tokens per completion; a task may have a lower limit of its own [default: 96, with
     /// --quick 48]
-    #[arg(long, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    #[arg(long, allow_negative_numbers = true, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     pub tokens: Option<usize>,
-    /// Problems of a task per batch [default: 4, with --quick 2]
-    #[arg(long, value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024))]
+    /// Problems of a task to decode together: faster, but an interruption loses all of them [default: one; in arms
+    /// whose problems share a distiller 4, with --quick 2]
+    #[arg(long, allow_negative_numbers = true, value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024))]
     pub batch: Option<usize>,
     /// Run few problems: takes less than ten minutes on two cores.
     #[arg(long)]
@@ -70,7 +77,7 @@ pub struct Args {
     pub list: bool,
     /// The model: a GGUF file, a Hugging Face folder, or hf:ORG/NAME [default: SmolLM2-135M-Instruct]
     #[arg(long)]
-    pub model: Option<String>,
+    pub model: Option<OsString>,
     /// The device to compute on.
     #[arg(long, value_enum, default_value_t = DeviceName::Flex)]
     pub device: DeviceName,
@@ -97,13 +104,63 @@ impl From<SplitName> for Split {
 /// The most arms on the held-out split. Trying many arms there would amount to choosing by it.
 pub const HELD_OUT_ARMS: usize = 8;
 
+/// The most records of a run: a thousand times those of this repository's largest report.
+pub const MOST_RECORDS: u64 = 1_000_000;
+
 impl Args {
     /// The model to run.
     pub fn source(&self) -> Result<ModelSource, Failure> {
         match &self.model {
             None => Ok(ModelSource::SmolLm2),
-            Some(model) => Ok(model.parse::<ModelSource>()?),
+            Some(model) => Ok(ModelSource::named(model)?),
         }
+    }
+
+    /// Refuses a command line on which one file would overwrite another.
+    pub fn check_files(&self, model: &ModelSource) -> Result<(), Failure> {
+        let mut files = NamedFile::of_model("--model", model);
+        for records in &self.records {
+            files.push(NamedFile::read("--records", records));
+            files.push(NamedFile::read(
+                "the sessions of --records",
+                SessionFile::path_beside(records),
+            ));
+        }
+        if self.records.is_empty() && self.match_entropy.is_none() {
+            files.push(NamedFile::written("--out", &self.out));
+            files
+                .push(NamedFile::written("the sessions of --out", SessionFile::path_of(&self.out)));
+        }
+        if let Some(report) = &self.report {
+            files.push(NamedFile::written("--report", report));
+            files.push(NamedFile::written("the figures of --report", report.with_extension("")));
+        }
+        check_distinct(&files)
+    }
+
+    /// Refuses a plan with more records than anyone will wait for: its list alone would fill the memory.
+    pub fn check_size(&self, tasks: usize, arms: usize) -> Result<(), Failure> {
+        let sizes = [self.problem_count() as u64, self.seed_count(), tasks as u64, arms as u64];
+        let planned = sizes.iter().fold(1, |product: u64, &size| product.saturating_mul(size));
+        if planned <= MOST_RECORDS {
+            return Ok(());
+        }
+        let [problems, seeds, tasks, arms] = sizes;
+        Err(Failure::usage(
+            format!(
+                "--seeds: expected a plan of at most {MOST_RECORDS} records, got {seeds} seeds × {problems} problems × \
+                 {tasks} tasks × {arms} arms"
+            ),
+            "reduce one of them",
+        ))
+    }
+
+    fn problem_count(&self) -> usize {
+        self.problems.unwrap_or(if self.quick { 2 } else { 30 })
+    }
+
+    fn seed_count(&self) -> u64 {
+        self.seeds.unwrap_or(if self.quick { 1 } else { 3 })
     }
 
     /// The tasks to run, in the order given.
@@ -206,11 +263,12 @@ impl Args {
         };
         Header {
             split: self.split.into(),
-            problems: or(self.problems, 30, 2),
+            problems: self.problem_count(),
             samples: or(self.samples, 16, 8),
-            seeds: self.seeds.unwrap_or(if self.quick { 1 } else { 3 }),
+            seeds: self.seed_count(),
             tokens: or(self.tokens, 96, 48),
             batch: or(self.batch, 4, 2),
+            one_by_one: self.batch.is_none(),
             token_arm: self.token_arm.clone(),
             ..header
         }

@@ -28,8 +28,8 @@ use esamp_eval::{
     arms,
     entropy::match_entropy,
     progress::Progress,
-    provenance::{self, SessionFile},
-    record::{self, ArmRecord, FORMAT_VERSION, Header, ModelRecord, Run},
+    provenance::{self, SessionFile, Sessions},
+    record::{self, ArmRecord, FORMAT_VERSION, Header, ModelRecord, ReadError, Run},
     report::{self, Origin, embeddings::Embeddings, gather::Results},
     run::Subject,
     store::Store,
@@ -52,11 +52,13 @@ fn run(args: &Args) -> Result<(), End> {
     if args.list {
         return list(&tasks, args);
     }
+    args.check_size(tasks.len(), arms.len())?;
+    let source = args.source()?;
+    args.check_files(&source)?;
     let device = args.device.open()?;
     if let (Some(to), false) = (&args.report, args.records.is_empty()) {
-        return report(&args.records, to, &args.source()?, &device);
+        return report(&args.records, to, &source, &device);
     }
-    let source = args.source()?;
     let path = source.fetch(&Cache::from_env()?)?;
     let (model, tokenizer, template) = open(&path, &device)?;
     let subject = Subject {
@@ -82,6 +84,7 @@ fn run(args: &Args) -> Result<(), End> {
         seeds: 0,
         tokens: 0,
         batch: 0,
+        one_by_one: false,
         tasks: Vec::new(),
         arms,
         token_arm: None,
@@ -103,15 +106,25 @@ fn run(args: &Args) -> Result<(), End> {
 
 /// Writes a report on the records of a model.
 fn report(records: &[PathBuf], to: &Path, model: &ModelSource, device: &Device) -> Result<(), End> {
-    let step = "check the path, or run without --records first";
     let mut runs = Vec::new();
-    let mut sessions = Vec::new();
+    let mut sessions = Sessions::default();
     for path in records {
-        runs.push(Run::read(path).map_err(|error| Failure::runtime(error, step))?);
-        sessions.extend(SessionFile::read(path)?);
+        runs.push(Run::read(path).map_err(|error| {
+            let step = match error {
+                ReadError::Io { .. } => "check the path, or run without --records first",
+                ReadError::Header { .. } => "name a file that this program has written with --out",
+                ReadError::Record { .. } => {
+                    "the file is damaged: restore it, or run its command with another --out"
+                }
+            };
+            Failure::runtime(error, step)
+        })?);
+        let found = SessionFile::read(path)?;
+        sessions.sessions.extend(found.sessions);
+        sessions.damaged += found.damaged;
     }
     let results = Results::gather(runs)?;
-    let command = std::env::args().collect();
+    let command = provenance::command();
     let origin = Origin { sessions, command, embedder: Embeddings::name() };
     let cache = Cache::from_env()?;
     let path = model.fetch(&cache)?;

@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use crate::record::Header;
+use esamp::Sharing;
+
+use crate::record::{ArmRecord, Header};
 
 /// The work of one batch: some problems of a task under one arm and seed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,7 +22,9 @@ pub struct Unit {
 /// What identifies a record: task, problem, arm and seed.
 pub type Key = (String, usize, String, u64);
 
-/// All units in the order in which they run: by seed, then by group of problems, then by task, then by arm.
+/// All units in the order in which they run: by seed, then by group of problems, then by task, then by arm. A group is
+/// a unit, or with [`Header::one_by_one`] as many units as it has problems, unless these share a distiller. The order
+/// of the records is the same in both cases.
 ///
 /// If a run stops early, all arms have seen the same problems except in the last group, and all tasks have
 /// progressed about equally.
@@ -30,13 +34,22 @@ pub fn units(header: &Header) -> Vec<Unit> {
         for start in (0..header.problems).step_by(header.batch.max(1)) {
             let end = header.problems.min(start + header.batch);
             for task in 0..header.tasks.len() {
-                for arm in 0..header.arms.len() {
-                    units.push(Unit { seed, task, arm, problems: start..end });
+                for (arm, record) in header.arms.iter().enumerate() {
+                    let is_one_by_one = header.one_by_one && !shares_between_problems(record);
+                    let size = if is_one_by_one { 1 } else { end - start };
+                    for first in (start..end).step_by(size) {
+                        units.push(Unit { seed, task, arm, problems: first..first + size });
+                    }
                 }
             }
         }
     }
     units
+}
+
+/// Whether what an arm learns from one problem changes its completions of another.
+fn shares_between_problems(arm: &ArmRecord) -> bool {
+    !matches!(arm.sampler.sharing, Sharing::PerPrompt | Sharing::PerCompletion)
 }
 
 impl Unit {

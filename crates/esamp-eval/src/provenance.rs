@@ -83,6 +83,11 @@ pub fn machine() -> String {
     format!("{cpu}, {threads} threads, {}", std::env::consts::OS)
 }
 
+/// The words of this program's command. Words that are not UTF-8 are no error, because paths need not be.
+pub fn command() -> Vec<String> {
+    std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect()
+}
+
 /// This run's line in the session file. It is rewritten after every batch, so that a killed run leaves its
 /// last state. A run with nothing to do writes no line.
 #[derive(Debug)]
@@ -90,9 +95,22 @@ pub struct SessionFile {
     path: PathBuf,
     file: File,
     start: u64,
+    /// Length of the line as it was last written.
+    width: usize,
     session: Session,
     clock: Instant,
 }
+
+/// The contents of a session file.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Sessions {
+    pub sessions: Vec<Session>,
+    /// Number of lines that are no session, as a program killed while it wrote may leave them.
+    pub damaged: usize,
+}
+
+/// The first bytes of a session.
+const BEGIN: &[u8] = b"{\"command\":[";
 
 impl SessionFile {
     /// The path of the session file for a record file.
@@ -102,45 +120,78 @@ impl SessionFile {
         name.into()
     }
 
-    /// Reads the session file of a record file; empty if there is none. For compressed records the session
-    /// file is named after the uncompressed file.
+    /// The path of the session file for records that are read. For compressed records it is named after the uncompressed
+    /// file.
+    pub fn path_beside(records: &Path) -> PathBuf {
+        if records.extension().is_some_and(|ending| ending == "gz") {
+            Self::path_of(&records.with_extension(""))
+        } else {
+            Self::path_of(records)
+        }
+    }
+
+    /// Reads the session file of a record file; empty if there is none.
+    ///
+    /// Damaged lines are counted, not refused: no figure of a report depends on a session.
     ///
     /// # Errors
     ///
-    /// A file that cannot be read, or a line that is not a session.
-    pub fn read(out: &Path) -> Result<Vec<Session>, Failure> {
-        let unpacked = if out.extension().is_some_and(|ending| ending == "gz") {
-            out.with_extension("")
-        } else {
-            out.to_owned()
-        };
-        let path = Self::path_of(&unpacked);
-        let text = match fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+    /// A file that cannot be read.
+    pub fn read(records: &Path) -> Result<Sessions, Failure> {
+        let path = Self::path_beside(records);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Sessions::default()),
             Err(error) => return Err(failure(&path, error)),
         };
-        let sessions = text.lines().map(serde_json::from_str).collect::<Result<_, _>>();
-        sessions.map_err(|error| failure(&path, error.into()))
+        let mut found = Sessions::default();
+        for line in bytes.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()) {
+            match serde_json::from_slice(line) {
+                Ok(session) => found.sessions.push(session),
+                Err(_) => found.damaged += 1,
+            }
+        }
+        Ok(found)
     }
 
-    /// Opens the file to append to the sessions of earlier runs.
+    /// Opens the file to append to the sessions of earlier runs. What a killed run has left of a line is overwritten.
+    ///
+    /// # Errors
+    ///
+    /// A file that ends with something else, and I/O errors.
     pub fn open(out: &Path, records: usize, planned: usize) -> Result<Self, Failure> {
         let path = Self::path_of(out);
+        let at = |error| failure(&path, error);
         let opened =
             File::options().create(true).truncate(false).read(true).write(true).open(&path);
-        let mut file = opened.map_err(|error| failure(&path, error))?;
-        let start = file.seek(io::SeekFrom::End(0)).map_err(|error| failure(&path, error))?;
+        let mut file = opened.map_err(at)?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(at)?;
+        let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
+        let rest = &bytes[whole..];
+        if !rest.starts_with(BEGIN) && !BEGIN.starts_with(rest) {
+            return Err(Failure::usage(
+                format!("{}: expected sessions of this program, got other content", path.display()),
+                "write to another file with --out",
+            ));
+        }
+        let mut start = whole as u64;
+        if serde_json::from_slice::<Session>(rest).is_ok() {
+            // Only the end of the line is missing.
+            file.write_all(b"\n").map_err(at)?;
+            start = bytes.len() as u64 + 1;
+        }
+        file.set_len(start).map_err(at)?;
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let session = Session {
-            command: std::env::args().collect(),
+            command: command(),
             started: since.as_secs(),
             seconds: 0.0,
             records: [records; 2],
             planned,
             machine: machine(),
         };
-        Ok(Self { path, file, start, session, clock: Instant::now() })
+        Ok(Self { path, file, start, width: 0, session, clock: Instant::now() })
     }
 
     /// Records the progress of the run.
@@ -149,9 +200,13 @@ impl SessionFile {
         self.session.records[1] = records;
         let written = serde_json::to_string(&self.session).map_err(io::Error::from);
         let written = written.and_then(|line| {
-            self.file.set_len(self.start)?;
+            // One write over the old line, with spaces at the end if the new one is shorter: there is no moment at
+            // which a kill leaves a part of a line.
+            let width = self.width.max(line.len());
             self.file.seek(io::SeekFrom::Start(self.start))?;
-            self.file.write_all(format!("{line}\n").as_bytes())
+            self.file.write_all(format!("{line:width$}\n").as_bytes())?;
+            self.width = width;
+            Ok(())
         });
         written.map_err(|error| failure(&self.path, error))
     }

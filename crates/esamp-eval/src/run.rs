@@ -142,7 +142,9 @@ fn decode<M: CausalLm>(
     match decoder.sampler_mut().finish() {
         // The frozen distiller: its update interval exceeds the number of tokens, so it never learns.
         Err(TrainError::NothingLearned { .. }) if arm.sampler.training.update_every > tokens => {}
-        finished => finished.map_err(|error| Failure::runtime(error, step))?,
+        finished => {
+            finished.map_err(|error| Failure::learning(error, decoder.sampler().counters()))?;
+        }
     }
 
     let mut meter = meter.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,8 +1,8 @@
 //! The record file of a run: appended to batch by batch, safe against interruption.
 //!
 //! Records follow the order of the plan, so a file is always a prefix of the complete one. If the program
-//! was killed while writing a line, that line is dropped and its batch runs again, as a whole, because the
-//! rows of a batch may share a distiller. Records of that batch that are already in the file must come out
+//! was killed while writing a line, that line is dropped and its batch ([`Unit`]) runs again, as a whole, because
+//! the rows of a batch may share a distiller. Records of that batch that are already in the file must come out
 //! byte for byte the same; otherwise the run is refused as not reproducible.
 
 use std::{
@@ -16,7 +16,11 @@ use serde_json::Value;
 
 use crate::{
     plan::{Unit, units},
-    record::{Header, Line, ProblemRecord, parse_header},
+    record::{
+        Header, Line, ProblemRecord,
+        line::{parse_record, seal, unseal},
+        parse_header,
+    },
 };
 
 /// The file that a run writes to.
@@ -27,7 +31,7 @@ pub struct Store {
     units: Vec<Unit>,
     /// Number of units that are completely in the file.
     done: usize,
-    /// Lines of the next unit that are already in the file.
+    /// Lines of the next unit that are already in the file, without their checksums.
     begun: Vec<String>,
     records: usize,
 }
@@ -61,28 +65,32 @@ impl Store {
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(at)?;
         let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
-        let first = line(&Line::Header(Box::new(header.clone())))?;
+        let wanted = object(&Line::Header(Box::new(header.clone())))?;
+        let first = seal(&wanted) + "\n";
         if whole == 0 && !first.as_bytes().starts_with(&bytes) {
             return Err(foreign(path, "other content"));
         }
         let text = str::from_utf8(&bytes[..whole]).map_err(|_| foreign(path, "binary data"))?;
         let mut lines = text.lines();
-        match lines.next() {
-            Some(found) => check_header(path, found, &first)?,
+        let is_sealed = match lines.next() {
+            Some(found) => check_header(path, found, &wanted)?,
             None => {
                 file.set_len(0).map_err(at)?;
                 file.rewind().map_err(at)?;
                 file.write_all(first.as_bytes()).and_then(|()| file.sync_data()).map_err(at)?;
+                true
             }
-        }
+        };
         let lines: Vec<&str> = lines.collect();
         let units = units(header);
-        let (done, begun) = follow(path, header, &units, &lines)?;
+        let (done, begun) = follow(path, header, is_sealed, &units, &lines)?;
         if whole > 0 {
             file.set_len(whole as u64).map_err(at)?;
             file.seek(SeekFrom::End(0)).map_err(at)?;
         }
-        let begun = lines[lines.len() - begun..].iter().map(|&line| format!("{line}\n")).collect();
+        let begun = lines[lines.len() - begun..].iter().map(|line| unseal(line));
+        let begun: Result<_, String> = begun.map(|line| Ok(line?.object.into_owned())).collect();
+        let begun = begun.map_err(|got| foreign(path, &got))?;
         Ok(Self { path: path.to_owned(), file, units, done, begun, records: lines.len() })
     }
 
@@ -112,7 +120,7 @@ impl Store {
     ///
     /// Records that differ from those a killed run wrote for the same unit, and I/O errors.
     pub fn append(&mut self, records: Vec<ProblemRecord>) -> Result<(), Failure> {
-        let lines = records.into_iter().map(|record| line(&Line::Problem(Box::new(record))));
+        let lines = records.into_iter().map(|record| object(&Line::Problem(Box::new(record))));
         let lines: Vec<String> = lines.collect::<Result<_, _>>()?;
         if let Some(place) =
             (0..self.begun.len()).find(|&at| lines.get(at) != Some(&self.begun[at]))
@@ -126,7 +134,8 @@ impl Store {
             ));
         }
         let new = &lines[self.begun.len()..];
-        let written = self.file.write_all(new.concat().as_bytes());
+        let text: String = new.iter().map(|line| seal(line) + "\n").collect();
+        let written = self.file.write_all(text.as_bytes());
         written.and_then(|()| self.file.sync_data()).map_err(|error| disk(&self.path, error))?;
         self.records += new.len();
         self.begun.clear();
@@ -140,6 +149,7 @@ impl Store {
 fn follow(
     path: &Path,
     header: &Header,
+    is_sealed: bool,
     units: &[Unit],
     lines: &[&str],
 ) -> Result<(usize, usize), Failure> {
@@ -163,17 +173,10 @@ fn follow(
                     "another program has changed the file: write to another one",
                 )
             };
-            match serde_json::from_str(text) {
-                Ok(Line::Problem(record)) => {
-                    let ProblemRecord { task, problem, arm, seed, .. } = *record;
-                    if (&task, problem, &arm, seed)
-                        != (&expected.0, expected.1, &expected.2, expected.3)
-                    {
-                        return Err(wrong(format!("{task} {problem} under {arm}, seed {seed}")));
-                    }
-                }
-                Ok(Line::Header(_)) => return Err(wrong("a header".to_owned())),
-                Err(error) => return Err(wrong(error.to_string())),
+            let record = parse_record(text, header, is_sealed).map_err(wrong)?;
+            let ProblemRecord { task, problem, arm, seed, .. } = record;
+            if (&task, problem, &arm, seed) != (&expected.0, expected.1, &expected.2, expected.3) {
+                return Err(wrong(format!("{task} {problem} under {arm}, seed {seed}")));
             }
         }
     }
@@ -186,14 +189,15 @@ fn follow(
     }
 }
 
-/// Refuses a file with other settings and names the first difference.
-fn check_header(path: &Path, found: &str, wanted: &str) -> Result<(), Failure> {
-    if found == wanted.trim_end() {
-        return Ok(());
+/// Refuses a file with other settings and names the first difference. Returns whether the file has checksums.
+fn check_header(path: &Path, found: &str, wanted: &str) -> Result<bool, Failure> {
+    let found = unseal(found).map_err(|got| foreign(path, &got))?;
+    if found.object == wanted {
+        return Ok(found.is_sealed);
     }
     let error = |error: serde_json::Error| foreign(path, &error.to_string());
-    parse_header(path, found).map_err(|error| foreign(path, &error.to_string()))?;
-    let found: Value = serde_json::from_str(found).map_err(error)?;
+    parse_header(path, &found.object).map_err(|error| foreign(path, &error.to_string()))?;
+    let found: Value = serde_json::from_str(&found.object).map_err(error)?;
     let wanted: Value = serde_json::from_str(wanted).map_err(error)?;
     let (setting, expected, got) = difference(&wanted, &found)
         .unwrap_or_else(|| ("header".to_owned(), "this one".to_owned(), "another".to_owned()));
@@ -238,10 +242,10 @@ fn difference(wanted: &Value, found: &Value) -> Option<(String, String, String)>
     }
 }
 
-fn line(line: &Line) -> Result<String, Failure> {
+/// A line without its checksum.
+fn object(line: &Line) -> Result<String, Failure> {
     let step = "report this with the command line that led to it";
-    let text = serde_json::to_string(line).map_err(|error| Failure::runtime(error, step))?;
-    Ok(text + "\n")
+    serde_json::to_string(line).map_err(|error| Failure::runtime(error, step))
 }
 
 fn foreign(path: &Path, got: &str) -> Failure {

@@ -10,7 +10,7 @@ use std::{
 
 use esamp_eval::{
     provenance,
-    record::{Run, Session, Split},
+    record::{Run, Session, Split, line},
 };
 use esamp_testkit::word_model;
 
@@ -142,6 +142,11 @@ fn flags_that_cannot_work_are_refused_before_any_download() {
             &["--split", "held-out", "--match-entropy", "esamp-0.5"],
             "--match-entropy: expected the development split, got the held-out one",
         ),
+        (
+            &["--seeds", "18446744073709551615"],
+            "--seeds: expected a plan of at most 1000000 records, got 18446744073709551615 seeds × 30 problems × 7 tasks × \
+             8 arms",
+        ),
         (&["--out", "x"], "--model: expected a path that exists or hf:ORG/NAME, got no-such-file"),
     ] {
         assert_eq!(refused(args), wording);
@@ -258,4 +263,115 @@ fn a_report_on_records_needs_both() {
     assert_eq!(output.status.code(), Some(1));
     let message = String::from_utf8(output.stderr).unwrap();
     assert!(message.starts_with("error: no-such.jsonl: "), "{message}");
+}
+
+#[test]
+fn numbers_below_their_range_are_refused_with_the_range() {
+    for flag in ["--seeds", "--problems", "--samples", "--tokens", "--batch"] {
+        let output = evaluate(&[flag, "-1"]);
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{message}");
+        assert!(message.contains(flag) && message.contains("invalid value '-1'"), "{message}");
+    }
+}
+
+#[test]
+fn a_file_does_not_overwrite_another() {
+    let bench = Bench::new();
+    let args = [&SMALL[..], &ARMS].concat();
+    bench.said(&args);
+    let records = fs::read(bench.out()).unwrap();
+    let file = |name: &str| bench.folder.path().join(name).to_str().unwrap().to_owned();
+    let (out, link) = (file("run.jsonl"), file("link.md"));
+    #[cfg(unix)]
+    std::os::unix::fs::symlink(&out, &link).unwrap();
+    #[cfg(not(unix))]
+    fs::hard_link(&out, &link).unwrap();
+    let (sessions, weights) = (out.clone() + ".sessions", file("model/model.safetensors"));
+    for (path, other) in [
+        (&out, "--out"),
+        (&link, "--out"),
+        (&sessions, "the sessions of --out"),
+        (&weights, "--model"),
+    ] {
+        let output = bench.evaluate(&[&args[..], &["--report", path]].concat());
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{message}");
+        let expected =
+            format!("error: --report {path}: expected a file of its own, got that of {other}\n");
+        assert!(message.starts_with(&expected), "{message}");
+    }
+    let figures = bench.evaluate(&["--report", &format!("{out}.md")]);
+    assert!(String::from_utf8(figures.stderr).unwrap().contains("the figures of --report"));
+    let again = bench.evaluate(&["--records", &link, "--report", &out]);
+    assert!(String::from_utf8(again.stderr).unwrap().contains("got that of --records"));
+    assert!(fs::read(bench.out()).unwrap() == records, "nothing was written");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn paths_need_not_be_utf_8() {
+    use std::{
+        ffi::{OsStr, OsString},
+        os::unix::ffi::OsStrExt,
+    };
+    let bench = Bench::new();
+    let file = |name: &[u8]| bench.folder.path().join(OsStr::from_bytes(name)).into_os_string();
+    let (model, out, report) =
+        (file(b"model-\xff"), file(b"run-\xff.jsonl"), file(b"report-\xff.md"));
+    fs::rename(bench.folder.path().join("model"), &model).unwrap();
+    let words = [&SMALL[..], &ARMS].concat();
+    let mut words: Vec<OsString> = words.into_iter().map(Into::into).collect();
+    words.extend(["--model".into(), model.clone(), "--out".into(), out.clone()]);
+    words.extend(["--report".into(), report.clone()]);
+    let run = Command::new(env!("CARGO_BIN_EXE_evaluate")).args(&words).output().unwrap();
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    assert!(fs::read_to_string(&report).unwrap().contains("run-\u{fffd}.jsonl"), "the command");
+
+    let records = [OsStr::new("--records"), &out, OsStr::new("--report"), &report];
+    let model = [OsStr::new("--model"), &model];
+    let run = Command::new(env!("CARGO_BIN_EXE_evaluate")).args(records).args(model).output();
+    let run = run.unwrap();
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+}
+
+/// A session file whose first line was cut by a kill and continued by the next run.
+#[test]
+fn a_damaged_session_does_not_prevent_a_report() {
+    let bench = Bench::new();
+    let [report, records] = ["report.md", "run.jsonl"].map(|name| bench.folder.path().join(name));
+    bench.said(&[&SMALL[..], &ARMS].concat());
+    let sessions = bench.folder.path().join("run.jsonl.sessions");
+    let whole = fs::read_to_string(&sessions).unwrap();
+    let torn = format!("{}{whole}{whole}", &whole[..whole.find("\"started\"").unwrap() + 12]);
+    fs::write(&sessions, torn).unwrap();
+    let (records, to) = (records.to_str().unwrap(), report.to_str().unwrap());
+    bench.said(&["--records", records, "--report", to]);
+    let text = fs::read_to_string(&report).unwrap();
+    assert!(text.contains(" min in 1 session; 1 more with a damaged line |"), "{text}");
+}
+
+/// Such records once led to a report without end.
+#[test]
+fn damaged_records_are_an_error_of_the_report() {
+    let bench = Bench::new();
+    bench.said(&[&SMALL[..], &ARMS].concat());
+    let text = fs::read_to_string(bench.out()).unwrap();
+    let emptied = text.lines().enumerate().map(|(place, line)| {
+        let line = line::unseal(line).unwrap().object.into_owned();
+        let mut record: serde_json::Value = serde_json::from_str(&line).unwrap();
+        for completion in record["completions"].as_array_mut().into_iter().flatten() {
+            completion["tokens"] = serde_json::json!([]);
+            completion["text"] = "".into();
+        }
+        if place == 0 { line + "\n" } else { format!("{record}\n") }
+    });
+    fs::write(bench.out(), emptied.collect::<String>()).unwrap();
+    let out = bench.out();
+    let output = bench.evaluate(&["--records", out.to_str().unwrap(), "--report", "r.md"]);
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    let expected = ", line 2: expected a record, got completion 0 with 0 tokens of 1 to 6\nnext step: the file is \
+                    damaged: restore it, or run its command with another --out\n";
+    assert!(message.ends_with(expected), "{message}");
 }

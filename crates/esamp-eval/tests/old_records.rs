@@ -12,7 +12,7 @@ use esamp::{SamplerConfig, Sampling, reweighters::ReweighterConfig};
 use esamp_eval::{
     arms,
     controls::{ArmSampling, ControlConfig, Matched},
-    record::{ArmRecord, ErrorName, Role, parse_header},
+    record::{ArmRecord, ErrorName, Role, Run, parse_header},
 };
 use flate2::read::MultiGzDecoder;
 use serde_json::Value;
@@ -108,8 +108,9 @@ fn the_records_of_this_repository_are_written_as_they_were() {
         let mut line = String::new();
         let file = BufReader::new(MultiGzDecoder::new(File::open(&path).unwrap()));
         { file }.read_line(&mut line).unwrap();
-        let arms = parse_header(&path, &line).unwrap().arms;
-        assert_eq!(arms.len(), count);
+        let (header, is_sealed) = parse_header(&path, &line).unwrap();
+        let arms = header.arms;
+        assert_eq!((arms.len(), is_sealed), (count, false), "these have no checksums");
         let written: Value = serde_json::from_str(&line).unwrap();
         for (arm, written) in arms.iter().zip(written["arms"].as_array().unwrap()) {
             let sampling = serde_json::to_string(&arm.sampling).unwrap();
@@ -118,5 +119,14 @@ fn the_records_of_this_repository_are_written_as_they_were() {
             let now = arms::named(&arm.name).unwrap().remove(0);
             assert_eq!(now, ArmRecord { what: now.what.clone(), ..arm.clone() });
         }
+    }
+}
+
+/// None of them is refused as damaged.
+#[test]
+fn the_records_of_this_repository_are_read() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/results/records");
+    for (name, count) in [("development.jsonl.gz", 492), ("held-out.jsonl.gz", 1440)] {
+        assert_eq!(Run::read(&folder.join(name)).unwrap().records.len(), count);
     }
 }

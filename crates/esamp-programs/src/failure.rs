@@ -6,7 +6,10 @@ use std::{
     process::ExitCode,
 };
 
-use esamp::errors::ConfigError;
+use esamp::{
+    Counters,
+    errors::{ConfigError, TrainError},
+};
 
 use crate::model_source::FetchError;
 
@@ -52,6 +55,8 @@ pub fn exit_code(result: Result<(), End>) -> ExitCode {
     }
 }
 
+const REPORT: &str = "report this with the command line that led to it";
+
 /// An error message and the next step for the user.
 #[derive(Debug)]
 pub struct Failure {
@@ -69,10 +74,32 @@ impl Failure {
         let mut message = error.to_string();
         let mut source = error.source();
         while let Some(cause) = source {
-            message.push_str(&format!(": {cause}"));
+            let text = cause.to_string();
+            // Many errors repeat their cause in their own message.
+            if !message.ends_with(&text) {
+                message.push_str(&format!(": {text}"));
+            }
             source = cause.source();
         }
         Self::new(message, next_step)
+    }
+
+    /// Learning that failed or made no difference, after a run with these counters.
+    pub fn learning(error: TrainError, counters: &Counters) -> Self {
+        let next_step = match error {
+            TrainError::Worker { .. } => REPORT,
+            _ if counters.rows_not_finite > counters.predictions_not_finite => {
+                "check the model: its hidden states are not finite"
+            }
+            _ if counters.rows_not_finite > 0 => {
+                "lower the learning rate: what the distiller predicts is not finite"
+            }
+            TrainError::NothingLearned { .. } => {
+                "check the settings of the distiller: none of its parameters was updated"
+            }
+            _ => REPORT,
+        };
+        Self::runtime(error, next_step)
     }
 
     /// Flags that are invalid, alone or together.
@@ -105,5 +132,54 @@ impl From<FetchError> for Failure {
             _ => Self::RUNTIME,
         };
         Self { code, next_step: error.next_step().to_owned(), error: error.to_string() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    enum Model {
+        #[error("forward")]
+        Quiet(#[source] io::Error),
+        #[error("forward: {0}")]
+        Loud(#[source] io::Error),
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    #[error(transparent)]
+    struct Step(#[from] Model);
+
+    #[test]
+    fn the_next_step_after_learning_failed_depends_on_why() {
+        let worker = || TrainError::Worker { got: "a panic".to_owned() };
+        let nothing = || TrainError::NothingLearned { eligible: 8, skipped: 8 };
+        for (error, not_finite, predictions, step) in [
+            (worker(), 0, 0, REPORT),
+            (worker(), 8, 0, REPORT),
+            (
+                nothing(),
+                0,
+                0,
+                "check the settings of the distiller: none of its parameters was updated",
+            ),
+            (nothing(), 8, 0, "check the model: its hidden states are not finite"),
+            (nothing(), 8, 8, "lower the learning rate: what the distiller predicts is not finite"),
+        ] {
+            let mut counters = Counters::default();
+            (counters.rows_not_finite, counters.predictions_not_finite) = (not_finite, predictions);
+            let said = Failure::learning(error, &counters).to_string();
+            assert!(said.ends_with(&format!("\nnext step: {step}")), "{said}");
+        }
+    }
+
+    #[test]
+    fn every_cause_is_said_once() {
+        let cause = || io::Error::other("the weights have melted");
+        for model in [Model::Quiet(cause()), Model::Loud(cause())] {
+            let said = Failure::runtime(Step(model), "cool them").to_string();
+            assert_eq!(said, "error: forward: the weights have melted\nnext step: cool them");
+        }
     }
 }

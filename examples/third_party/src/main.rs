@@ -12,9 +12,10 @@
 //! cargo run --release -p esamp-third-party
 //! ```
 
-#![allow(clippy::print_stdout, reason = "a program speaks to its user")]
-
-use std::error::Error;
+use std::{
+    error::Error,
+    io::{self, Write},
+};
 
 use bunsen::{kits::gpts::qwen3::Qwen3Config, prelude::ModuleInit};
 use burn::{
@@ -64,13 +65,14 @@ fn main() -> Result<(), Box<dyn Error>> {
         let step = decoder.stats().steps;
         for event in events {
             if let Event::Finished { completion, .. } = event {
-                println!(
+                writeln!(
+                    io::stdout(),
                     "step {step:3}: prompt {}, completion {} has ended after {} tokens ({})",
                     completion.id.prompt.0,
                     completion.id.index,
                     completion.choices.len(),
                     completion.finish.name(),
-                );
+                )?;
             }
         }
     }
@@ -78,13 +80,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     // Every step feeds all rows of its request, including those of completions that have ended.
     let stats = *decoder.stats();
     let fed = stats.steps * COMPLETIONS as u64;
-    println!("\n{fed} rows fed, {} of them dead", fed - stats.decoded_tokens);
+    writeln!(io::stdout(), "\n{fed} rows fed, {} of them dead", fed - stats.decoded_tokens)?;
     let counters = *decoder.sampler().counters();
-    println!("{} tokens, {} updates", counters.tokens, counters.updates);
+    writeln!(io::stdout(), "{} tokens, {} updates", counters.tokens, counters.updates)?;
     if let Some(novelty) = counters.mean_relative_novelty() {
-        println!("relative novelty {novelty:.2} (an untrained distiller has 1)");
+        writeln!(io::stdout(), "relative novelty {novelty:.2} (an untrained distiller has 1)")?;
     }
     decoder.sampler_mut().finish()?; // fails if nothing was learned
-    println!("ESamp has learned");
+    writeln!(io::stdout(), "ESamp has learned")?;
     Ok(())
 }

@@ -2,7 +2,7 @@
 //! [`ProblemRecord`].
 //!
 //! A line depends only on the header and on the record's key, never on the time or on interruptions: the
-//! same command writes the same bytes. What does vary, the duration and the machine, goes to a second file
+//! same command writes the same bytes. Every line ends with a checksum of itself ([`line`]). What does vary, the duration and the machine, goes to a second file
 //! (`FILE.sessions`) with one [`Session`] per line.
 //!
 //! Logarithms are natural, and `log_prob` always refers to the chosen token. *The model's distribution* is
@@ -11,8 +11,10 @@
 //! tokens are drawn from it.
 
 mod frequency_ranks;
+pub mod line;
 
 use std::{
+    collections::HashSet,
     fs,
     io::{self, BufRead, Read},
     path::{Path, PathBuf},
@@ -68,6 +70,10 @@ pub struct Header {
     /// Problems per batch. A sampler lives for one batch, so *shared* and *adaptive* arms share distillers
     /// within a batch only.
     pub batch: usize,
+    /// Whether a batch is a single problem in arms that share no distiller between problems, so that an interruption
+    /// loses no more than one. In records without this setting all arms ran whole batches.
+    #[serde(default)]
+    pub one_by_one: bool,
     /// The tasks, in the order in which they run.
     pub tasks: Vec<TaskRecord>,
     /// The arms, in the order in which they run.
@@ -236,8 +242,8 @@ pub struct ProblemRecord {
     pub completions: Vec<CompletionRecord>,
     /// Totals over the tokens of this problem.
     pub totals: Totals,
-    /// The sampler's counters over the whole batch of the problem ([`Header::batch`]); the same in all
-    /// records of the batch.
+    /// The sampler's counters over the whole batch of the problem ([`Header::batch`],
+    /// [`Header::one_by_one`]); the same in all records of the batch.
     #[serde(deserialize_with = "counters_of_any_version")]
     pub batch_counters: Counters,
     /// Single tokens if the arm is [`Header::token_arm`]; otherwise empty.
@@ -354,7 +360,7 @@ pub const TOKEN_SAMPLE: usize = 512;
 /// One run of the program on a file: a line of `FILE.sessions`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Session {
-    /// The command, as separate words.
+    /// The command, as separate words. Bytes that are not UTF-8 are written as U+FFFD.
     pub command: Vec<String>,
     /// Start time in seconds since 1970.
     pub started: u64,
@@ -389,6 +395,10 @@ pub enum ReadError {
 impl Run {
     /// Reads a file, plain or compressed with gzip. An unfinished last line, as a killed run leaves it, is
     /// ignored.
+    ///
+    /// # Errors
+    ///
+    /// I/O errors, and a line with a wrong checksum or with content that a run with this header cannot have written.
     pub fn read(path: &Path) -> Result<Self, ReadError> {
         let at = |source| ReadError::Io { path: path.to_owned(), source };
         let mut text = fs::read(path).map_err(at)?;
@@ -398,38 +408,43 @@ impl Run {
         }
         let whole = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
         let mut lines = text[..whole].lines();
-        let header = match lines.next().transpose().map_err(at)? {
+        let (header, is_sealed) = match lines.next().transpose().map_err(at)? {
             Some(line) => parse_header(path, &line)?,
             None => {
                 let got = "an empty file".to_owned();
                 return Err(ReadError::Header { path: path.to_owned(), got });
             }
         };
-        let mut records = Vec::new();
+        let mut records: Vec<ProblemRecord> = Vec::new();
+        let mut keys = HashSet::new();
         for (place, line) in lines.enumerate() {
             let wrong =
                 |got: String| ReadError::Record { path: path.to_owned(), line: place + 2, got };
-            match serde_json::from_str(&line.map_err(at)?) {
-                Ok(Line::Problem(record)) => records.push(*record),
-                Ok(Line::Header(_)) => return Err(wrong("a second header".to_owned())),
-                Err(error) => return Err(wrong(error.to_string())),
+            let record =
+                line::parse_record(&line.map_err(at)?, &header, is_sealed).map_err(wrong)?;
+            let ProblemRecord { task, problem, arm, seed, .. } = &record;
+            if !keys.insert((task.clone(), *problem, arm.clone(), *seed)) {
+                let got = format!("{task} {problem} under {arm}, seed {seed} for the second time");
+                return Err(wrong(got));
             }
+            records.push(record);
         }
         Ok(Self { header, records })
     }
 }
 
-/// Parses the header in the first line of a file.
-pub fn parse_header(path: &Path, line: &str) -> Result<Header, ReadError> {
+/// Parses the header in the first line of a file, and says whether the line has a checksum. If it has, all lines have.
+pub fn parse_header(path: &Path, line: &str) -> Result<(Header, bool), ReadError> {
     let wrong = |got: String| ReadError::Header { path: path.to_owned(), got };
+    let line::Unsealed { object, is_sealed } = line::unseal(line).map_err(wrong)?;
     // Check the version first: other versions may have other fields.
-    let value: Value = serde_json::from_str(line).map_err(|error| wrong(error.to_string()))?;
+    let value: Value = serde_json::from_str(&object).map_err(|error| wrong(error.to_string()))?;
     let version = &value["format_version"];
     if version.as_u64() != Some(u64::from(FORMAT_VERSION)) {
         return Err(wrong(format!("format version {version}")));
     }
     match serde_json::from_value(value) {
-        Ok(Line::Header(header)) => Ok(*header),
+        Ok(Line::Header(header)) => Ok((*header, is_sealed)),
         Ok(Line::Problem(_)) => Err(wrong("a record".to_owned())),
         Err(error) => Err(wrong(error.to_string())),
     }

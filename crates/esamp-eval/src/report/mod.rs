@@ -27,7 +27,8 @@ use esamp_programs::failure::Failure;
 
 use crate::{
     metrics::{BootstrapConfig, McNemar, mcnemar},
-    record::{ArmRecord, Role, Session},
+    provenance::Sessions,
+    record::{ArmRecord, Role},
 };
 
 use compare::{At, Gain, LEVEL, Opponents, gain, rivalry};
@@ -154,7 +155,7 @@ pub struct Section {
 #[derive(Clone, Debug, Default)]
 pub struct Origin {
     /// The sessions of the program that wrote them.
-    pub sessions: Vec<Session>,
+    pub sessions: Sessions,
     /// The command that wrote this report.
     pub command: Vec<String>,
     /// The embedding model and its hash.
@@ -349,8 +350,8 @@ fn provenance(results: &Results, origin: &Origin) -> String {
     let seeds: BTreeSet<u64> = results.tasks.iter().flat_map(TaskResults::seeds).collect();
     let seeds: Vec<String> = seeds.iter().map(u64::to_string).collect();
     let bootstrap = BootstrapConfig::default();
-    let sessions = &origin.sessions;
-    let (machine, time) = match sessions.len() {
+    let Sessions { sessions, damaged } = &origin.sessions;
+    let (machine, mut time) = match sessions.len() {
         0 => ("not recorded".to_owned(), "not recorded".to_owned()),
         count => {
             let machines: BTreeSet<&str> =
@@ -361,6 +362,9 @@ fn provenance(results: &Results, origin: &Origin) -> String {
             (machines.join("; "), format!("{minutes:.0} min in {count} session{s}"))
         }
     };
+    if *damaged > 0 {
+        let _ = write!(time, "; {damaged} more with a damaged line");
+    }
     let mut text = format!(
         "\n## Where it comes from\n\n| | |\n|---|---|\n| model | {}, SHA-256 `{}` |\n| embeddings | {} |\n| \
          commit of the \

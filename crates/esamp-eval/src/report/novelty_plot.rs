@@ -87,6 +87,12 @@ fn panel(
         return area.draw(&Text::new(nothing, place, font(14.0, FontStyle::Normal))).map_err(text);
     };
     let (low, high) = range(&summaries);
+    if !(low.is_finite() && high.is_finite()) {
+        // The labels of such an axis would have no end.
+        return Err(format!(
+            "{measure}: expected finite numbers, got an axis from {low} to {high}"
+        ));
+    }
     let count = summaries.len();
     let mut chart = ChartBuilder::on(area)
         .margin(8)
@@ -141,6 +147,8 @@ fn range(summaries: &[Summary]) -> (f64, f64) {
     } else {
         0.5 // all values are equal: centre the line
     };
+    // Wide enough for labels that differ from each other in floating point.
+    let air = air.max(1e-6 * low.abs().max(greatest.abs()));
     (if low == 0.0 && greatest > 0.0 { 0.0 } else { low - air }, greatest + air)
 }
 

@@ -52,7 +52,7 @@ const FONT: &str = "sans-serif";
 pub fn pass_curves(title: &str, curves: &[Curve]) -> Result<String, Failure> {
     let ends = curves.iter().flat_map(|curve| &curve.points);
     let most = ends.clone().map(|&(k, _)| k).max().unwrap_or(1);
-    let (low, high) = range(ends.map(|&(_, pass)| pass));
+    let (low, high) = range(ends.map(|&(_, pass)| pass))?;
     drawn((WIDTH, height(curves.len())), |area| {
         let mut chart = ChartBuilder::on(&area)
             .caption(title, (FONT, 17))
@@ -96,8 +96,8 @@ pub fn pass_curves(title: &str, curves: &[Curve]) -> Result<String, Failure> {
 /// Diversity against perplexity: the frontier as a line, all other arms as points. The perplexity axis is
 /// logarithmic, so the line is the one that gains are measured from.
 pub fn pareto(title: &str, diversity: &str, points: &[Point]) -> Result<String, Failure> {
-    let (left, right) = range(points.iter().map(|point| point.perplexity.ln()));
-    let (low, high) = range(points.iter().map(|point| point.diversity));
+    let (left, right) = range(points.iter().map(|point| point.perplexity.ln()))?;
+    let (low, high) = range(points.iter().map(|point| point.diversity))?;
     drawn((WIDTH, height(points.len())), |area| {
         let mut chart = ChartBuilder::on(&area)
             .caption(title, (FONT, 17))
@@ -163,12 +163,23 @@ fn write_labels(
 }
 
 /// The range of values with some margin at both ends.
-fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
-    let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| {
-        (low.min(value), high.max(value))
-    });
-    let room = ((high - low) * 0.08).max(1e-3);
-    if low <= high { (low - room, high + room) } else { (0.0, 1.0) }
+///
+/// # Errors
+///
+/// Values that are not finite: the labels of such an axis would have no end.
+fn range(values: impl Iterator<Item = f64>) -> Result<(f64, f64), Failure> {
+    let values: Vec<f64> = values.collect();
+    if let Some(value) = values.iter().find(|value| !value.is_finite()) {
+        return Err(Failure::new(
+            format!("figure: expected finite numbers, got {value}"),
+            "report this with the records",
+        ));
+    }
+    let low = values.iter().copied().fold(f64::INFINITY, f64::min);
+    let high = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    // Wide enough for labels that differ from each other in floating point.
+    let room = ((high - low) * 0.08).max(1e-3).max(1e-6 * low.abs().max(high.abs()));
+    Ok(if low <= high { (low - room, high + room) } else { (0.0, 1.0) })
 }
 
 /// The height of a figure with room for this many labels.
@@ -193,4 +204,23 @@ fn drawn(
 /// A drawing error as a failure.
 fn broken(error: impl std::error::Error) -> Failure {
     Failure::runtime(error, "report this with the records")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_axis_has_room_and_an_end() {
+        let of = |values: &[f64]| range(values.iter().copied());
+        let (low, high) = of(&[1.0, 2.0, 1.5]).unwrap();
+        assert!((low - 0.92).abs() < 1e-12 && (high - 2.08).abs() < 1e-12, "{low} {high}");
+        assert_eq!(of(&[]).unwrap(), (0.0, 1.0));
+        let (low, high) = of(&[1e15, 1e15]).unwrap();
+        assert!(high - low > 1e8, "{low} {high}");
+        for value in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            let error = of(&[1.0, value]).unwrap_err().to_string();
+            assert!(error.contains("expected finite numbers, got "), "{error}");
+        }
+    }
 }

@@ -26,9 +26,11 @@ use esamp::{
 };
 use esamp_eval::{
     arms, entropy, plan,
+    provenance::{SessionFile, Sessions},
     record::{
-        self, FORMAT_VERSION, FrequencyRanks, Header, ModelRecord, ProblemRecord, Role, Run, Split,
-        TOKEN_SAMPLE, TokenRecord,
+        self, FORMAT_VERSION, FrequencyRanks, Header, ModelRecord, ProblemRecord, Role, Run,
+        Session, Split, TOKEN_SAMPLE, TokenRecord,
+        line::{seal, unseal},
     },
     run::{self, Subject},
     store::Store,
@@ -125,6 +127,7 @@ fn header(tasks: &[Box<dyn Task>], arms: &str) -> Header {
         seeds: 2,
         tokens,
         batch: 2,
+        one_by_one: false,
         tasks: tasks.iter().map(|task| task.record(tokens)).collect(),
         arms: arms::named(arms).unwrap(),
         token_arm: None,

@@ -21,6 +21,26 @@ fn all_arms_have_run_the_same_problems_wherever_a_run_stops() {
 }
 
 #[test]
+fn a_problem_is_a_batch_unless_it_shares_a_distiller() {
+    let arms = "min-p-1,esamp-0.5,esamp-0.5-shared,esamp-0.5-adaptive";
+    let together = Header { problems: 5, batch: 3, ..header(&tiny_tasks(), arms) };
+    let alone = Header { one_by_one: true, ..together.clone() };
+    let units = plan::units(&alone);
+    for unit in &units {
+        let group = if unit.problems.start < 3 { 0..3 } else { 3..5 };
+        if unit.arm < 2 {
+            assert_eq!(unit.problems.len(), 1);
+        } else {
+            assert_eq!(unit.problems, group);
+        }
+    }
+    let keys = |header: &Header| -> Vec<plan::Key> {
+        plan::units(header).iter().flat_map(|unit| unit.keys(header)).collect()
+    };
+    assert_eq!(keys(&alone), keys(&together), "in the same order");
+}
+
+#[test]
 fn arms_are_found_by_name() {
     let all = arms::all();
     for arm in &all {

@@ -14,6 +14,7 @@ use std::{
 use esamp::{Counters, SamplerConfig, Sampling, TokenId};
 use esamp_eval::{
     metrics::{mean_interval, pass_at_k},
+    provenance::Sessions,
     record::{
         ArmRecord, CompletionRecord, ErrorName, FORMAT_VERSION, Header, Line, ModelRecord,
         ProblemRecord, Role, Run, Session, Split, TaskRecord, TokenRecord, Totals,
@@ -66,7 +67,7 @@ fn header(problems: usize, tasks: Vec<TaskRecord>) -> Header {
             name: "tiny".into(),
             sha256: "77".into(),
             d_model: 8,
-            vocab: 64,
+            vocab: 128,
             device: "flex".into(),
         },
         split: Split::HeldOut,
@@ -75,6 +76,7 @@ fn header(problems: usize, tasks: Vec<TaskRecord>) -> Header {
         seeds: 2,
         tokens: 2,
         batch: 1,
+        one_by_one: false,
         tasks,
         arms: ARMS.iter().map(arm).collect(),
         token_arm: None,
@@ -148,14 +150,17 @@ fn run_of(tasks: &[TaskRecord], problems: usize) -> Run {
 fn written(results: &Results, folder: &Path) -> String {
     let to = folder.join("report.md");
     let origin = Origin {
-        sessions: vec![Session {
-            command: ["evaluate", "--out", "a file"].map(str::to_owned).to_vec(),
-            started: 0,
-            seconds: 120.0,
-            records: [0, 1],
-            planned: 1,
-            machine: "a machine".into(),
-        }],
+        sessions: Sessions {
+            damaged: 0,
+            sessions: vec![Session {
+                command: ["evaluate", "--out", "a file"].map(str::to_owned).to_vec(),
+                started: 0,
+                seconds: 120.0,
+                records: [0, 1],
+                planned: 1,
+                machine: "a machine".into(),
+            }],
+        },
         command: ["evaluate", "--report", "report.md"].map(str::to_owned).to_vec(),
         embedder: "letters".into(),
     };

