@@ -126,18 +126,44 @@ fn a_size_that_the_file_does_not_have_is_an_error_before_it_is_allocated() {
     let low_rank = DistillerConfig::LowRank(LowRankConfig::new().with_rank(2));
     let low_rank = SamplerConfig::new().with_distiller(low_rank);
     for (config, place, got, expected) in [
-        (adaptive(), "/d_model", json!(i32::MAX), "parameter values of own.0: expected 51539607528, got 144"),
-        (adaptive(), "/config/distiller/swi_glu/d_hidden", huge.clone(), "parameter values of own.0: expected 39582418599936, got 144"),
-        (adaptive(), "/config/distiller/swi_glu/blocks", huge.clone(), "parameter tensors of own.0: expected 3298534883328, got 6"),
-        (adaptive(), "/config/distiller/swi_glu/blocks", json!(u64::MAX), "parameter tensors of own.0: expected 18446744073709551615, got 6"),
-        (low_rank, "/config/distiller/low_rank/rank", huge.clone(), "parameter values of own.0: expected 20890720927756, got 50"),
+        (
+            adaptive(),
+            "/d_model",
+            json!(i32::MAX),
+            "parameter values of own.0: expected 51539607528, got 144",
+        ),
+        (
+            adaptive(),
+            "/config/distiller/swi_glu/d_hidden",
+            huge.clone(),
+            "parameter values of own.0: expected 39582418599936, got 144",
+        ),
+        (
+            adaptive(),
+            "/config/distiller/swi_glu/blocks",
+            huge.clone(),
+            "parameter tensors of own.0: expected 3298534883328, got 6",
+        ),
+        (
+            adaptive(),
+            "/config/distiller/swi_glu/blocks",
+            json!(u64::MAX),
+            "parameter tensors of own.0: expected 18446744073709551615, got 6",
+        ),
+        (
+            low_rank,
+            "/config/distiller/low_rank/rank",
+            huge.clone(),
+            "parameter values of own.0: expected 20890720927756, got 50",
+        ),
     ] {
         for steps in [0, 2] {
             let path = saved(folder.path(), &config, steps);
             rewrite(&path, |header, _| *header.pointer_mut(place).unwrap() = got.clone());
             let error = load(&path).unwrap_err();
             if steps == 0 {
-                let limit = "distiller: expected at most 268435456 parameters in 4096 tensors, got ";
+                let limit =
+                    "distiller: expected at most 268435456 parameters in 4096 tensors, got ";
                 assert!(error.starts_with(limit), "{place}: {error}");
             } else {
                 assert_eq!(error, expected, "{place}");

@@ -175,7 +175,10 @@ impl<'m> Arm<'m> {
                 "check the model; try another --temperature or --beta",
             )),
             _ => self.decoder.sampler_mut().finish().map_err(|error| {
-                Failure::runtime(error, "check the model: its hidden states are not finite")
+                Failure::runtime(
+                    error,
+                    "lower --learning-rate, or check the model: its hidden states are not finite",
+                )
             }),
         }
     }

@@ -172,8 +172,9 @@ fn a_row_that_no_distiller_could_predict_does_not_restart_its_distiller() {
     let (world, sampling) = (World::new(), esamp(0.5));
     for outlier in [1e38, f32::NAN, f32::INFINITY] {
         let mut sampler = scaled(&world);
-        let mut step =
-            |rows: &[(u64, u64, f32)]| errors(&step_of(&world, &world.head, &mut sampler, &sampling, rows));
+        let mut step = |rows: &[(u64, u64, f32)]| {
+            errors(&step_of(&world, &world.head, &mut sampler, &sampling, rows))
+        };
         let first = step(&[(0, 0, 1.0), (0, 1, 1.0)]);
         let second = step(&[(0, 0, 1.0), (0, 1, outlier)]);
         assert!(second[0].unwrap() < first[0].unwrap(), "it has learned");

@@ -253,7 +253,8 @@ impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> 
         let rows = Restart { failed, fine, broken };
         // A distiller that cannot predict anything is restarted at every step, and there is never a lesson that would
         // empty the list. Twice in a row is the same as once.
-        let is_queued = matches!(self.changes.last(), Some(Change::Restart(last)) if **last == rows);
+        let is_queued =
+            matches!(self.changes.last(), Some(Change::Restart(last)) if **last == rows);
         if done.restarts > 0 && !is_queued {
             self.changes.push(Change::Restart(Box::new(rows)));
         }
