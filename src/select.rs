@@ -236,6 +236,32 @@ mod tests {
         }
     }
 
+    /// Three equally likely tokens, so that no logarithm or exponential is rounded. Computed by an independent
+    /// implementation in Python, which starts from the seed, the prompt and the index. A change here changes every
+    /// token that is selected arithmetically and must be listed under "value-breaking" in the changelog.
+    #[test]
+    fn value_stability_of_arithmetic_selection() {
+        let candidates = Candidates::from_logits(&[0.0; 3]).unwrap();
+        let mut code = DrawKey::arithmetic_code(42, &[1, 2, 3], 1, 3);
+        assert_eq!(code, 0.791_393_537_055_865_1);
+        let expected = [
+            (2, 0.374_180_611_167_595_7),
+            (1, 0.122_541_833_502_787_13),
+            (0, 0.367_625_500_508_361_4),
+            (1, 0.102_876_501_525_084_21),
+            (0, 0.308_629_504_575_252_84),
+            (0, 0.925_888_513_725_758_8),
+            (2, 0.777_665_541_177_276_4),
+            (2, 0.332_996_623_531_829_46),
+        ];
+        for (position, (token, left)) in (0..).zip(expected) {
+            let draw = DrawKey::new(42, &[1, 2, 3], 1).at(position);
+            let selected = select(&candidates, Chooser::Arithmetic(code, draw)).unwrap();
+            assert_eq!((selected.token, selected.code), (token, Some(left)), "{position}");
+            code = left;
+        }
+    }
+
     /// Two tokens of probability ½ read the code's binary digits one by one.
     #[test]
     fn an_arithmetic_code_is_read_digit_by_digit_and_does_not_run_dry() {

@@ -95,15 +95,15 @@ impl<S> DistillerBank<S> {
         self.slots.entry(key).or_insert_with(fresh).members.insert(row);
     }
 
-    /// Ends a completion. Drops its slot if no other completion needs it.
-    pub(crate) fn leave(&mut self, row: CompletionId) {
+    /// Ends a completion. Drops its slot if no other completion needs it, and returns the data of a dropped slot.
+    pub(crate) fn leave(&mut self, row: CompletionId) -> Option<S> {
         let key = self.key(row);
-        if let Some(slot) = self.slots.get_mut(&key) {
-            slot.members.remove(&row);
-            if slot.members.is_empty() && key != SlotKey::Everyone {
-                self.slots.remove(&key);
-            }
+        let slot = self.slots.get_mut(&key)?;
+        slot.members.remove(&row);
+        if !slot.members.is_empty() || key == SlotKey::Everyone {
+            return None;
         }
+        self.slots.remove(&key).map(|slot| slot.state)
     }
 
     /// Whether a completion has begun and has not ended.
@@ -200,9 +200,9 @@ mod tests {
     fn a_slot_is_dropped_with_its_last_completion_and_comes_back_fresh() {
         let mut bank = bank(Sharing::PerPrompt);
         let key = SlotKey::Prompt(PromptId(0));
-        bank.leave(CompletionId::new(0, 0));
+        assert_eq!(bank.leave(CompletionId::new(0, 0)), None);
         assert_eq!(bank.get_mut(key), Some(&mut 7));
-        bank.leave(CompletionId::new(0, 1));
+        assert_eq!(bank.leave(CompletionId::new(0, 1)), Some(7), "the caller frees its memory");
         assert_eq!(bank.get_mut(key), None);
         bank.join(CompletionId::new(0, 5), || 70);
         assert_eq!(bank.get_mut(key), Some(&mut 70));

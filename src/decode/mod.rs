@@ -171,6 +171,12 @@ impl<M: CausalLm> Decoder<M> {
 
     /// Limits the KV cache of the running rows, in bytes, at their full length as counted by
     /// [`kv_bytes_needed`](Self::kv_bytes_needed). Prompts wait until they fit.
+    ///
+    /// This counts `rows · tokens · kv_bytes_per_token`, for both models if there are two, where `tokens` is the length
+    /// of the longest row. It is not a limit on memory. Not counted are the weights, the spare capacity of a cache
+    /// (that of [`Llama`](crate::llama::Llama) is at most as large again), a second copy of newcomers while they join
+    /// the batch, logits and activations of a forward pass, and the distillers. The guide gives a [formula for all of
+    /// them](crate::guide::performance).
     pub fn with_kv_limit(mut self, bytes: usize) -> Self {
         self.kv_limit = Some(bytes);
         self

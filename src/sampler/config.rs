@@ -42,6 +42,25 @@ impl DistillerConfig {
             Self::LowRank(config) => config.validate(),
         }
     }
+
+    /// The number of parameter tensors of a distiller for a model of width `d_model`, and of parameters in them.
+    /// `usize::MAX` stands for any number that is larger.
+    pub(crate) fn size(&self, d_model: usize) -> [usize; 2] {
+        let times = usize::saturating_mul;
+        match self {
+            // Gate, up and down of each block.
+            Self::SwiGlu(config) => {
+                let tensors = times(3, config.blocks);
+                [tensors, times(tensors, times(d_model, config.d_hidden))]
+            }
+            // Three matrices, the gate's bias, and the layer norm's weight and bias.
+            Self::LowRank(config) => {
+                let matrices = times(3, times(d_model, config.rank));
+                let vectors = config.rank.saturating_add(times(2, d_model));
+                [6, matrices.saturating_add(vectors)]
+            }
+        }
+    }
 }
 
 /// Configuration of a [`Sampler`]; the defaults are the paper's settings.

@@ -29,7 +29,7 @@ use crate::{
     novelty::Expects,
     sampling::CheckedSampling,
     tap::PairTap,
-    telemetry::{Counters, Observer, StageSeconds},
+    telemetry::{Counters, Observer, StageSeconds, add},
     train::{Learned, Misfit, OnlineTrainer, TrainError, TrainerState},
 };
 use step::Step;
@@ -104,7 +104,7 @@ impl Sampler {
     }
 
     /// Tells the sampler that a completion has ended. A distiller that no completion uses any more is dropped
-    /// together with its optimizer state.
+    /// together with its optimizer state, and its memory is freed ([`state_bytes`](Self::state_bytes)).
     pub fn release(&mut self, completion: CompletionId) {
         self.trainer.release(completion);
     }
@@ -128,10 +128,17 @@ impl Sampler {
         self.trainer.distillers()
     }
 
-    /// Bytes of the distillers in use: parameters and optimizer state, all in `f32`. With
-    /// [`Staleness::Background`](crate::optim::Staleness) it is twice as much, because the worker has copies. A
-    /// distiller's memory is allocated when it first predicts or learns; docs/design/bank.md gives the sizes.
-    /// Gradients, which exist only during an update, are not counted.
+    /// Bytes that the distillers take: parameters and optimizer state, all in `f32`. A distiller's memory is allocated
+    /// when it first predicts or learns, and freed when its last completion is [released](Self::release);
+    /// docs/design/bank.md gives the sizes.
+    ///
+    /// There are two cases in which more is counted than the distillers in use need. A stack
+    /// ([`SlotPath::Stacked`](crate::unstable::SlotPath)) frees several distillers together and may be up to twice as
+    /// large as needed until the next step. With [`Staleness::Background`](crate::optim::Staleness) the worker has a
+    /// copy of every distiller, and frees those of ended completions at its next update or at
+    /// [`finish`](Self::finish).
+    ///
+    /// Gradients, which exist only during an update, and the initial parameters are not counted.
     pub fn state_bytes(&self) -> usize {
         self.trainer.state_bytes()
     }
@@ -211,7 +218,8 @@ impl Sampler {
         let mut updated = 0;
         for &completion in completions {
             if warm.insert(self.config.sharing.slot(completion)) {
-                self.counters.warm_up_rows_not_finite += (prompt.rows() - finite.len()) as u64;
+                let skipped = prompt.rows() - finite.len();
+                add(&mut self.counters.warm_up_rows_not_finite, skipped as u64);
                 if !finite.is_empty() {
                     updated += self.warm_up_slot(completion, &prompt.at(&finite), updates)?;
                 }
@@ -228,9 +236,9 @@ impl Sampler {
         updates: usize,
     ) -> Result<usize, StepError> {
         let done = self.trainer.warm_up(completion, prompt, updates)?;
-        self.counters.warm_up_updates += done.updates as u64;
-        self.counters.fits += done.fits as u64;
-        self.counters.fits_failed += done.fits_failed as u64;
+        add(&mut self.counters.warm_up_updates, done.updates as u64);
+        add(&mut self.counters.fits, done.fits as u64);
+        add(&mut self.counters.fits_failed, done.fits_failed as u64);
         Ok(done.updates)
     }
 
@@ -251,20 +259,27 @@ impl Sampler {
         self.control = Some(Box::new(control));
     }
 
-    /// Waits for an update that runs in the background, so that the next step uses it, and checks that the distillers
-    /// have learned. The sampler can be used afterwards.
+    /// Waits for an update that runs in the background, so that the next step uses it, frees the worker's copies of
+    /// distillers that have ended, and checks that the distillers have learned. The sampler can be used afterwards.
     ///
     /// # Errors
     ///
     /// [`TrainError::NothingLearned`] when there were rows to learn from, but no update happened and no rows are
     /// waiting for one: their hidden states were not finite, or the distiller has no trainable parameters.
-    /// [`TrainError::Worker`] when background learning has failed.
+    /// [`TrainError::MostlyLost`] when more than half of the rows were skipped as not finite, or more than half of the
+    /// updates were undone because their distiller diverged. [`TrainError::Worker`] when background learning has
+    /// failed.
     pub fn finish(&mut self) -> Result<(), TrainError> {
         let learned = self.trainer.finish()?;
         self.count_learned(learned);
-        let Counters { updates, eligible, rows_not_finite: skipped, .. } = self.counters;
+        let Counters { updates, warm_up_updates, updates_undone: undone, .. } = self.counters;
+        let Counters { eligible, rows_not_finite: skipped, .. } = self.counters;
         if updates == 0 && eligible > 0 && self.trainer.waiting_rows() == 0 {
             return Err(TrainError::NothingLearned { eligible, skipped });
+        }
+        let updates = updates.saturating_add(warm_up_updates);
+        if skipped > eligible / 2 || undone > updates / 2 {
+            return Err(TrainError::MostlyLost { eligible, skipped, updates, undone });
         }
         Ok(())
     }
@@ -285,7 +300,9 @@ impl Sampler {
     /// and 7. A row whose distiller has had fewer updates than
     /// [`SamplerConfig::updates_before_steering`] skips stage 5. A row whose hidden state, prediction or expected
     /// logits are not finite is sampled without steering, counted in [`Counters::rows_not_finite`], and not learned
-    /// from. (If its logits are NaN or +inf too, the row fails with
+    /// from. A distiller that has diverged starts again at the end of the step
+    /// ([`TrainingConfig::restart_diverged`](crate::optim::TrainingConfig::restart_diverged)). (If the row's logits
+    /// are NaN or +inf too, it fails with
     /// [`RowError::NotANumber`](crate::errors::RowError::NotANumber).) A row that contrasts with another model whose
     /// logits are not finite is sampled without contrast and counted in [`Counters::other_not_finite`].
     ///
@@ -313,9 +330,12 @@ impl Sampler {
     }
 
     fn count_learned(&mut self, learned: Learned) {
-        self.counters.updates += learned.updates as u64;
-        self.counters.rows_learned += learned.rows as u64;
-        self.counters.fits += learned.fits as u64;
-        self.counters.fits_failed += learned.fits_failed as u64;
+        let counters = &mut self.counters;
+        add(&mut counters.updates, learned.updates as u64);
+        add(&mut counters.rows_learned, learned.rows as u64);
+        add(&mut counters.fits, learned.fits as u64);
+        add(&mut counters.fits_failed, learned.fits_failed as u64);
+        add(&mut counters.restarts, learned.restarts as u64);
+        add(&mut counters.updates_undone, learned.updates_undone);
     }
 }

@@ -8,43 +8,43 @@ use super::{
 };
 use crate::{
     candidates::{Candidates, mass_outside},
-    telemetry::{Measures, RowTrace, Steering, StepTrace},
+    telemetry::{Measures, RowTrace, Steering, StepTrace, add},
 };
 
 impl Sampler {
     /// Adds a step to the counters.
     pub(super) fn count(&mut self, rows: &[RowState<'_>]) {
         let counters = &mut self.counters;
-        counters.steps += 1;
+        add(&mut counters.steps, 1);
         for row in rows {
             let Some(Ok(choice)) = &row.choice else {
-                counters.failed += 1;
+                add(&mut counters.failed, 1);
                 continue;
             };
-            counters.tokens += 1;
-            counters.candidates += choice.candidates as u64;
+            add(&mut counters.tokens, 1);
+            add(&mut counters.candidates, choice.candidates as u64);
             if row.has_distiller() {
-                counters.eligible += 1;
+                add(&mut counters.eligible, 1);
                 counters.loss_sum +=
                     choice.novelty.map_or(0.0, |novelty| novelty.loss(self.d_model));
             }
             match row.steering {
                 Steering::Steered => {
-                    counters.steered += 1;
-                    counters.interventions +=
-                        u64::from(row.unsteered.is_some_and(|token| token != choice.token));
+                    add(&mut counters.steered, 1);
+                    let has_changed = row.unsteered.is_some_and(|token| token != choice.token);
+                    add(&mut counters.interventions, u64::from(has_changed));
                     if let Some(novelty) = choice.novelty {
                         counters.novelty_sum += f64::from(novelty.error);
                         counters.relative_novelty_sum += novelty.finite_relative().unwrap_or(0.0);
                     }
                 }
                 Steering::NotFinite => {
-                    counters.rows_not_finite += 1;
-                    counters.predictions_not_finite += u64::from(row.diverged);
+                    add(&mut counters.rows_not_finite, 1);
+                    add(&mut counters.predictions_not_finite, u64::from(row.diverged));
                 }
-                Steering::Untrained => counters.rows_untrained += 1,
-                Steering::Contrasted => counters.contrasted += 1,
-                Steering::OtherNotFinite => counters.other_not_finite += 1,
+                Steering::Untrained => add(&mut counters.rows_untrained, 1),
+                Steering::Contrasted => add(&mut counters.contrasted, 1),
+                Steering::OtherNotFinite => add(&mut counters.other_not_finite, 1),
                 Steering::Off | Steering::FirstToken => {}
             }
         }
@@ -55,11 +55,11 @@ impl Sampler {
         let Some(observer) = &mut self.observer else {
             return;
         };
-        let (step, d_model) = (self.counters.steps - 1, self.d_model);
+        let (step, d_model) = (self.counters.steps.saturating_sub(1), self.d_model);
         let numbered = rows.iter().enumerate();
         let traces: Vec<RowTrace> =
             numbered.filter_map(|(at, row)| trace(row, logits.row(at), step, d_model)).collect();
-        self.counters.observed += traces.len() as u64;
+        add(&mut self.counters.observed, traces.len() as u64);
         self.counters.mass_outside += traces.iter().map(|trace| trace.mass_outside).sum::<f64>();
         for trace in &traces {
             observer.token(trace);

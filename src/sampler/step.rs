@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 
 use super::{
     Sampler, StepOutput, StepRow,
-    expect::{Predicted, expect_other},
+    expect::{Predicted, expect_other, length, read},
     row::{Logits, RowState},
 };
 use crate::{
@@ -131,11 +131,46 @@ impl<'a> Step<'a> {
         self.clock.lap(&mut self.seconds.select);
     }
 
-    /// Updates each distiller once, on those of its rows that were given a token and whose values are finite.
+    /// Restarts the distillers that have diverged: no row has a finite prediction from them, although the rows' hidden
+    /// states are finite.
+    fn restart(&self, sampler: &mut Sampler, predicted: &Predicted) -> Result<(), StepError> {
+        let row = |&i: &usize| &self.rows[predicted.at[i]];
+        let all = 0..predicted.at.len();
+        let suspects: Vec<usize> =
+            all.clone().filter(|i| row(i).steering == Steering::NotFinite).collect();
+        if suspects.is_empty() || !sampler.config.training.restart_diverged {
+            return Ok(());
+        }
+        let finite = predicted.hidden.at(&suspects).finite_rows()?;
+        // The expected logits may also be a control's fault; `diverged` looks at the prediction alone.
+        let is_controlled = sampler.control.is_some();
+        let failed: Vec<usize> = finite
+            .into_iter()
+            .map(|at| suspects[at])
+            .filter(|i| row(i).diverged || !is_controlled)
+            .collect();
+        if failed.is_empty() {
+            return Ok(());
+        }
+        let broken = predicted.parts.iter().map(|part| {
+            let [lengths] = read([length(select_rows(part, &failed))])?;
+            Ok(lengths.into_iter().map(|length| !length.is_finite()).collect())
+        });
+        let broken = broken.collect::<Result<Vec<Vec<bool>>, StepError>>()?;
+        let ids = |rows: &[usize]| rows.iter().map(|&i| predicted.ids[i]).collect::<Vec<_>>();
+        let fine: Vec<usize> = all.filter(|i| row(i).novelty.is_some()).collect();
+        let done = sampler.trainer.restart(&ids(&failed), &ids(&fine), &broken)?;
+        sampler.count_learned(done);
+        Ok(())
+    }
+
+    /// Restarts the distillers that have diverged and updates each of the others once, on those of its rows that were
+    /// given a token and whose values are finite.
     pub(super) fn learn(&mut self, sampler: &mut Sampler) -> Result<(), StepError> {
         let Some(predicted) = &self.predicted else {
             return Ok(());
         };
+        self.restart(sampler, predicted)?;
         let learned: Vec<usize> = (0..predicted.at.len())
             .filter(|&i| {
                 let row = &self.rows[predicted.at[i]];

@@ -29,8 +29,9 @@ impl Sampler {
     /// that wait for an update, and counters. The observer is not written. The sampler is unchanged and can continue.
     ///
     /// The file is a safetensors file whose metadata contains `format: esamp snapshot`, a version, the precision and a
-    /// SHA-256 of its content. It is written under a temporary name and then renamed, so a file of this name is always
-    /// complete. The file and, on Unix, its folder are synchronized with the disk before this returns.
+    /// SHA-256 of its content. It is written under a temporary name in the same folder, `NAME.PROCESS.NUMBER.partial`,
+    /// and then renamed, so a file of this name is always complete. A file that already has the temporary name is left
+    /// alone. The file and, on Unix, its folder are synchronized with the disk before this returns.
     ///
     /// # Errors
     ///
@@ -89,6 +90,12 @@ impl SamplerLoader {
     /// [`SnapshotError`] if the file cannot be read, is not a snapshot, was written by a newer version of this crate,
     /// is damaged, or was written with a custom distiller and is read without one. [`SnapshotError::Misfit`] if the
     /// parameters in the file do not fit the distiller.
+    ///
+    /// # Memory
+    ///
+    /// Sizes are compared before anything is allocated for them, so a file from elsewhere cannot ask for more than a
+    /// small multiple of its own size. A file without parameters, saved before the first step, may ask for a distiller
+    /// of at most 2²⁸ parameters (1 GiB).
     pub fn load(self, device: &Device) -> Result<Sampler, SnapshotError> {
         let (file, builder) = self.open(device)?;
         let sampler = builder.build(file.d_model(), device)?;
@@ -113,12 +120,13 @@ impl SamplerLoader {
 
     fn open(self, device: &Device) -> Result<(Snapshot, SamplerBuilder), SnapshotError> {
         let file = Snapshot::open(&self.path, device)?;
+        let config = file.config()?;
         if self.distiller.is_none() {
             // With a distiller of the caller's, its parameters are compared with those in the file when they are
             // imported.
-            file.check_distiller()?;
+            file.check_distiller(&config)?;
         }
-        let builder = Sampler::builder(file.config()?);
+        let builder = Sampler::builder(config);
         let builder = match self.distiller {
             Some(with_distiller) => with_distiller(builder),
             None => builder,

@@ -1,7 +1,7 @@
 //! Reads a sampler from a file.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fmt, fs,
     path::{Path, PathBuf},
 };
@@ -30,6 +30,12 @@ pub(super) struct Snapshot {
     /// The device of the tensors.
     device: Device,
 }
+
+/// The most parameters of a distiller in a file that has no parameters to compare with, 1 GiB: the paper's distiller has
+/// as many at a width of 116,000.
+const MOST_PARAMETERS: usize = 1 << 28;
+/// The most tensors that they are in.
+const MOST_TENSORS: usize = 1 << 12;
 
 /// One tensor of a file, as numbers.
 struct Read {
@@ -96,10 +102,35 @@ impl Snapshot {
         Ok(Self { path: path.to_owned(), header, tensors, device: device.clone().inner() })
     }
 
-    /// Returns an error if this crate cannot make the file's distillers.
-    pub(super) fn check_distiller(&self) -> Result<(), SnapshotError> {
+    /// Returns an error if this crate cannot make the file's distillers, or if their parameters are not as many as
+    /// the configuration asks for.
+    // Making the sampler allocates what the configuration asks for, so this comes first: a file may ask for any number.
+    pub(super) fn check_distiller(&self, config: &SamplerConfig) -> Result<(), SnapshotError> {
         if self.header.custom_distiller {
             return Err(self.format("distiller", "one of this crate's", "one of the user's own"));
+        }
+        let [tensors, parameters] = config.distiller.size(self.d_model());
+        let mut slots: BTreeMap<&str, [usize; 2]> = BTreeMap::new();
+        for (name, tensor) in &self.tensors {
+            if let Some((slot, _)) = name.split_once(".parameter.") {
+                let [tensors, parameters] = slots.entry(slot).or_default();
+                *tensors += 1;
+                *parameters += tensor.values.len();
+            }
+        }
+        if slots.is_empty() && (parameters > MOST_PARAMETERS || tensors > MOST_TENSORS) {
+            let most = format!("at most {MOST_PARAMETERS} parameters in {MOST_TENSORS} tensors");
+            let got = format!("{parameters} in {tensors}");
+            return Err(self.format("distiller", &most, &got));
+        }
+        for (slot, got) in slots {
+            let pairs = [("tensors", tensors, got[0]), ("values", parameters, got[1])];
+            for (what, expected, got) in pairs {
+                if expected != got {
+                    let what = format!("parameter {what} of {slot}");
+                    return Err(SnapshotError::Misfit { what, expected, got });
+                }
+            }
         }
         Ok(())
     }
@@ -141,6 +172,9 @@ impl Snapshot {
         let mut counters = self.header.counters;
         for (sum, bits) in sums(&mut counters).into_iter().zip(self.header.sums) {
             *sum = f64::from_bits(bits);
+            if !sum.is_finite() {
+                return Err(self.format("counters", "finite sums", &sum.to_string()));
+            }
         }
         sampler.import(counters, trainer)?;
         Ok(sampler)
@@ -151,6 +185,11 @@ impl Snapshot {
         place: &str,
         prompt: PromptId,
     ) -> Result<(PromptId, Tensor<1>), SnapshotError> {
+        let values = self.tensors.get(place).map_or(&[][..], |tensor| &tensor.values);
+        if let Some(value) = values.iter().find(|value| !value.is_finite()) {
+            // The evidence is a running mean, so it would never be a number again.
+            return Err(self.format(place, "finite numbers", &value.to_string()));
+        }
         Ok((prompt, self.take(place)?))
     }
 
@@ -177,8 +216,14 @@ impl Snapshot {
         for at in 0..count {
             let shallow = self.take(&format!("{place}.{name}.{at}.shallow"))?;
             let deep = self.take(&format!("{place}.{name}.{at}.deep"))?;
-            let states = HiddenStates::new(shallow, deep);
-            rows.push(states.map_err(|e| self.format(place, "rows that fit", &e.to_string()))?);
+            let states = HiddenStates::new(shallow, deep)
+                .map_err(|e| self.format(place, "rows that fit", &e.to_string()))?;
+            if states.d_model() != self.d_model() || states.rows() == 0 {
+                let expected = format!("rows of width {}", self.d_model());
+                let got = format!("shape {:?}", states.shallow().dims());
+                return Err(self.format(&format!("{place}.{name}.{at}"), &expected, &got));
+            }
+            rows.push(states);
         }
         Ok(rows)
     }

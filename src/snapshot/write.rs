@@ -3,8 +3,8 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fs::{self, File},
-    io::Write,
-    path::Path,
+    io::{self, Write},
+    path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
 };
 
@@ -136,7 +136,7 @@ static ATTEMPTS: AtomicU64 = AtomicU64::new(0);
 
 /// Writes a file next to `path` and renames it, so that `path` is always a complete file.
 pub(super) fn write(path: &Path, header: String, tensors: &Tensors) -> Result<(), SnapshotError> {
-    let io = |source| SnapshotError::Io { path: path.to_owned(), source };
+    let failed = |source| SnapshotError::Io { path: path.to_owned(), source };
     let precision = match tensors.precision {
         SnapshotPrecision::F32 => "f32",
         SnapshotPrecision::F16 => "f16",
@@ -157,24 +157,41 @@ pub(super) fn write(path: &Path, header: String, tensors: &Tensors) -> Result<()
     ]);
     let bytes = safetensors::serialize(views, Some(metadata)).map_err(SnapshotError::header)?;
 
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    let attempt = ATTEMPTS.fetch_add(1, Ordering::Relaxed);
-    name.push(format!(".{}.{attempt}.partial", std::process::id()));
-    // In the same folder, because a rename is atomic only within a file system.
-    let partial = path.with_file_name(name);
-    let written = File::create(&partial)
-        .and_then(|mut file| {
-            file.write_all(&bytes)?;
-            // Before the rename: otherwise a crash could leave the new name with content that never reached the disk.
-            file.sync_all()
+    let (partial, mut file) = create_partial(path).map_err(failed)?;
+    // The file is in the same folder, because a rename is atomic only within a file system. It is synced before the rename:
+    // otherwise a crash could leave the new name with content that never reached the disk.
+    let written = file
+        .write_all(&bytes)
+        .and_then(|()| file.sync_all())
+        .and_then(|()| {
+            drop(file);
+            fs::rename(&partial, path)
         })
-        .and_then(|()| fs::rename(&partial, path))
         .and_then(|()| sync_folder(folder_of(path)));
     if written.is_err() {
         // The incomplete file is useless. If it cannot be removed either, the first error is the one to report.
         let _ = fs::remove_file(&partial);
     }
-    written.map_err(io)
+    written.map_err(failed)
+}
+
+/// Creates a new file next to `path`. It never opens a file that exists, such as one that an ended process of the same
+/// number has left, or a link that somebody else has put there.
+fn create_partial(path: &Path) -> io::Result<(PathBuf, File)> {
+    const MOST_TRIES: usize = 1000;
+    let mut taken = io::Error::from(io::ErrorKind::AlreadyExists);
+    for _ in 0..MOST_TRIES {
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        let attempt = ATTEMPTS.fetch_add(1, Ordering::Relaxed);
+        name.push(format!(".{}.{attempt}.partial", std::process::id()));
+        let partial = path.with_file_name(name);
+        match File::create_new(&partial) {
+            Ok(file) => return Ok((partial, file)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => taken = error,
+            Err(error) => return Err(error),
+        }
+    }
+    Err(taken)
 }
 
 /// Returns the folder of a file.
@@ -188,8 +205,8 @@ fn folder_of(path: &Path) -> &Path {
 /// Makes a rename in this folder durable: on Unix the new name is an entry of the folder, which must be synchronized
 /// too.
 #[cfg(unix)]
-fn sync_folder(folder: &Path) -> std::io::Result<()> {
-    use std::io::ErrorKind::{InvalidInput, Unsupported};
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    use io::ErrorKind::{InvalidInput, Unsupported};
     match File::open(folder)?.sync_all() {
         // Some file systems store folders differently and report that they cannot be synchronized.
         Err(error) if matches!(error.kind(), InvalidInput | Unsupported) => Ok(()),
@@ -199,13 +216,44 @@ fn sync_folder(folder: &Path) -> std::io::Result<()> {
 
 /// Other systems have no such call.
 #[cfg(not(unix))]
-fn sync_folder(_folder: &Path) -> std::io::Result<()> {
+fn sync_folder(_folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Names that the next files would have are taken, one of them by a link to somebody else's file.
+    #[test]
+    fn a_partial_file_is_a_new_one_and_is_removed_after_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("sampler");
+        let others = folder.path().join("others");
+        fs::write(&others, "not ours").unwrap();
+        let next = ATTEMPTS.load(Ordering::Relaxed);
+        let name = |attempt: u64| format!("sampler.{}.{attempt}.partial", std::process::id());
+        let taken: Vec<PathBuf> =
+            (next..next + 10).map(|attempt| folder.path().join(name(attempt))).collect();
+        for taken in &taken[1..] {
+            fs::write(taken, "not ours").unwrap();
+        }
+        #[cfg(unix)]
+        std::os::unix::fs::symlink(&others, &taken[0]).unwrap();
+        let entries = || fs::read_dir(folder.path()).unwrap().count();
+        let before = entries();
+        let save = || write(&path, "{}".to_owned(), &Tensors::new(SnapshotPrecision::F32));
+        save().unwrap();
+        assert_eq!(entries(), before + 1, "the file and nothing else");
+        for taken in taken.iter().chain([&others]).filter(|path| path.exists()) {
+            assert_eq!(fs::read_to_string(taken).unwrap(), "not ours");
+        }
+        // A folder cannot be replaced by a file.
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        assert!(matches!(save(), Err(SnapshotError::Io { .. })));
+        assert_eq!(entries(), before + 1, "the partial file is removed");
+    }
 
     #[test]
     fn a_file_without_a_folder_is_in_the_current_one() {

@@ -40,6 +40,12 @@ pub struct Counters {
     /// The subset of `rows_not_finite` whose deep state is finite, so that the shallow state or the distiller's
     /// prediction is not. A diverged distiller shows up here.
     pub predictions_not_finite: u64,
+    /// Distillers that had diverged and started again
+    /// ([`TrainingConfig::restart_diverged`](crate::optim::TrainingConfig::restart_diverged)). A few of them in a run
+    /// cost little; many mean that the learning rate is too high.
+    pub restarts: u64,
+    /// Updates that these distillers had had, on prompts and on generated tokens. What was learned in them is lost.
+    pub updates_undone: u64,
     /// Distillers reinitialised with a fit to their first rows
     /// ([`Distiller::fit`](crate::distillers::Distiller::fit)).
     pub fits: u64,
@@ -94,6 +100,12 @@ impl Counters {
     pub fn mean_mass_outside(&self) -> Option<f64> {
         mean(self.mass_outside, self.observed)
     }
+}
+
+/// Adds to a counter, which stays at the largest number instead of overflowing: a snapshot from elsewhere may contain
+/// any number.
+pub(crate) fn add(counter: &mut u64, count: u64) {
+    *counter = counter.saturating_add(count);
 }
 
 fn mean(sum: f64, count: u64) -> Option<f64> {

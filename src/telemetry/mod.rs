@@ -10,6 +10,7 @@ pub(crate) mod stages;
 mod trace;
 
 pub use counters::Counters;
+pub(crate) use counters::add;
 pub use error::TraceError;
 pub use json_lines::{TraceReader, TraceRecord, TraceWriter, read_traces};
 pub(crate) use measures::Measures;

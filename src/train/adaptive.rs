@@ -140,6 +140,7 @@ impl<S: Slots> OnlineTrainer for AdaptiveTrainer<S> {
             updates: own.updates + shared.updates,
             fits: own.fits + shared.fits,
             fits_failed: own.fits_failed + shared.fits_failed,
+            ..Learned::default()
         })
     }
 
@@ -153,6 +154,30 @@ impl<S: Slots> OnlineTrainer for AdaptiveTrainer<S> {
         self.begin(row);
         self.start_own(&[row]);
         self.own.warm_up(row, hidden, updates)
+    }
+
+    fn restart(
+        &mut self,
+        failed: &[CompletionId],
+        fine: &[CompletionId],
+        broken: &[Vec<bool>],
+    ) -> Result<Learned, TrainError> {
+        // If both parts are finite, their mixture was too large for the LM head, and either may be the reason.
+        let is_known = broken.iter().flatten().any(|&broken| broken);
+        let restart = |trainer: &mut InlineTrainer<S>, part: usize| {
+            let is_broken = |at: usize| {
+                let of_part = broken.get(part).and_then(|rows| rows.get(at));
+                !is_known || of_part.is_some_and(|&broken| broken)
+            };
+            let (bad, good): (Vec<usize>, Vec<usize>) =
+                (0..failed.len()).partition(|&at| is_broken(at));
+            let rows = |places: Vec<usize>| places.into_iter().map(|at| failed[at]);
+            let fine: Vec<CompletionId> = fine.iter().copied().chain(rows(good)).collect();
+            trainer.restart_slots(&rows(bad).collect::<Vec<_>>(), &fine)
+        };
+        let mut done = restart(&mut self.own, 0);
+        done += restart(&mut self.shared, 1);
+        Ok(done)
     }
 
     fn finish(&mut self) -> Result<Learned, TrainError> {
@@ -336,6 +361,72 @@ mod tests {
             let parts = trainer.predict(&rows, hidden.shallow()).unwrap().parts;
             assert_eq!(values(parts[0].clone()) == values(parts[1].clone()), same, "{start:?}");
         }
+    }
+
+    #[test]
+    fn a_copy_of_the_shared_distiller_has_an_empty_optimizer_state() {
+        let distiller = SwiGluConfig::new().with_blocks(1).with_d_hidden(8);
+        let distiller = distiller.init(D_MODEL, 1, &Device::flex()).unwrap();
+        let slots = StackedSlots::new(&distiller, OptimizerConfig::adam_w(1e-2)).unwrap();
+        let config = AdaptiveConfig::default();
+        let mut trainer = AdaptiveTrainer::new(slots, config, TrainingConfig::default());
+        for at in 0..5 {
+            let (rows, hidden) = step(&[0], at, |_| 1.0);
+            let parts = trainer.predict(&rows, hidden.shallow()).unwrap().parts;
+            trainer.learn(&rows, &hidden, &parts).unwrap();
+        }
+        let (rows, hidden) = step(&[1], 5, |_| 1.0);
+        trainer.predict(&rows, hidden.shallow()).unwrap();
+        let mut state = trainer.export().unwrap();
+        let copy = state.slots.remove(1).state;
+        let shared = state.shared.unwrap().slots.remove(0).state;
+        assert_eq!((copy.age, shared.age), (0, 5));
+        let (copy, shared) = (copy.tensors.unwrap(), shared.tensors.unwrap());
+        let all = |tensors: &[Tensor<1>]| -> Vec<f32> {
+            tensors.iter().flat_map(|tensor| values(tensor.clone())).collect()
+        };
+        assert_eq!(all(&copy.parameters), all(&shared.parameters));
+        for (moments, of_shared) in [(copy.first, shared.first), (copy.second, shared.second)] {
+            assert!(all(&of_shared).iter().any(|&moment| moment != 0.0));
+            assert!(all(&moments).iter().all(|&moment| moment == 0.0));
+        }
+    }
+
+    #[test]
+    fn a_restart_keeps_the_distillers_that_are_not_at_fault() {
+        let mut trainer = adaptive(AdaptiveConfig::default());
+        for at in 0..5 {
+            let (rows, hidden) = step(&[0, 1], at, |prompt| prompt as f32 - 0.5);
+            let parts = trainer.predict(&rows, hidden.shallow()).unwrap().parts;
+            trainer.learn(&rows, &hidden, &parts).unwrap();
+        }
+        let (rows, hidden) = step(&[0, 1], 5, |_| 1.0);
+        type Trainer = AdaptiveTrainer<StackedSlots<SwiGluDistiller>>;
+        let restart = |trainer: &mut Trainer, failed: usize, broken: [&[bool]; 2]| {
+            let (failed, fine) = rows.split_at(failed);
+            let done = trainer.restart(failed, fine, &broken.map(<[bool]>::to_vec)).unwrap();
+            (done.restarts, done.updates_undone)
+        };
+        let updates = |trainer: &Trainer| [0, 1].map(|at| trainer.updates(rows[at]));
+
+        // The own distiller of prompt 0 starts again as a copy of the shared one.
+        assert_eq!(restart(&mut trainer, 1, [&[true], &[false]]), (1, 5));
+        assert_eq!(updates(&trainer), [0, 5]);
+        let parts = trainer.predict(&rows, hidden.shallow()).unwrap().parts;
+        let [own, shared] = [0, 1].map(|part| values(parts[part].clone()));
+        assert_eq!(own[..D_MODEL], shared[..D_MODEL]);
+        assert_ne!(own[D_MODEL..], shared[D_MODEL..]);
+
+        // The shared one is kept as long as another row has a finite prediction from it.
+        assert_eq!(restart(&mut trainer, 1, [&[false], &[true]]), (0, 0));
+        assert_eq!(restart(&mut trainer, 2, [&[false, false], &[false, true]]), (0, 0));
+        assert_eq!(restart(&mut trainer, 2, [&[false, false], &[true, true]]), (1, 5));
+        assert_eq!(updates(&trainer), [0, 5]);
+
+        // Both parts are finite: their mixture was not. The shared one has its initial parameters already.
+        trainer.predict(&rows, hidden.shallow()).unwrap();
+        assert_eq!(restart(&mut trainer, 2, [&[false, false], &[false, false]]), (2, 5));
+        assert_eq!(updates(&trainer), [0, 0]);
     }
 
     #[test]

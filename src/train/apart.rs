@@ -4,7 +4,7 @@ use burn::tensor::{Device, Tensor};
 
 use super::{
     error::TrainError,
-    slots::{Misfit, SlotRows, SlotTensors, Slots, predict_one_by_one},
+    slots::{Misfit, SlotRows, SlotTensors, Slots, keep, predict_one_by_one},
     stacked::StackedSlots,
 };
 use crate::{distiller::Distiller, hidden::HiddenStates, host::is_flex};
@@ -16,16 +16,15 @@ use crate::{distiller::Distiller, hidden::HiddenStates, host::is_flex};
 /// are added or removed.
 #[derive(Clone, Debug)]
 pub(crate) struct ApartSlots<D> {
-    /// The state that a new slot starts with.
-    fresh: StackedSlots<D>,
+    /// A stack without slots, which a new slot is made from.
+    empty: StackedSlots<D>,
     slots: Vec<StackedSlots<D>>,
 }
 
 impl<D: Distiller> ApartSlots<D> {
     /// Makes the slots of a distiller that has a stacked form, from an empty stack.
-    pub(crate) fn new(mut empty: StackedSlots<D>) -> Self {
-        empty.add(1);
-        Self { fresh: empty, slots: Vec::new() }
+    pub(crate) fn new(empty: StackedSlots<D>) -> Self {
+        Self { empty, slots: Vec::new() }
     }
 
     /// Whether this path is faster than the stacked one on `device`. True on flex, where it was measured
@@ -46,14 +45,18 @@ impl<D: Distiller> Slots for ApartSlots<D> {
     }
 
     fn add(&mut self, count: usize) {
+        let mut fresh = self.empty.clone();
+        fresh.add(1);
         // The clones share their tensors until the first update of each.
-        self.slots.extend(std::iter::repeat_n(self.fresh.clone(), count));
+        self.slots.extend(std::iter::repeat_n(fresh, count));
     }
 
     fn keep(&mut self, places: &[usize]) {
-        // A clone shares its tensors. The old slots are dropped by the assignment, so the clones own theirs alone and
-        // the next update works in place again.
-        self.slots = places.iter().map(|&place| self.slots[place].clone()).collect();
+        keep(&mut self.slots, places);
+    }
+
+    fn moves_for_free(&self) -> bool {
+        true
     }
 
     fn predict(&self, work: &[SlotRows], shallow: &Tensor<2>) -> Result<Tensor<2>, TrainError> {
@@ -71,7 +74,7 @@ impl<D: Distiller> Slots for ApartSlots<D> {
     }
 
     fn rows_to_fit(&self) -> usize {
-        self.fresh.rows_to_fit()
+        self.empty.rows_to_fit()
     }
 
     fn fit(&mut self, place: usize, rows: &HiddenStates) -> bool {

@@ -19,6 +19,11 @@ pub struct TrainingConfig {
     pub staleness: Staleness,
     /// How the predictions and updates of many slots are computed.
     pub slot_path: SlotPath,
+    /// Whether a distiller that has diverged starts again from its initial parameters, with an empty optimizer state
+    /// and no updates. A distiller has diverged when no row of a step has a finite prediction from it, although the
+    /// rows' hidden states are finite. [`Counters::restarts`](crate::Counters::restarts) counts them. Without it, the
+    /// rows of a diverged distiller are sampled without steering until their completions end. On by default.
+    pub restart_diverged: bool,
 }
 
 impl Default for TrainingConfig {
@@ -28,6 +33,7 @@ impl Default for TrainingConfig {
             update_every: 1,
             staleness: Staleness::Inline,
             slot_path: SlotPath::Automatic,
+            restart_diverged: true,
         }
     }
 }
@@ -59,6 +65,12 @@ impl TrainingConfig {
     /// Sets how the predictions and updates of many slots are computed.
     pub fn with_slot_path(mut self, slot_path: SlotPath) -> Self {
         self.slot_path = slot_path;
+        self
+    }
+
+    /// Sets whether a distiller that has diverged starts again.
+    pub fn with_restart_diverged(mut self, restart_diverged: bool) -> Self {
+        self.restart_diverged = restart_diverged;
         self
     }
 

@@ -53,4 +53,21 @@ pub enum TrainError {
         /// The number of those rows that were skipped because their hidden states were not finite.
         skipped: u64,
     },
+    /// More than half of the rows were skipped, or more than half of the updates were undone because their distiller
+    /// diverged. Most of the tokens were then chosen with a distiller that had learned little or nothing. If the
+    /// model's hidden states are finite, the learning rate is too high.
+    #[error(
+        "online learning: expected most of {eligible} eligible rows to be learned from and most of {updates} updates \
+         to be kept, got {skipped} rows skipped as not finite and {undone} updates undone by restarts"
+    )]
+    MostlyLost {
+        /// The number of rows that should have been learned from.
+        eligible: u64,
+        /// The number of those rows that were skipped because a value was not finite.
+        skipped: u64,
+        /// The number of updates, with those on prompts.
+        updates: u64,
+        /// The number of those updates that were undone by a restart.
+        undone: u64,
+    },
 }

@@ -87,7 +87,7 @@ impl Schedule {
         let share = |updates: u64| done as f64 / updates as f64;
         match *self {
             Self::Constant => 1.0,
-            Self::RampUp { updates } => ((done + 1) as f64 / updates as f64).min(1.0),
+            Self::RampUp { updates } => ((done as f64 + 1.0) / updates as f64).min(1.0),
             Self::HalfLife { updates } => (-share(updates)).exp2(),
             Self::Cosine { updates, floor } => {
                 let half_cosine = (std::f64::consts::PI * share(updates).min(1.0)).cos();

@@ -51,8 +51,11 @@ pub(crate) trait Slots: Clone + Debug + Send + 'static {
     /// Appends `count` fresh slots.
     fn add(&mut self, count: usize);
 
-    /// Keeps the slots at these places, in this order.
+    /// Keeps the slots at these places, which are distinct, in this order.
     fn keep(&mut self, places: &[usize]);
+
+    /// Whether `keep` moves slots without copying their parameters.
+    fn moves_for_free(&self) -> bool;
 
     /// Returns the expected deep states, `[rows, d_model]`, in the order of the rows of `shallow`.
     fn predict(&self, work: &[SlotRows], shallow: &Tensor<2>) -> Result<Tensor<2>, TrainError>;
@@ -126,7 +129,11 @@ impl<D: Distiller> Slots for SeparateSlots<D> {
     }
 
     fn keep(&mut self, places: &[usize]) {
-        self.learners = places.iter().map(|&place| self.learners[place].clone()).collect();
+        keep(&mut self.learners, places);
+    }
+
+    fn moves_for_free(&self) -> bool {
+        true
     }
 
     fn predict(&self, work: &[SlotRows], shallow: &Tensor<2>) -> Result<Tensor<2>, TrainError> {
@@ -205,6 +212,12 @@ impl<D: Distiller> Slots for SeparateSlots<D> {
             Some(Moments { first: back(tensors.first), second: back(tensors.second) });
         Ok(())
     }
+}
+
+/// Keeps the items at these places, which are distinct, in this order.
+pub(super) fn keep<T>(items: &mut Vec<T>, places: &[usize]) {
+    let mut all: Vec<Option<T>> = std::mem::take(items).into_iter().map(Some).collect();
+    *items = places.iter().filter_map(|&place| all[place].take()).collect();
 }
 
 /// Predicts one slot after the other and returns the predictions in the order of the step's rows.

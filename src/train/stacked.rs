@@ -103,6 +103,10 @@ impl<D: Distiller> Slots for StackedSlots<D> {
         self.count = places.len();
     }
 
+    fn moves_for_free(&self) -> bool {
+        false
+    }
+
     fn predict(&self, work: &[SlotRows], shallow: &Tensor<2>) -> Result<Tensor<2>, TrainError> {
         let grid = Grid::new(work, shallow.device());
         let shallow = grid.lay_out(shallow);

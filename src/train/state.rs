@@ -41,8 +41,10 @@ impl<R, T> SlotState<R, T> {
     }
 }
 
-/// What a call of [`OnlineTrainer::learn`](super::OnlineTrainer::learn) has done.
+/// What a call of [`OnlineTrainer::learn`](super::OnlineTrainer::learn) or
+/// [`restart`](super::OnlineTrainer::restart) has done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct Learned {
     /// The number of optimizer steps, over all distillers.
     pub(crate) updates: usize,
@@ -52,6 +54,10 @@ pub(crate) struct Learned {
     pub(crate) fits: usize,
     /// The number of distillers whose fit failed.
     pub(crate) fits_failed: usize,
+    /// The number of distillers that were restarted.
+    pub(crate) restarts: usize,
+    /// The number of updates that restarted distillers had had.
+    pub(crate) updates_undone: u64,
 }
 
 impl std::ops::AddAssign for Learned {
@@ -60,6 +66,8 @@ impl std::ops::AddAssign for Learned {
         self.rows += other.rows;
         self.fits += other.fits;
         self.fits_failed += other.fits_failed;
+        self.restarts += other.restarts;
+        self.updates_undone = self.updates_undone.saturating_add(other.updates_undone);
     }
 }
 

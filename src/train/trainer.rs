@@ -77,6 +77,16 @@ pub(crate) trait OnlineTrainer: Debug + Send {
         updates: usize,
     ) -> Result<Learned, TrainError>;
 
+    /// Restarts the distillers that predicted the rows `failed`, whose predictions are not finite. `fine` are the rows
+    /// of the same step with finite predictions: their distillers are kept. `broken` says for each of the
+    /// [parts](Prediction::parts) of the prediction, and for each row of `failed`, whether that part is not finite.
+    fn restart(
+        &mut self,
+        failed: &[CompletionId],
+        fine: &[CompletionId],
+        broken: &[Vec<bool>],
+    ) -> Result<Learned, TrainError>;
+
     /// Waits until every update that was started is done and visible.
     fn finish(&mut self) -> Result<Learned, TrainError>;
 

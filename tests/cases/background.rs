@@ -238,6 +238,54 @@ fn a_warm_up_of_another_prompt_does_not_remove_the_lag() {
     assert_eq!(run(true), run(false));
 }
 
+/// A warm-up before the first step and another one while an update is pending, against one learner that does the same
+/// updates in the order in which both copies must do them.
+#[test]
+fn the_worker_learns_on_top_of_every_warm_up() {
+    #[derive(Clone, Copy)]
+    enum Update {
+        Step(usize),
+        WarmUp,
+    }
+    use Update::{Step, WarmUp};
+    let error_after = |updates: &[Update], at: usize| -> f32 {
+        let distiller = SwiGluConfig::new().init(D_MODEL, 0, &device()).unwrap();
+        let mut learner = Learner::new(distiller, OptimizerConfig::paper()).unwrap();
+        for update in updates {
+            let (states, times) = match update {
+                Step(step) => (hidden(*step), 1),
+                WarmUp => (hidden(50), 3),
+            };
+            for _ in 0..times {
+                drop(learner.update(&states));
+            }
+        }
+        let hidden = hidden(at);
+        let expected = learner.distiller().predict(hidden.shallow().clone());
+        (hidden.deep().clone() - expected).square().sum().sqrt().into_scalar()
+    };
+    let sampling = Sampling::default().checked().unwrap();
+    let mut sampler = background().init(D_MODEL, &device()).unwrap();
+    let mut done = Vec::new();
+    for at in 0..7 {
+        if at == 0 || at == 3 {
+            // The update of step 2 is pending here: it comes before the warm-up, but is not visible yet.
+            sampler.warm_up(&[CompletionId::new(0, 0)], &hidden(50), 3).unwrap();
+            done.push(WarmUp);
+        }
+        let pending = at.checked_sub(1);
+        let is_visible = |update: &&Update| !matches!(update, Step(step) if Some(*step) == pending);
+        let visible: Vec<Update> = done.iter().filter(is_visible).copied().collect();
+        let error = step(&mut sampler, &sampling, at).unwrap();
+        let expected = error_after(&visible, at);
+        assert!((error - expected).abs() < 1e-5, "step {at}: {error} {expected}");
+        done.push(Step(at));
+    }
+    sampler.finish().unwrap();
+    let error = step(&mut sampler, &sampling, 7).unwrap();
+    assert!((error - error_after(&done, 7)).abs() < 1e-5);
+}
+
 #[test]
 fn a_warm_up_is_visible_at_once_and_stays() {
     let sampling = Sampling::default().checked().unwrap();

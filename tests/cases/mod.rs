@@ -6,6 +6,7 @@ mod batch_independence;
 mod contrast;
 mod decode_loop;
 mod decode_loop_refusals;
+mod diverged;
 mod expected_control;
 mod gradients;
 mod heads;

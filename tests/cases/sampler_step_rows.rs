@@ -3,8 +3,10 @@
 use super::sampler_step::{D_MODEL, VOCAB, World, choices, esamp, log_softmax, row, sampler};
 use burn::tensor::{DType, Tensor, TensorData};
 use esamp::{
-    HiddenStates, LmHead, Sampling, StepInput, TemperatureOrder, TiedHead, TokenMask,
+    HiddenStates, LmHead, SamplerConfig, Sampling, Sharing, StepInput, TemperatureOrder, TiedHead,
+    TokenMask,
     errors::TrainError,
+    optim::{Staleness, TrainingConfig},
 };
 
 #[test]
@@ -99,6 +101,31 @@ fn steering_that_learned_nothing_is_an_error() {
     let rows = [row(0, 0, &sampling)];
     sampler.step(StepInput::new(&rows, logits, &world.head).with_hidden(hidden)).unwrap();
     assert_eq!(sampler.finish(), Err(TrainError::NothingLearned { eligible: 1, skipped: 1 }));
+}
+
+/// Rows that wait for their update have not been learned from yet, which is not the same as never.
+#[test]
+fn a_mini_batch_that_is_not_full_yet_is_no_error() {
+    let world = World::new();
+    let sampling = esamp(0.5);
+    let rows = [row(0, 0, &sampling)];
+    for sharing in [Sharing::PerPrompt, Sharing::Global, Sharing::Adaptive(Default::default())] {
+        for staleness in [Staleness::Inline, Staleness::Background] {
+            let training = TrainingConfig::new().with_update_every(3).with_staleness(staleness);
+            let config = SamplerConfig::new().with_training(training).with_sharing(sharing);
+            let mut sampler = config.init(D_MODEL, &world.device).unwrap();
+            for at in 0..2 {
+                world.step(&mut sampler, &rows, &[at]).unwrap();
+                assert_eq!(sampler.finish(), Ok(()), "{sharing:?} {staleness:?}");
+                assert_eq!(sampler.counters().updates, 0);
+            }
+            // The prompt ends, and its rows are dropped. Those of the shared distiller still wait.
+            sampler.release(rows[0].id);
+            let nothing = TrainError::NothingLearned { eligible: 2, skipped: 0 };
+            let expected = if sharing == Sharing::PerPrompt { Err(nothing) } else { Ok(()) };
+            assert_eq!(sampler.finish(), expected, "{sharing:?} {staleness:?}");
+        }
+    }
 }
 
 #[test]

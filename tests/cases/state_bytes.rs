@@ -81,6 +81,35 @@ fn sharing_and_the_background_change_the_number_of_copies() {
     assert_eq!(after_a_step(&background, 3).state_bytes(), 2 * 3 * state);
 }
 
+/// The worker's copy is freed when the caller waits for it, or with its next update.
+#[test]
+fn a_release_frees_the_distiller() {
+    let state = 3 * LOW_RANK * 4;
+    for (sharing, kept) in [
+        (Sharing::PerPrompt, 0),
+        (Sharing::PerCompletion, 0),
+        (Sharing::Global, 1),
+        (Sharing::Adaptive(Default::default()), 1),
+    ] {
+        for staleness in [Staleness::Inline, Staleness::Background] {
+            let training = TrainingConfig::new().with_staleness(staleness);
+            let config = low_rank().with_training(training).with_sharing(sharing);
+            let mut sampler = after_a_step(&config, 3);
+            let (copies, before) = match staleness {
+                Staleness::Background => (2, sampler.state_bytes() / 2),
+                _ => (1, 0),
+            };
+            for prompt in 0..3 {
+                sampler.release(CompletionId::new(prompt, prompt));
+            }
+            assert_eq!(sampler.distillers(), kept, "{sharing:?}");
+            assert_eq!(sampler.state_bytes(), kept * state + before, "{sharing:?} {staleness:?}");
+            sampler.finish().unwrap();
+            assert_eq!(sampler.state_bytes(), copies * kept * state, "{sharing:?} {staleness:?}");
+        }
+    }
+}
+
 #[test]
 fn a_reset_frees_all_of_it() {
     let mut sampler = after_a_step(&low_rank(), 3);

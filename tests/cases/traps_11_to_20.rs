@@ -281,7 +281,7 @@ fn trap_19_a_slot_at_rest_does_not_move() {
         weight_decay: 0.5,
     });
     for rule in [decay, OptimizerConfig::momentum(1e-2, 0.9), optimizer()] {
-        for slot_path in [SlotPath::Stacked, SlotPath::OneByOne] {
+        for slot_path in [SlotPath::Stacked, SlotPath::Apart, SlotPath::OneByOne] {
             let training = TrainingConfig::new().with_slot_path(slot_path);
             let config = config().with_optimizer(rule).with_training(training);
             let (mut resting, mut straight) = (sampler(&config), sampler(&config));

@@ -19,7 +19,7 @@ use esamp::{
     filters::{Candidates, RowContext},
     optim::{OptimizerConfig, Schedule, Staleness, TrainingConfig},
     reweighters::NoveltyReweighter,
-    testing::ScriptedLm,
+    testing::{ScriptedLm, TinyLm},
 };
 
 fn run<M: CausalLm>(decoder: &mut Decoder<M>) -> Vec<Completion> {
@@ -195,4 +195,33 @@ fn trap_25_a_job_under_way_is_no_part_of_a_warm_up() {
     sampler.finish().unwrap();
     let counters = sampler.counters();
     assert_eq!((counters.warm_up_updates, counters.updates, counters.rows_learned), (3, 1, 1));
+}
+
+/// The first completion of a prompt ends with its first token, before the second has done a decode step. What the
+/// prompt's distiller has learned in the warm-up is still there for the second.
+#[test]
+fn trap_27_a_slot_outlives_its_first_completion() {
+    const END: TokenId = 9;
+    let model = TinyLm::new(7, &device());
+    let run = |ends_at_once: bool| {
+        let sampler = SamplerConfig::new().init(TinyLm::D_MODEL, &device()).unwrap();
+        let mut decoder = Decoder::new(&model, sampler);
+        let masker = move |row: CompletionId, generated: &[TokenId]| -> Option<TokenMask> {
+            let ends = ends_at_once && row.index == 0 && generated.is_empty();
+            let vocab = TinyLm::VOCAB as TokenId;
+            let tokens = (0..vocab).filter(|&token| (token == END) == ends);
+            Some(TokenMask::allowing(TinyLm::VOCAB, tokens))
+        };
+        let request = Request::new((1..20).collect::<Vec<_>>()).with_completions(2);
+        let request = request.with_max_new_tokens(4).with_stop_tokens([END]).with_masker(masker);
+        decoder.submit(request.with_prompt_warm_up(20)).unwrap();
+        let mut completions = super::traps::run(&mut decoder);
+        assert_eq!(decoder.sampler().distillers(), 0);
+        let second = completions.remove(1).choices;
+        (completions[0].finish.clone(), second[0].token, second[1].novelty.unwrap().error)
+    };
+    let ((finish, token, error), (_, expected_token, expected)) = (run(true), run(false));
+    assert_eq!(finish, FinishReason::StopToken(END));
+    assert_eq!(token, expected_token);
+    assert!((error - expected).abs() < 1e-4 * expected, "{error} {expected}");
 }

@@ -8,7 +8,7 @@ mod worker;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use burn::tensor::Tensor;
-use protocol::{Change, Done, Job, Lesson, ended};
+use protocol::{Change, Done, Job, Lesson, Restart, ended};
 pub use worker::TrainingWorker;
 pub(crate) use worker::spawn;
 
@@ -40,6 +40,8 @@ pub(crate) struct BackgroundTrainer<T> {
     arrived: Option<Done<T>>,
     /// Changes since the last lesson was sent. The next lesson carries them to the worker.
     changes: Vec<Change>,
+    /// The size of the worker's copy in bytes, after the last job that it was sent.
+    worker_bytes: usize,
     /// The error that ended the worker, if it has ended. Every later call returns it again.
     failed: Option<TrainError>,
 }
@@ -54,6 +56,7 @@ impl<T: OnlineTrainer + Clone + 'static> BackgroundTrainer<T> {
         // to take it.
         let (done, results) = sync_channel(1);
         let worker = TrainingWorker::new(trainer.clone(), to_do, done);
+        let worker_bytes = trainer.state_bytes();
         let background = Self {
             visible: trainer,
             jobs,
@@ -61,6 +64,7 @@ impl<T: OnlineTrainer + Clone + 'static> BackgroundTrainer<T> {
             under_way: false,
             arrived: None,
             changes: Vec::new(),
+            worker_bytes,
             failed: None,
         };
         (background, worker)
@@ -77,6 +81,7 @@ impl<T: OnlineTrainer + Clone + 'static> BackgroundTrainer<T> {
         match self.arrived.take().unwrap_or_else(|| Err(ended())) {
             Ok((trainer, learned)) => {
                 self.visible = trainer;
+                self.worker_bytes = self.visible.state_bytes();
                 // The worker made this copy before the changes since the lesson was sent. The list is kept, because
                 // the worker's own copy still lacks them.
                 for change in &self.changes {
@@ -137,6 +142,7 @@ impl<T: OnlineTrainer + Clone + 'static> BackgroundTrainer<T> {
     fn replace(&mut self) -> Result<(), TrainError> {
         self.changes.clear();
         let visible = self.visible.clone();
+        self.worker_bytes = visible.state_bytes();
         self.hand_over(Job::Replace(Box::new(visible)))
     }
 }
@@ -182,8 +188,8 @@ impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> 
     }
 
     fn state_bytes(&self) -> usize {
-        // The worker's copy has the same size.
-        2 * self.visible.state_bytes()
+        // The worker's copy still has the slots that have ended since its last job.
+        self.visible.state_bytes() + self.worker_bytes
     }
 
     fn updates(&self, row: CompletionId) -> u64 {
@@ -232,6 +238,7 @@ impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> 
         let learned = self.join()?;
         let changes = std::mem::take(&mut self.changes);
         let (rows, hidden, parts) = (rows.to_vec(), hidden.clone(), parts.to_vec());
+        self.worker_bytes = self.visible.state_bytes();
         self.hand_over(Job::Learn(Box::new(Lesson { changes, rows, hidden, parts })))?;
         self.under_way = true;
         Ok(learned)
@@ -248,8 +255,38 @@ impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> 
         self.change(Change::WarmUp(Box::new((row, hidden.clone(), updates))))
     }
 
+    fn restart(
+        &mut self,
+        failed: &[CompletionId],
+        fine: &[CompletionId],
+        broken: &[Vec<bool>],
+    ) -> Result<Learned, TrainError> {
+        let done = self.visible.restart(failed, fine, broken)?;
+        let (failed, fine, broken) = (failed.to_vec(), fine.to_vec(), broken.to_vec());
+        let rows = Restart { failed, fine, broken };
+        // A distiller that cannot predict anything is restarted at every step, and there is never a lesson that would
+        // empty the list. Twice in a row is the same as once.
+        let is_queued =
+            matches!(self.changes.last(), Some(Change::Restart(last)) if **last == rows);
+        if done.restarts > 0 && !is_queued {
+            self.changes.push(Change::Restart(Box::new(rows)));
+        }
+        Ok(done)
+    }
+
     fn finish(&mut self) -> Result<Learned, TrainError> {
-        self.join()
+        let learned = self.join()?;
+        // No lesson is pending, so the worker can continue from the visible copy, and the memory of slots that have
+        // ended since its last job is freed. It is not sent if the worker has not started and the channel is full:
+        // this must not block.
+        if !self.changes.is_empty() {
+            let visible = Box::new(self.visible.clone());
+            if self.jobs.try_send(Job::Replace(visible)).is_ok() {
+                self.changes.clear();
+                self.worker_bytes = self.visible.state_bytes();
+            }
+        }
+        Ok(learned)
     }
 
     fn export(&mut self) -> Result<TrainerState, TrainError> {
@@ -289,6 +326,7 @@ impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> 
             // visible at the same step as in the saved run. The worker's copy already includes it.
             let mut trainer = self.visible.clone();
             trainer.import(*ahead)?;
+            self.worker_bytes = trainer.state_bytes();
             let _ = self.hand_over(Job::Replace(Box::new(trainer.clone())));
             (self.arrived, self.under_way) = (Some(Ok((trainer, learned))), true);
         }

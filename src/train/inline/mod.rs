@@ -54,20 +54,9 @@ impl<S: Slots> InlineTrainer<S> {
 
     /// Gives a place to every slot that has none.
     // Places are dense, `0..slots.len()`, because a stack computes all of its slots in one product, and would compute
-    // holes too. Released slots leave holes. Closing the holes copies every parameter once, so it is done here, when
-    // new slots need places, and not at each release.
+    // holes too. Released slots leave holes, which are closed here at the latest.
     fn seat(&mut self, groups: &[(SlotKey, Vec<usize>)]) {
-        // Close the holes in the order of the places, so that the kept slots keep their order.
-        let mut taken: Vec<&mut usize> =
-            self.bank.states_mut().filter_map(|slot| slot.tensors.as_mut()).collect();
-        if taken.len() < self.slots.len() {
-            taken.sort_unstable();
-            let places: Vec<usize> = taken.iter().map(|place| **place).collect();
-            for (at, place) in taken.into_iter().enumerate() {
-                *place = at;
-            }
-            self.slots.keep(&places);
-        }
+        self.close_holes();
         let mut next = self.slots.len();
         for (key, _) in groups {
             if let Some(slot) = self.bank.get_mut(*key).filter(|slot| slot.tensors.is_none()) {
@@ -79,6 +68,60 @@ impl<S: Slots> InlineTrainer<S> {
         if next > self.slots.len() {
             self.slots.add(next - self.slots.len());
         }
+    }
+
+    /// Moves the slots together and frees the memory of those that have been released.
+    fn close_holes(&mut self) {
+        let mut taken: Vec<&mut usize> =
+            self.bank.states_mut().filter_map(|slot| slot.tensors.as_mut()).collect();
+        if taken.len() == self.slots.len() {
+            return;
+        }
+        // In the order of the places, so that the kept slots keep their order.
+        taken.sort_unstable();
+        let places: Vec<usize> = taken.iter().map(|place| **place).collect();
+        for (at, place) in taken.into_iter().enumerate() {
+            *place = at;
+        }
+        self.slots.keep(&places);
+    }
+
+    /// Frees the memory of slots that were released.
+    // Closing the holes of a stack copies every slot that is left. The stack therefore waits until at least half of its
+    // places are holes: it is never more than twice as large as the slots in use, and a release copies one slot on
+    // average.
+    fn free(&mut self) {
+        let used = self.bank.slots().filter(|slot| slot.state.tensors.is_some()).count();
+        if self.slots.moves_for_free() || 2 * used <= self.slots.len() {
+            self.close_holes();
+        }
+    }
+
+    /// Restarts the slots of the rows `failed` from their initial parameters, except those that also have a row in
+    /// `fine`. A slot that still has its initial parameters stays as it is, because the new ones would be the same.
+    /// The rows that a slot has gathered for its next update are kept.
+    pub(super) fn restart_slots(
+        &mut self,
+        failed: &[CompletionId],
+        fine: &[CompletionId],
+    ) -> Learned {
+        let mut done = Learned::default();
+        let fine: Vec<SlotKey> = self.bank.groups(fine).into_iter().map(|(key, _)| key).collect();
+        for (key, _) in self.bank.groups(failed) {
+            let slot = self.bank.get_mut(key).filter(|slot| slot.updates > 0 || slot.is_fitted);
+            let Some(slot) = slot.filter(|_| !fine.contains(&key)) else {
+                continue;
+            };
+            done.restarts += 1;
+            done.updates_undone = done.updates_undone.saturating_add(slot.updates);
+            let (gathered, first_rows) =
+                (std::mem::take(&mut slot.gathered), std::mem::take(&mut slot.first_rows));
+            *slot = LiveSlot { gathered, first_rows, ..LiveSlot::default() };
+        }
+        if done.restarts > 0 {
+            self.free();
+        }
+        done
     }
 
     /// Returns the places in `rows` of the rows to learn from.
@@ -120,8 +163,9 @@ impl<S: Slots> InlineTrainer<S> {
             for (key, _) in self.bank.groups(rows) {
                 // All slots have the same network and the same frozen parameters, so if one has changed, all have.
                 if let Some(slot) = self.bank.get_mut(key) {
-                    slot.updates += 1;
-                    slot.age += 1;
+                    // A snapshot from elsewhere may contain any number.
+                    slot.updates = slot.updates.saturating_add(1);
+                    slot.age = slot.age.saturating_add(1);
                 }
             }
         }
@@ -227,7 +271,9 @@ impl<S: Slots> OnlineTrainer for InlineTrainer<S> {
     }
 
     fn release(&mut self, row: CompletionId) {
-        self.bank.leave(row);
+        if self.bank.leave(row).is_some_and(|slot| slot.tensors.is_some()) {
+            self.free();
+        }
     }
 
     fn has(&self, row: CompletionId) -> bool {
@@ -306,6 +352,15 @@ impl<S: Slots> OnlineTrainer for InlineTrainer<S> {
             learned += self.update(&rows, hidden)?;
         }
         Ok(learned)
+    }
+
+    fn restart(
+        &mut self,
+        failed: &[CompletionId],
+        fine: &[CompletionId],
+        _broken: &[Vec<bool>],
+    ) -> Result<Learned, TrainError> {
+        Ok(self.restart_slots(failed, fine))
     }
 
     fn finish(&mut self) -> Result<Learned, TrainError> {

@@ -259,10 +259,17 @@ fn agree<D: Distiller>(
 
 #[test]
 fn an_idle_slot_stays_bit_identical() {
-    let device = Device::flex();
     let distiller = crate::distiller::LowRankConfig::new().with_rank(3);
-    let distiller = distiller.init(12, 4, &device).unwrap();
-    let slots = StackedSlots::new(&distiller, OptimizerConfig::adam_w(1e-3)).unwrap();
+    let distiller = distiller.init(12, 4, &Device::flex()).unwrap();
+    let optimizer = OptimizerConfig::adam_w(1e-3);
+    let stacked = StackedSlots::new(&distiller, optimizer).unwrap();
+    stays_bit_identical_when_idle(ApartSlots::new(stacked.clone()));
+    stays_bit_identical_when_idle(stacked);
+    stays_bit_identical_when_idle(SeparateSlots::new(distiller, optimizer));
+}
+
+fn stays_bit_identical_when_idle(slots: impl Slots) {
+    let device = Device::flex();
     let mut trainer = InlineTrainer::new(slots, Sharing::PerPrompt, TrainingConfig::default());
     let rows = [CompletionId::new(0, 0), CompletionId::new(1, 1), CompletionId::new(2, 2)];
     let step = |trainer: &mut dyn OnlineTrainer, rows: &[CompletionId], phase: f32| {
@@ -285,6 +292,47 @@ fn an_idle_slot_stays_bit_identical() {
     assert_eq!(everything(&mut trainer, 1), before[1]);
     assert_ne!(everything(&mut trainer, 0), before[0]);
     assert_ne!(everything(&mut trainer, 2), before[2]);
+}
+
+/// The bytes that slots take, and what they predict, while prompts end in any order. A stack may take twice as much as
+/// it needs until its next step.
+fn frees_slots_that_end(slots: impl Slots, slack: usize) {
+    let device = Device::flex();
+    let mut trainer = InlineTrainer::new(slots, Sharing::PerPrompt, TrainingConfig::default());
+    let rows: Vec<CompletionId> = (0..8).map(|prompt| CompletionId::new(prompt, 0)).collect();
+    let states = hidden(8, 0.5, &device);
+    trainer.predict(&rows, states.shallow()).unwrap();
+    trainer.learn(&rows, &states, &[]).unwrap();
+    let one = trainer.state_bytes() / 8;
+    let expected = values(trainer.predict(&rows, states.shallow()).unwrap().expected);
+    let mut left: Vec<usize> = (0..8).collect();
+    for ended in [3, 0, 7, 5, 1, 2, 6, 4] {
+        left.retain(|&row| row != ended);
+        trainer.release(rows[ended]);
+        assert_eq!(trainer.distillers(), left.len());
+        let bytes = trainer.state_bytes();
+        assert!((left.len() * one..=slack * left.len() * one).contains(&bytes), "{left:?} {bytes}");
+        if left.len() % 3 == 1 {
+            let ids: Vec<CompletionId> = left.iter().map(|&row| rows[row]).collect();
+            let shallow = crate::tensor::select_rows(states.shallow(), &left);
+            let got = values(trainer.predict(&ids, &shallow).unwrap().expected);
+            for (got, &row) in got.chunks(12).zip(&left) {
+                assert_close("prediction", got, &expected[row * 12..][..12], 1e-6);
+            }
+            assert_eq!(trainer.state_bytes(), left.len() * one, "a step closes the holes");
+        }
+    }
+}
+
+#[test]
+fn the_memory_of_a_slot_is_freed_when_it_ends() {
+    let distiller = crate::distiller::LowRankConfig::new().with_rank(3);
+    let distiller = distiller.init(12, 4, &Device::flex()).unwrap();
+    let optimizer = OptimizerConfig::adam_w(1e-3);
+    let stacked = StackedSlots::new(&distiller, optimizer).unwrap();
+    frees_slots_that_end(ApartSlots::new(stacked.clone()), 1);
+    frees_slots_that_end(SeparateSlots::new(distiller, optimizer), 1);
+    frees_slots_that_end(stacked, 2);
 }
 
 #[test]

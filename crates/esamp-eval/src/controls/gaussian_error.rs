@@ -52,7 +52,7 @@ mod tests {
     use crate::{
         controls::{
             select_rows,
-            tests::{states, values},
+            tests::{correlation, states, values},
         },
         metrics::dot,
     };
@@ -66,6 +66,21 @@ mod tests {
             [1051345185, 1065909078, 1084641672, 1033900256, 1077695355, 1060657286];
         for (got, bits) in got.iter().zip(bits) {
             assert!((got - f32::from_bits(bits)).abs() < 1e-6, "{got}");
+        }
+    }
+
+    #[test]
+    fn the_noise_does_not_depend_on_the_number_that_selects_the_token() {
+        let (rows, d_model) = (800, 4);
+        let (deep, predicted) = (states(rows, d_model, 0.7), states(rows, d_model, 1.9));
+        let draws: Vec<Draw> = (0..rows as u64).map(|p| DrawKey::new(1, &[2], 0).at(p)).collect();
+        let uniform: Vec<f64> = draws.iter().map(Draw::uniform).collect();
+        let errors = values(deep.clone() - gaussian(&draws, &deep, predicted));
+        for place in 0..d_model {
+            let share = |error: &Vec<f64>| error[place] / dot(error, error).sqrt();
+            // The standard deviation of a correlation is 1/√800 = 0.035.
+            let got = correlation(&uniform, &errors.iter().map(share).collect::<Vec<_>>());
+            assert!(got.abs() < 0.14, "{place}: {got}");
         }
     }
 

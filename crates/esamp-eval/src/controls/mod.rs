@@ -122,6 +122,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::metrics::dot;
 
     fn key() -> DrawKey {
         DrawKey::new(3, &[1, 2], 0)
@@ -281,6 +282,36 @@ mod tests {
         for (config, position, bits) in bits {
             let got = scores(reweighter(config, 0.7).unwrap(), position, &REFERENCE, &EXPECTED);
             assert_eq!(got, bits.map(f32::from_bits), "{config:?} at {position}");
+        }
+    }
+
+    /// The correlation of two lists.
+    pub(super) fn correlation(a: &[f64], b: &[f64]) -> f64 {
+        let centred = [a, b].map(|list| direction::centred(list.iter().copied()));
+        let [a, b] = &centred;
+        dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+    }
+
+    /// The number that selects the token must not decide which tokens are favoured. The noise of the first token comes
+    /// from the beginning of its stream, as that number does, so a shared stream would show there.
+    #[test]
+    fn noise_does_not_depend_on_the_number_that_selects_the_token() {
+        const POSITIONS: u64 = 800;
+        let uniform: Vec<f64> = (0..POSITIONS).map(|p| key().at(p).uniform()).collect();
+        for config in [
+            ControlConfig::RandomReward,
+            ControlConfig::MatchedRandom(Matched::Extrapolate),
+            ControlConfig::MatchedRandom(Matched::Orthogonal),
+        ] {
+            let noise: Vec<Vec<f32>> = (0..POSITIONS)
+                .map(|p| scores(reweighter(config, 0.7).unwrap(), p, &REFERENCE, &EXPECTED))
+                .collect();
+            for token in 0..REFERENCE.len() {
+                let noise: Vec<f64> = noise.iter().map(|scores| f64::from(scores[token])).collect();
+                // The standard deviation of a correlation is 1/√800 = 0.035.
+                let got = correlation(&uniform, &noise);
+                assert!(got.abs() < 0.14, "{config:?}, token {token}: {got}");
+            }
         }
     }
 

@@ -5,8 +5,8 @@ use burn::{
     tensor::{Device, Tensor, TensorData},
 };
 use esamp::{
-    CausalLm, CheckedSampling, Choice, Completion, Decoder, Fire, LmHead, Phase, Request, Sampler,
-    SamplerConfig, Sampling, Sharing, StepInput, StepRow, TokenId,
+    CausalLm, CheckedSampling, Choice, Completion, Decoder, Fire, LmHead, Penalties, Phase,
+    Request, Sampler, SamplerConfig, Sampling, Sharing, StepInput, StepRow, TokenId,
     distillers::{Distiller, SwiGluConfig},
     reweighters::ReweighterConfig,
     testing::TinyLm,
@@ -83,6 +83,37 @@ fn a_token_is_drawn_from_the_scores_of_the_formula() {
                 );
             }
         }
+    }
+}
+
+/// Penalties and bias are added once, whatever β is.
+#[test]
+fn subtraction_leaves_the_adjustments_as_they_are() {
+    let world = World::new();
+    let distiller = SwiGluConfig::new().init(D_MODEL, 0, &world.device).unwrap();
+    let (beta, temperature) = (0.5, 0.8);
+    // Both rows have generated tokens 5 and 6, once each.
+    let penalties = Penalties::new().with_frequency(0.4).with_presence(0.3);
+    let added = |token: usize| match token {
+        3 => 1.25,
+        5 => -0.5 - 0.7,
+        6 => -0.7,
+        _ => 0.0,
+    };
+    let config = control(ControlConfig::Subtract, beta).with_temperature(temperature);
+    let config = config.with_penalties(penalties).with_logit_bias(3, 1.25).with_logit_bias(5, -0.5);
+    let sampling = config.checked().unwrap();
+    for context in 0..12 {
+        let hidden = world.hidden(&[context]);
+        let reference = host(world.head.logits(hidden.deep().clone()));
+        let expected = host(world.head.logits(distiller.predict(hidden.shallow().clone())));
+        let scores: Vec<f32> = (0..VOCAB)
+            .map(|z| (reference[z] - beta * expected[z] + added(z)) / temperature)
+            .collect();
+        let rows = [row(0, context as u64, &sampling)];
+        let choice = choices(world.step(&mut sampler(), &rows, &[context]).unwrap())[0];
+        let wanted = log_softmax(&scores, choice.token);
+        assert!((choice.log_prob - wanted).abs() < 1e-5, "{context}: {} {wanted}", choice.log_prob);
     }
 }
 
