@@ -1,6 +1,7 @@
 //! The model and the decoders that run on it.
 
 use std::{
+    io::{self, Write},
     path::Path,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -9,7 +10,7 @@ use burn::tensor::Device;
 use esamp::{
     CausalLm, Completion, Counters, DecodeStats, Decoder, Event, FinishReason, Request, Sampler,
     SamplerConfig, TokenId,
-    llama::{ChatMessage, ChatTemplate, Llama, Tokenizer},
+    llama::{ChatMessage, ChatTemplate, Llama, LoadError, Tokenizer},
     snapshots::SnapshotPrecision,
     telemetry::{Observer, Recorder, RowTrace, StepTrace},
 };
@@ -25,7 +26,8 @@ use crate::{
 pub struct Loaded {
     pub model: Llama,
     pub tokenizer: Tokenizer,
-    template: Option<ChatTemplate>,
+    /// An error in the template is reported when it is needed: --raw needs none.
+    template: Result<Option<ChatTemplate>, LoadError>,
 }
 
 const LOAD_STEP: &str = "check that the model is complete and of a supported architecture";
@@ -35,12 +37,12 @@ impl Loaded {
     pub fn open(path: &Path, device: &Device) -> Result<Self, Failure> {
         let loaded = if path.is_dir() {
             Tokenizer::from_hf_folder(path).and_then(|tokenizer| {
-                let template = ChatTemplate::from_hf_folder(path)?;
+                let template = ChatTemplate::from_hf_folder(path);
                 Ok(Self { model: Llama::from_hf_folder(path, device)?, tokenizer, template })
             })
         } else {
             Tokenizer::from_gguf(path).and_then(|tokenizer| {
-                let template = ChatTemplate::from_gguf(path)?;
+                let template = ChatTemplate::from_gguf(path);
                 Ok(Self { model: Llama::from_gguf(path, device)?, tokenizer, template })
             })
         };
@@ -49,13 +51,23 @@ impl Loaded {
 
     /// Encodes the prompt; as a chat message if the model has a template and `raw` is false.
     pub fn prompt(&self, text: &str, raw: bool) -> Result<Vec<TokenId>, Failure> {
+        const NEXT: &str = "try --raw, which uses no chat template";
         let tokens = match &self.template {
-            Some(template) if !raw => template
+            _ if raw => self.tokenizer.encode(text),
+            Ok(Some(template)) => template
                 .render(&[ChatMessage::user(text)])
                 .and_then(|text| self.tokenizer.encode_rendered(&text)),
-            _ => self.tokenizer.encode(text),
+            Ok(None) => {
+                // A closed standard error is no failure.
+                let _ = writeln!(
+                    io::stderr(),
+                    "note: the model has no chat template; the prompt is completed as it is (--raw)"
+                );
+                self.tokenizer.encode(text)
+            }
+            Err(error) => return Err(Failure::runtime(error, NEXT)),
         };
-        tokens.map_err(|error| Failure::runtime(error, "try --raw, which uses no chat template"))
+        tokens.map_err(|error| Failure::runtime(error, NEXT))
     }
 }
 
