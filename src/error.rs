@@ -1,9 +1,43 @@
 //! Errors shared by several modules: an invalid setting, and a row without a token. Every other error is in the
 //! module that raises it. Each message says what was expected and what was found.
 
+use std::fmt::{self, Write};
+
 use thiserror::Error;
 
 use crate::id::TokenId;
+
+/// A text from a file, as error messages show it. Files are untrusted: control characters would reach the terminal
+/// that the message is printed on, characters that turn the writing direction would make it read differently, and a
+/// megabyte would bury it. So the former two are escaped, and a long text is cut.
+pub(crate) struct Printable<T>(pub(crate) T);
+
+/// Characters of a text that are shown.
+const SHOWN: usize = 400;
+
+impl<T: AsRef<str>> fmt::Display for Printable<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, c) in self.0.as_ref().chars().enumerate() {
+            if at == SHOWN {
+                return f.write_str("…");
+            }
+            let turns = matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}');
+            if c.is_control() || turns || c == '\u{feff}' {
+                write!(f, "{}", c.escape_default())?;
+            } else {
+                f.write_char(c)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Printable<std::borrow::Cow<'_, str>> {
+    /// A path, whose name may come from a file too.
+    pub(crate) fn path(path: &std::path::Path) -> Printable<std::borrow::Cow<'_, str>> {
+        Printable(path.to_string_lossy())
+    }
+}
 
 /// An invalid setting, reported when it is set or validated instead of when it is used.
 #[derive(Clone, Debug, PartialEq, Error)]
@@ -68,7 +102,7 @@ impl ConfigError {
         holds: bool,
         setting: &'static str,
         expected: &'static str,
-        got: impl std::fmt::Display,
+        got: impl fmt::Display,
     ) -> Result<(), Self> {
         if holds {
             return Ok(());
@@ -146,4 +180,20 @@ pub enum RowError {
         /// Its score.
         got: f32,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_of_files_cannot_control_a_terminal() {
+        let shown = |text: &str| Printable(text).to_string();
+        assert_eq!(
+            shown("a\u{1b}[31m\u{7}\r\n\u{9b}\u{202e}b é"),
+            "a\\u{1b}[31m\\u{7}\\r\\n\\u{9b}\\u{202e}b é"
+        );
+        assert_eq!(shown(&"é".repeat(SHOWN)).chars().count(), SHOWN);
+        assert_eq!(shown(&"é".repeat(1_000_000)), "é".repeat(SHOWN) + "…");
+    }
 }

@@ -189,3 +189,48 @@ fn a_hugging_face_folder_has_tokenizer_stop_tokens_and_template() {
             .starts_with("tokenizer: ")
     );
 }
+
+#[test]
+fn a_damaged_tokenizer_is_an_error_and_no_panic() {
+    let folder = tempfile::tempdir().unwrap();
+    let cases =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases_from_reports/tokenizer_panics");
+    let open = |name: &str| {
+        std::fs::copy(cases.join(name), folder.path().join("tokenizer.json")).unwrap();
+        Tokenizer::from_hf_folder(folder.path())
+    };
+    // Merges shorter than the prefix of their second part: panics when it is built.
+    let error = open("bpe_prefix_min.json").unwrap_err().to_string();
+    assert!(error.starts_with("tokenizer: expected one that works, got a panic: "), "{error}");
+    // Pieces of length 0, and a template with a token that it does not define: panics when it is used.
+    for name in ["fixedlength0.json", "template_missing.json"] {
+        let error = match open(name) {
+            Ok(tokenizer) => tokenizer.encode("a b").unwrap_err().to_string(),
+            Err(error) => error.to_string(),
+        };
+        assert!(error.starts_with("tokenizer: "), "{name}: {error}");
+    }
+}
+
+#[test]
+fn a_tokenizer_that_makes_texts_too_long_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let double = r#"{"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}"#;
+    let json = |rules: usize| {
+        let rules = vec![double; rules].join(", ");
+        format!(
+            r#"{{"version": "1.0", "added_tokens": [], "normalizer": {{"type": "Sequence", "normalizers": [{rules}]}},
+                "model": {{"type": "WordLevel", "vocab": {{"a": 0, "?": 1}}, "unk_token": "?"}}}}"#
+        )
+    };
+    let open = |rules: usize| {
+        std::fs::write(folder.path().join("tokenizer.json"), json(rules)).unwrap();
+        Tokenizer::from_hf_folder(folder.path())
+    };
+    assert_eq!(open(2).unwrap().encode("a").unwrap(), [1]); // aaaa
+    let error = open(40).unwrap_err().to_string();
+    assert!(
+        error.starts_with("key normalizer: expected rules that make a text at most 1024 times"),
+        "{error}"
+    );
+}

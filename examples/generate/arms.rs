@@ -1,6 +1,7 @@
 //! The model and the decoders that run on it.
 
 use std::{
+    io::{self, Write},
     path::Path,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -46,6 +47,13 @@ impl Loaded {
             (false, false) => ChatTemplate::from_gguf(path),
         };
         let template = template.map_err(|error| Failure::runtime(error, RAW_STEP))?;
+        if template.is_none() && !raw {
+            // A closed standard error is no failure.
+            let _ = writeln!(
+                io::stderr(),
+                "note: the model has no chat template; the prompt is completed as it is, as with --raw"
+            );
+        }
         let model = if is_folder {
             Llama::from_hf_folder(path, device)
         } else {

@@ -2,15 +2,11 @@
 
 use std::path::Path;
 
-use minijinja::{
-    Environment, Error, ErrorKind, State, UndefinedBehavior,
-    syntax::SyntaxConfig,
-    value::{Kwargs, Value},
-};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     llama::error::LoadError,
+    llama::jinja::{Fault, Template, Variable},
     llama::load::{Gguf, read_json},
 };
 
@@ -34,25 +30,25 @@ impl ChatMessage {
         Self { role: "system".to_owned(), content: content.into() }
     }
 
-    fn value(&self) -> Value {
-        Value::from_pairs([("role", self.role.as_str()), ("content", self.content.as_str())])
+    fn fields(&self) -> Vec<(&str, &str)> {
+        vec![("role", &self.role), ("content", &self.content)]
     }
 }
 
-/// A model's chat template: a Jinja program shipped with the model.
+/// A model's chat template: a program in Jinja that is shipped with the model.
 ///
-/// Templates may call `raise_exception` and the methods of Python strings and dictionaries. `strftime_now` is
-/// undefined, so a template that would print today's date prints its fallback date instead. This keeps prompts
-/// independent of the date.
+/// It is rendered as transformers renders it, with the same tags, filters, tests, functions and methods of Python's
+/// strings, lists and dictionaries. `tools` and `documents` are `none`. `strftime_now` gives the time in UTC; a template
+/// that writes today's date makes prompts that depend on the day.
+///
+/// The template is not trusted. What it may cost is bounded: 32 MB of text and work, and 256 bytes more for every byte of
+/// the conversation. That is about a second at most.
 #[derive(Clone, Debug)]
 pub struct ChatTemplate {
-    environment: Environment<'static>,
+    template: Template,
     begin: String,
     end: String,
 }
-
-/// Name of the template in error messages.
-const NAME: &str = "chat_template";
 
 impl ChatTemplate {
     /// Parses a template. `begin` and `end` are the texts of the BOS and EOS tokens, which templates write
@@ -60,22 +56,14 @@ impl ChatTemplate {
     ///
     /// # Errors
     ///
-    /// [`LoadError::ChatTemplate`] if `source` is not valid Jinja.
+    /// [`LoadError::ChatTemplate`] with the line if `source` is longer than 512 KB or is not a template.
     pub fn new(
         source: impl Into<String>,
         begin: impl Into<String>,
         end: impl Into<String>,
     ) -> Result<Self, LoadError> {
-        let mut environment = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(|e| wrong(&e))?);
-        environment.set_undefined_behavior(UndefinedBehavior::Lenient);
-        environment.set_unknown_method_callback(python_method);
-        environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
-            Err(Error::new(ErrorKind::InvalidOperation, message))
-        });
-        environment.add_template_owned(NAME, source.into()).map_err(|e| wrong(&e))?;
-        Ok(Self { environment, begin: begin.into(), end: end.into() })
+        let template = Template::parse(&source.into()).map_err(|fault| wrong(&fault))?;
+        Ok(Self { template, begin: begin.into(), end: end.into() })
     }
 
     /// Reads the template from the metadata of a GGUF file. `None` if the file has none.
@@ -132,22 +120,23 @@ impl ChatTemplate {
     ///
     /// # Errors
     ///
-    /// [`LoadError::ChatTemplate`] with the template's own message if it rejects the conversation.
+    /// [`LoadError::ChatTemplate`] with the line and the template's own message if it rejects the conversation, or if it
+    /// fails or costs too much.
     pub fn render(&self, messages: &[ChatMessage]) -> Result<String, LoadError> {
-        let template = self.environment.get_template(NAME).map_err(|e| wrong(&e))?;
-        template
-            .render(minijinja::context! {
-                messages => messages.iter().map(ChatMessage::value).collect::<Value>(),
-                add_generation_prompt => true,
-                bos_token => self.begin.as_str(),
-                eos_token => self.end.as_str(),
-            })
-            .map_err(|e| wrong(&e))
+        let variables = [
+            ("messages", Variable::Records(messages.iter().map(ChatMessage::fields).collect())),
+            ("tools", Variable::None),
+            ("documents", Variable::None),
+            ("add_generation_prompt", Variable::True),
+            ("bos_token", Variable::Text(&self.begin)),
+            ("eos_token", Variable::Text(&self.end)),
+        ];
+        self.template.render(&variables).map_err(|fault| wrong(&fault))
     }
 }
 
-fn wrong(error: &Error) -> LoadError {
-    LoadError::ChatTemplate(error.to_string())
+fn wrong(fault: &Fault) -> LoadError {
+    LoadError::ChatTemplate(fault.to_string())
 }
 
 /// Returns the template, or the default one of a list of named templates.
@@ -163,69 +152,6 @@ fn template_text(value: &serde_json::Value) -> Option<String> {
 /// The text of a token, which is either a string or an object with a `content` field.
 fn token_text(value: &serde_json::Value) -> String {
     value.as_str().or_else(|| value["content"].as_str()).unwrap_or_default().to_owned()
-}
-
-/// Implements the methods of Python strings and dictionaries that chat templates call, because templates are written
-/// for Python's Jinja2.
-fn python_method(
-    _state: &mut State<'_, '_>,
-    value: &Value,
-    method: &str,
-    args: &[Value],
-) -> Result<Value, Error> {
-    if let Some(text) = value.as_str() {
-        let word = |at: usize| args.get(at).and_then(Value::as_str);
-        let chars: Vec<char> = word(0).unwrap_or(" \t\n\r").chars().collect();
-        let needed = |at: usize| {
-            word(at).ok_or_else(|| {
-                Error::new(ErrorKind::MissingArgument, format!("{method}: expected a string"))
-            })
-        };
-        return Ok(match method {
-            "strip" => Value::from(text.trim_matches(&chars[..])),
-            "lstrip" => Value::from(text.trim_start_matches(&chars[..])),
-            "rstrip" => Value::from(text.trim_end_matches(&chars[..])),
-            "upper" => Value::from(text.to_uppercase()),
-            "lower" => Value::from(text.to_lowercase()),
-            "title" => Value::from(title(text)),
-            "startswith" => Value::from(text.starts_with(needed(0)?)),
-            "endswith" => Value::from(text.ends_with(needed(0)?)),
-            "replace" => Value::from(text.replace(needed(0)?, needed(1)?)),
-            "split" => match word(0) {
-                Some(separator) => text.split(separator).collect(),
-                None => text.split_whitespace().collect(),
-            },
-            _ => return Err(unknown(method)),
-        });
-    }
-    match method {
-        "get" => {
-            let (args, _) = minijinja::value::from_args::<(&[Value], Kwargs)>(args)?;
-            let found = value.get_item(args.first().unwrap_or(&Value::UNDEFINED))?;
-            let default = args.get(1).cloned().unwrap_or_else(|| Value::from(()));
-            Ok(if found.is_undefined() { default } else { found })
-        }
-        "keys" => Ok(value.try_iter()?.collect()),
-        "values" => value.try_iter()?.map(|key| value.get_item(&key)).collect(),
-        "items" => value
-            .try_iter()?
-            .map(|key| Ok(Value::from(vec![key.clone(), value.get_item(&key)?])))
-            .collect(),
-        _ => Err(unknown(method)),
-    }
-}
-
-fn unknown(method: &str) -> Error {
-    Error::new(ErrorKind::UnknownMethod, format!("no method named {method}"))
-}
-
-fn title(text: &str) -> String {
-    let mut start = true;
-    let mut letter = |c: char| {
-        let first = std::mem::replace(&mut start, !c.is_alphabetic());
-        if first { c.to_uppercase().collect::<String>() } else { c.to_lowercase().collect() }
-    };
-    text.chars().map(&mut letter).collect()
 }
 
 #[cfg(test)]

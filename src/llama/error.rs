@@ -2,12 +2,17 @@
 
 use thiserror::Error;
 
+use crate::error::Printable;
+
 /// An error from loading or using a model, tokenizer or chat template.
+///
+/// What comes from a file is shown with its control characters escaped, and cut where it is long. The fields hold it
+/// as it is in the file.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum LoadError {
     /// A file could not be read.
-    #[error("{}: cannot be read", .path.display())]
+    #[error("{}: cannot be read", Printable::path(.path))]
     Io {
         /// The file.
         path: std::path::PathBuf,
@@ -15,7 +20,7 @@ pub enum LoadError {
         source: std::io::Error,
     },
     /// A file is damaged or of the wrong kind.
-    #[error("{}: {what}: expected {expected}, got {got}", .path.display())]
+    #[error("{}: {}: expected {}, got {}", Printable::path(.path), Printable(.what), Printable(.expected), Printable(.got))]
     Format {
         /// The file.
         path: std::path::PathBuf,
@@ -27,7 +32,7 @@ pub enum LoadError {
         got: String,
     },
     /// A key of the configuration or metadata is missing or has an unusable value.
-    #[error("key {key}: expected {expected}, got {got}")]
+    #[error("key {}: expected {}, got {}", Printable(.key), Printable(.expected), Printable(.got))]
     Key {
         /// The key.
         key: String,
@@ -37,7 +42,7 @@ pub enum LoadError {
         got: String,
     },
     /// A tensor is missing or has an unusable shape or type.
-    #[error("tensor {name}: expected {expected}, got {got}")]
+    #[error("tensor {}: expected {}, got {}", Printable(.name), Printable(.expected), Printable(.got))]
     Tensor {
         /// Name of the tensor in the file.
         name: String,
@@ -47,9 +52,9 @@ pub enum LoadError {
         got: String,
     },
     /// The tokenizer could not be built, or it failed on a text.
-    #[error("tokenizer: {0}")]
+    #[error("tokenizer: {}", Printable(.0))]
     Tokenizer(String),
     /// The chat template could not be parsed, or it failed on a conversation.
-    #[error("chat template: {0}")]
+    #[error("chat template: {}", Printable(.0))]
     ChatTemplate(String),
 }

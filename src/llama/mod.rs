@@ -13,6 +13,7 @@ mod cache;
 mod chat;
 mod config;
 mod error;
+mod jinja;
 mod linear;
 mod load;
 mod model;

@@ -3,7 +3,7 @@
 use thiserror::Error;
 
 use crate::{
-    error::ConfigError,
+    error::{ConfigError, Printable},
     train::{Misfit, TrainError},
 };
 
@@ -20,7 +20,7 @@ pub enum SnapshotError {
         source: std::io::Error,
     },
     /// The file is damaged, is not a snapshot, or was written by a newer version of this crate.
-    #[error("{}: {what}: expected {expected}, got {got}", .path.display())]
+    #[error("{}: {}: expected {}, got {}", .path.display(), Printable(.what), Printable(.expected), Printable(.got))]
     Format {
         /// The file.
         path: std::path::PathBuf,
@@ -32,7 +32,7 @@ pub enum SnapshotError {
         got: String,
     },
     /// A value is out of the range of the requested precision.
-    #[error("{what}: expected a number that f16 can hold, got {got}")]
+    #[error("{}: expected a number that f16 can hold, got {got}", Printable(.what))]
     Range {
         /// The tensor.
         what: String,
@@ -40,7 +40,7 @@ pub enum SnapshotError {
         got: f32,
     },
     /// The content of the file does not fit the distiller.
-    #[error("{what}: expected {expected}, got {got}")]
+    #[error("{}: expected {expected}, got {got}", Printable(.what))]
     Misfit {
         /// The quantity that does not match.
         what: String,
@@ -50,7 +50,7 @@ pub enum SnapshotError {
         got: usize,
     },
     /// The header could not be serialised.
-    #[error("snapshot header: {0}")]
+    #[error("snapshot header: {}", Printable(.0))]
     Header(String),
     /// A device operation failed.
     #[error("device: {0}")]

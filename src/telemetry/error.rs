@@ -2,6 +2,8 @@
 
 use thiserror::Error;
 
+use crate::error::Printable;
+
 /// An error from reading a trace file.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -15,7 +17,7 @@ pub enum TraceError {
         source: std::io::Error,
     },
     /// The file does not begin with the header of a trace file.
-    #[error("traces, line 1: expected the header of a file of esamp traces, got {got}")]
+    #[error("traces, line 1: expected the header of a file of esamp traces, got {}", Printable(.got))]
     Format {
         /// What was found.
         got: String,
@@ -29,7 +31,7 @@ pub enum TraceError {
         got: u64,
     },
     /// A line is not a valid record.
-    #[error("traces, line {line}: expected a record, got something else ({got})")]
+    #[error("traces, line {line}: expected a record, got something else ({})", Printable(.got))]
     Line {
         /// Line number, from 1.
         line: u64,

@@ -52,7 +52,7 @@ pub fn wrap(text: &str, width: usize) -> Vec<String> {
 
 /// Escapes control characters and characters that change the writing direction, because model output must
 /// not control the terminal.
-fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     let steers = |c: char| {
         let turns = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
         turns || c.is_control() && !c.is_whitespace()

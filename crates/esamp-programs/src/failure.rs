@@ -11,7 +11,7 @@ use esamp::{
     errors::{ConfigError, TrainError},
 };
 
-use crate::model_source::FetchError;
+use crate::{columns::printable, model_source::FetchError};
 
 /// Why a program ends early.
 #[derive(Debug)]
@@ -115,7 +115,8 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "error: {}\nnext step: {}", self.error, self.next_step)
+        // Some errors quote files and other programs.
+        write!(f, "error: {}\nnext step: {}", printable(&self.error), self.next_step)
     }
 }
 

@@ -1,5 +1,6 @@
 //! Tokenizer.
 
+mod guard;
 mod vocabulary;
 
 use std::path::Path;
@@ -104,8 +105,7 @@ impl Tokenizer {
     }
 
     fn ids(&self, text: &str, add_special: bool) -> Result<Vec<TokenId>, LoadError> {
-        let encoding = self.inner.encode(text, add_special);
-        let encoding = encoding.map_err(|error| LoadError::Tokenizer(error.to_string()))?;
+        let encoding = guard::caught(|| self.inner.encode(text, add_special))?;
         Ok(encoding.get_ids().to_vec())
     }
 }
@@ -113,14 +113,14 @@ impl Tokenizer {
 impl Detokenize for Tokenizer {
     /// Decodes tokens to text and skips special tokens.
     fn decode(&self, tokens: &[TokenId]) -> Result<String, TextError> {
-        self.inner.decode(tokens, true).map_err(TextError::new)
+        guard::caught(|| self.inner.decode(tokens, true)).map_err(TextError::new)
     }
 }
 
 fn parse(json: serde_json::Value) -> Result<tokenizers::Tokenizer, LoadError> {
-    let wrong = |error: &dyn std::fmt::Display| LoadError::Tokenizer(error.to_string());
-    let mut tokenizer: tokenizers::Tokenizer =
-        serde_json::from_value(json).map_err(|error| wrong(&error))?;
-    tokenizer.with_truncation(None).map_err(|error| wrong(&error))?.with_padding(None);
+    guard::check_growth(&json)?;
+    let mut tokenizer: tokenizers::Tokenizer = guard::caught(|| serde_json::from_value(json))?;
+    guard::caught(|| tokenizer.with_truncation(None).map(|_| ()))?;
+    tokenizer.with_padding(None);
     Ok(tokenizer)
 }

@@ -1,0 +1,224 @@
+//! `%` formatting and `str.format`.
+
+use super::{arguments::Values, budget::Budget, fault::Fault, text::Writer, value::Value};
+
+/// `format % values`.
+pub(super) fn percent(format: &str, values: &Value, budget: &Budget) -> Result<Value, Fault> {
+    let mut writer = Writer::new(budget);
+    let several;
+    let positional = match values {
+        Value::List(list) if list.tuple => list.items.as_slice(),
+        one => {
+            several = [one.clone()];
+            &several
+        }
+    };
+    let mut next = positional.iter();
+    let mut rest = format;
+    while let Some(at) = rest.find('%') {
+        writer.push(&rest[..at])?;
+        rest = &rest[at + 1..];
+        let mut value = None;
+        if let Some(named) = rest.strip_prefix('(') {
+            let (name, after) =
+                named.split_once(')').ok_or_else(|| Fault::expected(")", "the end of a format"))?;
+            let key = Value::text(name, budget)?;
+            value = values.key(&key, budget)?;
+            if value.is_none() {
+                return Err(Fault::expected("a value of every name in a format", "none"));
+            }
+            rest = after;
+        }
+        let (spec, after) = Spec::of_percent(rest)?;
+        rest = after;
+        if spec.kind == '%' {
+            writer.push("%")?;
+            continue;
+        }
+        let value = match value.or_else(|| next.next().cloned()) {
+            Some(value) => value,
+            None => return Err(Fault::expected("a value for every % in a format", "fewer")),
+        };
+        spec.write(&value, &mut writer, budget)?;
+    }
+    writer.push(rest)?;
+    if next.next().is_some() && !matches!(values, Value::Dict(_)) && !format.contains("%(") {
+        return Err(Fault::expected("a % for every value in a format", "fewer"));
+    }
+    Value::text(&writer.text, budget)
+}
+
+/// `format.format(arguments)`.
+pub(super) fn braces(format: &str, arguments: &Values, budget: &Budget) -> Result<Value, Fault> {
+    let mut writer = Writer::new(budget);
+    let mut next = 0;
+    let mut rest = format;
+    while let Some(at) = rest.find(['{', '}']) {
+        writer.push(&rest[..at])?;
+        let brace = &rest[at..=at];
+        rest = &rest[at + 1..];
+        if let Some(after) = rest.strip_prefix(brace) {
+            writer.push(brace)?;
+            rest = after;
+            continue;
+        }
+        let Some((field, after)) = rest.split_once('}').filter(|_| brace == "{") else {
+            return Err(Fault::expected("braces in pairs in a format", "one alone"));
+        };
+        rest = after;
+        let (name, spec) = field.split_once(':').unwrap_or((field, ""));
+        let value = if name.is_empty() {
+            next += 1;
+            arguments.positional.get(next - 1)
+        } else if let Ok(index) = name.parse::<usize>() {
+            arguments.positional.get(index)
+        } else {
+            arguments.named.iter().find(|(known, _)| **known == *name).map(|(_, value)| value)
+        };
+        let Some(value) = value else {
+            return Err(Fault::expected("a value for every {} in a format", "fewer"));
+        };
+        Spec::of_braces(spec)?.write(value, &mut writer, budget)?;
+    }
+    writer.push(rest)?;
+    Value::text(&writer.text, budget)
+}
+
+/// How one value is written.
+struct Spec {
+    kind: char,
+    align: Option<char>,
+    fill: char,
+    plus: bool,
+    width: usize,
+    precision: Option<usize>,
+}
+
+/// No number has more digits, and Rust's formatting takes no more than 65,535.
+const MAX_DIGITS: usize = 1000;
+
+impl Spec {
+    fn of_percent(text: &str) -> Result<(Self, &str), Fault> {
+        let mut spec =
+            Self { kind: 's', align: None, fill: ' ', plus: false, width: 0, precision: None };
+        let flags = text.find(|c| !"-+ #0".contains(c)).unwrap_or(text.len());
+        spec.plus = text[..flags].contains('+');
+        if text[..flags].contains('0') {
+            spec.fill = '0';
+        }
+        spec.align = Some(if text[..flags].contains('-') { '<' } else { '>' });
+        let rest = spec.numbers(&text[flags..])?;
+        let kind = rest.chars().next();
+        spec.kind =
+            kind.ok_or_else(|| Fault::expected("a letter after % in a format", "its end"))?;
+        let after = &rest[spec.kind.len_utf8()..];
+        Ok((spec, after))
+    }
+
+    fn of_braces(text: &str) -> Result<Self, Fault> {
+        let mut spec =
+            Self { kind: 's', align: None, fill: ' ', plus: false, width: 0, precision: None };
+        let mut rest = text;
+        let mut chars = rest.chars();
+        if let (Some(fill), Some(align @ ('<' | '>' | '^'))) = (chars.next(), chars.next()) {
+            (spec.fill, spec.align) = (fill, Some(align));
+            rest = chars.as_str();
+        } else if rest.starts_with(['<', '>', '^']) {
+            spec.align = rest.chars().next();
+            rest = &rest[1..];
+        }
+        if let Some(after) = rest.strip_prefix('+') {
+            spec.plus = true;
+            rest = after;
+        }
+        if rest.starts_with('0') {
+            spec.fill = '0';
+        }
+        rest = spec.numbers(rest)?;
+        let mut kinds = rest.chars();
+        spec.kind = kinds.next().unwrap_or('v');
+        if kinds.next().is_some() {
+            return Err(Fault::expected("a format that this library knows", format!("{text:?}")));
+        }
+        Ok(spec)
+    }
+
+    /// Reads width and precision.
+    fn numbers<'t>(&mut self, text: &'t str) -> Result<&'t str, Fault> {
+        let digits = |text: &str| text.bytes().take_while(u8::is_ascii_digit).count();
+        let number = |text: &str| match text {
+            "" => Ok(0),
+            text => text.parse().map_err(|_| Fault::expected("a width in range", text)),
+        };
+        let width = digits(text);
+        self.width = number(&text[..width])?;
+        let Some(rest) = text[width..].strip_prefix('.') else { return Ok(&text[width..]) };
+        let precision = digits(rest);
+        self.precision = Some(number(&rest[..precision])?);
+        Ok(&rest[precision..])
+    }
+
+    fn write(&self, value: &Value, writer: &mut Writer<'_>, budget: &Budget) -> Result<(), Fault> {
+        let mut own = Writer::new(budget);
+        let number = value.as_float();
+        let precision = self.precision.unwrap_or(6);
+        if precision > MAX_DIGITS && self.kind != 's' {
+            return Err(Fault::expected(format!("at most {MAX_DIGITS} digits"), precision));
+        }
+        match (self.kind, number) {
+            ('s', _) | ('v', None) => {
+                own.print(value)?;
+                if let Some(precision) = self.precision
+                    && let Some((end, _)) = own.text.char_indices().nth(precision)
+                {
+                    own.text.truncate(end);
+                }
+            }
+            ('v', Some(_)) => own.print(value)?,
+            ('r', _) => own.print(&Value::tuple(vec![value.clone()], budget)?)?,
+            ('d' | 'i' | 'u', Some(_)) => own.push(&integer(value)?.to_string())?,
+            ('x', Some(_)) => own.push(&format!("{:x}", integer(value)?))?,
+            ('X', Some(_)) => own.push(&format!("{:X}", integer(value)?))?,
+            ('f' | 'F', Some(number)) => own.push(&format!("{number:.precision$}"))?,
+            (kind, _) => {
+                return Err(Fault::expected(
+                    "a format that fits the value",
+                    format!("{kind:?} for {}", value.kind()),
+                ));
+            }
+        }
+        let mut text = match self.kind {
+            'r' => own.text[1..own.text.len() - 2].to_owned(), // out of its tuple
+            _ => own.text,
+        };
+        if self.plus && number.is_some_and(|number| number >= 0.0) && self.kind != 's' {
+            text.insert(0, '+');
+        }
+        let fill = self.fill.encode_utf8(&mut [0; 4]).to_owned();
+        let missing = self.width.saturating_sub(text.chars().count());
+        let numeric = number.is_some() && self.kind != 's';
+        let align = self.align.unwrap_or(if numeric { '>' } else { '<' });
+        if self.fill == '0' && numeric && align == '>' {
+            let signs = usize::from(text.starts_with(['+', '-']));
+            writer.push(&text[..signs])?;
+            writer.repeat("0", missing)?;
+            return writer.push(&text[signs..]);
+        }
+        let before = match align {
+            '<' => 0,
+            '^' => missing / 2,
+            _ => missing,
+        };
+        writer.repeat(&fill, before)?;
+        writer.push(&text)?;
+        writer.repeat(&fill, missing - before)
+    }
+}
+
+fn integer(value: &Value) -> Result<i128, Fault> {
+    match value {
+        #[allow(clippy::cast_possible_truncation, reason = "`as` clamps")]
+        Value::Float(number) => Ok(*number as i128),
+        other => other.as_int(),
+    }
+}
