@@ -74,10 +74,10 @@ fn main() -> Result<()> {
 }
 
 fn serve(model: &Llama) -> Result<()> {
-    let mut out = std::io::stdout();
+    let mut out = io::stdout();
     writeln!(out, "ready")?;
     out.flush()?;
-    for line in std::io::stdin().lock().lines() {
+    for line in io::stdin().lock().lines() {
         let line = line?;
         let mut words = line.split_whitespace();
         let mut word = || words.next().context("expected ROWS PROMPT_IDS NEW_TOKENS, got less");

@@ -347,7 +347,7 @@ fn tokens_that_could_not_be_steered_are_counted_in_the_text() {
     };
     // The distiller diverges with its first update.
     let diverged = text(&[&flags[..], &["--learning-rate", "1e30"]].concat());
-    assert!(diverged.contains(&note), "{diverged}");
+    assert!(diverged.contains(note), "{diverged}");
     let usual = text(&flags);
     assert!(!usual.contains(note), "{usual}");
 }
