@@ -104,7 +104,7 @@ fn steering_that_learned_nothing_is_an_error() {
 #[test]
 fn greedy_and_random_rows_in_one_batch() {
     let world = World::new();
-    let greedy = Sampling::default().with_temperature(0.0).checked().unwrap();
+    let greedy = Sampling::paper().with_temperature(0.0).checked().unwrap();
     let random = esamp(0.25);
     let mut seen = std::collections::HashSet::new();
     let mut greedy_tokens = std::collections::HashSet::new();
