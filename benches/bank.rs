@@ -57,7 +57,7 @@ impl Batch {
         let nan = Tensor::full(shape, f32::NAN, &device);
         let mut batch = Self {
             sampler: config.init(D_MODEL, &device)?,
-            sampling: Sampling::default().with_beta(beta).checked()?,
+            sampling: Sampling::paper().with_beta(beta).checked()?,
             logits: head.logits(wave(shape, 1.3, &device)),
             head,
             states: states.collect::<Result<_, _>>()?,

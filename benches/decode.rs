@@ -18,7 +18,7 @@ use anyhow::{Context, Result};
 use burn::tensor::Device;
 use clap::Parser;
 use esamp::{
-    CausalLm, Decoder, Request, SamplerConfig, Sampling, TokenId,
+    CausalLm, Decoder, Event, Request, SamplerConfig, Sampling, TokenId,
     llama::{Llama, Tokenizer},
 };
 use esamp_programs::model_source::{Cache, ModelSource};
@@ -101,7 +101,7 @@ fn generate(
     new_tokens: usize,
 ) -> Result<(f64, Vec<TokenId>)> {
     let sampler = SamplerConfig::new().init(model.d_model(), &model.device())?;
-    let mut decoder = Decoder::new(model, sampler);
+    let mut decoder = Decoder::new(model, sampler)?;
     let greedy = Sampling::default().with_beta(0.0).with_top_k(1);
     let request = Request::new(prompt)
         .with_completions(rows)
@@ -110,11 +110,15 @@ fn generate(
     decoder.submit(request)?;
     decoder.step()?;
     let started = Instant::now();
+    let mut events = Vec::new();
     while !decoder.is_idle() {
-        decoder.step()?;
+        events = decoder.step()?;
     }
     let seconds = started.elapsed().as_secs_f64();
-    let completions = decoder.take_completions();
-    let first = completions.first().context("expected completions, got none")?;
-    Ok((seconds, first.tokens()))
+    // All completions end in the last step, because none ends before its length.
+    let first = events.into_iter().find_map(|event| match event {
+        Event::Finished { completion, .. } => Some(completion),
+        _ => None,
+    });
+    Ok((seconds, first.context("expected completions, got none")?.tokens()))
 }

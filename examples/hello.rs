@@ -25,7 +25,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             .with_max_new_tokens(24)
             .with_sampling(sampling);
 
-        let mut decoder = Decoder::new(&model, sampler).with_detokenizer(TinyLm::detokenizer());
+        let mut decoder = Decoder::new(&model, sampler)?.with_detokenizer(TinyLm::detokenizer());
         decoder.submit(request)?;
         let completions = decoder.run(|_event| ControlFlow::Continue(()))?;
 

@@ -113,7 +113,7 @@ fn record(
 ) -> Result<Recording, Box<dyn std::error::Error>> {
     let sampling = Sampling::default().with_beta(0.0).with_min_p(0.05);
     let sampler = SamplerConfig::new().init(model.d_model(), &model.device())?;
-    let mut decoder = Decoder::new(model, sampler);
+    let mut decoder = Decoder::new(model, sampler)?;
     let request = Request::new(prompt.clone()).with_sampling(sampling).with_seed(seed);
     decoder.submit(request.with_completions(SAMPLES).with_max_new_tokens(TOKENS))?;
     let completions = decoder.run(|_| ControlFlow::Continue(()))?;

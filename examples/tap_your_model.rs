@@ -148,7 +148,7 @@ impl CausalLm for MyModel {
 /// Decodes with `Decoder`. The second prompt is longer than the first, so it runs after it.
 fn ready_loop(model: &MyModel) -> Result<(), Box<dyn Error>> {
     let sampler = SamplerConfig::new().init(model.d_model(), &model.device())?;
-    let mut decoder = Decoder::new(model, sampler);
+    let mut decoder = Decoder::new(model, sampler)?;
     decoder.submit(Request::new(vec![1, 2, 3]).with_completions(3).with_max_new_tokens(12))?;
     let longer = Request::new(vec![4, 5, 6, 7, 8]);
     decoder.submit(longer.with_completions(2).with_max_new_tokens(12))?;

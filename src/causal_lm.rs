@@ -89,7 +89,7 @@ use crate::{lm_head::LmHead, tap::HiddenStateTap};
 /// let embedding = Tensor::<2>::from_floats([[1.0, 0.0], [0.0, 1.0], [-1.0, 1.0]], &Device::flex());
 /// let model = Bigram { head: TiedHead::new(embedding.clone()), embedding };
 /// let sampler = SamplerConfig::new().init(model.d_model(), &model.device())?;
-/// let mut decoder = Decoder::new(&model, sampler);
+/// let mut decoder = Decoder::new(&model, sampler)?;
 /// decoder.submit(Request::new(vec![0, 1]).with_completions(2).with_max_new_tokens(4))?;
 /// assert_eq!(decoder.run(|_| ControlFlow::Continue(()))?.len(), 2);
 /// assert_eq!(decoder.sampler().counters().updates, 3);

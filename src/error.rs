@@ -67,6 +67,16 @@ pub enum ConfigError {
         /// Vocabulary size of the other model.
         got: usize,
     },
+    /// Two parts that have to fit each other do not: a sampler, a distiller, an LM head and a model.
+    #[error("{what}: expected {expected}, got {got}")]
+    Mismatch {
+        /// The part that was checked, and what of it.
+        what: &'static str,
+        /// What the other part requires.
+        expected: String,
+        /// The actual value.
+        got: String,
+    },
     /// An initial tensor has the wrong shape.
     #[error("{setting}: expected shape {expected:?}, got {got:?}")]
     Shape {
@@ -90,6 +100,18 @@ impl ConfigError {
             return Ok(());
         }
         Err(Self::Shape { setting, expected: expected.to_vec(), got: got.to_vec() })
+    }
+
+    /// Returns a [`Mismatch`](Self::Mismatch) error unless the values are equal.
+    pub(crate) fn check_equal<T: PartialEq + std::fmt::Debug>(
+        what: &'static str,
+        expected: T,
+        got: T,
+    ) -> Result<(), Self> {
+        if expected == got {
+            return Ok(());
+        }
+        Err(Self::Mismatch { what, expected: format!("{expected:?}"), got: format!("{got:?}") })
     }
 
     /// Returns an [`OutOfRange`](Self::OutOfRange) error unless `got` is at least 1.
@@ -137,6 +159,22 @@ pub enum RowError {
         /// Size of the mask.
         got: usize,
     },
+    /// A mask was made from the wrong number of words.
+    #[error("token mask: expected {expected} words of 64 tokens for {vocab} tokens, got {got}")]
+    MaskWords {
+        /// Number of tokens in the vocabulary.
+        vocab: usize,
+        /// The number of words that this takes.
+        expected: usize,
+        /// The number of words given.
+        got: usize,
+    },
+    /// A masker could not say which tokens are allowed.
+    #[error("token masker: {message}")]
+    Masker {
+        /// The masker's message.
+        message: String,
+    },
     /// A logit bias or a penalty refers to a token id outside the model's vocabulary.
     #[error("{place} token {token}: expected an id below {vocab}")]
     UnknownToken {
@@ -180,6 +218,13 @@ pub enum RowError {
         /// Its score.
         got: f32,
     },
+}
+
+impl RowError {
+    /// Creates the error of a masker from its message.
+    pub fn masker(message: impl std::fmt::Display) -> Self {
+        Self::Masker { message: message.to_string() }
+    }
 }
 
 #[cfg(test)]

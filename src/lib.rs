@@ -12,7 +12,7 @@
 //!
 //! let model = TinyLm::new(1, &Device::flex()); // or any other `CausalLm`
 //! let sampler = SamplerConfig::new().init(model.d_model(), &model.device())?;
-//! let mut decoder = Decoder::new(&model, sampler);
+//! let mut decoder = Decoder::new(&model, sampler)?;
 //! decoder.submit(Request::new(vec![1, 2, 3]).with_completions(16))?;
 //! let completions = decoder.run(|_event| ControlFlow::Continue(()))?;
 //! assert_eq!(completions.len(), 16);

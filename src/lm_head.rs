@@ -35,6 +35,8 @@ pub trait LmHead {
     /// The default computes the logits of all tokens and gathers the requested ones. A linear head needs only the
     /// requested rows of its matrix, about 700 times less work for 64 candidates out of 49,152.
     ///
+    /// The sampler calls it only on a head that reports its [`shape`](Self::shape).
+    ///
     /// # Shapes
     ///
     /// - hidden: `[rows, d_model]`
@@ -45,7 +47,8 @@ pub trait LmHead {
     }
 
     /// `[d_model, vocab]`, if the head knows it. The sampler then rejects a head of another model before applying it.
-    /// The output of a closure is checked afterwards.
+    /// A head that does not know it, such as a closure, is applied for all tokens, and the shape of its output is
+    /// checked.
     fn shape(&self) -> Option<[usize; 2]> {
         None
     }

@@ -35,7 +35,7 @@ pub enum TemperatureOrder {
 /// use esamp::Sampling;
 ///
 /// let plain = Sampling::default().with_beta(0.0);
-/// let explore = Sampling::default().with_min_p(0.05).with_temperature(0.8);
+/// let explore = Sampling::default().with_min_p(0.1).with_temperature(0.8);
 /// assert!(explore.validate().is_ok());
 /// assert!(explore.with_beta(-1.0).validate().is_err());
 /// ```
@@ -127,8 +127,10 @@ pub struct Sampling {
     pub temperature: f32,
     /// Whether filters see the logits before or after the temperature.
     pub temperature_order: TemperatureOrder,
-    /// The filters, in the order in which they run.
-    pub filters: Vec<FilterConfig>,
+    /// The filters, in the order in which they run. `None` is the default, one [`MinP`] filter of
+    /// [`DEFAULT_MIN_P`](Self::DEFAULT_MIN_P); an empty list is no filter. [`filters`](Self::filters) returns those
+    /// that run.
+    pub filters: Option<Vec<FilterConfig>>,
     /// The exploration strength β; 0 is plain sampling. A custom reweighter ignores it.
     pub beta: f32,
     /// The reweighter that β is the strength of: ESamp or another one.
@@ -149,18 +151,24 @@ impl Sampling {
     pub const DEFAULT_BETA: f32 = Extrapolate::USUAL_BETA;
     /// The paper's temperature.
     pub const DEFAULT_TEMPERATURE: f32 = 1.0;
+    /// The min-p of settings without filters of their own.
+    pub const DEFAULT_MIN_P: f32 = 0.05;
     /// The lowest temperature above 0; 0 itself is greedy. Logits divided by less could leave the range of `f32`, and
     /// well before that only the best token has any probability left.
     pub const LOWEST_TEMPERATURE: f32 = 1e-4;
 }
 
+/// The filters of settings that do not set any.
+static DEFAULT_FILTERS: [FilterConfig; 1] =
+    [FilterConfig::MinP(MinP { p: Sampling::DEFAULT_MIN_P })];
+
 impl Default for Sampling {
-    /// The paper's settings: temperature 1, β 0.25, no filter.
+    /// Temperature 1 and β 0.25, as in the paper, after a min-p filter of 0.05.
     fn default() -> Self {
         Self {
             temperature: Self::DEFAULT_TEMPERATURE,
             temperature_order: TemperatureOrder::default(),
-            filters: Vec::new(),
+            filters: None,
             beta: Self::DEFAULT_BETA,
             reweighter: ReweighterConfig::default(),
             penalties: Penalties::default(),
@@ -172,9 +180,27 @@ impl Default for Sampling {
 }
 
 impl Sampling {
-    /// The paper's settings, which are the defaults.
+    /// The defaults: temperature 1, β 0.25, min-p 0.05.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The paper's settings: temperature 1, β 0.25, no filter. Expected logits are then computed for the whole
+    /// vocabulary, which takes several times as long as with the default filter, and steering can pick a token that
+    /// the model itself finds implausible.
+    pub fn paper() -> Self {
+        Self::default().without_filters()
+    }
+
+    /// The filters that run, in their order: [the list](Self#structfield.filters) or, without one, the default.
+    pub fn filters(&self) -> &[FilterConfig] {
+        self.filters.as_deref().unwrap_or(&DEFAULT_FILTERS)
+    }
+
+    /// Removes all filters, the default one included.
+    pub fn without_filters(mut self) -> Self {
+        self.filters = Some(Vec::new());
+        self
     }
 
     /// Sets the temperature; 0 is greedy.
@@ -226,9 +252,9 @@ impl Sampling {
         self.with_reweighter(ReweighterConfig::custom(reweighter))
     }
 
-    /// Adds a filter that runs after the existing ones.
+    /// Adds a filter that runs after the existing ones. The first one replaces the default filter.
     pub fn with_filter(mut self, filter: impl Into<FilterConfig>) -> Self {
-        self.filters.push(filter.into());
+        self.filters.get_or_insert_default().push(filter.into());
         self
     }
 
@@ -356,7 +382,7 @@ impl Sampling {
         self.penalties.validate()?;
         self.logit_bias.values().try_for_each(|&bias| check_bias(bias))?;
         self.fire.as_ref().map_or(Ok(()), Fire::validate)?;
-        self.filters.iter().try_for_each(|filter| filter.as_filter().validate())
+        self.filters().iter().try_for_each(|filter| filter.as_filter().validate())
     }
 
     /// Validates the settings and prepares them for [`StepRow::sampling`](crate::StepRow::sampling). Copies them
@@ -417,8 +443,8 @@ impl CheckedSampling {
     ) -> Result<Candidates, RowError> {
         let (before, _) = self.divisors_at(row.position);
         let reach =
-            self.filters.first().map_or(Reach::Everything, |filter| filter.as_filter().reach());
-        let wants_stats = self.filters.iter().any(|filter| filter.as_filter().uses_row_stats());
+            self.filters().first().map_or(Reach::Everything, |filter| filter.as_filter().reach());
+        let wants_stats = self.filters().iter().any(|filter| filter.as_filter().uses_row_stats());
         let mut deltas =
             adjustments(&self.penalties, &self.logit_bias, row.prompt, row.generated, logits)?;
         let before_them: Vec<f32> =
@@ -442,7 +468,7 @@ impl CheckedSampling {
 
     /// Runs the filters on a [`pool`](Self::pool).
     pub(crate) fn filter(&self, row: &RowContext<'_>, candidates: &mut Candidates) {
-        for filter in &self.filters {
+        for filter in self.filters() {
             filter.as_filter().filter(row, candidates);
         }
         candidates.end_filtering();

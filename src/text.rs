@@ -55,20 +55,33 @@ impl<T: Detokenize + ?Sized> Detokenize for std::sync::Arc<T> {
 /// are the text of all tokens, unless the detokenizer changes text that has already been shown: `ByteFallback`
 /// decodes a run of bytes as a whole, and one invalid byte turns the whole run into U+FFFD. Text that has been shown
 /// then stays, and only the bytes after it become U+FFFD.
+///
+/// Bytes that never become a character are shown as U+FFFD, at most three tokens late: so many may be the beginning of
+/// a character.
+///
+/// Cost: each token decodes a bounded number of tokens, whatever the sequence is.
 #[derive(Clone, Debug, Default)]
 pub struct TextStream {
-    tokens: Vec<TokenId>,
-    /// Index of the first token that is still decoded as context.
-    context: usize,
-    /// Index of the first token that has not been shown.
-    shown: usize,
+    /// The tokens that were shown last. Tokenizers depend on what precedes a token (a space is dropped at the
+    /// beginning of a text), so that the pending tokens are decoded after these.
+    context: Vec<TokenId>,
+    /// The text of `context` alone.
+    before: String,
+    /// The tokens whose text has not been shown.
+    pending: Vec<TokenId>,
+    /// The text of `pending`. It ends inside a character, or is empty.
+    held: String,
 }
+
+/// The largest number of tokens that a character without its last byte can be spread over.
+const INSIDE_A_CHARACTER: usize = 3;
+
+/// The largest number of pending tokens. Only tokens without text before the first text, and a detokenizer whose
+/// texts cannot be split, lead to more than [`INSIDE_A_CHARACTER`].
+const MOST_PENDING: usize = 16;
 
 impl TextStream {
     /// Adds the next token and returns the text that can be shown now.
-    ///
-    /// Each call decodes only a few tokens: the ones shown last, because tokenizers depend on the preceding context
-    /// (a space is dropped at the beginning of a text), and those that have not been shown yet.
     ///
     /// # Errors
     ///
@@ -78,46 +91,86 @@ impl TextStream {
         token: TokenId,
         detokenizer: &dyn Detokenize,
     ) -> Result<String, TextError> {
-        self.tokens.push(token);
-        let (piece, ends_inside_a_character) = self.unseen(detokenizer)?;
-        // Nothing moves on, so these tokens are decoded again together with the next one.
-        if piece.is_empty() || ends_inside_a_character {
+        self.pending.push(token);
+        let piece = self.text_of(self.pending.len(), detokenizer)?;
+        // Fewer characters than before, the last of which is U+FFFD: the text has that character itself, and with its
+        // last byte `ByteFallback` turns one U+FFFD per byte into it.
+        let is_shorter = piece.chars().count() < self.held.chars().count();
+        let is_inside = piece.ends_with(char::REPLACEMENT_CHARACTER) && !is_shorter;
+        if !piece.is_empty() && !is_inside {
+            return self.show(self.pending.len(), piece, String::new(), detokenizer);
+        }
+        if piece == self.held && self.can_forget(token, detokenizer)? {
+            self.pending.pop();
             return Ok(String::new());
         }
-        // The tokens shown just now are the context of the next piece. Earlier ones are no longer decoded, so a step
-        // costs the same for a long text.
-        self.context = self.shown;
-        self.shown = self.tokens.len();
-        Ok(piece)
+        self.held = piece;
+        let most = if self.held.is_empty() { MOST_PENDING } else { INSIDE_A_CHARACTER };
+        if self.pending.len() <= most {
+            return Ok(String::new());
+        }
+        self.show_what_is_final(detokenizer)
     }
 
-    /// Returns the text that was held back, including an incomplete character.
-    ///
-    /// # Errors
-    ///
-    /// Any error of the detokenizer.
-    pub fn finish(&mut self, detokenizer: &dyn Detokenize) -> Result<String, TextError> {
-        let (piece, _) = self.unseen(detokenizer)?;
-        self.context = self.shown;
-        self.shown = self.tokens.len();
-        Ok(piece)
+    /// Ends the stream. Returns the text that was held back, including an incomplete character.
+    pub fn finish(self) -> String {
+        self.held
     }
 
-    /// The text of the tokens that have not been shown, and whether it may end inside a character.
-    fn unseen(&self, detokenizer: &dyn Detokenize) -> Result<(String, bool), TextError> {
-        // Both texts begin with the same context. So a space that the tokenizer drops at the beginning of a text is
-        // missing in both, and the piece keeps its own.
-        let before = detokenizer.decode(&self.tokens[self.context..self.shown])?;
-        let after = detokenizer.decode(&self.tokens[self.context..])?;
-        let piece = match after.strip_prefix(&before) {
-            Some(piece) => piece.to_owned(),
+    /// The text of the first `count` pending tokens.
+    fn text_of(&self, count: usize, detokenizer: &dyn Detokenize) -> Result<String, TextError> {
+        let pending = &self.pending[..count];
+        let after = detokenizer.decode(&[&self.context, pending].concat())?;
+        match after.strip_prefix(&self.before) {
+            Some(piece) => Ok(piece.to_owned()),
             // The new tokens changed the text of the old ones, so only their own text can be shown.
-            None => detokenizer.decode(&self.tokens[self.shown..])?,
-        };
-        // The first bytes of a character are decoded as U+FFFD until the rest has arrived. A U+FFFD that is meant is
-        // shown one token later.
-        let inside = piece.ends_with(char::REPLACEMENT_CHARACTER);
-        Ok((piece, inside))
+            None => detokenizer.decode(pending),
+        }
+    }
+
+    /// Whether the last pending token, which has not changed the text, can be dropped: it has no text, as a special
+    /// token has none. Otherwise a run of such tokens would be decoded again with every new one.
+    ///
+    /// Before the first text, some are kept: a token that is only a space has no text there, but lets the next token
+    /// keep its own.
+    fn can_forget(&self, token: TokenId, detokenizer: &dyn Detokenize) -> Result<bool, TextError> {
+        let is_start = self.context.is_empty() && self.held.is_empty();
+        // A byte that continues a character does not change the text either, but has a text when it is alone.
+        Ok(!is_start && detokenizer.decode(&[token])?.is_empty())
+    }
+
+    /// Shows the pending tokens that no later token can change, although the text ends inside a character: those
+    /// before the last few, split where the texts of both parts together are the text of the whole.
+    fn show_what_is_final(&mut self, detokenizer: &dyn Detokenize) -> Result<String, TextError> {
+        for left in 1..=INSIDE_A_CHARACTER {
+            let count = self.pending.len() - left;
+            let first = self.text_of(count, detokenizer)?;
+            let rest = detokenizer.decode(&self.pending[count..])?;
+            let is_split = !first.is_empty()
+                && self.held.strip_prefix(&first).is_some_and(|after| after == rest);
+            if is_split {
+                return self.show(count, first, rest, detokenizer);
+            }
+        }
+        if self.pending.len() < MOST_PENDING {
+            return Ok(String::new());
+        }
+        let piece = std::mem::take(&mut self.held);
+        self.show(self.pending.len(), piece, String::new(), detokenizer)
+    }
+
+    /// Makes the first `count` pending tokens the context. `piece` is their text, `held` that of the others.
+    fn show(
+        &mut self,
+        count: usize,
+        piece: String,
+        held: String,
+        detokenizer: &dyn Detokenize,
+    ) -> Result<String, TextError> {
+        self.context = self.pending.drain(..count).collect();
+        self.before = detokenizer.decode(&self.context)?;
+        self.held = held;
+        Ok(piece)
     }
 }
 
@@ -149,7 +202,7 @@ mod tests {
         let mut stream = TextStream::default();
         let mut pieces: Vec<String> =
             tokens.iter().map(|&token| stream.push(token, &bytes).unwrap()).collect();
-        pieces.push(stream.finish(&bytes).unwrap());
+        pieces.push(stream.finish());
         pieces
     }
 
@@ -202,7 +255,117 @@ mod tests {
         let pieces: Vec<String> =
             tokens.iter().map(|&token| stream.push(token, &byte_fallback).unwrap()).collect();
         assert_eq!(pieces, ["", "", "", "😀", "", "\u{fffd} w300", " w301"]);
-        assert_eq!(stream.finish(&byte_fallback).unwrap(), "");
+        assert_eq!(stream.finish(), "");
+    }
+
+    /// Special tokens, from 1,000, have no text. The others are those of [`byte_fallback`] or [`bytes`].
+    fn without_special(
+        tokens: &[TokenId],
+        decode: fn(&[TokenId]) -> Result<String, TextError>,
+    ) -> Result<String, TextError> {
+        let rest: Vec<TokenId> = tokens.iter().copied().filter(|&token| token < 1000).collect();
+        decode(&rest)
+    }
+
+    /// Pushes tokens. Returns the pieces, the rest, and the largest number of tokens that one push decoded.
+    fn counted(
+        tokens: &[TokenId],
+        decode: fn(&[TokenId]) -> Result<String, TextError>,
+    ) -> (Vec<String>, String, usize) {
+        let decoded = std::sync::atomic::AtomicUsize::new(0);
+        let order = std::sync::atomic::Ordering::Relaxed;
+        let counting = |tokens: &[TokenId]| {
+            decoded.fetch_add(tokens.len(), order);
+            without_special(tokens, decode)
+        };
+        let mut stream = TextStream::default();
+        let mut most = 0;
+        let pieces = tokens
+            .iter()
+            .map(|&token| {
+                let before = decoded.load(order);
+                let piece = stream.push(token, &counting).unwrap();
+                most = most.max(decoded.load(order) - before);
+                piece
+            })
+            .collect();
+        (pieces, stream.finish(), most)
+    }
+
+    #[test]
+    fn half_characters_are_shown_at_most_three_late_and_at_constant_cost() {
+        for decode in [bytes, byte_fallback] {
+            let (pieces, rest, most) = counted(&[0xe4; 2_000], decode);
+            let mut shown = 0;
+            for (at, piece) in pieces.iter().enumerate() {
+                assert!(piece.chars().all(|c| c == '\u{fffd}'), "{piece:?}");
+                shown += piece.chars().count();
+                assert!(shown + 3 > at, "{shown} of {}", at + 1);
+            }
+            assert_eq!(shown + rest.chars().count(), 2_000);
+            assert!(most < 128, "{most} tokens decoded for one");
+        }
+    }
+
+    #[test]
+    fn the_replacement_character_itself_is_a_character() {
+        for text in ["\u{fffd}Σ", "a\u{fffd}\u{fffd}🦀"] {
+            for decode in [bytes, byte_fallback] {
+                let (pieces, rest, _) = counted(&tokens(text), decode);
+                assert_eq!(pieces.concat() + &rest, text);
+            }
+        }
+    }
+
+    #[test]
+    fn special_tokens_are_forgotten_at_constant_cost() {
+        // Before any text, after a word, and inside a character.
+        let words = [vec![1000; 2_000], vec![300], vec![1000; 2_000], vec![301]].concat();
+        let (pieces, _, most) = counted(&words, byte_fallback);
+        assert_eq!(pieces.concat(), "w300 w301");
+        assert_eq!(pieces[2_000], "w300");
+        assert!(most < 128, "{most} tokens decoded for one");
+
+        let crab = tokens("🦀");
+        let inside = [&crab[..2], &[1000; 2_000], &crab[2..]].concat();
+        let (pieces, _, most) = counted(&inside, bytes);
+        assert_eq!(pieces.concat(), "🦀");
+        assert!(most < 128, "{most} tokens decoded for one");
+    }
+
+    /// Like SentencePiece: token 0 is a space, every other token has a space and a word.
+    #[test]
+    fn a_space_at_the_start_lets_the_next_word_keep_its_own() {
+        let words = |tokens: &[TokenId]| -> Result<String, TextError> {
+            let word = |&token: &TokenId| match token {
+                0 => " ".to_owned(),
+                1000.. => String::new(),
+                _ => format!(" w{token}"),
+            };
+            let text: String = tokens.iter().map(word).collect();
+            Ok(text.strip_prefix(' ').unwrap_or(&text).to_owned())
+        };
+        let mut stream = TextStream::default();
+        let tokens = [vec![0], vec![1000; 100], vec![5, 6]].concat();
+        let pieces: Vec<String> =
+            tokens.iter().map(|&token| stream.push(token, &words).unwrap()).collect();
+        assert_eq!(pieces.concat(), " w5 w6");
+    }
+
+    /// Every token ends one invalid sequence and begins another, so that no split gives the text of the whole.
+    #[test]
+    fn bytes_that_cannot_be_split_are_shown_too() {
+        let straddling = |tokens: &[TokenId]| -> Result<String, TextError> {
+            let bytes: Vec<u8> = tokens.iter().flat_map(|_| [0xa6, 0xf0]).collect();
+            Ok(String::from_utf8_lossy(&bytes).into_owned())
+        };
+        let mut stream = TextStream::default();
+        let pieces: Vec<String> =
+            (0..1_000).map(|token| stream.push(token, &straddling).unwrap()).collect();
+        assert!(pieces.iter().all(|piece| piece.chars().count() <= 17));
+        let shown = pieces.concat().chars().count();
+        assert!(shown > 1_000 - 17, "{shown}");
+        assert_eq!(shown + stream.finish().chars().count(), 1_001);
     }
 
     proptest! {

@@ -34,7 +34,7 @@ fn distillers_do_not_follow_the_devices_default() {
                 SamplerConfig::new().with_distiller(distiller.clone()).with_sharing(sharing);
             let mut sampler = config.init(D_MODEL, &device).unwrap();
             let head = TiedHead::new(half(11, 0.3));
-            let sampling = Sampling::default().checked().unwrap();
+            let sampling = Sampling::paper().checked().unwrap();
             for at in 0..4 {
                 let rows = [0, 1].map(|request| {
                     StepRow::new(

@@ -105,7 +105,7 @@ fn top_n_sigma_does_not_depend_on_the_temperature() {
     for order in [TemperatureOrder::BeforeFilters, TemperatureOrder::AfterFilters] {
         for temperature in [0.0, 0.3, 0.7, 1.0, 3.0, 30.0] {
             let config =
-                Sampling::default().with_temperature(temperature).with_temperature_order(order);
+                Sampling::paper().with_temperature(temperature).with_temperature_order(order);
             let left = |logits: &[f32], n: f32| {
                 let config = config.clone().with_top_n_sigma(n);
                 kept_by_the_sampler(logits, 4, &config, None)[0]
@@ -303,7 +303,7 @@ fn kept_by_the_sampler(
 fn a_mask_comes_before_the_filters() {
     let logits: Vec<f32> = PROBABILITIES.iter().map(|p| p.ln()).collect();
     let allowed = TokenMask::allowing(4, [0, 2]); // .2 and .1
-    let config = Sampling::default();
+    let config = Sampling::paper();
     let left = |config: &Sampling| kept_by_the_sampler(&logits, 4, config, Some(&allowed))[0];
     assert_eq!(left(&config), 2);
     assert_eq!(left(&config.clone().with_min_p(0.501)), 1, "half as likely as the best allowed");
@@ -331,7 +331,7 @@ fn golden_masks() {
             if vocab == 64 && top_k == 0.0 && top_p < 1.0 {
                 continue; // needs the mass of the whole vocabulary: tested in golden_model.rs
             }
-            let mut config = Sampling::default().with_temperature(temperature);
+            let mut config = Sampling::paper().with_temperature(temperature);
             if top_k > 0.0 {
                 config = config.with_top_k(top_k as usize);
             }

@@ -120,7 +120,7 @@ fn sampling(beta: f32) -> Sampling {
 
 fn run(model: &Llama, request: Request) -> (Vec<Completion>, Counters, usize) {
     let sampler = SamplerConfig::new().init(model.d_model(), &device()).unwrap();
-    let mut decoder = Decoder::new(model, sampler);
+    let mut decoder = Decoder::new(model, sampler).unwrap();
     decoder.submit(request.with_max_new_tokens(12).with_seed(5)).unwrap();
     let completions = decoder.run(|_| ControlFlow::Continue(())).unwrap();
     let distillers = decoder.sampler().distillers();
@@ -168,13 +168,13 @@ fn beta_zero_is_plain_decoding_in_half_precision_too() {
             let drawn = |sampling| {
                 run(&half, Request::new(prompt(9)).with_sampling(sampling).with_completions(2))
             };
-            let unfiltered = Sampling::default().with_beta(0.0);
+            let unfiltered = Sampling::paper().with_beta(0.0);
             let (off, counters, distillers) = drawn(unfiltered);
-            assert_eq!(off, drawn(Sampling::new().with_custom_reweighter(Never)).0);
+            assert_eq!(off, drawn(Sampling::paper().with_custom_reweighter(Never)).0);
             assert_eq!((counters.updates, distillers), (0, 0));
 
             // Greedy: the largest logit of the whole sequence, recomputed without this crate's loop.
-            let greedy = Sampling::default().with_beta(0.0).with_temperature(0.0);
+            let greedy = Sampling::paper().with_beta(0.0).with_temperature(0.0);
             let (greedy, ..) = run(&half, Request::new(prompt(9)).with_sampling(greedy));
             let mut sequence = prompt(9);
             for token in greedy[0].tokens() {
@@ -296,7 +296,7 @@ fn distillers_of_half_precision_models_compute_in_f32() {
         .with_distiller(scale(1.0))
         .build(model.d_model(), &device())
         .unwrap();
-    let mut decoder = Decoder::new(&model, sampler);
+    let mut decoder = Decoder::new(&model, sampler).unwrap();
     let request = Request::new(prompt(5)).with_sampling(sampling(0.5)).with_max_new_tokens(6);
     decoder.submit(request.with_prompt_warm_up(2)).unwrap();
     decoder.run(|_| ControlFlow::Continue(())).unwrap();

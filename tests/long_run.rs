@@ -38,7 +38,7 @@ fn run(config: &SamplerConfig, steps: u64) -> (Outcome, Memory) {
     let mut rng = ChaCha8Rng::seed_from_u64(11);
     let model = TinyLm::new(4, &device);
     let sampler = config.init(TinyLm::D_MODEL, &device).unwrap();
-    let mut decoder = Decoder::new(&model, sampler);
+    let mut decoder = Decoder::new(&model, sampler).unwrap();
     let settings = settings();
     let mut running: Vec<CompletionId> = Vec::new();
     let mut totals = Totals::default();
@@ -69,7 +69,6 @@ fn run(config: &SamplerConfig, steps: u64) -> (Outcome, Memory) {
                 totals.add(&completion);
             }
         }
-        drop(decoder.take_completions());
         assert!(decoder.sampler().distillers() <= running.len() + shared, "a slot leaked");
         measure(&mut memory, decoder.stats().steps, steps);
     }
@@ -93,7 +92,7 @@ fn run(config: &SamplerConfig, steps: u64) -> (Outcome, Memory) {
 
 /// Plain, greedy, filtered, strongly steered.
 fn settings() -> Vec<Sampling> {
-    let base = Sampling::default;
+    let base = Sampling::paper;
     [
         base().with_beta(0.0),
         base(),

@@ -5,7 +5,7 @@
 use esamp::{
     Fire, Penalties, SamplerConfig, Sampling, Selection, Sharing, TemperatureOrder,
     distillers::{LowRankConfig, SwiGluConfig},
-    filters::{CandidateFilter, Candidates, FilterConfig, RowContext, TopK},
+    filters::{CandidateFilter, Candidates, FilterConfig, MinP, RowContext, TopK},
     optim::{AdaptiveConfig, OptimizerConfig, TrainRows, TrainingConfig},
     reweighters::{Expects, NoveltyReweighter, ReweighterConfig},
 };
@@ -73,7 +73,8 @@ fn the_serialized_names_are_stable() {
 fn missing_settings_are_off() {
     let old = r#"{ "temperature": 1.0, "temperature_order": "before_filters", "filters": [], "beta": 0.25 }"#;
     let read: Sampling = serde_json::from_str(old).unwrap();
-    assert_eq!(read, Sampling::default());
+    assert_eq!(read, Sampling::paper());
+    assert_eq!(read.filters(), []);
     assert_eq!(serde_json::from_str::<Sampling>("{}").unwrap(), Sampling::default());
     let one = serde_json::from_str::<Sampling>(r#"{ "temperature": 0.8 }"#).unwrap();
     assert_eq!(one, Sampling::new().with_temperature(0.8));
@@ -81,8 +82,21 @@ fn missing_settings_are_off() {
         "penalties": { "presence": 0.5 }, "fire": { "temperature": 10.0 } }"#;
     let read: Sampling = serde_json::from_str(some).unwrap();
     let presence = Penalties::new().with_presence(0.5);
-    let expected = Sampling::default().with_penalties(presence).with_fire(Fire::new(10.0));
+    let expected = Sampling::paper().with_penalties(presence).with_fire(Fire::new(10.0));
     assert_eq!(read, expected);
+}
+
+#[test]
+fn without_filters_of_its_own_a_request_has_min_p() {
+    let min_p = |p: f32| FilterConfig::from(MinP { p });
+    assert_eq!(Sampling::new().filters(), [min_p(0.05)]);
+    assert_eq!(serde_json::from_str::<Sampling>("{}").unwrap().filters(), [min_p(0.05)]);
+    // The first filter replaces the default one.
+    let two = Sampling::new().with_min_p(0.1).with_top_k(4);
+    assert_eq!(two.filters(), [min_p(0.1), TopK { k: 4 }.into()]);
+    assert_eq!(Sampling::paper().filters(), []);
+    assert_eq!(two.without_filters(), Sampling::paper());
+    assert_eq!(Sampling::paper().with_top_k(4), Sampling::new().with_top_k(4));
 }
 
 #[test]
@@ -166,7 +180,7 @@ fn custom_parts_are_not_serialized() {
     }
     assert_ne!(FilterConfig::custom(Own), FilterConfig::custom(Own));
     assert_ne!(ReweighterConfig::custom(Own), ReweighterConfig::default());
-    assert_eq!(FilterConfig::from(TopK { k: 4 }), filtered.filters[0]);
+    assert_eq!(FilterConfig::from(TopK { k: 4 }), filtered.filters()[0]);
     assert!(serde_json::from_str::<FilterConfig>(r#"{ "custom": null }"#).is_err());
 }
 

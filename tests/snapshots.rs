@@ -27,7 +27,7 @@ fn wave(rows: usize, phase: f32) -> Tensor<2> {
 
 /// One step of up to four rows of three prompts, some of which pause or join late. Returns the results bit for bit.
 fn step(sampler: &mut Sampler, at: usize) -> Vec<(TokenId, u32, Option<u32>)> {
-    let sampling = Sampling::default().with_beta(0.7).checked().unwrap();
+    let sampling = Sampling::paper().with_beta(0.7).checked().unwrap();
     let head = TiedHead::new(wave(11, 0.3));
     let rows: Vec<StepRow<'_>> = [(0, 0), (0, 1), (1, 2), (2, 3)]
         .into_iter()
@@ -387,7 +387,8 @@ fn a_decoder_does_not_confuse_a_new_prompt_with_one_that_the_sampler_knows() {
     let path = folder.path().join("sampler");
     let config = SamplerConfig::new();
     let width = esamp::testing::TinyLm::D_MODEL;
-    let mut decoder = esamp::Decoder::new(&model, config.init(width, &Device::flex()).unwrap());
+    let mut decoder =
+        esamp::Decoder::new(&model, config.init(width, &Device::flex()).unwrap()).unwrap();
     decoder.submit(esamp::Request::new(vec![1, 2]).with_completions(2)).unwrap();
     for _ in 0..20 {
         drop(decoder.step().unwrap());
@@ -398,7 +399,7 @@ fn a_decoder_does_not_confuse_a_new_prompt_with_one_that_the_sampler_knows() {
     let running = loaded.completions();
     assert_eq!(running, [CompletionId::new(0, 0), CompletionId::new(0, 1)]);
     let tokens = |sampler: Sampler| {
-        let mut decoder = esamp::Decoder::new(&model, sampler);
+        let mut decoder = esamp::Decoder::new(&model, sampler).unwrap();
         decoder.submit(esamp::Request::new(vec![3]).with_max_new_tokens(12)).unwrap();
         let run = decoder.run(|_| std::ops::ControlFlow::Continue(())).unwrap();
         (run[0].tokens(), run[0].id, decoder.into_sampler())

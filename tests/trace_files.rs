@@ -25,7 +25,7 @@ fn recorded() -> Recorder {
     let recorder = Arc::new(Mutex::new(Recorder::new()));
     let model = TinyLm::new(3, &Device::flex());
     let sampler = SamplerConfig::new().init(model.d_model(), &model.device()).unwrap();
-    let mut decoder = Decoder::new(&model, sampler).with_observer(recorder.clone());
+    let mut decoder = Decoder::new(&model, sampler).unwrap().with_observer(recorder.clone());
     let request = Request::new(vec![1, 2]).with_completions(2).with_max_new_tokens(5);
     decoder.submit(request.with_reference_log_probs()).unwrap();
     decoder.run(|_| ControlFlow::Continue(())).unwrap();

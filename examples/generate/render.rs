@@ -127,7 +127,7 @@ impl Screen {
 /// The temperature and the filters as text.
 pub fn said(sampling: &Sampling) -> String {
     let mut words = vec![format!("T {}", sampling.temperature)];
-    words.extend(sampling.filters.iter().map(|filter| {
+    words.extend(sampling.filters().iter().map(|filter| {
         // Serialised as {"xtc":{"threshold":0.1,"probability":0.5}}: keep the name and the numbers.
         let written = serde_json::to_string(filter).unwrap_or_default();
         let numbers =

@@ -88,7 +88,7 @@ impl Args {
                 (_, ReweighterConfig::Contrast) => Some(Contrast::USUAL_ALPHA),
                 _ => Some(USUAL_MIN_P),
             };
-            config.filters = self.filters.list(usual);
+            config.filters = Some(self.filters.list(usual));
         }
         Ok(config)
     }
@@ -222,7 +222,7 @@ fn check_fire(config: &Sampling) -> Result<(), Failure> {
         after || matches!(filter, FilterConfig::TopK(_) | FilterConfig::TopNSigma(_))
     };
     match config.fire {
-        Some(fire) if fire.temperature > 1.0 && !config.filters.iter().any(narrows) => {
+        Some(fire) if fire.temperature > 1.0 && !config.filters().iter().any(narrows) => {
             Err(Failure::usage(
                 format!(
                     "--fire {}: expected a filter that does not see the hot temperature, got none",

@@ -24,7 +24,7 @@ pub(crate) fn pool(
     let logits = match allowed {
         None => logits,
         Some(allowed) => {
-            masked = apply(allowed, logits)?;
+            masked = allowed.apply(logits)?;
             &masked
         }
     };
@@ -88,7 +88,7 @@ pub(crate) fn mass_outside(
     let logits = match allowed {
         None => logits,
         Some(allowed) => {
-            masked = apply(allowed, logits)?;
+            masked = allowed.apply(logits)?;
             &masked
         }
     };
@@ -101,16 +101,6 @@ pub(crate) fn mass_outside(
     let weight = |token: TokenId| f64::from((logits[token as usize] - max) / temperature).exp();
     let inside: f64 = candidates.as_slice().iter().map(|c| weight(c.token)).sum();
     Ok(((total - inside) / total).clamp(0.0, 1.0))
-}
-
-fn apply(allowed: &TokenMask, logits: &[f32]) -> Result<Vec<f32>, RowError> {
-    if allowed.vocab_size() != logits.len() {
-        return Err(RowError::MaskSize { expected: logits.len(), got: allowed.vocab_size() });
-    }
-    let keep = |(token, &logit): (usize, &f32)| {
-        if allowed.allows(token as TokenId) { logit } else { f32::NEG_INFINITY }
-    };
-    Ok(logits.iter().enumerate().map(keep).collect())
 }
 
 fn is_bad(logit: &f32) -> bool {

@@ -34,14 +34,26 @@ impl<M: CausalLm> Decoder<M> {
 
     /// Cancels the completions for which `is_cancelled` returns true and returns their number.
     fn cancel_where(&mut self, is_cancelled: impl Fn(CompletionId) -> bool) -> usize {
+        self.recover();
+        let count = self.end_where(is_cancelled, FinishReason::Cancelled);
+        self.tell_maskers();
+        count
+    }
+
+    /// Ends the waiting and running completions for which `is_ended` returns true and returns their number.
+    pub(super) fn end_where(
+        &mut self,
+        is_ended: impl Fn(CompletionId) -> bool,
+        reason: FinishReason,
+    ) -> usize {
         let rows = self.batch.iter().flat_map(|batch| batch.rows.iter().enumerate());
         let running: Vec<(usize, FinishReason)> = rows
-            .filter(|(_, row)| row.as_ref().is_some_and(|row| is_cancelled(row.id)))
-            .map(|(at, _)| (at, FinishReason::Cancelled))
+            .filter(|(_, row)| row.as_ref().is_some_and(|row| is_ended(row.id)))
+            .map(|(at, _)| (at, reason.clone()))
             .collect();
         let mut waiting = Vec::new();
         for prompt in &mut self.waiting {
-            for id in prompt.completions.extract_if(.., |id| is_cancelled(*id)) {
+            for id in prompt.completions.extract_if(.., |id| is_ended(*id)) {
                 waiting.push((id, prompt.request.clone()));
             }
         }
@@ -50,9 +62,7 @@ impl<M: CausalLm> Decoder<M> {
         self.end(running);
         for (id, request) in waiting {
             let context = self.context_length(&request);
-            // A waiting completion has no row yet. With an empty one it ends like any other: released, reported and
-            // returned.
-            self.hand_over(Row::new(id, request, context), FinishReason::Cancelled);
+            self.hand_over(Row::new(id, request, context), reason.clone());
         }
         count
     }

@@ -77,6 +77,9 @@ pub enum RequestError {
         /// The prompt.
         prompt: PromptId,
     },
+    /// Every prompt id has been used.
+    #[error("prompt id: expected one that has not been used, got none")]
+    NoPromptId,
     /// A sampling setting is invalid.
     #[error(transparent)]
     Config(#[from] ConfigError),

@@ -4,13 +4,19 @@ mod admission;
 mod cancel;
 mod error;
 mod forward;
+mod interrupted;
 mod other;
 mod request;
 mod row;
 mod stop;
 mod warm_up;
 
-use std::{collections::VecDeque, ops::ControlFlow, sync::Arc, time::Instant};
+use std::{
+    collections::{HashSet, VecDeque},
+    ops::ControlFlow,
+    sync::Arc,
+    time::Instant,
+};
 
 pub use error::RequestError;
 pub use request::{Completion, DecodeStats, Event, FinishReason, Request, Submitted, TokenMasker};
@@ -26,6 +32,7 @@ use crate::{
     text::Detokenize,
 };
 use forward::{expect_logits, int_tensor, prefill, rows_of};
+use interrupted::Work;
 use other::{Beside, OtherModel, other_logits};
 use request::Accepted;
 use row::Row;
@@ -41,7 +48,7 @@ use warm_up::PromptWarmUp;
 ///
 /// let model = TinyLm::new(1, &Device::flex());
 /// let sampler = SamplerConfig::new().init(model.d_model(), &model.device())?;
-/// let mut decoder = Decoder::new(&model, sampler).with_detokenizer(TinyLm::detokenizer());
+/// let mut decoder = Decoder::new(&model, sampler)?.with_detokenizer(TinyLm::detokenizer());
 /// decoder.submit(Request::new(vec![1, 2, 3]).with_completions(2).with_max_new_tokens(8))?;
 /// let completions = decoder.run(|event| {
 ///     if let Event::Token { completion, text, .. } = event {
@@ -65,6 +72,14 @@ use warm_up::PromptWarmUp;
 /// model or the sampler fails as a whole, `step` and `run` return the error. The completions that were part of the
 /// failed call then end with [`FinishReason::Aborted`] and keep the tokens they have
 /// ([`take_completions`](Self::take_completions) returns them). The decoder remains usable.
+///
+/// # When a part panics
+///
+/// A panic of a custom part (a masker, filter, reweighter, observer, detokenizer or model) passes through the decoder.
+/// A caller that catches it can go on with the decoder: the next call ends the completions that the panic may have
+/// left between two tokens with [`FinishReason::Aborted`], and all others go on as if it had not happened. After a
+/// panic of a masker that is its row alone, because masks are made before the forward pass; after a panic during a
+/// prefill, the completions of that prompt; after any other, all completions that were running.
 pub struct Decoder<M: CausalLm> {
     model: M,
     other: Option<Box<dyn OtherModel>>,
@@ -74,10 +89,16 @@ pub struct Decoder<M: CausalLm> {
     prefill_chunk: usize,
     sites: [TapSite; 2],
     waiting: VecDeque<Waiting>,
+    /// The rows of the prompt that is being prefilled. Empty between steps, unless a panic has left the step.
+    joining: Vec<Option<Row>>,
     batch: Option<Batch<M::Cache>>,
+    /// What the step is doing. `None` between steps, unless a panic has left the step.
+    work: Option<Work>,
     /// Events that have not been returned to the caller yet.
     events: VecDeque<Event>,
     completions: Vec<Completion>,
+    /// Maskers that have not been told yet that this completion has ended.
+    untold: VecDeque<(Arc<dyn TokenMasker>, CompletionId)>,
     next_prompt: u64,
     stats: DecodeStats,
 }
@@ -102,10 +123,29 @@ impl<M: CausalLm> Decoder<M> {
     ///
     /// Prompt ids start after the highest one the sampler already knows, so that a
     /// [loaded](crate::snapshots::SamplerLoader) sampler does not confuse new prompts with old ones.
-    pub fn new(model: M, sampler: Sampler) -> Self {
-        let known = sampler.completions();
-        let next_prompt = known.iter().map(|id| id.prompt.0).max().map_or(0, |id| id + 1);
-        Self {
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Mismatch`] when the sampler was built for a model of another width or on another device, when
+    /// the model's LM head reports another shape than the model, or when no prompt id is left after those that the
+    /// sampler knows.
+    pub fn new(model: M, sampler: Sampler) -> Result<Self, ConfigError> {
+        sampler.check_model(model.d_model(), &model.device())?;
+        if let Some(got) = model.lm_head().shape() {
+            let expected = [model.d_model(), model.vocab_size()];
+            ConfigError::check_equal("shape of the model's LM head", expected, got)?;
+        }
+        let last = sampler.completions().iter().map(|id| id.prompt.0).max();
+        let next_prompt = match last {
+            None => 0,
+            Some(u64::MAX) => {
+                let (what, last) = ("prompt ids that the sampler knows", u64::MAX.to_string());
+                let expected = format!("ids below {last}");
+                return Err(ConfigError::Mismatch { what, expected, got: last });
+            }
+            Some(last) => last + 1,
+        };
+        Ok(Self {
             model,
             other: None,
             sampler,
@@ -114,12 +154,15 @@ impl<M: CausalLm> Decoder<M> {
             prefill_chunk: Self::DEFAULT_PREFILL_CHUNK,
             sites: [TapSite::AfterBlock(0), TapSite::HeadInput],
             waiting: VecDeque::new(),
+            joining: Vec::new(),
             batch: None,
+            work: None,
             events: VecDeque::new(),
             completions: Vec::new(),
+            untold: VecDeque::new(),
             next_prompt,
             stats: DecodeStats::default(),
-        }
+        })
     }
 
     /// Sets the detokenizer that turns tokens into text. Call it before the first request.
@@ -144,7 +187,7 @@ impl<M: CausalLm> Decoder<M> {
     /// let expert = TinyLm::new(1, &Device::flex());
     /// let other = TinyLm::new(2, &Device::flex()); // the same vocabulary
     /// let sampler = SamplerConfig::new().init(expert.d_model(), &expert.device())?;
-    /// let mut decoder = Decoder::new(&expert, sampler).with_other_model(other)?;
+    /// let mut decoder = Decoder::new(&expert, sampler)?.with_other_model(other)?;
     /// let sampling = Sampling::contrastive();
     /// decoder.submit(Request::new(vec![1, 2, 3]).with_sampling(sampling).with_max_new_tokens(8))?;
     /// decoder.run(|_| ControlFlow::Continue(()))?;
@@ -171,12 +214,6 @@ impl<M: CausalLm> Decoder<M> {
 
     /// Limits the KV cache of the running rows, in bytes, at their full length as counted by
     /// [`kv_bytes_needed`](Self::kv_bytes_needed). Prompts wait until they fit.
-    ///
-    /// This counts `rows · tokens · kv_bytes_per_token`, for both models if there are two, where `tokens` is the length
-    /// of the longest row. It is not a limit on memory. Not counted are the weights, the spare capacity of a cache
-    /// (that of [`Llama`](crate::llama::Llama) is at most as large again), a second copy of newcomers while they join
-    /// the batch, logits and activations of a forward pass, and the distillers. The guide gives a [formula for all of
-    /// them](crate::guide::performance).
     pub fn with_kv_limit(mut self, bytes: usize) -> Self {
         self.kv_limit = Some(bytes);
         self
@@ -228,7 +265,8 @@ impl<M: CausalLm> Decoder<M> {
 
     /// Returns the sampler. Completions that have not ended are dropped together with their distillers.
     pub fn into_sampler(mut self) -> Sampler {
-        let running = self.batch.take().into_iter().flat_map(|batch| batch.rows).flatten();
+        let running = self.batch.take().into_iter().flat_map(|batch| batch.rows);
+        let running = running.chain(std::mem::take(&mut self.joining)).flatten();
         let waiting = self.waiting.iter().flat_map(|prompt| prompt.completions.iter().copied());
         for row in running.map(|row| row.id).chain(waiting) {
             self.sampler.release(row);
@@ -248,7 +286,10 @@ impl<M: CausalLm> Decoder<M> {
 
     /// Whether nothing is waiting, running, or still to be delivered by [`run`](Self::run).
     pub fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.batch.is_none() && self.events.is_empty()
+        self.waiting.is_empty()
+            && self.joining.is_empty()
+            && self.batch.is_none()
+            && self.events.is_empty()
     }
 
     /// Submits a request. Its prompt is prefilled at the next step that has room for it.
@@ -260,7 +301,7 @@ impl<M: CausalLm> Decoder<M> {
         self.check(&request)?;
         let request = Accepted::new(request)?;
         let prompt = PromptId(self.next_prompt);
-        self.next_prompt += 1;
+        self.next_prompt = self.next_prompt.checked_add(1).ok_or(RequestError::NoPromptId)?;
         let completions: Vec<CompletionId> =
             (0..request.completions as u64).map(|index| CompletionId { prompt, index }).collect();
         let waiting = Waiting { request: Arc::new(request), completions: completions.clone() };
@@ -274,7 +315,7 @@ impl<M: CausalLm> Decoder<M> {
     }
 
     /// Steps until every request has ended or `on_event` breaks. Returns the completions that have ended since the
-    /// last call, in the order of their ids.
+    /// last call, in the order of their ids, without those that [`step`](Self::step) has returned.
     ///
     /// A break loses nothing: the next call continues the running completions and first delivers the events that are
     /// still queued.
@@ -300,17 +341,27 @@ impl<M: CausalLm> Decoder<M> {
     }
 
     /// Runs one step: prefills the prompts for which there is room, then runs one forward pass and chooses one token
-    /// for every running row. Returns the resulting events.
+    /// for every running row. Returns the resulting events. The completions that have ended are in their
+    /// [`Event::Finished`], and are not kept for [`take_completions`](Self::take_completions).
     ///
     /// # Errors
     ///
     /// [`StepError`]: see [above](Self#when-a-step-fails).
     pub fn step(&mut self) -> Result<Vec<Event>, StepError> {
         self.advance()?;
-        Ok(self.events.drain(..).collect())
+        let events: Vec<Event> = self.events.drain(..).collect();
+        let finished = events.iter().filter_map(|event| match event {
+            Event::Finished { completion, .. } => Some(completion.id),
+            Event::Token { .. } => None,
+        });
+        let finished: HashSet<CompletionId> = finished.collect();
+        self.completions.retain(|completion| !finished.contains(&completion.id));
+        Ok(events)
     }
 
-    /// Takes the completions that have ended since the last call, in the order of their ids.
+    /// Takes the completions that have ended, in the order of their ids: those that neither [`run`](Self::run) nor an
+    /// earlier call has returned, and whose [`Event::Finished`] [`step`](Self::step) has not returned. After an error
+    /// of `run` or `step`, these include the aborted ones.
     pub fn take_completions(&mut self) -> Vec<Completion> {
         let mut completions = std::mem::take(&mut self.completions);
         completions.sort_by_key(|completion| completion.id);
@@ -318,112 +369,122 @@ impl<M: CausalLm> Decoder<M> {
     }
 
     fn advance(&mut self) -> Result<(), StepError> {
-        // First in, first out: a small prompt does not overtake a large one that still waits for room.
-        while let Some(waiting) = self.waiting.pop_front() {
-            if !self.has_room(&waiting) {
-                self.waiting.push_front(waiting);
-                break;
-            }
+        self.recover();
+        let advanced = self.prefill_waiting().and_then(|()| {
             let started = Instant::now();
-            let prefilled = self.prefill(waiting);
-            self.stats.prefill_seconds += started.elapsed().as_secs_f64();
-            // A failed prefill aborts only the completions of its prompt. The running rows continue at the next call.
-            prefilled?;
-        }
-        let started = Instant::now();
-        let decoded = self.decode();
-        if decoded.is_err() {
-            self.abort();
-        }
-        self.stats.decode_seconds += started.elapsed().as_secs_f64();
-        decoded
+            let decoded = self.decode();
+            if decoded.is_err() {
+                self.abort();
+            }
+            self.stats.decode_seconds += started.elapsed().as_secs_f64();
+            decoded
+        });
+        self.work = None;
+        self.tell_maskers();
+        advanced
     }
 
-    /// Prefills a prompt, chooses the first token of each of its completions, and adds them to the batch.
-    fn prefill(&mut self, waiting: Waiting) -> Result<(), StepError> {
-        let context = self.context_length(&waiting.request);
-        let mut rows: Vec<Row> = waiting
-            .completions
-            .iter()
-            .map(|&id| Row::new(id, waiting.request.clone(), context))
-            .collect();
-        let prompt = &waiting.request.prompt;
-        let first = self.first_tokens(prompt, &mut rows);
-        let (cache, choices) = match first {
+    /// Prefills the waiting prompts for which there is room, first in, first out: a small prompt does not overtake a
+    /// large one that still waits for room.
+    fn prefill_waiting(&mut self) -> Result<(), StepError> {
+        while self.waiting.front().is_some_and(|waiting| self.has_room(waiting)) {
+            let started = Instant::now();
+            let prefilled = self.prefill();
+            self.stats.prefill_seconds += started.elapsed().as_secs_f64();
+            prefilled?;
+        }
+        Ok(())
+    }
+
+    /// Prefills the first waiting prompt, chooses the first token of each of its completions, and adds them to the
+    /// batch.
+    fn prefill(&mut self) -> Result<(), StepError> {
+        let Some(waiting) = self.waiting.front() else {
+            return Ok(());
+        };
+        let request = waiting.request.clone();
+        let context = self.context_length(&request);
+        let ids = waiting.completions.iter();
+        let mut rows: Vec<_> =
+            ids.map(|&id| Some(Row::new(id, request.clone(), context))).collect();
+        let failed = make_masks(&mut rows, &mut self.work);
+        // The prompt waits until its masks are made, so that a panic of its masker does not lose it.
+        self.waiting.pop_front();
+        self.joining = rows;
+        self.end_joining(failed);
+        self.joining.retain(Option::is_some);
+        if self.joining.is_empty() {
+            return Ok(());
+        }
+
+        self.work = Some(Work::Prefill);
+        let (cache, choices) = match self.first_tokens(&request.prompt) {
             Ok(first) => first,
             Err(error) => {
-                for row in rows {
-                    self.hand_over(row, FinishReason::Aborted);
-                }
+                self.abort_joining();
                 return Err(error);
             }
         };
-        self.stats.prompt_tokens += prompt.len() as u64;
-        let newcomers = Batch { cache, rows: rows.into_iter().map(Some).collect() };
-        // `accept` works on `self.batch`: the newcomers take its place until they have their first token, and a batch
-        // that ends with it does not join the running one.
-        let running = self.batch.replace(newcomers);
-        self.accept(choices);
-        match (running, self.batch.take()) {
-            (Some(running), Some(newcomers)) => self.join(running, newcomers),
-            (running, newcomers) => {
-                self.batch = running.or(newcomers);
+        self.stats.prompt_tokens += request.prompt.len() as u64;
+        let detokenizer = self.detokenizer.as_deref();
+        let ended = accept(&mut self.joining, choices, detokenizer, &mut self.events);
+        self.end_joining(ended);
+        // Completions that all end with their first token do not join the batch.
+        if self.joining.iter().all(Option::is_none) {
+            self.joining.clear();
+            return Ok(());
+        }
+        self.join(cache)
+    }
+
+    /// Adds the prefilled rows to the batch. If the batch's cache cannot append them, they are aborted.
+    fn join(&mut self, cache: M::Cache) -> Result<(), StepError> {
+        let Some(running) = &mut self.batch else {
+            self.batch = Some(Batch { cache, rows: std::mem::take(&mut self.joining) });
+            return Ok(());
+        };
+        self.work = Some(Work::Batch); // a panic may leave the cache of the running rows half changed
+        match running.cache.append_rows(cache) {
+            Ok(()) => {
+                running.rows.append(&mut self.joining);
                 Ok(())
             }
-        }
-    }
-
-    /// Merges the newcomers into the running batch. If the cache cannot append them, they are aborted.
-    fn join(
-        &mut self,
-        mut running: Batch<M::Cache>,
-        newcomers: Batch<M::Cache>,
-    ) -> Result<(), StepError> {
-        let joined = running.cache.append_rows(newcomers.cache);
-        match &joined {
-            Ok(()) => running.rows.extend(newcomers.rows),
-            Err(_) => {
-                let rows = newcomers.rows.into_iter().flatten();
-                for row in rows {
-                    self.hand_over(row, FinishReason::Aborted);
-                }
+            Err(error) => {
+                self.abort_joining();
+                Err(error.into())
             }
         }
-        self.batch = Some(running);
-        Ok(joined?)
     }
 
-    fn first_tokens(
-        &mut self,
-        prompt: &[TokenId],
-        rows: &mut [Row],
-    ) -> Result<(M::Cache, Choices), StepError> {
+    /// Runs the prompt of the joining rows through the model and chooses their first tokens.
+    fn first_tokens(&mut self, prompt: &[TokenId]) -> Result<(M::Cache, Choices), StepError> {
         let chunk = self.prefill_chunk;
-        let mut warm_up = PromptWarmUp::new(rows, self.sites);
+        let rows: Vec<&Row> = self.joining.iter().flatten().collect();
+        let mut warm_up = PromptWarmUp::new(&rows, self.sites);
         let (cache, logits) = prefill(&self.model, prompt, rows.len(), chunk, &mut warm_up)?;
         // The distillers learn from the prompt before the first token is chosen.
-        warm_up.learn(&mut self.sampler, rows)?;
+        warm_up.learn(&mut self.sampler, &rows)?;
         let contrasted: Vec<CompletionId> =
-            other::contrasted(rows.iter()).map(|row| row.id).collect();
+            other::contrasted(rows.iter().copied()).map(|row| row.id).collect();
         let other_logits = match &mut self.other {
             Some(other) if !contrasted.is_empty() => {
                 Some(other.prefill(prompt, &contrasted, chunk)?)
             }
             _ => None,
         };
-        // `step_row` borrows the mask that `prepare` stores.
-        for row in rows.iter_mut() {
-            row.prepare();
-        }
         let step_rows: Vec<_> = rows.iter().map(|row| row.step_row(Phase::FirstToken)).collect();
         let input = StepInput::new(&step_rows, logits, self.model.lm_head());
-        // No hidden states: the first token is neither steered nor learned from.
         let output = self.sampler.step(input.with_other_logits(other_logits))?;
         Ok((cache, output.choices))
     }
 
     /// Runs one forward pass and chooses one token for every running row.
     fn decode(&mut self) -> Result<(), StepError> {
+        if let Some(batch) = &mut self.batch {
+            let failed = make_masks(&mut batch.rows, &mut self.work);
+            self.end(failed);
+        }
+        self.work = Some(Work::Batch);
         // Drop finished rows before the forward pass, so that no work is spent on them.
         self.compact()?;
         let Some(batch) = &mut self.batch else {
@@ -451,10 +512,6 @@ impl<M: CausalLm> Decoder<M> {
             None => None,
         };
 
-        // `step_row` borrows the mask that `prepare` stores.
-        for row in batch.rows.iter_mut().flatten() {
-            row.prepare();
-        }
         let rows: Vec<_> =
             batch.rows.iter().flatten().map(|row| row.step_row(Phase::Decode)).collect();
         let input = StepInput::new(&rows, logits, self.model.lm_head())
@@ -463,45 +520,31 @@ impl<M: CausalLm> Decoder<M> {
         let output = self.sampler.step(input)?;
         self.stats.steps += 1;
         self.stats.decoded_tokens += output.choices.iter().flatten().count() as u64;
-        self.accept(output.choices);
-        Ok(())
-    }
-
-    /// Records the choice of each live row of the batch and ends the rows that have finished.
-    fn accept(&mut self, choices: Choices) {
-        let Some(batch) = &mut self.batch else {
-            return;
-        };
         let detokenizer = self.detokenizer.as_deref();
-        let rows = batch.rows.iter_mut().enumerate();
-        let rows = rows.filter_map(|(at, row)| Some((at, row.as_mut()?)));
-        let ended = rows
-            .zip(choices)
-            .filter_map(|((at, row), choice)| {
-                Some((at, row.accept(choice, detokenizer, &mut self.events)?))
-            })
-            .collect();
+        let ended = accept(&mut batch.rows, output.choices, detokenizer, &mut self.events);
         self.end(ended);
+        Ok(())
     }
 
     /// Ends the given rows of the batch. Their places stay until [`compact`](Self::compact); an empty batch is
     /// dropped.
-    fn end(&mut self, ended: Vec<(usize, FinishReason)>) {
-        if ended.is_empty() {
-            return;
-        }
-        let Some(mut batch) = self.batch.take() else {
+    fn end(&mut self, ended: Ended) {
+        let Some(batch) = &mut self.batch else {
             return;
         };
-        for (at, reason) in ended {
-            if let Some(row) = batch.rows[at].take() {
-                self.hand_over(row, reason);
-            }
+        let rows = take_ended(&mut batch.rows, ended);
+        if batch.rows.iter().all(Option::is_none) {
+            self.batch = None;
         }
-        // Without a running row, the whole batch goes, also if its cache could not drop single rows. Only then may the
-        // next prompt of such a cache start.
-        if batch.rows.iter().any(Option::is_some) {
-            self.batch = Some(batch);
+        for (row, reason) in rows {
+            self.hand_over(row, reason);
+        }
+    }
+
+    /// Ends the given rows of the prompt that is being prefilled. Their places stay.
+    fn end_joining(&mut self, ended: Ended) {
+        for (row, reason) in take_ended(&mut self.joining, ended) {
+            self.hand_over(row, reason);
         }
     }
 
@@ -510,8 +553,6 @@ impl<M: CausalLm> Decoder<M> {
         if let Some(other) = &mut self.other {
             let rows = self.batch.iter().flat_map(|batch| batch.rows.iter().flatten());
             let kept: Vec<CompletionId> = other::contrasted(rows).map(|row| row.id).collect();
-            // The second model is told which completions are left, not which have ended. So its rows cannot diverge
-            // from the batch's, in whatever order completions join and leave.
             other.keep(&kept)?;
         }
         let Some(batch) = &mut self.batch else {
@@ -524,13 +565,21 @@ impl<M: CausalLm> Decoder<M> {
         Ok(())
     }
 
-    /// Ends a row: releases it from the sampler and queues its completion and the final event.
+    /// Ends a row: releases it from the sampler and queues its completion and the final event. Calls no code of the
+    /// user.
     fn hand_over(&mut self, row: Row, reason: FinishReason) {
-        // Every completion that ends goes through here, so no distiller is kept for it.
         self.sampler.release(row.id);
-        let (completion, text) = row.finish(reason, self.detokenizer.as_deref());
+        self.untold.extend(row.masker().map(|masker| (masker.clone(), row.id)));
+        let (completion, text) = row.finish(reason, self.detokenizer.is_some());
         self.completions.push(completion.clone());
         self.events.push_back(Event::Finished { completion, text });
+    }
+
+    /// Tells the maskers which of their completions have ended. Call it last: a masker may panic.
+    fn tell_maskers(&mut self) {
+        while let Some((masker, id)) = self.untold.pop_front() {
+            masker.ended(id);
+        }
     }
 
     /// Aborts all running rows.
@@ -540,6 +589,54 @@ impl<M: CausalLm> Decoder<M> {
             self.hand_over(row, FinishReason::Aborted);
         }
     }
+
+    /// Aborts the rows of the prompt that is being prefilled.
+    fn abort_joining(&mut self) {
+        for row in std::mem::take(&mut self.joining).into_iter().flatten() {
+            self.hand_over(row, FinishReason::Aborted);
+        }
+    }
+}
+
+/// Places of rows that have ended, and why.
+type Ended = Vec<(usize, FinishReason)>;
+
+/// The rows that have not ended, with their places.
+fn live_mut(rows: &mut [Option<Row>]) -> impl Iterator<Item = (usize, &mut Row)> {
+    rows.iter_mut().enumerate().filter_map(|(at, row)| Some((at, row.as_mut()?)))
+}
+
+/// Makes the mask of every row for the next token. Returns the rows whose masker fails.
+///
+/// This comes before the forward pass, so that a masker that panics leaves every row as it was.
+fn make_masks(rows: &mut [Option<Row>], work: &mut Option<Work>) -> Ended {
+    let mut failed = Vec::new();
+    for (at, row) in live_mut(rows) {
+        *work = Some(Work::Mask(row.id));
+        if let Err(error) = row.prepare() {
+            failed.push((at, FinishReason::Failed(error)));
+        }
+    }
+    *work = None;
+    failed
+}
+
+/// Records the choice of each row that has not ended. Returns the rows that end with it.
+fn accept(
+    rows: &mut [Option<Row>],
+    choices: Choices,
+    detokenizer: Option<&dyn Detokenize>,
+    events: &mut VecDeque<Event>,
+) -> Ended {
+    let accepted = live_mut(rows).zip(choices);
+    accepted
+        .filter_map(|((at, row), choice)| Some((at, row.accept(choice, detokenizer, events)?)))
+        .collect()
+}
+
+/// Takes rows from their places.
+fn take_ended(rows: &mut [Option<Row>], ended: Ended) -> Vec<(Row, FinishReason)> {
+    ended.into_iter().filter_map(|(at, reason)| Some((rows[at].take()?, reason))).collect()
 }
 
 impl<C> Batch<C> {

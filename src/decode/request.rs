@@ -41,7 +41,7 @@ pub struct Request {
 
 impl Request {
     /// Creates a request for one completion of at most [`DEFAULT_MAX_NEW_TOKENS`](Self::DEFAULT_MAX_NEW_TOKENS)
-    /// tokens with the paper's sampling settings and seed 0.
+    /// tokens with the default sampling settings and seed 0.
     pub fn new(prompt: Vec<TokenId>) -> Self {
         Self {
             prompt,
@@ -192,7 +192,7 @@ impl fmt::Debug for Request {
 /// Decides which tokens a row may choose, for example by a grammar. Implemented for closures.
 ///
 /// ```
-/// use esamp::{CompletionId, TokenId, TokenMask, TokenMasker};
+/// use esamp::{CompletionId, TokenId, TokenMask, TokenMasker, errors::RowError};
 ///
 /// /// Never the same token twice in a row.
 /// struct NoStutter {
@@ -200,31 +200,67 @@ impl fmt::Debug for Request {
 /// }
 ///
 /// impl TokenMasker for NoStutter {
-///     fn mask(&self, _row: CompletionId, generated: &[TokenId]) -> Option<TokenMask> {
-///         let last = *generated.last()?;
-///         let others = (0..self.vocab as TokenId).filter(|&token| token != last);
-///         Some(TokenMask::allowing(self.vocab, others))
+///     fn mask(
+///         &self,
+///         _row: CompletionId,
+///         generated: &[TokenId],
+///     ) -> Result<Option<TokenMask>, RowError> {
+///         let Some(&last) = generated.last() else {
+///             return Ok(None);
+///         };
+///         let mut mask = TokenMask::all(self.vocab);
+///         mask.set(last, false);
+///         Ok(Some(mask))
 ///     }
 /// }
 ///
 /// let masker = NoStutter { vocab: 8 };
-/// assert!(masker.mask(CompletionId::new(0, 0), &[]).is_none());
-/// assert!(!masker.mask(CompletionId::new(0, 0), &[1, 5]).unwrap().allows(5));
+/// assert!(masker.mask(CompletionId::new(0, 0), &[])?.is_none());
+/// assert!(!masker.mask(CompletionId::new(0, 0), &[1, 5])?.unwrap().allows(5));
+/// # Ok::<(), RowError>(())
 /// ```
 pub trait TokenMasker: Send + Sync {
-    /// The tokens allowed after `generated`, the completion so far. `None` allows all tokens.
-    fn mask(&self, row: CompletionId, generated: &[TokenId]) -> Option<TokenMask>;
+    /// The tokens allowed after `generated`, the completion so far. `None` allows all tokens. Called once per row and
+    /// step, before the forward pass.
+    ///
+    /// # Errors
+    ///
+    /// An error, for example [`RowError::masker`], ends the completion with [`FinishReason::Failed`]; the others
+    /// continue.
+    fn mask(&self, row: CompletionId, generated: &[TokenId])
+    -> Result<Option<TokenMask>, RowError>;
+
+    /// Called once when a completion of the request has ended, for whatever [reason](FinishReason), so that a masker
+    /// can drop what it keeps for the row. Not called for completions that are dropped together with their decoder.
+    fn ended(&self, row: CompletionId) {
+        let _ = row;
+    }
 }
 
-impl<F: Fn(CompletionId, &[TokenId]) -> Option<TokenMask> + Send + Sync> TokenMasker for F {
-    fn mask(&self, row: CompletionId, generated: &[TokenId]) -> Option<TokenMask> {
+impl<F> TokenMasker for F
+where
+    F: Fn(CompletionId, &[TokenId]) -> Result<Option<TokenMask>, RowError> + Send + Sync,
+{
+    fn mask(
+        &self,
+        row: CompletionId,
+        generated: &[TokenId],
+    ) -> Result<Option<TokenMask>, RowError> {
         self(row, generated)
     }
 }
 
 impl<T: TokenMasker + ?Sized> TokenMasker for Arc<T> {
-    fn mask(&self, row: CompletionId, generated: &[TokenId]) -> Option<TokenMask> {
+    fn mask(
+        &self,
+        row: CompletionId,
+        generated: &[TokenId],
+    ) -> Result<Option<TokenMask>, RowError> {
         (**self).mask(row, generated)
+    }
+
+    fn ended(&self, row: CompletionId) {
+        (**self).ended(row);
     }
 }
 
@@ -300,7 +336,7 @@ pub enum FinishReason {
     Failed(RowError),
     /// Its tokens could not be turned into text.
     NoText(TextError),
-    /// A step failed as a whole; the completion keeps the tokens it had.
+    /// A step failed as a whole, or a panic has left it; the completion keeps the tokens it had.
     Aborted,
 }
 

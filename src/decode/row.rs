@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{
-    request::{Accepted, Completion, Event, FinishReason},
+    request::{Accepted, Completion, Event, FinishReason, TokenMasker},
     stop::{Scan, StopScanner},
 };
 use crate::{
@@ -95,9 +95,19 @@ impl Row {
 
     /// Computes the mask of allowed tokens for the next step. Call it before [`step_row`](Self::step_row), which
     /// borrows the mask.
-    pub(super) fn prepare(&mut self) {
-        let masker = self.request.masker.as_ref();
-        self.mask = masker.and_then(|masker| masker.mask(self.id, &self.generated));
+    ///
+    /// # Errors
+    ///
+    /// Any error of the request's masker.
+    pub(super) fn prepare(&mut self) -> Result<(), RowError> {
+        if let Some(masker) = &self.request.masker {
+            self.mask = masker.mask(self.id, &self.generated)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn masker(&self) -> Option<&Arc<dyn TokenMasker>> {
+        self.request.masker.as_ref()
     }
 
     /// The sampler's view of the row.
@@ -127,7 +137,6 @@ impl Row {
             Err(error) => return Some(FinishReason::Failed(error)),
         };
         self.generated.push(choice.token);
-        // The sampler keeps nothing between steps, so the row carries its code to the next one.
         self.code = choice.code;
         self.choices.push(choice);
         // A stop token is part of the completion but has no text.
@@ -151,43 +160,38 @@ impl Row {
         finish
     }
 
-    /// Ends the row. Returns the completion and the text that no token event has shown yet.
+    /// Ends the row. Returns the completion, with a text if `has_text`, and the text that no token event has shown
+    /// yet.
+    ///
+    /// Calls no code of the user, so that a row can be ended after that code has panicked.
     pub(super) fn finish(
         mut self,
         mut finish: FinishReason,
-        detokenizer: Option<&dyn Detokenize>,
+        has_text: bool,
     ) -> (Completion, String) {
         let mut text = String::new();
-        if let Some(detokenizer) = detokenizer
-            // The text ends before a stop string, so what the stream still holds is not shown. After an error of the
-            // detokenizer there is no text that could be continued.
-            && !matches!(finish, FinishReason::StopString(_) | FinishReason::NoText(_))
-        {
-            match self.stream.finish(detokenizer) {
-                Ok(piece) => {
-                    // An incomplete character at the end may still complete a stop string.
-                    let (shown, stopped) = self.scan(&piece);
-                    text = shown;
-                    match stopped {
-                        // A stop string replaces only the regular finish reasons: a failure or a cancellation is more
-                        // important.
-                        Some(reason) => {
-                            use FinishReason::{ContextFull, MaxNewTokens, StopToken};
-                            if matches!(finish, StopToken(_) | MaxNewTokens | ContextFull) {
-                                finish = reason;
-                            }
-                        }
-                        None => text.push_str(&self.stops.finish()),
+        if !matches!(finish, FinishReason::StopString(_) | FinishReason::NoText(_)) {
+            let piece = std::mem::take(&mut self.stream).finish();
+            // An incomplete character at the end may still complete a stop string.
+            let (shown, stopped) = self.scan(&piece);
+            text = shown;
+            match stopped {
+                // A stop string replaces only the regular finish reasons: a failure or a cancellation is more
+                // important.
+                Some(reason) => {
+                    use FinishReason::{ContextFull, MaxNewTokens, StopToken};
+                    if matches!(finish, StopToken(_) | MaxNewTokens | ContextFull) {
+                        finish = reason;
                     }
                 }
-                Err(error) => finish = FinishReason::NoText(error),
+                None => text.push_str(&self.stops.finish()),
             }
         }
         self.text.push_str(&text);
         let completion = Completion {
             id: self.id,
             choices: self.choices,
-            text: detokenizer.map(|_| self.text),
+            text: has_text.then_some(self.text),
             finish,
         };
         (completion, text)

@@ -18,9 +18,8 @@ pub(super) struct PromptWarmUp {
 
 impl PromptWarmUp {
     /// Creates the warm-up for the rows of one prompt.
-    pub(super) fn new(rows: &[Row], [shallow, deep]: [TapSite; 2]) -> Self {
-        // All rows of a prompt come from one request, so any of them knows.
-        let updates = rows.first().map_or(0, Row::prompt_warm_up);
+    pub(super) fn new(rows: &[&Row], [shallow, deep]: [TapSite; 2]) -> Self {
+        let updates = rows.first().map_or(0, |row| row.prompt_warm_up());
         let tap = (updates > 0).then(|| SequenceTap::new(shallow, deep));
         Self { tap, plain: NoTap, updates }
     }
@@ -44,7 +43,7 @@ impl PromptWarmUp {
     }
 
     /// Warms up the distillers of the rows, each distiller once.
-    pub(super) fn learn(self, sampler: &mut Sampler, rows: &[Row]) -> Result<(), StepError> {
+    pub(super) fn learn(self, sampler: &mut Sampler, rows: &[&Row]) -> Result<(), StepError> {
         let Some(mut tap) = self.tap else {
             return Ok(());
         };

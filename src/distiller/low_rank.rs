@@ -338,6 +338,10 @@ impl Distiller for LowRankDistiller {
         normed * self.norm_weight.val().unsqueeze() + self.norm_bias.val().unsqueeze()
     }
 
+    fn d_model(&self) -> Option<usize> {
+        Some(self.a.val().dims()[0])
+    }
+
     fn stacked(&self) -> Option<Arc<dyn StackedDistiller>> {
         Some(Arc::new(StackedLowRank { source_norm: self.source_norm }))
     }

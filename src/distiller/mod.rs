@@ -37,6 +37,10 @@ pub use swiglu::{OutputStart, SwiGluBlock, SwiGluConfig, SwiGluDistiller};
 ///     fn predict(&self, shallow: Tensor<2>) -> Tensor<2> {
 ///         self.map.forward(shallow)
 ///     }
+///
+///     fn d_model(&self) -> Option<usize> {
+///         Some(self.map.weight.val().dims()[0])
+///     }
 /// }
 /// ```
 pub trait Distiller: Module + 'static {
@@ -57,6 +61,13 @@ pub trait Distiller: Module + 'static {
     /// - output: `[1]`
     fn loss(&self, shallow: Tensor<2>, deep: Tensor<2>) -> Tensor<1> {
         (self.predict(shallow) - deep).square().mean()
+    }
+
+    /// Returns the width of the hidden states that the network was made for. A sampler for a model of another width
+    /// then refuses it when it is built. The default, `None`, stands for a network of any width and is not checked: a
+    /// wrong width then fails in the network's own operations, in the first step.
+    fn d_model(&self) -> Option<usize> {
+        None
     }
 
     /// Returns the same network over many slots at once, if it is implemented. A bank of many slots then computes all

@@ -171,6 +171,10 @@ impl Distiller for SwiGluDistiller {
         self.blocks.iter().fold(source, |x, block| block.forward(x))
     }
 
+    fn d_model(&self) -> Option<usize> {
+        self.blocks.first().map(|block| block.gate.val().dims()[0])
+    }
+
     fn stacked(&self) -> Option<Arc<dyn StackedDistiller>> {
         Some(Arc::new(StackedSwiGlu { source_norm: self.source_norm }))
     }

@@ -70,8 +70,8 @@ impl SamplerBuilder {
     ///
     /// # Errors
     ///
-    /// [`ConfigError::OutOfRange`] for the first invalid setting; [`ConfigError::Thread`] when the thread cannot be
-    /// started.
+    /// [`ConfigError::OutOfRange`] for the first invalid setting; [`ConfigError::Mismatch`] when the distiller
+    /// [reports](Distiller::d_model) another width; [`ConfigError::Thread`] when the thread cannot be started.
     pub fn build(self, d_model: usize, device: &Device) -> Result<Sampler, ConfigError> {
         let (sampler, worker) = self.build_with_worker(d_model, device)?;
         if let Some(worker) = worker {
@@ -86,7 +86,8 @@ impl SamplerBuilder {
     ///
     /// # Errors
     ///
-    /// [`ConfigError::OutOfRange`] for the first invalid setting.
+    /// [`ConfigError::OutOfRange`] for the first invalid setting; [`ConfigError::Mismatch`] when the distiller
+    /// [reports](Distiller::d_model) another width.
     pub fn build_with_worker(
         self,
         d_model: usize,
@@ -155,6 +156,9 @@ impl SamplerConfig {
     ) -> Result<Pair, ConfigError> {
         self.validate_training()?;
         ConfigError::at_least_one("d_model", d_model)?;
+        if let Some(width) = distiller.d_model() {
+            ConfigError::check_equal("width of the distiller", d_model, width)?;
+        }
         let optimizer = self.optimizer();
         let device = device.clone().inner();
         let template = distiller.to_device(&device).valid().map(&mut FullPrecision);

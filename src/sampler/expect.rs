@@ -54,9 +54,10 @@ impl Predicted {
         };
 
         // From this number of candidates on, a product with the whole matrix moves less memory than gathering its
-        // rows.
+        // rows. A head that does not report its shape is always applied in full: only the width of all its logits
+        // shows that it has every candidate, and gathering beyond them panics or gives another token's logit.
         let expected = select_rows(&self.expected, &live);
-        let dense = live.len() * widest >= vocab;
+        let dense = live.len() * widest >= vocab || lm_head.shape().is_none();
         let (logits, width) = if dense {
             (lm_head.logits(expected), vocab)
         } else {

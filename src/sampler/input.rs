@@ -2,10 +2,11 @@
 
 use burn::tensor::{Device, Tensor};
 
+use super::Sampler;
 use crate::{
     candidates::{RowContext, TokenMask},
     draw::DrawKey,
-    error::RowError,
+    error::{ConfigError, RowError},
     hidden::HiddenStates,
     id::{CompletionId, TokenId},
     lm_head::LmHead,
@@ -240,6 +241,15 @@ impl<'a> StepInput<'a> {
             Some(got) => expect_device("LM head", device, &got),
             None => Ok(()),
         }
+    }
+}
+
+impl Sampler {
+    /// Checks that the sampler was built for a model of this width on this device.
+    pub(crate) fn check_model(&self, d_model: usize, device: &Device) -> Result<(), ConfigError> {
+        ConfigError::check_equal("width of the sampler's model", d_model, self.d_model)?;
+        let device = device.clone().inner();
+        ConfigError::check_equal("device of the sampler", &device, &self.device)
     }
 }
 

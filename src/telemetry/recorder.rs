@@ -21,7 +21,7 @@ use super::{Observer, RowTrace, StepTrace, TraceRecord, TraceWriter};
 /// let recorder = Arc::new(Mutex::new(Recorder::new()));
 /// let model = TinyLm::new(1, &Device::flex());
 /// let sampler = SamplerConfig::new().init(model.d_model(), &model.device())?;
-/// let mut decoder = Decoder::new(&model, sampler).with_observer(recorder.clone());
+/// let mut decoder = Decoder::new(&model, sampler)?.with_observer(recorder.clone());
 /// decoder.submit(Request::new(vec![1, 2, 3]).with_max_new_tokens(8))?;
 /// decoder.run(|_| ControlFlow::Continue(()))?;
 ///

@@ -1,10 +1,12 @@
-//! Test models that need no downloaded weights: for this crate's tests, and for tests of your own distillers, filters
-//! and decode loops.
+//! Test models that need no downloaded weights, for this crate's tests and for tests of your own distillers, filters
+//! and decode loops; and [`check_model`], for tests of your own model.
 
 mod cache;
+mod check;
 mod scripted;
 mod tiny;
 
 pub use cache::TokenCache;
+pub use check::{ModelFault, check_model};
 pub use scripted::ScriptedLm;
 pub use tiny::TinyLm;

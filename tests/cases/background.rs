@@ -61,7 +61,7 @@ fn error_after(updates: usize, step: usize) -> f32 {
 
 #[test]
 fn a_step_sees_the_update_of_the_step_before_the_last() {
-    let sampling = Sampling::default().checked().unwrap();
+    let sampling = Sampling::paper().checked().unwrap();
     let mut sampler = background().init(D_MODEL, &device()).unwrap();
     for at in 0..6usize {
         let error = step(&mut sampler, &sampling, at).unwrap();
@@ -80,8 +80,9 @@ fn a_step_sees_the_update_of_the_step_before_the_last() {
 
 fn decode(config: &SamplerConfig) -> (Vec<Vec<TokenId>>, u64) {
     let model = TinyLm::new(3, &device());
-    let mut decoder = Decoder::new(&model, config.init(TinyLm::D_MODEL, &device()).unwrap());
-    let sampling = Sampling::default().with_beta(1.0);
+    let mut decoder =
+        Decoder::new(&model, config.init(TinyLm::D_MODEL, &device()).unwrap()).unwrap();
+    let sampling = Sampling::paper().with_beta(1.0);
     for (prompt, length) in [(vec![1, 2, 3], 14), (vec![9], 6), (vec![5, 5], 10)] {
         let request = Request::new(prompt).with_max_new_tokens(length).with_completions(3);
         decoder.submit(request.with_sampling(sampling.clone()).with_seed(5)).unwrap();
@@ -131,7 +132,7 @@ impl Distiller for Fragile {
 
 #[test]
 fn a_panicking_distiller_is_an_error_and_stays_one() {
-    let sampling = Sampling::default().checked().unwrap();
+    let sampling = Sampling::paper().checked().unwrap();
     let distiller = Fragile { calls: Arc::default() };
     let mut sampler =
         Sampler::builder(background()).with_distiller(distiller).build(D_MODEL, &device()).unwrap();
@@ -167,7 +168,7 @@ impl Distiller for Gated {
 fn dropping_never_waits_for_the_worker() {
     let gate = Arc::new(Mutex::new(()));
     let closed: MutexGuard<'_, ()> = gate.lock().unwrap();
-    let sampling = Sampling::default().checked().unwrap();
+    let sampling = Sampling::paper().checked().unwrap();
     let distiller = Gated { gate: gate.clone() };
     let mut sampler =
         Sampler::builder(background()).with_distiller(distiller).build(D_MODEL, &device()).unwrap();
@@ -178,7 +179,7 @@ fn dropping_never_waits_for_the_worker() {
 
 #[test]
 fn a_caller_may_run_the_worker_on_a_thread_of_its_own() {
-    let sampling = Sampling::default().checked().unwrap();
+    let sampling = Sampling::paper().checked().unwrap();
     let (mut sampler, worker) =
         Sampler::builder(background()).build_with_worker(D_MODEL, &device()).unwrap();
     let thread = std::thread::spawn(move || worker.unwrap().run());
@@ -196,7 +197,7 @@ fn a_caller_may_run_the_worker_on_a_thread_of_its_own() {
 
 #[test]
 fn a_worker_that_has_ended_is_an_error() {
-    let sampling = Sampling::default().checked().unwrap();
+    let sampling = Sampling::paper().checked().unwrap();
     let (mut sampler, worker) =
         Sampler::builder(background()).build_with_worker(D_MODEL, &device()).unwrap();
     drop(worker);
@@ -206,7 +207,7 @@ fn a_worker_that_has_ended_is_an_error() {
 
 #[test]
 fn reset_and_release_reach_the_worker() {
-    let sampling = Sampling::default().checked().unwrap();
+    let sampling = Sampling::paper().checked().unwrap();
     let mut sampler = background().init(D_MODEL, &device()).unwrap();
     let run = |sampler: &mut Sampler| -> Vec<f32> {
         (0..4).map(|at| step(sampler, &sampling, at).unwrap()).collect()
@@ -221,7 +222,7 @@ fn reset_and_release_reach_the_worker() {
 
 #[test]
 fn a_warm_up_of_another_prompt_does_not_remove_the_lag() {
-    let sampling = Sampling::default().checked().unwrap();
+    let sampling = Sampling::paper().checked().unwrap();
     let run = |neighbour: bool| -> (Vec<f32>, u64) {
         let mut sampler = background().init(D_MODEL, &device()).unwrap();
         let errors = (0..6).map(|at| {
@@ -288,7 +289,7 @@ fn the_worker_learns_on_top_of_every_warm_up() {
 
 #[test]
 fn a_warm_up_is_visible_at_once_and_stays() {
-    let sampling = Sampling::default().checked().unwrap();
+    let sampling = Sampling::paper().checked().unwrap();
     let errors = |config: SamplerConfig| -> Vec<f32> {
         let mut sampler = config.init(D_MODEL, &device()).unwrap();
         sampler.warm_up(&[CompletionId::new(0, 0)], &hidden(1), 6).unwrap();

@@ -15,7 +15,7 @@ fn model() -> TinyLm {
 
 fn decoder(model: &TinyLm) -> Decoder<&TinyLm> {
     let config = SamplerConfig::new().with_sharing(Sharing::PerCompletion);
-    Decoder::new(model, config.init(TinyLm::D_MODEL, &device()).unwrap())
+    Decoder::new(model, config.init(TinyLm::D_MODEL, &device()).unwrap()).unwrap()
 }
 
 fn request(prompt: &[TokenId], seed: u64, beta: f32) -> Request {
@@ -119,7 +119,7 @@ fn value_stability() {
     let model = model();
     let pinned = |config: SamplerConfig, beta: f32| {
         let sampler = config.init(TinyLm::D_MODEL, &device()).unwrap();
-        let mut decoder = Decoder::new(&model, sampler);
+        let mut decoder = Decoder::new(&model, sampler).unwrap();
         decoder.submit(request(&[1, 2, 3], 42, beta).with_max_new_tokens(12)).unwrap();
         tokens(&run(&mut decoder))
     };

@@ -8,13 +8,14 @@ use esamp::{
     testing::{ScriptedLm, TinyLm},
 };
 
+use super::decode_loop::finished;
 use crate::device;
 
 const VOCAB: usize = 10;
 
 fn decoder<M: CausalLm>(model: M) -> Decoder<M> {
     let sampler = SamplerConfig::new().init(model.d_model(), &device()).unwrap();
-    Decoder::new(model, sampler)
+    Decoder::new(model, sampler).unwrap()
 }
 
 fn run<M: CausalLm>(decoder: &mut Decoder<M>) -> Vec<Completion> {
@@ -22,7 +23,7 @@ fn run<M: CausalLm>(decoder: &mut Decoder<M>) -> Vec<Completion> {
 }
 
 fn contrast(beta: f32) -> Sampling {
-    let config = Sampling::default().with_reweighter(ReweighterConfig::Contrast);
+    let config = Sampling::paper().with_reweighter(ReweighterConfig::Contrast);
     config.with_beta(beta)
 }
 
@@ -73,7 +74,7 @@ fn an_amateur_changes_the_choice_as_the_formula_says() {
     let amateur = ScriptedLm::new(3, &device(), |_| vec![3.0, 1.0, -4.0]);
     let greedy = |config: Sampling| config.with_temperature(0.0);
     for (config, token) in [
-        (Sampling::default().with_beta(0.0), 0),
+        (Sampling::paper().with_beta(0.0), 0),
         (Sampling::contrastive(), 1), // min-p 0.1: 2.0 − 2.3 < 0, so 2 is kept
         (Sampling::contrastive().with_beta(1.0), 2), // 0: 1, 1: 2.6, 2: 4
         (Sampling::contrastive().with_beta(1.0).with_min_p(0.2), 1), // 2 is dropped
@@ -96,7 +97,7 @@ fn alone(request: Request) -> Vec<TokenId> {
 /// it.
 #[test]
 fn the_other_models_cache_stays_in_step_with_joins_and_leaves() {
-    let steered = Sampling::default().with_beta(0.0).checked().unwrap();
+    let steered = Sampling::paper().with_beta(0.0).checked().unwrap();
     let request = |prompt: &[TokenId], length: usize, sampling: &Sampling| {
         let request = Request::new(prompt.to_vec()).with_max_new_tokens(length);
         request.with_seed(3).with_sampling(sampling.clone())
@@ -121,18 +122,19 @@ fn the_other_models_cache_stays_in_step_with_joins_and_leaves() {
         (hashing(1).with_fixed_cache(), hashing(2).with_fixed_cache()),
     ] {
         let mut decoder = decoder(&expert).with_other_model(amateur.clone()).unwrap();
-        let mut names = Vec::new();
+        let (mut names, mut completions) = (Vec::new(), Vec::new());
         for (at, request) in requests.iter().enumerate() {
             names.push(decoder.submit(request.clone()).unwrap().completions[0]);
             if at % 2 == 1 {
-                decoder.step().unwrap();
-                decoder.step().unwrap();
+                completions.extend(finished(decoder.step().unwrap()));
+                completions.extend(finished(decoder.step().unwrap()));
             }
             if at == 5 {
                 decoder.cancel(names[cancelled]).unwrap();
             }
         }
-        let completions = run(&mut decoder);
+        completions.extend(run(&mut decoder));
+        completions.sort_by_key(|completion| completion.id);
         for (at, completion) in completions.iter().enumerate() {
             let tokens = completion.tokens();
             match at == cancelled {
@@ -155,7 +157,7 @@ fn the_other_models_cache_stays_in_step_with_joins_and_leaves() {
 fn the_other_model_reads_only_contrasted_rows_and_each_token_once() {
     let (expert, amateur) = (hashing(1), hashing(2));
     let mut decoder = decoder(&expert).with_other_model(amateur.clone()).unwrap();
-    let plain = Sampling::default().with_beta(0.0);
+    let plain = Sampling::paper().with_beta(0.0);
     let base = |prompt: &[TokenId], sampling| {
         Request::new(prompt.to_vec()).with_max_new_tokens(3).with_sampling(sampling)
     };
@@ -173,7 +175,7 @@ fn the_other_model_reads_only_contrasted_rows_and_each_token_once() {
 fn rows_that_have_ended_leave_the_other_models_cache() {
     let amateur = hashing(2);
     let mut decoder = decoder(hashing(1)).with_other_model(amateur.clone()).unwrap();
-    let plain = Sampling::default().with_beta(0.0);
+    let plain = Sampling::paper().with_beta(0.0);
     for (length, sampling) in [(2, contrast(0.5)), (4, contrast(0.5)), (8, plain)] {
         let request = Request::new(vec![1]).with_max_new_tokens(length);
         decoder.submit(request.with_sampling(sampling)).unwrap();
@@ -207,7 +209,7 @@ fn requirements_of_a_contrasted_request_are_checked_at_submission() {
         "prompt of 4 tokens: expected at most 3, to leave room for one new token in the model's context"
     );
     decoder.submit(request()).unwrap();
-    let plain = Sampling::default().with_beta(0.0);
+    let plain = Sampling::paper().with_beta(0.0);
     decoder.submit(request().with_sampling(plain)).unwrap();
     let completions = run(&mut decoder);
     assert_eq!(completions.iter().map(|c| c.choices.len()).collect::<Vec<_>>(), [3, 5]);

@@ -6,7 +6,7 @@ use crate::device;
 use esamp::{
     CausalLm, Completion, CompletionId, Decoder, Detokenize, Event, FinishReason, Request, Sampler,
     SamplerConfig, Sampling, TokenId, TokenMask, TokenMasker,
-    errors::{RequestError, TextError},
+    errors::{RequestError, RowError, TextError},
     testing::{ScriptedLm, TinyLm},
 };
 
@@ -15,12 +15,15 @@ pub(super) fn sampler(d_model: usize) -> Sampler {
 }
 
 pub(super) fn sampling(beta: f32) -> Sampling {
-    Sampling::default().with_beta(beta)
+    Sampling::paper().with_beta(beta)
 }
 
 fn greedy() -> Sampling {
-    Sampling::default().with_beta(0.0).with_temperature(0.0)
+    Sampling::paper().with_beta(0.0).with_temperature(0.0)
 }
+
+/// What a masker returns.
+pub(super) type Masked = Result<Option<TokenMask>, RowError>;
 
 /// Predicts the next number, modulo 10.
 pub(super) fn counter() -> ScriptedLm {
@@ -38,6 +41,15 @@ pub(super) fn run<M: CausalLm>(decoder: &mut Decoder<M>) -> Vec<Completion> {
     decoder.run(|_| ControlFlow::Continue(())).unwrap()
 }
 
+/// The completions that have ended, of the events of a step.
+pub(super) fn finished(events: Vec<Event>) -> Vec<Completion> {
+    let completion = |event| match event {
+        Event::Finished { completion, .. } => Some(completion),
+        _ => None,
+    };
+    events.into_iter().filter_map(completion).collect()
+}
+
 pub(super) fn count_from(start: TokenId) -> Request {
     Request::new(vec![start]).with_sampling(greedy()).with_max_new_tokens(5)
 }
@@ -45,7 +57,7 @@ pub(super) fn count_from(start: TokenId) -> Request {
 #[test]
 fn prompts_of_different_lengths_run_in_one_batch_and_end_independently() {
     let model = counter();
-    let mut decoder = Decoder::new(&model, sampler(10)).with_detokenizer(digits);
+    let mut decoder = Decoder::new(&model, sampler(10)).unwrap().with_detokenizer(digits);
     decoder.submit(count_from(3)).unwrap();
     let long = Request::new(vec![0, 1, 2, 3, 4, 5]);
     decoder
@@ -66,7 +78,7 @@ fn prompts_of_different_lengths_run_in_one_batch_and_end_independently() {
 
 #[test]
 fn events_agree_with_the_completions() {
-    let mut decoder = Decoder::new(counter(), sampler(10)).with_detokenizer(digits);
+    let mut decoder = Decoder::new(counter(), sampler(10)).unwrap().with_detokenizer(digits);
     let submitted = decoder.submit(count_from(1).with_completions(2)).unwrap();
     let mut texts = vec![String::new(); 2];
     let mut finished = Vec::new();
@@ -94,7 +106,7 @@ fn events_agree_with_the_completions() {
 
 #[test]
 fn stop_tokens_end_a_completion_and_have_no_text() {
-    let mut decoder = Decoder::new(counter(), sampler(10)).with_detokenizer(digits);
+    let mut decoder = Decoder::new(counter(), sampler(10)).unwrap().with_detokenizer(digits);
     decoder.submit(count_from(1).with_stop_tokens([8, 4])).unwrap();
     let completion = &run(&mut decoder)[0];
     assert_eq!(completion.tokens(), [2, 3, 4]);
@@ -104,7 +116,7 @@ fn stop_tokens_end_a_completion_and_have_no_text() {
 
 #[test]
 fn stop_strings_end_a_completion_at_any_token_boundary() {
-    let mut decoder = Decoder::new(counter(), sampler(10)).with_detokenizer(digits);
+    let mut decoder = Decoder::new(counter(), sampler(10)).unwrap().with_detokenizer(digits);
     decoder.submit(count_from(1).with_stop_strings(["99", "45"])).unwrap();
     decoder.submit(count_from(1).with_stop_strings(["67"])).unwrap();
     let mut shown = vec![String::new(); 2];
@@ -136,7 +148,7 @@ fn stop_strings_end_a_completion_at_any_token_boundary() {
 #[test]
 fn the_context_ends_a_completion() {
     let model = counter().with_context_length(6);
-    let mut decoder = Decoder::new(&model, sampler(10));
+    let mut decoder = Decoder::new(&model, sampler(10)).unwrap();
     decoder.submit(Request::new(vec![1, 2, 3]).with_sampling(greedy())).unwrap();
     let completion = &run(&mut decoder)[0];
     assert_eq!(completion.tokens(), [4, 5, 6]);
@@ -147,7 +159,7 @@ fn the_context_ends_a_completion() {
 #[test]
 fn a_break_loses_nothing() {
     let whole = {
-        let mut decoder = Decoder::new(counter(), sampler(10));
+        let mut decoder = Decoder::new(counter(), sampler(10)).unwrap();
         decoder.submit(count_from(1).with_completions(2)).unwrap();
         let mut events = 0;
         decoder
@@ -159,7 +171,7 @@ fn a_break_loses_nothing() {
         events
     };
     for stop_after in 1..whole {
-        let mut decoder = Decoder::new(counter(), sampler(10));
+        let mut decoder = Decoder::new(counter(), sampler(10)).unwrap();
         decoder.submit(count_from(1).with_completions(2)).unwrap();
         let mut events = 0;
         let mut completions = decoder
@@ -189,7 +201,7 @@ fn a_break_loses_nothing() {
 
 #[test]
 fn a_request_can_be_cancelled_while_it_waits_and_while_it_runs() {
-    let mut decoder = Decoder::new(counter(), sampler(10));
+    let mut decoder = Decoder::new(counter(), sampler(10)).unwrap();
     let running = decoder.submit(count_from(1).with_completions(2)).unwrap();
     decoder.step().unwrap();
     let waiting = decoder.submit(count_from(5).with_completions(2)).unwrap();
@@ -208,7 +220,7 @@ fn a_request_can_be_cancelled_while_it_waits_and_while_it_runs() {
 
 #[test]
 fn a_prompt_is_cancelled_with_all_of_its_completions() {
-    let mut decoder = Decoder::new(counter(), sampler(10));
+    let mut decoder = Decoder::new(counter(), sampler(10)).unwrap();
     let running = decoder.submit(count_from(1).with_completions(2)).unwrap();
     decoder.step().unwrap();
     let waiting = decoder.submit(count_from(5).with_completions(2)).unwrap();
@@ -232,20 +244,20 @@ fn a_prompt_is_cancelled_with_all_of_its_completions() {
 #[test]
 fn a_long_prompt_is_read_in_chunks() {
     let model = counter();
-    let mut decoder = Decoder::new(&model, sampler(10)).with_prefill_chunk(2).unwrap();
+    let mut decoder = Decoder::new(&model, sampler(10)).unwrap().with_prefill_chunk(2).unwrap();
     let request = Request::new(vec![5, 4, 3, 2, 1]).with_completions(2);
     decoder.submit(request.with_sampling(greedy()).with_max_new_tokens(1)).unwrap();
     assert!(run(&mut decoder).iter().all(|completion| completion.tokens() == [2]));
     assert_eq!(model.calls(), [[vec![5, 4]], [vec![3, 2]], [vec![1]]]);
 
     let fixed = counter().with_fixed_cache();
-    let mut decoder = Decoder::new(&fixed, sampler(10)).with_prefill_chunk(2).unwrap();
+    let mut decoder = Decoder::new(&fixed, sampler(10)).unwrap().with_prefill_chunk(2).unwrap();
     let request = Request::new(vec![3, 2, 1]).with_completions(2);
     decoder.submit(request.with_sampling(greedy()).with_max_new_tokens(1)).unwrap();
     assert!(run(&mut decoder).iter().all(|completion| completion.tokens() == [2]));
     assert_eq!(fixed.calls(), [[vec![3, 2], vec![3, 2]], [vec![1], vec![1]]]);
 
-    let error = Decoder::new(&model, sampler(10)).with_prefill_chunk(0).err().unwrap();
+    let error = Decoder::new(&model, sampler(10)).unwrap().with_prefill_chunk(0).err().unwrap();
     assert_eq!(error.to_string(), "prefill_chunk: expected at least 1, got 0");
 }
 
@@ -253,8 +265,10 @@ fn a_long_prompt_is_read_in_chunks() {
 fn chunks_do_not_change_the_tokens() {
     let model = TinyLm::new(7, &device());
     let completions = |chunk: usize| {
-        let mut decoder =
-            Decoder::new(&model, sampler(TinyLm::D_MODEL)).with_prefill_chunk(chunk).unwrap();
+        let mut decoder = Decoder::new(&model, sampler(TinyLm::D_MODEL))
+            .unwrap()
+            .with_prefill_chunk(chunk)
+            .unwrap();
         let request = Request::new((0..40).map(|at| at * 7 % 64).collect()).with_completions(2);
         let request = request.with_sampling(sampling(0.25)).with_max_new_tokens(6);
         decoder.submit(request.with_reference_log_probs()).unwrap();
@@ -274,7 +288,7 @@ fn chunks_do_not_change_the_tokens() {
 
 #[test]
 fn a_prefill_that_fails_is_timed_too() {
-    let mut decoder = Decoder::new(counter().failing_at(0), sampler(10));
+    let mut decoder = Decoder::new(counter().failing_at(0), sampler(10)).unwrap();
     decoder.submit(count_from(1)).unwrap();
     assert!(decoder.step().is_err());
     assert!(decoder.stats().prefill_seconds > 0.0);
@@ -282,7 +296,7 @@ fn a_prefill_that_fails_is_timed_too() {
 
 #[test]
 fn requests_join_a_running_batch() {
-    let mut decoder = Decoder::new(counter(), sampler(10));
+    let mut decoder = Decoder::new(counter(), sampler(10)).unwrap();
     decoder.submit(count_from(1)).unwrap();
     decoder.step().unwrap();
     decoder.step().unwrap();
@@ -295,7 +309,7 @@ fn requests_join_a_running_batch() {
 #[test]
 fn prompts_wait_until_the_cache_has_room() {
     let model = counter(); // one byte per token
-    let mut decoder = Decoder::new(&model, sampler(10)).with_kv_limit(12);
+    let mut decoder = Decoder::new(&model, sampler(10)).unwrap().with_kv_limit(12);
     assert_eq!(decoder.kv_bytes_needed(&count_from(1).with_completions(2)), 12);
     decoder.submit(count_from(1).with_completions(2)).unwrap();
     decoder.submit(count_from(5)).unwrap();
@@ -310,12 +324,12 @@ fn prompts_wait_until_the_cache_has_room() {
 
 #[test]
 fn a_mask_decides_which_tokens_are_allowed() {
-    let masker = |row: CompletionId, generated: &[TokenId]| -> Option<TokenMask> {
+    let masker = |row: CompletionId, generated: &[TokenId]| -> Masked {
         // The second completion must be 9, 8, 7, …; the first is unrestricted.
         let forced = 9 - generated.len() as TokenId;
-        (row.index == 1).then(|| TokenMask::allowing(10, [forced]))
+        Ok((row.index == 1).then(|| TokenMask::allowing(10, [forced])))
     };
-    let mut decoder = Decoder::new(counter(), sampler(10));
+    let mut decoder = Decoder::new(counter(), sampler(10)).unwrap();
     decoder.submit(count_from(1).with_completions(2).with_masker(masker)).unwrap();
     let completions = run(&mut decoder);
     assert_eq!(completions[0].tokens(), [2, 3, 4, 5, 6]);
@@ -324,10 +338,10 @@ fn a_mask_decides_which_tokens_are_allowed() {
 
 #[test]
 fn a_row_that_fails_ends_and_the_others_continue() {
-    let masker = |row: CompletionId, generated: &[TokenId]| -> Option<TokenMask> {
-        (row.index == 0 && generated.len() == 2).then(|| TokenMask::allowing(10, []))
+    let masker = |row: CompletionId, generated: &[TokenId]| -> Masked {
+        Ok((row.index == 0 && generated.len() == 2).then(|| TokenMask::allowing(10, [])))
     };
-    let mut decoder = Decoder::new(counter(), sampler(10));
+    let mut decoder = Decoder::new(counter(), sampler(10)).unwrap();
     decoder.submit(count_from(1).with_completions(2).with_masker(masker)).unwrap();
     let completions = run(&mut decoder);
     assert_eq!(completions[0].tokens(), [2, 3]);
@@ -337,7 +351,7 @@ fn a_row_that_fails_ends_and_the_others_continue() {
 
 #[test]
 fn log_probabilities_are_those_of_the_model() {
-    let mut decoder = Decoder::new(counter(), sampler(10));
+    let mut decoder = Decoder::new(counter(), sampler(10)).unwrap();
     let warm = Sampling::default().with_beta(0.0).with_top_k(1);
     decoder.submit(count_from(1).with_sampling(warm).with_reference_log_probs()).unwrap();
     let choices = &run(&mut decoder)[0].choices;
@@ -353,7 +367,7 @@ fn a_cache_that_cannot_drop_rows_works_too() {
     let flexible = counter();
     let fixed = counter().with_fixed_cache();
     let script = |model: &ScriptedLm| {
-        let mut decoder = Decoder::new(model, sampler(10));
+        let mut decoder = Decoder::new(model, sampler(10)).unwrap();
         let stop = count_from(1).with_sampling(sampling(0.5)).with_stop_tokens([4]).with_seed(3);
         decoder.submit(stop.with_completions(3)).unwrap();
         decoder.submit(count_from(6).with_completions(2)).unwrap();
@@ -373,7 +387,7 @@ fn a_cache_that_cannot_drop_rows_works_too() {
 #[test]
 fn steering_learns_every_row_but_the_first_token() {
     let model = TinyLm::new(1, &device());
-    let mut decoder = Decoder::new(&model, sampler(TinyLm::D_MODEL));
+    let mut decoder = Decoder::new(&model, sampler(TinyLm::D_MODEL)).unwrap();
     decoder
         .submit(Request::new(vec![1, 2, 3]).with_completions(4).with_max_new_tokens(10))
         .unwrap();
@@ -392,8 +406,9 @@ fn steering_learns_every_row_but_the_first_token() {
 
 #[test]
 fn a_plain_run_needs_no_taps() {
-    let plain = Sampling::default().with_beta(0.0);
+    let plain = Sampling::paper().with_beta(0.0);
     let mut decoder = Decoder::new(TinyLm::new(1, &device()), sampler(TinyLm::D_MODEL))
+        .unwrap()
         .with_sites(esamp::TapSite::AfterBlock(77), esamp::TapSite::HeadInput);
     decoder.submit(Request::new(vec![1]).with_sampling(plain)).unwrap();
     run(&mut decoder);
@@ -409,7 +424,7 @@ fn a_plain_run_needs_no_taps() {
 fn a_model_and_its_parts_may_be_shared_by_pointer() {
     let model = Arc::new(TinyLm::new(3, &device()));
     let masker: Arc<dyn TokenMasker> = Arc::new(|_: CompletionId, _: &[TokenId]| {
-        Some(TokenMask::allowing(TinyLm::VOCAB, [1, 2, 5]))
+        Ok(Some(TokenMask::allowing(TinyLm::VOCAB, [1, 2, 5])))
     });
     let detokenizer: Arc<dyn Detokenize> = Arc::new(TinyLm::detokenizer());
     fn run(
@@ -418,7 +433,7 @@ fn a_model_and_its_parts_may_be_shared_by_pointer() {
         text: Arc<dyn Detokenize>,
     ) -> String {
         let sampler = SamplerConfig::new().init(model.d_model(), &model.device()).unwrap();
-        let mut decoder = Decoder::new(model, sampler).with_detokenizer(text);
+        let mut decoder = Decoder::new(model, sampler).unwrap().with_detokenizer(text);
         let request = Request::new(vec![1, 2]).with_max_new_tokens(6).with_masker(masker);
         decoder.submit(request).unwrap();
         let completions = decoder.run(|_| ControlFlow::Continue(())).unwrap();

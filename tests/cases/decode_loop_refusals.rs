@@ -2,12 +2,14 @@
 
 use std::ops::ControlFlow;
 
-use super::decode_loop::{count_from, counter, digits, run, sampler, sampling};
+use super::decode_loop::{Masked, count_from, counter, digits, run, sampler, sampling};
+use crate::device;
 use burn::tensor::{Device, Int, Tensor};
 use esamp::{
     CausalLm, Completion, CompletionId, Decoder, FinishReason, HiddenStateTap, KvCache, LmHead,
-    Request, Sampling, TokenId, TokenMask,
-    errors::{ModelError, StepError, TextError},
+    Request, Sampler, SamplerConfig, Sampling, TiedHead, TokenId, TokenMask,
+    distillers::{LowRankConfig, SwiGluConfig},
+    errors::{ModelError, RequestError, StepError, TextError},
     testing::ScriptedLm,
 };
 
@@ -111,12 +113,12 @@ fn a_cache_is_never_asked_for_an_unsupported_operation() {
     ];
     for ([repeat, drop, append], fed) in table {
         let model = Limited { inner: counter(), can: Can { repeat, drop, append } };
-        let mut decoder = Decoder::new(&model, sampler(10));
-        let steered = Sampling::default().with_beta(0.5).with_temperature(0.0);
+        let mut decoder = Decoder::new(&model, sampler(10)).unwrap();
+        let steered = Sampling::paper().with_beta(0.5).with_temperature(0.0);
         let steered = steered;
-        let masker = |row: CompletionId, generated: &[TokenId]| -> Option<TokenMask> {
+        let masker = |row: CompletionId, generated: &[TokenId]| -> Masked {
             let end = generated.len() as u64 == row.index + 1;
-            Some(TokenMask::allowing(10, [if end { 9 } else { 1 }]))
+            Ok(Some(TokenMask::allowing(10, [if end { 9 } else { 1 }])))
         };
         let first = count_from(1).with_completions(3).with_masker(masker).with_stop_tokens([9]);
         decoder.submit(first.with_sampling(steered.clone())).unwrap();
@@ -137,7 +139,7 @@ fn a_cache_is_never_asked_for_an_unsupported_operation() {
 #[test]
 fn a_failure_of_the_model_aborts_only_running_completions() {
     let model = counter().failing_at(3);
-    let mut decoder = Decoder::new(&model, sampler(10));
+    let mut decoder = Decoder::new(&model, sampler(10)).unwrap();
     decoder.submit(count_from(1).with_sampling(sampling(0.5))).unwrap();
     let error = decoder.run(|_| ControlFlow::Continue(())).unwrap_err();
     assert!(matches!(error, StepError::Model(_)));
@@ -153,7 +155,7 @@ fn a_failure_of_the_model_aborts_only_running_completions() {
     assert_eq!(decoder.sampler().distillers(), 0);
 
     let model = counter().failing_at(0); // in a prefill
-    let mut decoder = Decoder::new(&model, sampler(10));
+    let mut decoder = Decoder::new(&model, sampler(10)).unwrap();
     decoder.submit(count_from(1)).unwrap();
     assert!(decoder.step().is_err());
     assert_eq!(decoder.take_completions()[0].finish, FinishReason::Aborted);
@@ -163,7 +165,7 @@ fn a_failure_of_the_model_aborts_only_running_completions() {
 #[test]
 fn requests_that_can_never_run_are_refused() {
     let model = counter().with_context_length(8);
-    let mut decoder = Decoder::new(&model, sampler(10));
+    let mut decoder = Decoder::new(&model, sampler(10)).unwrap();
     let mut refused = |request: Request| decoder.submit(request).unwrap_err().to_string();
     assert_eq!(refused(Request::new(vec![])), "prompt: expected at least one token, got none");
     assert_eq!(
@@ -194,10 +196,11 @@ fn requests_that_can_never_run_are_refused() {
     assert!(decoder.is_idle());
 }
 
-/// A model whose logits have the wrong number of rows or the wrong width.
+/// A model whose logits have the wrong number of rows or the wrong width, or whose head has the wrong shape.
 struct Misshapen {
     inner: ScriptedLm,
     answer: fn(Tensor<2>) -> Tensor<2>,
+    head: Option<TiedHead>,
 }
 
 impl CausalLm for Misshapen {
@@ -217,7 +220,7 @@ impl CausalLm for Misshapen {
     }
 
     fn lm_head(&self) -> &dyn LmHead {
-        self.inner.lm_head()
+        self.head.as_ref().map_or(self.inner.lm_head(), |head| head)
     }
 
     fn device(&self) -> Device {
@@ -233,6 +236,51 @@ impl CausalLm for Misshapen {
     }
 }
 
+fn misshapen(answer: fn(Tensor<2>) -> Tensor<2>, head: Option<TiedHead>) -> Misshapen {
+    Misshapen { inner: counter(), answer, head }
+}
+
+#[test]
+fn parts_that_do_not_fit_each_other_are_refused_before_the_first_step() {
+    let wide = Decoder::new(counter(), sampler(11)).err().unwrap();
+    assert_eq!(wide.to_string(), "width of the sampler's model: expected 10, got 11");
+    let head = TiedHead::new(Tensor::zeros([12, 10], &device()));
+    let model = misshapen(|logits| logits, Some(head));
+    let head = Decoder::new(&model, sampler(10)).err().unwrap();
+    assert_eq!(head.to_string(), "shape of the model's LM head: expected [10, 10], got [10, 12]");
+
+    let swiglu = SwiGluConfig::new().init(9, 0, &device()).unwrap();
+    let builder = Sampler::builder(SamplerConfig::new()).with_distiller(swiglu.clone());
+    let wide = builder.build(10, &device()).unwrap_err();
+    assert_eq!(wide.to_string(), "width of the distiller: expected 10, got 9");
+    let low_rank = LowRankConfig::new().init(12, 0, &device()).unwrap();
+    let builder = Sampler::builder(SamplerConfig::new()).with_distiller(low_rank);
+    let wide = builder.build_with_worker(10, &device()).unwrap_err();
+    assert_eq!(wide.to_string(), "width of the distiller: expected 10, got 12");
+    let builder = Sampler::builder(SamplerConfig::new()).with_distiller(swiglu);
+    assert!(builder.build(9, &device()).is_ok());
+}
+
+#[test]
+fn prompt_ids_end_in_an_error_and_do_not_wrap() {
+    let knows = |prompt: u64| {
+        let mut sampler = sampler(10);
+        sampler.admit(CompletionId::new(prompt, 0), &sampling(0.5).checked().unwrap());
+        Decoder::new(counter(), sampler)
+    };
+    let none_left = knows(u64::MAX).err().unwrap();
+    assert_eq!(
+        none_left.to_string(),
+        "prompt ids that the sampler knows: expected ids below 18446744073709551615, got 18446744073709551615"
+    );
+    let mut last = knows(u64::MAX - 2).unwrap();
+    assert_eq!(last.submit(count_from(1)).unwrap().prompt.0, u64::MAX - 1);
+    let none_left = last.submit(count_from(1)).unwrap_err();
+    assert_eq!(none_left, RequestError::NoPromptId);
+    assert_eq!(none_left.to_string(), "prompt id: expected one that has not been used, got none");
+    assert_eq!(run(&mut last).len(), 1);
+}
+
 #[test]
 fn a_model_that_answers_for_other_rows_or_tokens_is_refused() {
     let twice: fn(Tensor<2>) -> Tensor<2> = |logits| logits.repeat_dim(0, 2);
@@ -246,7 +294,7 @@ fn a_model_that_answers_for_other_rows_or_tokens_is_refused() {
         (wide, "logits: expected shape [1, 10], got [1, 20]"),
         (fewer, "logits: expected shape [2, 10], got [1, 10]"),
     ] {
-        let mut decoder = Decoder::new(Misshapen { inner: counter(), answer }, sampler(10));
+        let mut decoder = Decoder::new(misshapen(answer, None), sampler(10)).unwrap();
         decoder.submit(count_from(1).with_completions(2)).unwrap();
         let error = decoder.run(|_| ControlFlow::Continue(())).unwrap_err();
         assert_eq!(error.to_string(), message);
@@ -259,7 +307,7 @@ fn a_detokenizer_that_fails_ends_its_row_only() {
         true => Err(TextError::new("no 4")),
         false => digits(tokens),
     };
-    let mut decoder = Decoder::new(counter(), sampler(10)).with_detokenizer(broken);
+    let mut decoder = Decoder::new(counter(), sampler(10)).unwrap().with_detokenizer(broken);
     decoder.submit(count_from(1)).unwrap();
     decoder.submit(count_from(4).with_max_new_tokens(3)).unwrap();
     let completions = run(&mut decoder);

@@ -3,8 +3,10 @@
 
 mod background;
 mod batch_independence;
+mod check_model;
 mod contrast;
 mod decode_loop;
+mod decode_loop_panics;
 mod decode_loop_refusals;
 mod diverged;
 mod expected_control;

@@ -123,7 +123,7 @@ fn adjustments_are_not_multiplied_by_the_fusion() {
             })
             .collect();
         for order in [TemperatureOrder::BeforeFilters, TemperatureOrder::AfterFilters] {
-            let base = Sampling::default().with_beta(beta).with_temperature(temperature);
+            let base = Sampling::paper().with_beta(beta).with_temperature(temperature);
             let sampling = everything(base).with_temperature_order(order).checked().unwrap();
             for request in 0..20 {
                 let choice = context.step(row(request, &sampling)).unwrap();
@@ -132,7 +132,7 @@ fn adjustments_are_not_multiplied_by_the_fusion() {
                 assert!((got - expected).abs() < 2e-5, "{order:?} {got} {expected}");
             }
         }
-        let greedy = Sampling::default().with_beta(beta).with_temperature(0.0);
+        let greedy = Sampling::paper().with_beta(beta).with_temperature(0.0);
         let greedy = everything(greedy).checked().unwrap();
         let best = (0..VOCAB).max_by(|&a, &b| fused[a].total_cmp(&fused[b])).unwrap();
         assert_eq!(context.step(row(0, &greedy)).unwrap().token as usize, best);
@@ -253,7 +253,7 @@ fn filters_see_the_adjusted_logits() {
 fn a_masked_token_stays_masked_with_any_adjustment() {
     let context = Context::new(0);
     let sampling =
-        Sampling::default().with_logit_bias(4, 1e30).with_logit_bias(8, 50.0).checked().unwrap();
+        Sampling::paper().with_logit_bias(4, 1e30).with_logit_bias(8, 50.0).checked().unwrap();
     let mut allowed = TokenMask::all(VOCAB);
     allowed.set(4, false);
     let masked = row(0, &sampling).with_allowed(&allowed);
@@ -272,7 +272,7 @@ fn a_masked_token_stays_masked_with_any_adjustment() {
     logits[4] = f32::NAN;
     let error = sampling.candidates(&at, &logits).unwrap_err();
     assert_eq!(error.to_string(), "logits: expected numbers or -inf, got NaN for token 4");
-    let far = Sampling::default().with_logit_bias(4, f32::MAX).checked().unwrap();
+    let far = Sampling::paper().with_logit_bias(4, f32::MAX).checked().unwrap();
     logits[4] = f32::MAX;
     let error = far.candidates(&at, &logits).unwrap_err();
     assert_eq!(error.to_string(), "logits: expected numbers or -inf, got inf for token 4");
@@ -281,7 +281,7 @@ fn a_masked_token_stays_masked_with_any_adjustment() {
 #[test]
 fn log_probabilities_under_the_model_are_unadjusted() {
     let context = Context::new(2);
-    let sampling = everything(Sampling::default()).checked().unwrap();
+    let sampling = everything(Sampling::paper()).checked().unwrap();
     let asked = row(0, &sampling).with_reference_log_prob();
     let choice = context.step(asked).unwrap();
     let expected = log_softmax(&context.reference, choice.token);
@@ -291,7 +291,7 @@ fn log_probabilities_under_the_model_are_unadjusted() {
 #[test]
 fn a_bias_for_an_unknown_token_is_an_error_of_the_row() {
     let context = Context::new(0);
-    let sampling = Sampling::default().with_logit_bias(12, 1.0).checked().unwrap();
+    let sampling = Sampling::paper().with_logit_bias(12, 1.0).checked().unwrap();
     let error = context.step(row(0, &sampling)).unwrap_err();
     assert_eq!(error, RowError::UnknownToken { place: "logit bias", token: 12, vocab: VOCAB });
 }
@@ -308,7 +308,7 @@ fn constant() -> ScriptedLm {
 fn said(config: Sampling, prompt: Vec<TokenId>) -> Vec<TokenId> {
     let model = constant();
     let sampler = SamplerConfig::new().init(model.d_model(), &device()).unwrap();
-    let mut decoder = Decoder::new(&model, sampler);
+    let mut decoder = Decoder::new(&model, sampler).unwrap();
     let sampling = config.with_beta(0.0).with_temperature(0.0);
     let request = Request::new(prompt).with_sampling(sampling).with_max_new_tokens(5);
     decoder.submit(request).unwrap();
@@ -318,7 +318,7 @@ fn said(config: Sampling, prompt: Vec<TokenId>) -> Vec<TokenId> {
 #[test]
 fn the_decoder_counts_the_tokens_of_the_completion() {
     let penalties = |repetition, frequency, presence| {
-        Sampling::default().with_penalties(
+        Sampling::paper().with_penalties(
             Penalties::new()
                 .with_repetition(repetition)
                 .with_frequency(frequency)
@@ -332,15 +332,15 @@ fn the_decoder_counts_the_tokens_of_the_completion() {
     // Each occurrence subtracts .15; the prompt does not count.
     assert_eq!(said(penalties(1.0, 0.15, 0.0), vec![3]), [3, 7, 3, 7, 3]);
     assert_eq!(said(penalties(1.0, 0.0, 0.15), vec![3]), [3, 7, 3, 3, 3]);
-    assert_eq!(said(Sampling::default().with_logit_bias(0, 1.5), vec![3]), [0; 5]);
+    assert_eq!(said(Sampling::paper().with_logit_bias(0, 1.5), vec![3]), [0; 5]);
 }
 
 #[test]
 fn a_request_with_a_bias_for_an_unknown_token_is_refused() {
     let model = constant();
     let sampler = SamplerConfig::new().init(model.d_model(), &device()).unwrap();
-    let mut decoder = Decoder::new(&model, sampler);
-    let sampling = Sampling::default().with_logit_bias(10, 1.0);
+    let mut decoder = Decoder::new(&model, sampler).unwrap();
+    let sampling = Sampling::paper().with_logit_bias(10, 1.0);
     let error = decoder.submit(Request::new(vec![1]).with_sampling(sampling)).unwrap_err();
     assert_eq!(error.to_string(), "logit bias token 10: expected an id below 10");
 }
@@ -350,7 +350,7 @@ fn a_hot_start_has_the_configured_number_of_tokens() {
     let context = Context::new(1);
     let beta = 0.5;
     let fire = Fire::new(30.0).with_tokens(2);
-    let base = Sampling::default().with_beta(beta).with_temperature(0.7).with_fire(fire);
+    let base = Sampling::paper().with_beta(beta).with_temperature(0.7).with_fire(fire);
     let sampling = base.checked().unwrap();
     let fused: Vec<f32> = (0..VOCAB)
         .map(|z| (1.0 + beta) * context.reference[z] - beta * context.expected[z])
@@ -378,7 +378,7 @@ fn a_hot_start_has_the_configured_number_of_tokens() {
 #[test]
 fn a_hot_start_before_greedy_tokens_is_random() {
     let context = Context::new(1);
-    let sampling = Sampling::default().with_temperature(0.0).with_fire(Fire::new(30.0));
+    let sampling = Sampling::paper().with_temperature(0.0).with_fire(Fire::new(30.0));
     let sampling = sampling.checked().unwrap();
     assert!(sampling.is_greedy() && sampling.is_greedy_at(1) && !sampling.is_greedy_at(0));
     let seen = |generated: &'static [TokenId]| -> HashSet<TokenId> {

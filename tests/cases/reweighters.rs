@@ -16,7 +16,7 @@ use super::sampler_step::{
 use crate::device;
 
 fn sampling(reweighter: ReweighterConfig, beta: f32) -> Sampling {
-    Sampling::default().with_reweighter(reweighter).with_beta(beta)
+    Sampling::paper().with_reweighter(reweighter).with_beta(beta)
 }
 
 fn host(tensor: Tensor<2>) -> Vec<f32> {
@@ -257,13 +257,13 @@ fn requirements_of_a_contrasted_row_are_checked_before_any_work() {
 fn settings_without_a_reweighter_are_esamp() {
     let old = r#"{"temperature":0.8,"temperature_order":"before_filters","filters":[],"beta":0.5}"#;
     let read: Sampling = serde_json::from_str(old).unwrap();
-    assert_eq!(read, Sampling::default().with_temperature(0.8).with_beta(0.5));
+    assert_eq!(read, Sampling::paper().with_temperature(0.8).with_beta(0.5));
     let orthogonal = sampling(ReweighterConfig::Orthogonal, 1.0);
     let written = serde_json::to_string(&orthogonal).unwrap();
     assert!(written.contains(r#""beta":1.0,"reweighter":"orthogonal""#), "{written}");
     assert_eq!(serde_json::from_str::<Sampling>(&written).unwrap(), orthogonal);
     let contrastive = Sampling::contrastive();
-    assert_eq!((contrastive.beta, contrastive.filters.len()), (0.5, 1));
+    assert_eq!((contrastive.beta, contrastive.filters().len()), (0.5, 1));
 }
 
 /// Each reweighter gives the same tokens alone and with other requests in the decode loop.
@@ -281,7 +281,10 @@ fn a_rows_tokens_do_not_depend_on_the_other_rows_with_any_reweighter() {
                 .with_sharing(Sharing::PerCompletion)
                 .init(model.d_model(), &device())
                 .unwrap();
-            Decoder::new(&model, sampler).with_other_model(TinyLm::new(6, &device())).unwrap()
+            Decoder::new(&model, sampler)
+                .unwrap()
+                .with_other_model(TinyLm::new(6, &device()))
+                .unwrap()
         };
         let request = |prompt: &[TokenId], seed| {
             let request = Request::new(prompt.to_vec()).with_seed(seed).with_max_new_tokens(16);

@@ -83,7 +83,7 @@ pub(crate) fn first_token(row: StepRow<'_>) -> StepRow<'_> {
 }
 
 pub(crate) fn esamp(beta: f32) -> CheckedSampling {
-    Sampling::default().with_beta(beta).checked().unwrap()
+    Sampling::paper().with_beta(beta).checked().unwrap()
 }
 
 pub(crate) fn choices(output: StepOutput) -> Vec<Choice> {
@@ -105,7 +105,7 @@ pub(crate) fn log_softmax(scores: &[f32], token: u32) -> f32 {
 fn a_token_is_drawn_from_the_fused_distribution() {
     let world = World::new();
     let (beta, temperature) = (0.5, 0.8);
-    let sampling = Sampling::default().with_beta(beta).with_temperature(temperature);
+    let sampling = Sampling::paper().with_beta(beta).with_temperature(temperature);
     let sampling = sampling.checked().unwrap();
     let hidden = world.hidden(&[4]);
     let distiller = esamp::distillers::SwiGluConfig::new().init(D_MODEL, 0, &world.device).unwrap();
@@ -122,7 +122,7 @@ fn a_token_is_drawn_from_the_fused_distribution() {
 fn the_expected_logits_are_those_of_the_candidates_alone() {
     // With a filter, the sampler projects onto the candidates; without, onto the whole vocabulary. The scores agree.
     let world = World::new();
-    let wide = Sampling::default().with_beta(1.0).with_temperature(0.0).checked().unwrap();
+    let wide = Sampling::paper().with_beta(1.0).with_temperature(0.0).checked().unwrap();
     let narrow = Sampling::default().with_beta(1.0).with_temperature(0.0).with_top_k(2);
     let narrow = narrow.checked().unwrap();
     let contexts: Vec<usize> = (0..3).collect();
@@ -140,7 +140,7 @@ fn the_expected_logits_are_those_of_the_candidates_alone() {
 fn beta_zero_is_plain_sampling_and_no_distiller_work() {
     let world = World::new();
     let (plain, off) =
-        (Sampling::new().with_custom_reweighter(Never).checked().unwrap(), esamp(0.0));
+        (Sampling::paper().with_custom_reweighter(Never).checked().unwrap(), esamp(0.0));
     let mut with_zero = sampler();
     for step in 0..20 {
         let contexts = [step, step + 1];

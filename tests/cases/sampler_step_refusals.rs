@@ -93,12 +93,17 @@ fn a_head_or_a_distiller_that_returns_the_wrong_shape_is_an_error() {
     let hidden = world.hidden(&[0]);
     let logits = world.head.logits(hidden.deep().clone());
     let head = |hidden: Tensor<2>| hidden; // d_model logits instead of vocab
-    let error =
-        sampler().step(StepInput::new(&rows, logits, &head).with_hidden(hidden)).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "expected logits of the LM head: expected shape [1, 12], got [1, 8]"
-    );
+    // With a filter, the candidates would be gathered from logits that do not have them.
+    let filtered = Sampling::default().with_top_k(2).checked().unwrap();
+    for sampling in [&sampling, &filtered] {
+        let rows = [row(0, 0, sampling)];
+        let input = StepInput::new(&rows, logits.clone(), &head).with_hidden(hidden.clone());
+        let error = sampler().step(input).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "expected logits of the LM head: expected shape [1, 12], got [1, 8]"
+        );
+    }
 }
 
 #[test]
@@ -127,7 +132,7 @@ fn a_head_of_another_model_is_refused_before_it_is_applied() {
 #[test]
 fn an_undefined_log_probability_is_an_error() {
     let world = World::new();
-    let sampling = Sampling::default().with_beta(0.0).checked().unwrap();
+    let sampling = Sampling::paper().with_beta(0.0).checked().unwrap();
     let only = TokenMask::allowing(VOCAB, [2, 3]);
     let nan = Tensor::<2>::full([1, 1], f32::NAN, &world.device);
     let logits = wave([1, VOCAB], 0.3, &world.device).slice_assign([0..1, 7..8], nan);
@@ -157,7 +162,7 @@ fn a_reweighter_that_returns_nan_fails_only_its_row() {
     }
     let world = World::new();
     let (broken, fine) =
-        (Sampling::new().with_custom_reweighter(Broken).checked().unwrap(), esamp(0.25));
+        (Sampling::paper().with_custom_reweighter(Broken).checked().unwrap(), esamp(0.25));
     let rows = [row(0, 0, &broken), row(0, 1, &fine)];
     let output = world.step(&mut sampler(), &rows, &[0, 1]).unwrap();
     assert!(matches!(output.choices[0], Err(RowError::Score { token: 3, .. })));
@@ -167,7 +172,7 @@ fn a_reweighter_that_returns_nan_fails_only_its_row() {
 #[test]
 fn settings_out_of_range_are_refused_at_construction() {
     let wording = |config: Sampling| config.checked().unwrap_err().to_string();
-    let base = Sampling::default;
+    let base = Sampling::paper;
     assert_eq!(wording(base().with_beta(-0.5)), "beta: expected a number of at least 0, got -0.5");
     assert_eq!(
         wording(base().with_beta(f32::NAN)),

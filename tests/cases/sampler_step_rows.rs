@@ -131,7 +131,7 @@ fn a_mini_batch_that_is_not_full_yet_is_no_error() {
 #[test]
 fn greedy_and_random_rows_in_one_batch() {
     let world = World::new();
-    let greedy = Sampling::default().with_temperature(0.0).checked().unwrap();
+    let greedy = Sampling::paper().with_temperature(0.0).checked().unwrap();
     let random = esamp(0.25);
     let mut seen = std::collections::HashSet::new();
     let mut greedy_tokens = std::collections::HashSet::new();

@@ -13,7 +13,7 @@ use esamp::{
 const PROBABILITIES: [f64; 4] = [0.15, 0.5, 0.05, 0.3];
 
 fn arithmetic() -> Sampling {
-    Sampling::default().with_selection(Selection::Arithmetic)
+    Sampling::paper().with_selection(Selection::Arithmetic)
 }
 
 fn plain() -> Sampling {
@@ -28,7 +28,7 @@ fn constant() -> ScriptedLm {
 fn completions(seed: u64, count: usize, tokens: usize) -> Vec<Completion> {
     let model = constant();
     let sampler = SamplerConfig::new().init(model.d_model(), &device()).unwrap();
-    let mut decoder = Decoder::new(&model, sampler);
+    let mut decoder = Decoder::new(&model, sampler).unwrap();
     let request = Request::new(vec![1, 2]).with_completions(count).with_max_new_tokens(tokens);
     decoder.submit(request.with_seed(seed).with_sampling(plain())).unwrap();
     decoder.run(|_| ControlFlow::Continue(())).unwrap()
@@ -186,7 +186,7 @@ fn rows_that_need_no_code_return_it_unchanged() {
     let greedy = arithmetic().with_beta(0.0).with_temperature(0.0).checked().unwrap();
     let choice = own.step(&greedy, &[], Some(0.99)).unwrap();
     assert_eq!((choice.token, choice.code), (1, Some(0.99)));
-    let random = Sampling::default().with_beta(0.0).checked().unwrap();
+    let random = Sampling::paper().with_beta(0.0).checked().unwrap();
     let with = own.step(&random, &[], Some(0.99)).unwrap();
     let without = own.step(&random, &[], None).unwrap();
     assert_eq!((with.token, with.code), (without.token, Some(0.99)));

@@ -22,7 +22,7 @@ fn after_a_step(config: &SamplerConfig, prompts: u64) -> Sampler {
     let device = crate::device();
     let mut sampler = config.init(D_MODEL, &device).unwrap();
     assert_eq!(sampler.state_bytes(), 0, "nothing has learned");
-    let sampling = Sampling::default().checked().unwrap();
+    let sampling = Sampling::paper().checked().unwrap();
     let rows: Vec<StepRow<'_>> = (0..prompts)
         .map(|prompt| {
             StepRow::new(

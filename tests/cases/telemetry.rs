@@ -98,7 +98,7 @@ fn a_row_of_four_tokens_by_hand() {
     let weights = [1.6, 0.45, 0.04 / 0.3, 0.025];
     let total: f64 = weights.iter().sum();
     let [p, new] = [[0.4, 0.3, 0.2, 0.1], weights.map(|w| w / total)];
-    let sampling = Sampling::default().with_beta(1.0).checked().unwrap();
+    let sampling = Sampling::paper().with_beta(1.0).checked().unwrap();
     let mut seen = [false; 4];
     for request in 0..60 {
         let (mut sampler, recorder) = watched();
@@ -201,7 +201,7 @@ fn traces_use_the_temperature_and_the_candidates_of_the_step() {
 #[test]
 fn interventions_are_tokens_that_steering_has_changed() {
     // β 1 on greedy rows: 2·logit − expected. Token 0 stays the best unless it was expected.
-    let sampling = Sampling::default().with_beta(1.0).with_temperature(0.0).checked().unwrap();
+    let sampling = Sampling::paper().with_beta(1.0).with_temperature(0.0).checked().unwrap();
     let logits = [2.0, 1.0, 0.0, -1.0];
     let expected = [[0.0, 0.0, 0.0, 0.0], [4.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, -6.0]];
     let (mut sampler, recorder) = watched();
@@ -218,7 +218,7 @@ fn interventions_are_tokens_that_steering_has_changed() {
 
 #[test]
 fn every_row_says_why_it_was_not_steered() {
-    let (on, off) = (Sampling::default(), Sampling::default().with_beta(0.0));
+    let (on, off) = (Sampling::paper(), Sampling::paper().with_beta(0.0));
     let (on, off) = (on.checked().unwrap(), off.checked().unwrap());
     let (mut sampler, recorder) = watched();
     let first = first_token(row(0, &on));
@@ -238,7 +238,7 @@ fn every_row_says_why_it_was_not_steered() {
 
 #[test]
 fn a_row_that_could_not_be_contrasted_is_not_traced_as_contrasted() {
-    let contrast = Sampling::default().with_reweighter(ReweighterConfig::Contrast);
+    let contrast = Sampling::paper().with_reweighter(ReweighterConfig::Contrast);
     let sampling = contrast.with_beta(1.0).checked().unwrap();
     let (mut sampler, recorder) = watched();
     let first = first_token(row(2, &sampling));
@@ -272,7 +272,7 @@ fn a_row_that_could_not_be_contrasted_is_not_traced_as_contrasted() {
 
 #[test]
 fn a_deep_state_of_zero_does_not_make_the_sums_infinite() {
-    let sampling = Sampling::default().checked().unwrap();
+    let sampling = Sampling::paper().checked().unwrap();
     let (mut sampler, recorder) = watched();
     let rows = [row(0, &sampling), row(1, &sampling), row(2, &sampling)];
     let logits = [[0.0; 4], [0.0; 4], [1.0, 0.0, 0.0, 0.0]];
@@ -292,7 +292,7 @@ fn a_deep_state_of_zero_does_not_make_the_sums_infinite() {
 
 #[test]
 fn a_distiller_that_cannot_change_has_not_learned() {
-    let sampling = Sampling::default().checked().unwrap();
+    let sampling = Sampling::paper().checked().unwrap();
     let sgd = OptimizerConfig::sgd(0.1);
     let swiglu = || esamp::distillers::SwiGluConfig::new().init(4, 0, &device()).unwrap();
     // SGD and clipping take different code paths through an update.

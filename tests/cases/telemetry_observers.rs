@@ -20,11 +20,11 @@ fn run(seed: u64, sharing: Sharing, observer: Option<Shared>) -> (Vec<Completion
     let model = TinyLm::new(seed, &device());
     let config = SamplerConfig::new().with_sharing(sharing);
     let sampler = config.init(model.d_model(), &device()).unwrap();
-    let mut decoder = Decoder::new(&model, sampler);
+    let mut decoder = Decoder::new(&model, sampler).unwrap();
     if let Some(observer) = observer {
         decoder = decoder.with_observer(observer);
     }
-    let base = Sampling::default;
+    let base = Sampling::paper;
     let settings = [
         base(),
         base().with_beta(1.0).with_min_p(0.05),
@@ -166,7 +166,7 @@ fn counters_are_the_sums_of_the_traces() {
 
 #[test]
 fn closures_observe_and_an_observer_can_be_taken_back() {
-    let sampling = Sampling::default().checked().unwrap();
+    let sampling = Sampling::paper().checked().unwrap();
     let (mut sampler, recorder) = watched();
     let one = |sampler: &mut Sampler| {
         step(sampler, &[row(0, &sampling)], &[[1.0, 0.0, 0.0, 0.0]], &[[0.0; 4]]);
@@ -200,7 +200,7 @@ fn an_observer_receives_tokens_in_row_order_and_then_the_step() {
             self.0.lock().unwrap().push(format!("step {}", trace.step));
         }
     }
-    let sampling = Sampling::default().checked().unwrap();
+    let sampling = Sampling::paper().checked().unwrap();
     let seen = Arc::new(Mutex::new(Vec::new()));
     let (mut sampler, _) = watched();
     sampler.set_observer(Order(seen.clone()));

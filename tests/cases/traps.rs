@@ -111,12 +111,12 @@ fn trap_02_two_generations() {
     let model = TinyLm::new(3, &device());
     let generation = |decoder: &mut Decoder<&TinyLm>| {
         let request = Request::new(vec![1, 2, 3]).with_completions(2).with_max_new_tokens(16);
-        decoder.submit(request.with_sampling(Sampling::new().with_beta(1.0))).unwrap();
+        decoder.submit(request.with_sampling(Sampling::paper().with_beta(1.0))).unwrap();
         tokens(&run(decoder))
     };
     for (sharing, goes_on) in [(Sharing::PerPrompt, false), (Sharing::Global, true)] {
         let sampler = config().with_sharing(sharing).init(TinyLm::D_MODEL, &device()).unwrap();
-        let mut decoder = Decoder::new(&model, sampler);
+        let mut decoder = Decoder::new(&model, sampler).unwrap();
         let first = generation(&mut decoder);
         let learned = generation(&mut decoder) != first;
         assert_eq!(learned, goes_on, "{sharing:?}: what the first left behind for the second");
@@ -252,7 +252,7 @@ fn trap_07_beta_zero() {
             .with_distiller(Forbidden {})
             .build(TinyLm::D_MODEL, &device())
             .unwrap();
-        let mut decoder = Decoder::new(&model, sampler);
+        let mut decoder = Decoder::new(&model, sampler).unwrap();
         let request = Request::new(vec![5, 6]).with_completions(3).with_max_new_tokens(30);
         decoder.submit(request.with_sampling(sampling.clone()).with_seed(9)).unwrap();
         let completions = run(&mut decoder);
@@ -304,7 +304,7 @@ fn trap_10_one_temperature_and_one_adjustment_for_both_logits() {
     let world = World::new();
     let (beta, temperature, bias) = (1.5, 0.7, 1.25);
     let [reference, expected] = both_logits(&world, 4);
-    let base = Sampling::default().with_beta(beta).with_temperature(temperature);
+    let base = Sampling::paper().with_beta(beta).with_temperature(temperature);
     for biased in [None, Some(3)] {
         let sampling = match biased {
             Some(token) => base.clone().with_logit_bias(token, bias),

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use super::decode_loop::Masked;
 use super::sampler_step::{D_MODEL, VOCAB, World, choices, esamp, log_softmax, row, wave};
 use super::traps::{
     both_logits, close, config, error, error_of, learner, optimizer, run, sampler, step,
@@ -52,10 +53,11 @@ fn trap_12_a_batch_is_its_rows_one_by_one() {
     let request = |at: u32| {
         let prompt = (0..=at).map(|token| token * 9 % 64).collect();
         let request = Request::new(prompt).with_max_new_tokens(12).with_seed(u64::from(at));
-        request.with_sampling(Sampling::new().with_beta(0.5)).with_reference_log_probs()
+        request.with_sampling(Sampling::paper().with_beta(0.5)).with_reference_log_probs()
     };
     let decode = |requests: Vec<Request>| {
-        let mut decoder = Decoder::new(&model, config().init(TinyLm::D_MODEL, &device()).unwrap());
+        let mut decoder =
+            Decoder::new(&model, config().init(TinyLm::D_MODEL, &device()).unwrap()).unwrap();
         for request in requests {
             drop(decoder.submit(request).unwrap());
         }
@@ -75,7 +77,7 @@ fn trap_12_a_batch_is_its_rows_one_by_one() {
 #[test]
 fn trap_13_random_numbers_know_no_neighbours() {
     let world = World::new();
-    let off = Sampling::default().with_beta(0.0).with_temperature(3.0).checked().unwrap();
+    let off = Sampling::paper().with_beta(0.0).with_temperature(3.0).checked().unwrap();
     let draw = DrawKey::new(7, &[1, 2, 3], 4);
     let token =
         |id: CompletionId, draw: DrawKey, generated: &[TokenId], others: u64, last: bool| {
@@ -150,7 +152,7 @@ fn trap_14_enabled_but_nothing_learned() {
 fn trap_15_greedy_rows() {
     let world = World::new();
     let beta = 2.0;
-    let greedy = Sampling::default().with_beta(beta).with_temperature(0.0).checked().unwrap();
+    let greedy = Sampling::paper().with_beta(beta).with_temperature(0.0).checked().unwrap();
     let random = esamp(beta);
     let argmax = |scores: &[f32]| {
         (0..VOCAB).max_by(|&a, &b| scores[a].total_cmp(&scores[b])).unwrap() as TokenId
@@ -312,14 +314,14 @@ fn trap_20_ended_rows() {
         ScriptedLm::new(10, &device(), script),
         ScriptedLm::new(10, &device(), script).with_fixed_cache(),
     ] {
-        let mut decoder = Decoder::new(&model, config().init(10, &device()).unwrap());
-        let masker = |row: CompletionId, generated: &[TokenId]| -> Option<TokenMask> {
+        let mut decoder = Decoder::new(&model, config().init(10, &device()).unwrap()).unwrap();
+        let masker = |row: CompletionId, generated: &[TokenId]| -> Masked {
             let ends = generated.len() as u64 == 2 * row.index + 1;
-            Some(TokenMask::allowing(10, if ends { 9..10 } else { 0..9 }))
+            Ok(Some(TokenMask::allowing(10, if ends { 9..10 } else { 0..9 })))
         };
         let request = Request::new(vec![1]).with_completions(4).with_stop_tokens([9]);
         decoder
-            .submit(request.with_sampling(Sampling::new().with_beta(0.5)).with_masker(masker))
+            .submit(request.with_sampling(Sampling::paper().with_beta(0.5)).with_masker(masker))
             .unwrap();
         let completions = run(&mut decoder);
         let lengths: Vec<usize> = completions.iter().map(|c| c.choices.len()).collect();

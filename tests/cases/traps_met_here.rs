@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 
 use super::{
+    decode_loop::Masked,
     sampler_step::{D_MODEL, VOCAB, World, choices, esamp, row},
     traps_11_to_20::Scale,
 };
@@ -27,7 +28,7 @@ fn run<M: CausalLm>(decoder: &mut Decoder<M>) -> Vec<Completion> {
 }
 
 fn plain() -> Sampling {
-    Sampling::default().with_beta(0.0)
+    Sampling::paper().with_beta(0.0)
 }
 
 /// A token below 256 is a byte, and one invalid byte spoils its whole run, as in SentencePiece's byte fallback.
@@ -51,7 +52,7 @@ fn trap_21_text_goes_on_after_a_wrong_byte() {
         (0..259).map(|token| if token == next { 9.0 } else { 0.0 }).collect()
     });
     let sampler = SamplerConfig::new().init(259, &device()).unwrap();
-    let mut decoder = Decoder::new(&model, sampler).with_detokenizer(byte_fallback);
+    let mut decoder = Decoder::new(&model, sampler).unwrap().with_detokenizer(byte_fallback);
     let greedy = plain().with_temperature(0.0);
     let request = Request::new(vec![0]).with_max_new_tokens(said.len()).with_sampling(greedy);
     decoder.submit(request.with_stop_strings(["<stop>"])).unwrap();
@@ -73,9 +74,9 @@ fn trap_22_one_bad_row_does_not_spoil_the_step() {
     }
     let world = World::new();
     let fine = esamp(0.5);
-    let broken = Sampling::new().with_custom_reweighter(Broken).checked().unwrap();
-    let codeless = Sampling::default().with_selection(Selection::Arithmetic).checked().unwrap();
-    let unknown = Sampling::default().with_logit_bias(99, 1.0).checked().unwrap();
+    let broken = Sampling::paper().with_custom_reweighter(Broken).checked().unwrap();
+    let codeless = Sampling::paper().with_selection(Selection::Arithmetic).checked().unwrap();
+    let unknown = Sampling::paper().with_logit_bias(99, 1.0).checked().unwrap();
     let (nobody, short) = (TokenMask::allowing(VOCAB, []), TokenMask::all(VOCAB - 1));
     let good = row(0, 0, &fine);
     let bad = [
@@ -112,10 +113,11 @@ fn trap_23_no_cache_for_rows_that_left() {
     let (model, other) =
         (ScriptedLm::new(10, &device(), flat), ScriptedLm::new(10, &device(), flat));
     let sampler = SamplerConfig::new().init(10, &device()).unwrap();
-    let mut decoder = Decoder::new(&model, sampler).with_other_model(other.clone()).unwrap();
-    let masker = |row: CompletionId, generated: &[TokenId]| -> Option<TokenMask> {
+    let mut decoder =
+        Decoder::new(&model, sampler).unwrap().with_other_model(other.clone()).unwrap();
+    let masker = |row: CompletionId, generated: &[TokenId]| -> Masked {
         let ends = generated.len() as u64 == 2 * row.index + 1;
-        Some(TokenMask::allowing(10, if ends { 9..10 } else { 0..9 }))
+        Ok(Some(TokenMask::allowing(10, if ends { 9..10 } else { 0..9 })))
     };
     let contrastive = Sampling::contrastive();
     let request = Request::new(vec![1, 2]).with_completions(4).with_stop_tokens([9]);

@@ -16,7 +16,7 @@ use esamp::{
 };
 
 fn sampling(beta: f32) -> Sampling {
-    Sampling::default().with_beta(beta)
+    Sampling::paper().with_beta(beta)
 }
 
 fn optimizer() -> OptimizerConfig {
@@ -42,7 +42,7 @@ fn run(
 ) -> (Vec<Completion>, Counters, usize) {
     let model = TinyLm::new(model_seed, &device());
     let sampler = config.init(TinyLm::D_MODEL, &device()).unwrap();
-    let mut decoder = Decoder::new(&model, sampler);
+    let mut decoder = Decoder::new(&model, sampler).unwrap();
     for request in requests {
         decoder.submit(request).unwrap();
     }
@@ -120,7 +120,7 @@ fn a_model_that_shows_only_its_last_position_gets_an_error() {
         (0..6).map(|token| ((token + sequence.len()) as f32).sin()).collect()
     });
     let sampler = config().init(6, &device()).unwrap();
-    let mut decoder = Decoder::new(&model, sampler);
+    let mut decoder = Decoder::new(&model, sampler).unwrap();
     let warm = Request::new(vec![1, 2, 3, 4]).with_sampling(sampling(0.25)).with_prompt_warm_up(2);
     decoder.submit(warm).unwrap();
     let error = decoder.run(|_| ControlFlow::Continue(())).unwrap_err();
@@ -178,7 +178,7 @@ fn the_chunks_of_a_prefill_do_not_matter() {
     let model = TinyLm::new(5, &device());
     let completions = |chunk: usize| {
         let sampler = config().init(TinyLm::D_MODEL, &device()).unwrap();
-        let decoder = Decoder::new(&model, sampler);
+        let decoder = Decoder::new(&model, sampler).unwrap();
         let mut decoder = decoder.with_prefill_chunk(chunk).unwrap();
         let warm = request(3).with_sampling(sampling(0.5)).with_prompt_warm_up(6);
         decoder.submit(warm).unwrap();
@@ -381,7 +381,7 @@ fn one_after_the_other<M: CausalLm>(
     config: &SamplerConfig,
 ) -> (Vec<Completion>, Counters, usize) {
     let sampler = config.init(TinyLm::D_MODEL, &device()).unwrap();
-    let mut decoder = Decoder::new(model, sampler).with_prefill_chunk(10).unwrap();
+    let mut decoder = Decoder::new(model, sampler).unwrap().with_prefill_chunk(10).unwrap();
     let mut completions = Vec::new();
     for (seed, updates) in [(1, 6), (2, 3), (3, 0)] {
         let request = request(seed).with_sampling(sampling(1.0)).with_completions(3);

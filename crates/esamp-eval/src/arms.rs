@@ -45,12 +45,7 @@ pub const HEADLINE: [&str; 8] = [
 /// every temperature T.
 pub fn all() -> Vec<ArmRecord> {
     let mut arms = vec![
-        arm(
-            "plain",
-            "temperature 1, no filter",
-            Role::Baseline,
-            Sampling::default().with_beta(0.0),
-        ),
+        arm("plain", "temperature 1, no filter", Role::Baseline, Sampling::paper().with_beta(0.0)),
         min_p_at(0.85),
         min_p_at(1.0),
         min_p_at(1.2),

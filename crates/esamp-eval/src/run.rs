@@ -120,7 +120,7 @@ fn decode<M: CausalLm>(
     let sampling = arm.sampling.sampling();
     let meter = Arc::new(Mutex::new(Meter::new(keeps_tokens)));
     let detokenizer = subject.detokenizer.clone();
-    let mut decoder = Decoder::new(model, sampler)
+    let mut decoder = Decoder::new(model, sampler)?
         .with_detokenizer(move |tokens: &[TokenId]| detokenizer.decode(tokens))
         .with_observer(meter.clone());
     for asked in asked {

@@ -26,8 +26,8 @@ fn run(beta: f32, limit: usize) -> (Vec<Completion>, Recorder) {
     let recorder = Arc::new(Mutex::new(Recorder::new().with_limit(limit)));
     let model = TinyLm::new(1, &Device::flex());
     let sampler = SamplerConfig::new().init(model.d_model(), &model.device()).unwrap();
-    let mut decoder = Decoder::new(&model, sampler).with_observer(recorder.clone());
-    let sampling = Sampling::default().with_beta(beta);
+    let mut decoder = Decoder::new(&model, sampler).unwrap().with_observer(recorder.clone());
+    let sampling = Sampling::paper().with_beta(beta);
     let request = Request::new(vec![1, 2, 3])
         .with_completions(3)
         .with_max_new_tokens(12)

@@ -50,7 +50,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     // Stop tokens; enough of them that completions end at different times.
     let stop_tokens: Vec<TokenId> = (0..VOCAB as TokenId).step_by(8).collect();
 
-    let mut decoder = Decoder::new(model, sampler);
+    let mut decoder = Decoder::new(model, sampler)?;
     for prompt in [vec![1, 2, 3], vec![4, 5, 6, 7, 8]] {
         let request = Request::new(prompt)
             .with_completions(COMPLETIONS)

@@ -101,8 +101,8 @@ fn the_adapter_gives_the_models_own_logits_and_hidden_states() {
 fn dead_rows_change_nothing_for_those_that_live() {
     let model = model();
     let sampler = SamplerConfig::new().init(model.d_model(), &model.device()).unwrap();
-    let mut decoder = Decoder::new(&model, sampler);
-    let sampling = Sampling::new().with_beta(1.0);
+    let mut decoder = Decoder::new(&model, sampler).unwrap();
+    let sampling = Sampling::paper().with_beta(1.0);
     let prompts: [Vec<TokenId>; 2] = [vec![1, 2, 3], vec![4, 5]];
     for prompt in &prompts {
         let request = Request::new(prompt.clone())

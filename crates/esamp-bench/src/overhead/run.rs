@@ -53,7 +53,7 @@ pub enum FilterName {
 
 impl FilterName {
     fn sampling(self, beta: f32) -> Sampling {
-        let plain = Sampling::default().with_beta(beta);
+        let plain = Sampling::paper().with_beta(beta);
         match self {
             Self::MinP => plain.with_min_p(0.05),
             Self::TopP => plain.with_top_p(0.95),
@@ -203,7 +203,7 @@ impl Case {
             .with_distiller(self.distiller.config())
             .with_sharing(self.sharing)
             .with_training(TrainingConfig::new().with_staleness(staleness));
-        Ok(Decoder::new(model, sampler.init(model.d_model(), &model.device())?))
+        Ok(Decoder::new(model, sampler.init(model.d_model(), &model.device())?)?)
     }
 
     /// Runs one generation in both arms. Returns the seconds each spent in decode steps, without the

@@ -28,7 +28,7 @@ pub fn of_each_distiller() -> Result<Vec<State>, Box<dyn Error>> {
     let of = |(distiller, target): (DistillerName, usize)| -> Result<State, Box<dyn Error>> {
         let config = SamplerConfig::new().with_distiller(distiller.config());
         let mut sampler = config.init(D_MODEL, &device)?;
-        let sampling = Sampling::default().checked()?;
+        let sampling = Sampling::paper().checked()?;
         let rows =
             [StepRow::new(CompletionId::new(0, 0), DrawKey::new(0, &[], 0), &[], &[], &sampling)
                 .with_phase(Phase::Decode)];

@@ -166,7 +166,7 @@ mod tests {
         };
         let seen = Arc::new(Mutex::new(Vec::new()));
         let witness = Witness { reweighter, seen: seen.clone() };
-        let sampling = Sampling::new().with_custom_reweighter(witness).checked().unwrap();
+        let sampling = Sampling::paper().with_custom_reweighter(witness).checked().unwrap();
         let generated = vec![0; position as usize];
         let rows = [StepRow::new(CompletionId::new(0, 0), key(), &[], &generated, &sampling)
             .with_phase(Phase::Decode)];
@@ -218,7 +218,7 @@ mod tests {
         config: ControlConfig,
         beta: f32,
     ) -> Result<Arc<dyn NoveltyReweighter>, ConfigError> {
-        config.applied_to(Sampling::new().with_beta(beta)).reweighter.init(beta)
+        config.applied_to(Sampling::paper().with_beta(beta)).reweighter.init(beta)
     }
 
     #[test]

@@ -50,7 +50,7 @@ impl From<Sampling> for ArmSampling {
 struct Written<'a> {
     temperature: f32,
     temperature_order: TemperatureOrder,
-    filters: &'a [FilterConfig],
+    filters: &'a Option<Vec<FilterConfig>>,
     beta: f32,
     reweighter: ControlConfig,
     penalties: &'a Penalties,

@@ -189,7 +189,7 @@ pub fn arms(results: &Results) -> String {
 
 /// The filters with their settings, named as in a settings file.
 fn filters(arm: &ArmRecord) -> String {
-    let written = arm.sampling.settings.filters.iter().map(|filter| {
+    let written = arm.sampling.settings.filters().iter().map(|filter| {
         let written = serde_json::to_string(filter).unwrap_or_default();
         let words = written.split(|c: char| !c.is_alphanumeric() && !"._".contains(c));
         // {"min_p":{"p":0.05}}: the name of a single number is omitted.

@@ -17,11 +17,11 @@ use crate::world::{D_MODEL, VOCAB, World, choices, esamp, log_softmax, row, samp
 
 /// A control at this strength.
 fn control(control: ControlConfig, beta: f32) -> Sampling {
-    control.applied_to(Sampling::default().with_beta(beta))
+    control.applied_to(Sampling::paper().with_beta(beta))
 }
 
 fn sampling(reweighter: ReweighterConfig, beta: f32) -> Sampling {
-    Sampling::default().with_reweighter(reweighter).with_beta(beta)
+    Sampling::paper().with_reweighter(reweighter).with_beta(beta)
 }
 
 fn host(tensor: Tensor<2>) -> Vec<f32> {
@@ -208,7 +208,7 @@ fn sharpening_is_esamp_with_a_distiller_of_constant_logits() {
         .unwrap();
     let bias = [[].into(), [(2, 3.0), (5, -2.0)].into()];
     let pairs = bias.map(|logit_bias: std::collections::BTreeMap<u32, f32>| {
-        let esamp = Sampling::default().with_beta(0.7);
+        let esamp = Sampling::paper().with_beta(0.7);
         [esamp.clone(), ControlConfig::Sharpen.applied_to(esamp)].map(|config| {
             let mut config = config.with_min_p(0.05);
             config.logit_bias = logit_bias.clone();
@@ -317,7 +317,10 @@ fn a_rows_tokens_do_not_depend_on_other_rows_under_a_control() {
             if gaussian {
                 sampler.set_expected_control(GaussianError);
             }
-            Decoder::new(&model, sampler).with_other_model(TinyLm::new(6, &Device::flex())).unwrap()
+            Decoder::new(&model, sampler)
+                .unwrap()
+                .with_other_model(TinyLm::new(6, &Device::flex()))
+                .unwrap()
         };
         let request = |prompt: &[TokenId], seed| {
             let request = Request::new(prompt.to_vec()).with_seed(seed).with_max_new_tokens(16);
@@ -349,7 +352,7 @@ fn sharpening_is_a_lower_temperature_after_the_first_token() {
     let model = TinyLm::new(5, &Device::flex());
     let tokens = |sampling: Sampling| -> (Vec<Vec<TokenId>>, u64) {
         let sampler = SamplerConfig::new().init(model.d_model(), &Device::flex()).unwrap();
-        let mut decoder = Decoder::new(&model, sampler);
+        let mut decoder = Decoder::new(&model, sampler).unwrap();
         let request = Request::new(vec![7, 8, 9]).with_completions(4).with_max_new_tokens(16);
         decoder.submit(request.with_sampling(sampling)).unwrap();
         let completions = decoder.run(|_| std::ops::ControlFlow::Continue(())).unwrap();

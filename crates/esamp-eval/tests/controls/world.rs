@@ -67,7 +67,7 @@ pub(crate) fn row(prompt: u64, request: u64, sampling: &CheckedSampling) -> Step
 }
 
 pub(crate) fn esamp(beta: f32) -> CheckedSampling {
-    Sampling::default().with_beta(beta).checked().unwrap()
+    Sampling::paper().with_beta(beta).checked().unwrap()
 }
 
 pub(crate) fn choices(output: StepOutput) -> Vec<Choice> {

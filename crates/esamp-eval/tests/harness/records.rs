@@ -46,7 +46,7 @@ fn a_record_says_what_a_plain_decode_loop_gives() {
         let arm = header.arms.iter().find(|arm| arm.name == record.arm).unwrap();
         let recorder = Arc::new(Mutex::new(Recorder::new()));
         let sampler = arm.sampler.init(model.d_model(), &model.device()).unwrap();
-        let mut decoder = Decoder::new(&model, sampler).with_observer(recorder.clone());
+        let mut decoder = Decoder::new(&model, sampler).unwrap().with_observer(recorder.clone());
         let request = Request::new(encode(&record.prompt).unwrap())
             .with_completions(4)
             .with_max_new_tokens(if record.task == "syllables" { 10 } else { 12 })

@@ -127,7 +127,7 @@ fn tokens<'a>(
         });
     }
     // Bytes of an incomplete character at the end.
-    let rest = stream.finish(detokenizer)?;
+    let rest = stream.finish();
     if let Some(last) = shown.last_mut() {
         last.text.push_str(&rest);
     }
