@@ -103,7 +103,7 @@ impl ConfigError {
     }
 
     /// Returns a [`Mismatch`](Self::Mismatch) error unless the values are equal.
-    pub(crate) fn check_equal<T: PartialEq + std::fmt::Debug>(
+    pub(crate) fn check_equal<T: PartialEq + fmt::Debug>(
         what: &'static str,
         expected: T,
         got: T,
@@ -222,7 +222,7 @@ pub enum RowError {
 
 impl RowError {
     /// Creates the error of a masker from its message.
-    pub fn masker(message: impl std::fmt::Display) -> Self {
+    pub fn masker(message: impl fmt::Display) -> Self {
         Self::Masker { message: message.to_string() }
     }
 }

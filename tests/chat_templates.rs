@@ -214,6 +214,7 @@ fn a_hostile_template_ends_in_an_error_within_limits_of_the_system() {
 
 #[test]
 #[ignore = "the child process of the test above"]
+#[allow(clippy::print_stdout, reason = "the parent process reads it")]
 fn renders_one_hostile_template() {
     let at: usize = std::env::var(CHILD).unwrap().parse().unwrap();
     let error = render(&hostile()[at]).unwrap_err();

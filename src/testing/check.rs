@@ -355,7 +355,7 @@ impl<M: CausalLm> Check<'_, M> {
         cache.keep_rows(&[1]).map_err(failed("keep_rows"))?;
         let hint = "check that `keep_rows` keeps the positions and lengths of appended rows";
         let what = "logits after `append_rows` and `keep_rows(&[1])`";
-        self.step(what, hint, &mut vec![rows[1].clone()], &mut cache)
+        self.step(what, hint, &mut [rows[1].clone()], &mut cache)
     }
 
     /// Appends another token to each of `rows` and checks that each has the logits of its tokens alone.
@@ -363,7 +363,7 @@ impl<M: CausalLm> Check<'_, M> {
         &self,
         what: &'static str,
         hint: &'static str,
-        rows: &mut Vec<Vec<TokenId>>,
+        rows: &mut [Vec<TokenId>],
         cache: &mut M::Cache,
     ) -> Result<(), ModelFault> {
         let vocab = self.model.vocab_size();

@@ -147,7 +147,7 @@ fn a_restart_does_not_affect_other_prompts() {
     let (world, sampling) = (World::new(), esamp(0.5));
     let (mut together, mut alone) = (scaled(&world), scaled(&world));
     for at in 0..6 {
-        let mut step = |sampler: &mut Sampler, rows: &[(u64, u64, f32)]| {
+        let step = |sampler: &mut Sampler, rows: &[(u64, u64, f32)]| {
             errors(&step_of(&world, &world.head, sampler, &sampling, rows))
         };
         // Prompt 1 ends after its first divergence.

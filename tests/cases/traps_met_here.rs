@@ -207,12 +207,12 @@ fn trap_27_a_slot_outlives_its_first_completion() {
     let model = TinyLm::new(7, &device());
     let run = |ends_at_once: bool| {
         let sampler = SamplerConfig::new().init(TinyLm::D_MODEL, &device()).unwrap();
-        let mut decoder = Decoder::new(&model, sampler);
-        let masker = move |row: CompletionId, generated: &[TokenId]| -> Option<TokenMask> {
+        let mut decoder = Decoder::new(&model, sampler).unwrap();
+        let masker = move |row: CompletionId, generated: &[TokenId]| {
             let ends = ends_at_once && row.index == 0 && generated.is_empty();
             let vocab = TinyLm::VOCAB as TokenId;
             let tokens = (0..vocab).filter(|&token| (token == END) == ends);
-            Some(TokenMask::allowing(TinyLm::VOCAB, tokens))
+            Ok(Some(TokenMask::allowing(TinyLm::VOCAB, tokens)))
         };
         let request = Request::new((1..20).collect::<Vec<_>>()).with_completions(2);
         let request = request.with_max_new_tokens(4).with_stop_tokens([END]).with_masker(masker);

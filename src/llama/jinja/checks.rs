@@ -76,12 +76,9 @@ pub(super) fn holds(
         "lower" | "upper" => {
             let text = value.as_text()?;
             budget.bytes(text.len())?;
-            let (wanted, other): (fn(char) -> bool, fn(char) -> bool) = if name == "lower" {
-                (char::is_lowercase, char::is_uppercase)
-            } else {
-                (char::is_uppercase, char::is_lowercase)
-            };
-            text.chars().any(wanted) && !text.chars().any(other)
+            let is_lower = text.chars().any(char::is_lowercase);
+            let is_upper = text.chars().any(char::is_uppercase);
+            if name == "lower" { is_lower && !is_upper } else { is_upper && !is_lower }
         }
         other => return Err(Fault::expected("a test that chat templates use", other)),
     })
