@@ -267,7 +267,7 @@ fn the_worker_learns_on_top_of_every_warm_up() {
     let sampling = Sampling::default().checked().unwrap();
     let mut sampler = background().init(D_MODEL, &device()).unwrap();
     let mut done = Vec::new();
-    for at in 0..7 {
+    for at in 0..7usize {
         if at == 0 || at == 3 {
             // The update of step 2 is pending here: it comes before the warm-up, but is not visible yet.
             sampler.warm_up(&[CompletionId::new(0, 0)], &hidden(50), 3).unwrap();
