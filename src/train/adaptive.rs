@@ -414,7 +414,7 @@ mod tests {
         assert_eq!(updates(&trainer), [0, 5]);
         let parts = trainer.predict(&rows, hidden.shallow()).unwrap().parts;
         let [own, shared] = [0, 1].map(|part| values(parts[part].clone()));
-        assert_eq!(own[..D_MODEL], shared[..D_MODEL]);
+        assert_close("copy", &own[..D_MODEL], &shared[..D_MODEL], 1e-6);
         assert_ne!(own[D_MODEL..], shared[D_MODEL..]);
 
         // The shared one is kept as long as another row has a finite prediction from it.

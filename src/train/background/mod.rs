@@ -79,13 +79,18 @@ impl<T: OnlineTrainer + Clone + 'static> BackgroundTrainer<T> {
         self.receive();
         self.under_way = false;
         match self.arrived.take().unwrap_or_else(|| Err(ended())) {
-            Ok((trainer, learned)) => {
+            Ok((trainer, mut learned)) => {
                 self.visible = trainer;
                 self.worker_bytes = self.visible.state_bytes();
                 // The worker made this copy before the changes since the lesson was sent. The list is kept, because
                 // the worker's own copy still lacks them.
                 for change in &self.changes {
-                    change.apply(&mut self.visible)?;
+                    let done = change.apply(&mut self.visible)?;
+                    if let Change::Restart(rows) = change {
+                        // It undoes the updates of this result too, which were not visible when it was counted.
+                        let more = done.updates_undone.saturating_sub(rows.undone);
+                        learned.updates_undone = learned.updates_undone.saturating_add(more);
+                    }
                 }
                 Ok(learned)
             }
@@ -263,7 +268,7 @@ impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> 
     ) -> Result<Learned, TrainError> {
         let done = self.visible.restart(failed, fine, broken)?;
         let (failed, fine, broken) = (failed.to_vec(), fine.to_vec(), broken.to_vec());
-        let rows = Restart { failed, fine, broken };
+        let rows = Restart { failed, fine, broken, undone: done.updates_undone };
         // A distiller that cannot predict anything is restarted at every step, and there is never a lesson that would
         // empty the list. Twice in a row is the same as once.
         let is_queued =

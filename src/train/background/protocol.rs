@@ -40,12 +40,14 @@ pub(super) enum Change {
     Restart(Box<Restart>),
 }
 
-/// The arguments of [`OnlineTrainer::restart`].
+/// The arguments of [`OnlineTrainer::restart`], and its result for the caller's copy.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Restart {
     pub(super) failed: Vec<CompletionId>,
     pub(super) fine: Vec<CompletionId>,
     pub(super) broken: Vec<Vec<bool>>,
+    /// The number of updates that it has undone there.
+    pub(super) undone: u64,
 }
 
 impl Change {
