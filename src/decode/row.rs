@@ -130,11 +130,16 @@ impl Row {
         self.code = choice.code;
         self.choices.push(choice);
         // A stop token is part of the completion but has no text.
-        let stop_token = self.request.stop_tokens.contains(&choice.token);
-        let mut finish = stop_token.then_some(FinishReason::StopToken(choice.token));
+        let mut finish = if self.request.stop_tokens.contains(&choice.token) {
+            Some(FinishReason::StopToken(choice.token))
+        } else {
+            let special = &self.request.special_stops;
+            let stop = special.iter().find(|(token, _)| *token == choice.token);
+            stop.map(|(_, text)| FinishReason::StopString(text.clone()))
+        };
         let mut text = String::new();
         if let Some(detokenizer) = detokenizer
-            && !stop_token
+            && finish.is_none()
         {
             match self.stream.push(choice.token, detokenizer) {
                 Ok(piece) => (text, finish) = self.scan(&piece),
@@ -158,7 +163,7 @@ impl Row {
     ) -> (Completion, String) {
         let mut text = String::new();
         if let Some(detokenizer) = detokenizer
-            && !matches!(finish, FinishReason::StopString(_) | FinishReason::NoText(_))
+            && !matches!(finish, FinishReason::NoText(_))
         {
             match self.stream.finish(detokenizer) {
                 Ok(piece) => {
