@@ -35,6 +35,12 @@ pub trait Detokenize: Send + Sync {
     ///
     /// [`TextError`] with the tokenizer's message.
     fn decode(&self, tokens: &[TokenId]) -> Result<String, TextError>;
+
+    /// The special token with this text, such as `<|im_end|>`. [`decode`](Self::decode) skips special tokens, so that
+    /// a stop string with the text of one could not be found in the text of a completion. By default there are none.
+    fn special_token(&self, _text: &str) -> Option<TokenId> {
+        None
+    }
 }
 
 impl<F: Fn(&[TokenId]) -> Result<String, TextError> + Send + Sync> Detokenize for F {
@@ -46,6 +52,10 @@ impl<F: Fn(&[TokenId]) -> Result<String, TextError> + Send + Sync> Detokenize fo
 impl<T: Detokenize + ?Sized> Detokenize for std::sync::Arc<T> {
     fn decode(&self, tokens: &[TokenId]) -> Result<String, TextError> {
         (**self).decode(tokens)
+    }
+
+    fn special_token(&self, text: &str) -> Option<TokenId> {
+        (**self).special_token(text)
     }
 }
 

@@ -10,7 +10,17 @@ use esamp::{
 };
 use esamp_testkit::golden::{self, Golden, assert_close, devices, values};
 
-const MODELS: [&str; 6] = ["llama", "llama3", "linear_rope", "qwen2", "qwen3", "sharded_bf16"];
+const MODELS: [&str; 9] = [
+    "llama",
+    "llama3",
+    "linear_rope",
+    "qwen2",
+    "qwen3",
+    "sharded_bf16",
+    "yarn",
+    "yarn_options",
+    "dynamic",
+];
 const VOCAB: usize = 96;
 const D_MODEL: usize = 32;
 

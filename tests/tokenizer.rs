@@ -47,7 +47,8 @@ fn smollm2_encodes_prompts_like_its_own_tokenizer() {
         let text = tokenizer.decode(&case.token_ids).unwrap();
         assert_eq!(text, case.text.replace("<|im_end|>", ""));
     }
-    assert_eq!(tokenizer.stop_tokens(), [2]);
+    // EOS, and what the vocabulary has besides: <|endoftext|> and <reponame>.
+    assert_eq!(tokenizer.stop_tokens(), [0, 2, 4]);
     assert_eq!(tokenizer.token_id("<|im_end|>"), Some(2));
     assert_eq!(tokenizer.vocab_size(), 49152);
 }
@@ -180,6 +181,19 @@ fn a_hugging_face_folder_has_tokenizer_stop_tokens_and_template() {
     write("chat_template.jinja", "{{ messages[0].content }}{{ eos_token }}");
     let template = ChatTemplate::from_hf_folder(folder.path()).unwrap().unwrap();
     assert_eq!(template.render(&[ChatMessage::user("hi")]).unwrap(), "hi</s>");
+
+    // An older file for the special tokens counts, unless tokenizer_config.json has the newer list of them.
+    write("chat_template.jinja", "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}");
+    write("special_tokens_map.json", r#"{"bos_token": {"content": "<b>"}, "eos_token": "<e>"}"#);
+    let render = || {
+        let template = ChatTemplate::from_hf_folder(folder.path()).unwrap().unwrap();
+        template.render(&[ChatMessage::user("hi")]).unwrap()
+    };
+    assert_eq!(render(), "<b>hi<e>");
+    write("tokenizer_config.json", "{}");
+    assert_eq!(render(), "<b>hi<e>");
+    write("tokenizer_config.json", r#"{"added_tokens_decoder": {}, "bos_token": "<s>"}"#);
+    assert_eq!(render(), "<s>hi");
 
     write("tokenizer.json", "{}");
     assert!(

@@ -299,7 +299,7 @@ impl<M: CausalLm> Decoder<M> {
     /// [`RequestError`] for a request that can never run.
     pub fn submit(&mut self, request: Request) -> Result<Submitted, RequestError> {
         self.check(&request)?;
-        let request = Accepted::new(request)?;
+        let request = Accepted::new(request, self.detokenizer.as_deref())?;
         let prompt = PromptId(self.next_prompt);
         self.next_prompt = self.next_prompt.checked_add(1).ok_or(RequestError::NoPromptId)?;
         let completions: Vec<CompletionId> =

@@ -11,7 +11,7 @@ use crate::{
     novelty::Expects,
     sampler::Choice,
     sampling::{CheckedSampling, Sampling},
-    text::TextError,
+    text::{Detokenize, TextError},
 };
 
 /// What a caller submits: a prompt, the number of completions and the settings for them.
@@ -126,7 +126,8 @@ impl Request {
         self
     }
 
-    /// Sets the stop strings, which end a completion regardless of token boundaries. The text ends before the stop
+    /// Sets the stop strings, which end a completion regardless of token boundaries, or at the special token of that
+    /// text ([`Detokenize::special_token`](crate::Detokenize::special_token)). The text ends before the stop
     /// string; the tokens include all that were chosen. The decoder needs a detokenizer.
     pub fn with_stop_strings(
         mut self,
@@ -155,12 +156,19 @@ pub(super) struct Accepted {
     request: Request,
     /// [`Request::sampling`], checked and prepared for the step.
     pub(super) ready: CheckedSampling,
+    /// Stop strings that are the text of a special token, which has no text in a completion.
+    pub(super) special_stops: Vec<(TokenId, String)>,
 }
 
 impl Accepted {
-    pub(super) fn new(request: Request) -> Result<Self, ConfigError> {
+    pub(super) fn new(
+        request: Request,
+        detokenizer: Option<&dyn Detokenize>,
+    ) -> Result<Self, ConfigError> {
         let ready = request.sampling.checked()?;
-        Ok(Self { request, ready })
+        let special = |stop: &String| Some((detokenizer?.special_token(stop)?, stop.clone()));
+        let special_stops = request.stop_strings.iter().filter_map(special).collect();
+        Ok(Self { request, ready, special_stops })
     }
 
     /// The source of the expected logits.

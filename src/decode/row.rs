@@ -140,11 +140,14 @@ impl Row {
         self.code = choice.code;
         self.choices.push(choice);
         // A stop token is part of the completion but has no text.
-        let stop_token = self.request.stop_tokens.contains(&choice.token);
-        let mut finish = stop_token.then_some(FinishReason::StopToken(choice.token));
+        let mut finish = if self.request.stop_tokens.contains(&choice.token) {
+            Some(FinishReason::StopToken(choice.token))
+        } else {
+            self.special_stop().map(|text| FinishReason::StopString(text.to_owned()))
+        };
         let mut text = String::new();
         if let Some(detokenizer) = detokenizer
-            && !stop_token
+            && finish.is_none()
         {
             match self.stream.push(choice.token, detokenizer) {
                 Ok(piece) => (text, finish) = self.scan(&piece),
@@ -160,6 +163,13 @@ impl Row {
         finish
     }
 
+    /// The stop string whose text is that of the last token, if it is a special token.
+    fn special_stop(&self) -> Option<&str> {
+        let last = self.generated.last()?;
+        let stop = self.request.special_stops.iter().find(|(token, _)| token == last);
+        stop.map(|(_, text)| text.as_str())
+    }
+
     /// Ends the row. Returns the completion, with a text if `has_text`, and the text that no token event has shown
     /// yet.
     ///
@@ -170,7 +180,13 @@ impl Row {
         has_text: bool,
     ) -> (Completion, String) {
         let mut text = String::new();
-        if !matches!(finish, FinishReason::StopString(_) | FinishReason::NoText(_)) {
+        // After a stop string in the text nothing is shown any more; before a special token, what the stream holds is.
+        let is_over = match &finish {
+            FinishReason::StopString(_) => self.special_stop().is_none(),
+            FinishReason::NoText(_) => true,
+            _ => false,
+        };
+        if !is_over {
             let piece = std::mem::take(&mut self.stream).finish();
             // An incomplete character at the end may still complete a stop string.
             let (shown, stopped) = self.scan(&piece);

@@ -77,12 +77,9 @@ impl ChatTemplate {
             return Ok(None);
         }
         let tokens = file.strings("tokenizer.ggml.tokens")?;
-        let text = |key: &str| {
-            if file.has_key(key) {
-                file.size(key).map(|id| tokens.get(id).cloned().unwrap_or_default())
-            } else {
-                Ok(String::new())
-            }
+        let text = |key: &str| -> Result<String, LoadError> {
+            let id = file.integer(key)?.and_then(|id| usize::try_from(id).ok());
+            Ok(id.and_then(|id| tokens.get(id)).cloned().unwrap_or_default())
         };
         let (begin, end) =
             (text("tokenizer.ggml.bos_token_id")?, text("tokenizer.ggml.eos_token_id")?);
@@ -112,7 +109,17 @@ impl ChatTemplate {
         let Some(source) = source else {
             return Ok(None);
         };
-        let (begin, end) = (token_text(&settings["bos_token"]), token_text(&settings["eos_token"]));
+        // As in transformers, an older file for the special tokens counts unless the newer list of them is there.
+        let older = folder.join("special_tokens_map.json");
+        let older = if settings.get("added_tokens_decoder").is_none() && older.exists() {
+            read_json(&older)?
+        } else {
+            serde_json::Value::Null
+        };
+        let [begin, end] = ["bos_token", "eos_token"].map(|key| {
+            let older = older.get(key).filter(|token| !token.is_null());
+            token_text(older.unwrap_or(&settings[key]))
+        });
         Self::new(source, begin, end).map(Some)
     }
 

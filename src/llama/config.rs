@@ -65,6 +65,23 @@ pub enum RopeScaling {
         /// The original context length, in tokens.
         original_context: f32,
     },
+    /// YaRN (Peng et al., arXiv 2309.00071): pairs that turn often over the original context are unchanged, those that
+    /// turn seldom are divided by the factor, and those in between are interpolated. Cosines and sines are multiplied
+    /// by a factor of their own.
+    Yarn {
+        /// The factor.
+        factor: f32,
+        /// Factor of cosines and sines. The paper recommends `0.1 ln(factor) + 1`.
+        attention_factor: f32,
+        /// Pairs with more turns over the original context are not scaled. The paper recommends 32.
+        beta_fast: f32,
+        /// Pairs with fewer turns over the original context are divided by the whole factor. The paper recommends 1.
+        beta_slow: f32,
+        /// The original context length, in tokens.
+        original_context: f32,
+        /// Whether the two bounds are rounded outwards to whole pairs, as in the reference implementation.
+        truncate: bool,
+    },
     /// A divisor for each frequency, as stored in GGUF files of Llama 3: `head_dim / 2` numbers.
     Factors(Vec<f32>),
 }
@@ -155,20 +172,28 @@ impl LlamaConfig {
 
     /// Parses the text of a Hugging Face `config.json`.
     ///
+    /// Rotary scaling may be of kind `default`, `linear`, `llama3`, `yarn` or `dynamic`. With YaRN, the context length
+    /// is the factor times the original one if that is longer than `max_position_embeddings`. Dynamic NTK changes
+    /// nothing up to `max_position_embeddings`; beyond it, the rotation of a token would depend on the longest row of
+    /// its batch, so the context ends there and the scaling is [`RopeScaling::None`].
+    ///
     /// # Errors
     ///
     /// [`LoadError::Key`] if the text is not valid JSON, or if a key is missing, has the wrong type or requests an
     /// unsupported feature.
     pub fn from_hf_json(json: &str) -> Result<Self, LoadError> {
         let json = serde_json::from_str(json).map_err(|error| unusable("config", "JSON", error))?;
-        Self::from_hf_value(&json)
+        Self::from_hf_value(&json, &mut Vec::new())
     }
 
-    /// Like [`from_hf_json`](Self::from_hf_json), for JSON that is already parsed.
-    pub(in crate::llama) fn from_hf_value(json: &Value) -> Result<Self, LoadError> {
-        let keys = Keys(json);
+    /// Like [`from_hf_json`](Self::from_hf_json), for JSON that is already parsed. Adds to `warnings`.
+    pub(in crate::llama) fn from_hf_value(
+        json: &Value,
+        warnings: &mut Vec<String>,
+    ) -> Result<Self, LoadError> {
+        let keys = Keys(json, "");
         let model_type = keys.string("model_type")?;
-        let qwen2 = match model_type.as_str() {
+        let qwen2 = match model_type {
             "llama" | "smollm2" | "qwen3" => false,
             "qwen2" => true,
             other => return Err(unusable("model_type", "llama, qwen2 or qwen3", other)),
@@ -179,6 +204,7 @@ impl LlamaConfig {
         let d_model = keys.size("hidden_size")?;
         let n_heads = keys.size("num_attention_heads")?;
         let attention_bias = keys.flag("attention_bias", false)?;
+        let rope = rope::Settings::read(&keys, warnings)?;
         let config = Self {
             d_model,
             d_hidden: keys.size("intermediate_size")?,
@@ -187,10 +213,10 @@ impl LlamaConfig {
             n_kv_heads: keys.size_or("num_key_value_heads", n_heads)?,
             head_dim: keys.size_or("head_dim", d_model / n_heads.max(1))?,
             vocab_size: keys.size("vocab_size")?,
-            context_length: keys.size("max_position_embeddings")?,
+            context_length: rope.context_length,
             rms_norm_eps: keys.number("rms_norm_eps")?,
-            rope_theta: keys.rope_theta()?,
-            rope_scaling: keys.rope_scaling()?,
+            rope_theta: rope.theta,
+            rope_scaling: rope.scaling,
             tied_embeddings: keys.flag("tie_word_embeddings", false)?,
             qkv_bias: qwen2 || attention_bias,
             o_bias: !qwen2 && attention_bias,
@@ -235,6 +261,10 @@ impl LlamaConfig {
             return Err(unusable("rms_norm_eps", "a finite number of at least 0", eps));
         }
         positive("rope_theta", self.rope_theta)?;
+        let is_yarn = matches!(self.rope_scaling, RopeScaling::Yarn { .. });
+        if is_yarn && self.rope_theta <= 1.0 {
+            return Err(unusable("rope_theta", "more than 1 with YaRN", self.rope_theta));
+        }
         self.rope_scaling.validate(self.head_dim)
     }
 
@@ -281,6 +311,20 @@ impl RopeScaling {
                 }
                 Ok(())
             }
+            Self::Yarn {
+                factor,
+                attention_factor,
+                beta_fast,
+                beta_slow,
+                original_context,
+                truncate: _,
+            } => {
+                positive("rope_scaling.factor", *factor)?;
+                positive("rope_scaling.attention_factor", *attention_factor)?;
+                positive("rope_scaling.beta_fast", *beta_fast)?;
+                positive("rope_scaling.beta_slow", *beta_slow)?;
+                positive("rope_scaling.original_max_position_embeddings", *original_context)
+            }
             Self::Factors(factors) => {
                 if factors.len() != head_dim / 2 {
                     let expected = format!("{} factors", head_dim / 2);
@@ -300,86 +344,59 @@ pub(super) fn positive(key: &str, value: f32) -> Result<(), LoadError> {
     }
 }
 
-/// The keys of a `config.json`, with errors that name the key.
-struct Keys<'a>(&'a Value);
+/// The keys of a `config.json` or of an object in it, with errors that name the key. The text precedes the names of the
+/// keys in errors.
+struct Keys<'a>(&'a Value, &'static str);
 
-impl Keys<'_> {
-    fn required(&self, key: &str, expected: &str) -> Result<&Value, LoadError> {
-        match self.0.get(key) {
-            None | Some(Value::Null) => Err(unusable(key, expected, "none")),
-            Some(value) => Ok(value),
-        }
+impl<'a> Keys<'a> {
+    /// The value of a key. `null` counts as none.
+    fn get(&self, key: &str) -> Option<&'a Value> {
+        self.0.get(key).filter(|value| !value.is_null())
     }
 
-    fn string(&self, key: &str) -> Result<String, LoadError> {
+    fn unusable(&self, key: &str, expected: impl ToString, got: impl ToString) -> LoadError {
+        unusable(&format!("{}{key}", self.1), expected, got)
+    }
+
+    fn required(&self, key: &str, expected: &str) -> Result<&'a Value, LoadError> {
+        self.get(key).ok_or_else(|| self.unusable(key, expected, "none"))
+    }
+
+    fn string(&self, key: &str) -> Result<&'a str, LoadError> {
         let value = self.required(key, "a string")?;
-        value.as_str().map(str::to_owned).ok_or_else(|| unusable(key, "a string", value))
+        value.as_str().ok_or_else(|| self.unusable(key, "a string", value))
     }
 
     fn size(&self, key: &str) -> Result<usize, LoadError> {
         let value = self.required(key, "a whole number")?;
         let size = value.as_u64().and_then(|size| usize::try_from(size).ok());
-        size.ok_or_else(|| unusable(key, "a whole number", value))
+        size.ok_or_else(|| self.unusable(key, "a whole number", value))
     }
 
     fn size_or(&self, key: &str, default: usize) -> Result<usize, LoadError> {
-        match self.0.get(key) {
-            None | Some(Value::Null) => Ok(default),
-            Some(_) => self.size(key),
-        }
+        if self.get(key).is_some() { self.size(key) } else { Ok(default) }
     }
 
     fn number(&self, key: &str) -> Result<f32, LoadError> {
         let value = self.required(key, "a number")?;
-        value.as_f64().map(|n| n as f32).ok_or_else(|| unusable(key, "a number", value))
+        value.as_f64().map(|n| n as f32).ok_or_else(|| self.unusable(key, "a number", value))
+    }
+
+    fn number_if_there(&self, key: &str) -> Result<Option<f32>, LoadError> {
+        if self.get(key).is_some() { self.number(key).map(Some) } else { Ok(None) }
     }
 
     fn flag(&self, key: &str, default: bool) -> Result<bool, LoadError> {
-        match self.0.get(key) {
-            None | Some(Value::Null) => Ok(default),
-            Some(value) => value.as_bool().ok_or_else(|| unusable(key, "true or false", value)),
-        }
+        let Some(value) = self.get(key) else {
+            return Ok(default);
+        };
+        value.as_bool().ok_or_else(|| self.unusable(key, "true or false", value))
     }
 
     fn expect_if_there(&self, key: &str, expected: &Value) -> Result<(), LoadError> {
-        match self.0.get(key) {
-            None | Some(Value::Null) => Ok(()),
-            Some(value) if value == expected => Ok(()),
-            Some(value) => Err(unusable(key, expected, value)),
-        }
-    }
-
-    /// The object that holds the rotary settings. Newer files group them under one key.
-    fn rope(&self) -> Option<Keys<'_>> {
-        ["rope_parameters", "rope_scaling"]
-            .iter()
-            .find_map(|key| self.0.get(key).filter(|value| value.is_object()))
-            .map(Keys)
-    }
-
-    fn rope_theta(&self) -> Result<f32, LoadError> {
-        match self.rope() {
-            Some(rope) if rope.0.get("rope_theta").is_some() => rope.number("rope_theta"),
-            _ if self.0.get("rope_theta").is_some() => self.number("rope_theta"),
-            _ => Ok(10_000.0),
-        }
-    }
-
-    fn rope_scaling(&self) -> Result<RopeScaling, LoadError> {
-        let Some(rope) = self.rope() else {
-            return Ok(RopeScaling::None);
-        };
-        let key = if rope.0.get("rope_type").is_some() { "rope_type" } else { "type" };
-        match rope.string(key)?.as_str() {
-            "default" => Ok(RopeScaling::None),
-            "linear" => Ok(RopeScaling::Linear { factor: rope.number("factor")? }),
-            "llama3" => Ok(RopeScaling::Llama3 {
-                factor: rope.number("factor")?,
-                low_freq_factor: rope.number("low_freq_factor")?,
-                high_freq_factor: rope.number("high_freq_factor")?,
-                original_context: rope.number("original_max_position_embeddings")?,
-            }),
-            other => Err(unusable("rope_scaling.rope_type", "default, linear or llama3", other)),
+        match self.get(key) {
+            Some(value) if value != expected => Err(self.unusable(key, expected, value)),
+            _ => Ok(()),
         }
     }
 }
@@ -388,6 +405,8 @@ impl Keys<'_> {
 pub(super) fn unusable(key: &str, expected: impl ToString, got: impl ToString) -> LoadError {
     LoadError::Key { key: key.to_owned(), expected: expected.to_string(), got: got.to_string() }
 }
+
+mod rope;
 
 #[cfg(test)]
 mod tests;

@@ -31,6 +31,19 @@ pub enum LoadError {
         /// What was found.
         got: String,
     },
+    /// A file or folder is something else than it was taken for: a Git LFS pointer, a web page, a LoRA adapter, one part
+    /// of a split file. [`next_step`](Self::next_step) says what to do with it.
+    #[error("{}: expected {expected}, got {got}", .path.display())]
+    WrongFile {
+        /// The file or folder.
+        path: std::path::PathBuf,
+        /// What was expected.
+        expected: String,
+        /// What it is.
+        got: String,
+        /// What the user can do about it, in the imperative.
+        next_step: String,
+    },
     /// A key of the configuration or metadata is missing or has an unusable value.
     #[error("key {}: expected {}, got {}", Printable(.key), Printable(.expected), Printable(.got))]
     Key {
@@ -57,4 +70,23 @@ pub enum LoadError {
     /// The chat template could not be parsed, or it failed on a conversation.
     #[error("chat template: {}", Printable(.0))]
     ChatTemplate(String),
+}
+
+impl LoadError {
+    /// What the user can do about the error: one step, in the imperative, for programs that print it below the error.
+    pub fn next_step(&self) -> &str {
+        match self {
+            Self::WrongFile { next_step, .. } => next_step,
+            Self::Io { .. } => "check that the path is right and the file may be read",
+            Self::Format { .. } => "download the file again and compare its size with the source's",
+            Self::Key { .. } => {
+                "use a model of a supported architecture, with an unchanged configuration"
+            }
+            Self::Tensor { .. } => {
+                "check that the model is complete and of a supported architecture and type"
+            }
+            Self::Tokenizer(_) => "check that the tokenizer is the model's own and is complete",
+            Self::ChatTemplate(_) => "give the prompt as plain text, without the template",
+        }
+    }
 }

@@ -31,28 +31,45 @@ pub struct Llama {
     head: TiedHead,
     rope: Rope,
     device: Device,
+    pub(super) warnings: Vec<String>,
 }
 
 impl Llama {
     /// Builds the model that `config` describes from the weights in `source`.
     pub(super) fn from_source(
-        config: LlamaConfig,
+        mut config: LlamaConfig,
         source: &mut dyn TensorSource,
         device: &Device,
     ) -> Result<Self, LoadError> {
         config.validate()?;
+        let mut warnings = Vec::new();
         let mut weights = Weights { source, device };
         let embedding = weights.matrix(EMBEDDING, [config.vocab_size, config.d_model])?;
         let blocks = (0..config.n_layers)
             .map(|block| weights.block(&config, block))
             .collect::<Result<_, _>>()?;
         let norm = weights.norm("model.norm.weight", config.d_model, &config)?;
-        let head = if config.tied_embeddings {
-            embedding.clone()
+        let own_head = if !config.tied_embeddings {
+            Some(weights.matrix(HEAD, [config.vocab_size, config.d_model])?)
+        } else if weights.source.has(HEAD)? {
+            // Some files store the tied matrix twice. Some were trained untied and kept the setting of their base
+            // model: transformers uses their head.
+            let head = weights.matrix(HEAD, [config.vocab_size, config.d_model])?;
+            let is_tied = head.clone().equal(embedding.clone()).all().into_scalar::<bool>();
+            (!is_tied).then_some(head)
         } else {
-            weights.matrix(HEAD, [config.vocab_size, config.d_model])?
+            None
         };
+        if own_head.is_some() && config.tied_embeddings {
+            config.tied_embeddings = false;
+            warnings.push(format!(
+                "tensor {HEAD}: expected the embedding, because the configuration ties them, got another matrix: \
+                 used as the LM head"
+            ));
+        }
+        let head = own_head.unwrap_or_else(|| embedding.clone());
         Ok(Self {
+            warnings,
             rope: Rope::new(&config),
             head: TiedHead::new(head),
             device: device.clone(),
@@ -66,6 +83,12 @@ impl Llama {
     /// The configuration.
     pub fn config(&self) -> &LlamaConfig {
         &self.config
+    }
+
+    /// What is unusual about the files that the model was loaded from, and what was done about it, one text each.
+    /// Programs should show them.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// The weights of the MLP of one block, counted from 0, in the layout of checkpoints. `None` past the last block.

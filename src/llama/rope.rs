@@ -10,6 +10,8 @@ use crate::host::rotate_halves;
 #[derive(Clone, Debug)]
 pub(super) struct Rope {
     frequencies: Vec<f64>,
+    /// Factor of cosines and sines: 1 except with YaRN.
+    scale: f64,
 }
 
 /// Cosine and sine of the angles of some positions, `[rows, seq, 1, head_dim]` each. Both halves of a head use the
@@ -26,10 +28,14 @@ impl Rope {
         let frequencies = (0..half)
             .map(|pair| {
                 let frequency = theta.powf(-(pair as f64) / half as f64);
-                scaled(frequency, pair, &config.rope_scaling)
+                scaled(frequency, pair, config)
             })
             .collect();
-        Self { frequencies }
+        let scale = match config.rope_scaling {
+            RopeScaling::Yarn { attention_factor, .. } => f64::from(attention_factor),
+            _ => 1.0,
+        };
+        Self { frequencies, scale }
     }
 
     /// Computes the angles of `positions[row][i]` in `f64` on the host: a few thousand numbers per step.
@@ -44,8 +50,8 @@ impl Rope {
                 for frequency in &self.frequencies {
                     // In f32, the angle of the first pair at position 100,000 would be a multiple of 1/128.
                     let (s, c) = (position as f64 * frequency).sin_cos();
-                    cos.push(c as f32);
-                    sin.push(s as f32);
+                    cos.push((c * self.scale) as f32);
+                    sin.push((s * self.scale) as f32);
                 }
             }
         }
@@ -69,8 +75,8 @@ impl Angles {
     }
 }
 
-fn scaled(frequency: f64, pair: usize, scaling: &RopeScaling) -> f64 {
-    match scaling {
+fn scaled(frequency: f64, pair: usize, config: &LlamaConfig) -> f64 {
+    match &config.rope_scaling {
         RopeScaling::None => frequency,
         RopeScaling::Linear { factor } => frequency / f64::from(*factor),
         RopeScaling::Factors(factors) => frequency / f64::from(factors[pair]),
@@ -84,6 +90,32 @@ fn scaled(frequency: f64, pair: usize, scaling: &RopeScaling) -> f64 {
             // is linear.
             let kept = ((turns - low) / (high - low)).clamp(0.0, 1.0);
             frequency * kept + frequency / factor * (1.0 - kept)
+        }
+        RopeScaling::Yarn {
+            factor,
+            attention_factor: _,
+            beta_fast,
+            beta_slow,
+            original_context,
+            truncate,
+        } => {
+            let width = config.head_dim as f64;
+            let theta = f64::from(config.rope_theta);
+            // The pair, as a fraction, that turns `turns` times over the original context.
+            let pair_of = |turns: f32| {
+                let wavelength = f64::from(*original_context) / f64::from(turns);
+                width * (wavelength / std::f64::consts::TAU).ln() / (2.0 * theta.ln())
+            };
+            let (mut first, mut last) = (pair_of(*beta_fast), pair_of(*beta_slow));
+            if *truncate {
+                (first, last) = (first.floor(), last.ceil());
+            }
+            let (first, mut last) = (first.max(0.0), last.min(width - 1.0));
+            if first == last {
+                last += 0.001; // as in transformers: a step instead of a division by zero
+            }
+            let interpolated = ((pair as f64 - first) / (last - first)).clamp(0.0, 1.0);
+            frequency / f64::from(*factor) * interpolated + frequency * (1.0 - interpolated)
         }
     }
 }

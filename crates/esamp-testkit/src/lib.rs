@@ -6,5 +6,6 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 pub mod first_gpu;
+pub mod gguf;
 pub mod golden;
 pub mod word_model;

@@ -1,6 +1,7 @@
 //! Loading of weights.
 
 mod gguf;
+mod kind;
 mod random;
 mod safetensors;
 
@@ -25,6 +26,15 @@ pub(super) trait TensorSource {
     ///
     /// [`LoadError::Tensor`] if it is missing or its shape is not `shape`.
     fn take(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, LoadError>;
+
+    /// Whether the source has a tensor of this name. A source that makes up what it is asked for has none of its own.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError`] if the file that should hold it cannot be opened.
+    fn has(&mut self, _name: &str) -> Result<bool, LoadError> {
+        Ok(false)
+    }
 
     /// Takes several matrices of `columns` columns, given by name and number of rows, concatenated along the rows.
     ///

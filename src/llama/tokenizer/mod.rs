@@ -1,5 +1,6 @@
 //! Tokenizer.
 
+mod ends;
 mod guard;
 mod vocabulary;
 
@@ -20,11 +21,13 @@ pub struct Tokenizer {
     /// this.
     begin: Option<TokenId>,
     stop_tokens: Vec<TokenId>,
+    warnings: Vec<String>,
 }
 
 impl Tokenizer {
     /// Reads `tokenizer.json` from a Hugging Face folder, and the stop tokens from its `generation_config.json` or,
-    /// if that has none, from its `config.json`. Truncation and padding settings in `tokenizer.json` are ignored, so
+    /// if that has none, from its `config.json`. Ids that the model never draws are left out, with a
+    /// [warning](Self::warnings). Truncation and padding settings in `tokenizer.json` are ignored, so
     /// a prompt is never truncated.
     ///
     /// # Errors
@@ -33,39 +36,55 @@ impl Tokenizer {
     pub fn from_hf_folder(folder: impl AsRef<Path>) -> Result<Self, LoadError> {
         let folder = folder.as_ref();
         let json = read_json(&folder.join("tokenizer.json"))?;
-        let mut stop_tokens = Vec::new();
-        for settings in ["generation_config.json", "config.json"] {
-            let settings = folder.join(settings);
-            if stop_tokens.is_empty() && settings.exists() {
-                stop_tokens = vocabulary::stop_tokens(&read_json(&settings)?)?;
+        let inner = parse(json)?;
+        let mut settings = Vec::new();
+        for name in ["generation_config.json", "config.json"] {
+            let path = folder.join(name);
+            settings.extend(path.exists().then(|| read_json(&path)).transpose()?);
+        }
+        // The model may have more tokens than the tokenizer knows.
+        let sizes = settings.iter().filter_map(|json| json.get("vocab_size")?.as_u64());
+        let vocab_size = match sizes.last().and_then(|size| usize::try_from(size).ok()) {
+            Some(size) => size,
+            None => inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1),
+        };
+        let (mut stop_tokens, mut warnings) = (Vec::new(), Vec::new());
+        for json in settings {
+            if stop_tokens.is_empty() {
+                stop_tokens = ends::of_hf(&json, vocab_size, &mut warnings)?;
             }
         }
-        Ok(Self { inner: parse(json)?, begin: None, stop_tokens })
+        Ok(Self { inner, begin: None, stop_tokens, warnings })
     }
 
-    /// Reads the vocabulary from the metadata of a GGUF file.
+    /// Reads the vocabulary from the metadata of a GGUF file. Of a split file, give the first part.
+    ///
+    /// The stop tokens are all end-of-generation tokens of the vocabulary, found as llama.cpp finds them: by the keys
+    /// of the file (EOS, EOT, EOM and the separators of source files) and by their texts, such as `<|im_end|>`,
+    /// `<|endoftext|>` and `<|eot_id|>`. A file that does not say how a text is split into words gets the way of its
+    /// architecture, and a [warning](Self::warnings).
+    ///
+    /// Tokens may have at most 1024 bytes, and the merges of a SentencePiece vocabulary 16 times the size of its
+    /// tokens, so that a small file cannot ask for much memory or time.
     ///
     /// # Errors
     ///
     /// [`LoadError`] with the name of the key.
     pub fn from_gguf(path: impl AsRef<Path>) -> Result<Self, LoadError> {
         let file = Gguf::open(path.as_ref())?;
-        let token = |key: &str| {
-            if file.has_key(key) { file.size(key).map(|id| Some(id as TokenId)) } else { Ok(None) }
-        };
-        let ends = ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"];
-        let mut stop_tokens = Vec::new();
-        for id in ends.into_iter().map(token).filter_map(Result::transpose) {
-            stop_tokens.push(id?);
-        }
-        stop_tokens.dedup();
+        let mut warnings = Vec::new();
+        let splitting = vocabulary::splitting(&file, &mut warnings)?;
+        let stop_tokens = ends::of_gguf(&file, &mut warnings)?;
+        let json = vocabulary::tokenizer_json(&file, splitting, &stop_tokens, &mut warnings)?;
         let adds_begin = if file.has_key("tokenizer.ggml.add_bos_token") {
             file.flag("tokenizer.ggml.add_bos_token")?
         } else {
-            vocabulary::begins_by_default(&file)?
+            vocabulary::begins_by_default(splitting)
         };
-        let begin = token("tokenizer.ggml.bos_token_id")?.filter(|_| adds_begin);
-        Ok(Self { inner: parse(vocabulary::tokenizer_json(&file)?)?, begin, stop_tokens })
+        let vocab_size = file.strings("tokenizer.ggml.tokens")?.len();
+        let begin = "tokenizer.ggml.bos_token_id";
+        let begin = ends::id_of_key(&file, begin, vocab_size, &mut warnings)?;
+        Ok(Self { inner: parse(json)?, begin: begin.filter(|_| adds_begin), stop_tokens, warnings })
     }
 
     /// Encodes a plain text, including the special tokens that the model expects before it.
@@ -89,9 +108,15 @@ impl Tokenizer {
         self.ids(text, false)
     }
 
-    /// The EOS tokens: those that end a completion.
+    /// The end-of-generation tokens: those that end a completion.
     pub fn stop_tokens(&self) -> &[TokenId] {
         &self.stop_tokens
+    }
+
+    /// What is unusual about the files that the tokenizer was loaded from, and what was done about it, one text each.
+    /// Programs should show them.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// The id of a token, given its text. Finds special tokens too.
@@ -114,6 +139,12 @@ impl Detokenize for Tokenizer {
     /// Decodes tokens to text and skips special tokens.
     fn decode(&self, tokens: &[TokenId]) -> Result<String, TextError> {
         guard::caught(|| self.inner.decode(tokens, true)).map_err(TextError::new)
+    }
+
+    fn special_token(&self, text: &str) -> Option<TokenId> {
+        let id = self.inner.token_to_id(text)?;
+        let added = self.inner.get_added_vocabulary().get_added_tokens_decoder();
+        added.get(&id).is_some_and(|token| token.special).then_some(id)
     }
 }
 

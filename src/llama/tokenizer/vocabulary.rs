@@ -1,9 +1,10 @@
 //! Conversion of a GGUF vocabulary to a `tokenizer.json`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde_json::{Map, Value, json};
 
+use super::ends::id_of_key;
 use crate::{
     id::TokenId,
     llama::error::LoadError,
@@ -13,22 +14,78 @@ use crate::{
 /// Names of the Llama 3 pre-tokenizer in GGUF files.
 const LLAMA_3: [&str; 3] = ["llama-bpe", "llama3", "llama-v3"];
 
+/// How a byte-level vocabulary splits a text into words, under one name for each way. `None` for a SentencePiece
+/// vocabulary, which does not split it.
+///
+/// Files from before the format had the key are split as the architecture's models are.
+pub(super) fn splitting(
+    file: &Gguf,
+    warnings: &mut Vec<String>,
+) -> Result<Option<&'static str>, LoadError> {
+    let key = "tokenizer.ggml.model";
+    match file.string(key)? {
+        "llama" => return Ok(None),
+        "gpt2" => {}
+        other => return Err(unusable(key, "gpt2 or llama", other)),
+    }
+    let key = "tokenizer.ggml.pre";
+    let pre = if file.has_key(key) { file.string(key)? } else { "none" };
+    Ok(Some(match pre {
+        "gpt-2" => "gpt-2",
+        "smollm" => "smollm",
+        "qwen2" | "deepseek-r1-qwen" => "qwen2",
+        pre if LLAMA_3.contains(&pre) => LLAMA_3[0],
+        "none" | "default" => {
+            let tokens = file.strings("tokenizer.ggml.tokens")?;
+            let has = |text: &str| tokens.iter().any(|token| token == text);
+            let architecture = "general.architecture";
+            let is_qwen =
+                file.has_key(architecture) && file.string(architecture)?.starts_with("qwen");
+            let guess = match (is_qwen, has("<|begin_of_text|>")) {
+                (true, _) => "qwen2",
+                (false, true) => LLAMA_3[0],
+                (false, false) => "gpt-2",
+            };
+            warnings.push(format!(
+                "key {key}: expected the way to split a text, got {pre}: split as {guess} does; if the output is poor, \
+                 convert the model again"
+            ));
+            guess
+        }
+        other => {
+            let expected = "gpt-2, smollm, llama-bpe, qwen2 or deepseek-r1-qwen";
+            return Err(unusable(key, expected, other));
+        }
+    }))
+}
+
 /// Whether prompts get a BOS token if the file does not say. As in llama.cpp, SentencePiece and Llama 3 tokenizers
 /// add one.
-pub(super) fn begins_by_default(file: &Gguf) -> Result<bool, LoadError> {
-    if file.string("tokenizer.ggml.model")? == "llama" {
-        return Ok(true);
-    }
-    Ok(LLAMA_3.contains(&file.string("tokenizer.ggml.pre")?))
+pub(super) fn begins_by_default(splitting: Option<&str>) -> bool {
+    splitting.is_none_or(|pre| pre == LLAMA_3[0])
 }
 
 /// Token types of the GGUF format.
 const CONTROL: usize = 3;
 const USER_DEFINED: usize = 4;
 
-/// Builds the `tokenizer.json` equivalent to a GGUF file's vocabulary.
-pub(super) fn tokenizer_json(file: &Gguf) -> Result<Value, LoadError> {
+/// Maximum length of a token, in bytes. Real ones have a few hundred at most, and the time to find the merges of a
+/// SentencePiece token grows with the square of its length.
+const MAX_TOKEN: usize = 1024;
+
+/// Builds the `tokenizer.json` equivalent to a GGUF file's vocabulary. `ends` are its end tokens, which are special
+/// whatever their type.
+pub(super) fn tokenizer_json(
+    file: &Gguf,
+    splitting: Option<&str>,
+    ends: &[TokenId],
+    warnings: &mut Vec<String>,
+) -> Result<Value, LoadError> {
     let tokens = file.strings("tokenizer.ggml.tokens")?;
+    if let Some(long) = tokens.iter().find(|token| token.len() > MAX_TOKEN) {
+        let expected = format!("tokens of at most {MAX_TOKEN} bytes");
+        return Err(unusable("tokenizer.ggml.tokens", expected, format!("{} bytes", long.len())));
+    }
     let types = if file.has_key("tokenizer.ggml.token_type") {
         file.sizes("tokenizer.ggml.token_type")?
     } else {
@@ -38,24 +95,32 @@ pub(super) fn tokenizer_json(file: &Gguf) -> Result<Value, LoadError> {
         let expected = format!("{} types, one for each token", tokens.len());
         return Err(unusable("tokenizer.ggml.token_type", expected, types.len()));
     }
+    let is_end = |id: usize| TokenId::try_from(id).is_ok_and(|id| ends.binary_search(&id).is_ok());
+    for (id, (token, kind)) in tokens.iter().zip(&types).enumerate() {
+        if is_end(id) && *kind != CONTROL && file.has_key("tokenizer.ggml.token_type") {
+            warnings.push(format!(
+                "key tokenizer.ggml.token_type: expected {CONTROL}, a control token, for the end token {token:?}, got \
+                 {kind}: used as an end token"
+            ));
+        }
+    }
     let added: Vec<Value> = tokens
         .iter()
         .zip(types)
         .enumerate()
-        .filter(|(_, (_, kind))| [CONTROL, USER_DEFINED].contains(kind))
+        .filter(|&(id, (_, kind))| [CONTROL, USER_DEFINED].contains(&kind) || is_end(id))
         .map(|(id, (token, kind))| {
             json!({
-                "id": id, "content": token, "special": kind == CONTROL,
+                "id": id, "content": token, "special": kind == CONTROL || is_end(id),
                 "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
             })
         })
         .collect();
     let vocab: Map<String, Value> =
         tokens.iter().enumerate().map(|(id, token)| (token.clone(), json!(id))).collect();
-    let mut json = match file.string("tokenizer.ggml.model")? {
-        "gpt2" => byte_level(file, vocab)?,
-        "llama" => sentence_piece(file, &tokens, vocab)?,
-        other => return Err(unusable("tokenizer.ggml.model", "gpt2 or llama", other)),
+    let mut json = match splitting {
+        Some(pre) => byte_level(file, pre, vocab)?,
+        None => sentence_piece(file, tokens, vocab, warnings)?,
     };
     json["version"] = json!("1.0");
     json["added_tokens"] = json!(added);
@@ -63,7 +128,7 @@ pub(super) fn tokenizer_json(file: &Gguf) -> Result<Value, LoadError> {
 }
 
 /// Byte-level BPE, used by GPT-2 and most later models.
-fn byte_level(file: &Gguf, vocab: Map<String, Value>) -> Result<Value, LoadError> {
+fn byte_level(file: &Gguf, pre: &str, vocab: Map<String, Value>) -> Result<Value, LoadError> {
     let mut merges = Vec::new();
     for merge in file.strings("tokenizer.ggml.merges")? {
         let Some((left, right)) = merge.split_once(' ') else {
@@ -71,11 +136,6 @@ fn byte_level(file: &Gguf, vocab: Map<String, Value>) -> Result<Value, LoadError
         };
         merges.push(json!([left, right]));
     }
-    let key = "tokenizer.ggml.pre";
-    let pre = match file.string(key)? {
-        pre if LLAMA_3.contains(&pre) => LLAMA_3[0],
-        pre => pre,
-    };
     let byte_level = |use_regex: bool| {
         json!({
             "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
@@ -92,8 +152,7 @@ fn byte_level(file: &Gguf, vocab: Map<String, Value>) -> Result<Value, LoadError
         "gpt-2" => vec![byte_level(true)],
         "smollm" => vec![json!({"type": "Digits", "individual_digits": true}), byte_level(true)],
         "llama-bpe" => vec![split(&words(r"\p{N}{1,3}")), byte_level(false)],
-        "qwen2" => vec![split(&words(r"\p{N}")), byte_level(false)],
-        other => return Err(unusable(key, "gpt-2, smollm, llama-bpe or qwen2", other)),
+        _ => vec![split(&words(r"\p{N}")), byte_level(false)], // qwen2
     };
     Ok(json!({
         "normalizer": if pre == "qwen2" { json!({"type": "NFC"}) } else { Value::Null },
@@ -120,6 +179,7 @@ fn sentence_piece(
     file: &Gguf,
     tokens: &[String],
     vocab: Map<String, Value>,
+    warnings: &mut Vec<String>,
 ) -> Result<Value, LoadError> {
     let scores = file.numbers("tokenizer.ggml.scores")?;
     if scores.len() != tokens.len() {
@@ -127,8 +187,8 @@ fn sentence_piece(
         return Err(unusable("tokenizer.ggml.scores", expected, scores.len()));
     }
     let key = "tokenizer.ggml.unknown_token_id";
-    let unknown = if file.has_key(key) { file.size(key)? } else { 0 };
-    let Some(unknown) = tokens.get(unknown) else {
+    let unknown = id_of_key(file, key, tokens.len(), warnings)?.unwrap_or(0);
+    let Some(unknown) = tokens.get(unknown as usize) else {
         return Err(unusable(key, format!("an id below {}", tokens.len()), unknown));
     };
     let key = "tokenizer.ggml.add_space_prefix";
@@ -150,40 +210,47 @@ fn sentence_piece(
         "post_processor": null,
         "decoder": {"type": "Sequence", "decoders": decoders},
         "model": {
-            "type": "BPE", "vocab": vocab, "merges": merges_of(tokens, &scores),
+            "type": "BPE", "vocab": vocab, "merges": merges_of(tokens, &scores)?,
             "unk_token": unknown, "fuse_unk": true, "byte_fallback": true,
         },
     }))
 }
 
+/// Maximum size of the merges of a SentencePiece vocabulary, relative to that of its tokens. Real vocabularies have
+/// about two merges a token.
+const MAX_MERGES: usize = 16;
+
 /// The merges implied by a SentencePiece vocabulary: every split of a piece into two other pieces, best score first.
-fn merges_of(tokens: &[String], scores: &[f32]) -> Vec<Value> {
+///
+/// # Errors
+///
+/// [`LoadError::Key`] if they would take more than [`MAX_MERGES`] times the memory of the vocabulary.
+fn merges_of(tokens: &[String], scores: &[f32]) -> Result<Vec<Value>, LoadError> {
     let ids: HashMap<&str, usize> =
         tokens.iter().enumerate().map(|(id, token)| (token.as_str(), id)).collect();
+    let lengths: HashSet<usize> = tokens.iter().map(String::len).collect();
+    let size = |piece: &str| piece.len() + size_of::<String>();
+    let mut room = tokens.iter().map(|token| MAX_MERGES * size(token)).sum::<usize>();
     let mut merges = Vec::new();
     for (piece, &score) in tokens.iter().zip(scores) {
-        let splits = piece.char_indices().skip(1).map(|(at, _)| piece.split_at(at));
+        let splits = piece
+            .char_indices()
+            .skip(1)
+            .filter(|(at, _)| lengths.contains(at) && lengths.contains(&(piece.len() - at)))
+            .map(|(at, _)| piece.split_at(at));
         let mut known: Vec<(usize, usize)> =
             splits.filter_map(|(left, right)| Some((*ids.get(left)?, *ids.get(right)?))).collect();
+        let Some(left) = room.checked_sub(known.len() * size(piece)) else {
+            let expected = format!("about two merges a token, at most {MAX_MERGES}");
+            return Err(unusable("tokenizer.ggml.tokens", expected, "more"));
+        };
+        room = left;
         known.sort_unstable();
         merges.extend(known.into_iter().map(|pair| (score, pair)));
     }
     merges.sort_by(|a, b| b.0.total_cmp(&a.0));
-    merges.into_iter().map(|(_, (left, right))| json!([tokens[left], tokens[right]])).collect()
-}
-
-/// Reads `eos_token_id` of a `generation_config.json` or `config.json`: one id, a list, or none.
-pub(super) fn stop_tokens(json: &Value) -> Result<Vec<TokenId>, LoadError> {
-    let wrong = |got: &Value| unusable("eos_token_id", "a token id or a list of them", got);
-    let id = |value: &Value| {
-        let id = value.as_u64().and_then(|id| TokenId::try_from(id).ok());
-        id.ok_or_else(|| wrong(value))
-    };
-    match json.get("eos_token_id") {
-        None | Some(Value::Null) => Ok(Vec::new()),
-        Some(Value::Array(ids)) => ids.iter().map(id).collect(),
-        Some(one) => Ok(vec![id(one)?]),
-    }
+    let texts = |(_, (left, right)): (f32, (usize, usize))| json!([tokens[left], tokens[right]]);
+    Ok(merges.into_iter().map(texts).collect())
 }
 
 #[cfg(test)]
@@ -191,23 +258,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn stop_tokens_are_one_or_many_or_none() {
-        assert_eq!(stop_tokens(&json!({"eos_token_id": 2})).unwrap(), [2]);
-        assert_eq!(stop_tokens(&json!({"eos_token_id": [2, 5]})).unwrap(), [2, 5]);
-        assert!(stop_tokens(&json!({"eos_token_id": null})).unwrap().is_empty());
-        assert!(stop_tokens(&json!({})).unwrap().is_empty());
-        assert_eq!(
-            stop_tokens(&json!({"eos_token_id": "</s>"})).unwrap_err().to_string(),
-            "key eos_token_id: expected a token id or a list of them, got \"</s>\""
-        );
-    }
-
-    #[test]
     fn merges_are_the_splits_into_known_pieces_by_score() {
         let tokens = ["a", "b", "c", "ab", "bc", "abc"].map(str::to_owned);
         let scores = [0.0, 0.0, 0.0, -2.0, -1.0, -3.0];
-        let merges = merges_of(&tokens, &scores);
+        let merges = merges_of(&tokens, &scores).unwrap();
         let expected = [["b", "c"], ["a", "b"], ["a", "bc"], ["ab", "c"]];
         assert_eq!(merges, expected.map(|pair| json!(pair)));
+    }
+
+    #[test]
+    fn a_vocabulary_of_more_merges_than_tokens_is_refused() {
+        let tokens: Vec<String> = (1..1000).map(|length| "a".repeat(length)).collect();
+        let message = merges_of(&tokens, &vec![0.0; tokens.len()]).unwrap_err().to_string();
+        let expected =
+            "key tokenizer.ggml.tokens: expected about two merges a token, at most 16, got more";
+        assert_eq!(message, expected);
     }
 }

@@ -1,7 +1,10 @@
 //! Loading a model from a GGUF file.
 
+mod layout;
 mod quant;
 mod reader;
+mod split;
+mod value;
 
 use std::path::Path;
 
@@ -16,7 +19,8 @@ use crate::{
 };
 
 impl Llama {
-    /// Loads a model from a GGUF file. Quantised weights are dequantised to `f32`.
+    /// Loads a model from a GGUF file. Quantised weights are dequantised to `f32`. Of a split file, give the first part,
+    /// `NAME-00001-of-0000N.gguf`, with the others next to it.
     ///
     /// Supports the architectures `llama`, `qwen2` and `qwen3`, and the tensor types F32, F16, BF16, Q8_0, Q4_0,
     /// Q4_1, Q5_0, Q5_1, Q4_K, Q5_K and Q6_K.
@@ -55,15 +59,26 @@ impl LlamaConfig {
         let Some(embedding) = file.tensor("token_embd.weight") else {
             return Err(tensor_error("token_embd.weight", "the embedding matrix", "none"));
         };
+        let vocab_size = embedding.shape[0];
+        let n_kv_heads = or("attention.head_count_kv", n_heads)?;
+        let context_length = file.size(&key("context_length"))?;
+        let scaling = rope_scaling(file, &architecture, context_length)?;
+        // Saturates; validated with the other sizes.
+        let longest = match &scaling {
+            RopeScaling::Yarn { factor, original_context, .. } => {
+                (factor * original_context) as usize
+            }
+            _ => 0,
+        };
         let config = Self {
             d_model,
             d_hidden: file.size(&key("feed_forward_length"))?,
             n_layers: file.size(&key("block_count"))?,
             n_heads,
-            n_kv_heads: or("attention.head_count_kv", n_heads)?,
+            n_kv_heads,
             head_dim,
-            vocab_size: embedding.shape[0],
-            context_length: file.size(&key("context_length"))?,
+            vocab_size,
+            context_length: context_length.max(longest),
             rms_norm_eps: file.number(&key("attention.layer_norm_rms_epsilon"))?,
             rope_theta: if file.has_key(&key("rope.freq_base")) {
                 file.number(&key("rope.freq_base"))?
@@ -75,14 +90,22 @@ impl LlamaConfig {
             qkv_bias: file.tensor("blk.0.attn_q.bias").is_some(),
             o_bias: file.tensor("blk.0.attn_output.bias").is_some(),
             qk_norm: file.tensor("blk.0.attn_q_norm.weight").is_some(),
-            rope_scaling: rope_scaling(file, &architecture)?,
+            rope_scaling: scaling,
         };
         config.validate()?;
         Ok(config)
     }
 }
 
-fn rope_scaling(file: &mut Gguf, architecture: &str) -> Result<RopeScaling, LoadError> {
+fn rope_scaling(
+    file: &mut Gguf,
+    architecture: &str,
+    context_length: usize,
+) -> Result<RopeScaling, LoadError> {
+    let kind = format!("{architecture}.rope.scaling.type");
+    if file.has_key(&kind) && file.string(&kind)? == "yarn" {
+        return yarn(file, architecture, context_length);
+    }
     let linear = linear_factor(file, architecture)?;
     if file.tensor("rope_freqs.weight").is_none() {
         return Ok(linear.map_or(RopeScaling::None, |factor| RopeScaling::Linear { factor }));
@@ -93,6 +116,33 @@ fn rope_scaling(file: &mut Gguf, architecture: &str) -> Result<RopeScaling, Load
         *factor *= linear.unwrap_or(1.0);
     }
     Ok(RopeScaling::Factors(factors))
+}
+
+/// YaRN as llama.cpp reads it: the factor on the attention multiplies the one that the paper recommends.
+fn yarn(file: &Gguf, architecture: &str, context_length: usize) -> Result<RopeScaling, LoadError> {
+    let key = |name: &str| format!("{architecture}.rope.scaling.{name}");
+    let or = |name: &str, default: f32| {
+        if file.has_key(&key(name)) { file.number(&key(name)) } else { Ok(default) }
+    };
+    if file.tensor("rope_freqs.weight").is_some() {
+        return Err(tensor_error("rope_freqs.weight", "no factors alongside YaRN", "a tensor"));
+    }
+    let extrapolation = or("yarn_ext_factor", 1.0)?;
+    if extrapolation != 1.0 {
+        return Err(unusable(&key("yarn_ext_factor"), "1", extrapolation));
+    }
+    let factor = file.number(&key("factor"))?;
+    let original = key("original_context_length");
+    let original = if file.has_key(&original) { file.size(&original)? } else { context_length };
+    let recommended = if factor <= 1.0 { 1.0 } else { 0.1 * factor.ln() + 1.0 };
+    Ok(RopeScaling::Yarn {
+        factor,
+        attention_factor: recommended * or("attn_factor", 1.0)? * or("yarn_attn_factor", 1.0)?,
+        beta_fast: or("yarn_beta_fast", 32.0)?,
+        beta_slow: or("yarn_beta_slow", 1.0)?,
+        original_context: original as f32,
+        truncate: true,
+    })
 }
 
 /// The divisor of all rotary frequencies. If a file names no scaling type, the scaling is linear. Older files use
@@ -110,7 +160,7 @@ fn linear_factor(file: &Gguf, architecture: &str) -> Result<Option<f32>, LoadErr
             .find(|key| file.has_key(key))
             .map(|key| file.number(key))
             .transpose(),
-        Some(other) => Err(unusable(&kind, "none or linear", other)),
+        Some(other) => Err(unusable(&kind, "none, linear or yarn", other)),
     }
 }
 

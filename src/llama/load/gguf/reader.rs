@@ -7,33 +7,37 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::quant::Kind;
+use super::{
+    super::kind::{self, wrong_file},
+    layout,
+    quant::Kind,
+    split,
+    value::{Value, unusable},
+};
 use crate::llama::error::LoadError;
 
-/// A GGUF file (versions 2 and 3, little-endian). The metadata is read on opening, tensors on demand.
+/// A GGUF file (versions 2 and 3, little-endian), or all parts of a split one. The metadata is read on opening, tensors
+/// on demand.
 ///
-/// Counts and lengths in the file are not trusted: each is compared with the remaining size of the file before
-/// anything is allocated for it.
+/// Counts and lengths in the file are not trusted: each is compared with the remaining size of the file before anything
+/// is allocated for it, and tensors may not share bytes. The metadata takes at most about ten times its size in the
+/// file, and the tensors, as `f32`, at most eight times theirs.
 #[derive(Debug)]
 pub(crate) struct Gguf {
-    path: PathBuf,
-    file: File,
-    metadata: HashMap<String, Value>,
-    tensors: HashMap<String, TensorInfo>,
-    /// Base of the tensor offsets, in bytes.
-    data_start: u64,
-    file_len: u64,
+    /// One file, or the parts of a split file in order.
+    pub(super) parts: Vec<Part>,
+    pub(super) metadata: HashMap<String, Value>,
+    pub(super) tensors: HashMap<String, TensorInfo>,
 }
 
-/// A metadata value. Numbers of all widths share one variant per kind.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Value {
-    Unsigned(u64),
-    Signed(i64),
-    Float(f64),
-    Bool(bool),
-    String(String),
-    Array(Vec<Value>),
+/// A file with tensors.
+#[derive(Debug)]
+pub(super) struct Part {
+    pub(super) path: PathBuf,
+    pub(super) file: File,
+    /// Base of the tensor offsets, in bytes.
+    pub(super) data_start: u64,
+    pub(super) len: u64,
 }
 
 /// Description of a tensor.
@@ -42,10 +46,13 @@ pub(crate) struct TensorInfo {
     /// Row-major shape: the file's dimensions, slowest first.
     pub(crate) shape: Vec<usize>,
     pub(crate) kind: u32,
-    offset: u64,
+    pub(super) offset: u64,
+    /// Index of the part that holds it.
+    pub(super) part: usize,
 }
 
 const MAGIC: u32 = u32::from_le_bytes(*b"GGUF");
+const VERSIONS: [u32; 2] = [2, 3];
 const DEFAULT_ALIGNMENT: u64 = 32;
 const MAX_DIMENSIONS: u32 = 4;
 /// Maximum nesting depth of arrays.
@@ -53,17 +60,29 @@ const MAX_DIMENSIONS: u32 = 4;
 const MAX_DEPTH: usize = 4;
 
 impl Gguf {
-    /// Opens a file and reads everything except the tensor data.
+    /// Opens a file and reads everything except the tensor data. Opens the other parts of a split file too.
     pub(crate) fn open(path: &Path) -> Result<Self, LoadError> {
+        let mut file = Self::open_part(path)?;
+        split::add_parts(&mut file)?;
+        layout::check(&file)?;
+        Ok(file)
+    }
+
+    /// Opens a file on its own.
+    pub(super) fn open_part(path: &Path) -> Result<Self, LoadError> {
         let at = |source| LoadError::Io { path: path.to_owned(), source };
-        let file = File::open(path).map_err(at)?;
-        let file_len = file.metadata().map_err(at)?.len();
-        let mut reader = Cursor {
-            reader: BufReader::new(file),
-            left: file_len,
-            path,
-            what: "header".to_owned(),
-        };
+        let mut file = File::open(path).map_err(at)?;
+        let len = file.metadata().map_err(at)?.len();
+        let mut head = Vec::new();
+        (&mut file).take(512).read_to_end(&mut head).map_err(at)?;
+        file.seek(SeekFrom::Start(0)).map_err(at)?;
+        if !head.starts_with(b"GGUF")
+            && let Some(error) = kind::of_file(path, &head, "a GGUF file")
+        {
+            return Err(error);
+        }
+        let mut reader =
+            Cursor { reader: BufReader::new(file), left: len, path, what: "header".to_owned() };
         let magic = reader.u32()?;
         if magic != MAGIC {
             let got =
@@ -71,7 +90,16 @@ impl Gguf {
             return Err(reader.wrong("a file that begins with \"GGUF\"", got));
         }
         let version = reader.u32()?;
-        if version != 2 && version != 3 {
+        if VERSIONS.contains(&version.swap_bytes()) {
+            let next_step = "convert it to little-endian with gguf_convert_endian.py of llama.cpp";
+            return Err(wrong_file(
+                path,
+                "a little-endian GGUF file",
+                "a big-endian one",
+                next_step,
+            ));
+        }
+        if !VERSIONS.contains(&version) {
             return Err(reader.wrong("version 2 or 3", format!("version {version}")));
         }
         // The smallest sizes of an entry in bytes. Of a tensor: length of the name (8), number of dimensions (4), type
@@ -89,6 +117,7 @@ impl Gguf {
                 return Err(reader.wrong("it once", "it twice"));
             }
         }
+        check_purpose(path, &metadata)?;
         let mut tensors = HashMap::new();
         for entry in 0..tensor_count {
             reader.what = format!("tensor entry {entry}");
@@ -106,9 +135,10 @@ impl Gguf {
                 return Err(reader.wrong("a power of two", format!("{other:?}")));
             }
         };
-        let data_start = (file_len - reader.left).next_multiple_of(alignment);
+        let data_start = (len - reader.left).next_multiple_of(alignment);
         let file = reader.reader.into_inner();
-        Ok(Self { path: path.to_owned(), file, metadata, tensors, data_start, file_len })
+        let part = Part { path: path.to_owned(), file, data_start, len };
+        Ok(Self { parts: vec![part], metadata, tensors })
     }
 
     pub(crate) fn tensor(&self, name: &str) -> Option<&TensorInfo> {
@@ -130,28 +160,14 @@ impl Gguf {
         let Some(kind) = Kind::from_id(info.kind) else {
             return Err(wrong(format!("one of the kinds {}", Kind::NAMES), Kind::name(info.kind)));
         };
-        let elements = info.shape.iter().try_fold(1usize, |n, &size| n.checked_mul(size));
-        let bytes = elements.and_then(|elements| kind.bytes(elements));
-        let (Some(elements), Some(bytes)) = (elements, bytes) else {
-            let expected = format!("a whole number of {} blocks", Kind::name(info.kind));
-            return Err(wrong(expected, format!("shape {:?}", info.shape)));
-        };
-        let start = self.data_start.checked_add(info.offset);
-        let end = start.and_then(|start| start.checked_add(bytes as u64));
-        let (Some(start), Some(end)) = (start, end) else {
-            return Err(wrong("an offset inside of the file".to_owned(), info.offset.to_string()));
-        };
-        // Checked before memory is reserved: the shape comes from the file and may be of any size.
-        if end > self.file_len {
-            let expected = format!("a file of at least {end} bytes (is it whole?)");
-            return Err(wrong(expected, format!("{} bytes", self.file_len)));
-        }
-        let mut raw = vec![0; bytes];
-        self.file
-            .seek(SeekFrom::Start(start))
-            .and_then(|_| self.file.read_exact(&mut raw))
-            .map_err(|source| LoadError::Io { path: self.path.clone(), source })?;
-        Ok(kind.dequantise(&raw, elements))
+        let part = &mut self.parts[info.part];
+        let place = layout::place(name, info, kind, part)?;
+        let mut raw = vec![0; place.bytes];
+        part.file
+            .seek(SeekFrom::Start(place.start))
+            .and_then(|_| part.file.read_exact(&mut raw))
+            .map_err(|source| LoadError::Io { path: part.path.clone(), source })?;
+        Ok(kind.dequantise(&raw, place.elements))
     }
 
     pub(crate) fn has_key(&self, key: &str) -> bool {
@@ -170,11 +186,18 @@ impl Gguf {
         value.and_then(Value::as_size).ok_or_else(|| unusable(key, "a whole number", value))
     }
 
+    /// A whole number of any size and sign, if the file has the key.
+    pub(crate) fn integer(&self, key: &str) -> Result<Option<i128>, LoadError> {
+        let Some(value) = self.metadata.get(key) else {
+            return Ok(None);
+        };
+        let integer = value.as_integer();
+        integer.map(Some).ok_or_else(|| unusable(key, "a whole number", Some(value)))
+    }
+
     pub(crate) fn number(&self, key: &str) -> Result<f32, LoadError> {
-        match self.metadata.get(key) {
-            Some(Value::Float(value)) => Ok(*value as f32),
-            other => Err(unusable(key, "a number", other)),
-        }
+        let value = self.metadata.get(key);
+        value.and_then(Value::as_float).ok_or_else(|| unusable(key, "a number", value))
     }
 
     pub(crate) fn flag(&self, key: &str) -> Result<bool, LoadError> {
@@ -184,56 +207,44 @@ impl Gguf {
         }
     }
 
-    pub(crate) fn strings(&self, key: &str) -> Result<Vec<String>, LoadError> {
-        self.array(key, "an array of strings", |value| match value {
-            Value::String(value) => Some(value.clone()),
-            _ => None,
-        })
+    pub(crate) fn strings(&self, key: &str) -> Result<&[String], LoadError> {
+        let value = self.metadata.get(key);
+        let strings = value.and_then(Value::as_strings);
+        strings.ok_or_else(|| unusable(key, "an array of strings", value))
     }
 
     pub(crate) fn numbers(&self, key: &str) -> Result<Vec<f32>, LoadError> {
-        self.array(key, "an array of numbers", |value| match value {
-            Value::Float(value) => Some(*value as f32),
-            _ => None,
-        })
+        let value = self.metadata.get(key);
+        let numbers = value.and_then(|value| value.items(Value::as_float));
+        numbers.ok_or_else(|| unusable(key, "an array of numbers", value))
     }
 
     pub(crate) fn sizes(&self, key: &str) -> Result<Vec<usize>, LoadError> {
-        self.array(key, "an array of whole numbers", Value::as_size)
-    }
-
-    fn array<T>(
-        &self,
-        key: &str,
-        expected: &str,
-        item: impl Fn(&Value) -> Option<T>,
-    ) -> Result<Vec<T>, LoadError> {
         let value = self.metadata.get(key);
-        let items = match value {
-            Some(Value::Array(items)) => items.iter().map(item).collect(),
-            _ => None,
-        };
-        items.ok_or_else(|| unusable(key, expected, value))
+        let sizes = value.and_then(|value| value.items(Value::as_size));
+        sizes.ok_or_else(|| unusable(key, "an array of whole numbers", value))
     }
 }
 
-impl Value {
-    fn as_size(&self) -> Option<usize> {
-        match self {
-            Self::Unsigned(value) => usize::try_from(*value).ok(),
-            Self::Signed(value) => usize::try_from(*value).ok(),
-            _ => None,
-        }
-    }
-}
-
-fn unusable(key: &str, expected: &str, got: Option<&Value>) -> LoadError {
-    let got = match got {
-        None => "none".to_owned(),
-        Some(Value::Array(items)) => format!("an array of {} values", items.len()),
-        Some(value) => format!("{value:?}"),
+/// Refuses files that share the container with models but are something else.
+fn check_purpose(path: &Path, metadata: &HashMap<String, Value>) -> Result<(), LoadError> {
+    let text = |key: &str| match metadata.get(key) {
+        Some(Value::String(text)) => text.as_str(),
+        _ => "",
     };
-    LoadError::Key { key: key.to_owned(), expected: expected.to_owned(), got }
+    let (got, next_step) = match (text("general.type"), text("general.architecture")) {
+        ("adapter", _) => (
+            "a LoRA adapter",
+            "merge it into its base model with llama-export-lora of llama.cpp, and give the result",
+        ),
+        ("mmproj", _) | (_, "clip") => (
+            "the vision or audio part of a model (mmproj)",
+            "give the file of the language model, which has a name without mmproj",
+        ),
+        ("imatrix", _) => ("statistics for quantisation (imatrix)", "give the file of the model"),
+        _ => return Ok(()),
+    };
+    Err(wrong_file(path, "a language model", got, next_step))
 }
 
 /// Reads numbers and strings, and tracks how much of the file is left.
@@ -282,49 +293,52 @@ impl Cursor<'_> {
     }
 
     /// Reads a count of items of at least `size` bytes each, and checks that they fit into the rest of the file.
-    fn count(&mut self, size: u64) -> Result<u64, LoadError> {
-        let count = self.u64()?;
-        if count > self.left / size {
-            let expected = format!("a count of at most {}", self.left / size);
-            return Err(self.wrong(expected, count));
-        }
-        Ok(count)
+    fn count(&mut self, size: u64) -> Result<usize, LoadError> {
+        let (count, most) = (self.u64()?, self.left / size);
+        let fits = usize::try_from(count).ok().filter(|_| count <= most);
+        fits.ok_or_else(|| self.wrong(format!("a count of at most {most}"), count))
     }
 
     fn string(&mut self) -> Result<String, LoadError> {
         let length = self.count(1)?;
-        let mut bytes = vec![0; length as usize];
+        let mut bytes = vec![0; length];
         self.fill(&mut bytes)?;
         String::from_utf8(bytes).map_err(|error| self.wrong("UTF-8", error))
     }
 
     fn value(&mut self, kind: u32, depth: usize) -> Result<Value, LoadError> {
-        Ok(match kind {
-            0 => Value::Unsigned(u8::from_le_bytes(self.bytes()?).into()),
-            1 => Value::Signed(i8::from_le_bytes(self.bytes()?).into()),
-            2 => Value::Unsigned(u16::from_le_bytes(self.bytes()?).into()),
-            3 => Value::Signed(i16::from_le_bytes(self.bytes()?).into()),
-            4 => Value::Unsigned(u32::from_le_bytes(self.bytes()?).into()),
-            5 => Value::Signed(i32::from_le_bytes(self.bytes()?).into()),
-            6 => Value::Float(f32::from_le_bytes(self.bytes()?).into()),
-            7 => Value::Bool(self.bytes::<1>()? != [0]),
-            8 => Value::String(self.string()?),
-            9 if depth < MAX_DEPTH => {
-                let kind = self.u32()?;
-                let count = self.count(1)?;
-                let mut items = Vec::new();
-                // `count` says only that each item has a byte in the file. In memory an item takes many more, so
-                // nothing is reserved.
-                for _ in 0..count {
-                    items.push(self.value(kind, depth + 1)?);
-                }
-                Value::Array(items)
-            }
-            10 => Value::Unsigned(self.u64()?),
-            11 => Value::Signed(i64::from_le_bytes(self.bytes()?)),
-            12 => Value::Float(f64::from_le_bytes(self.bytes()?)),
-            other => return Err(self.wrong("a value type from 0 to 12", other)),
-        })
+        if let Some(width) = Value::width(kind) {
+            let mut bytes = [0; 8];
+            self.fill(&mut bytes[..width])?;
+            let number = Value::number(kind, &bytes);
+            return number.ok_or_else(|| self.wrong("a number", kind));
+        }
+        match kind {
+            Value::STRING => Ok(Value::String(self.string()?)),
+            Value::ARRAY if depth < MAX_DEPTH => self.array(depth),
+            other => Err(self.wrong("a value type from 0 to 12", other)),
+        }
+    }
+
+    fn array(&mut self, depth: usize) -> Result<Value, LoadError> {
+        let kind = self.u32()?;
+        if let Some(width) = Value::width(kind) {
+            let count = self.count(width as u64)?;
+            let mut bytes = vec![0; count * width]; // at most what is left of the file
+            self.fill(&mut bytes)?;
+            return Ok(Value::Numbers { kind, bytes });
+        }
+        if kind == Value::STRING {
+            let count = self.count(8)?;
+            return Ok(Value::Strings(
+                (0..count).map(|_| self.string()).collect::<Result<_, _>>()?,
+            ));
+        }
+        let count = self.count(12)?;
+        for _ in 0..count {
+            self.value(kind, depth + 1)?;
+        }
+        Ok(Value::Arrays(count))
     }
 
     fn tensor_info(&mut self) -> Result<TensorInfo, LoadError> {
@@ -339,7 +353,7 @@ impl Cursor<'_> {
             shape.push(size);
         }
         shape.reverse();
-        Ok(TensorInfo { shape, kind: self.u32()?, offset: self.u64()? })
+        Ok(TensorInfo { shape, kind: self.u32()?, offset: self.u64()?, part: 0 })
     }
 }
 
@@ -359,13 +373,14 @@ mod tests {
         for key in keys {
             bytes.extend([&string(key)[..], &7u32.to_le_bytes(), &[1]].concat());
         }
-        for name in tensors {
+        for (at, name) in tensors.iter().enumerate() {
             bytes.extend(string(name));
             bytes.extend(1u32.to_le_bytes()); // number of dimensions
             bytes.extend(1u64.to_le_bytes()); // size of the dimension
             bytes.extend(0u32.to_le_bytes()); // type F32
-            bytes.extend(0u64.to_le_bytes()); // offset
+            bytes.extend((32 * at as u64).to_le_bytes()); // offset
         }
+        bytes.resize(bytes.len().next_multiple_of(32) + 32 * tensors.len(), 0);
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("names.gguf");
         std::fs::write(&path, bytes).unwrap();
