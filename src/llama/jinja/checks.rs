@@ -5,6 +5,7 @@ use super::{
     budget::Budget,
     fault::Fault,
     operators::{combine, compare},
+    strings::has_case,
     tree::{Comparison, Operator},
     value::Value,
 };
@@ -76,12 +77,10 @@ pub(super) fn holds(
         "lower" | "upper" => {
             let text = value.as_text()?;
             budget.bytes(text.len())?;
-            let (wanted, other): (fn(char) -> bool, fn(char) -> bool) = if name == "lower" {
-                (char::is_lowercase, char::is_uppercase)
-            } else {
-                (char::is_uppercase, char::is_lowercase)
-            };
-            text.chars().any(wanted) && !text.chars().any(other)
+            match name {
+                "lower" => has_case(text, char::is_lowercase, char::is_uppercase),
+                _ => has_case(text, char::is_uppercase, char::is_lowercase),
+            }
         }
         other => return Err(Fault::expected("a test that chat templates use", other)),
     })
