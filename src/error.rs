@@ -32,13 +32,6 @@ impl<T: AsRef<str>> fmt::Display for Printable<T> {
     }
 }
 
-impl Printable<std::borrow::Cow<'_, str>> {
-    /// A path, whose name may come from a file too.
-    pub(crate) fn path(path: &std::path::Path) -> Printable<std::borrow::Cow<'_, str>> {
-        Printable(path.to_string_lossy())
-    }
-}
-
 /// An invalid setting, reported when it is set or validated instead of when it is used.
 #[derive(Clone, Debug, PartialEq, Error)]
 #[non_exhaustive]

@@ -178,6 +178,42 @@ fn a_hugging_face_folder_is_a_model_too() {
 }
 
 #[test]
+fn a_model_without_a_chat_template_says_so_once() {
+    let folder = small_model(|id| format!("w{id}"));
+    let path = folder.path().to_str().unwrap();
+    let notes = |more: &[&str]| {
+        let output =
+            run(&[&["--model", path, "--prompt", "w1 w2", "--max-new-tokens", "2"], more].concat());
+        assert!(output.status.success());
+        String::from_utf8(output.stderr)
+            .unwrap()
+            .matches("note: the model has no chat template")
+            .count()
+    };
+    assert_eq!(notes(&[]), 1);
+    assert_eq!(notes(&["--raw"]), 0);
+}
+
+#[test]
+fn a_broken_chat_template_stops_only_what_needs_it() {
+    let folder = small_model(|id| format!("w{id}"));
+    let path = folder.path().to_str().unwrap();
+    let hostile = "{% if '\u{1b}[31m' \u{1b}]0;OWNED\u{7} %}";
+    for template in [
+        hostile,
+        "{{ raise_exception('\\x1b[31m no') }}",
+        "{% set ns = namespace() %}{% set ns.a = ns %}{{ ns }}",
+    ] {
+        fs::write(folder.path().join("chat_template.jinja"), template).unwrap();
+        let message = refused(&["--model", path, "--prompt", "w1 w2"], 1);
+        assert!(message.starts_with("error: chat template: line 1: "), "{message}");
+        assert!(message.contains("next step: try --raw"), "{message}");
+        assert!(!message.contains(|c: char| c.is_control() && c != '\n'), "{message:?}");
+        assert_eq!(json(&["--model", path, "--prompt", "w1 w2", "--raw"])["prompt_tokens"], 2);
+    }
+}
+
+#[test]
 fn invalid_settings_are_refused_before_anything_is_loaded() {
     let message = refused(&["--beta", "-1"], 2);
     assert_eq!(

@@ -37,12 +37,12 @@ impl ChatMessage {
 
 /// A model's chat template: a program in Jinja that is shipped with the model.
 ///
-/// It is rendered as transformers renders it, with the same tags, filters, tests, functions and methods of Python's
-/// strings, lists and dictionaries. `tools` and `documents` are `none`. `strftime_now` gives the time in UTC; a template
-/// that writes today's date makes prompts that depend on the day.
+/// It is rendered as transformers renders it, with the same tags, filters, tests and functions, and the methods of
+/// Python's strings, lists and dictionaries that change nothing. `tools` and `documents` are `none`. `strftime_now` gives
+/// the time in UTC: a template that writes today's date makes prompts that depend on the day.
 ///
-/// The template is not trusted. What it may cost is bounded: 32 MB of text and work, and 256 bytes more for every byte of
-/// the conversation. That is about a second at most.
+/// The template is not trusted. It may cost 32 MB of text and work, and 256 bytes more for every byte of the
+/// conversation; that is about a second at most. Its depth is bounded too, so that it fits on the stack of a thread.
 #[derive(Clone, Debug)]
 pub struct ChatTemplate {
     template: Template,

@@ -12,7 +12,7 @@ use crate::error::Printable;
 #[non_exhaustive]
 pub enum LoadError {
     /// A file could not be read.
-    #[error("{}: cannot be read", Printable::path(.path))]
+    #[error("{}: cannot be read", Printable(.path.to_string_lossy()))]
     Io {
         /// The file.
         path: std::path::PathBuf,
@@ -20,7 +20,7 @@ pub enum LoadError {
         source: std::io::Error,
     },
     /// A file is damaged or of the wrong kind.
-    #[error("{}: {}: expected {}, got {}", Printable::path(.path), Printable(.what), Printable(.expected), Printable(.got))]
+    #[error("{}: {}: expected {}, got {}", Printable(.path.to_string_lossy()), Printable(.what), Printable(.expected), Printable(.got))]
     Format {
         /// The file.
         path: std::path::PathBuf,

@@ -5,6 +5,7 @@ use super::{
     budget::Budget,
     fault::Fault,
     operators::{combine, compare},
+    strings::has_case,
     tree::{Comparison, Operator},
     value::Value,
 };

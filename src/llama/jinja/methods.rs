@@ -5,7 +5,7 @@ use super::{
     budget::Budget,
     fault::Fault,
     printf::braces,
-    strings::{capitalized, filled, pad, part, replace, split, strip, title},
+    strings::{capitalized, filled, has_case, pad, part, replace, split, strip, title},
     text::Writer,
     value::{Value, position},
 };
@@ -217,12 +217,8 @@ fn text_method(text: &str, method: &str, args: Values, budget: &Budget) -> Resul
         "isdigit" | "isdecimal" | "isnumeric" => all(char::is_numeric),
         "isalnum" => all(char::is_alphanumeric),
         "isspace" => all(char::is_whitespace),
-        "isupper" => {
-            is(text.chars().any(char::is_uppercase) && !text.chars().any(char::is_lowercase))
-        }
-        "islower" => {
-            is(text.chars().any(char::is_lowercase) && !text.chars().any(char::is_uppercase))
-        }
+        "isupper" => is(has_case(text, char::is_uppercase, char::is_lowercase)),
+        "islower" => is(has_case(text, char::is_lowercase, char::is_uppercase)),
         "isascii" => is(text.is_ascii()),
         _ => Err(Fault::expected("a method of strings", method)),
     }

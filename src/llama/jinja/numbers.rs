@@ -33,7 +33,6 @@ pub(super) fn number(
                 Value::Float(_) => None,
                 other => other.as_int().ok(),
             };
-            #[allow(clippy::cast_possible_truncation, reason = "`as` clamps")]
             let whole =
                 whole.or_else(|| parsed(value).filter(|x| x.is_finite()).map(|x: f64| x as i128));
             Ok(whole.map_or_else(|| default.unwrap_or(Value::Int(0)), Value::Int))
@@ -50,7 +49,6 @@ pub(super) fn number(
                 return Err(Fault::expected("a number", value.kind()));
             };
             let method = method.unwrap_or(Value::text("common", budget)?);
-            #[allow(clippy::cast_possible_truncation, reason = "clamped above")]
             let scale = 10f64.powi(precision as i32);
             let rounded = match &**method.as_text()? {
                 "common" if precision >= 0 => {

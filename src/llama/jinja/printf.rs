@@ -217,7 +217,6 @@ impl Spec {
 
 fn integer(value: &Value) -> Result<i128, Fault> {
     match value {
-        #[allow(clippy::cast_possible_truncation, reason = "`as` clamps")]
         Value::Float(number) => Ok(*number as i128),
         other => other.as_int(),
     }

@@ -175,3 +175,8 @@ pub(super) fn title(text: &str, in_word: fn(char) -> bool) -> String {
     }
     cased
 }
+
+/// Whether a text has letters of one case, `wanted`, and none of the other.
+pub(super) fn has_case(text: &str, wanted: fn(char) -> bool, other: fn(char) -> bool) -> bool {
+    text.chars().any(wanted) && !text.chars().any(other)
+}

@@ -194,7 +194,6 @@ impl Value {
     pub(super) fn as_float(&self) -> Option<f64> {
         match self {
             Self::Float(value) => Some(*value),
-            #[allow(clippy::cast_precision_loss, reason = "as Python's division rounds")]
             Self::Int(value) => Some(*value as f64),
             Self::Bool(value) => Some(f64::from(u8::from(*value))),
             _ => None,
