@@ -164,8 +164,8 @@ fn a_stop_string_may_be_the_text_of_a_special_token() {
     });
     let run = |stops: &[&str]| {
         let sampler = SamplerConfig::new().init(esamp::CausalLm::d_model(&model), &Device::flex());
-        let mut decoder =
-            Decoder::new(&model, sampler.unwrap()).with_detokenizer(vocabulary.clone());
+        let decoder = Decoder::new(&model, sampler.unwrap()).unwrap();
+        let mut decoder = decoder.with_detokenizer(vocabulary.clone());
         let request = Request::new(vec![3]).with_max_new_tokens(7);
         decoder.submit(request.with_stop_strings(stops.iter().copied())).unwrap();
         let completion = decoder.run(|_| ControlFlow::Continue(())).unwrap().remove(0);

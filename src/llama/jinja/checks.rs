@@ -77,9 +77,10 @@ pub(super) fn holds(
         "lower" | "upper" => {
             let text = value.as_text()?;
             budget.bytes(text.len())?;
-            let is_lower = text.chars().any(char::is_lowercase);
-            let is_upper = text.chars().any(char::is_uppercase);
-            if name == "lower" { is_lower && !is_upper } else { is_upper && !is_lower }
+            match name {
+                "lower" => has_case(text, char::is_lowercase, char::is_uppercase),
+                _ => has_case(text, char::is_uppercase, char::is_lowercase),
+            }
         }
         other => return Err(Fault::expected("a test that chat templates use", other)),
     })
