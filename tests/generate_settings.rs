@@ -427,8 +427,8 @@ fn a_page_that_cannot_be_written_is_an_error_before_the_model_is_loaded() {
 #[cfg(target_os = "linux")]
 fn a_page_on_a_full_disk_fails_the_run_and_the_text_is_still_printed() {
     let bench = Bench::new();
-    let flags = ["--json", "--model", bench.model(), "--prompt", "w1", "--max-new-tokens", "2"];
-    let output = run(&[&flags[..], &["--html", "/dev/full"]].concat());
+    let flags = ["--json", "--model", bench.model(), "--raw", "--prompt", "w1"];
+    let output = run(&[&flags[..], &["--max-new-tokens", "2", "--html", "/dev/full"]].concat());
     let message = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{message}");
     assert!(message.starts_with("error: --html /dev/full: No space left"), "{message}");
@@ -461,7 +461,8 @@ fn a_completion_ends_where_the_flags_say() {
     assert_eq!(run(&["--ignore-eos"])["tokens"], usual["tokens"]);
     assert_eq!(run(&["--ignore-eos", "--stop-token", &id])["finish"], "stop_token");
 
-    let output = self::run(&["--model", bench.model(), "--prompt", "w1", "--stop-token", "96"]);
+    let output =
+        self::run(&["--model", bench.model(), "--raw", "--prompt", "w1", "--stop-token", "96"]);
     let message = String::from_utf8(output.stderr).unwrap();
     assert!(
         message.starts_with("error: --stop-token: expected an id below 96, got 96\n"),

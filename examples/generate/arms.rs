@@ -10,7 +10,7 @@ use burn::tensor::Device;
 use esamp::{
     CausalLm, Completion, Counters, DecodeStats, Decoder, Event, FinishReason, Request, Sampler,
     SamplerConfig, TokenId,
-    llama::{ChatMessage, ChatTemplate, Llama, Tokenizer},
+    llama::{ChatMessage, ChatTemplate, Llama, LoadError, Tokenizer},
     snapshots::SnapshotPrecision,
     telemetry::{Observer, Recorder, RowTrace, StepTrace},
 };
@@ -26,51 +26,48 @@ use crate::{
 pub struct Loaded {
     pub model: Llama,
     pub tokenizer: Tokenizer,
-    template: Option<ChatTemplate>,
+    /// An error in the template is reported when it is needed: --raw needs none.
+    template: Result<Option<ChatTemplate>, LoadError>,
 }
 
 const LOAD_STEP: &str = "check that the model is complete and of a supported architecture";
-const RAW_STEP: &str = "try --raw, which uses no chat template";
 
 impl Loaded {
-    /// Opens a GGUF file or a Hugging Face folder. With `raw` its chat template is not read, and so not an error
-    /// either.
-    pub fn open(path: &Path, device: &Device, raw: bool) -> Result<Self, Failure> {
-        let is_folder = path.is_dir();
-        let failed = |error| Failure::runtime(error, LOAD_STEP);
-        let tokenizer =
-            if is_folder { Tokenizer::from_hf_folder(path) } else { Tokenizer::from_gguf(path) };
-        let tokenizer = tokenizer.map_err(failed)?;
-        let template = match (raw, is_folder) {
-            (true, _) => Ok(None),
-            (false, true) => ChatTemplate::from_hf_folder(path),
-            (false, false) => ChatTemplate::from_gguf(path),
-        };
-        let template = template.map_err(|error| Failure::runtime(error, RAW_STEP))?;
-        if template.is_none() && !raw {
-            // A closed standard error is no failure.
-            let _ = writeln!(
-                io::stderr(),
-                "note: the model has no chat template; the prompt is completed as it is, as with --raw"
-            );
-        }
-        let model = if is_folder {
-            Llama::from_hf_folder(path, device)
+    /// Opens a GGUF file or a Hugging Face folder.
+    pub fn open(path: &Path, device: &Device) -> Result<Self, Failure> {
+        let loaded = if path.is_dir() {
+            Tokenizer::from_hf_folder(path).and_then(|tokenizer| {
+                let template = ChatTemplate::from_hf_folder(path);
+                Ok(Self { model: Llama::from_hf_folder(path, device)?, tokenizer, template })
+            })
         } else {
-            Llama::from_gguf(path, device)
+            Tokenizer::from_gguf(path).and_then(|tokenizer| {
+                let template = ChatTemplate::from_gguf(path);
+                Ok(Self { model: Llama::from_gguf(path, device)?, tokenizer, template })
+            })
         };
-        Ok(Self { model: model.map_err(failed)?, tokenizer, template })
+        loaded.map_err(|error| Failure::runtime(error, LOAD_STEP))
     }
 
-    /// Encodes the prompt; as a chat message if the model has a template and `raw` was false.
-    pub fn prompt(&self, text: &str) -> Result<Vec<TokenId>, Failure> {
+    /// Encodes the prompt; as a chat message if the model has a template and `raw` is false.
+    pub fn prompt(&self, text: &str, raw: bool) -> Result<Vec<TokenId>, Failure> {
+        const NEXT: &str = "try --raw, which uses no chat template";
         let tokens = match &self.template {
-            Some(template) => template
+            _ if raw => self.tokenizer.encode(text),
+            Ok(Some(template)) => template
                 .render(&[ChatMessage::user(text)])
                 .and_then(|text| self.tokenizer.encode_rendered(&text)),
-            None => self.tokenizer.encode(text),
+            Ok(None) => {
+                // A closed standard error is no failure.
+                let _ = writeln!(
+                    io::stderr(),
+                    "note: the model has no chat template; the prompt is completed as it is (--raw)"
+                );
+                self.tokenizer.encode(text)
+            }
+            Err(error) => return Err(Failure::runtime(error, NEXT)),
         };
-        tokens.map_err(|error| Failure::runtime(error, RAW_STEP))
+        tokens.map_err(|error| Failure::runtime(error, NEXT))
     }
 }
 
@@ -95,7 +92,7 @@ impl<'m> Arm<'m> {
     ) -> Result<Self, Failure> {
         let sampler = sampler(&settings, args, &loaded.model)?;
         let mut decoder =
-            Decoder::new(&loaded.model, sampler)?.with_detokenizer(loaded.tokenizer.clone());
+            Decoder::new(&loaded.model, sampler).with_detokenizer(loaded.tokenizer.clone());
         if let Some(other) = other {
             decoder = decoder.with_other_model(other)?;
         }
@@ -156,7 +153,6 @@ impl<'m> Arm<'m> {
                 }
                 Event::Finished { completion, text } => {
                     self.texts[completion.id.index as usize].push_str(&text);
-                    self.completions.push(completion);
                 }
                 _ => {}
             }
@@ -168,9 +164,9 @@ impl<'m> Arm<'m> {
         self.decoder.is_idle()
     }
 
-    /// Puts the completions, which have ended in any order, in the order of their ids.
+    /// Takes the completions from the decoder.
     pub fn finish(&mut self) {
-        self.completions.sort_by_key(|completion| completion.id);
+        self.completions = self.decoder.take_completions();
     }
 
     /// Why a completion failed, if it did.

@@ -49,13 +49,12 @@ fn run(args: &Args) -> Result<(), End> {
     let trace = args.files.trace.as_deref().map(Trace::create).transpose()?;
     let page = args.files.html.as_deref().map(HtmlFile::create).transpose()?;
     let cache = Cache::from_env()?;
-    let loaded = Loaded::open(&source.fetch(&cache)?, &device, args.raw)?;
+    let loaded = Loaded::open(&source.fetch(&cache)?, &device)?;
     let mut other = match other {
-        // Only its logits are used, and so not its template.
-        Some(source) => Some(Loaded::open(&source.fetch(&cache)?, &device, true)?.model),
+        Some(source) => Some(Loaded::open(&source.fetch(&cache)?, &device)?.model),
         None => None,
     };
-    let prompt = loaded.prompt(&args.prompt)?;
+    let prompt = loaded.prompt(&args.prompt, args.raw)?;
     let mut arms: Vec<Arm<'_>> = arms
         .into_iter()
         .map(|settings| {

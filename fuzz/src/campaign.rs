@@ -96,6 +96,11 @@ impl Folder {
         Self(env!("CARGO_MANIFEST_DIR").into())
     }
 
+    /// Another folder of this kind.
+    pub fn at(path: impl Into<PathBuf>) -> Self {
+        Self(path.into())
+    }
+
     /// The committed inputs of a target, by name.
     fn corpus(&self, target: &str) -> Vec<Vec<u8>> {
         let entries = fs::read_dir(self.0.join("corpus").join(target)).into_iter().flatten();
