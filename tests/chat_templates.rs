@@ -52,6 +52,13 @@ fn templates_are_rendered_as_transformers_renders_them() {
 }
 
 #[test]
+fn a_template_can_write_the_date() {
+    let year: u32 = render("{{ strftime_now('%Y') }}").unwrap().parse().unwrap();
+    assert!(year > 2024, "{year}");
+    assert!(render("{{ strftime_now('%Q') }}").is_err());
+}
+
+#[test]
 fn an_error_names_the_line_and_what_was_expected() {
     let message = |template: &str| render(template).unwrap_err().to_string();
     assert_eq!(

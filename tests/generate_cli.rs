@@ -113,7 +113,7 @@ fn a_trace_has_every_token_of_the_last_column_and_shows_a_warm_up() {
 fn a_trace_that_cannot_be_written_ends_the_run() {
     let folder = small_model(|id| format!("w{id}"));
     let path = folder.path().to_str().unwrap();
-    let flags = ["--json", "--model", path, "--prompt", "w1", "--trace", "/dev/full"];
+    let flags = ["--json", "--raw", "--model", path, "--prompt", "w1", "--trace", "/dev/full"];
     let message = refused(&flags, 1);
     assert!(message.starts_with("error: --trace /dev/full: No space left"), "{message}");
 }
@@ -123,7 +123,7 @@ fn the_run_ends_with_one_line_of_counters() {
     let folder = small_model(|id| format!("w{id}"));
     let path = folder.path().to_str().unwrap();
     let flags = ["--model", path, "--prompt", "w1", "--samples", "2", "--max-new-tokens", "6"];
-    let output = run(&[&flags[..], &["--top-k", "7", "--min-p", "0", "--json"]].concat());
+    let output = run(&[&flags[..], &["--top-k", "7", "--min-p", "0", "--json", "--raw"]].concat());
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     let interventions = &report["arms"][1]["counters"]["interventions"];
     assert_eq!(
@@ -375,7 +375,7 @@ fn a_reader_that_closes_the_output_ends_the_run_quietly() {
     let path = folder.path().to_str().unwrap();
     for extra in [&["--json"][..], &[]] {
         let mut command = Command::new(example("generate"));
-        command.args(["--model", path, "--prompt", "w1"]).args(extra);
+        command.args(["--model", path, "--prompt", "w1", "--raw"]).args(extra);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         drop(child.stdout.take());
         let output = child.wait_with_output().unwrap();
