@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+use std::io::Write;
+
 use esamp::llama::{ChatMessage, ChatTemplate, LoadError};
 use esamp_testkit::golden;
 
@@ -49,6 +51,13 @@ fn templates_are_rendered_as_transformers_renders_them() {
         }
     }
     assert!(wrong.is_empty(), "{} differ\n{}", wrong.len(), wrong.join("\n"));
+}
+
+#[test]
+fn a_template_can_write_the_date() {
+    let year: u32 = render("{{ strftime_now('%Y') }}").unwrap().parse().unwrap();
+    assert!(year > 2024, "{year}");
+    assert!(render("{{ strftime_now('%Q') }}").is_err());
 }
 
 #[test]
@@ -128,6 +137,9 @@ fn hostile() -> Vec<String> {
         "{{ 'a\nb' | indent(10 ** 38) }}", "{{ [1] | batch(0) }}", "{{ 1 // 0 }}", "{{ 1 % 0 }}", "{{ 1 / 0 }}",
         "{{ (-2 ** 126) * 2 // -1 - 2 ** 126 - 2 ** 126 }}", "{{ 'a'[::0] }}", "{{ loop.cycle() }}",
         "{% for x in [1] %}{{ loop.cycle() }}{% endfor %}", "{{ 99999999999999999999999999999999999999999 }}",
+        // An order that is none.
+        "{% set ns = namespace(x=[]) %}{% for i in range(50) %}{% set ns.x = ns.x + [i, 'nan' | float, -i] %}{% endfor %}{{ ns.x | sort }}",
+        "{{ ([1, 'a', none] * 50) | sort }}",
         // Work without size.
         "{{ ('a' * 1000000).strip('b' * 1000000) }}",
         "{% set x = 'a' * 1000000 %}{% for i in range(100000) %}{{ x.count('aa') }}{% endfor %}",
@@ -218,5 +230,5 @@ fn a_hostile_template_ends_in_an_error_within_limits_of_the_system() {
 fn renders_one_hostile_template() {
     let at: usize = std::env::var(CHILD).unwrap().parse().unwrap();
     let error = render(&hostile()[at]).unwrap_err();
-    println!("ended with: {error}");
+    writeln!(std::io::stdout(), "ended with: {error}").unwrap();
 }

@@ -1,5 +1,7 @@
 //! Filters on the items of a list.
 
+use std::cmp::Ordering;
+
 use super::{
     arguments::{Values, given, is_true, needed, size},
     budget::Budget,
@@ -149,25 +151,35 @@ pub(super) fn ordered(
         }
         return Value::list(unique.into_iter().map(|(_, item)| item).collect(), budget);
     }
-    let mut fault = None;
-    keyed.sort_by(|(a, _), (b, _)| {
-        a.order(b, budget).unwrap_or_else(|found| {
-            fault.get_or_insert(found);
-            std::cmp::Ordering::Equal
-        })
-    });
-    if let Some(fault) = fault {
-        return Err(fault);
-    }
-    if is_true(reverse.as_ref()) {
-        keyed.reverse();
-    }
-    let mut sorted = keyed.into_iter().map(|(_, item)| item);
+    let reverse = is_true(reverse.as_ref()) || name == "max";
+    let mut sorted = sorted(keyed, reverse, budget)?.into_iter().map(|(_, item)| item);
     match name {
-        "min" => Ok(sorted.next().unwrap_or(Value::Undefined)),
-        "max" => Ok(sorted.next_back().unwrap_or(Value::Undefined)),
+        "min" | "max" => Ok(sorted.next().unwrap_or(Value::Undefined)),
         _ => Value::list(sorted.collect(), budget),
     }
+}
+
+/// Sorts items by their keys; equal ones keep their order. Not `sort_by`, which may panic where the comparison is no
+/// total order: that of numbers is none if there are NaN, or integers that no float holds.
+fn sorted(
+    mut left: Vec<(Value, Value)>,
+    reverse: bool,
+    budget: &Budget,
+) -> Result<Vec<(Value, Value)>, Fault> {
+    if left.len() < 2 {
+        return Ok(left);
+    }
+    let right = left.split_off(left.len() / 2);
+    let mut merged = Vec::with_capacity(left.len() + right.len());
+    let mut left = sorted(left, reverse, budget)?.into_iter().peekable();
+    let mut right = sorted(right, reverse, budget)?.into_iter().peekable();
+    let first = if reverse { Ordering::Greater } else { Ordering::Less };
+    while let (Some((a, _)), Some((b, _))) = (left.peek(), right.peek()) {
+        let next = if b.order(a, budget)? == first { right.next() } else { left.next() };
+        merged.extend(next);
+    }
+    merged.extend(left.chain(right));
+    Ok(merged)
 }
 
 /// `batch(n)`: lists of `n` items; `slice(n)`: `n` lists.
