@@ -42,8 +42,8 @@ impl Tokenizer {
             settings.extend(path.exists().then(|| read_json(&path)).transpose()?);
         }
         // The model may have more tokens than the tokenizer knows.
-        let sizes = settings.iter().filter_map(|json| json.get("vocab_size")?.as_u64());
-        let vocab_size = match sizes.last().and_then(|size| usize::try_from(size).ok()) {
+        let mut sizes = settings.iter().filter_map(|json| json.get("vocab_size")?.as_u64());
+        let vocab_size = match sizes.next_back().and_then(|size| usize::try_from(size).ok()) {
             Some(size) => size,
             None => inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1),
         };
