@@ -31,8 +31,8 @@ pub enum LoadError {
         /// What was found.
         got: String,
     },
-    /// A file or folder is something else than it was taken for: a Git LFS pointer, a web page, a LoRA adapter, one part
-    /// of a split file. [`next_step`](Self::next_step) says what to do with it.
+    /// A file or folder is something else than it was taken for: a Git LFS pointer, a web page, a LoRA adapter, one
+    /// part of a split file. [`next_step`](Self::next_step) says what to do with it.
     #[error("{}: expected {expected}, got {got}", .path.display())]
     WrongFile {
         /// The file or folder.

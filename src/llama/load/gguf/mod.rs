@@ -19,8 +19,8 @@ use crate::{
 };
 
 impl Llama {
-    /// Loads a model from a GGUF file. Quantised weights are dequantised to `f32`. Of a split file, give the first part,
-    /// `NAME-00001-of-0000N.gguf`, with the others next to it.
+    /// Loads a model from a GGUF file. Quantised weights are dequantised to `f32`. Of a split file, give the first
+    /// part, `NAME-00001-of-0000N.gguf`, with the others next to it.
     ///
     /// Supports the architectures `llama`, `qwen2` and `qwen3`, and the tensor types F32, F16, BF16, Q8_0, Q4_0,
     /// Q4_1, Q5_0, Q5_1, Q4_K, Q5_K and Q6_K.
