@@ -92,7 +92,7 @@ impl<'m> Arm<'m> {
     ) -> Result<Self, Failure> {
         let sampler = sampler(&settings, args, &loaded.model)?;
         let mut decoder =
-            Decoder::new(&loaded.model, sampler).with_detokenizer(loaded.tokenizer.clone());
+            Decoder::new(&loaded.model, sampler)?.with_detokenizer(loaded.tokenizer.clone());
         if let Some(other) = other {
             decoder = decoder.with_other_model(other)?;
         }
