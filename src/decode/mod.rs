@@ -6,6 +6,7 @@ mod error;
 mod forward;
 mod interrupted;
 mod other;
+mod prefill;
 mod request;
 mod row;
 mod stop;
@@ -31,12 +32,11 @@ use crate::{
     telemetry::Observer,
     text::Detokenize,
 };
-use forward::{expect_logits, int_tensor, prefill, rows_of};
+use forward::{expect_logits, int_tensor, rows_of};
 use interrupted::Work;
 use other::{Beside, OtherModel, other_logits};
 use request::Accepted;
 use row::Row;
-use warm_up::PromptWarmUp;
 
 /// Decode loop for any [`CausalLm`]: accepts requests, runs their completions in one batch and streams the tokens.
 ///
@@ -384,100 +384,6 @@ impl<M: CausalLm> Decoder<M> {
         advanced
     }
 
-    /// Prefills the waiting prompts for which there is room, first in, first out: a small prompt does not overtake a
-    /// large one that still waits for room.
-    fn prefill_waiting(&mut self) -> Result<(), StepError> {
-        while self.waiting.front().is_some_and(|waiting| self.has_room(waiting)) {
-            let started = Instant::now();
-            let prefilled = self.prefill();
-            self.stats.prefill_seconds += started.elapsed().as_secs_f64();
-            prefilled?;
-        }
-        Ok(())
-    }
-
-    /// Prefills the first waiting prompt, chooses the first token of each of its completions, and adds them to the
-    /// batch.
-    fn prefill(&mut self) -> Result<(), StepError> {
-        let Some(waiting) = self.waiting.front() else {
-            return Ok(());
-        };
-        let request = waiting.request.clone();
-        let context = self.context_length(&request);
-        let ids = waiting.completions.iter();
-        let mut rows: Vec<_> =
-            ids.map(|&id| Some(Row::new(id, request.clone(), context))).collect();
-        let failed = make_masks(&mut rows, &mut self.work);
-        // The prompt waits until its masks are made, so that a panic of its masker does not lose it.
-        self.waiting.pop_front();
-        self.joining = rows;
-        self.end_joining(failed);
-        self.joining.retain(Option::is_some);
-        if self.joining.is_empty() {
-            return Ok(());
-        }
-
-        self.work = Some(Work::Prefill);
-        let (cache, choices) = match self.first_tokens(&request.prompt) {
-            Ok(first) => first,
-            Err(error) => {
-                self.abort_joining();
-                return Err(error);
-            }
-        };
-        self.stats.prompt_tokens += request.prompt.len() as u64;
-        let detokenizer = self.detokenizer.as_deref();
-        let ended = accept(&mut self.joining, choices, detokenizer, &mut self.events);
-        self.end_joining(ended);
-        // Completions that all end with their first token do not join the batch.
-        if self.joining.iter().all(Option::is_none) {
-            self.joining.clear();
-            return Ok(());
-        }
-        self.join(cache)
-    }
-
-    /// Adds the prefilled rows to the batch. If the batch's cache cannot append them, they are aborted.
-    fn join(&mut self, cache: M::Cache) -> Result<(), StepError> {
-        let Some(running) = &mut self.batch else {
-            self.batch = Some(Batch { cache, rows: std::mem::take(&mut self.joining) });
-            return Ok(());
-        };
-        self.work = Some(Work::Batch); // a panic may leave the cache of the running rows half changed
-        match running.cache.append_rows(cache) {
-            Ok(()) => {
-                running.rows.append(&mut self.joining);
-                Ok(())
-            }
-            Err(error) => {
-                self.abort_joining();
-                Err(error.into())
-            }
-        }
-    }
-
-    /// Runs the prompt of the joining rows through the model and chooses their first tokens.
-    fn first_tokens(&mut self, prompt: &[TokenId]) -> Result<(M::Cache, Choices), StepError> {
-        let chunk = self.prefill_chunk;
-        let rows: Vec<&Row> = self.joining.iter().flatten().collect();
-        let mut warm_up = PromptWarmUp::new(&rows, self.sites);
-        let (cache, logits) = prefill(&self.model, prompt, rows.len(), chunk, &mut warm_up)?;
-        // The distillers learn from the prompt before the first token is chosen.
-        warm_up.learn(&mut self.sampler, &rows)?;
-        let contrasted: Vec<CompletionId> =
-            other::contrasted(rows.iter().copied()).map(|row| row.id).collect();
-        let other_logits = match &mut self.other {
-            Some(other) if !contrasted.is_empty() => {
-                Some(other.prefill(prompt, &contrasted, chunk)?)
-            }
-            _ => None,
-        };
-        let step_rows: Vec<_> = rows.iter().map(|row| row.step_row(Phase::FirstToken)).collect();
-        let input = StepInput::new(&step_rows, logits, self.model.lm_head());
-        let output = self.sampler.step(input.with_other_logits(other_logits))?;
-        Ok((cache, output.choices))
-    }
-
     /// Runs one forward pass and chooses one token for every running row.
     fn decode(&mut self) -> Result<(), StepError> {
         if let Some(batch) = &mut self.batch {
@@ -541,13 +447,6 @@ impl<M: CausalLm> Decoder<M> {
         }
     }
 
-    /// Ends the given rows of the prompt that is being prefilled. Their places stay.
-    fn end_joining(&mut self, ended: Ended) {
-        for (row, reason) in take_ended(&mut self.joining, ended) {
-            self.hand_over(row, reason);
-        }
-    }
-
     /// Drops finished rows from the cache. A cache that cannot drop rows keeps them, and they are fed a dummy token.
     fn compact(&mut self) -> Result<(), StepError> {
         if let Some(other) = &mut self.other {
@@ -586,13 +485,6 @@ impl<M: CausalLm> Decoder<M> {
     fn abort(&mut self) {
         let rows = self.batch.take().into_iter().flat_map(|batch| batch.rows).flatten();
         for row in rows {
-            self.hand_over(row, FinishReason::Aborted);
-        }
-    }
-
-    /// Aborts the rows of the prompt that is being prefilled.
-    fn abort_joining(&mut self) {
-        for row in std::mem::take(&mut self.joining).into_iter().flatten() {
             self.hand_over(row, FinishReason::Aborted);
         }
     }

@@ -287,14 +287,6 @@ fn chunks_do_not_change_the_tokens() {
 }
 
 #[test]
-fn a_prefill_that_fails_is_timed_too() {
-    let mut decoder = Decoder::new(counter().failing_at(0), sampler(10)).unwrap();
-    decoder.submit(count_from(1)).unwrap();
-    assert!(decoder.step().is_err());
-    assert!(decoder.stats().prefill_seconds > 0.0);
-}
-
-#[test]
 fn requests_join_a_running_batch() {
     let mut decoder = Decoder::new(counter(), sampler(10)).unwrap();
     decoder.submit(count_from(1)).unwrap();

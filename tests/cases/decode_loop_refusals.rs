@@ -315,3 +315,11 @@ fn a_detokenizer_that_fails_ends_its_row_only() {
     assert_eq!(completions[0].finish, FinishReason::NoText(TextError::new("no 4")));
     assert_eq!(completions[1].text.as_deref(), Some("567"));
 }
+
+#[test]
+fn a_prefill_that_fails_is_timed_too() {
+    let mut decoder = Decoder::new(counter().failing_at(0), sampler(10)).unwrap();
+    decoder.submit(count_from(1)).unwrap();
+    assert!(decoder.step().is_err());
+    assert!(decoder.stats().prefill_seconds > 0.0);
+}
