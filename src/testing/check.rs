@@ -35,7 +35,7 @@ use crate::{
 /// # Ok::<(), esamp::testing::ModelFault>(())
 /// ```
 ///
-/// Cost: about 25 forward passes per prompt, and one per token.
+/// Cost: about 30 forward passes per prompt, and two per token.
 ///
 /// # Errors
 ///
