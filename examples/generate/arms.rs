@@ -1,7 +1,6 @@
 //! The model and the decoders that run on it.
 
 use std::{
-    io::{self, Write},
     path::Path,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -14,7 +13,7 @@ use esamp::{
     snapshots::SnapshotPrecision,
     telemetry::{Observer, Recorder, RowTrace, StepTrace},
 };
-use esamp_programs::failure::Failure;
+use esamp_programs::failure::{Failure, note};
 
 use crate::{
     args::Args,
@@ -30,8 +29,6 @@ pub struct Loaded {
     template: Result<Option<ChatTemplate>, LoadError>,
 }
 
-const LOAD_STEP: &str = "check that the model is complete and of a supported architecture";
-
 impl Loaded {
     /// Opens a GGUF file or a Hugging Face folder.
     pub fn open(path: &Path, device: &Device) -> Result<Self, Failure> {
@@ -46,7 +43,11 @@ impl Loaded {
                 Ok(Self { model: Llama::from_gguf(path, device)?, tokenizer, template })
             })
         };
-        loaded.map_err(|error| Failure::runtime(error, LOAD_STEP))
+        let loaded: Self = loaded.map_err(Failure::loading)?;
+        for warning in loaded.tokenizer.warnings().iter().chain(loaded.model.warnings()) {
+            note(warning);
+        }
+        Ok(loaded)
     }
 
     /// Encodes the prompt; as a chat message if the model has a template and `raw` is false.
@@ -58,11 +59,7 @@ impl Loaded {
                 .render(&[ChatMessage::user(text)])
                 .and_then(|text| self.tokenizer.encode_rendered(&text)),
             Ok(None) => {
-                // A closed standard error is no failure.
-                let _ = writeln!(
-                    io::stderr(),
-                    "note: the model has no chat template; the prompt is completed as it is (--raw)"
-                );
+                note("the model has no chat template; the prompt is completed as it is (--raw)");
                 self.tokenizer.encode(text)
             }
             Err(error) => return Err(Failure::runtime(error, NEXT)),

@@ -20,7 +20,6 @@ use burn::tensor::Device;
 use clap::Parser;
 use esamp::{
     CausalLm, TokenId,
-    errors::LoadError,
     llama::{ChatMessage, ChatTemplate, Llama, Tokenizer},
 };
 use esamp_eval::{
@@ -37,7 +36,7 @@ use esamp_eval::{
     work::{Ended, problems_of, run_all},
 };
 use esamp_programs::{
-    failure::{End, Failure, exit_code},
+    failure::{End, Failure, exit_code, note},
     model_source::{Cache, ModelSource},
 };
 
@@ -223,18 +222,17 @@ fn open(path: &Path, device: &Device) -> Result<(Llama, Tokenizer, Option<ChatTe
         ChatTemplate::from_gguf(path)
             .and_then(|template| Ok((Llama::from_gguf(path, device)?, template)))
     };
-    let (model, template) = opened.map_err(not_whole)?;
+    let (model, template) = opened.map_err(Failure::loading)?;
+    for warning in tokenizer.warnings().iter().chain(model.warnings()) {
+        note(warning);
+    }
     Ok((model, tokenizer, template))
 }
 
 fn tokenizer_at(path: &Path) -> Result<Tokenizer, Failure> {
     let opened =
         if path.is_dir() { Tokenizer::from_hf_folder(path) } else { Tokenizer::from_gguf(path) };
-    opened.map_err(not_whole)
-}
-
-fn not_whole(error: LoadError) -> Failure {
-    Failure::runtime(error, "check that the model is complete and of a supported architecture")
+    opened.map_err(Failure::loading)
 }
 
 /// Encodes a message, with the model's chat template if it has one.

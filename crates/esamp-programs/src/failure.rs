@@ -8,7 +8,7 @@ use std::{
 
 use esamp::{
     Counters,
-    errors::{ConfigError, TrainError},
+    errors::{ConfigError, LoadError, TrainError},
 };
 
 use crate::{columns::printable, model_source::FetchError};
@@ -53,6 +53,11 @@ pub fn exit_code(result: Result<(), End>) -> ExitCode {
             ExitCode::from(failure.code)
         }
     }
+}
+
+/// Prints a note to standard error, with control characters escaped. A closed standard error is no failure.
+pub fn note(text: &str) {
+    let _ = writeln!(io::stderr(), "note: {}", printable(text));
 }
 
 const REPORT: &str = "report this with the command line that led to it";
@@ -100,6 +105,12 @@ impl Failure {
             _ => REPORT,
         };
         Self::runtime(error, next_step)
+    }
+
+    /// A model file that cannot be loaded.
+    pub fn loading(error: LoadError) -> Self {
+        let next_step = error.next_step().to_owned();
+        Self::runtime(error, &next_step)
     }
 
     /// Flags that are invalid, alone or together.
