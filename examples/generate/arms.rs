@@ -150,6 +150,7 @@ impl<'m> Arm<'m> {
                 }
                 Event::Finished { completion, text } => {
                     self.texts[completion.id.index as usize].push_str(&text);
+                    self.completions.push(completion);
                 }
                 _ => {}
             }
@@ -161,9 +162,9 @@ impl<'m> Arm<'m> {
         self.decoder.is_idle()
     }
 
-    /// Takes the completions from the decoder.
+    /// Puts the completions, which have ended in any order, in the order of their ids.
     pub fn finish(&mut self) {
-        self.completions = self.decoder.take_completions();
+        self.completions.sort_by_key(|completion| completion.id);
     }
 
     /// Why a completion failed, if it did.
