@@ -86,8 +86,8 @@ pub struct TextStream {
 /// The largest number of tokens that a character without its last byte can be spread over.
 const INSIDE_A_CHARACTER: usize = 3;
 
-/// The largest number of pending tokens, and of tokens without text that are kept. Only a detokenizer whose texts cannot
-/// be split leads to more than [`INSIDE_A_CHARACTER`] pending ones.
+/// The largest number of pending tokens, and of tokens without text that are kept. Only a detokenizer whose texts
+/// cannot be split leads to more than [`INSIDE_A_CHARACTER`] pending ones.
 const MOST_PENDING: usize = 16;
 
 impl TextStream {

@@ -38,8 +38,8 @@ impl ChatMessage {
 /// A model's chat template: a program in Jinja that is shipped with the model.
 ///
 /// It is rendered as transformers renders it, with the same tags, filters, tests and functions, and the methods of
-/// Python's strings, lists and dictionaries that change nothing. `tools` and `documents` are `none`. `strftime_now` gives
-/// the time in UTC: a template that writes today's date makes prompts that depend on the day.
+/// Python's strings, lists and dictionaries that change nothing. `tools` and `documents` are `none`. `strftime_now`
+/// gives the time in UTC: a template that writes today's date makes prompts that depend on the day.
 ///
 /// The template is not trusted. It may cost 32 MB of text and work, and 256 bytes more for every byte of the
 /// conversation; that is about a second at most. Its depth is bounded too, so that it fits on the stack of a thread.
@@ -127,8 +127,8 @@ impl ChatTemplate {
     ///
     /// # Errors
     ///
-    /// [`LoadError::ChatTemplate`] with the line and the template's own message if it rejects the conversation, or if it
-    /// fails or costs too much.
+    /// [`LoadError::ChatTemplate`] with the line and the template's own message if it rejects the conversation, or if
+    /// it fails or costs too much.
     pub fn render(&self, messages: &[ChatMessage]) -> Result<String, LoadError> {
         let variables = [
             ("messages", Variable::Records(messages.iter().map(ChatMessage::fields).collect())),

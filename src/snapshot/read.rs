@@ -31,8 +31,8 @@ pub(super) struct Snapshot {
     device: Device,
 }
 
-/// The most parameters of a distiller in a file that has no parameters to compare with, 1 GiB: the paper's distiller has
-/// as many at a width of 116,000.
+/// The most parameters of a distiller in a file that has no parameters to compare with, 1 GiB: the paper's distiller
+/// has as many at a width of 116,000.
 const MOST_PARAMETERS: usize = 1 << 28;
 /// The most tensors that they are in.
 const MOST_TENSORS: usize = 1 << 12;

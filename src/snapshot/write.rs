@@ -158,8 +158,8 @@ pub(super) fn write(path: &Path, header: String, tensors: &Tensors) -> Result<()
     let bytes = safetensors::serialize(views, Some(metadata)).map_err(SnapshotError::header)?;
 
     let (partial, mut file) = create_partial(path).map_err(failed)?;
-    // The file is in the same folder, because a rename is atomic only within a file system. It is synced before the rename:
-    // otherwise a crash could leave the new name with content that never reached the disk.
+    // The file is in the same folder, because a rename is atomic only within a file system. It is synced before the
+    // rename: otherwise a crash could leave the new name with content that never reached the disk.
     let written = file
         .write_all(&bytes)
         .and_then(|()| file.sync_all())

@@ -16,15 +16,15 @@ use crate::{
 ///
 /// - `forward` records every tap site once, in the order of the blocks, with the shapes it should have, and all
 ///   positions for a tap that wants them;
-/// - the LM head, applied to the state recorded at [`TapSite::HeadInput`], gives the logits of `forward`, for all tokens
-///   and for some;
+/// - the LM head, applied to the state recorded at [`TapSite::HeadInput`], gives the logits of `forward`, for all
+///   tokens and for some;
 /// - a prompt that is read in pieces has the logits of one that is read at once;
 /// - a row that was copied, moved or appended to others with [`KvCache::keep_rows`] and [`KvCache::append_rows`], or
 ///   that was in a batch from the start, has the logits of the same tokens alone. Operations that the cache says it
 ///   cannot do are left out.
 ///
-/// `prompts` are at least two, of different lengths, each of at least two tokens, with room for two more in the context.
-/// Logits may differ by a small part of the largest one: 0.003 in `f32`, 0.03 in `f16` and 0.1 in `bf16`.
+/// `prompts` are at least two, of different lengths, each of at least two tokens, with room for two more in the
+/// context. Logits may differ by a small part of the largest one: 0.003 in `f32`, 0.03 in `f16` and 0.1 in `bf16`.
 ///
 /// ```
 /// use burn::tensor::Device;

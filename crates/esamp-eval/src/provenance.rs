@@ -120,8 +120,8 @@ impl SessionFile {
         name.into()
     }
 
-    /// The path of the session file for records that are read. For compressed records it is named after the uncompressed
-    /// file.
+    /// The path of the session file for records that are read. For compressed records it is named after the
+    /// uncompressed file.
     pub fn path_beside(records: &Path) -> PathBuf {
         if records.extension().is_some_and(|ending| ending == "gz") {
             Self::path_of(&records.with_extension(""))

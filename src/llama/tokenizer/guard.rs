@@ -12,8 +12,8 @@ const MAX_GROWTH: usize = 1024;
 /// The parts that change texts, or repeat their tokens.
 const PARTS: [&str; 4] = ["normalizer", "pre_tokenizer", "post_processor", "decoder"];
 
-/// Checks that no part of a tokenizer makes a text more than [`MAX_GROWTH`] times as long. Without the check, forty rules
-/// that each double a text ask for a terabyte.
+/// Checks that no part of a tokenizer makes a text more than [`MAX_GROWTH`] times as long. Without the check, forty
+/// rules that each double a text ask for a terabyte.
 pub(super) fn check_growth(json: &Value) -> Result<(), LoadError> {
     for part in PARTS {
         let growth = growth(&json[part]);
@@ -54,8 +54,8 @@ fn growth(part: &Value) -> usize {
         .fold(product, usize::saturating_mul)
 }
 
-/// The length of the longest text that SentencePiece's rules write for a character. The rules are a size in four bytes, a
-/// table of that size, and texts that zeros end. A size that does not fit counts as unbounded, because the library
+/// The length of the longest text that SentencePiece's rules write for a character. The rules are a size in four bytes,
+/// a table of that size, and texts that zeros end. A size that does not fit counts as unbounded, because the library
 /// reserves memory for it.
 fn longest_rule(base64: &str) -> usize {
     let mut bytes = Vec::new();

@@ -5,14 +5,14 @@
 //
 // 1. At most one lesson is pending. The caller waits for the result of step t − 1, makes it visible, and only then
 //    sends the lesson of step t. So the copies never differ by more than one lesson.
-// 2. Completions begin, end, are warmed up and restarted between lessons. The caller applies such a change to its own copy at
-//    once, so that it predicts with it, and sends it with the next lesson. The worker applies the changes before it
-//    learns, so both copies see changes and lessons in the same order.
+// 2. Completions begin, end, are warmed up and restarted between lessons. The caller applies such a change to its own
+//    copy at once, so that it predicts with it, and sends it with the next lesson. The worker applies the changes
+//    before it learns, so both copies see changes and lessons in the same order.
 // 3. A result replaces `visible`, but the worker made it before the changes since the lesson was sent. The caller
 //    applies these changes to the new copy again. They stay in the list until the next lesson carries them.
 //
-// `Replace` is the exception: after a reset or a load, and when no lesson is pending, the caller's copy is authoritative,
-// and both the list of changes and the worker's copy are dropped.
+// `Replace` is the exception: after a reset or a load, and when no lesson is pending, the caller's copy is
+// authoritative, and both the list of changes and the worker's copy are dropped.
 //
 // The caller blocks in one place only, while it waits for the result of a pending lesson
 // (`BackgroundTrainer::receive`). The worker blocks only while it waits for a job: the result channel has room for the

@@ -1,9 +1,9 @@
 //! The format of a run's results: JSON Lines. The first line is a [`Header`], every other line a
 //! [`ProblemRecord`].
 //!
-//! A line depends only on the header and on the record's key, never on the time or on interruptions: the
-//! same command writes the same bytes. Every line ends with a checksum of itself ([`line`](mod@line)). What does vary, the duration and the machine, goes to a second file
-//! (`FILE.sessions`) with one [`Session`] per line.
+//! A line depends only on the header and on the record's key, never on the time or on interruptions: the same command
+//! writes the same bytes. Every line ends with a checksum of itself ([`line`](mod@line)). What does vary, the duration
+//! and the machine, goes to a second file (`FILE.sessions`) with one [`Session`] per line.
 //!
 //! Logarithms are natural, and `log_prob` always refers to the chosen token. *The model's distribution* is
 //! over all tokens at temperature 1. *The reference distribution* is over the candidates that the filters
