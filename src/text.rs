@@ -66,10 +66,10 @@ impl<T: Detokenize + ?Sized> Detokenize for std::sync::Arc<T> {
 /// decodes a run of bytes as a whole, and one invalid byte turns the whole run into U+FFFD. Text that has been shown
 /// then stays, and only the bytes after it become U+FFFD.
 ///
-/// Bytes that never become a character are shown as U+FFFD, at most three tokens late: so many may be the beginning of
-/// a character.
+/// Bytes that never become a character are shown as U+FFFD, at most three tokens late: three bytes may be the beginning
+/// of a character.
 ///
-/// Cost: each token decodes a bounded number of tokens, whatever the sequence is.
+/// Cost: each token decodes a bounded number of tokens, for every sequence.
 #[derive(Clone, Debug, Default)]
 pub struct TextStream {
     /// The tokens that were shown last. Tokenizers depend on what precedes a token (a space is dropped at the

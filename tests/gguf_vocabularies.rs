@@ -50,14 +50,14 @@ fn every_end_token_of_the_vocabulary_ends_a_completion() {
     assert_eq!(qwen.stop_tokens(), [2, 3]);
     assert!(qwen.warnings().is_empty(), "{:?}", qwen.warnings());
 
-    // Each of the keys counts, whatever the text of its token.
+    // Each of the keys counts, regardless of the text of its token.
     for key in ["eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep"] {
         let file = GgufFile::vocabulary(&[("a", NORMAL), ("<stop here>", CONTROL)])
             .number(&format!("tokenizer.ggml.{key}_token_id"), 1);
         assert_eq!(tokenizer(&file).stop_tokens(), [1], "{key}");
     }
 
-    // A known text counts whatever its type, as in llama.cpp, and has no text of its own.
+    // A known text counts regardless of its type, as in llama.cpp, and has no text of its own.
     let eot = ("<|eot_id|>", NORMAL);
     let eom = ("<|eom_id|>", USER_DEFINED);
     let tokens = [("a", NORMAL), eot, eom, ("<|begin_of_text|>", CONTROL), ("</s>", CONTROL)];

@@ -15,7 +15,7 @@ fn target(run: fn(&[u8]) -> Outcome) -> Target {
     Target { name: "known", run, seeds: || vec![b"begin".to_vec()] }
 }
 
-/// A fault behind two checks, each of which has an outcome of its own.
+/// A fault after two checks, each of which has an outcome of its own.
 fn deep(input: &[u8]) -> Outcome {
     if input.first() != Some(&b'B') {
         return Ok("first letter".into());

@@ -238,7 +238,7 @@ pub trait TokenMasker: Send + Sync {
     fn mask(&self, row: CompletionId, generated: &[TokenId])
     -> Result<Option<TokenMask>, RowError>;
 
-    /// Called once when a completion of the request has ended, for whatever [reason](FinishReason), so that a masker
+    /// Called once when a completion of the request has ended, for any [reason](FinishReason), so that a masker
     /// can drop what it keeps for the row. Not called for completions that are dropped together with their decoder.
     fn ended(&self, row: CompletionId) {
         let _ = row;

@@ -176,7 +176,7 @@ pub(super) fn write(path: &Path, header: String, tensors: &Tensors) -> Result<()
 }
 
 /// Creates a new file next to `path`. It never opens a file that exists, such as one that an ended process of the same
-/// number has left, or a link that somebody else has put there.
+/// number has left, or a link that another process has put there.
 fn create_partial(path: &Path) -> io::Result<(PathBuf, File)> {
     const MOST_TRIES: usize = 1000;
     let mut taken = io::Error::from(io::ErrorKind::AlreadyExists);
@@ -224,7 +224,7 @@ fn sync_folder(_folder: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    /// Names that the next files would have are taken, one of them by a link to somebody else's file.
+    /// Names that the next files would have are taken, one of them by a link to a file of another owner.
     #[test]
     fn a_partial_file_is_a_new_one_and_is_removed_after_an_error() {
         let folder = tempfile::tempdir().unwrap();

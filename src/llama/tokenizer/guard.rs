@@ -88,7 +88,7 @@ fn longest_rule(base64: &str) -> usize {
 /// hook belongs to the program and is shared by its threads.
 ///
 /// Nothing is in an inconsistent state after a panic: a tokenizer that is being built is dropped, and one that is being
-/// used is not changed, except for a cache behind a lock that the library gives up when it is poisoned.
+/// used is not changed, except for a cache with a lock that the library gives up when it is poisoned.
 pub(super) fn caught<T, E: std::fmt::Display>(
     run: impl FnOnce() -> Result<T, E>,
 ) -> Result<T, LoadError> {

@@ -74,7 +74,7 @@ const USER_DEFINED: usize = 4;
 const MAX_TOKEN: usize = 1024;
 
 /// Builds the `tokenizer.json` equivalent to a GGUF file's vocabulary. `ends` are its end tokens, which are special
-/// whatever their type.
+/// regardless of their type.
 pub(super) fn tokenizer_json(
     file: &Gguf,
     splitting: Option<&str>,

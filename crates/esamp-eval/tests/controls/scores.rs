@@ -86,7 +86,7 @@ fn a_token_is_drawn_from_the_scores_of_the_formula() {
     }
 }
 
-/// Penalties and bias are added once, whatever β is.
+/// Penalties and bias are added once, for every β.
 #[test]
 fn subtraction_leaves_the_adjustments_as_they_are() {
     let world = World::new();

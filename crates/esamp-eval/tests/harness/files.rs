@@ -329,7 +329,7 @@ fn a_damaged_session_is_counted_and_its_end_is_overwritten() {
         assert_eq!(records(), [left, vec![[2, 4]]].concat(), "cut at {cut}");
         assert_eq!(SessionFile::read(&out).unwrap().damaged, 0);
     }
-    // As an earlier version went on behind half a line.
+    // As an earlier version continued after half a line.
     fs::write(&path, format!("{}{text}{text}\u{fffd}\n", &text[..30])).unwrap();
     session(2);
     let found = SessionFile::read(&out).unwrap();
