@@ -33,7 +33,7 @@ struct Written {
     sampler: Map<String, Value>,
 }
 
-/// Min-p if neither the command line nor the file sets filters.
+/// Min-p, unless `--min-p` or the filters of the file are given.
 const USUAL_MIN_P: f32 = 0.05;
 
 impl Args {

@@ -214,6 +214,12 @@ impl<M: CausalLm> Decoder<M> {
 
     /// Limits the KV cache of the running rows, in bytes, at their full length as counted by
     /// [`kv_bytes_needed`](Self::kv_bytes_needed). Prompts wait until they fit.
+    ///
+    /// This counts `rows · tokens · kv_bytes_per_token`, for both models if there are two, where `tokens` is the length
+    /// of the longest row. It is not a limit on memory. Not counted are the weights, the spare capacity of a cache
+    /// (that of [`Llama`](crate::llama::Llama) is at most as large again), a second copy of newcomers while they join
+    /// the batch, logits and activations of a forward pass, and the distillers. The guide gives a [formula for all of
+    /// them](crate::guide::performance).
     pub fn with_kv_limit(mut self, bytes: usize) -> Self {
         self.kv_limit = Some(bytes);
         self
@@ -467,6 +473,7 @@ impl<M: CausalLm> Decoder<M> {
     /// Ends a row: releases it from the sampler and queues its completion and the final event. Calls no code of the
     /// user.
     fn hand_over(&mut self, row: Row, reason: FinishReason) {
+        // Every completion that ends goes through here, so no distiller is kept for it.
         self.sampler.release(row.id);
         self.untold.extend(row.masker().map(|masker| (masker.clone(), row.id)));
         let (completion, text) = row.finish(reason, self.detokenizer.is_some());

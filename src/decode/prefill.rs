@@ -99,7 +99,11 @@ impl<M: CausalLm> Decoder<M> {
             other::contrasted(rows.iter().copied()).map(|row| row.id).collect();
         let other_logits = match &mut self.other {
             Some(other) if !contrasted.is_empty() => {
-                Some(other.prefill(prompt, &contrasted, chunk)?)
+                // A panic may leave the other model's cache of the running rows half changed.
+                self.work = Some(Work::Batch);
+                let logits = other.prefill(prompt, &contrasted, chunk)?;
+                self.work = Some(Work::Prefill);
+                Some(logits)
             }
             _ => None,
         };

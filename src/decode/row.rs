@@ -195,8 +195,8 @@ impl Row {
                 // A stop string replaces only the regular finish reasons: a failure or a cancellation is more
                 // important.
                 Some(reason) => {
-                    use FinishReason::{ContextFull, MaxNewTokens, StopToken};
-                    if matches!(finish, StopToken(_) | MaxNewTokens | ContextFull) {
+                    use FinishReason::{ContextFull, MaxNewTokens, StopString, StopToken};
+                    if matches!(finish, StopToken(_) | StopString(_) | MaxNewTokens | ContextFull) {
                         finish = reason;
                     }
                 }

@@ -33,7 +33,7 @@ pub enum LoadError {
     },
     /// A file or folder is something else than it was taken for: a Git LFS pointer, a web page, a LoRA adapter, one
     /// part of a split file. [`next_step`](Self::next_step) says what to do with it.
-    #[error("{}: expected {expected}, got {got}", .path.display())]
+    #[error("{}: expected {}, got {}", Printable(.path.to_string_lossy()), Printable(.expected), Printable(.got))]
     WrongFile {
         /// The file or folder.
         path: std::path::PathBuf,

@@ -71,6 +71,8 @@ impl Run<'_> {
         let mut positional = args.positional.into_iter();
         let mut named = args.named;
         for (name, default) in &code.parameters {
+            // The search for a named argument reads as many names.
+            self.budget.entries(named.len())?;
             let given = positional.next().or_else(|| {
                 let at = named.iter().position(|(known, _)| known == name)?;
                 Some(named.remove(at).1)

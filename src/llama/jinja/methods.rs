@@ -119,6 +119,8 @@ fn text_method(text: &str, method: &str, args: Values, budget: &Budget) -> Resul
             };
             for affix in affixes {
                 let affix = affix.as_text()?;
+                budget.step()?;
+                budget.bytes(affix.len().min(text.len()))?;
                 let found = part.is_some_and(|part| match method {
                     "startswith" => part.starts_with(&**affix),
                     _ => part.ends_with(&**affix),

@@ -73,6 +73,8 @@ pub(super) fn braces(format: &str, arguments: &Values, budget: &Budget) -> Resul
         } else if let Ok(index) = name.parse::<usize>() {
             arguments.positional.get(index)
         } else {
+            // The search reads as many names.
+            budget.entries(arguments.named.len())?;
             arguments.named.iter().find(|(known, _)| **known == *name).map(|(_, value)| value)
         };
         let Some(value) = value else {

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use crate::llama::error::LoadError;
+use crate::{error::Printable, llama::error::LoadError};
 
 /// The error for a file that begins with `head`, if that says what it is. `expected` is what it was taken for.
 pub(super) fn of_file(path: &Path, head: &[u8], expected: &str) -> Option<LoadError> {
@@ -23,7 +23,7 @@ pub(super) fn of_file(path: &Path, head: &[u8], expected: &str) -> Option<LoadEr
         ("a GGUF file", "give this file itself as the model, not its folder")
     } else if head.starts_with(b"PK\x03\x04") {
         ("a ZIP archive", "unpack it; weights of PyTorch must be converted to safetensors")
-    } else if head.get(8) == Some(&b'{') {
+    } else if head.get(4..9) == Some(b"\0\0\0\0{") {
         ("a safetensors file", "give its folder as the model, with config.json and tokenizer.json")
     } else {
         return None;
@@ -50,7 +50,7 @@ pub(super) fn of_folder(folder: &Path, missing: &str) -> Option<LoadError> {
         let file = folder.join(gguf);
         (
             format!("the GGUF file {gguf:?}"),
-            format!("give the file itself as the model: {}", file.display()),
+            format!("give the file itself as the model: {}", Printable(file.to_string_lossy())),
         )
     } else if missing == "tokenizer.json" && (holds("tokenizer.model") || holds("vocab.json")) {
         (

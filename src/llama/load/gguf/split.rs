@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{super::kind::wrong_file, reader::Gguf};
-use crate::llama::error::LoadError;
+use crate::{error::Printable, llama::error::LoadError};
 
 /// Opens the other parts of a split file, of which `first` is the first, and adds their tensors.
 pub(super) fn add_parts(first: &mut Gguf) -> Result<(), LoadError> {
@@ -12,10 +12,19 @@ pub(super) fn add_parts(first: &mut Gguf) -> Result<(), LoadError> {
         return Ok(());
     }
     let path = first.parts[0].path.clone();
+    // Five digits of the file name.
+    if count > MOST_PARTS {
+        let expected = format!("at most {MOST_PARTS} parts");
+        return Err(wrong_file(&path, &expected, count.to_string(), "download the model again"));
+    }
     let this = number(first, NUMBER)?.unwrap_or(0);
+    if this >= count {
+        let expected = format!("a part below {count}, counted from 0");
+        return Err(wrong_file(&path, &expected, this.to_string(), "download the part again"));
+    }
     if this != 0 {
         let next_step = match part_path(&path, this, 0, count) {
-            Some(first) => format!("give the first part, {}", first.display()),
+            Some(first) => format!("give the first part, {}", Printable(first.to_string_lossy())),
             None => "give the first part".to_owned(),
         };
         let got = format!("part {} of {count}", this + 1);
@@ -37,7 +46,9 @@ pub(super) fn add_parts(first: &mut Gguf) -> Result<(), LoadError> {
         if found != (Some(index), Some(count)) {
             let expected = format!("part {} of {count}", index + 1);
             let got = match found {
-                (Some(index), Some(count)) => format!("part {} of {count}", index + 1),
+                (Some(index), Some(count)) => {
+                    format!("part {} of {count}", index.saturating_add(1))
+                }
                 _ => "a file that is no part".to_owned(),
             };
             let next_step = "download all parts of the same model again";
@@ -64,6 +75,8 @@ pub(super) fn add_parts(first: &mut Gguf) -> Result<(), LoadError> {
 /// Keys of a part's index, from 0, and of the number of parts.
 const NUMBER: &str = "split.no";
 const COUNT: &str = "split.count";
+/// The most parts that the names of files have digits for.
+const MOST_PARTS: usize = 99_999;
 
 fn number(file: &Gguf, key: &str) -> Result<Option<usize>, LoadError> {
     if file.has_key(key) { file.size(key).map(Some) } else { Ok(None) }
