@@ -420,6 +420,11 @@ impl CheckedSampling {
         &*self.reweighter
     }
 
+    /// Whether rows with these settings need a distiller.
+    pub(crate) fn uses_distiller(&self) -> bool {
+        self.reweighter.expects() == Expects::Distiller
+    }
+
     /// The candidates that penalties, temperature and filters leave of a row of logits, as passed to the reweighter,
     /// with expected logits still 0. [`Sampler::step`](crate::Sampler::step) computes them for every row; this method
     /// does so without a sampler. Copies the row.

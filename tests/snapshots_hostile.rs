@@ -1,5 +1,5 @@
-//! Snapshots that somebody else has made: whole files with a right hash, but with any content. They end in an error
-//! that says what is wrong, before memory is allocated for it, or load and run.
+//! Snapshots from untrusted sources: whole files with a right hash, but with any content. They end in an error that
+//! says what is wrong, before memory is allocated for it, or load and run.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 

@@ -61,6 +61,7 @@ impl<M: CausalLm> Decoder<M> {
         let count = running.len() + waiting.len();
         self.end(running);
         for (id, request) in waiting {
+            // A waiting completion has no row yet. With an empty one it ends like any other: released and reported.
             let context = self.context_length(&request);
             self.hand_over(Row::new(id, request, context), reason.clone());
         }

@@ -445,6 +445,8 @@ impl<M: CausalLm> Decoder<M> {
             return;
         };
         let rows = take_ended(&mut batch.rows, ended);
+        // Without a running row, the whole batch goes, also if its cache could not drop single rows. Only then may the
+        // next prompt of such a cache start.
         if batch.rows.iter().all(Option::is_none) {
             self.batch = None;
         }
@@ -456,6 +458,8 @@ impl<M: CausalLm> Decoder<M> {
     /// Drops finished rows from the cache. A cache that cannot drop rows keeps them, and they are fed a dummy token.
     fn compact(&mut self) -> Result<(), StepError> {
         if let Some(other) = &mut self.other {
+            // The second model is told which completions are left, not which have ended. So its rows cannot diverge
+            // from the batch's, in any order in which completions join and leave.
             let rows = self.batch.iter().flat_map(|batch| batch.rows.iter().flatten());
             let kept: Vec<CompletionId> = other::contrasted(rows).map(|row| row.id).collect();
             other.keep(&kept)?;

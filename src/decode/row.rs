@@ -90,7 +90,7 @@ impl Row {
 
     /// Number of warm-up updates on the prompt before the first token; 0 if the row does not use a distiller.
     pub(super) fn prompt_warm_up(&self) -> usize {
-        if self.expects() == Expects::Distiller { self.request.prompt_warm_up } else { 0 }
+        if self.sampling().uses_distiller() { self.request.prompt_warm_up } else { 0 }
     }
 
     /// Computes the mask of allowed tokens for the next step. Call it before [`step_row`](Self::step_row), which
@@ -137,6 +137,7 @@ impl Row {
             Err(error) => return Some(FinishReason::Failed(error)),
         };
         self.generated.push(choice.token);
+        // The sampler keeps nothing between steps, so the row carries its code to the next one.
         self.code = choice.code;
         self.choices.push(choice);
         // A stop token is part of the completion but has no text.

@@ -26,7 +26,6 @@ use crate::{
     bank::Sharing,
     hidden::{HiddenStates, TapSite},
     id::CompletionId,
-    novelty::Expects,
     sampling::CheckedSampling,
     tap::PairTap,
     telemetry::{Counters, Observer, StageSeconds, add},
@@ -86,7 +85,7 @@ impl Sampler {
     /// the completion waits. Optional: the first step with its row does the same. Does nothing if the settings use no
     /// distiller.
     pub fn admit(&mut self, completion: CompletionId, sampling: &CheckedSampling) {
-        if sampling.reweighter().expects() == Expects::Distiller {
+        if sampling.uses_distiller() {
             self.trainer.begin(completion);
         }
     }
@@ -98,9 +97,10 @@ impl Sampler {
         settings: impl IntoIterator<Item = &'a CheckedSampling>,
         [shallow, deep]: [TapSite; 2],
     ) -> Option<PairTap> {
-        let uses_distiller =
-            |sampling: &CheckedSampling| sampling.reweighter().expects() == Expects::Distiller;
-        settings.into_iter().any(uses_distiller).then(|| PairTap::new(shallow, deep))
+        settings
+            .into_iter()
+            .any(CheckedSampling::uses_distiller)
+            .then(|| PairTap::new(shallow, deep))
     }
 
     /// Tells the sampler that a completion has ended. A distiller that no completion uses any more is dropped

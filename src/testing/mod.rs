@@ -3,10 +3,12 @@
 
 mod cache;
 mod check;
+mod fault;
 mod scripted;
 mod tiny;
 
 pub use cache::TokenCache;
-pub use check::{ModelFault, check_model};
+pub use check::check_model;
+pub use fault::ModelFault;
 pub use scripted::ScriptedLm;
 pub use tiny::TinyLm;

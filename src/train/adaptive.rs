@@ -130,8 +130,8 @@ impl<S: Slots> OnlineTrainer for AdaptiveTrainer<S> {
         }
         self.start_own(rows);
         // Each distiller learns from its own error, regardless of its weight. With a loss on the mixture, the one that
-        // is ahead would leave the other little to learn, and the shared distiller would learn nothing from the
-        // prompts on which it is behind.
+        // predicts better would leave the other little to learn, and the shared distiller would learn nothing from the
+        // prompts that it predicts worse.
         let own = self.own.learn(rows, hidden, &[])?;
         let shared = self.shared.learn(rows, hidden, &[])?;
         // Both trainers learn from the same rows, so the rows are counted once.

@@ -87,7 +87,7 @@ impl Run<'_> {
         if let Some((name, _)) = named.first() {
             return Err(Fault::expected(format!("a parameter of {}", code.name), name));
         }
-        if let Some(caller) = caller.or_else(|| closure.caller.clone()) {
+        if let Some(caller) = caller {
             scope.set(Arc::from("caller"), caller);
         }
         self.captured(|run| run.scoped(&code.body, &scope).map(|_| ()))

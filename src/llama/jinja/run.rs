@@ -120,11 +120,11 @@ impl<'b> Run<'b> {
                 self.output.print(&text)?;
             }
             Statement::Macro(code) => {
-                let closure = Closure { code: code.clone(), scope: scope.clone(), caller: None };
+                let closure = Closure { code: code.clone(), scope: scope.clone() };
                 scope.set(code.name.clone(), Value::Macro(Rc::new(closure)));
             }
             Statement::Call { call, caller } => {
-                let closure = Closure { code: caller.clone(), scope: scope.clone(), caller: None };
+                let closure = Closure { code: caller.clone(), scope: scope.clone() };
                 let text = self.call_block(call, Value::Macro(Rc::new(closure)), scope)?;
                 self.output.print(&text)?;
             }

@@ -49,8 +49,6 @@ pub(super) struct Dict {
 pub(super) struct Closure {
     pub(super) code: Arc<Macro>,
     pub(super) scope: Rc<Scope>,
-    /// The block of the `call` tag that called the macro.
-    pub(super) caller: Option<Value>,
 }
 
 /// The variable `loop` of one loop.
