@@ -3,6 +3,9 @@
 #[doc = include_str!("../docs/guide/your-model.md")]
 pub mod your_model {}
 
+#[doc = include_str!("../docs/guide/your-engine.md")]
+pub mod your_engine {}
+
 #[doc = include_str!("../docs/guide/choose-settings.md")]
 pub mod choose_settings {}
 

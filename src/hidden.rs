@@ -4,6 +4,8 @@ use burn::tensor::{DType, Device, ExecutionError, Tensor};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+#[cfg(feature = "flex")]
+use crate::tensor::from_f32;
 use crate::tensor::select_rows;
 
 /// A site in a model where a hidden state can be tapped.
@@ -63,6 +65,30 @@ impl HiddenStates {
             shallow: to_f32("shallow hidden state", shallow)?,
             deep: to_f32("deep hidden state", deep)?,
         })
+    }
+
+    /// Creates the pair from host memory, on the device `flex`: two slices, `[rows, d_model]` each in row-major order.
+    /// They are copied.
+    ///
+    /// # Errors
+    ///
+    /// [`HiddenError::Shape`] when the slices differ in length or do not consist of whole rows.
+    #[cfg(feature = "flex")]
+    pub fn from_slices(d_model: usize, shallow: &[f32], deep: &[f32]) -> Result<Self, HiddenError> {
+        let rows = shallow.len() / d_model.max(1);
+        for (what, got) in
+            [("shallow hidden state", shallow.len()), ("deep hidden state", deep.len())]
+        {
+            if got != rows * d_model {
+                return Err(HiddenError::Shape {
+                    what,
+                    expected: vec![rows, d_model],
+                    got: vec![got],
+                });
+            }
+        }
+        let tensor = |numbers: &[f32]| from_f32(numbers.to_vec(), [rows, d_model], &Device::flex());
+        Ok(Self { shallow: tensor(shallow), deep: tensor(deep) })
     }
 
     /// The shallow states, `[rows, d_model]`.

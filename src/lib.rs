@@ -23,6 +23,7 @@
 //!
 //! - You have a burn model: implement [`CausalLm`] and use the [`Decoder`]. [The guide](guide::your_model) shows how.
 //! - You have a decode loop: call [`Sampler::step`] in it, once per step.
+//! - You have an engine without burn tensors: [slices are enough](guide::your_engine).
 //! - You want a model that is ready to run: the feature `llama` and its module `llama`.
 //! - You want to choose settings: [which to start with](guide::choose_settings), and [all of them](guide::settings).
 //!
@@ -94,7 +95,7 @@ pub use draw::DrawKey;
 pub use fire::Fire;
 pub use hidden::{HiddenStates, TapSite};
 pub use id::{CompletionId, PromptId, TokenId};
-pub use lm_head::{LmHead, TiedHead};
+pub use lm_head::{HeadRows, LmHead, TiedHead};
 pub use penalties::Penalties;
 pub use sampler::{
     Choice, Novelty, Phase, Sampler, SamplerBuilder, SamplerConfig, StepInput, StepOutput, StepRow,

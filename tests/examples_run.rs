@@ -48,8 +48,17 @@ fn tap_your_model_runs_in_both_loops() {
 }
 
 #[test]
+fn your_engine_needs_no_tensors() {
+    let text = run("your_engine");
+    assert_eq!((number(&text, "tokens"), number(&text, "updates")), (96, 23));
+    assert_eq!(text.lines().take(4).collect::<std::collections::HashSet<_>>().len(), 4, "{text}");
+    let source = include_str!("../examples/your_engine.rs");
+    assert!(!source.contains("burn::") && !source.contains("Tensor"));
+}
+
+#[test]
 fn a_reader_that_closes_the_output_is_no_panic() {
-    for name in ["hello", "tap_your_model"] {
+    for name in ["hello", "tap_your_model", "your_engine"] {
         let mut child =
             example(name).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         drop(child.stdout.take());

@@ -228,4 +228,15 @@ impl SamplerConfig {
     pub fn init(&self, d_model: usize, device: &Device) -> Result<Sampler, ConfigError> {
         Sampler::builder(self.clone()).build(d_model, device)
     }
+
+    /// Builds a sampler for an engine that hands over [slices](crate::guide::your_engine): [`init`](Self::init) on the
+    /// device `flex`, the CPU.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`init`](Self::init).
+    #[cfg(feature = "flex")]
+    pub fn init_on_cpu(&self, d_model: usize) -> Result<Sampler, ConfigError> {
+        self.init(d_model, &Device::flex())
+    }
 }

@@ -32,54 +32,47 @@ pub(super) struct Predicted {
     pub(super) parts: Vec<Tensor<2>>,
 }
 
+/// The LM head's answer.
+struct Asked {
+    /// `[rows, candidates]` or `[rows, vocab]`.
+    values: Tensor<2>,
+    /// Whether the second index is a token rather than a candidate's place.
+    by_token: bool,
+    /// Whether the values are `W·(deep − expected)` rather than expected logits.
+    is_difference: bool,
+}
+
 impl Predicted {
     /// Sets the expected logit of every candidate and the novelty of every row, with one transfer from the device. A
     /// row for which one of these values is not finite is sampled without steering.
     pub(super) fn expect(
         &self,
         rows: &mut [RowState<'_>],
+        reference: &Logits,
         lm_head: &dyn LmHead,
-        vocab: usize,
     ) -> Result<(), StepError> {
         let live: Vec<usize> =
             (0..self.at.len()).filter(|&i| rows[self.at[i]].candidates.is_some()).collect();
-        let candidates = |rows: &[RowState<'_>], width: usize| {
-            let left = live.iter().filter_map(|&i| rows[self.at[i]].candidates.as_ref());
-            let tokens = TensorData::new(padded_tokens(left, width), [live.len(), width]);
-            Tensor::<2, Int>::from_data(tokens, &self.expected.device())
-        };
-        let left = live.iter().filter_map(|&i| rows[self.at[i]].candidates.as_ref());
-        let Some(widest) = left.map(Candidates::len).max() else {
+        let left: Vec<_> =
+            live.iter().filter_map(|&i| rows[self.at[i]].candidates.as_ref()).collect();
+        let Some(widest) = left.iter().map(|row| row.len()).max() else {
             return Ok(());
         };
-
-        // From this number of candidates on, a product with the whole matrix moves less memory than gathering its
-        // rows. A head that does not report its shape is always applied in full: only the width of all its logits
-        // shows that it has every candidate, and gathering beyond them panics or gives another token's logit.
-        let expected = select_rows(&self.expected, &live);
-        let dense = live.len() * widest >= vocab || lm_head.shape().is_none();
-        let (logits, width) = if dense {
-            (lm_head.logits(expected), vocab)
-        } else {
-            (lm_head.logits_at(expected, candidates(rows, widest)), widest)
-        };
-        expect_shape("expected logits of the LM head", [live.len(), width], logits.dims())?;
-        // Of logits that were computed for the whole vocabulary, transfer only those of the candidates.
-        let (logits, width, by_token) = if dense && widest < vocab {
-            (logits.gather(1, candidates(rows, widest)), widest, false)
-        } else {
-            (logits, width, dense)
-        };
+        let asked = self.ask(lm_head, &live, padded_tokens(&left, widest), reference.vocab)?;
         let [error, deep] = self.lengths(&live);
         // The norms are read together with the logits: every transfer makes the host wait for the device. They also
         // show whether the states are finite, so there is no separate check.
-        let [logits, error, deep] = read([logits.inner().cast(DType::F32), error, deep])?;
+        let width = asked.values.dims()[1];
+        let [values, error, deep] = read([asked.values.inner().cast(DType::F32), error, deep])?;
 
         for (place, &i) in live.iter().enumerate() {
             let row = &mut rows[self.at[i]];
-            let logits = &logits[place * width..(place + 1) * width];
-            let finite =
-                row.set_expected(|at, token| logits[if by_token { token as usize } else { at }]);
+            let values = &values[place * width..(place + 1) * width];
+            let logits = reference.row(self.at[i]);
+            let finite = row.set_expected(|at, token| {
+                let value = values[if asked.by_token { token as usize } else { at }];
+                if asked.is_difference { logits[token as usize] - value } else { value }
+            });
             let (error, deep) = (error[place], deep[place]);
             row.novelty = Novelty::if_finite(error, deep).filter(|_| finite);
             row.diverged = deep.is_finite() && !error.is_finite();
@@ -88,6 +81,40 @@ impl Predicted {
             }
         }
         Ok(())
+    }
+
+    /// Asks the LM head for what the expected logits of `tokens`, `[rows, widest]`, are computed from.
+    fn ask(
+        &self,
+        lm_head: &dyn LmHead,
+        rows: &[usize],
+        tokens: TensorData,
+        vocab: usize,
+    ) -> Result<Asked, StepError> {
+        let [count, widest] = [tokens.shape()[0], tokens.shape()[1]];
+        let expected = select_rows(&self.expected, rows);
+        let tokens = Tensor::<2, Int>::from_data(tokens, &expected.device());
+        // From this number of candidates on, a product with the whole matrix moves less memory than gathering its
+        // rows. A head that does not report its shape is always applied in full: only the width of all its logits
+        // shows that it has every candidate, and gathering beyond them panics or gives another token's logit.
+        let by_token = count * widest >= vocab || lm_head.shape().is_none();
+        let some = (!by_token).then(|| tokens.clone());
+        let error = select_rows(self.hidden.deep(), rows) - expected.clone().inner();
+        let product = lm_head.product(error, some.clone());
+        let is_difference = product.is_some();
+        let values = product.unwrap_or_else(|| match some {
+            Some(tokens) => lm_head.logits_at(expected, tokens),
+            None => lm_head.logits(expected),
+        });
+        let width = if by_token { vocab } else { widest };
+        expect_shape("expected logits of the LM head", [count, width], values.dims())?;
+        // Of logits that were computed for the whole vocabulary, transfer only those of the candidates.
+        let narrow = by_token && widest < vocab;
+        Ok(Asked {
+            values: if narrow { values.gather(1, tokens) } else { values },
+            by_token: by_token && !narrow,
+            is_difference,
+        })
     }
 
     /// `‖deep − predicted‖` and `‖deep‖` of the given rows, `[rows, 1]` each.
@@ -144,14 +171,14 @@ pub(super) fn read<const N: usize>(tensors: [Tensor<2>; N]) -> Result<[Vec<f32>;
         .map_err(|read| StepError::Device(format!("expected {N} tensors, got {}", read.len())))
 }
 
-/// The tokens of each row, best first, padded to `width` with the row's best token.
-fn padded_tokens<'a>(left: impl Iterator<Item = &'a Candidates>, width: usize) -> Vec<i32> {
-    let mut tokens = Vec::new();
+/// The tokens of each row, best first, padded to `width` with the row's best token, `[rows, width]`.
+fn padded_tokens(left: &[&Candidates], width: usize) -> TensorData {
+    let mut tokens = Vec::with_capacity(left.len() * width);
     for candidates in left {
         // Padding must be a token of the vocabulary. Its logit is not read.
         let best = candidates.best().token;
         let row = candidates.as_slice().iter().map(|c| c.token).chain(std::iter::repeat(best));
         tokens.extend(row.take(width).map(|token: TokenId| token as i32));
     }
-    tokens
+    TensorData::new(tokens, [left.len(), width])
 }

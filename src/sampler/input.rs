@@ -2,7 +2,7 @@
 
 use burn::tensor::{Device, Tensor};
 
-use super::Sampler;
+use super::{Sampler, row::Logits};
 use crate::{
     candidates::{RowContext, TokenMask},
     draw::DrawKey,
@@ -168,16 +168,52 @@ impl<'a> StepRow<'a> {
 /// ```
 pub struct StepInput<'a> {
     pub(super) rows: &'a [StepRow<'a>],
-    pub(super) logits: Tensor<2>,
+    pub(super) logits: LogitsInput,
     pub(super) hidden: Option<HiddenStates>,
     pub(super) other_logits: Option<Tensor<2>>,
     pub(super) lm_head: &'a dyn LmHead,
+}
+
+/// The model's logits, where they are when the step begins.
+pub(super) enum LogitsInput {
+    /// `[rows, vocab]`.
+    Tensor(Box<Tensor<2>>),
+    Host(Logits),
+}
+
+impl LogitsInput {
+    fn vocab(&self) -> usize {
+        match self {
+            Self::Tensor(logits) => logits.dims()[1],
+            Self::Host(logits) => logits.vocab,
+        }
+    }
 }
 
 impl<'a> StepInput<'a> {
     /// Creates the input of a step over `rows`, which are in the order of the tensors' first dimension. `logits` are
     /// the model's logits, `[rows, vocab]`, of any floating-point type; `lm_head` is the model's LM head.
     pub fn new(rows: &'a [StepRow<'a>], logits: Tensor<2>, lm_head: &'a dyn LmHead) -> Self {
+        Self::of(rows, LogitsInput::Tensor(Box::new(logits)), lm_head)
+    }
+
+    /// Creates the input of a step from logits in host memory: `[rows, vocab]` in row-major order. A slice is copied, a
+    /// `Vec` is not. [`HiddenStates::from_slices`] and [`HeadRows`](crate::HeadRows) are the other two parts that
+    /// need no tensor. The step gives the same tokens as with tensors of the same numbers on the device `flex`.
+    ///
+    /// # Errors
+    ///
+    /// [`StepError::Shape`] when the numbers are not the same number of logits for each row.
+    pub fn from_slice(
+        rows: &'a [StepRow<'a>],
+        logits: impl Into<Vec<f32>>,
+        lm_head: &'a dyn LmHead,
+    ) -> Result<Self, StepError> {
+        let logits = Logits::new(logits.into(), rows.len())?;
+        Ok(Self::of(rows, LogitsInput::Host(logits), lm_head))
+    }
+
+    fn of(rows: &'a [StepRow<'a>], logits: LogitsInput, lm_head: &'a dyn LmHead) -> Self {
         Self { rows, logits, hidden: None, other_logits: None, lm_head }
     }
 
@@ -199,9 +235,11 @@ impl<'a> StepInput<'a> {
     /// Checks that the input is complete and consistent, before any work is done.
     pub(super) fn check(&self, d_model: usize, device: &Device) -> Result<(), StepError> {
         let rows = self.rows.len();
-        expect_rows("logits", rows, self.logits.dims()[0])?;
-        expect_float("logits", &self.logits)?;
-        self.check_other(self.logits.dims()[1])?;
+        if let LogitsInput::Tensor(logits) = &self.logits {
+            expect_rows("logits", rows, logits.dims()[0])?;
+            expect_float("logits", logits)?;
+        }
+        self.check_other(self.logits.vocab())?;
         let mut seen = std::collections::HashSet::with_capacity(rows);
         if let Some(twice) = self.rows.iter().find(|row| !seen.insert(row.id)) {
             return Err(StepError::DuplicateCompletion { completion: twice.id });
@@ -235,7 +273,7 @@ impl<'a> StepInput<'a> {
     /// is applied: a head of another model would be indexed at rows that its matrix does not have.
     fn check_head(&self, d_model: usize, device: &Device) -> Result<(), StepError> {
         if let Some(got) = self.lm_head.shape() {
-            expect_shape("LM head", [d_model, self.logits.dims()[1]], got)?;
+            expect_shape("LM head", [d_model, self.logits.vocab()], got)?;
         }
         match self.lm_head.device() {
             Some(got) => expect_device("LM head", device, &got),

@@ -290,8 +290,9 @@ impl Sampler {
     /// 2. pool: collect the tokens of each row that its first filter could keep, with penalties and bias added to
     ///    their logits;
     /// 3. filter: apply the filters to the reference distribution;
-    /// 4. expect: compute the expected logits of the remaining tokens, from the LM head applied to the predicted
-    ///    state or from another model;
+    /// 4. expect: compute the expected logits of the remaining tokens: `logit − w·(deep − predicted)` with the token's
+    ///    row `w` of a linear LM head ([`LmHead::product`](crate::LmHead::product)), any other head's logit for the
+    ///    predicted state, or another model's logit;
     /// 5. reweight: `(1 + β)·logit − β·expected`, or the formula of the row's reweighter;
     /// 6. select: choose one token with the row's own random stream;
     /// 7. learn: update each distiller once, on all of its rows.

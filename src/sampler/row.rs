@@ -165,6 +165,19 @@ pub(super) struct Logits {
 }
 
 impl Logits {
+    /// Logits that are on the host already, `[rows, vocab]`.
+    pub(super) fn new(values: Vec<f32>, rows: usize) -> Result<Self, StepError> {
+        let vocab = values.len() / rows.max(1);
+        if values.len() != rows * vocab {
+            return Err(StepError::Shape {
+                what: "logits",
+                expected: vec![rows, vocab],
+                got: vec![values.len()],
+            });
+        }
+        Ok(Self { values, vocab })
+    }
+
     /// Copies logits, `[rows, vocab]`, from the device to the host as `f32`.
     pub(super) fn read(logits: Tensor<2>) -> Result<Self, StepError> {
         let vocab = logits.dims()[1];

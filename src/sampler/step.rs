@@ -5,6 +5,7 @@ use burn::tensor::Tensor;
 use super::{
     Sampler, StepOutput, StepRow,
     expect::{Predicted, expect_other, length, read},
+    input::LogitsInput,
     row::{Logits, RowState},
 };
 use crate::{
@@ -79,10 +80,13 @@ impl<'a> Step<'a> {
     }
 
     /// Copies the logits to the host.
-    pub(super) fn read(&mut self, logits: Tensor<2>) -> Result<(), StepError> {
-        // On a GPU, the host waits here for the model. The predictions were queued before, so the device need not wait
-        // for the host to compute them.
-        self.logits = Logits::read(logits)?;
+    pub(super) fn read(&mut self, logits: LogitsInput) -> Result<(), StepError> {
+        self.logits = match logits {
+            // On a GPU, the host waits here for the model. The predictions were queued before, so the device need not
+            // wait for the host to compute them.
+            LogitsInput::Tensor(logits) => Logits::read(*logits)?,
+            LogitsInput::Host(logits) => logits,
+        };
         self.clock.lap(&mut self.seconds.read);
         Ok(())
     }
@@ -106,11 +110,10 @@ impl<'a> Step<'a> {
     /// Sets the expected logits of the remaining candidates: those of the predicted state, or another model's.
     pub(super) fn expect(&mut self, other_logits: Option<Tensor<2>>) -> Result<(), StepError> {
         // After the filters, so that the LM head computes only the logits of the remaining candidates.
-        let vocab = self.logits.vocab;
         if let Some(predicted) = &self.predicted {
-            predicted.expect(&mut self.rows, self.lm_head, vocab)?;
+            predicted.expect(&mut self.rows, &self.logits, self.lm_head)?;
         }
-        expect_other(&mut self.rows, other_logits, vocab)?;
+        expect_other(&mut self.rows, other_logits, self.logits.vocab)?;
         self.clock.lap(&mut self.seconds.expect);
         Ok(())
     }

@@ -17,7 +17,7 @@ use crate::{
 /// - `forward` records every tap site once, in the order of the blocks, with the shapes it should have, and all
 ///   positions for a tap that wants them;
 /// - the LM head, applied to the state recorded at [`TapSite::HeadInput`], gives the logits of `forward`, for all
-///   tokens and for some;
+///   tokens and for some, and if it has a [`product`](crate::LmHead::product), it is linear;
 /// - a prompt that is read in pieces has the logits of one that is read at once;
 /// - a row that was copied, moved or appended to others with [`KvCache::keep_rows`] and [`KvCache::append_rows`], or
 ///   that was in a batch from the start, has the logits of the same tokens alone. Operations that the cache says it
@@ -178,12 +178,42 @@ impl<M: CausalLm> Check<'_, M> {
         )?;
         let some: Vec<TokenId> = prompt.iter().copied().take(2).collect();
         let at = self.tokens(std::slice::from_ref(&some));
-        let of_some = head.logits_at(deep, at).inner();
+        let of_some = head.logits_at(deep.clone(), at.clone()).inner();
         same("shape of `logits_at` for 2 tokens", [1, 2], of_some.dims())?;
         let of_some = numbers(of_some)?;
         let expected: Vec<f32> = some.iter().map(|&token| logits[0][token as usize]).collect();
         let hint = "check the indices that `logits_at` gathers";
-        self.compare("logits of `logits_at`", "`logits`", hint, &expected, &of_some)
+        self.compare("logits of `logits_at`", "`logits`", hint, &expected, &of_some)?;
+        self.product(deep, &some, at)
+    }
+
+    /// Checks that a head that says it is linear is so.
+    fn product(
+        &self,
+        deep: Tensor<2>,
+        some: &[TokenId],
+        at: Tensor<2, Int>,
+    ) -> Result<(), ModelFault> {
+        let head = self.model.lm_head();
+        let Some(of_all) = head.product(deep.clone(), None) else {
+            return Ok(());
+        };
+        // At the origin a linear head gives its bias, which is not part of the product.
+        let bias = head.logits(deep.clone().zeros_like()).cast(DType::F32);
+        let expected = self.read(head.logits(deep.clone()).cast(DType::F32) - bias, 1)?;
+        let of_all = self.read(of_all, 1)?;
+        let hint = "return `None` from `product` if the logits are not `W·hidden + b`, and leave the bias out";
+        let like = "`logits(hidden) - logits(0)`";
+        self.compare("numbers of `product`", like, hint, &expected[0], &of_all[0])?;
+        let what = "numbers of `product` for some tokens";
+        let Some(of_some) = head.product(deep, Some(at)) else {
+            let expected = "the products".to_owned();
+            return Err(ModelFault::Mismatch { what, expected, got: "None".to_owned() });
+        };
+        same("shape of `product` for 2 tokens", [1, some.len()], of_some.dims())?;
+        let expected: Vec<f32> = some.iter().map(|&token| of_all[0][token as usize]).collect();
+        let hint = "check the indices that `product` gathers";
+        self.compare(what, "`product` for all tokens", hint, &expected, &numbers(of_some.inner())?)
     }
 
     /// Checks a prompt that is read token by token, and in two pieces.

@@ -3,11 +3,14 @@
 use burn::{
     module::Param,
     nn::{Linear, LinearConfig},
-    tensor::{Int, Tensor, TensorData},
+    tensor::{DType, Int, Tensor, TensorData},
 };
-use esamp::{LmHead, Sampling, StepInput, TiedHead, distillers::SwiGluConfig};
+use esamp::{
+    Choice, LmHead, Sampling, StepInput, TiedHead, distillers::SwiGluConfig, errors::StepError,
+    filters::RowContext, unstable::ExpectedControl,
+};
 
-use super::sampler_step::{D_MODEL, VOCAB, World, choices, log_softmax, row, sampler, wave};
+use super::sampler_step::{D_MODEL, VOCAB, World, choices, esamp, log_softmax, row, sampler, wave};
 use crate::device;
 
 pub(crate) fn weight() -> Tensor<2> {
@@ -129,6 +132,99 @@ fn candidate_logits_full_logits_and_the_formula_agree_for_every_head() {
                 order[..5].iter().map(|&t| 1.5 * reference[t] - 0.5 * expected[t]).collect();
             let place = order.iter().position(|&t| t == narrow.token as usize).unwrap();
             assert!((narrow.log_prob - log_softmax(&fused, place as u32)).abs() < 1e-5, "{name}");
+        }
+    }
+}
+
+#[test]
+fn the_product_is_the_logits_without_the_bias() {
+    let world = World::new();
+    let hidden = world.hidden(&[1, 2]).deep().clone();
+    for (name, head) in all_heads() {
+        let Some(product) = head.product(hidden.clone(), None) else {
+            assert!(!["linear with a bias", "tied"].contains(&name), "{name}");
+            continue;
+        };
+        let product = host(product);
+        let bias = head.logits(hidden.clone().zeros_like());
+        let logits = host(head.logits(hidden.clone()) - bias);
+        for (got, expected) in product.iter().zip(&logits) {
+            assert!((got - expected).abs() < 1e-5, "{name}: {got} {expected}");
+        }
+        let tokens = Tensor::<2, Int>::from_data([[3, 0, 11], [3, 7, 1]], &world.device);
+        let some = host(head.product(hidden.clone(), Some(tokens)).unwrap());
+        for (place, token) in [3, 0, 11, VOCAB + 3, VOCAB + 7, VOCAB + 1].into_iter().enumerate() {
+            assert!((some[place] - product[token]).abs() < 1e-5, "{name}");
+        }
+    }
+}
+
+/// A distiller that predicts the deep state exactly.
+#[derive(Debug)]
+struct Fitted;
+
+impl ExpectedControl for Fitted {
+    fn expected(
+        &mut self,
+        _rows: &[RowContext<'_>],
+        deep: &Tensor<2>,
+        _predicted: Tensor<2>,
+    ) -> Result<Tensor<2>, StepError> {
+        Ok(deep.clone())
+    }
+}
+
+/// A head that hides that it is linear.
+struct Opaque<'a>(&'a dyn LmHead);
+
+impl LmHead for Opaque<'_> {
+    fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
+        self.0.logits(hidden)
+    }
+}
+
+/// A model that multiplies less precisely than the head that the sampler has, as engines with quantised weights and
+/// activations do. If nothing is unexpected, its rounding must not steer.
+#[test]
+fn rounding_of_the_models_head_is_not_novelty() {
+    let world = World::new();
+    let hidden = world.hidden(&[1, 4]);
+    let deep = hidden.deep().clone();
+    let bf16 = |tensor: Tensor<2>| tensor.cast(DType::BF16).cast(DType::F32);
+    let precise = TiedHead::new(weight());
+    let linear = biased();
+    let bias = linear.bias.as_ref().unwrap().val().unsqueeze::<2>();
+    let of_bf16 = bf16(bf16(deep.clone()).matmul(bf16(weight()).transpose()));
+    let of_integers = quantised().logits(deep);
+    let cases: [(&str, &dyn LmHead, Tensor<2>); 4] = [
+        ("bf16", &precise, of_bf16.clone()),
+        ("int8", &precise, of_integers.clone()),
+        ("bf16 with a bias", &linear, of_bf16 + bias.clone()),
+        ("int8 with a bias", &linear, of_integers + bias),
+    ];
+    let (paper, few) = (esamp(0.9), Sampling::default().with_beta(0.9).with_top_k(3));
+    for sampling in [paper, few.checked().unwrap()] {
+        let plain = (*sampling).clone().with_beta(0.0).checked().unwrap();
+        for (name, head, logits) in &cases {
+            let step = |head: &dyn LmHead, sampling| -> Vec<Choice> {
+                let rows = [row(1, 0, sampling), row(2, 0, sampling)];
+                let mut sampler = sampler();
+                sampler.set_expected_control(Fitted);
+                let input = StepInput::new(&rows, logits.clone(), head);
+                choices(sampler.step(input.with_hidden(hidden.clone())).unwrap())
+            };
+            let plain = step(*head, &plain);
+            let difference = |choices: Vec<Choice>| {
+                let pairs = choices.iter().zip(&plain);
+                let difference = |(a, b): (&Choice, &Choice)| {
+                    if a.token == b.token { (a.log_prob - b.log_prob).abs() } else { f32::INFINITY }
+                };
+                pairs.map(difference).fold(0.0, f32::max)
+            };
+            let by_error = difference(step(*head, &sampling));
+            assert!(by_error < 1e-5, "{name}: {by_error}");
+            let by_state = difference(step(&Opaque(*head), &sampling));
+            assert!(by_state > 1e-3, "{name}: {by_state}");
         }
     }
 }

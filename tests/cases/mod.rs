@@ -18,6 +18,8 @@ mod sampler_step;
 mod sampler_step_refusals;
 mod sampler_step_rows;
 mod selection;
+#[cfg(feature = "flex")]
+mod slices;
 mod starting_points;
 mod starting_points_ridge;
 mod state_bytes;

@@ -105,7 +105,7 @@ pub fn devices() -> Vec<Device> {
 /// The tolerance for values that are computed from products on `device`, where `on_cpu` is the tolerance on a CPU. GPUs
 /// may multiply `f32` on tensor cores in TF32, whose mantissa has ten bits.
 pub fn tolerance(device: &Device, on_cpu: f64) -> f64 {
-    const TF32: f64 = 4e-3;
+    const TF32: f64 = 1e-2;
     if devices().contains(device) { on_cpu } else { on_cpu.max(TF32) }
 }
 
