@@ -228,6 +228,21 @@ pub trait KvCache {
     fn append_rows(&mut self, other: Self) -> Result<(), ModelError>
     where
         Self: Sized;
+
+    /// Moves the given rows, in ascending order, to a cache of their own. [`append_rows`](Self::append_rows) brings them
+    /// back. The loop needs it only to [pause](crate::Decoder::pause) completions.
+    ///
+    /// # Errors
+    ///
+    /// [`ModelError::RowOutOfRange`] when a row does not exist. The default does not support it:
+    /// [`ModelError::Unsupported`].
+    fn split_rows(&mut self, rows: &[usize]) -> Result<Self, ModelError>
+    where
+        Self: Sized,
+    {
+        let _ = rows;
+        Err(ModelError::Unsupported { operation: "split rows" })
+    }
 }
 
 /// A pointer to a model is a model: a loop may own a model, borrow it, or share it with other loops.

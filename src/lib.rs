@@ -32,6 +32,7 @@
 //! | item | what it is for |
 //! |---|---|
 //! | [`Decoder`], [`Request`], [`Event`], [`Completion`] | the ready decode loop |
+//! | [`engine`] | the decode loop on a thread of its own, for many callers |
 //! | [`CausalLm`], [`KvCache`], [`LmHead`], [`HiddenStateTap`] | what the loop needs of a model |
 //! | [`Sampler`], [`StepInput`], [`StepRow`], [`Choice`] | one step, for a loop of your own |
 //! | [`SamplerConfig`], [`Sharing`], [`optim`], [`distillers`] | the distillers and how they learn |
@@ -49,6 +50,7 @@ mod custom;
 mod decode;
 mod distiller;
 mod draw;
+pub mod engine;
 mod error;
 mod fire;
 pub mod guide;

@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
 /// A module imports from lower layers only.
-const LAYERS: [&[&str]; 8] = [
+const LAYERS: [&[&str]; 9] = [
     &["id", "numeric", "tensor", "custom"],
     &["draw", "error", "host"],
     &["hidden", "lm_head", "distiller", "candidates", "penalties", "fire", "text"],
@@ -14,6 +14,7 @@ const LAYERS: [&[&str]; 8] = [
     &["train", "sampling", "causal_lm", "telemetry"],
     &["sampler"],
     &["decode", "snapshot", "llama", "testing"],
+    &["engine"],
     &["guide"],
 ];
 

@@ -1,6 +1,6 @@
 //! Admission: which requests are valid, and when there is room for them.
 
-use super::{Decoder, Request, Waiting, row::Row};
+use super::{Batch, Decoder, Request, Waiting, row::Row};
 use crate::{
     causal_lm::{CausalLm, KvCache},
     decode::error::RequestError,
@@ -52,8 +52,9 @@ impl<M: CausalLm> Decoder<M> {
                 return Err(RequestError::Nothing { setting });
             }
         }
-        if request.completions > Request::MAX_COMPLETIONS {
-            let (limit, got) = (Request::MAX_COMPLETIONS, request.completions);
+        let most = Request::MAX_COMPLETIONS.min(self.max_rows);
+        if request.completions > most {
+            let (limit, got) = (most, request.completions);
             return Err(RequestError::TooManyCompletions { limit, got });
         }
         let biased: Vec<TokenId> = request.sampling.logit_bias.keys().copied().collect();
@@ -88,12 +89,20 @@ impl<M: CausalLm> Decoder<M> {
         if wants_other && self.other.as_ref().is_some_and(|other| !other.has_room()) {
             return false;
         }
-        let Some(batch) = &self.batch else {
-            return true;
-        };
         // Rows that have ended stay in such a cache, or nothing can join it. The prompt waits until the batch has
         // ended.
-        if !batch.cache.can_drop_rows() || !batch.cache.can_append_rows() {
+        let joins =
+            |batch: &Batch<M::Cache>| batch.cache.can_drop_rows() && batch.cache.can_append_rows();
+        if !self.batch.as_ref().is_none_or(joins) {
+            return false;
+        }
+        let running = self.batch.iter().flat_map(|batch| batch.rows.iter().flatten());
+        let running: Vec<&Row> =
+            running.chain(self.paused.iter().map(|paused| &paused.row)).collect();
+        if running.is_empty() {
+            return true;
+        }
+        if running.len() + waiting.completions.len() > self.max_rows {
             return false;
         }
         let Some(limit) = self.kv_limit else {
@@ -101,7 +110,6 @@ impl<M: CausalLm> Decoder<M> {
         };
         // All rows share the cache's last column, so each row takes as many columns as the longest one.
         let newcomer = self.longest(&waiting.request);
-        let running: Vec<&Row> = batch.rows.iter().flatten().collect();
         // Counted at full length, so that the limit still holds when all rows have reached theirs.
         let longest = running.iter().map(|row| row.longest()).fold(newcomer, usize::max);
         let newcomers = waiting.completions.len();

@@ -1,13 +1,13 @@
 //! Ending completions before they have finished.
 
-use super::{Decoder, FinishReason, RequestError, row::Row};
+use super::{Decoder, FinishReason, RequestError, live_mut, row::Row};
 use crate::{
     causal_lm::CausalLm,
     id::{CompletionId, PromptId},
 };
 
 impl<M: CausalLm> Decoder<M> {
-    /// Cancels one completion, waiting or running. It finishes with [`FinishReason::Cancelled`] and keeps the tokens
+    /// Cancels one completion, waiting, running or paused. It finishes with [`FinishReason::Cancelled`] and keeps the tokens
     /// it has.
     ///
     /// # Errors
@@ -58,8 +58,21 @@ impl<M: CausalLm> Decoder<M> {
             }
         }
         self.waiting.retain(|prompt| !prompt.completions.is_empty());
-        let count = running.len() + waiting.len();
+        let joining: Vec<(usize, FinishReason)> = live_mut(&mut self.joining)
+            .filter(|(_, row)| is_ended(row.id))
+            .map(|(at, _)| (at, reason.clone()))
+            .collect();
+        let paused: Vec<_> = self.paused.extract_if(.., |paused| is_ended(paused.row.id)).collect();
+        let count = running.len() + waiting.len() + joining.len() + paused.len();
         self.end(running);
+        self.end_joining(joining);
+        if self.joining.iter().all(Option::is_none) {
+            self.joining.clear();
+            self.reading = None;
+        }
+        for paused in paused {
+            self.hand_over(paused.row, reason.clone());
+        }
         for (id, request) in waiting {
             // A waiting completion has no row yet. With an empty one it ends like any other: released and reported.
             let context = self.context_length(&request);

@@ -71,6 +71,14 @@ pub enum RequestError {
         /// The completion.
         completion: CompletionId,
     },
+    /// The completion cannot be paused.
+    #[error("{completion}: expected one that can be paused, but {reason}")]
+    CannotPause {
+        /// The completion.
+        completion: CompletionId,
+        /// Why not.
+        reason: &'static str,
+    },
     /// The prompt has no waiting or running completion.
     #[error("prompt {}: expected one with completions that wait or run, got one without", .prompt.0)]
     UnknownPrompt {

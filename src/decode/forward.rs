@@ -12,37 +12,86 @@ use crate::{
     tensor::{index, select_rows},
 };
 
-/// Prefills a prompt for `rows` rows, `chunk` tokens per forward pass, with the tap of `warm_up`. Returns a cache
-/// with `rows` rows and the logits of the last position, `[rows, vocab]`.
+/// The prefill of a prompt, which may take several steps.
 ///
 /// The prompt is read once if the cache can repeat rows, otherwise once per row.
+pub(super) struct Prefill<C> {
+    cache: C,
+    /// Rows of the cache while the prompt is read.
+    copies: usize,
+    /// Tokens of the prompt that have been read.
+    read: usize,
+    /// Logits of the last position that has been read, `[copies, vocab]`.
+    logits: Option<Tensor<2>>,
+}
+
+impl<C: KvCache> Prefill<C> {
+    /// Begins a prefill for `rows` rows.
+    pub(super) fn new<M: CausalLm<Cache = C>>(model: &M, rows: usize) -> Self {
+        let cache = model.new_cache();
+        // Without row repetition every row needs its own copy of the prompt in the batch.
+        let copies = if cache.can_repeat_rows() { 1 } else { rows };
+        Self { cache, copies, read: 0, logits: None }
+    }
+
+    /// Whether the rows share one copy of the prompt, so that rows that end meanwhile take no place.
+    pub(super) fn is_shared(&self) -> bool {
+        self.cache.can_repeat_rows()
+    }
+
+    /// Reads up to `budget` more tokens of the prompt, `chunk` per forward pass, with the tap of `warm_up`. Returns the
+    /// number of tokens that it has read.
+    pub(super) fn read<M: CausalLm<Cache = C>>(
+        &mut self,
+        model: &M,
+        prompt: &[TokenId],
+        chunk: usize,
+        budget: usize,
+        warm_up: &mut PromptWarmUp,
+    ) -> Result<usize, StepError> {
+        let (device, from) = (model.device(), self.read);
+        let to = prompt.len().min(from.saturating_add(budget));
+        for chunk in prompt[from..to].chunks(chunk) {
+            let tokens = chunk.repeat(self.copies);
+            let tokens = int_tensor(&tokens, [self.copies, chunk.len()], &device);
+            // Only the logits of the last chunk are used: those of its last position predict the first token.
+            self.logits = Some(model.forward(tokens, &mut self.cache, warm_up.tap())?);
+            warm_up.end_pass(chunk.len())?;
+            self.read += chunk.len();
+        }
+        Ok(to - from)
+    }
+
+    /// Whether the whole prompt has been read.
+    pub(super) fn is_complete(&self, prompt: &[TokenId]) -> bool {
+        self.read == prompt.len()
+    }
+
+    /// Returns a cache with `rows` rows and the logits of the last position, `[rows, vocab]`.
+    pub(super) fn finish(self, rows: usize, vocab: usize) -> Result<(C, Tensor<2>), StepError> {
+        let (mut cache, shares) = (self.cache, self.copies == 1);
+        let logits = self.logits.ok_or_else(|| ModelError::other(RequestError::EmptyPrompt))?;
+        expect_logits(&logits, [self.copies, vocab])?;
+        // For one row, `keep_rows` would copy the cache for nothing.
+        if shares && rows > 1 {
+            cache.keep_rows(&vec![0; rows])?;
+            return Ok((cache, logits.repeat_dim(0, rows)));
+        }
+        Ok((cache, logits))
+    }
+}
+
+/// Prefills a prompt for `rows` rows at once. Returns a cache with `rows` rows and the logits of the last position,
+/// `[rows, vocab]`.
 pub(super) fn prefill<M: CausalLm>(
     model: &M,
     prompt: &[TokenId],
     rows: usize,
     chunk: usize,
-    warm_up: &mut PromptWarmUp,
 ) -> Result<(M::Cache, Tensor<2>), StepError> {
-    let mut cache = model.new_cache();
-    // Without row repetition every row needs its own copy of the prompt in the batch.
-    let shares = cache.can_repeat_rows();
-    let copies = if shares { 1 } else { rows };
-    let device = model.device();
-    // Only the logits of the last chunk are used: those of its last position predict the first token.
-    let mut last = None;
-    for chunk in prompt.chunks(chunk) {
-        let tokens = int_tensor(&chunk.repeat(copies), [copies, chunk.len()], &device);
-        last = Some(model.forward(tokens, &mut cache, warm_up.tap())?);
-        warm_up.end_pass(chunk.len())?;
-    }
-    let mut logits = last.ok_or_else(|| ModelError::other(RequestError::EmptyPrompt))?;
-    expect_logits(&logits, [copies, model.vocab_size()])?;
-    // For one row, `keep_rows` would copy the cache for nothing.
-    if shares && rows > 1 {
-        cache.keep_rows(&vec![0; rows])?;
-        logits = logits.repeat_dim(0, rows);
-    }
-    Ok((cache, logits))
+    let mut prefill = Prefill::new(model, rows);
+    prefill.read(model, prompt, chunk, prompt.len(), &mut PromptWarmUp::off())?;
+    prefill.finish(rows, model.vocab_size())
 }
 
 pub(super) fn int_tensor(tokens: &[TokenId], shape: [usize; 2], device: &Device) -> Tensor<2, Int> {

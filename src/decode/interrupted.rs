@@ -25,7 +25,10 @@ impl<M: CausalLm> Decoder<M> {
             }
             Some(Work::Prefill) => self.abort_joining(),
             Some(Work::Batch) => {
-                self.abort_joining();
+                // A prompt that is still being read has its own cache, which the panic cannot have reached.
+                if self.reading.is_none() {
+                    self.abort_joining();
+                }
                 self.abort();
             }
         }

@@ -6,6 +6,7 @@ mod error;
 mod forward;
 mod interrupted;
 mod other;
+mod pause;
 mod prefill;
 mod request;
 mod row;
@@ -35,6 +36,8 @@ use crate::{
 use forward::{expect_logits, int_tensor, rows_of};
 use interrupted::Work;
 use other::{Beside, OtherModel, other_logits};
+use pause::Paused;
+use prefill::Reading;
 use request::Accepted;
 use row::Row;
 
@@ -86,11 +89,16 @@ pub struct Decoder<M: CausalLm> {
     sampler: Sampler,
     detokenizer: Option<Arc<dyn Detokenize>>,
     kv_limit: Option<usize>,
+    max_rows: usize,
     prefill_chunk: usize,
+    prefill_budget: usize,
     sites: [TapSite; 2],
     waiting: VecDeque<Waiting>,
-    /// The rows of the prompt that is being prefilled. Empty between steps, unless a panic has left the step.
+    /// The prompt that is being prefilled, and its rows. Both are empty between steps, unless the budget of a step did
+    /// not suffice for the prompt or a panic has left the step.
+    reading: Option<Reading<M::Cache>>,
     joining: Vec<Option<Row>>,
+    paused: Vec<Paused<M::Cache>>,
     batch: Option<Batch<M::Cache>>,
     /// What the step is doing. `None` between steps, unless a panic has left the step.
     work: Option<Work>,
@@ -107,6 +115,8 @@ pub struct Decoder<M: CausalLm> {
 struct Waiting {
     request: Arc<Accepted>,
     completions: Vec<CompletionId>,
+    /// How many prompts that were submitted later have been prefilled before it.
+    overtaken: usize,
 }
 
 /// The rows that are decoded together. `None` marks a finished row that is still in the cache.
@@ -151,10 +161,14 @@ impl<M: CausalLm> Decoder<M> {
             sampler,
             detokenizer: None,
             kv_limit: None,
+            max_rows: usize::MAX,
             prefill_chunk: Self::DEFAULT_PREFILL_CHUNK,
+            prefill_budget: usize::MAX,
             sites: [TapSite::AfterBlock(0), TapSite::HeadInput],
             waiting: VecDeque::new(),
+            reading: None,
             joining: Vec::new(),
+            paused: Vec::new(),
             batch: None,
             work: None,
             events: VecDeque::new(),
@@ -225,6 +239,38 @@ impl<M: CausalLm> Decoder<M> {
         self
     }
 
+    /// Limits the number of rows, at least 1: completions that run, are [paused](Self::pause), or whose prompt is being
+    /// prefilled. Prompts wait until all of their completions have room. The default is no limit.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] when `rows` is 0.
+    pub fn with_max_rows(mut self, rows: usize) -> Result<Self, ConfigError> {
+        ConfigError::at_least_one("max_rows", rows)?;
+        self.max_rows = rows;
+        Ok(self)
+    }
+
+    /// A waiting prompt for which there is no room is overtaken by at most this number of prompts that were submitted
+    /// later and for which there is. After that, all later ones wait for it.
+    pub const MAX_OVERTAKEN: usize = 16;
+
+    /// Limits the number of prompt tokens that are read per step, at least 1. A long prompt then delays the running
+    /// completions by no more than that at each step, and begins later. The default is no limit: a step reads all
+    /// prompts for which there is room.
+    ///
+    /// The tokens do not change, up to rounding: a prompt is read in the pieces that the budget allows, as with
+    /// [`with_prefill_chunk`](Self::with_prefill_chunk).
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] when `tokens` is 0.
+    pub fn with_prefill_budget(mut self, tokens: usize) -> Result<Self, ConfigError> {
+        ConfigError::at_least_one("prefill_budget", tokens)?;
+        self.prefill_budget = tokens;
+        Ok(self)
+    }
+
     /// Default for [`with_prefill_chunk`](Self::with_prefill_chunk), in tokens. It bounds the memory of a prefill,
     /// and matrix products with this many rows are large enough to be fast.
     pub const DEFAULT_PREFILL_CHUNK: usize = 512;
@@ -272,7 +318,8 @@ impl<M: CausalLm> Decoder<M> {
     /// Returns the sampler. Completions that have not ended are dropped together with their distillers.
     pub fn into_sampler(mut self) -> Sampler {
         let running = self.batch.take().into_iter().flat_map(|batch| batch.rows);
-        let running = running.chain(std::mem::take(&mut self.joining)).flatten();
+        let paused = std::mem::take(&mut self.paused).into_iter().map(|paused| Some(paused.row));
+        let running = running.chain(std::mem::take(&mut self.joining)).chain(paused).flatten();
         let waiting = self.waiting.iter().flat_map(|prompt| prompt.completions.iter().copied());
         for row in running.map(|row| row.id).chain(waiting) {
             self.sampler.release(row);
@@ -290,12 +337,24 @@ impl<M: CausalLm> Decoder<M> {
         &self.stats
     }
 
-    /// Whether nothing is waiting, running, or still to be delivered by [`run`](Self::run).
+    /// Whether nothing is waiting, running, or still to be delivered by [`run`](Self::run). [Paused](Self::pause)
+    /// completions do not count until they are resumed.
     pub fn is_idle(&self) -> bool {
         self.waiting.is_empty()
             && self.joining.is_empty()
             && self.batch.is_none()
+            && !self.paused.iter().any(|paused| paused.is_resumed)
             && self.events.is_empty()
+    }
+
+    /// Number of requests whose prompt has not begun to be read.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Number of completions in the batch.
+    pub fn running(&self) -> usize {
+        self.batch.iter().map(|batch| batch.rows.iter().flatten().count()).sum()
     }
 
     /// Submits a request. Its prompt is prefilled at the next step that has room for it.
@@ -310,14 +369,16 @@ impl<M: CausalLm> Decoder<M> {
         self.next_prompt = self.next_prompt.checked_add(1).ok_or(RequestError::NoPromptId)?;
         let completions: Vec<CompletionId> =
             (0..request.completions as u64).map(|index| CompletionId { prompt, index }).collect();
-        let waiting = Waiting { request: Arc::new(request), completions: completions.clone() };
+        let seed = request.seed();
+        let waiting =
+            Waiting { request: Arc::new(request), completions: completions.clone(), overtaken: 0 };
         // Admit every completion now: a distiller shared by the prompt must not be dropped when the first completion
         // ends while others still wait.
         for &completion in &completions {
             self.sampler.admit(completion, &waiting.request.ready);
         }
         self.waiting.push_back(waiting);
-        Ok(Submitted { prompt, completions })
+        Ok(Submitted { prompt, completions, seed })
     }
 
     /// Steps until every request has ended or `on_event` breaks. Returns the completions that have ended since the
@@ -376,7 +437,8 @@ impl<M: CausalLm> Decoder<M> {
 
     fn advance(&mut self) -> Result<(), StepError> {
         self.recover();
-        let advanced = self.prefill_waiting().and_then(|()| {
+        let ready = self.rejoin().and_then(|()| self.prefill_waiting());
+        let advanced = ready.and_then(|()| {
             let started = Instant::now();
             let decoded = self.decode();
             if decoded.is_err() {

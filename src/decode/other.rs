@@ -6,7 +6,6 @@ use super::{
     Batch,
     forward::{expect_logits, int_tensor, prefill},
     row::Row,
-    warm_up::PromptWarmUp,
 };
 use crate::{
     causal_lm::{CausalLm, KvCache},
@@ -68,8 +67,7 @@ where
         completions: &[CompletionId],
         chunk: usize,
     ) -> Result<Tensor<2>, StepError> {
-        let (cache, logits) =
-            prefill(&self.model, prompt, completions.len(), chunk, &mut PromptWarmUp::off())?;
+        let (cache, logits) = prefill(&self.model, prompt, completions.len(), chunk)?;
         let newcomers = completions.iter().copied().map(Some);
         match &mut self.running {
             Some((running, rows)) => {

@@ -1,24 +1,41 @@
 //! Prefilling waiting prompts and choosing the first tokens of their completions.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use super::{
-    Batch, Choices, Decoder, Ended, FinishReason, accept, forward, interrupted::Work, make_masks,
-    other, row::Row, take_ended, warm_up::PromptWarmUp,
+    Batch, Choices, Decoder, Ended, FinishReason, Waiting, accept,
+    forward::{Prefill, rows_of},
+    interrupted::Work,
+    make_masks, other,
+    request::Accepted,
+    row::Row,
+    take_ended,
+    warm_up::PromptWarmUp,
 };
 use crate::{
     causal_lm::{CausalLm, KvCache},
-    id::{CompletionId, TokenId},
+    id::CompletionId,
     sampler::{Phase, StepError, StepInput},
 };
 
+/// A prompt whose prefill has begun. Its rows are [`Decoder::joining`].
+pub(super) struct Reading<C> {
+    request: Arc<Accepted>,
+    prefill: Prefill<C>,
+    warm_up: PromptWarmUp,
+}
+
 impl<M: CausalLm> Decoder<M> {
-    /// Prefills the waiting prompts for which there is room, first in, first out: a small prompt does not overtake a
-    /// large one that still waits for room.
+    /// Prefills the waiting prompts for which there is room, as far as the budget of the step allows.
     pub(super) fn prefill_waiting(&mut self) -> Result<(), StepError> {
-        while self.waiting.front().is_some_and(|waiting| self.has_room(waiting)) {
+        let mut budget = self.prefill_budget;
+        while budget > 0 {
+            if self.reading.is_none() {
+                let Some(at) = self.next_waiting() else { break };
+                self.begin_prefill(at);
+            }
             let started = Instant::now();
-            let prefilled = self.prefill();
+            let prefilled = self.continue_prefill(&mut budget);
             self.stats.prefill_seconds += started.elapsed().as_secs_f64();
             // A failed prefill aborts only the completions of its prompt. The running rows continue at the next call.
             prefilled?;
@@ -26,12 +43,25 @@ impl<M: CausalLm> Decoder<M> {
         Ok(())
     }
 
-    /// Prefills the first waiting prompt, chooses the first token of each of its completions, and adds them to the
-    /// batch.
-    fn prefill(&mut self) -> Result<(), StepError> {
-        let Some(waiting) = self.waiting.front() else {
-            return Ok(());
-        };
+    /// The place of the waiting prompt to prefill next: the first for which there is room, unless it would overtake one
+    /// that has been overtaken too often.
+    fn next_waiting(&mut self) -> Option<usize> {
+        let most = Self::MAX_OVERTAKEN;
+        let fits = |waiting: &Waiting| self.has_room(waiting);
+        let at =
+            self.waiting.iter().position(|waiting| fits(waiting) || waiting.overtaken >= most)?;
+        if !fits(&self.waiting[at]) {
+            return None;
+        }
+        for overtaken in self.waiting.iter_mut().take(at) {
+            overtaken.overtaken += 1;
+        }
+        Some(at)
+    }
+
+    /// Begins the prefill of a waiting prompt, unless all of its completions fail before.
+    fn begin_prefill(&mut self, at: usize) {
+        let waiting = &self.waiting[at];
         let request = waiting.request.clone();
         let context = self.context_length(&request);
         let ids = waiting.completions.iter();
@@ -39,23 +69,46 @@ impl<M: CausalLm> Decoder<M> {
             ids.map(|&id| Some(Row::new(id, request.clone(), context))).collect();
         let failed = make_masks(&mut rows, &mut self.work);
         // The prompt waits until its masks are made, so that a panic of its masker does not lose it.
-        self.waiting.pop_front();
+        self.waiting.remove(at);
         self.joining = rows;
         self.end_joining(failed);
         self.joining.retain(Option::is_some);
         if self.joining.is_empty() {
+            return;
+        }
+        let rows: Vec<&Row> = self.joining.iter().flatten().collect();
+        let warm_up = PromptWarmUp::new(&rows, self.sites);
+        let prefill = Prefill::new(&self.model, rows.len());
+        self.reading = Some(Reading { request, prefill, warm_up });
+    }
+
+    /// Reads on in the prompt whose prefill has begun. When it has been read, chooses the first token of each of its
+    /// completions and adds them to the batch.
+    fn continue_prefill(&mut self, budget: &mut usize) -> Result<(), StepError> {
+        self.work = Some(Work::Prefill);
+        let Some(reading) = &mut self.reading else {
+            return Ok(());
+        };
+        let Reading { request, prefill, warm_up } = reading;
+        let read = prefill.read(&self.model, &request.prompt, self.prefill_chunk, *budget, warm_up);
+        match read {
+            Ok(read) => *budget -= read,
+            Err(error) => {
+                self.abort_joining();
+                return Err(error);
+            }
+        }
+        if !prefill.is_complete(&request.prompt) {
             return Ok(());
         }
-
-        self.work = Some(Work::Prefill);
-        let (cache, choices) = match self.first_tokens(&request.prompt) {
-            Ok(first) => first,
+        let (cache, choices) = match self.first_tokens() {
+            Ok(Some(first)) => first,
+            Ok(None) => return Ok(()),
             Err(error) => {
                 self.abort_joining();
                 return Err(error);
             }
         };
-        self.stats.prompt_tokens += request.prompt.len() as u64;
         let detokenizer = self.detokenizer.as_deref();
         let ended = accept(&mut self.joining, choices, detokenizer, &mut self.events);
         self.end_joining(ended);
@@ -86,13 +139,23 @@ impl<M: CausalLm> Decoder<M> {
         }
     }
 
-    /// Runs the prompt of the joining rows through the model and chooses their first tokens.
-    fn first_tokens(&mut self, prompt: &[TokenId]) -> Result<(M::Cache, Choices), StepError> {
-        let chunk = self.prefill_chunk;
+    /// Chooses the first tokens of the joining rows, whose prompt has been read.
+    fn first_tokens(&mut self) -> Result<Option<(M::Cache, Choices)>, StepError> {
+        let Some(Reading { request, prefill, warm_up }) = self.reading.take() else {
+            return Ok(None);
+        };
+        let prompt = &request.prompt;
+        self.stats.prompt_tokens += prompt.len() as u64;
+        if prefill.is_shared() {
+            // Rows that were cancelled meanwhile need no place.
+            self.joining.retain(Option::is_some);
+        }
+        let vocab = self.model.vocab_size();
+        let (cache, logits) = prefill.finish(self.joining.len(), vocab)?;
+        let live: Vec<usize> =
+            (0..self.joining.len()).filter(|&at| self.joining[at].is_some()).collect();
+        let (logits, _) = rows_of(logits, None, self.joining.len(), &live)?;
         let rows: Vec<&Row> = self.joining.iter().flatten().collect();
-        let mut warm_up = PromptWarmUp::new(&rows, self.sites);
-        let (cache, logits) =
-            forward::prefill(&self.model, prompt, rows.len(), chunk, &mut warm_up)?;
         // The distillers learn from the prompt before the first token is chosen.
         warm_up.learn(&mut self.sampler, &rows)?;
         let contrasted: Vec<CompletionId> =
@@ -101,7 +164,7 @@ impl<M: CausalLm> Decoder<M> {
             Some(other) if !contrasted.is_empty() => {
                 // A panic may leave the other model's cache of the running rows half changed.
                 self.work = Some(Work::Batch);
-                let logits = other.prefill(prompt, &contrasted, chunk)?;
+                let logits = other.prefill(prompt, &contrasted, self.prefill_chunk)?;
                 self.work = Some(Work::Prefill);
                 Some(logits)
             }
@@ -111,11 +174,11 @@ impl<M: CausalLm> Decoder<M> {
         let input = StepInput::new(&step_rows, logits, self.model.lm_head());
         // No hidden states: the first token is neither steered nor learned from.
         let output = self.sampler.step(input.with_other_logits(other_logits))?;
-        Ok((cache, output.choices))
+        Ok(Some((cache, output.choices)))
     }
 
     /// Ends the given rows of the prompt that is being prefilled. Their places stay.
-    fn end_joining(&mut self, ended: Ended) {
+    pub(super) fn end_joining(&mut self, ended: Ended) {
         for (row, reason) in take_ended(&mut self.joining, ended) {
             self.hand_over(row, reason);
         }
@@ -123,6 +186,7 @@ impl<M: CausalLm> Decoder<M> {
 
     /// Aborts the rows of the prompt that is being prefilled.
     pub(super) fn abort_joining(&mut self) {
+        self.reading = None;
         for row in std::mem::take(&mut self.joining).into_iter().flatten() {
             self.hand_over(row, FinishReason::Aborted);
         }

@@ -30,7 +30,7 @@ pub struct Request {
     pub(super) prompt: Vec<TokenId>,
     pub(super) completions: usize,
     pub(super) max_new_tokens: usize,
-    pub(super) seed: u64,
+    pub(super) seed: Option<u64>,
     pub(super) sampling: Sampling,
     pub(super) prompt_warm_up: usize,
     pub(super) stop_tokens: Vec<TokenId>,
@@ -47,7 +47,7 @@ impl Request {
             prompt,
             completions: 1,
             max_new_tokens: Self::DEFAULT_MAX_NEW_TOKENS,
-            seed: 0,
+            seed: None,
             sampling: Sampling::default(),
             prompt_warm_up: 0,
             stop_tokens: Vec::new(),
@@ -88,10 +88,21 @@ impl Request {
     }
 
     /// Sets the random seed. A completion's random numbers depend only on the seed, the prompt's tokens and the
-    /// completion's index, not on other rows of the batch.
+    /// completion's index, not on other rows of the batch. Without a seed, a [`Decoder`](crate::Decoder) takes 0 and an
+    /// [`Engine`](crate::engine::Engine) a new one for each request; [`Submitted::seed`] says which.
     pub fn with_seed(mut self, seed: u64) -> Self {
-        self.seed = seed;
+        self.seed = Some(seed);
         self
+    }
+
+    /// Sets the seed if none has been set.
+    pub(crate) fn with_seed_if_none(mut self, seed: impl FnOnce() -> u64) -> Self {
+        self.seed.get_or_insert_with(seed);
+        self
+    }
+
+    pub(super) fn seed(&self) -> u64 {
+        self.seed.unwrap_or(0)
     }
 
     /// Sets how tokens are chosen. [`Decoder::submit`](crate::Decoder::submit) validates the settings.
@@ -280,6 +291,8 @@ pub struct Submitted {
     pub prompt: PromptId,
     /// Its completions, in the order of their index.
     pub completions: Vec<CompletionId>,
+    /// The random seed.
+    pub seed: u64,
 }
 
 /// An event of the decode loop.

@@ -49,14 +49,14 @@ impl Row {
         let code = match request.sampling.selection {
             Selection::Random | Selection::Custom(_) => None,
             Selection::Arithmetic => Some(DrawKey::arithmetic_code(
-                request.seed,
+                request.seed(),
                 &request.prompt,
                 id.index,
                 request.completions as u64,
             )),
         };
         Self {
-            draw: DrawKey::new(request.seed, &request.prompt, id.index),
+            draw: DrawKey::new(request.seed(), &request.prompt, id.index),
             code,
             stops: StopScanner::new(&request.stop_strings),
             id,

@@ -217,6 +217,15 @@ impl KvCache for LlamaCache {
         self.len = len;
         Ok(())
     }
+
+    fn split_rows(&mut self, rows: &[usize]) -> Result<Self, ModelError> {
+        // The clone shares the tensors, and each side then copies its own rows.
+        let mut moved = self.clone();
+        moved.keep_rows(rows)?;
+        let rest: Vec<usize> = (0..self.starts.len()).filter(|row| !rows.contains(row)).collect();
+        self.keep_rows(&rest)?;
+        Ok(moved)
+    }
 }
 
 impl KeysValues {

@@ -61,4 +61,12 @@ impl KvCache for TokenCache {
         self.sequences.extend(other.sequences);
         Ok(())
     }
+
+    fn split_rows(&mut self, rows: &[usize]) -> Result<Self, ModelError> {
+        let mut moved = self.clone();
+        moved.keep_rows(rows)?;
+        let rest: Vec<usize> = (0..self.rows()).filter(|row| !rows.contains(row)).collect();
+        self.keep_rows(&rest)?;
+        Ok(moved)
+    }
 }

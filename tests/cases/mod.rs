@@ -1,6 +1,7 @@
 //! All tests that do not depend on the kind of device. A test program that includes this module defines `device`,
 //! which returns the device to test, and calls `refuse` with another device if it has one.
 
+mod admission;
 mod background;
 mod batch_independence;
 mod check_model;
@@ -9,6 +10,7 @@ mod decode_loop;
 mod decode_loop_panics;
 mod decode_loop_refusals;
 mod diverged;
+mod engine;
 mod expected_control;
 mod gradients;
 mod heads;

@@ -1,0 +1,342 @@
+//! The thread that owns the decode loop.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    hash::{BuildHasher, RandomState},
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Condvar, Mutex, PoisonError},
+    time::Instant,
+};
+
+use super::{EngineError, EngineStats, Shared, Update, lock, stream::Stream};
+use crate::{
+    causal_lm::CausalLm,
+    decode::{Decoder, Event, Request},
+    id::{CompletionId, PromptId},
+};
+
+/// What callers ask of the thread.
+#[derive(Debug)]
+pub(super) enum Command {
+    Submit(Box<Request>, Arc<Stream>),
+    Cancel(CompletionId),
+    CancelPrompt(PromptId),
+}
+
+/// The commands that the thread has not taken yet.
+#[derive(Debug, Default)]
+pub(super) struct Inbox {
+    state: Mutex<InboxState>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct InboxState {
+    commands: VecDeque<Command>,
+    /// Requests in `commands` and in the decoder's queue.
+    waiting: usize,
+    /// No more requests are taken.
+    is_closed: bool,
+    /// Those that were taken are to be cancelled.
+    is_stopped: bool,
+    /// A caller has read or gone.
+    is_poked: bool,
+    has_ended: bool,
+}
+
+impl Inbox {
+    pub(super) fn submit(
+        &self,
+        request: Request,
+        stream: Arc<Stream>,
+        max_waiting: usize,
+    ) -> Result<(), EngineError> {
+        let mut state = lock(&self.state);
+        if state.is_closed || state.has_ended {
+            return Err(EngineError::Ended);
+        }
+        if state.waiting >= max_waiting {
+            return Err(EngineError::Busy { limit: max_waiting });
+        }
+        state.waiting += 1;
+        state.commands.push_back(Command::Submit(Box::new(request), stream));
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    pub(super) fn cancel(&self, command: Command) {
+        let mut state = lock(&self.state);
+        if !state.has_ended {
+            state.commands.push_back(command);
+            self.changed.notify_all();
+        }
+    }
+
+    pub(super) fn poke(&self) {
+        lock(&self.state).is_poked = true;
+        self.changed.notify_all();
+    }
+
+    pub(super) fn close(&self, stop: bool) {
+        let mut state = lock(&self.state);
+        state.is_closed = true;
+        state.is_stopped |= stop;
+        self.changed.notify_all();
+    }
+
+    pub(super) fn wait_for_end(&self) {
+        let mut state = lock(&self.state);
+        while !state.has_ended {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// A request that the decoder has accepted.
+struct Served {
+    stream: Arc<Stream>,
+    /// Completions that have not ended.
+    open: usize,
+}
+
+/// The thread's state.
+pub(super) struct Worker<M: CausalLm> {
+    decoder: Decoder<M>,
+    shared: Arc<Shared>,
+    served: HashMap<PromptId, Served>,
+    /// Since when completions have been paused.
+    paused: HashMap<CompletionId, Instant>,
+    failed_steps: u64,
+    last_failure: Option<String>,
+}
+
+/// Marks the engine as ended when the thread ends, however it ends.
+struct End(Arc<Shared>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        let mut state = lock(&self.0.inbox.state);
+        state.has_ended = true;
+        let left = std::mem::take(&mut state.commands);
+        drop(state);
+        for command in left {
+            if let Command::Submit(_, stream) = command {
+                stream.complete();
+            }
+        }
+        self.0.inbox.changed.notify_all();
+    }
+}
+
+/// A seed that nobody has asked for.
+fn fresh_seed() -> u64 {
+    // The standard library's hasher has random keys, from the operating system once per thread and then counted up.
+    RandomState::new().hash_one(0)
+}
+
+impl<M: CausalLm> Worker<M> {
+    pub(super) fn new(decoder: Decoder<M>, shared: Arc<Shared>) -> Self {
+        Self {
+            decoder,
+            shared,
+            served: HashMap::new(),
+            paused: HashMap::new(),
+            failed_steps: 0,
+            last_failure: None,
+        }
+    }
+
+    pub(super) fn run(mut self) {
+        let _end = End(self.shared.clone());
+        loop {
+            let Some(commands) = self.commands() else {
+                break;
+            };
+            for command in commands {
+                self.carry_out(command);
+            }
+            self.cancel_abandoned();
+            self.resume();
+            if !self.decoder.is_idle() {
+                self.step();
+            }
+            self.publish();
+        }
+        for served in self.served.values() {
+            served.stream.complete();
+        }
+    }
+
+    /// Waits for something to do. Returns the commands since the last call; `None` when the thread should end.
+    fn commands(&mut self) -> Option<VecDeque<Command>> {
+        let inbox = &self.shared.inbox;
+        let mut state = lock(&inbox.state);
+        loop {
+            let is_quiet = self.decoder.is_idle() && state.commands.is_empty();
+            if state.is_closed && is_quiet && self.served.is_empty() {
+                return None;
+            }
+            if state.is_stopped {
+                let cancelled = self.served.keys().map(|&prompt| Command::CancelPrompt(prompt));
+                state.commands.extend(cancelled);
+            }
+            if !is_quiet || state.is_stopped || state.is_poked {
+                state.is_poked = false;
+                return Some(std::mem::take(&mut state.commands));
+            }
+            let timeout = self.shared.config.read_timeout;
+            let deadline =
+                self.paused.values().map(|since| timeout.saturating_sub(since.elapsed()));
+            let deadline = deadline.min();
+            state = match deadline {
+                Some(left) if left.is_zero() => return Some(VecDeque::new()),
+                Some(left) => {
+                    inbox
+                        .changed
+                        .wait_timeout(state, left)
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .0
+                }
+                None => inbox.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+            };
+        }
+    }
+
+    fn carry_out(&mut self, command: Command) {
+        match command {
+            Command::Submit(request, stream) => self.accept(*request, stream),
+            // A completion or prompt that is unknown has ended, which is what was wanted.
+            Command::Cancel(completion) => {
+                let _ = self.decoder.cancel(completion);
+            }
+            Command::CancelPrompt(prompt) => {
+                let _ = self.decoder.cancel_prompt(prompt);
+            }
+        }
+    }
+
+    fn accept(&mut self, request: Request, stream: Arc<Stream>) {
+        if stream.is_abandoned() {
+            return;
+        }
+        let is_stopped = lock(&self.shared.inbox.state).is_stopped;
+        match self.decoder.submit(request.with_seed_if_none(fresh_seed)) {
+            Ok(submitted) => {
+                let (prompt, open) = (submitted.prompt, submitted.completions.len());
+                stream.push(Update::Accepted(submitted));
+                self.served.insert(prompt, Served { stream, open });
+                if is_stopped {
+                    let _ = self.decoder.cancel_prompt(prompt);
+                }
+            }
+            Err(error) => {
+                stream.push(Update::Refused(error));
+                stream.complete();
+            }
+        }
+    }
+
+    /// Cancels the requests whose caller has gone.
+    fn cancel_abandoned(&mut self) {
+        let gone = self.served.iter().filter(|(_, served)| served.stream.is_abandoned());
+        let gone: Vec<PromptId> = gone.map(|(&prompt, _)| prompt).collect();
+        for prompt in gone {
+            let _ = self.decoder.cancel_prompt(prompt);
+        }
+    }
+
+    /// Resumes the completions whose caller has read, and cancels those whose caller has not for too long.
+    fn resume(&mut self) {
+        let config = &self.shared.config;
+        let (served, decoder) = (&self.served, &mut self.decoder);
+        self.paused.retain(|&completion, since| {
+            let stream = served.get(&completion.prompt).map(|served| &served.stream);
+            let has_read =
+                stream.is_none_or(|stream| stream.has_read(completion, config.max_unread / 2));
+            if has_read {
+                // An error means that it has ended meanwhile.
+                let _ = decoder.resume(completion);
+                return false;
+            }
+            if since.elapsed() >= config.read_timeout {
+                let _ = decoder.cancel(completion);
+                return false;
+            }
+            true
+        });
+    }
+
+    fn step(&mut self) {
+        let stepped = catch_unwind(AssertUnwindSafe(|| self.decoder.step()));
+        let failure = match stepped {
+            Ok(Ok(events)) => return self.deliver(events),
+            Ok(Err(error)) => error.to_string(),
+            Err(panic) => {
+                let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+                let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+                format!("panic: {}", text.unwrap_or_default())
+            }
+        };
+        // The decoder has ended the completions that were in the step, or does so at the next call, whose events say
+        // so.
+        self.failed_steps += 1;
+        self.last_failure = Some(failure);
+    }
+
+    fn deliver(&mut self, events: Vec<Event>) {
+        for event in events {
+            let (id, has_ended) = match &event {
+                Event::Token { completion, .. } => (*completion, false),
+                Event::Finished { completion, .. } => (completion.id, true),
+            };
+            let Some(served) = self.served.get_mut(&id.prompt) else {
+                continue;
+            };
+            let unread = served.stream.push(Update::Event(event));
+            if has_ended {
+                self.paused.remove(&id);
+                served.open -= 1;
+                if served.open == 0 {
+                    served.stream.complete();
+                    self.served.remove(&id.prompt);
+                }
+            } else if unread >= self.shared.config.max_unread && !self.paused.contains_key(&id) {
+                self.pause(id);
+            }
+        }
+    }
+
+    fn pause(&mut self, id: CompletionId) {
+        match self.decoder.pause(id) {
+            Ok(()) => {
+                self.paused.insert(id, Instant::now());
+            }
+            // It cannot be paused, and its caller's queue is full.
+            Err(crate::decode::RequestError::CannotPause { .. }) => {
+                let _ = self.decoder.cancel(id);
+            }
+            // It has ended with this token: its last event follows.
+            Err(_) => {}
+        }
+    }
+
+    fn publish(&mut self) {
+        let sampler = self.decoder.sampler();
+        let stats = EngineStats {
+            waiting: self.decoder.waiting(),
+            running: self.decoder.running(),
+            paused: self.paused.len(),
+            distillers: sampler.distillers(),
+            distiller_bytes: sampler.state_bytes(),
+            decode: *self.decoder.stats(),
+            counters: *sampler.counters(),
+            failed_steps: self.failed_steps,
+            last_failure: self.last_failure.clone(),
+        };
+        let mut state = lock(&self.shared.inbox.state);
+        let submitted = |command: &&Command| matches!(command, Command::Submit(..));
+        state.waiting = stats.waiting + state.commands.iter().filter(submitted).count();
+        drop(state);
+        *lock(&self.shared.stats) = stats;
+    }
+}

@@ -1,0 +1,222 @@
+//! Which prompts begin at a step, and completions that pause.
+
+use std::{collections::BTreeMap, ops::ControlFlow};
+
+use super::decode_loop::{count_from, counter, finished, run, sampler, sampling};
+use crate::device;
+use esamp::{
+    CompletionId, Decoder, Event, FinishReason, Request, Sampling, TokenId,
+    errors::RequestError,
+    testing::{ScriptedLm, TinyLm},
+};
+
+fn tiny() -> Decoder<TinyLm> {
+    Decoder::new(TinyLm::new(3, &device()), sampler(TinyLm::D_MODEL)).unwrap()
+}
+
+fn esamp(prompt: Vec<TokenId>, length: usize) -> Request {
+    Request::new(prompt).with_max_new_tokens(length).with_sampling(sampling(1.0)).with_seed(9)
+}
+
+/// The tokens of every completion so far.
+type Tokens = BTreeMap<CompletionId, Vec<TokenId>>;
+
+fn take(events: &[Event], tokens: &mut Tokens) {
+    for event in events {
+        if let Event::Token { completion, choice, .. } = event {
+            tokens.entry(*completion).or_default().push(choice.token);
+        }
+    }
+}
+
+#[test]
+fn rows_are_limited() {
+    let model = counter();
+    let mut decoder = Decoder::new(&model, sampler(10)).unwrap().with_max_rows(3).unwrap();
+    decoder.submit(count_from(1).with_completions(2)).unwrap();
+    decoder.submit(count_from(5).with_completions(2)).unwrap();
+    decoder.submit(count_from(7)).unwrap();
+    let error = decoder.submit(count_from(1).with_completions(4)).unwrap_err();
+    assert_eq!(error, RequestError::TooManyCompletions { limit: 3, got: 4 });
+    decoder.step().unwrap();
+    assert_eq!((decoder.running(), decoder.waiting()), (3, 1), "the last one fits and overtakes");
+    let completions = run(&mut decoder);
+    assert_eq!(completions.len(), 5);
+    assert!(model.calls().iter().all(|rows| rows.len() <= 3));
+    assert!(Decoder::new(counter(), sampler(10)).unwrap().with_max_rows(0).is_err());
+}
+
+#[test]
+fn a_large_request_is_overtaken_a_limited_number_of_times() {
+    let most = Decoder::<ScriptedLm>::MAX_OVERTAKEN;
+    let mut decoder = Decoder::new(counter(), sampler(10)).unwrap().with_max_rows(2).unwrap();
+    let short = || count_from(1).with_max_new_tokens(2);
+    decoder.submit(short()).unwrap();
+    let large = decoder.submit(count_from(3).with_completions(2)).unwrap();
+    let small: Vec<_> = (0..3 * most).map(|_| decoder.submit(short()).unwrap().prompt).collect();
+    let completions = run(&mut decoder);
+    assert_eq!(completions.len(), 3 + small.len());
+    // Run again, watching the order in which completions begin.
+    let mut began = Vec::new();
+    let mut decoder = Decoder::new(counter(), sampler(10)).unwrap().with_max_rows(2).unwrap();
+    decoder.submit(short()).unwrap();
+    decoder.submit(count_from(3).with_completions(2)).unwrap();
+    for _ in 0..3 * most {
+        decoder.submit(short()).unwrap();
+    }
+    decoder
+        .run(|event| {
+            if let Event::Token { completion, .. } = event
+                && !began.contains(&completion.prompt)
+            {
+                began.push(completion.prompt);
+            }
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    let place = began.iter().position(|&prompt| prompt == large.prompt).unwrap();
+    assert_eq!(place, 1 + most, "after the first and those that overtook it: {began:?}");
+}
+
+#[test]
+fn a_long_prompt_is_read_in_pieces_between_the_steps_of_others() {
+    let prompt: Vec<TokenId> = (0..100).map(|at| at % 60).collect();
+    let alone = |request: Request| {
+        let mut decoder = tiny();
+        decoder.submit(request).unwrap();
+        run(&mut decoder).remove(0).tokens()
+    };
+    let expected = [alone(esamp(vec![1, 2], 30)), alone(esamp(prompt.clone(), 4))];
+    let mut decoder = tiny().with_prefill_budget(10).unwrap();
+    let short = decoder.submit(esamp(vec![1, 2], 30)).unwrap().completions[0];
+    let long = decoder.submit(esamp(prompt, 4)).unwrap().completions[0];
+    let (mut tokens, mut steps) = (Tokens::new(), 0);
+    while !tokens.contains_key(&long) {
+        take(&decoder.step().unwrap(), &mut tokens);
+        steps += 1;
+    }
+    // 8 tokens of the first step's budget are left for the long prompt: 8 + 9 · 10 + 2 tokens.
+    assert_eq!(steps, 11);
+    assert_eq!(tokens[&short].len(), 1 + steps, "one token a step, and the first one");
+    while !decoder.is_idle() {
+        take(&decoder.step().unwrap(), &mut tokens);
+    }
+    assert_eq!([&tokens[&short], &tokens[&long]], [&expected[0], &expected[1]]);
+    assert!(tiny().with_prefill_budget(0).is_err());
+}
+
+#[test]
+fn completions_can_be_cancelled_while_their_prompt_is_read() {
+    let prompt: Vec<TokenId> = (0..40).collect();
+    let mut decoder = tiny().with_prefill_budget(10).unwrap();
+    let request = esamp(prompt.clone(), 5).with_completions(3);
+    let ids = decoder.submit(request).unwrap().completions;
+    decoder.step().unwrap();
+    decoder.cancel(ids[1]).unwrap();
+    let completions = run(&mut decoder);
+    assert_eq!(completions[1].finish, FinishReason::Cancelled);
+    let lengths: Vec<usize> = completions.iter().map(|c| c.tokens().len()).collect();
+    assert_eq!(lengths, [5, 0, 5]);
+
+    // With all of them, the rest of the prompt is not read, and nothing is left.
+    let prompt_id = decoder.submit(esamp(prompt, 5).with_completions(2)).unwrap().prompt;
+    decoder.step().unwrap();
+    decoder.cancel_prompt(prompt_id).unwrap();
+    assert_eq!(decoder.stats().prompt_tokens, 40, "of the first request");
+    assert_eq!(run(&mut decoder).len(), 2);
+    assert!(decoder.is_idle());
+    assert_eq!(decoder.sampler().distillers(), 0);
+}
+
+#[test]
+fn a_paused_completion_continues_as_if_it_had_not_been() {
+    let submit = |decoder: &mut Decoder<TinyLm>| {
+        let first = decoder.submit(esamp(vec![1, 2, 3], 12)).unwrap().completions[0];
+        let second = decoder.submit(esamp(vec![4, 5], 12)).unwrap().completions[0];
+        (first, second)
+    };
+    let mut decoder = tiny();
+    submit(&mut decoder);
+    let expected: Vec<_> = run(&mut decoder).iter().map(|c| c.tokens()).collect();
+
+    let mut decoder = tiny();
+    let (first, second) = submit(&mut decoder);
+    let mut tokens = Tokens::new();
+    for _ in 0..3 {
+        take(&decoder.step().unwrap(), &mut tokens);
+    }
+    decoder.pause(first).unwrap();
+    assert_eq!((decoder.paused(), decoder.running()), (vec![first], 1));
+    assert_eq!(decoder.pause(first), Err(RequestError::UnknownCompletion { completion: first }));
+    let before = tokens[&first].len();
+    while !decoder.is_idle() {
+        take(&decoder.step().unwrap(), &mut tokens);
+    }
+    assert_eq!((tokens[&first].len(), tokens[&second].len()), (before, 12));
+    assert_eq!(decoder.sampler().distillers(), 1, "that of the paused completion");
+    decoder.resume(first).unwrap();
+    assert!(!decoder.is_idle());
+    while !decoder.is_idle() {
+        take(&decoder.step().unwrap(), &mut tokens);
+    }
+    assert_eq!([&tokens[&first], &tokens[&second]], [&expected[0], &expected[1]]);
+    assert_eq!(decoder.resume(first), Err(RequestError::UnknownCompletion { completion: first }));
+    assert_eq!(decoder.sampler().distillers(), 0);
+}
+
+#[test]
+fn paused_completions_rejoin_a_running_batch_and_can_be_cancelled() {
+    let mut decoder = Decoder::new(counter(), sampler(10)).unwrap();
+    let ids = [1, 4, 7].map(|start| decoder.submit(count_from(start)).unwrap().completions[0]);
+    decoder.step().unwrap();
+    decoder.pause(ids[0]).unwrap();
+    decoder.pause(ids[2]).unwrap();
+    decoder.step().unwrap();
+    decoder.resume(ids[0]).unwrap();
+    decoder.step().unwrap();
+    decoder.cancel(ids[2]).unwrap();
+    let completions = run(&mut decoder);
+    assert_eq!(completions[0].tokens(), [2, 3, 4, 5, 6]);
+    assert_eq!(completions[1].tokens(), [5, 6, 7, 8, 9]);
+    assert_eq!(completions[2].tokens(), [8, 9]);
+    assert_eq!(completions[2].finish, FinishReason::Cancelled);
+}
+
+#[test]
+fn paused_rows_count_as_rows_and_as_cache() {
+    let mut decoder = Decoder::new(counter(), sampler(10)).unwrap().with_max_rows(1).unwrap();
+    let first = decoder.submit(count_from(1)).unwrap().completions[0];
+    decoder.step().unwrap();
+    decoder.pause(first).unwrap();
+    decoder.submit(count_from(5)).unwrap();
+    decoder.step().unwrap();
+    assert_eq!((decoder.running(), decoder.waiting()), (0, 1));
+    decoder.resume(first).unwrap();
+    assert_eq!(finished(decoder.step().unwrap()).len(), 0);
+    assert_eq!(run(&mut decoder).len(), 2);
+}
+
+#[test]
+fn what_cannot_pause_says_why() {
+    let mut decoder = Decoder::new(counter().with_fixed_cache(), sampler(10)).unwrap();
+    let id = decoder.submit(count_from(1)).unwrap().completions[0];
+    decoder.step().unwrap();
+    let error = decoder.pause(id).unwrap_err().to_string();
+    assert!(error.ends_with("the key-value cache cannot split rows"), "{error}");
+    assert_eq!(run(&mut decoder)[0].tokens(), [2, 3, 4, 5, 6], "unchanged");
+
+    let mut decoder = Decoder::new(counter(), sampler(10)).unwrap();
+    decoder = decoder.with_other_model(counter()).unwrap();
+    let contrastive = count_from(1).with_sampling(Sampling::contrastive());
+    let id = decoder.submit(contrastive).unwrap().completions[0];
+    decoder.step().unwrap();
+    let error = decoder.pause(id).unwrap_err().to_string();
+    assert!(error.ends_with("it contrasts with another model"), "{error}");
+}
+
+#[test]
+fn a_seed_is_reported() {
+    let mut decoder = Decoder::new(counter(), sampler(10)).unwrap();
+    assert_eq!(decoder.submit(count_from(1)).unwrap().seed, 0);
+    assert_eq!(decoder.submit(count_from(1).with_seed(5)).unwrap().seed, 5);
+}
