@@ -9,6 +9,10 @@ pub type TokenId = u32;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct PromptId(pub u64);
 
+/// Id of a group of requests that share a distiller, chosen by the caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct GroupId(pub u64);
+
 /// Id of a completion: the prompt, and the index among the prompt's completions.
 ///
 /// A row moves within the batch when other rows end, but its completion id does not change. Every call therefore

@@ -96,7 +96,7 @@ pub use decode::{
 pub use draw::DrawKey;
 pub use fire::Fire;
 pub use hidden::{HiddenStates, TapSite};
-pub use id::{CompletionId, PromptId, TokenId};
+pub use id::{CompletionId, GroupId, PromptId, TokenId};
 pub use lm_head::{HeadRows, LmHead, TiedHead};
 pub use penalties::Penalties;
 pub use sampler::{

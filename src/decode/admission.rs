@@ -76,6 +76,9 @@ impl<M: CausalLm> Decoder<M> {
         if !request.stop_strings.is_empty() && self.detokenizer.is_none() {
             return Err(RequestError::NoDetokenizer);
         }
+        if let Some(group) = request.group {
+            self.check_group(group)?;
+        }
         let needed = self.kv_bytes_needed(request);
         match self.kv_limit {
             Some(limit) if needed > limit => Err(RequestError::CacheLimit { limit, needed }),

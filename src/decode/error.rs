@@ -3,8 +3,9 @@
 use thiserror::Error;
 
 use crate::{
+    bank::Sharing,
     error::ConfigError,
-    id::{CompletionId, PromptId, TokenId},
+    id::{CompletionId, GroupId, PromptId, TokenId},
 };
 
 /// A request that the decode loop rejects.
@@ -70,6 +71,26 @@ pub enum RequestError {
     UnknownCompletion {
         /// The completion.
         completion: CompletionId,
+    },
+    /// The request is part of a group, but distillers are not shared by prompt.
+    #[error("group: expected a sampler with distillers per prompt, got {sharing:?}")]
+    GroupSharing {
+        /// What the sampler shares.
+        sharing: Sharing,
+    },
+    /// Every group that is kept has completions, so none can make room for a new one.
+    #[error(
+        "group: expected at most {limit} groups, all of which have completions that wait or run"
+    )]
+    GroupLimit {
+        /// The limit.
+        limit: usize,
+    },
+    /// The group is not kept: it was released or evicted, or never was.
+    #[error("group {}: expected one that is kept, got one that is not", .group.0)]
+    UnknownGroup {
+        /// The group.
+        group: GroupId,
     },
     /// The completion cannot be paused.
     #[error("{completion}: expected one that can be paused, but {reason}")]

@@ -4,6 +4,7 @@ mod admission;
 mod cancel;
 mod error;
 mod forward;
+mod groups;
 mod interrupted;
 mod other;
 mod pause;
@@ -34,6 +35,7 @@ use crate::{
     text::Detokenize,
 };
 use forward::{expect_logits, int_tensor, rows_of};
+use groups::Groups;
 use interrupted::Work;
 use other::{Beside, OtherModel, other_logits};
 use pause::Paused;
@@ -108,6 +110,7 @@ pub struct Decoder<M: CausalLm> {
     /// Maskers that have not been told yet that this completion has ended.
     untold: VecDeque<(Arc<dyn TokenMasker>, CompletionId)>,
     next_prompt: u64,
+    groups: Groups,
     stats: DecodeStats,
 }
 
@@ -145,7 +148,8 @@ impl<M: CausalLm> Decoder<M> {
             let expected = [model.d_model(), model.vocab_size()];
             ConfigError::check_equal("shape of the model's LM head", expected, got)?;
         }
-        let last = sampler.completions().iter().map(|id| id.prompt.0).max();
+        let running = sampler.completions().into_iter().map(|id| id.prompt);
+        let last = running.chain(sampler.held()).map(|prompt| prompt.0).max();
         let next_prompt = match last {
             None => 0,
             Some(u64::MAX) => {
@@ -175,6 +179,7 @@ impl<M: CausalLm> Decoder<M> {
             completions: Vec::new(),
             untold: VecDeque::new(),
             next_prompt,
+            groups: Groups::new(),
             stats: DecodeStats::default(),
         })
     }
@@ -365,10 +370,22 @@ impl<M: CausalLm> Decoder<M> {
     pub fn submit(&mut self, request: Request) -> Result<Submitted, RequestError> {
         self.check(&request)?;
         let request = Accepted::new(request, self.detokenizer.as_deref())?;
-        let prompt = PromptId(self.next_prompt);
-        self.next_prompt = self.next_prompt.checked_add(1).ok_or(RequestError::NoPromptId)?;
+        let count = request.completions as u64;
+        let extended = request.group.and_then(|group| self.groups.extend(group, count));
+        let (prompt, first) = match extended {
+            Some(place) => place,
+            None => {
+                let prompt = PromptId(self.next_prompt);
+                self.next_prompt =
+                    self.next_prompt.checked_add(1).ok_or(RequestError::NoPromptId)?;
+                if let Some(group) = request.group {
+                    self.found_group(group, prompt, count);
+                }
+                (prompt, 0)
+            }
+        };
         let completions: Vec<CompletionId> =
-            (0..request.completions as u64).map(|index| CompletionId { prompt, index }).collect();
+            (first..first + count).map(|index| CompletionId { prompt, index }).collect();
         let seed = request.seed();
         let waiting =
             Waiting { request: Arc::new(request), completions: completions.clone(), overtaken: 0 };

@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::{
     candidates::TokenMask,
     error::{ConfigError, RowError},
-    id::{CompletionId, PromptId, TokenId},
+    id::{CompletionId, GroupId, PromptId, TokenId},
     novelty::Expects,
     sampler::Choice,
     sampling::{CheckedSampling, Sampling},
@@ -37,6 +37,7 @@ pub struct Request {
     pub(super) stop_strings: Vec<String>,
     pub(super) wants_reference_log_probs: bool,
     pub(super) masker: Option<Arc<dyn TokenMasker>>,
+    pub(super) group: Option<GroupId>,
 }
 
 impl Request {
@@ -54,6 +55,7 @@ impl Request {
             stop_strings: Vec::new(),
             wants_reference_log_probs: false,
             masker: None,
+            group: None,
         }
     }
 
@@ -152,6 +154,20 @@ impl Request {
     /// The log-probability under the sampled distribution is always returned.
     pub fn with_reference_log_probs(mut self) -> Self {
         self.wants_reference_log_probs = true;
+        self
+    }
+
+    /// Makes the request part of a group: its completions share the distiller of all earlier and concurrent requests of
+    /// the group, and the distiller is kept when they have ended. So a later request for the same prompt explores what
+    /// the earlier ones have not said: "16 more, different from those I have". Its completions have the prompt id of the
+    /// group's first request and the indices after those of the earlier ones, so with the same seed their random numbers
+    /// differ too. The prompt may be another one.
+    ///
+    /// Kept until [`Decoder::release_group`](crate::Decoder::release_group) or until
+    /// [`Decoder::with_max_groups`](crate::Decoder::with_max_groups) evicts it. Needs distillers per prompt
+    /// ([`Sharing::PerPrompt`](crate::Sharing::PerPrompt) or `Adaptive`).
+    pub fn with_group(mut self, group: GroupId) -> Self {
+        self.group = Some(group);
         self
     }
 

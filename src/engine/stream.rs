@@ -48,6 +48,8 @@ struct State {
     /// Tokens in the queue, of each completion that has some.
     unread: HashMap<CompletionId, usize>,
     waker: Option<Waker>,
+    /// Completions that have not ended.
+    open: usize,
     /// Nothing more will be added.
     is_complete: bool,
     /// The caller has gone.
@@ -92,6 +94,22 @@ impl Stream {
         drop(state);
         self.wake(waker);
         unread
+    }
+
+    /// Sets the number of completions.
+    pub(super) fn open(&self, completions: usize) {
+        lock(&self.state).open = completions;
+    }
+
+    /// Says that one of the completions has ended, after its last update.
+    pub(super) fn close_one(&self) {
+        let mut state = lock(&self.state);
+        state.open = state.open.saturating_sub(1);
+        let is_last = state.open == 0;
+        drop(state);
+        if is_last {
+            self.complete();
+        }
     }
 
     /// Says that nothing more will be added.

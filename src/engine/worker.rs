@@ -92,18 +92,12 @@ impl Inbox {
     }
 }
 
-/// A request that the decoder has accepted.
-struct Served {
-    stream: Arc<Stream>,
-    /// Completions that have not ended.
-    open: usize,
-}
-
 /// The thread's state.
 pub(super) struct Worker<M: CausalLm> {
     decoder: Decoder<M>,
     shared: Arc<Shared>,
-    served: HashMap<PromptId, Served>,
+    /// The stream of every completion that has not ended.
+    served: HashMap<CompletionId, Arc<Stream>>,
     /// Since when completions have been paused.
     paused: HashMap<CompletionId, Instant>,
     failed_steps: u64,
@@ -162,8 +156,8 @@ impl<M: CausalLm> Worker<M> {
             }
             self.publish();
         }
-        for served in self.served.values() {
-            served.stream.complete();
+        for stream in self.served.values() {
+            stream.complete();
         }
     }
 
@@ -177,7 +171,7 @@ impl<M: CausalLm> Worker<M> {
                 return None;
             }
             if state.is_stopped {
-                let cancelled = self.served.keys().map(|&prompt| Command::CancelPrompt(prompt));
+                let cancelled = self.served.keys().map(|&id| Command::Cancel(id));
                 state.commands.extend(cancelled);
             }
             if !is_quiet || state.is_stopped || state.is_poked {
@@ -222,12 +216,14 @@ impl<M: CausalLm> Worker<M> {
         let is_stopped = lock(&self.shared.inbox.state).is_stopped;
         match self.decoder.submit(request.with_seed_if_none(fresh_seed)) {
             Ok(submitted) => {
-                let (prompt, open) = (submitted.prompt, submitted.completions.len());
-                stream.push(Update::Accepted(submitted));
-                self.served.insert(prompt, Served { stream, open });
-                if is_stopped {
-                    let _ = self.decoder.cancel_prompt(prompt);
+                stream.open(submitted.completions.len());
+                for &completion in &submitted.completions {
+                    self.served.insert(completion, stream.clone());
+                    if is_stopped {
+                        let _ = self.decoder.cancel(completion);
+                    }
                 }
+                stream.push(Update::Accepted(submitted));
             }
             Err(error) => {
                 stream.push(Update::Refused(error));
@@ -238,10 +234,10 @@ impl<M: CausalLm> Worker<M> {
 
     /// Cancels the requests whose caller has gone.
     fn cancel_abandoned(&mut self) {
-        let gone = self.served.iter().filter(|(_, served)| served.stream.is_abandoned());
-        let gone: Vec<PromptId> = gone.map(|(&prompt, _)| prompt).collect();
-        for prompt in gone {
-            let _ = self.decoder.cancel_prompt(prompt);
+        let gone = self.served.iter().filter(|(_, stream)| stream.is_abandoned());
+        let gone: Vec<CompletionId> = gone.map(|(&completion, _)| completion).collect();
+        for completion in gone {
+            let _ = self.decoder.cancel(completion);
         }
     }
 
@@ -250,7 +246,7 @@ impl<M: CausalLm> Worker<M> {
         let config = &self.shared.config;
         let (served, decoder) = (&self.served, &mut self.decoder);
         self.paused.retain(|&completion, since| {
-            let stream = served.get(&completion.prompt).map(|served| &served.stream);
+            let stream = served.get(&completion);
             let has_read =
                 stream.is_none_or(|stream| stream.has_read(completion, config.max_unread / 2));
             if has_read {
@@ -289,17 +285,14 @@ impl<M: CausalLm> Worker<M> {
                 Event::Token { completion, .. } => (*completion, false),
                 Event::Finished { completion, .. } => (completion.id, true),
             };
-            let Some(served) = self.served.get_mut(&id.prompt) else {
+            let Some(stream) = self.served.get(&id) else {
                 continue;
             };
-            let unread = served.stream.push(Update::Event(event));
+            let unread = stream.push(Update::Event(event));
             if has_ended {
                 self.paused.remove(&id);
-                served.open -= 1;
-                if served.open == 0 {
-                    served.stream.complete();
-                    self.served.remove(&id.prompt);
-                }
+                stream.close_one();
+                self.served.remove(&id);
             } else if unread >= self.shared.config.max_unread && !self.paused.contains_key(&id) {
                 self.pause(id);
             }

@@ -25,7 +25,7 @@ pub use output::{Choice, Novelty, StepOutput};
 use crate::{
     bank::Sharing,
     hidden::{HiddenStates, TapSite},
-    id::CompletionId,
+    id::{CompletionId, PromptId},
     sampling::CheckedSampling,
     tap::PairTap,
     telemetry::{Counters, Observer, StageSeconds, add},
@@ -58,6 +58,11 @@ pub(crate) struct SamplerState {
     pub(crate) custom_distiller: bool,
     pub(crate) d_model: usize,
     pub(crate) counters: Counters,
+}
+
+/// The completion that holds a prompt's distiller. Indices of real ones are smaller.
+fn holder(prompt: PromptId) -> CompletionId {
+    CompletionId { prompt, index: u64::MAX }
 }
 
 impl Sampler {
@@ -109,6 +114,26 @@ impl Sampler {
         self.trainer.release(completion);
     }
 
+    /// Keeps the distiller of a prompt although no completion uses it, until [`unhold`](Self::unhold): a later
+    /// completion of the same prompt id continues with what it has learned. Has an effect with distillers per prompt
+    /// ([`Sharing::PerPrompt`] and [`Sharing::Adaptive`]). Part of a snapshot.
+    pub fn hold(&mut self, prompt: PromptId) {
+        if matches!(self.config.sharing, Sharing::PerPrompt | Sharing::Adaptive(_)) {
+            self.trainer.begin(holder(prompt));
+        }
+    }
+
+    /// Ends what [`hold`](Self::hold) began. The distiller is dropped with its last completion, or now.
+    pub fn unhold(&mut self, prompt: PromptId) {
+        self.trainer.release(holder(prompt));
+    }
+
+    /// The prompts whose distillers are [held](Self::hold), in ascending order.
+    pub fn held(&self) -> Vec<PromptId> {
+        let all = self.trainer.completions().into_iter();
+        all.filter(|id| *id == holder(id.prompt)).map(|id| id.prompt).collect()
+    }
+
     /// Clears all distillers, counters and timings.
     pub fn reset(&mut self) {
         self.trainer.reset();
@@ -120,7 +145,9 @@ impl Sampler {
     /// [`load`](crate::snapshots::SamplerLoader::load) these are the completions that were running when the file was
     /// written: continue or release them.
     pub fn completions(&self) -> Vec<CompletionId> {
-        self.trainer.completions()
+        let mut completions = self.trainer.completions();
+        completions.retain(|id| *id != holder(id.prompt));
+        completions
     }
 
     /// Number of distillers in use.

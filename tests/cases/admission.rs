@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, ops::ControlFlow};
 use super::decode_loop::{count_from, counter, finished, run, sampler, sampling};
 use crate::device;
 use esamp::{
-    CompletionId, Decoder, Event, FinishReason, Request, Sampling, TokenId,
+    Completion, CompletionId, Decoder, Event, FinishReason, GroupId, Request, SamplerConfig,
+    Sampling, Sharing, TokenId,
     errors::RequestError,
     testing::{ScriptedLm, TinyLm},
 };
@@ -212,6 +213,74 @@ fn what_cannot_pause_says_why() {
     decoder.step().unwrap();
     let error = decoder.pause(id).unwrap_err().to_string();
     assert!(error.ends_with("it contrasts with another model"), "{error}");
+}
+
+#[test]
+fn a_group_continues_with_what_it_has_learned() {
+    let request = |group| esamp(vec![1, 2, 3], 20).with_completions(2).with_group(GroupId(group));
+    let mut decoder = tiny();
+    let first = decoder.submit(request(7)).unwrap();
+    let before = run(&mut decoder);
+    assert_eq!(decoder.sampler().distillers(), 1, "kept although its completions have ended");
+    assert_eq!(decoder.sampler().held(), [first.prompt]);
+    assert!(decoder.sampler().completions().is_empty());
+
+    let more = decoder.submit(request(7)).unwrap();
+    assert_eq!(more.prompt, first.prompt);
+    assert_eq!(more.completions.iter().map(|id| id.index).collect::<Vec<_>>(), [2, 3]);
+    let after = run(&mut decoder);
+    let error = |completions: &[Completion]| -> f32 {
+        // The first steered token of each: what is left of the distiller's error after 19 updates.
+        completions.iter().map(|c| c.choices[1].novelty.unwrap().relative()).sum()
+    };
+    assert!(error(&after) < 0.9 * error(&before), "{} {}", error(&after), error(&before));
+    for (new, old) in after.iter().zip(&before) {
+        assert_ne!(new.tokens(), old.tokens());
+    }
+
+    // Another group, and a request without one, begin afresh.
+    decoder.submit(request(8)).unwrap();
+    let other = run(&mut decoder);
+    assert_eq!(other[0].tokens(), before[0].tokens());
+    decoder.submit(esamp(vec![1, 2, 3], 20).with_completions(2)).unwrap();
+    assert_eq!(run(&mut decoder)[0].tokens(), before[0].tokens());
+    assert_eq!(decoder.groups(), [GroupId(7), GroupId(8)]);
+
+    decoder.release_group(GroupId(7)).unwrap();
+    assert_eq!(decoder.sampler().distillers(), 1);
+    assert_eq!(
+        decoder.release_group(GroupId(7)),
+        Err(RequestError::UnknownGroup { group: GroupId(7) })
+    );
+    decoder.submit(request(7)).unwrap();
+    assert_eq!(run(&mut decoder)[0].tokens(), before[0].tokens(), "released, so afresh");
+}
+
+#[test]
+fn the_least_recently_used_group_is_evicted() {
+    let request = |group| esamp(vec![1], 3).with_group(GroupId(group));
+    let mut decoder = tiny().with_max_groups(2).unwrap();
+    for group in [1, 2, 1] {
+        decoder.submit(request(group)).unwrap();
+        run(&mut decoder);
+    }
+    decoder.submit(request(3)).unwrap();
+    assert_eq!(decoder.groups(), [GroupId(1), GroupId(3)]);
+    decoder.submit(request(1)).unwrap();
+    let error = decoder.submit(request(4)).unwrap_err();
+    assert_eq!(error, RequestError::GroupLimit { limit: 2 }, "both have completions");
+    assert_eq!(run(&mut decoder).len(), 2);
+    decoder.submit(request(4)).unwrap();
+    assert_eq!(decoder.groups(), [GroupId(1), GroupId(4)]);
+    run(&mut decoder);
+    assert_eq!(decoder.sampler().distillers(), 2);
+    assert!(tiny().with_max_groups(0).is_err());
+
+    let sampler = SamplerConfig::new().with_sharing(Sharing::PerCompletion);
+    let sampler = sampler.init(TinyLm::D_MODEL, &device()).unwrap();
+    let mut decoder = Decoder::new(TinyLm::new(3, &device()), sampler).unwrap();
+    let error = decoder.submit(request(1)).unwrap_err();
+    assert_eq!(error, RequestError::GroupSharing { sharing: Sharing::PerCompletion });
 }
 
 #[test]
