@@ -8,6 +8,8 @@ mod contrast;
 mod decode_loop;
 mod decode_loop_panics;
 mod decode_loop_refusals;
+mod decode_loop_room;
+mod decode_loop_text;
 mod diverged;
 mod expected_control;
 mod gradients;
