@@ -38,6 +38,9 @@ fn changes_that_the_worker_does_not_need_are_not_queued() {
     }
     assert!(trainer.changes.is_empty(), "{:?}", trainer.changes);
     assert_eq!(trainer.distillers(), 1);
+    let known = CompletionId::new(0, 0);
+    assert_eq!(trainer.completions(), [known]);
+    assert!(trainer.has(known) && !trainer.has(CompletionId::new(0, 1)));
 }
 
 #[test]
@@ -60,4 +63,28 @@ fn a_slot_outlives_a_completion_that_ends_if_another_has_joined() {
         trainer.release(row(2));
         assert_eq!(trainer.distillers(), 0);
     }
+}
+
+#[test]
+fn only_a_restart_that_has_changed_something_is_queued() {
+    let mut trainer = background();
+    let row = CompletionId::new(0, 0);
+    learn(&mut trainer, row);
+    assert_eq!(trainer.restart(&[row], &[], &[]).unwrap().restarts, 0, "nothing is visible yet");
+    assert!(trainer.changes.is_empty(), "{:?}", trainer.changes);
+    trainer.finish().unwrap();
+    assert_eq!(trainer.restart(&[row], &[], &[]).unwrap().restarts, 1);
+    assert_eq!(trainer.changes.len(), 1);
+    assert_eq!(trainer.restart(&[row], &[], &[]).unwrap().restarts, 0, "it is fresh already");
+    assert_eq!(trainer.changes.len(), 1);
+    trainer.finish().unwrap();
+    assert_eq!(trainer.updates(row), 0);
+}
+
+#[test]
+fn a_worker_is_debugged_by_its_name() {
+    let distiller = SwiGluConfig::new().with_d_hidden(4).init(4, 0, &Device::flex()).unwrap();
+    let slots = SeparateSlots::new(distiller, OptimizerConfig::paper());
+    let trainer = InlineTrainer::new(slots, Sharing::PerPrompt, TrainingConfig::default());
+    assert_eq!(format!("{:?}", BackgroundTrainer::pair(trainer).1), "TrainingWorker { .. }");
 }
