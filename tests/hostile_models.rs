@@ -95,11 +95,11 @@ fn many_merges() {
     });
 }
 
-/// 30 MB of tokens of a kilobyte, each of which could be split at any place into tokens of lengths that there are.
+/// 60 MB of tokens of a kilobyte, each of which could be split at any place into tokens of lengths that there are.
 #[test]
 fn many_long_tokens() {
-    bounded::test("many_long_tokens", 600, || {
-        let lengths = (1..1024).chain(std::iter::repeat_n(1024, 30_000)).enumerate();
+    bounded::test("many_long_tokens", 1000, || {
+        let lengths = (1..1024).chain(std::iter::repeat_n(1024, 60_000)).enumerate();
         let text = |(at, length): (usize, usize)| {
             format!("{at:05}{}", "a".repeat(length))[..length].to_owned()
         };
