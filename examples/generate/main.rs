@@ -23,13 +23,15 @@ use std::{
 };
 
 use clap::Parser;
+use esamp::TokenId;
 use esamp_programs::{
-    failure::{End, exit_code},
+    failure::{End, Failure, exit_code},
+    loaded::Loaded,
     model_source::Cache,
 };
 
 use args::Args;
-use arms::{Arm, Loaded};
+use arms::Arm;
 use page::HtmlFile;
 use render::Screen;
 use trace::Trace;
@@ -38,6 +40,16 @@ fn main() -> ExitCode {
     // Exits with code 2 if a flag is wrong.
     let args = Args::parse();
     exit_code(run(&args))
+}
+
+/// Encodes the prompt; as a message to the model unless the flags say otherwise.
+fn encode(loaded: &Loaded, args: &Args) -> Result<Vec<TokenId>, Failure> {
+    const NEXT: &str = "try --raw, which uses no chat template";
+    if args.raw {
+        let tokens = loaded.tokenizer.encode(&args.prompt);
+        return tokens.map_err(|error| Failure::runtime(error, "try another --prompt"));
+    }
+    loaded.encode_message(&args.prompt, NEXT)
 }
 
 fn run(args: &Args) -> Result<(), End> {
@@ -54,7 +66,7 @@ fn run(args: &Args) -> Result<(), End> {
         Some(source) => Some(Loaded::open(&source.fetch(&cache)?, &device)?.model),
         None => None,
     };
-    let prompt = loaded.prompt(&args.prompt, args.raw)?;
+    let prompt = encode(&loaded, args)?;
     let mut arms: Vec<Arm<'_>> = arms
         .into_iter()
         .map(|settings| {

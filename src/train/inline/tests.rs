@@ -511,3 +511,39 @@ fn slots_are_made_only_for_rows_that_have_none() {
         assert_eq!(trainer.state_bytes(), slots * 2 * 3 * 12 * 5 * 4, "{prompts}");
     }
 }
+
+/// On every path, and nothing of a state that does not fit.
+#[test]
+fn slots_are_imported_as_they_were_exported() {
+    let optimizer = OptimizerConfig::adam_w(1e-2);
+    every_path(optimizer, Sharing::PerPrompt, |trainer| {
+        let mut old = trainer();
+        let rows: Vec<CompletionId> = (0..3).map(|prompt| CompletionId::new(prompt, 0)).collect();
+        let states = |value: f32| {
+            Tensor::<1>::from_data([value, 1.0, -value], &Device::flex())
+                .reshape([3, 1])
+                .repeat_dim(1, 576)
+        };
+        let hidden = HiddenStates::new(states(0.5), states(2.0)).unwrap();
+        old.predict(&rows, hidden.shallow()).unwrap();
+        old.learn(&rows, &hidden, &[]).unwrap();
+
+        let numbers = |trainer: &mut dyn OnlineTrainer| -> Vec<Vec<f32>> {
+            let slots = trainer.export().unwrap().slots.into_iter();
+            let tensors = slots.map(|slot| slot.state.tensors.unwrap());
+            tensors.flat_map(|t| [t.parameters, t.first, t.second].concat()).map(values).collect()
+        };
+        let mut new = trainer();
+        assert!(new.import(old.export().unwrap()).is_ok());
+        assert_eq!(new.distillers(), 3);
+        assert_eq!(numbers(&mut *new), numbers(&mut *old));
+        let [expected, got] =
+            [&mut old, &mut new].map(|trainer| trainer.predict(&rows, hidden.shallow()).unwrap());
+        assert_eq!(values(got.expected), values(expected.expected));
+
+        let mut state = old.export().unwrap();
+        state.slots[2].state.tensors.as_mut().unwrap().second.pop();
+        assert_eq!(new.import(state).unwrap_err().what, "number of tensors in second moments");
+        assert_eq!(new.distillers(), 0);
+    });
+}

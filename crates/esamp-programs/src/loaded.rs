@@ -1,0 +1,62 @@
+//! A model with what it needs to read and write text.
+
+use std::{path::Path, sync::Once};
+
+use burn::tensor::Device;
+use esamp::{
+    TokenId,
+    llama::{ChatMessage, ChatTemplate, Llama, LoadError, Tokenizer},
+};
+
+use crate::failure::{Failure, note};
+
+/// A model with its tokenizer and chat template.
+pub struct Loaded {
+    pub model: Llama,
+    pub tokenizer: Tokenizer,
+    /// An error in the template is reported when it is needed: a prompt that is completed as it is needs none.
+    template: Result<Option<ChatTemplate>, LoadError>,
+    no_template: Once,
+}
+
+impl Loaded {
+    /// Opens a GGUF file or a Hugging Face folder, and prints what is unusual about it.
+    pub fn open(path: &Path, device: &Device) -> Result<Self, Failure> {
+        let tokenizer = tokenizer(path)?;
+        let (template, model) = if path.is_dir() {
+            (ChatTemplate::from_hf_folder(path), Llama::from_hf_folder(path, device))
+        } else {
+            (ChatTemplate::from_gguf(path), Llama::from_gguf(path, device))
+        };
+        let model = model.map_err(Failure::loading)?;
+        for warning in tokenizer.warnings().iter().chain(model.warnings()) {
+            note(warning);
+        }
+        Ok(Self { model, tokenizer, template, no_template: Once::new() })
+    }
+
+    /// Encodes a message to the model with its chat template. Without one, the message is completed as it is, which is
+    /// said once. `next_step` is what the user can do about a template that fails.
+    pub fn encode_message(&self, text: &str, next_step: &str) -> Result<Vec<TokenId>, Failure> {
+        let tokens = match &self.template {
+            Ok(Some(template)) => template
+                .render(&[ChatMessage::user(text)])
+                .and_then(|text| self.tokenizer.encode_rendered(&text)),
+            Ok(None) => {
+                self.no_template.call_once(|| {
+                    note("the model has no chat template: prompts are completed as they are");
+                });
+                self.tokenizer.encode(text)
+            }
+            Err(error) => return Err(Failure::runtime(error, next_step)),
+        };
+        tokens.map_err(|error| Failure::runtime(error, next_step))
+    }
+}
+
+/// Opens only the tokenizer of a GGUF file or a Hugging Face folder.
+pub fn tokenizer(path: &Path) -> Result<Tokenizer, Failure> {
+    let opened =
+        if path.is_dir() { Tokenizer::from_hf_folder(path) } else { Tokenizer::from_gguf(path) };
+    opened.map_err(Failure::loading)
+}
