@@ -1,8 +1,10 @@
-//! Everything that calls C. The rest of the crate is safe Rust on top of [`Context`].
+//! Everything that calls C. The rest of the crate is safe Rust on top of [`Context`] and [`Chain`].
 //!
 //! A [`Context`] owns a model, a llama.cpp context and the place where the callback stores hidden states. All of its
 //! calls that change the context take `&mut self`, so the borrow checker serialises them; sharing it between threads
 //! is left to a mutex.
+//!
+//! llama.cpp ends the process when an assertion fails. So ids, positions and sizes are checked before they get here.
 #![allow(unsafe_code, reason = "llama.cpp is a C library: this file is the only one that calls it")]
 
 use std::{
@@ -25,7 +27,7 @@ pub(crate) struct Entry {
     pub(crate) token: i32,
     pub(crate) position: i32,
     pub(crate) sequence: i32,
-    /// Whether logits and the deep state of this position are wanted.
+    /// Whether logits of this position are wanted, and the states after which llama.cpp drops the others.
     pub(crate) output: bool,
 }
 
@@ -43,6 +45,7 @@ pub(crate) struct Tapped {
 }
 
 /// A model with its context.
+#[derive(Debug)]
 pub(crate) struct Context {
     model: NonNull<sys::llama_model>,
     context: NonNull<sys::llama_context>,
@@ -53,7 +56,11 @@ pub(crate) struct Context {
     /// Cells of the whole cache, and of one sequence.
     pub(crate) cells: usize,
     pub(crate) cells_of_a_row: usize,
+    /// The context length that the model was trained with, if the file says so.
+    pub(crate) trained_length: Option<usize>,
+    /// Maximum number of tokens, and of outputs among them, of one call of [`decode`](Self::decode).
     pub(crate) batch: usize,
+    pub(crate) outputs: usize,
 }
 
 // SAFETY: llama.cpp ties neither a model nor a context to the thread that made it. The pointers are owned by this
@@ -67,6 +74,9 @@ thread_local! {
 
 /// The most lines kept for the text of an error.
 const MAX_ERRORS: usize = 8;
+
+/// The least number of outputs of a batch: the states of a prompt's positions are read in batches of outputs.
+const MIN_OUTPUTS: usize = 32;
 
 fn take_errors() -> String {
     let lines = ERRORS.with(|errors| std::mem::take(&mut *errors.borrow_mut()));
@@ -124,17 +134,20 @@ unsafe extern "C" fn tap(tensor: *mut sys::ggml_tensor, ask: bool, data: *mut c_
         if ask {
             return true;
         }
-        // Hidden states are f32. Anything else stays unrecorded, which `decode` reports.
-        if tensor_ref.type_ == sys::GGML_TYPE_F32 {
-            let [width, rows] = [tensor_ref.ne[0] as usize, tensor_ref.ne[1] as usize];
+        let [width, rows] = [tensor_ref.ne[0] as usize, tensor_ref.ne[1] as usize];
+        // SAFETY: the tensor is valid.
+        let (bytes, is_dense) =
+            unsafe { (sys::ggml_nbytes(tensor), sys::ggml_is_contiguous(tensor)) };
+        // Hidden states are dense matrices of f32. Anything else stays unrecorded, which the caller reports.
+        let is_matrix = is_dense && bytes == width * rows * size_of::<f32>();
+        if tensor_ref.type_ == sys::GGML_TYPE_F32 && is_matrix {
             let from = place.values.len();
             place.width = width;
             place.values.resize(from + width * rows, 0.0);
-            // SAFETY: the tensor is contiguous and has width·rows numbers of 4 bytes, for which there is room behind
-            // `from`.
+            // SAFETY: the tensor has `bytes` bytes, for which there is room behind `from`.
             unsafe {
                 let to = place.values.as_mut_ptr().add(from).cast::<c_void>();
-                sys::ggml_backend_tensor_get(tensor, to, 0, width * rows * size_of::<f32>());
+                sys::ggml_backend_tensor_get(tensor, to, 0, bytes);
             }
         }
         true
@@ -147,8 +160,8 @@ unsafe extern "C" fn tap(tensor: *mut sys::ggml_tensor, ask: bool, data: *mut c_
 }
 
 impl Context {
-    /// Loads a model and creates its context.
-    pub(crate) fn load(path: &Path, options: &Options) -> Result<Self, LlamaCppError> {
+    /// Loads a model and creates its context. Without `taps`, llama.cpp computes each graph in one piece.
+    pub(crate) fn load(path: &Path, options: &Options, taps: bool) -> Result<Self, LlamaCppError> {
         static INIT: Once = Once::new();
         // SAFETY: both may be called at any time, and `Once` calls them once; the callback is a static function.
         INIT.call_once(|| unsafe {
@@ -171,7 +184,7 @@ impl Context {
         let Some(model) = NonNull::new(model) else {
             return Err(LlamaCppError::Setup { action: "load the model", reason: take_errors() });
         };
-        let loaded = check_model(model).and_then(|()| Self::with_model(model, options));
+        let loaded = check_model(model).and_then(|()| Self::with_model(model, options, taps));
         if loaded.is_err() {
             // SAFETY: no context refers to the model: creating one is the last step, and it failed or never ran.
             unsafe { sys::llama_model_free(model.as_ptr()) };
@@ -183,23 +196,32 @@ impl Context {
     fn with_model(
         model: NonNull<sys::llama_model>,
         options: &Options,
+        with_taps: bool,
     ) -> Result<Self, LlamaCppError> {
         let taps = Box::new(Taps { wanted: Vec::new(), panicked: false });
         let taps = NonNull::from(Box::leak(taps));
+        // One batch must hold a token of every row.
+        let batch = options.batch.max(options.max_rows);
+        // llama.cpp reserves memory for the logits of this many positions. It would take `batch`, 100 MB for a
+        // vocabulary of 49,152, though a pass needs one position per row.
+        let outputs = options.max_rows.max(MIN_OUTPUTS).min(batch);
         // SAFETY: no requirements.
         let mut params = unsafe { sys::llama_context_default_params() };
         params.n_ctx = options.cells as u32;
-        params.n_batch = options.batch as u32;
-        params.n_ubatch = options.batch as u32;
+        params.n_batch = batch as u32;
+        params.n_ubatch = batch as u32;
+        params.n_outputs_max = outputs as u32;
         params.n_seq_max = options.max_rows as u32;
         params.n_threads = options.threads as i32;
         params.n_threads_batch = options.threads as i32;
         params.kv_unified = options.unified_cache;
-        // The deep states: with pooling off, an "embedding" is the head's input at a position.
-        params.embeddings = true;
-        params.pooling_type = sys::LLAMA_POOLING_TYPE_NONE;
-        params.cb_eval = Some(tap);
-        params.cb_eval_user_data = taps.as_ptr().cast();
+        // All cells of layers with a sliding window are kept: a pass that fails is undone, which needs them.
+        params.swa_full = true;
+        // `embeddings` stays off: it makes every token of a prompt an output, at the cost of its logits.
+        if with_taps {
+            params.cb_eval = Some(tap);
+            params.cb_eval_user_data = taps.as_ptr().cast();
+        }
         // SAFETY: the model is valid, and the callback's data lives until the context is freed.
         let context = unsafe { sys::llama_init_from_model(model.as_ptr(), params) };
         let Some(context) = NonNull::new(context) else {
@@ -210,6 +232,7 @@ impl Context {
         let (m, c) = (model.as_ptr(), context.as_ptr());
         // SAFETY: model and context are valid.
         unsafe {
+            let trained_length = usize::try_from(sys::llama_model_n_ctx_train(m)).ok();
             Ok(Self {
                 model,
                 context,
@@ -219,19 +242,25 @@ impl Context {
                 layers: sys::llama_model_n_layer(m) as usize,
                 cells: sys::llama_n_ctx(c) as usize,
                 cells_of_a_row: sys::llama_n_ctx_seq(c) as usize,
+                trained_length: trained_length.filter(|&length| length > 0),
                 batch: sys::llama_n_batch(c) as usize,
+                outputs: outputs.min(sys::llama_n_batch(c) as usize),
             })
         }
     }
 
-    /// Reads at most [`batch`](Self::batch) tokens. `wanted` names tensors to copy; they are returned in this order,
-    /// with one row per token, or one per output where llama.cpp computes no more. With `head_input`, every token must
-    /// be an output or llama.cpp makes it one, at the cost of its logits.
+    /// Whether the model has a KV cache. Encoders and diffusion models have none.
+    pub(crate) fn has_cache(&self) -> bool {
+        !self.memory().is_null()
+    }
+
+    /// Reads at most [`batch`](Self::batch) tokens, at most [`outputs`](Self::outputs) of them outputs. `wanted` names
+    /// tensors to copy; they are returned in this order, with one row per token, or one per output where llama.cpp
+    /// computes no more. Rows are in the order in which llama.cpp computes them, see `Pass`.
     pub(crate) fn decode(
         &mut self,
         entries: &[Entry],
         wanted: Vec<String>,
-        head_input: bool,
     ) -> Result<Vec<Tapped>, LlamaCppError> {
         // llama.cpp reads the arrays of a batch and does not change them; its struct has mutable pointers only.
         let mut tokens: Vec<i32> = entries.iter().map(|entry| entry.token).collect();
@@ -254,8 +283,6 @@ impl Context {
         take_errors();
         // SAFETY: no other reference to the taps exists outside of a call of the callback, and none is running.
         unsafe { *self.taps.as_ptr() = Taps { wanted, panicked: false } };
-        // SAFETY: the context is valid.
-        unsafe { sys::llama_set_embeddings(self.context.as_ptr(), head_input) };
         // SAFETY: every array has `n_tokens` entries and outlives the call; the context is borrowed mutably.
         let status = unsafe { sys::llama_decode(self.context.as_ptr(), batch) };
         // Waits for a GPU, after which the callback is not called again.
@@ -282,15 +309,6 @@ impl Context {
         unsafe {
             let logits = sys::llama_get_logits_ith(self.context.as_ptr(), at as i32);
             (!logits.is_null()).then(|| slice::from_raw_parts(logits, self.vocab))
-        }
-    }
-
-    /// The head's input at the batch's token number `at`, an output of the last [`decode`](Self::decode).
-    pub(crate) fn head_input(&self, at: usize) -> Option<&[f32]> {
-        // SAFETY: as for `logits`, with `d_model` numbers: `check_model` refuses models with another width.
-        unsafe {
-            let state = sys::llama_get_embeddings_ith(self.context.as_ptr(), at as i32);
-            (!state.is_null()).then(|| slice::from_raw_parts(state, self.d_model))
         }
     }
 
@@ -322,6 +340,77 @@ impl Drop for Context {
             sys::llama_model_free(self.model.as_ptr());
             drop(Box::from_raw(self.taps.as_ptr()));
         }
+    }
+}
+
+/// llama.cpp's own tokenizer and sampler, which this crate is compared with.
+impl Context {
+    /// The tokens of a text in which special tokens are recognised, with the model's BOS token if `add_special`.
+    /// `None` if llama.cpp has no tokenizer for the model.
+    pub(crate) fn tokenize(&self, text: &str, add_special: bool) -> Option<Vec<i32>> {
+        // SAFETY: the model is valid.
+        let vocab = unsafe { sys::llama_model_get_vocab(self.model.as_ptr()) };
+        // SAFETY: as above.
+        if unsafe { sys::llama_vocab_type(vocab) } == sys::LLAMA_VOCAB_TYPE_NONE {
+            return None;
+        }
+        let length = i32::try_from(text.len()).ok()?;
+        // A text has at most one token per byte, and BOS and EOS.
+        let mut tokens = vec![0i32; text.len() + 2];
+        let room = i32::try_from(tokens.len()).ok()?;
+        // SAFETY: both buffers have the sizes that are passed. The text need not end with 0.
+        let count = unsafe {
+            let (text, to) = (text.as_ptr().cast(), tokens.as_mut_ptr());
+            sys::llama_tokenize(vocab, text, length, to, room, add_special, true)
+        };
+        tokens.truncate(usize::try_from(count).ok()?);
+        Some(tokens)
+    }
+
+    /// Samples a token from the logits of the batch's token number `at`, an output of the last
+    /// [`decode`](Self::decode). `None` if it is none.
+    pub(crate) fn sample(&mut self, chain: &mut Chain, at: usize) -> Option<i32> {
+        self.logits(at)?;
+        // SAFETY: both are valid, and the position has logits.
+        Some(unsafe {
+            sys::llama_sampler_sample(chain.0.as_ptr(), self.context.as_ptr(), at as i32)
+        })
+    }
+}
+
+/// A chain of llama.cpp's samplers.
+#[derive(Debug)]
+pub(crate) struct Chain(NonNull<sys::llama_sampler>);
+
+impl Chain {
+    /// The best token if `min_p` is `None`; otherwise a token drawn at temperature 1 after min-p.
+    pub(crate) fn new(min_p: Option<f32>, seed: u32) -> Option<Self> {
+        // SAFETY: no requirements.
+        let chain = unsafe {
+            let mut params = sys::llama_sampler_chain_default_params();
+            params.no_perf = true;
+            NonNull::new(sys::llama_sampler_chain_init(params))?
+        };
+        // SAFETY: the chain is valid and takes ownership of its samplers.
+        unsafe {
+            let add = |sampler| sys::llama_sampler_chain_add(chain.as_ptr(), sampler);
+            match min_p {
+                None => add(sys::llama_sampler_init_greedy()),
+                Some(p) => {
+                    add(sys::llama_sampler_init_min_p(p, 1));
+                    add(sys::llama_sampler_init_temp(1.0));
+                    add(sys::llama_sampler_init_dist(seed));
+                }
+            }
+        }
+        Some(Self(chain))
+    }
+}
+
+impl Drop for Chain {
+    fn drop(&mut self) {
+        // SAFETY: the chain is owned and valid.
+        unsafe { sys::llama_sampler_free(self.0.as_ptr()) };
     }
 }
 

@@ -10,7 +10,7 @@
 //! let model = LlamaCpp::load("model.gguf", &Options::new().with_threads(4))?;
 //! let tokenizer = Tokenizer::from_gguf("model.gguf")?;
 //! let sampler = SamplerConfig::new().init(model.d_model(), &model.device())?;
-//! let mut decoder = Decoder::new(&model, sampler).with_detokenizer(tokenizer.clone());
+//! let mut decoder = Decoder::new(&model, sampler)?.with_detokenizer(tokenizer.clone());
 //! decoder.submit(Request::new(tokenizer.encode("Once upon a time")?).with_completions(4))?;
 //! let completions = decoder.run(|_| ControlFlow::Continue(()))?;
 //! assert_eq!(completions.len(), 4);
@@ -23,6 +23,9 @@ mod error;
 mod ffi;
 mod model;
 mod options;
+#[doc(hidden)]
+pub mod own_loop;
+mod pass;
 
 pub use cache::LlamaCppCache;
 pub use error::LlamaCppError;

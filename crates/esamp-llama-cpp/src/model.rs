@@ -3,13 +3,14 @@
 use std::{path::Path, sync::Arc};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use esamp::{CausalLm, HiddenStateTap, LmHead, TapSite, TiedHead, errors::ModelError};
+use esamp::{CausalLm, HiddenStateTap, LmHead, PairTap, TapSite, TiedHead, errors::ModelError};
 
 use crate::{
-    cache::{Engine, LlamaCppCache, Row, State},
+    cache::{Engine, LlamaCppCache, Row},
     error::LlamaCppError,
-    ffi::{Context, Entry, Tapped},
+    ffi::Context,
     options::Options,
+    pass::Pass,
 };
 
 /// A model that llama.cpp computes.
@@ -29,37 +30,112 @@ pub struct LlamaCpp {
     context_length: usize,
 }
 
+/// The part of the largest logit by which llama.cpp's logits may differ from those that the LM head makes of the
+/// tapped state. Quantised activations cause about 0.01. A scale of the logits or a wrong tensor causes far more.
+const HEAD_TOLERANCE: f32 = 0.1;
+
 impl LlamaCpp {
-    /// Loads a GGUF file.
+    /// Loads a GGUF file, and reads one token to check that both hidden states can be tapped and that the LM head makes
+    /// the logits from the deep one.
     ///
     /// The LM head, or the embedding matrix of a model that ties the two, is read a second time and dequantised to
     /// `f32`, 4·vocab·d_model bytes: 113 MB for SmolLM2-135M, 2.3 GB for GPT-OSS-20B. Its logits differ from
     /// llama.cpp's by the rounding of quantised activations.
     ///
+    /// Our own reader checks the structure of the file first, but llama.cpp trusts what it describes, and ends the
+    /// process where an assertion of its own fails: load only files whose origin you trust.
+    ///
     /// # Errors
     ///
     /// [`LlamaCppError::Option`] for an option out of range; [`LlamaCppError::Load`] for a file that is no GGUF or
     /// whose head cannot be read; [`LlamaCppError::UnsupportedModel`] for a model with recurrent layers, an encoder
-    /// or a head that is not linear; [`LlamaCppError::Setup`] when llama.cpp refuses the file or lacks memory.
+    /// or a head that is not linear; [`LlamaCppError::Tap`] for one whose hidden states have no name in llama.cpp;
+    /// [`LlamaCppError::Setup`] when llama.cpp refuses the file or lacks memory.
     pub fn load(path: impl AsRef<Path>, options: &Options) -> Result<Self, LlamaCppError> {
         options.check()?;
         // Our own reader comes first: it checks what it reads, and its errors say what is wrong with the file.
         let head = TiedHead::from_gguf(path.as_ref(), &Device::flex())?;
-        let context = Context::load(path.as_ref(), options)?;
+        let context = Context::load(path.as_ref(), options, true)?;
+        if !context.has_cache() {
+            let got = "one without a KV cache, such as an encoder".to_owned();
+            let expected = "a model that decodes one token after another";
+            return Err(LlamaCppError::UnsupportedModel { expected, got });
+        }
         let (d_model, vocab) = (context.d_model, context.vocab);
         if head.shape() != Some([d_model, vocab]) {
-            let got = format!("{:?}", head.weight().dims());
+            let got =
+                format!("{:?}, where llama.cpp has {:?}", head.weight().dims(), [vocab, d_model]);
             let expected = "an LM head of shape [vocab, d_model]";
             return Err(LlamaCppError::UnsupportedModel { expected, got });
         }
-        let (layers, context_length) = (context.layers, context.cells_of_a_row);
+        let layers = context.layers;
+        let trained_length = context.trained_length.unwrap_or(usize::MAX);
+        let context_length = context.cells_of_a_row.min(trained_length);
         let engine = Arc::new(Engine::new(context, options.max_rows));
-        Ok(Self { engine, head, d_model, vocab, layers, context_length })
+        let model = Self { engine, head, d_model, vocab, layers, context_length };
+        model.check_taps_and_head()?;
+        Ok(model)
     }
 
     /// Number of transformer blocks.
     pub fn n_layers(&self) -> usize {
         self.layers
+    }
+
+    fn check_taps_and_head(&self) -> Result<(), LlamaCppError> {
+        let (mut cache, tap) = (self.new_cache(), PairTap::default());
+        let pass = self.read(&[0], [1, 1], &mut cache, &tap)?;
+        // Blocks come first, see `Pass`.
+        let Some((TapSite::HeadInput, deep)) = pass.states.into_iter().last() else {
+            return Ok(());
+        };
+        let deep = Tensor::from_data(TensorData::new(deep, [1, self.d_model]), &Device::flex());
+        let of_head = self.head.logits(deep).into_data().try_into_vec::<f32>().unwrap_or_default();
+        let largest = |numbers: &mut dyn Iterator<Item = f32>| {
+            // Not `f32::max`, which would ignore a NaN.
+            numbers.fold(0.0, |max: f32, x| if x.is_nan() || x.abs() > max { x.abs() } else { max })
+        };
+        let pairs = pass.logits.iter().zip(&of_head);
+        let difference = largest(&mut pairs.map(|(theirs, ours)| theirs - ours));
+        let allowed = HEAD_TOLERANCE * largest(&mut pass.logits.iter().copied());
+        if of_head.len() == self.vocab && difference <= allowed {
+            return Ok(());
+        }
+        Err(LlamaCppError::UnsupportedModel {
+            expected: "logits that the LM head makes from `result_norm` (W·x alone)",
+            got: format!(
+                "some that differ by up to {difference}, where rounding explains {allowed}"
+            ),
+        })
+    }
+
+    /// Reads `tokens`, `[rows, seq]`. On an error the cache is as before.
+    fn read(
+        &self,
+        tokens: &[i64],
+        [rows, seq]: [usize; 2],
+        cache: &mut LlamaCppCache,
+        tap: &dyn HiddenStateTap,
+    ) -> Result<Pass, LlamaCppError> {
+        let mut state = self.engine.lock();
+        if cache.rows.is_empty() {
+            // They belong to the cache from here on, which releases them when it is dropped.
+            let ids = state.take(rows)?;
+            cache.rows = ids.into_iter().map(|sequence| Row { sequence, len: 0 }).collect();
+        }
+        let mut pass = Pass::new([rows, seq], [self.d_model, self.vocab], self.layers, tap);
+        if let Err(error) = pass.run(&mut state, &cache.rows, tokens) {
+            // A pass of several batches may have got part of the way.
+            for row in &cache.rows {
+                state.truncate(row.sequence, row.len);
+            }
+            return Err(error);
+        }
+        drop(state);
+        for row in &mut cache.rows {
+            row.len += seq;
+        }
+        Ok(pass)
     }
 }
 
@@ -80,7 +156,7 @@ impl CausalLm for LlamaCpp {
         LlamaCppCache::new(self.engine.clone())
     }
 
-    /// On an error the cache is as before.
+    /// On an error the sequences in the cache are as before.
     fn forward(
         &self,
         tokens: Tensor<2, Int>,
@@ -96,8 +172,7 @@ impl CausalLm for LlamaCpp {
             let got = format!("{:?}", [rows, seq]);
             return Err(ModelError::mismatch("tokens", "at least one row and one token", got));
         }
-        let is_new = cache.rows.is_empty();
-        if !is_new && rows != cache.rows.len() {
+        if !cache.rows.is_empty() && rows != cache.rows.len() {
             let expected = format!("{} rows", cache.rows.len());
             return Err(ModelError::mismatch("tokens for the key-value cache", expected, rows));
         }
@@ -107,26 +182,12 @@ impl CausalLm for LlamaCpp {
         }
         let tokens = tokens.try_into_data()?.convert::<i64>().try_into_vec::<i64>();
         let tokens = tokens.map_err(|error| ModelError::Device(format!("{error:?}")))?;
+        if let Some(token) = tokens.iter().find(|&&token| token < 0 || token >= self.vocab as i64) {
+            let expected = format!("ids below {}", self.vocab);
+            return Err(ModelError::mismatch("tokens", expected, token));
+        }
 
-        let mut state = self.engine.lock();
-        if is_new {
-            // They belong to the cache from here on, which releases them when it is dropped.
-            let ids = state.take(rows)?;
-            cache.rows = ids.into_iter().map(|sequence| Row { sequence, len: 0 }).collect();
-        }
-        let mut pass = Pass::new(self, [rows, seq], tap);
-        let read = pass.run(&mut state, &cache.rows, &tokens);
-        if let Err(error) = read {
-            // A pass of several batches may have got part of the way.
-            for row in &cache.rows {
-                state.truncate(row.sequence, row.len);
-            }
-            return Err(error.into());
-        }
-        drop(state);
-        for row in &mut cache.rows {
-            row.len += seq;
-        }
+        let pass = self.read(&tokens, [rows, seq], cache, tap)?;
         let device = Device::flex();
         let shape = [rows, pass.shown, self.d_model];
         for (site, values) in pass.states {
@@ -151,132 +212,9 @@ impl CausalLm for LlamaCpp {
         self.vocab
     }
 
-    /// The cells of the whole cache if it is unified, those of one row otherwise.
+    /// The context length that the model was trained with, or the cells of the cache (of one row, if each has a buffer
+    /// of its own) if those are fewer.
     fn context_length(&self) -> Option<usize> {
         Some(self.context_length)
     }
-}
-
-/// One forward pass: where its results go.
-struct Pass {
-    seq: usize,
-    d_model: usize,
-    vocab: usize,
-    /// Positions of each row whose states are wanted: the last, or all.
-    shown: usize,
-    /// `[rows, vocab]`.
-    logits: Vec<f32>,
-    /// The wanted sites with their states, `[rows, shown, d_model]`. Blocks come first, in order.
-    states: Vec<(TapSite, Vec<f32>)>,
-}
-
-impl Pass {
-    fn new(model: &LlamaCpp, [rows, seq]: [usize; 2], tap: &dyn HiddenStateTap) -> Self {
-        let shown = if tap.wants_all_positions() { seq } else { 1 };
-        let sites = (0..model.layers).map(TapSite::AfterBlock).chain([TapSite::HeadInput]);
-        let empty = || vec![0.0; rows * shown * model.d_model];
-        let states = sites.filter(|&site| tap.wants(site)).map(|site| (site, empty())).collect();
-        let logits = vec![0.0; rows * model.vocab];
-        Self { seq, d_model: model.d_model, vocab: model.vocab, shown, logits, states }
-    }
-
-    fn run(
-        &mut self,
-        state: &mut State,
-        rows: &[Row],
-        tokens: &[i64],
-    ) -> Result<(), LlamaCppError> {
-        // The callback sees rows in the order in which llama.cpp computes them. That is the order of the batch if it
-        // is sorted by sequence id and no sequence has several tokens beside another one.
-        let mut order: Vec<usize> = (0..rows.len()).collect();
-        order.sort_by_key(|&row| rows[row].sequence);
-        let rows_at_once = if self.seq == 1 { rows.len() } else { 1 };
-        let limit = state.context.batch;
-        for group in order.chunks(rows_at_once) {
-            let places: Vec<(usize, usize)> =
-                group.iter().flat_map(|&row| (0..self.seq).map(move |at| (row, at))).collect();
-            for places in places.chunks(limit) {
-                self.read(state, rows, tokens, places)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Reads the tokens at `places`, pairs of a row and a position in this pass, as one batch.
-    fn read(
-        &mut self,
-        state: &mut State,
-        rows: &[Row],
-        tokens: &[i64],
-        places: &[(usize, usize)],
-    ) -> Result<(), LlamaCppError> {
-        let (seq, first_shown) = (self.seq, self.seq - self.shown);
-        let entry = |&(row, at): &(usize, usize)| Entry {
-            token: tokens[row * seq + at] as i32,
-            position: (rows[row].len + at) as i32,
-            sequence: rows[row].sequence,
-            output: at >= first_shown,
-        };
-        let entries: Vec<Entry> = places.iter().map(entry).collect();
-        let outputs = entries.iter().filter(|entry| entry.output).count();
-        let blocks = self.states.iter().filter_map(|(site, _)| match site {
-            TapSite::AfterBlock(block) if outputs > 0 => Some(format!("l_out-{block}")),
-            _ => None,
-        });
-        let blocks = blocks.collect();
-        let head_input = self.states.iter().any(|(site, _)| *site == TapSite::HeadInput);
-        let tapped = state.context.decode(&entries, blocks, head_input && outputs > 0)?;
-        let missing = |name: &str| LlamaCppError::Tap {
-            name: name.to_owned(),
-            expected: entries.len().to_string(),
-            got: "none".to_owned(),
-        };
-        let mut output = 0;
-        for (index, &(row, at)) in places.iter().enumerate() {
-            if !entries[index].output {
-                continue;
-            }
-            if at + 1 == seq {
-                let logits = state.context.logits(index).ok_or_else(|| missing("result_output"))?;
-                self.logits[row * self.vocab..][..self.vocab].copy_from_slice(logits);
-            }
-            let to = (row * self.shown + at - first_shown) * self.d_model;
-            for (site, (_, values)) in self.states.iter_mut().enumerate() {
-                let from = match tapped.get(site) {
-                    Some(tapped) => {
-                        row_of(tapped, index, output, [entries.len(), outputs], self.d_model)?
-                    }
-                    None => {
-                        state.context.head_input(index).ok_or_else(|| missing("result_norm"))?
-                    }
-                };
-                values[to..][..self.d_model].copy_from_slice(from);
-            }
-            output += 1;
-        }
-        Ok(())
-    }
-}
-
-/// The state of one output in a copied tensor, which has a row per token, or per output after llama.cpp has dropped
-/// the other positions, as it does in the last block.
-fn row_of(
-    tapped: &Tapped,
-    index: usize,
-    output: usize,
-    [tokens, outputs]: [usize; 2],
-    d_model: usize,
-) -> Result<&[f32], LlamaCppError> {
-    let rows = tapped.values.len() / tapped.width.max(1);
-    let at = match rows {
-        _ if tapped.width != d_model => None,
-        rows if rows == tokens => Some(index),
-        rows if rows == outputs => Some(output),
-        _ => None,
-    };
-    at.map(|at| &tapped.values[at * d_model..][..d_model]).ok_or_else(|| LlamaCppError::Tap {
-        name: tapped.name.clone(),
-        expected: format!("{tokens} or {outputs} rows of {d_model} numbers"),
-        got: format!("{rows} of {}", tapped.width),
-    })
 }

@@ -43,9 +43,9 @@ impl Options {
         self
     }
 
-    /// Tokens for which the KV cache has room, over all rows, at least 1. Default: 8192. The memory is reserved on
-    /// loading. With a unified cache, a prompt's cells are shared by its completions. With separate buffers, each row
-    /// has room for `cells / max_rows` tokens.
+    /// Tokens for which the KV cache has room, over all rows; at least one per row. Default: 8192. The memory is
+    /// reserved on loading. With a unified cache, a prompt's cells are shared by its completions. With separate
+    /// buffers, each row has room for `cells / max_rows` tokens, rounded up to a multiple of 256.
     pub fn with_cells(mut self, cells: usize) -> Self {
         self.cells = cells;
         self
@@ -57,7 +57,8 @@ impl Options {
         self
     }
 
-    /// Maximum number of tokens that llama.cpp reads at once, at least 1. Default: 512. Longer passes are split.
+    /// Maximum number of tokens that llama.cpp reads at once, at least 1. Default: 512. Longer passes are split. A step
+    /// with one token per row is never split.
     pub fn with_batch(mut self, tokens: usize) -> Self {
         self.batch = tokens;
         self
@@ -88,8 +89,9 @@ impl Options {
         let most = i32::MAX as usize;
         let ranges = [
             ("threads", self.threads, 1, 4096),
-            ("cells", self.cells, 1, most),
             ("max_rows", self.max_rows, 1, Self::MAX_ROWS),
+            // llama.cpp reads at most so many tokens at once, and a step reads one of each row.
+            ("cells", self.cells, self.max_rows, most),
             ("batch", self.batch, 1, most),
             ("gpu_layers", self.gpu_layers.unwrap_or(0), 0, most),
         ];

@@ -5,49 +5,42 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use burn::tensor::Device;
+use crate::failure::{Failure, note};
 use esamp::{
     CausalLm, Completion, Counters, DecodeStats, Decoder, Event, FinishReason, Request, Sampler,
     SamplerConfig, TokenId,
-    llama::{ChatMessage, ChatTemplate, Llama, LoadError, Tokenizer},
+    llama::{ChatMessage, ChatTemplate, LoadError, Tokenizer},
     snapshots::SnapshotPrecision,
     telemetry::{Observer, Recorder, RowTrace, StepTrace},
 };
-use esamp_programs::failure::{Failure, note};
 
-use crate::{
+use super::{
+    Model,
     args::Args,
     settings::{ArmSettings, check_outlives},
     trace::Trace,
 };
 
-/// A model with its tokenizer and chat template.
-pub struct Loaded {
-    pub model: Llama,
+/// The texts of a model: its tokenizer and chat template.
+pub struct Texts {
     pub tokenizer: Tokenizer,
     /// An error in the template is reported when it is needed: --raw needs none.
     template: Result<Option<ChatTemplate>, LoadError>,
 }
 
-impl Loaded {
-    /// Opens a GGUF file or a Hugging Face folder.
-    pub fn open(path: &Path, device: &Device) -> Result<Self, Failure> {
-        let loaded = if path.is_dir() {
-            Tokenizer::from_hf_folder(path).and_then(|tokenizer| {
-                let template = ChatTemplate::from_hf_folder(path);
-                Ok(Self { model: Llama::from_hf_folder(path, device)?, tokenizer, template })
-            })
+impl Texts {
+    /// Reads them from a GGUF file or a Hugging Face folder.
+    pub fn open(path: &Path) -> Result<Self, Failure> {
+        let (tokenizer, template) = if path.is_dir() {
+            (Tokenizer::from_hf_folder(path), ChatTemplate::from_hf_folder(path))
         } else {
-            Tokenizer::from_gguf(path).and_then(|tokenizer| {
-                let template = ChatTemplate::from_gguf(path);
-                Ok(Self { model: Llama::from_gguf(path, device)?, tokenizer, template })
-            })
+            (Tokenizer::from_gguf(path), ChatTemplate::from_gguf(path))
         };
-        let loaded: Self = loaded.map_err(Failure::loading)?;
-        for warning in loaded.tokenizer.warnings().iter().chain(loaded.model.warnings()) {
+        let tokenizer = tokenizer.map_err(Failure::loading)?;
+        for warning in tokenizer.warnings() {
             note(warning);
         }
-        Ok(loaded)
+        Ok(Self { tokenizer, template })
     }
 
     /// Encodes the prompt; as a chat message if the model has a template and `raw` is false.
@@ -69,27 +62,26 @@ impl Loaded {
 }
 
 /// One column: a decoder and the text of its completions so far.
-pub struct Arm<'m> {
+pub struct Arm<'m, M: Model> {
     pub settings: ArmSettings,
     pub texts: Vec<String>,
     pub completions: Vec<Completion>,
-    decoder: Decoder<&'m Llama>,
+    decoder: Decoder<&'m M>,
     trace: Option<Trace>,
     recorder: Option<Arc<Mutex<Recorder>>>,
 }
 
-impl<'m> Arm<'m> {
+impl<'m, M: Model> Arm<'m, M> {
     /// Creates the decoder and submits the prompt. `other` is the model to contrast with.
     pub fn start(
         settings: ArmSettings,
-        loaded: &'m Loaded,
-        other: Option<Llama>,
+        (model, texts): (&'m M, &Texts),
+        other: Option<M>,
         prompt: &[TokenId],
         args: &Args,
     ) -> Result<Self, Failure> {
-        let sampler = sampler(&settings, args, &loaded.model)?;
-        let mut decoder =
-            Decoder::new(&loaded.model, sampler)?.with_detokenizer(loaded.tokenizer.clone());
+        let sampler = sampler(&settings, args, model)?;
+        let mut decoder = Decoder::new(model, sampler)?.with_detokenizer(texts.tokenizer.clone());
         if let Some(other) = other {
             decoder = decoder.with_other_model(other)?;
         }
@@ -97,7 +89,7 @@ impl<'m> Arm<'m> {
             .with_completions(args.samples)
             .with_max_new_tokens(args.max_new_tokens)
             .with_seed(args.seed)
-            .with_stop_tokens(stop_tokens(loaded, args)?)
+            .with_stop_tokens(stop_tokens(model, texts, args)?)
             .with_stop_strings(&args.stopping.stop)
             .with_prompt_warm_up(args.learning.warm_up_updates.unwrap_or(0))
             .with_sampling(settings.sampling.clone());
@@ -230,8 +222,8 @@ impl Observer for Watchers {
 }
 
 /// The tokens that end a completion.
-fn stop_tokens(loaded: &Loaded, args: &Args) -> Result<Vec<TokenId>, Failure> {
-    let (own, vocab) = (&args.stopping.stop_token, loaded.model.vocab_size());
+fn stop_tokens(model: &impl CausalLm, texts: &Texts, args: &Args) -> Result<Vec<TokenId>, Failure> {
+    let (own, vocab) = (&args.stopping.stop_token, model.vocab_size());
     if let Some(token) = own.iter().find(|&&token| token as usize >= vocab) {
         return Err(Failure::usage(
             format!("--stop-token: expected an id below {vocab}, got {token}"),
@@ -239,12 +231,12 @@ fn stop_tokens(loaded: &Loaded, args: &Args) -> Result<Vec<TokenId>, Failure> {
         ));
     }
     let of_the_model: &[TokenId] =
-        if args.stopping.ignore_eos { &[] } else { loaded.tokenizer.stop_tokens() };
+        if args.stopping.ignore_eos { &[] } else { texts.tokenizer.stop_tokens() };
     Ok([of_the_model, own].concat())
 }
 
 /// A new sampler, or the one loaded from a snapshot.
-fn sampler(settings: &ArmSettings, args: &Args, model: &Llama) -> Result<Sampler, Failure> {
+fn sampler(settings: &ArmSettings, args: &Args, model: &impl CausalLm) -> Result<Sampler, Failure> {
     let sampler = match &args.files.load {
         Some(path) if settings.steered => {
             let loaded = Sampler::loader(path).load(&model.device()).map_err(|error| {
