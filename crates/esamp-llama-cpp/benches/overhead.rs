@@ -136,10 +136,8 @@ fn measure(args: &Args, path: &PathBuf, rows: usize) -> Result<Vec<Vec<f64>>, Bo
         LlamaCpp::load(path, &options)?,
     ];
     let paper = SamplerConfig::new();
-    let low_rank = SamplerConfig {
-        distiller: DistillerConfig::LowRank(LowRankConfig::new()),
-        ..paper.clone()
-    };
+    let low_rank =
+        SamplerConfig::new().with_distiller(DistillerConfig::LowRank(LowRankConfig::new()));
     let settings = [(0.0, &paper), (0.25, &low_rank), (0.25, &paper)];
     let mut decoders = Vec::new();
     for (model, (beta, config)) in models.iter().zip(settings) {

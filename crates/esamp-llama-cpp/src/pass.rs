@@ -156,3 +156,32 @@ fn is_per_token(
     let got = if rows == 0 { "none".to_owned() } else { format!("{rows} of {}", tapped.width) };
     Err(LlamaCppError::Tap { name: tapped.name.clone(), expected, got })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::{ffi::Context, options::Options};
+
+    #[test]
+    fn a_state_that_the_model_does_not_compute_is_an_error() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/models/qwen2.gguf");
+        let options = Options::new().with_threads(1).with_cells(256).with_max_rows(2);
+        let mut context = Context::load(&path, &options, true).unwrap();
+        let entries =
+            [0, 1].map(|sequence| Entry { token: 7, position: 0, sequence, output: sequence == 1 });
+        let names = ["l_out-0", "l_out-1", "l_out-2"].map(str::to_owned).to_vec();
+        let tapped = context.decode(&entries, names).unwrap();
+        // The first has a row per token, the last block's one per output.
+        assert!(is_per_token(&tapped[0], [2, 1], 64).unwrap());
+        assert!(!is_per_token(&tapped[1], [2, 1], 64).unwrap());
+        let message = |at: usize, width: usize| {
+            is_per_token(&tapped[at], [2, 1], width).unwrap_err().to_string()
+        };
+        let expected = "tensor l_out-2: expected 2 or 1 rows of 64 numbers, got none";
+        assert_eq!(message(2, 64), expected);
+        let expected = "tensor l_out-0: expected 2 or 1 rows of 32 numbers, got 2 of 64";
+        assert_eq!(message(0, 32), expected);
+    }
+}

@@ -11,11 +11,12 @@ fn prompt(text: &str) -> Vec<TokenId> {
     Tokenizer::from_gguf(&*SMOLLM2).unwrap().encode(text).unwrap()
 }
 
-/// The parts of the largest logit, shallow and deep number by which a row may differ from the row alone. Products of one
-/// row and of several run in different kernels, whose sums differ in the last bits of `f32`. That changes how some
-/// activations are rounded to 8 bits and keys to `f16`, and the differences grow over 30 blocks.
+/// The parts of the largest logit, shallow and deep number by which a row may differ from the row alone. On a CPU,
+/// attention adds up values in `f16`, in the order of the cells, and a row alone has other cells. That changes how some
+/// activations are rounded to 8 bits, and the differences grow over 30 blocks. Measured: 0.032, 0.004 and 0.011; none
+/// with a buffer for each row.
 const LOGITS: f32 = 0.05;
-const SHALLOW: f32 = 0.001;
+const SHALLOW: f32 = 0.02;
 const DEEP: f32 = 0.05;
 
 #[test]
@@ -76,7 +77,6 @@ fn rows_of_a_batch_have_the_states_that_they_have_alone() {
             let alone = &read(&model, &[prompt], &[0], &[*next])[0];
             for (what, limit) in [LOGITS, SHALLOW, DEEP].into_iter().enumerate() {
                 let far = difference(&alone[what], &together[row][what]);
-                eprintln!("{unified} {row} {what} {far} other {}", difference(&alone[what], &together[(row + 1) % 3][what]));
                 assert!(far < limit, "unified {unified}, row {row}, {what}: {far}");
                 let other = difference(&alone[what], &together[(row + 1) % 3][what]);
                 assert!(other > 3.0 * limit, "another row's, {what}: {other}");

@@ -1,8 +1,7 @@
 //! SmolLM2 against llama.cpp's own loop, and ESamp on it.
 
 use esamp::{
-    CausalLm, PairTap, SequenceTap, TapSite, TokenId, llama::Tokenizer,
-    testing::check_model_within,
+    CausalLm, PairTap, SequenceTap, TapSite, TokenId, llama::Tokenizer, testing::check_model_within,
 };
 
 use super::{
@@ -23,7 +22,7 @@ fn greedy_tokens_are_those_of_llama_cpp_alone() {
 }
 
 /// The part of the largest logit by which llama.cpp's logits differ from those of its dequantised head: it multiplies
-/// activations in 8 bits. Measured: .34 where the largest logit is 31.
+/// activations in 8 bits. Measured: 0.0103.
 const HEAD: f32 = 0.02;
 
 #[test]
@@ -52,12 +51,10 @@ fn taps_have_the_shapes_asked_for_and_the_head_makes_the_logits_from_the_deep_st
         if deep == TapSite::HeadInput {
             let ours = numbers(&model.lm_head().logits(last.deep().clone()));
             let far = difference(&numbers(&logits), &ours);
-            eprintln!("head {far}");
             assert!(far < HEAD, "{far}");
         }
         if (shallow, deep) == (TapSite::AfterBlock(0), TapSite::HeadInput) {
             let end = all.select(&[prompt.len() - 1]).unwrap();
-            eprintln!("seq {} {}", difference(&numbers(end.shallow()), &numbers(last.shallow())), difference(&numbers(end.deep()), &numbers(last.deep())));
             assert!(difference(&numbers(end.shallow()), &numbers(last.shallow())) < 0.001);
             assert!(difference(&numbers(end.deep()), &numbers(last.deep())) < 0.03);
         }
@@ -78,6 +75,5 @@ fn it_keeps_the_promises_of_a_model() {
 fn esamp_learns() {
     let model = load(&SMOLLM2, &options());
     let [first, last] = losses(&model, &prompt("Once upon a time"));
-    eprintln!("loss {first} {last}");
     assert!(last < 0.9 * first, "{first} to {last}");
 }
