@@ -211,7 +211,8 @@ fn submit(engine: &Engine, request: &Request) -> Result<Updates> {
 
 /// Resident memory, in MB, where the system tells.
 fn resident() -> Option<f64> {
-    let pages: f64 = fs::read_to_string("/proc/self/statm").ok()?.split(' ').nth(1)?.parse().ok()?;
+    let pages: f64 =
+        fs::read_to_string("/proc/self/statm").ok()?.split(' ').nth(1)?.parse().ok()?;
     Some(pages * 4096.0 / 1e6)
 }
 
@@ -236,7 +237,11 @@ fn clients(model: &Llama, prompt: &[TokenId], args: &Args) -> Result<()> {
                     let count = 1 + (client + turn) % 3;
                     let request = request(prompt, count as usize, length as usize);
                     let read = read_all(&mut submit(&engine, &request)?)?;
-                    ensure!(read == length * count, "expected {} tokens, got {read}", length * count);
+                    ensure!(
+                        read == length * count,
+                        "expected {} tokens, got {read}",
+                        length * count
+                    );
                     tokens.fetch_add(read, Relaxed);
                     requests.fetch_add(1, Relaxed);
                     turn += 1;
@@ -245,7 +250,10 @@ fn clients(model: &Llama, prompt: &[TokenId], args: &Args) -> Result<()> {
             }
         };
         let threads: Vec<_> = (0..args.clients).map(|at| scope.spawn(client(at))).collect();
-        threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| bail!("a panic"))).collect()
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap_or_else(|_| bail!("a panic")))
+            .collect()
     });
     results.into_iter().collect::<Result<()>>()?;
     let seconds = began.elapsed().as_secs_f64();

@@ -34,7 +34,7 @@ use esamp_eval::{
 };
 use esamp_programs::{
     failure::{End, Failure, exit_code},
-    loaded::{Loaded, tokenizer},
+    loaded::{self, Texts, tokenizer},
     model_source::{Cache, ModelSource},
 };
 
@@ -57,13 +57,13 @@ fn run(args: &Args) -> Result<(), End> {
         return report(&args.records, to, &source, &device);
     }
     let path = source.fetch(&Cache::from_env()?)?;
-    let loaded = Loaded::open(&path, &device)?;
+    let (texts, model) = (Texts::open(&path)?, loaded::llama(&path, &device)?);
     let next_step = "mend or remove the chat template of the model";
     let subject = Subject {
-        model: &loaded.model,
-        encode: Box::new(|text| loaded.encode_message(text, next_step)),
-        detokenizer: Arc::new(loaded.tokenizer.clone()),
-        stop_tokens: loaded.tokenizer.stop_tokens().to_vec(),
+        model: &model,
+        encode: Box::new(|text| texts.encode_message(text, next_step)),
+        detokenizer: Arc::new(texts.tokenizer.clone()),
+        stop_tokens: texts.tokenizer.stop_tokens().to_vec(),
     };
     let header = args.fill(Header {
         format_version: FORMAT_VERSION,
@@ -72,8 +72,8 @@ fn run(args: &Args) -> Result<(), End> {
         model: ModelRecord {
             name: source.name(),
             sha256: provenance::model_hash(&path)?,
-            d_model: loaded.model.d_model(),
-            vocab: loaded.model.vocab_size(),
+            d_model: model.d_model(),
+            vocab: model.vocab_size(),
             device: format!("{:?}", args.device).to_lowercase(),
         },
         split: args.split.into(),

@@ -10,29 +10,27 @@ use esamp::{
 
 use crate::failure::{Failure, note};
 
-/// A model with its tokenizer and chat template.
-pub struct Loaded {
-    pub model: Llama,
+/// A model's tokenizer and chat template.
+pub struct Texts {
     pub tokenizer: Tokenizer,
     /// An error in the template is reported when it is needed: a prompt that is completed as it is needs none.
     template: Result<Option<ChatTemplate>, LoadError>,
     no_template: Once,
 }
 
-impl Loaded {
-    /// Opens a GGUF file or a Hugging Face folder, and prints what is unusual about it.
-    pub fn open(path: &Path, device: &Device) -> Result<Self, Failure> {
+impl Texts {
+    /// Reads them from a GGUF file or a Hugging Face folder, and prints what is unusual about the tokenizer.
+    pub fn open(path: &Path) -> Result<Self, Failure> {
         let tokenizer = tokenizer(path)?;
-        let (template, model) = if path.is_dir() {
-            (ChatTemplate::from_hf_folder(path), Llama::from_hf_folder(path, device))
+        let template = if path.is_dir() {
+            ChatTemplate::from_hf_folder(path)
         } else {
-            (ChatTemplate::from_gguf(path), Llama::from_gguf(path, device))
+            ChatTemplate::from_gguf(path)
         };
-        let model = model.map_err(Failure::loading)?;
-        for warning in tokenizer.warnings().iter().chain(model.warnings()) {
+        for warning in tokenizer.warnings() {
             note(warning);
         }
-        Ok(Self { model, tokenizer, template, no_template: Once::new() })
+        Ok(Self { tokenizer, template, no_template: Once::new() })
     }
 
     /// Encodes a message to the model with its chat template. Without one, the message is completed as it is, which is
@@ -59,4 +57,18 @@ pub fn tokenizer(path: &Path) -> Result<Tokenizer, Failure> {
     let opened =
         if path.is_dir() { Tokenizer::from_hf_folder(path) } else { Tokenizer::from_gguf(path) };
     opened.map_err(Failure::loading)
+}
+
+/// Opens a burn model of the Llama family from a GGUF file or a Hugging Face folder, and prints what is unusual about it.
+pub fn llama(path: &Path, device: &Device) -> Result<Llama, Failure> {
+    let model = if path.is_dir() {
+        Llama::from_hf_folder(path, device)
+    } else {
+        Llama::from_gguf(path, device)
+    };
+    let model = model.map_err(Failure::loading)?;
+    for warning in model.warnings() {
+        note(warning);
+    }
+    Ok(model)
 }

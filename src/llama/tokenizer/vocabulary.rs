@@ -34,6 +34,7 @@ pub(super) fn splitting(
         "gpt-2" => "gpt-2",
         "smollm" => "smollm",
         "qwen2" | "deepseek-r1-qwen" => "qwen2",
+        "gpt-4o" => "gpt-4o",
         pre if LLAMA_3.contains(&pre) => LLAMA_3[0],
         "none" | "default" => {
             let tokens = file.strings("tokenizer.ggml.tokens")?;
@@ -53,7 +54,7 @@ pub(super) fn splitting(
             guess
         }
         other => {
-            let expected = "gpt-2, smollm, llama-bpe, qwen2 or deepseek-r1-qwen";
+            let expected = "gpt-2, smollm, llama-bpe, qwen2, deepseek-r1-qwen or gpt-4o";
             return Err(unusable(key, expected, other));
         }
     }))
@@ -152,6 +153,7 @@ fn byte_level(file: &Gguf, pre: &str, vocab: Map<String, Value>) -> Result<Value
         "gpt-2" => vec![byte_level(true)],
         "smollm" => vec![json!({"type": "Digits", "individual_digits": true}), byte_level(true)],
         "llama-bpe" => vec![split(&words(r"\p{N}{1,3}")), byte_level(false)],
+        "gpt-4o" => vec![split(&cased_words()), byte_level(false)],
         _ => vec![split(&words(r"\p{N}")), byte_level(false)], // qwen2
     };
     Ok(json!({
@@ -172,6 +174,19 @@ fn words(number: &str) -> String {
     let signs = r" ?[^\s\p{L}\p{N}]+[\r\n]*";
     let space = r"\s*[\r\n]+|\s+(?!\S)|\s+";
     format!("{contractions}|{letters}|{number}|{signs}|{space}")
+}
+
+/// The pre-tokenizer pattern of GPT-4o and GPT-OSS (o200k in OpenAI's tiktoken). A word ends where a capital letter
+/// follows a small one, and a contraction belongs to its word.
+fn cased_words() -> String {
+    let (large, small) = (r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]");
+    let (before, contraction) = (r"[^\r\n\p{L}\p{N}]?", r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?");
+    let letters =
+        format!("{before}{large}*{small}+{contraction}|{before}{large}+{small}*{contraction}");
+    let signs = r" ?[^\s\p{L}\p{N}]+[\r\n/]*";
+    let space = r"\s*[\r\n]+|\s+(?!\S)|\s+";
+    let number = r"\p{N}{1,3}";
+    format!("{letters}|{number}|{signs}|{space}")
 }
 
 /// SentencePiece BPE: spaces become `▁` and unknown characters become bytes.

@@ -8,7 +8,7 @@ mod value;
 
 use std::path::Path;
 
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor, TensorData};
 
 pub(crate) use reader::Gguf;
 
@@ -16,6 +16,7 @@ use super::{TensorSource, tensor_error};
 use crate::{
     llama::error::LoadError,
     llama::{Llama, LlamaConfig, RopeScaling, config::unusable},
+    lm_head::TiedHead,
 };
 
 impl Llama {
@@ -33,6 +34,33 @@ impl Llama {
         let config = LlamaConfig::from_gguf(&mut file)?;
         let mut source = GgufSource::new(file, &config)?;
         Self::from_source(config, &mut source, device)
+    }
+}
+
+impl TiedHead {
+    /// Reads the LM head of a GGUF file of any architecture, dequantised to `f32`: `output.weight`, or
+    /// `token_embd.weight` if the model ties the two. For an engine that computes the rest of the model itself.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError`] when the file is damaged, the tensor is missing, not a matrix or of an unsupported type, or the
+    /// head has a bias (`output.bias`).
+    pub fn from_gguf(path: impl AsRef<Path>, device: &Device) -> Result<Self, LoadError> {
+        let mut file = Gguf::open(path.as_ref())?;
+        if file.tensor("output.bias").is_some() {
+            return Err(tensor_error("output.bias", "a head without bias", "one with bias"));
+        }
+        let names = ["output.weight", "token_embd.weight"];
+        let name = names.into_iter().find(|name| file.tensor(name).is_some()).unwrap_or(names[1]);
+        let shape = match file.tensor(name) {
+            Some(info) => info.shape.clone(),
+            None => return Err(tensor_error(name, "the LM head or the embedding matrix", "none")),
+        };
+        let &[vocab, d_model] = shape.as_slice() else {
+            return Err(tensor_error(name, "two dimensions", format!("shape {shape:?}")));
+        };
+        let values = file.read(name)?;
+        Ok(Self::new(Tensor::from_data(TensorData::new(values, [vocab, d_model]), device)))
     }
 }
 
