@@ -25,7 +25,10 @@ use esamp::{
     CausalLm, Decoder, Request, SamplerConfig, Sampling, TokenId,
     distillers::{DistillerConfig, LowRankConfig},
 };
-use esamp_llama_cpp::{LlamaCpp, Options, own_loop::OwnLoop};
+use esamp_llama_cpp::{
+    LlamaCpp, Options,
+    own_loop::{self, OwnLoop},
+};
 use esamp_programs::model_source::{Cache, ModelSource};
 
 /// The overhead of the taps, of sampling and of ESamp on llama.cpp.
@@ -91,8 +94,9 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     };
     let mut out = io::stdout().lock();
     let buffers = if args.separate_buffers { "separate buffers" } else { "one buffer" };
-    let target = option_env!("CARGO_ENCODED_RUSTFLAGS").or(option_env!("RUSTFLAGS"));
-    writeln!(out, "{}, {buffers}, built with {:?}", path.display(), target.unwrap_or_default())?;
+    let flags = option_env!("RUSTFLAGS").unwrap_or_default();
+    writeln!(out, "{}, {buffers}, RUSTFLAGS {flags:?}", path.display())?;
+    writeln!(out, "llama.cpp built for {}", own_loop::system_info())?;
     for &rows in &args.rows {
         let blocks = measure(args, &path, rows)?;
         writeln!(out, "\n{rows} rows")?;

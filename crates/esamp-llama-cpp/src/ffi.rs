@@ -414,6 +414,12 @@ impl Drop for Chain {
     }
 }
 
+/// The instructions and devices that llama.cpp was built for.
+pub(crate) fn system_info() -> String {
+    // SAFETY: it returns a static string that ends with 0.
+    unsafe { CStr::from_ptr(sys::llama_print_system_info()) }.to_string_lossy().into_owned()
+}
+
 /// Refuses a model whose state cannot be copied per sequence, or whose head is not `W·x` alone.
 fn check_model(model: NonNull<sys::llama_model>) -> Result<(), LlamaCppError> {
     let m = model.as_ptr();

@@ -6,9 +6,14 @@ use esamp::TokenId;
 
 use crate::{
     error::LlamaCppError,
-    ffi::{Chain, Context, Entry},
+    ffi::{self, Chain, Context, Entry},
     options::Options,
 };
+
+/// The instructions and devices that llama.cpp was built for.
+pub fn system_info() -> String {
+    ffi::system_info()
+}
 
 /// A decode loop with llama.cpp's tokenizer and samplers and without taps. For comparisons.
 #[derive(Debug)]
