@@ -207,7 +207,12 @@ impl Context {
         let outputs = options.max_rows.max(MIN_OUTPUTS).min(batch);
         // SAFETY: no requirements.
         let mut params = unsafe { sys::llama_context_default_params() };
-        params.n_ctx = options.cells as u32;
+        // SAFETY: the model is valid.
+        let trained_length = unsafe { sys::llama_model_n_ctx_train(model.as_ptr()) };
+        let trained_length = usize::try_from(trained_length).ok().filter(|&length| length > 0);
+        // No row may be longer than the model was trained for, so more cells would never be used.
+        let most = trained_length.unwrap_or(usize::MAX).saturating_mul(options.max_rows);
+        params.n_ctx = options.cells.min(most) as u32;
         params.n_batch = batch as u32;
         params.n_ubatch = batch as u32;
         params.n_outputs_max = outputs as u32;
@@ -232,7 +237,6 @@ impl Context {
         let (m, c) = (model.as_ptr(), context.as_ptr());
         // SAFETY: model and context are valid.
         unsafe {
-            let trained_length = usize::try_from(sys::llama_model_n_ctx_train(m)).ok();
             Ok(Self {
                 model,
                 context,
@@ -242,7 +246,7 @@ impl Context {
                 layers: sys::llama_model_n_layer(m) as usize,
                 cells: sys::llama_n_ctx(c) as usize,
                 cells_of_a_row: sys::llama_n_ctx_seq(c) as usize,
-                trained_length: trained_length.filter(|&length| length > 0),
+                trained_length,
                 batch: sys::llama_n_batch(c) as usize,
                 outputs: outputs.min(sys::llama_n_batch(c) as usize),
             })

@@ -44,8 +44,9 @@ impl Options {
     }
 
     /// Tokens for which the KV cache has room, over all rows; at least one per row. Default: 8192. The memory is
-    /// reserved on loading. With a unified cache, a prompt's cells are shared by its completions. With separate
-    /// buffers, each row has room for `cells / max_rows` tokens, rounded up to a multiple of 256.
+    /// reserved on loading, for at most the model's trained context length in every row. With a unified cache, a
+    /// prompt's cells are shared by its completions. With separate buffers, each row has room for `cells / max_rows`
+    /// tokens, rounded up to a multiple of 256.
     pub fn with_cells(mut self, cells: usize) -> Self {
         self.cells = cells;
         self

@@ -19,6 +19,7 @@ pub fn system_info() -> String {
 #[derive(Debug)]
 pub struct OwnLoop {
     context: Context,
+    max_rows: usize,
     /// The best token if `None`; otherwise draws at temperature 1 after this min-p.
     min_p: Option<f32>,
     /// Tokens of the prompt.
@@ -48,7 +49,7 @@ impl OwnLoop {
     ) -> Result<Self, LlamaCppError> {
         options.check()?;
         let context = Context::load(path.as_ref(), options, false)?;
-        Ok(Self { context, min_p, prompt: 0, rows: Vec::new(), taps: Vec::new() })
+        Ok(Self::with(context, options, min_p, Vec::new()))
     }
 
     /// Loads one that also copies the two hidden states of every decode step, to measure what that costs.
@@ -62,9 +63,14 @@ impl OwnLoop {
         min_p: Option<f32>,
     ) -> Result<Self, LlamaCppError> {
         options.check()?;
-        let context = Context::load(path.as_ref(), options, true)?;
         let taps = vec!["l_out-0".to_owned(), "result_norm".to_owned()];
-        Ok(Self { context, min_p, prompt: 0, rows: Vec::new(), taps })
+        let context = Context::load(path.as_ref(), options, true)?;
+        Ok(Self::with(context, options, min_p, taps))
+    }
+
+    fn with(context: Context, options: &Options, min_p: Option<f32>, taps: Vec<String>) -> Self {
+        let max_rows = options.max_rows;
+        Self { context, max_rows, min_p, prompt: 0, rows: Vec::new(), taps }
     }
 
     /// The tokens of a text, in which special tokens are recognised; with BOS if `add_special` and the model wants it.
@@ -78,8 +84,11 @@ impl OwnLoop {
     ///
     /// # Errors
     ///
-    /// Those of `llama_decode`.
+    /// [`LlamaCppError::TooManyRows`], and those of `llama_decode`.
     pub fn start(&mut self, prompt: &[TokenId], rows: usize) -> Result<(), LlamaCppError> {
+        if rows > self.max_rows {
+            return Err(LlamaCppError::TooManyRows { limit: self.max_rows, got: rows });
+        }
         for sequence in 0..self.rows.len() {
             self.context.remove(sequence as i32, 0);
         }
