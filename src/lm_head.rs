@@ -1,6 +1,6 @@
 //! LM heads: from hidden states to logits.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use burn::{
     nn::Linear,
@@ -206,10 +206,11 @@ impl LmHead for TiedHead {
 /// assert_eq!(head.shape(), Some([2, 3]));
 /// # Ok::<(), esamp::errors::ConfigError>(())
 /// ```
+#[derive(Clone)]
 pub struct HeadRows<'a> {
     vocab: usize,
     d_model: usize,
-    rows_of: Box<RowsOf<'a>>,
+    rows_of: Arc<RowsOf<'a>>,
 }
 
 type RowsOf<'a> = dyn Fn(&[TokenId], &mut [f32]) + Send + Sync + 'a;
@@ -232,7 +233,7 @@ impl<'a> HeadRows<'a> {
     ) -> Result<Self, ConfigError> {
         ConfigError::at_least_one("vocab", vocab)?;
         ConfigError::at_least_one("d_model", d_model)?;
-        Ok(Self { vocab, d_model, rows_of: Box::new(rows_of) })
+        Ok(Self { vocab, d_model, rows_of: Arc::new(rows_of) })
     }
 
     /// Creates a head from its matrix, `[vocab, d_model]` in row-major order. Only the rows that a step needs are

@@ -3,7 +3,7 @@
 use std::{path::Path, sync::Arc};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use esamp::{CausalLm, HiddenStateTap, LmHead, PairTap, TapSite, TiedHead, errors::ModelError};
+use esamp::{CausalLm, HeadRows, HiddenStateTap, LmHead, PairTap, TapSite, errors::ModelError};
 
 use crate::{
     cache::{Engine, LlamaCppCache, Row},
@@ -23,7 +23,7 @@ use crate::{
 #[derive(Clone)]
 pub struct LlamaCpp {
     engine: Arc<Engine>,
-    head: TiedHead,
+    head: HeadRows<'static>,
     d_model: usize,
     vocab: usize,
     layers: usize,
@@ -38,9 +38,9 @@ impl LlamaCpp {
     /// Loads a GGUF file, and reads one token to check that both hidden states can be tapped and that the LM head makes
     /// the logits from the deep one.
     ///
-    /// The LM head, or the embedding matrix of a model that ties the two, is read a second time and dequantised to
-    /// `f32`, 4·vocab·d_model bytes: 113 MB for SmolLM2-135M, 2.3 GB for GPT-OSS-20B. Its logits differ from
-    /// llama.cpp's by the rounding of quantised activations.
+    /// The LM head, or the embedding matrix of a model that ties the two, is read a second time and kept packed, as in
+    /// the file ([`HeadRows::from_gguf`]). llama.cpp's logits differ from its product with the deep state by the
+    /// rounding of quantised activations, which is not taken for novelty.
     ///
     /// Our own reader checks the structure of the file first, but llama.cpp trusts what it describes, and ends the
     /// process where an assertion of its own fails: load only files whose origin you trust.
@@ -54,7 +54,7 @@ impl LlamaCpp {
     pub fn load(path: impl AsRef<Path>, options: &Options) -> Result<Self, LlamaCppError> {
         options.check()?;
         // Our own reader comes first: it checks what it reads, and its errors say what is wrong with the file.
-        let head = TiedHead::from_gguf(path.as_ref(), &Device::flex())?;
+        let head = HeadRows::from_gguf(path.as_ref())?;
         let context = Context::load(path.as_ref(), options, true)?;
         if !context.has_cache() {
             let got = "one without a KV cache, such as an encoder".to_owned();
@@ -63,8 +63,9 @@ impl LlamaCpp {
         }
         let (d_model, vocab) = (context.d_model, context.vocab);
         if head.shape() != Some([d_model, vocab]) {
+            let [own_width, own_vocab] = head.shape().unwrap_or_default();
             let got =
-                format!("{:?}, where llama.cpp has {:?}", head.weight().dims(), [vocab, d_model]);
+                format!("{:?}, where llama.cpp has {:?}", [own_vocab, own_width], [vocab, d_model]);
             let expected = "an LM head of shape [vocab, d_model]";
             return Err(LlamaCppError::UnsupportedModel { expected, got });
         }

@@ -106,7 +106,7 @@ fn states_of_a_prompt_longer_than_a_batch_are_those_of_its_parts() {
 fn esamp_learns_each_of_them() {
     for name in ARCHITECTURES {
         let model = load(&tiny(name), &options());
-        let [first, last] = losses(&model, &PROMPT);
-        assert!(last < first, "{name}: {first} to {last}");
+        let [untrained, trained] = losses(&model, &PROMPT);
+        assert!(trained < untrained, "{name}: {untrained} to {trained}");
     }
 }

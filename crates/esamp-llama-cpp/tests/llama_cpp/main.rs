@@ -16,7 +16,8 @@ use std::{
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use esamp::{
-    CausalLm, Completion, Decoder, HiddenStateTap, NoTap, Request, SamplerConfig, Sampling, TokenId,
+    CausalLm, Completion, Decoder, HiddenStateTap, NoTap, Request, SamplerConfig, Sampling,
+    TokenId, optim::OptimizerConfig,
 };
 use esamp_llama_cpp::{LlamaCpp, Options, own_loop::OwnLoop};
 use esamp_programs::model_source::{Cache, ModelSource};
@@ -99,27 +100,33 @@ fn plain() -> Sampling {
     Sampling::default().with_temperature(0.0).with_beta(0.0)
 }
 
-/// The distiller's mean loss over the first and over the last steps of a run.
+/// The mean loss of a distiller that does not learn, and of one that does, over the last steps of a run. Neither steers,
+/// so both see the same texts: texts differ in how hard they are to predict.
 fn losses(model: &LlamaCpp, prompt: &[TokenId]) -> [f64; 2] {
-    let sampler =
-        SamplerConfig::for_short_completions().init(model.d_model(), &model.device()).unwrap();
-    let mut decoder = Decoder::new(model, sampler).unwrap();
-    decoder
-        .submit(Request::new(prompt.to_vec()).with_completions(8).with_max_new_tokens(40))
-        .unwrap();
-    let mut sums = vec![(0.0, 0)];
-    while !decoder.is_idle() {
-        decoder.step().unwrap();
-        let counters = decoder.sampler().counters();
-        let mean = counters.mean_loss().unwrap_or_default();
-        sums.push((mean * counters.rows_learned as f64, counters.rows_learned));
-    }
-    // The counters are means over the run so far.
-    let mean = |from: usize, to: usize| {
-        let ((sum, rows), (more, all)) = (sums[from], sums[to]);
-        (more - sum) / (all - rows) as f64
-    };
-    [mean(0, 6), mean(sums.len() - 6, sums.len() - 1)]
+    [1e-12, 3e-3].map(|rate| {
+        let sampler = SamplerConfig::new()
+            .with_optimizer(OptimizerConfig::paper().with_learning_rate(rate))
+            .with_updates_before_steering(usize::MAX)
+            .init(model.d_model(), &model.device())
+            .unwrap();
+        let mut decoder = Decoder::new(model, sampler).unwrap();
+        decoder
+            .submit(Request::new(prompt.to_vec()).with_completions(8).with_max_new_tokens(40))
+            .unwrap();
+        // The counters are means over the run so far.
+        let sum = |decoder: &Decoder<&LlamaCpp>| {
+            let counters = decoder.sampler().counters();
+            let rows = counters.rows_learned as f64;
+            (counters.mean_loss().unwrap_or_default() * rows, rows)
+        };
+        (0..20).for_each(|_| drop(decoder.step().unwrap()));
+        let (first, first_rows) = sum(&decoder);
+        while !decoder.is_idle() {
+            decoder.step().unwrap();
+        }
+        let (all, rows) = sum(&decoder);
+        (all - first) / (rows - first_rows)
+    })
 }
 
 /// No tap.
