@@ -5,12 +5,13 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use burn::{
     module::Param,
     nn::{Linear, LinearConfig},
-    tensor::{DType, Int, Tensor, TensorData},
+    tensor::{Int, Tensor, TensorData},
 };
 use esamp::{
     Choice, LmHead, Sampling, StepInput, TiedHead, distillers::SwiGluConfig, errors::StepError,
     filters::RowContext, unstable::ExpectedControl,
 };
+use half::bf16;
 
 use super::sampler_step::{D_MODEL, VOCAB, World, choices, esamp, log_softmax, row, sampler, wave};
 use crate::device;
@@ -192,7 +193,12 @@ fn rounding_of_the_models_head_is_not_novelty() {
     let world = World::new();
     let hidden = world.hidden(&[1, 4]);
     let deep = hidden.deep().clone();
-    let bf16 = |tensor: Tensor<2>| tensor.cast(DType::BF16).cast(DType::F32);
+    // On the host, because not every device has the type.
+    let bf16 = |tensor: Tensor<2>| {
+        let dims = tensor.dims();
+        let numbers = host(tensor).into_iter().map(|number| bf16::from_f32(number).to_f32());
+        Tensor::<2>::from_data(TensorData::new(numbers.collect::<Vec<_>>(), dims), &world.device)
+    };
     let precise = TiedHead::new(weight());
     let linear = biased();
     let bias = linear.bias.as_ref().unwrap().val().unsqueeze::<2>();
