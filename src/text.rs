@@ -42,8 +42,8 @@ pub trait Detokenize: Send + Sync {
         None
     }
 
-    /// The bytes that a token adds to the text, if tokens may end inside of a character. A token without text, such as a
-    /// special token, has an empty list. With them, a [`TextStream`] sees which bytes may still become a character;
+    /// The bytes that a token adds to the text, if tokens may end inside of a character. A token without text, such as
+    /// a special token, has an empty list. With them, a [`TextStream`] sees which bytes may still become a character;
     /// without, it infers that from the U+FFFD at the end of the text.
     ///
     /// A detokenizer knows the bytes of all tokens or, as by default, `None` of any.

@@ -72,7 +72,7 @@ impl Run {
         cache + spare + newcomers + logits + candidates + expected + activations
     }
 
-    /// Compares the formula with what is allocated beside the model and the distillers at most.
+    /// Compares the formula with what is allocated in addition to the model and the distillers at most.
     fn check(&self) -> Result<String, String> {
         let before = MEMORY.current_usage();
         let model = Llama::random(self.config.clone(), 1, &Device::flex()).unwrap();

@@ -52,8 +52,8 @@ pub fn check_model<M: CausalLm>(
 /// which logits may differ, and the part of the largest number of a hidden state.
 ///
 /// For a model that computes with quantised weights or activations. Its results are `f32`, but rounding is far coarser,
-/// and a number that falls to the other side of a rounding boundary makes it visible: 0.05 is a usual value. A tolerance
-/// hides faults that are smaller, so choose it little larger than what the check reports.
+/// and a number that falls to the other side of a rounding boundary makes it visible: 0.05 is a usual value. A
+/// tolerance hides faults that are smaller, so choose it little larger than what the check reports.
 ///
 /// # Errors
 ///

@@ -142,7 +142,8 @@ fn configurations_are_read_as_by_transformers() {
     assert_eq!(answered("stale_index").1, [""; 0]);
 }
 
-/// A model that repeats half a character once decoded the whole text for every token, and showed nothing before its end.
+/// A model that repeats half a character once decoded the whole text for every token, and showed nothing before its
+/// end.
 #[test]
 fn half_characters_are_shown_as_they_come() {
     let tokenizer = Tokenizer::from_hf_folder(case("model")).unwrap();

@@ -256,7 +256,8 @@ fn an_lm_head_that_differs_from_a_tied_embedding_is_used_with_a_warning() {
     assert!(same.config().tied_embeddings);
 }
 
-/// As in transformers, which refuses it too: a matrix that cannot be the head says that the files do not belong together.
+/// As in transformers, which refuses it too: a matrix that cannot be the head says that the files do not belong
+/// together.
 #[test]
 fn an_lm_head_of_the_wrong_shape_is_an_error_beside_a_tied_embedding_too() {
     let tied = with_settings("llama", |config| config["tie_word_embeddings"] = true.into());

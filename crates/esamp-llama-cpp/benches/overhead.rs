@@ -9,8 +9,8 @@
 //! `target-cpu=native` fails on virtual machines that report AMX without having it.
 //!
 //! Each loop has its own context and reads the same prompt. The loops take turns in blocks of a few steps, so that all
-//! see the same machine load and caches of the same length; a ratio is that of two blocks of the same round. Printed are
-//! the median and the quartiles over the rounds.
+//! see the same machine load and caches of the same length; a ratio is that of two blocks of the same round. Printed
+//! are the median and the quartiles over the rounds.
 
 use std::{
     error::Error,

@@ -30,7 +30,7 @@ impl Engine {
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing in the state is half-changed by a panic: llama.cpp's part of it is behind single calls.
+        // Nothing in the state is half-changed by a panic: each change of llama.cpp's part of it is a single call.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -144,7 +144,7 @@ unsafe extern "C" fn tap(tensor: *mut sys::ggml_tensor, ask: bool, data: *mut c_
             let from = place.values.len();
             place.width = width;
             place.values.resize(from + width * rows, 0.0);
-            // SAFETY: the tensor has `bytes` bytes, for which there is room behind `from`.
+            // SAFETY: the tensor has `bytes` bytes, for which there is room from `from` on.
             unsafe {
                 let to = place.values.as_mut_ptr().add(from).cast::<c_void>();
                 sys::ggml_backend_tensor_get(tensor, to, 0, bytes);

@@ -91,7 +91,7 @@ impl Options {
         let ranges = [
             ("threads", self.threads, 1, 4096),
             ("max_rows", self.max_rows, 1, Self::MAX_ROWS),
-            // llama.cpp reads at most so many tokens at once, and a step reads one of each row.
+            // llama.cpp reads at most this number of tokens at once, and a step reads one of each row.
             ("cells", self.cells, self.max_rows, most),
             ("batch", self.batch, 1, most),
             ("gpu_layers", self.gpu_layers.unwrap_or(0), 0, most),

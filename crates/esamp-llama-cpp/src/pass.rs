@@ -44,7 +44,7 @@ impl Pass {
     /// Reads `tokens`, `[rows, seq]`, with the sequences of `rows`.
     ///
     /// The callback sees rows in the order in which llama.cpp computes them. That is the order of the batch if it is
-    /// sorted by sequence id and no sequence has several tokens beside another one; with separate buffers, llama.cpp
+    /// sorted by sequence id and no sequence has several tokens alongside another one; with separate buffers, llama.cpp
     /// reorders any other batch.
     pub(crate) fn run(
         &mut self,

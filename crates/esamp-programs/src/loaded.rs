@@ -59,7 +59,8 @@ pub fn tokenizer(path: &Path) -> Result<Tokenizer, Failure> {
     opened.map_err(Failure::loading)
 }
 
-/// Opens a burn model of the Llama family from a GGUF file or a Hugging Face folder, and prints what is unusual about it.
+/// Opens a burn model of the Llama family from a GGUF file or a Hugging Face folder, and prints what is unusual about
+/// it.
 pub fn llama(path: &Path, device: &Device) -> Result<Llama, Failure> {
     let model = if path.is_dir() {
         Llama::from_hf_folder(path, device)

@@ -2,8 +2,8 @@
 
 use std::{env, process::Command};
 
-/// Runs the test `name`, whose body is `body`, in a process of its own with at most `mebibytes` of memory and 5 seconds of
-/// processor time. Needs `ulimit -v`, which works on Linux.
+/// Runs the test `name`, whose body is `body`, in a process of its own with at most `mebibytes` of memory and 5 seconds
+/// of processor time. Needs `ulimit -v`, which works on Linux.
 pub fn test(name: &str, mebibytes: usize, body: impl FnOnce()) {
     const INSIDE: &str = "ESAMP_TEST_IS_BOUNDED";
     if env::var_os(INSIDE).is_some() {

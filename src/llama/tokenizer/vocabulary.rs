@@ -237,8 +237,8 @@ const MAX_MERGES: usize = 16;
 
 /// The merges implied by a SentencePiece vocabulary: every split of a piece into two other pieces, best score first.
 ///
-/// The time grows with the size of the vocabulary, and not with the number of places at which its pieces could be split:
-/// a piece of a kilobyte has a thousand, and to look up both parts of each would read a megabyte.
+/// The time grows with the size of the vocabulary, and not with the number of places at which its pieces could be
+/// split: a piece of a kilobyte has a thousand, and to look up both parts of each would read a megabyte.
 ///
 /// # Errors
 ///

@@ -51,8 +51,8 @@ pub(crate) struct BackgroundTrainer<T> {
 impl<T: OnlineTrainer + Clone + 'static> BackgroundTrainer<T> {
     /// Makes a trainer and its worker, which both start from the state of `trainer`.
     pub(crate) fn pair(trainer: T) -> (Self, TrainingWorker) {
-        // At most one lesson and one `Replace` are pending, so sending never blocks: a caller that supplies the worker's
-        // thread may reset or load any number of times before the worker runs.
+        // At most one lesson and one `Replace` are pending, so sending never blocks: a caller that supplies the
+        // worker's thread may reset or load any number of times before the worker runs.
         let (jobs, to_do) = sync_channel(2);
         let replacement = Replacement::default();
         // At most one lesson is pending, so the worker always has room for its result and never waits for the caller

@@ -100,8 +100,8 @@ fn plain() -> Sampling {
     Sampling::default().with_temperature(0.0).with_beta(0.0)
 }
 
-/// The mean loss of a distiller that does not learn, and of one that does, over the last steps of a run. Neither steers,
-/// so both see the same texts: texts differ in how hard they are to predict.
+/// The mean loss of a distiller that does not learn, and of one that does, over the last steps of a run. Neither
+/// steers, so both see the same texts: texts differ in how hard they are to predict.
 fn losses(model: &LlamaCpp, prompt: &[TokenId]) -> [f64; 2] {
     [1e-12, 3e-3].map(|rate| {
         let sampler = SamplerConfig::new()
