@@ -54,8 +54,8 @@ pub trait LmHead {
         self.logits(hidden).gather(1, tokens)
     }
 
-    /// Computes `W·x` without a bias, for some tokens or, without `tokens`, for all of them. The default returns `None`:
-    /// the head is not known to be linear.
+    /// Computes `W·x` without a bias, for some tokens or, without `tokens`, for all of them. The default returns
+    /// `None`: the head is not known to be linear.
     ///
     /// A head whose logits are `W·hidden + b` should implement this. The expected logit of a token `z` is then `logit
     /// − w_z·(deep − expected)`, with the model's own logit, instead of the head's logit for the expected state. The
@@ -164,10 +164,7 @@ impl LmHead for TiedHead {
     }
 
     fn product(&self, x: Tensor<2>, tokens: Option<Tensor<2, Int>>) -> Option<Tensor<2>> {
-        Some(match tokens {
-            Some(tokens) => self.logits_at(x, tokens),
-            None => self.logits(x),
-        })
+        Some(without_bias(self, x, tokens))
     }
 
     fn shape(&self) -> Option<[usize; 2]> {
@@ -299,10 +296,7 @@ impl LmHead for HeadRows<'_> {
     }
 
     fn product(&self, x: Tensor<2>, tokens: Option<Tensor<2, Int>>) -> Option<Tensor<2>> {
-        Some(match tokens {
-            Some(tokens) => self.logits_at(x, tokens),
-            None => self.logits(x),
-        })
+        Some(without_bias(self, x, tokens))
     }
 
     fn shape(&self) -> Option<[usize; 2]> {
@@ -315,6 +309,14 @@ fn on_host(tokens: &Tensor<2, Int>) -> Option<Vec<TokenId>> {
     let data = tokens.clone().try_into_data().ok()?.convert::<i64>();
     let tokens = data.try_into_vec::<i64>().ok()?;
     Some(tokens.into_iter().map(|token| token as TokenId).collect())
+}
+
+/// [`LmHead::product`] of a head without a bias: its logits.
+fn without_bias(head: &impl LmHead, x: Tensor<2>, tokens: Option<Tensor<2, Int>>) -> Tensor<2> {
+    match tokens {
+        Some(tokens) => head.logits_at(x, tokens),
+        None => head.logits(x),
+    }
 }
 
 /// `hidden[row] · weight[tokens[row, i]]` for every row and `i`, with `weight` `[vocab, d_model]`.
