@@ -329,7 +329,8 @@ impl<'a> Grid<'a> {
         // number of slots.
         let weights = self.work.iter().flat_map(|slot| {
             let rows = slot.rows.len();
-            (0..self.width).map(move |at| if at < rows { per_row / rows as f32 } else { 0.0 })
+            let weight = per_row / rows as f32;
+            (0..self.width).map(move |at| if at < rows { weight } else { 0.0 })
         });
         from_f32(weights.collect(), [self.work.len(), self.width, 1], &self.device)
     }

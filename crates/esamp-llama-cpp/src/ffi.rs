@@ -50,6 +50,7 @@ pub(crate) struct Context {
     model: NonNull<sys::llama_model>,
     context: NonNull<sys::llama_context>,
     taps: NonNull<Taps>,
+    threads: NonNull<sys::ggml_threadpool>,
     pub(crate) d_model: usize,
     pub(crate) vocab: usize,
     pub(crate) layers: usize,
@@ -198,6 +199,17 @@ impl Context {
         options: &Options,
         with_taps: bool,
     ) -> Result<Self, LlamaCppError> {
+        // Without threads of its own, a context starts new ones for every part of a graph, and taps divide it into
+        // three parts.
+        // SAFETY: no requirements.
+        let threads = unsafe {
+            let mut params = sys::ggml_threadpool_params_default(options.threads as i32);
+            params.paused = true;
+            NonNull::new(sys::ggml_threadpool_new(&raw mut params))
+        };
+        let Some(threads) = threads else {
+            return Err(LlamaCppError::Setup { action: "start threads", reason: take_errors() });
+        };
         let taps = Box::new(Taps { wanted: Vec::new(), panicked: false });
         let taps = NonNull::from(Box::leak(taps));
         // One batch must hold a token of every row.
@@ -230,17 +242,22 @@ impl Context {
         // SAFETY: the model is valid, and the callback's data lives until the context is freed.
         let context = unsafe { sys::llama_init_from_model(model.as_ptr(), params) };
         let Some(context) = NonNull::new(context) else {
-            // SAFETY: it came from `Box::leak` above, and no context refers to it.
-            drop(unsafe { Box::from_raw(taps.as_ptr()) });
+            // SAFETY: they came from above, and no context refers to them.
+            unsafe {
+                drop(Box::from_raw(taps.as_ptr()));
+                sys::ggml_threadpool_free(threads.as_ptr());
+            }
             return Err(LlamaCppError::Setup { action: "create a context", reason: take_errors() });
         };
         let (m, c) = (model.as_ptr(), context.as_ptr());
-        // SAFETY: model and context are valid.
+        // SAFETY: model, context and threads are valid.
         unsafe {
+            sys::llama_attach_threadpool(c, threads.as_ptr(), threads.as_ptr());
             Ok(Self {
                 model,
                 context,
                 taps,
+                threads,
                 d_model: sys::llama_model_n_embd(m) as usize,
                 vocab: sys::llama_vocab_n_tokens(sys::llama_model_get_vocab(m)) as usize,
                 layers: sys::llama_model_n_layer(m) as usize,
@@ -289,9 +306,14 @@ impl Context {
         unsafe { *self.taps.as_ptr() = Taps { wanted, panicked: false } };
         // SAFETY: every array has `n_tokens` entries and outlives the call; the context is borrowed mutably.
         let status = unsafe { sys::llama_decode(self.context.as_ptr(), batch) };
-        // Waits for a GPU, after which the callback is not called again.
-        // SAFETY: the context is valid.
-        unsafe { sys::llama_synchronize(self.context.as_ptr()) };
+        // SAFETY: context and threads are valid.
+        unsafe {
+            // Waits for a GPU, after which the callback is not called again.
+            sys::llama_synchronize(self.context.as_ptr());
+            // llama.cpp's threads wait in a busy loop for the next part of a graph. Between passes they sleep, because
+            // the sampler needs the CPU.
+            sys::ggml_threadpool_pause(self.threads.as_ptr());
+        }
         let nothing = Taps { wanted: Vec::new(), panicked: false };
         // SAFETY: as before the call: `llama_decode` has returned.
         let taps = unsafe { std::mem::replace(&mut *self.taps.as_ptr(), nothing) };
@@ -337,10 +359,11 @@ impl Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
-        // SAFETY: all three are owned and valid, and are freed in the order of their dependence: the context refers to
-        // the model and to the taps.
+        // SAFETY: all four are owned and valid, and are freed in the order of their dependence: the context refers to
+        // the others.
         unsafe {
             sys::llama_free(self.context.as_ptr());
+            sys::ggml_threadpool_free(self.threads.as_ptr());
             sys::llama_model_free(self.model.as_ptr());
             drop(Box::from_raw(self.taps.as_ptr()));
         }

@@ -14,10 +14,13 @@ pub struct Options {
     pub(crate) mmap: bool,
 }
 
+/// `GGML_MAX_N_THREADS` of llama.cpp, which the bindings leave out.
+const MAX_THREADS: usize = 512;
+
 impl Default for Options {
     fn default() -> Self {
         Self {
-            threads: std::thread::available_parallelism().map_or(1, usize::from),
+            threads: std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS),
             cells: 8192,
             max_rows: 64,
             batch: 512,
@@ -37,7 +40,8 @@ impl Options {
         Self::default()
     }
 
-    /// CPU threads, at least 1. Default: all that the process may use.
+    /// CPU threads, 1 to 512. They are started on loading and sleep between passes. Default: all that the process may
+    /// use.
     pub fn with_threads(mut self, threads: usize) -> Self {
         self.threads = threads;
         self
@@ -89,7 +93,7 @@ impl Options {
     pub(crate) fn check(&self) -> Result<(), LlamaCppError> {
         let most = i32::MAX as usize;
         let ranges = [
-            ("threads", self.threads, 1, 4096),
+            ("threads", self.threads, 1, MAX_THREADS),
             ("max_rows", self.max_rows, 1, Self::MAX_ROWS),
             // llama.cpp reads at most this number of tokens at once, and a step reads one of each row.
             ("cells", self.cells, self.max_rows, most),

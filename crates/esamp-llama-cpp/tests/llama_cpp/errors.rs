@@ -4,6 +4,7 @@ use std::path::Path;
 
 use esamp::{CausalLm, FinishReason, HiddenStateTap, NoTap, PairTap, Request, TapSite, TokenId};
 use esamp_llama_cpp::{LlamaCpp, Options};
+use esamp_testkit::bounded;
 
 use super::{decoder, difference, load, numbers, options, run, tiny, tokens};
 
@@ -119,6 +120,21 @@ fn files_that_are_no_models_are_refused() {
     assert!(text.contains("unknown model architecture: 'lumos'"), "{text}");
 }
 
+#[cfg(target_os = "linux")] // `ulimit -v` works there
+#[test]
+fn too_little_memory_is_an_error() {
+    bounded::test("errors::too_little_memory_is_an_error", 2048, || {
+        let small = options().with_threads(1).with_cells(256).with_max_rows(1);
+        // The cache of 256 rows takes 67 MB, the buffers of a pass over 100,000 tokens many times the limit.
+        let large = small.clone().with_max_rows(256).with_cells(256 * 512).with_batch(100_000);
+        let text = refusal(&tiny("llama"), &large);
+        assert!(text.starts_with("llama.cpp: cannot create a context: "), "{text}");
+        assert!(text.contains("failed to allocate"), "{text}");
+        // What was allocated has been freed, and a model that fits can be loaded.
+        load(&tiny("llama"), &small);
+    });
+}
+
 #[test]
 fn models_that_cannot_work_are_refused_with_the_reason() {
     for (name, expected) in [
@@ -144,7 +160,7 @@ fn models_that_cannot_work_are_refused_with_the_reason() {
 fn options_out_of_range_are_refused() {
     let refused = |options: Options| refusal(&tiny("llama"), &options);
     for (options, message) in [
-        (options().with_threads(0), "threads: expected 1 to 4096, got 0"),
+        (options().with_threads(0), "threads: expected 1 to 512, got 0"),
         (options().with_max_rows(0), "max_rows: expected 1 to 256, got 0"),
         (options().with_max_rows(257), "max_rows: expected 1 to 256, got 257"),
         (options().with_cells(15), "cells: expected 16 to 2147483647, got 15"),
