@@ -50,9 +50,11 @@ pub enum RequestError {
         /// Number of tokens in the vocabulary.
         vocab: usize,
     },
-    /// The request alone needs more KV cache memory than the limit allows.
-    #[error("key-value cache: expected at most {limit} bytes, the request needs {needed}")]
-    CacheLimit {
+    /// The request alone needs more memory than the limit allows.
+    #[error(
+        "memory: expected a request that needs at most {limit} bytes, got one that needs {needed}"
+    )]
+    MemoryLimit {
         /// The limit, in bytes.
         limit: usize,
         /// The bytes the request needs at its full length.

@@ -6,6 +6,7 @@ mod error;
 mod forward;
 mod groups;
 mod interrupted;
+mod memory;
 mod other;
 mod pause;
 mod prefill;
@@ -90,7 +91,7 @@ pub struct Decoder<M: CausalLm> {
     other: Option<Box<dyn OtherModel>>,
     sampler: Sampler,
     detokenizer: Option<Arc<dyn Detokenize>>,
-    kv_limit: Option<usize>,
+    memory_limit: Option<usize>,
     max_rows: usize,
     prefill_chunk: usize,
     prefill_budget: usize,
@@ -164,7 +165,7 @@ impl<M: CausalLm> Decoder<M> {
             other: None,
             sampler,
             detokenizer: None,
-            kv_limit: None,
+            memory_limit: None,
             max_rows: usize::MAX,
             prefill_chunk: Self::DEFAULT_PREFILL_CHUNK,
             prefill_budget: usize::MAX,

@@ -8,7 +8,7 @@ use super::{
     row::Row,
 };
 use crate::{
-    causal_lm::{CausalLm, KvCache},
+    causal_lm::{BatchSize, CausalLm, KvCache},
     id::{CompletionId, TokenId},
     novelty::Expects,
     sampler::StepError,
@@ -43,6 +43,8 @@ pub(super) trait OtherModel: Send {
     fn context_length(&self) -> Option<usize>;
 
     fn kv_bytes_per_token(&self) -> usize;
+
+    fn working_bytes(&self, batch: BatchSize) -> usize;
 }
 
 /// The second model and its rows in the order of its cache. `None` marks a dropped row that is still in the cache.
@@ -139,6 +141,10 @@ where
 
     fn kv_bytes_per_token(&self) -> usize {
         self.model.kv_bytes_per_token()
+    }
+
+    fn working_bytes(&self, batch: BatchSize) -> usize {
+        self.model.working_bytes(batch)
     }
 }
 

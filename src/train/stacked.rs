@@ -11,7 +11,7 @@ use super::{
     error::TrainError,
     optimizer::{LossReduction, OptimizerConfig},
     rule::{Moments, apply, bytes},
-    slots::{Misfit, SlotRows, SlotTensors, Slots, check_fit, check_prediction},
+    slots::{Misfit, SlotRows, SlotTensors, Slots, bytes_per_slot, check_fit, check_prediction},
 };
 use crate::{
     distiller::{Distiller, Gradient, StackedDistiller},
@@ -207,6 +207,10 @@ impl<D: Distiller> Slots for StackedSlots<D> {
 
     fn state_bytes(&self) -> usize {
         bytes(&self.parameters) + self.moments.bytes()
+    }
+
+    fn bytes_per_slot(&self) -> usize {
+        bytes_per_slot(&self.template, self.optimizer.rule)
     }
 
     fn import(&mut self, place: usize, tensors: SlotTensors) -> Result<(), Misfit> {
