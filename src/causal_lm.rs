@@ -140,6 +140,12 @@ pub trait CausalLm {
         None
     }
 
+    /// What all caches of the model together have room for. The decode loop keeps prompts waiting until they fit. The
+    /// default is no limit.
+    fn cache_limits(&self) -> CacheLimits {
+        CacheLimits::default()
+    }
+
     /// Bytes of KV cache per token and row, for the decode loop's [memory limit](crate::Decoder::with_memory_limit). 0,
     /// the default, means that the cache takes no memory or an unknown amount.
     fn kv_bytes_per_token(&self) -> usize {
@@ -151,6 +157,21 @@ pub trait CausalLm {
     /// default, means unknown.
     fn working_bytes(&self, _batch: BatchSize) -> usize {
         0
+    }
+}
+
+/// What all caches of a model together have room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheLimits {
+    /// Number of rows.
+    pub rows: usize,
+    /// Tokens over all rows. A prompt counts once for all of its completions.
+    pub tokens: usize,
+}
+
+impl Default for CacheLimits {
+    fn default() -> Self {
+        Self { rows: usize::MAX, tokens: usize::MAX }
     }
 }
 
@@ -316,6 +337,10 @@ macro_rules! pointer_to_a_model {
 
             fn context_length(&self) -> Option<usize> {
                 (**self).context_length()
+            }
+
+            fn cache_limits(&self) -> CacheLimits {
+                (**self).cache_limits()
             }
 
             fn kv_bytes_per_token(&self) -> usize {

@@ -89,7 +89,7 @@ pub use rand;
 
 pub use bank::Sharing;
 pub use candidates::TokenMask;
-pub use causal_lm::{BatchSize, CausalLm, KvCache};
+pub use causal_lm::{BatchSize, CacheLimits, CausalLm, KvCache};
 pub use decode::{
     Completion, DecodeStats, Decoder, Event, FinishReason, Request, Submitted, TokenMasker,
 };

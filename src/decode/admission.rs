@@ -1,8 +1,10 @@
 //! Admission: which requests are valid, and when there is room for them.
 
+use std::{collections::HashSet, iter};
+
 use super::{Batch, Decoder, Request, Waiting, row::Row};
 use crate::{
-    causal_lm::{CausalLm, KvCache},
+    causal_lm::{CacheLimits, CausalLm, KvCache},
     decode::error::RequestError,
     error::ConfigError,
     id::TokenId,
@@ -78,6 +80,9 @@ impl<M: CausalLm> Decoder<M> {
         if let Some(group) = request.group {
             self.check_group(group)?;
         }
+        if let Some(error) = self.cache_shortage(request, iter::empty()) {
+            return Err(error);
+        }
         let needed = self.bytes_needed(request);
         match self.memory_limit {
             Some(limit) if needed > limit => Err(RequestError::MemoryLimit { limit, needed }),
@@ -85,8 +90,46 @@ impl<M: CausalLm> Decoder<M> {
         }
     }
 
+    /// Where the caches have too little room for a request alongside these rows, all at their full length.
+    fn cache_shortage<'a>(
+        &self,
+        request: &Request,
+        rows: impl Iterator<Item = &'a Row> + Clone,
+    ) -> Option<RequestError> {
+        let is_contrasted = |expects| expects == Expects::OtherModel;
+        let of_model = (self.model.cache_limits(), self.cache_use(request, rows.clone()));
+        let other = self.other.as_ref().filter(|_| is_contrasted(request.expects()));
+        let of_other = other.map(|other| {
+            let rows = rows.filter(|row| is_contrasted(row.expects()));
+            (other.cache_limits(), self.cache_use(request, rows))
+        });
+        iter::once(of_model).chain(of_other).find_map(|(limits, needed)| {
+            let pairs =
+                [("rows", limits.rows, needed.rows), ("tokens", limits.tokens, needed.tokens)];
+            let (what, limit, needed) =
+                pairs.into_iter().find(|(_, limit, needed)| needed > limit)?;
+            Some(RequestError::CacheLimit { what, limit, needed })
+        })
+    }
+
+    /// What a request takes of a cache alongside these rows.
+    fn cache_use<'a>(&self, request: &Request, rows: impl Iterator<Item = &'a Row>) -> CacheLimits {
+        let prompt = request.prompt.len();
+        let new = self.longest(request).saturating_sub(prompt);
+        let tokens = request.completions.saturating_mul(new).saturating_add(prompt);
+        let mut needed = CacheLimits { rows: request.completions, tokens };
+        let mut prompts = HashSet::new();
+        for row in rows {
+            let prompt = row.prompt();
+            let shared = if prompts.insert(prompt.as_ptr()) { 0 } else { prompt.len() };
+            needed.rows += 1;
+            needed.tokens = needed.tokens.saturating_add(row.longest() - shared);
+        }
+        needed
+    }
+
     /// The rows of completions whose prompt has been read.
-    pub(super) fn rows(&self) -> impl Iterator<Item = &Row> {
+    pub(super) fn rows(&self) -> impl Iterator<Item = &Row> + Clone {
         let running = self.batch.iter().flat_map(|batch| batch.rows.iter().flatten());
         running.chain(self.paused.iter().map(|paused| &paused.row))
     }
@@ -106,6 +149,9 @@ impl<M: CausalLm> Decoder<M> {
         }
         let running = self.rows().count();
         let most = self.max_rows.saturating_sub(waiting.completions.len());
-        running == 0 || (running <= most && self.has_memory(waiting))
+        running == 0
+            || (running <= most
+                && self.cache_shortage(&waiting.request, self.rows()).is_none()
+                && self.has_memory(waiting))
     }
 }

@@ -50,6 +50,16 @@ pub enum RequestError {
         /// Number of tokens in the vocabulary.
         vocab: usize,
     },
+    /// The request alone needs more room in the key-value cache than the model has.
+    #[error("key-value cache: expected a request of at most {limit} {what}, got one of {needed}")]
+    CacheLimit {
+        /// "rows" or "tokens".
+        what: &'static str,
+        /// The [limit](crate::CacheLimits).
+        limit: usize,
+        /// What the request needs at its full length.
+        needed: usize,
+    },
     /// The request alone needs more memory than the limit allows.
     #[error(
         "memory: expected a request that needs at most {limit} bytes, got one that needs {needed}"

@@ -8,7 +8,7 @@ use super::{
     row::Row,
 };
 use crate::{
-    causal_lm::{BatchSize, CausalLm, KvCache},
+    causal_lm::{BatchSize, CacheLimits, CausalLm, KvCache},
     id::{CompletionId, TokenId},
     novelty::Expects,
     sampler::StepError,
@@ -41,6 +41,8 @@ pub(super) trait OtherModel: Send {
     fn has_room(&self) -> bool;
 
     fn context_length(&self) -> Option<usize>;
+
+    fn cache_limits(&self) -> CacheLimits;
 
     fn kv_bytes_per_token(&self) -> usize;
 
@@ -137,6 +139,10 @@ where
 
     fn context_length(&self) -> Option<usize> {
         self.model.context_length()
+    }
+
+    fn cache_limits(&self) -> CacheLimits {
+        self.model.cache_limits()
     }
 
     fn kv_bytes_per_token(&self) -> usize {

@@ -7,7 +7,8 @@ use super::{
 };
 use crate::device;
 use esamp::{
-    CausalLm, Completion, Decoder, GroupId, Request, Sampling,
+    CacheLimits, CausalLm, Completion, Decoder, GroupId, Request, Sampling,
+    errors::RequestError,
     testing::{ScriptedLm, TinyLm},
 };
 
@@ -31,6 +32,45 @@ fn room_is_counted_at_the_length_of_the_longest_row() {
         assert_eq!(tokens, [vec![2, 3, 4, 5, 6], vec![6, 7]]);
         assert_eq!(together(&model), joins, "{less}");
     }
+}
+
+#[test]
+fn prompts_wait_for_room_in_a_cache_of_fixed_size() {
+    // Each request takes 1 token of the prompt and 2 · 5 of its completions, in 2 rows.
+    let submit = |decoder: &mut Decoder<&ScriptedLm>, rows: usize| {
+        decoder.submit(count_from(1).with_completions(rows)).map(|_| ())
+    };
+    for (tokens, rows, joins) in [(21, 9, false), (22, 9, true), (22, 3, false)] {
+        let model = counter().with_cache_limits(CacheLimits { rows, tokens });
+        let mut decoder = Decoder::new(&model, sampler(10)).unwrap();
+        submit(&mut decoder, 2).unwrap();
+        decoder.step().unwrap();
+        submit(&mut decoder, 2).unwrap();
+        decoder.step().unwrap();
+        assert_eq!(decoder.running(), if joins { 4 } else { 2 }, "{tokens} {rows}");
+        assert_eq!(run(&mut decoder).len(), 4);
+    }
+    let model = counter().with_cache_limits(CacheLimits { rows: 3, tokens: 12 });
+    let mut decoder = Decoder::new(&model, sampler(10)).unwrap();
+    let limit = |what, limit, needed| Err(RequestError::CacheLimit { what, limit, needed });
+    assert_eq!(submit(&mut decoder, 3), limit("tokens", 12, 16));
+    assert_eq!(submit(&mut decoder, 4), limit("rows", 3, 4));
+}
+
+#[test]
+fn a_cache_of_fixed_size_of_the_other_model_counts_too() {
+    let limits = CacheLimits { rows: usize::MAX, tokens: 11 };
+    let model = hashing(1);
+    let other = hashing(2).with_cache_limits(limits);
+    let mut decoder = decoder(model.clone()).with_other_model(other).unwrap();
+    let request = Request::new(vec![1]).with_max_new_tokens(5).with_sampling(contrast(0.5));
+    for _ in 0..2 {
+        decoder.submit(request.clone()).unwrap();
+    }
+    run(&mut decoder);
+    assert!(!together(&model), "6 + 6 tokens do not fit");
+    let error = decoder.submit(request.with_completions(3)).unwrap_err();
+    assert_eq!(error, RequestError::CacheLimit { what: "tokens", limit: 11, needed: 16 });
 }
 
 #[test]

@@ -140,6 +140,26 @@ impl KvCache for LlamaCppCache {
         Ok(())
     }
 
+    /// Moves sequence ids; copies nothing.
+    fn split_rows(&mut self, rows: &[usize]) -> Result<Self, ModelError> {
+        if let Some(&row) = rows.iter().find(|&&row| row >= self.rows.len()) {
+            return Err(ModelError::RowOutOfRange { row, rows: self.rows.len() });
+        }
+        // A row that occurs twice would have its sequence in two places.
+        if !rows.is_sorted_by(|a, b| a < b) {
+            return Err(ModelError::mismatch(
+                "rows to split",
+                "ascending ones",
+                format!("{rows:?}"),
+            ));
+        }
+        let mut moved = Self::new(self.engine.clone());
+        moved.rows = rows.iter().map(|&row| self.rows[row]).collect();
+        let all = std::mem::take(&mut self.rows).into_iter().enumerate();
+        self.rows = all.filter(|(at, _)| !rows.contains(at)).map(|(_, row)| row).collect();
+        Ok(moved)
+    }
+
     /// Moves the sequence ids of `other`; copies nothing.
     fn append_rows(&mut self, mut other: Self) -> Result<(), ModelError> {
         if !other.is_of(&self.engine) {

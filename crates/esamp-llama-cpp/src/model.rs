@@ -3,7 +3,9 @@
 use std::{path::Path, sync::Arc};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use esamp::{CausalLm, HeadRows, HiddenStateTap, LmHead, PairTap, TapSite, errors::ModelError};
+use esamp::{
+    CacheLimits, CausalLm, HeadRows, HiddenStateTap, LmHead, PairTap, TapSite, errors::ModelError,
+};
 
 use crate::{
     cache::{Engine, LlamaCppCache, Row},
@@ -28,6 +30,7 @@ pub struct LlamaCpp {
     vocab: usize,
     layers: usize,
     context_length: usize,
+    limits: CacheLimits,
 }
 
 /// The part of the largest logit by which llama.cpp's logits may differ from those that the LM head makes of the
@@ -72,8 +75,11 @@ impl LlamaCpp {
         let layers = context.layers;
         let trained_length = context.trained_length.unwrap_or(usize::MAX);
         let context_length = context.cells_of_a_row.min(trained_length);
+        // Separate buffers have room for `context_length` tokens in every row.
+        let tokens = if options.unified_cache { context.cells } else { usize::MAX };
+        let limits = CacheLimits { rows: options.max_rows, tokens };
         let engine = Arc::new(Engine::new(context, options.max_rows));
-        let model = Self { engine, head, d_model, vocab, layers, context_length };
+        let model = Self { engine, head, d_model, vocab, layers, context_length, limits };
         model.check_taps_and_head()?;
         Ok(model)
     }
@@ -217,5 +223,9 @@ impl CausalLm for LlamaCpp {
     /// of its own) if those are fewer.
     fn context_length(&self) -> Option<usize> {
         Some(self.context_length)
+    }
+
+    fn cache_limits(&self) -> CacheLimits {
+        self.limits
     }
 }

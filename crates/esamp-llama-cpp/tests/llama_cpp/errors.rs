@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use esamp::{CausalLm, FinishReason, HiddenStateTap, NoTap, PairTap, Request, TapSite, TokenId};
+use esamp::{
+    CausalLm, Decoder, FinishReason, HiddenStateTap, NoTap, PairTap, Request, TapSite, TokenId,
+};
 use esamp_llama_cpp::{LlamaCpp, Options};
 use esamp_testkit::bounded;
 
@@ -22,23 +24,54 @@ fn a_full_cache_or_too_many_rows_ends_completions_and_the_loop_goes_on() {
     let request = |rows: usize, count: usize| {
         Request::new(PROMPT.to_vec()).with_completions(rows).with_max_new_tokens(count)
     };
-    decoder.submit(request(4, 200)).unwrap();
+    // A request that can never run is refused.
+    let refused = |request: Request, decoder: &mut Decoder<_>| {
+        decoder.submit(request).unwrap_err().to_string()
+    };
+    let message = "key-value cache: expected a request of at most 256 tokens, got one of 260";
+    assert_eq!(refused(request(4, 64), &mut decoder), message);
+    let message = "key-value cache: expected a request of at most 4 rows, got one of 5";
+    assert_eq!(refused(request(5, 4), &mut decoder), message);
+
+    // The loop knows nothing of another cache of the same model.
+    let mut other = model.new_cache();
+    model.forward(tokens(&[5; 100], 1), &mut other, &mut NoTap).unwrap();
+    decoder.submit(request(3, 64)).unwrap();
     let error = run(&mut decoder).unwrap_err();
     let message =
-        "llama.cpp: expected 4 free cells among the 256 of its cache (`with_cells`), got fewer";
+        "llama.cpp: expected 3 free cells among the 256 of its cache (`with_cells`), got fewer";
     assert!(error.contains(message), "{error}");
     let ended = decoder.take_completions();
-    assert_eq!(ended.len(), 4);
+    assert_eq!(ended.len(), 3);
     assert!(ended.iter().all(|completion| matches!(completion.finish, FinishReason::Aborted)));
 
-    decoder.submit(request(5, 4)).unwrap();
+    decoder.submit(request(4, 8)).unwrap();
     let error = run(&mut decoder).unwrap_err();
     let message = "llama.cpp: expected at most 4 rows in use (`with_max_rows`), got 5";
     assert!(error.contains(message), "{error}");
     decoder.take_completions();
 
+    drop(other);
     decoder.submit(request(4, 8)).unwrap();
     assert_eq!(run(&mut decoder).unwrap().len(), 4);
+}
+
+#[test]
+fn prompts_wait_for_cells_and_rows() {
+    let model = load(&tiny("llama"), &options().with_cells(256).with_max_rows(4));
+    let mut decoder = decoder(&model);
+    // Of four requests, the first two take 2 · (4 + 2 · 60) = 248 cells, and the next 2 more rows do not fit either.
+    for _ in 0..3 {
+        let request = Request::new(PROMPT.to_vec()).with_completions(2).with_max_new_tokens(60);
+        decoder.submit(request).unwrap();
+    }
+    decoder.submit(Request::new(PROMPT.to_vec()).with_max_new_tokens(4)).unwrap();
+    decoder.step().unwrap();
+    assert_eq!((decoder.running(), decoder.waiting()), (4, 2));
+    let completions = run(&mut decoder).unwrap();
+    assert_eq!(completions.len(), 7);
+    let is_whole = |finish: &FinishReason| matches!(finish, FinishReason::MaxNewTokens);
+    assert!(completions.iter().all(|completion| is_whole(&completion.finish)));
 }
 
 #[test]

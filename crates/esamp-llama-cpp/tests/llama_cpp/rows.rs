@@ -39,6 +39,35 @@ fn the_decode_loop_is_the_loop_by_hand_with_requests_of_several_lengths() {
     }
 }
 
+#[test]
+fn a_paused_completion_goes_on_where_it_was() {
+    let model = load(&SMOLLM2, &options().with_cells(1024));
+    let mut decoder = decoder(&model);
+    let text = prompt("The capital of France is");
+    let request = Request::new(text.clone()).with_completions(3).with_max_new_tokens(12);
+    let ids = decoder.submit(request.with_sampling(plain())).unwrap().completions;
+    for _ in 0..4 {
+        decoder.step().unwrap();
+    }
+    decoder.pause(ids[1]).unwrap();
+    for _ in 0..3 {
+        decoder.step().unwrap();
+    }
+    assert_eq!((decoder.running(), decoder.paused()), (2, vec![ids[1]]));
+    decoder.resume(ids[1]).unwrap();
+    let expected = greedy(&model, &text, 12, no_tap);
+    let completions = run(&mut decoder).unwrap();
+    assert_eq!(completions.len(), 3);
+    assert!(completions.iter().all(|completion| completion.tokens() == expected));
+
+    let mut cache = model.new_cache();
+    let two: Vec<TokenId> = [text.as_slice(), text.as_slice()].concat();
+    model.forward(tokens(&two, 2), &mut cache, &mut NoTap).unwrap();
+    assert!(cache.split_rows(&[2]).is_err());
+    assert!(cache.split_rows(&[1, 1]).is_err());
+    assert_eq!((cache.split_rows(&[1]).unwrap().rows(), cache.rows()), (1, 1));
+}
+
 /// Logits, shallow and deep states of each row.
 type Rows = Vec<[Vec<f32>; 3]>;
 
