@@ -134,8 +134,13 @@ impl<M: CausalLm> Decoder<M> {
         running.chain(self.paused.iter().map(|paused| &paused.row))
     }
 
-    /// Whether there is room to prefill a prompt now.
+    /// Whether there is room to prefill a prompt now. A prompt is never kept waiting when nothing else runs.
     pub(super) fn has_room(&self, waiting: &Waiting) -> bool {
+        self.has_places(waiting) && (self.rows().next().is_none() || self.has_memory(waiting))
+    }
+
+    /// Whether the batch and the caches have places for the rows of a prompt.
+    pub(super) fn has_places(&self, waiting: &Waiting) -> bool {
         let wants_other = waiting.request.expects() == Expects::OtherModel;
         if wants_other && self.other.as_ref().is_some_and(|other| !other.has_room()) {
             return false;
@@ -149,9 +154,13 @@ impl<M: CausalLm> Decoder<M> {
         }
         let running = self.rows().count();
         let most = self.max_rows.saturating_sub(waiting.completions.len());
-        running == 0
-            || (running <= most
-                && self.cache_shortage(&waiting.request, self.rows()).is_none()
-                && self.has_memory(waiting))
+        running <= most && self.cache_shortage(&waiting.request, self.rows()).is_none()
+    }
+
+    /// Whether a step would begin no waiting prompt because paused rows take the room.
+    pub(super) fn are_prompts_blocked(&self) -> bool {
+        !self.paused.is_empty()
+            && !self.waiting.iter().any(|waiting| self.has_room(waiting))
+            && self.groups_to_evict().is_empty()
     }
 }

@@ -3,7 +3,7 @@
 use super::{Decoder, Request, Waiting};
 use crate::{
     causal_lm::{BatchSize, CausalLm},
-    id::{CompletionId, PromptId},
+    id::{CompletionId, GroupId, PromptId},
     novelty::Expects,
 };
 
@@ -79,25 +79,25 @@ impl<M: CausalLm> Decoder<M> {
         self.bytes(&load).saturating_add(self.sampler.unfreed_bytes()) <= limit
     }
 
-    /// Evicts groups without completions if the first waiting prompt needs their memory and it suffices.
-    pub(super) fn evict_for_memory(&mut self) {
+    /// The groups without completions whose memory the first waiting prompt needs. None if that would not suffice.
+    pub(super) fn groups_to_evict(&self) -> Vec<GroupId> {
         let (Some(limit), Some(first)) = (self.memory_limit, self.waiting.front()) else {
-            return;
+            return Vec::new();
         };
+        if !self.has_places(first) {
+            return Vec::new();
+        }
         let idle = self.idle_groups();
         let mut held = self.sampler.held();
         let mut evicted = 0;
         while self.bytes(&self.load_with(first, &held)) > limit {
             let Some((_, prompt)) = idle.get(evicted) else {
-                return;
+                return Vec::new();
             };
             held.retain(|held| held != prompt);
             evicted += 1;
         }
-        for &(group, _) in &idle[..evicted] {
-            // It is known, so this cannot fail.
-            let _ = self.release_group(group);
-        }
+        idle[..evicted].iter().map(|&(group, _)| group).collect()
     }
 
     /// The rows that run, the prompt's rows alongside them, and the distillers of the prompts in `held`.

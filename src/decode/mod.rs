@@ -283,13 +283,13 @@ impl<M: CausalLm> Decoder<M> {
     }
 
     /// Whether nothing is waiting, running, or still to be delivered by [`run`](Self::run). [Paused](Self::pause)
-    /// completions do not count until they are resumed.
+    /// completions do not count until they are resumed, nor do prompts that wait for the room that these take.
     pub fn is_idle(&self) -> bool {
-        self.waiting.is_empty()
-            && self.joining.is_empty()
+        self.joining.is_empty()
             && self.batch.is_none()
             && !self.paused.iter().any(|paused| paused.is_resumed)
             && self.events.is_empty()
+            && (self.waiting.is_empty() || self.are_prompts_blocked())
     }
 
     /// Number of requests whose prompt has not begun to be read.

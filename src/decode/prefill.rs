@@ -79,7 +79,10 @@ impl<M: CausalLm> Decoder<M> {
     /// The place of the waiting prompt to prefill next: the first for which there is room, unless it would overtake one
     /// that has been overtaken too often.
     fn next_waiting(&mut self) -> Option<usize> {
-        self.evict_for_memory();
+        for group in self.groups_to_evict() {
+            // It is known, so this cannot fail.
+            let _ = self.release_group(group);
+        }
         let most = Self::MAX_OVERTAKEN;
         let fits = |waiting: &Waiting| self.has_room(waiting);
         let at =

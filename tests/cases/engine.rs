@@ -205,6 +205,21 @@ fn a_caller_that_does_not_read_pauses_only_its_own() {
 }
 
 #[test]
+fn the_thread_sleeps_while_a_caller_that_does_not_read_keeps_others_waiting() {
+    let decoder = decoder().with_max_rows(1).unwrap();
+    let engine = Engine::start(decoder, EngineConfig::default().with_max_unread(2)).unwrap();
+    let mut slow = engine.submit(request(vec![1, 2], 20)).unwrap();
+    wait_until("it is paused", || engine.stats().paused == 1);
+    let mut next = engine.submit(request(vec![3], 4)).unwrap();
+    wait_until("it waits", || engine.stats().waiting == 1);
+    let before = engine.stats();
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(engine.stats().decode, before.decode, "no step");
+    assert_eq!(read(&mut slow).0[0].len(), 20);
+    assert_eq!(read(&mut next).0[0].len(), 4);
+}
+
+#[test]
 fn a_caller_that_reads_too_late_is_cancelled() {
     let config = EngineConfig::default().with_max_unread(4);
     let engine = engine(config.with_read_timeout(Duration::from_millis(20)));
