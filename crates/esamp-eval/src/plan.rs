@@ -28,6 +28,8 @@ pub type Key = (String, usize, String, u64);
 ///
 /// If a run stops early, all arms have seen the same problems except in the last group, and all tasks have
 /// progressed about equally.
+///
+/// A [shard](Header::shard) has the units of its [pieces](piece), in the same order.
 pub fn units(header: &Header) -> Vec<Unit> {
     let mut units = Vec::new();
     for seed in 0..header.seeds {
@@ -44,7 +46,19 @@ pub fn units(header: &Header) -> Vec<Unit> {
             }
         }
     }
+    if let Some(shard) = header.shard {
+        units.retain(|unit| shard.has(piece(header, unit)));
+    }
     units
+}
+
+/// The number of the piece that a unit belongs to. Pieces are what shards consist of: a problem with all its arms and
+/// seeds, or a group of problems if some unit decodes them together, because its records depend on all of them. They
+/// are numbered task by task, so that every shard has as many of each task as any other, give or take one.
+pub fn piece(header: &Header, unit: &Unit) -> usize {
+    let is_one_by_one = header.one_by_one && !header.arms.iter().any(shares_between_problems);
+    let size = if is_one_by_one { 1 } else { header.batch.max(1) };
+    unit.task * header.problems.div_ceil(size) + unit.problems.start / size
 }
 
 /// Whether what an arm learns from one problem changes its completions of another.
