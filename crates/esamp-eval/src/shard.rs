@@ -112,9 +112,10 @@ impl From<ShardError> for Failure {
         let next_step = match error {
             ShardError::Shard { .. } => "count shards from 1",
             ShardError::NoIndex => "give --shard I/N instead",
-            ShardError::Variable { .. }
-            | ShardError::NoCount { .. }
-            | ShardError::Contradiction { .. } => {
+            ShardError::NoCount { .. } => {
+                "give --shard-count, or unset the variable if it does not number shards of this plan"
+            }
+            ShardError::Variable { .. } | ShardError::Contradiction { .. } => {
                 "change one of them, or unset the variable if it does not number shards of this plan"
             }
         };
