@@ -16,6 +16,7 @@ use esamp_programs::{
 
 use crate::{
     arms,
+    plan::{MOST_RECORDS, planned_records},
     provenance::SessionFile,
     record::{ArmRecord, Header, Split},
     report::gather::Results,
@@ -172,9 +173,6 @@ impl From<SplitName> for Split {
 /// The most arms on the held-out split. Trying many arms there would amount to choosing by it.
 pub const HELD_OUT_ARMS: usize = 8;
 
-/// The most records of a run: a thousand times those of this repository's largest report.
-pub const MOST_RECORDS: u64 = 1_000_000;
-
 impl Args {
     /// The model to run.
     pub fn source(&self) -> Result<ModelSource, Failure> {
@@ -226,8 +224,7 @@ impl Args {
     /// Refuses a plan with more records than anyone will wait for: its list alone would fill the memory.
     pub fn check_size(&self, tasks: usize, arms: usize) -> Result<(), Failure> {
         let sizes = [self.problem_count() as u64, self.seed_count(), tasks as u64, arms as u64];
-        let planned = sizes.iter().fold(1, |product: u64, &size| product.saturating_mul(size));
-        if planned <= MOST_RECORDS {
+        if planned_records(sizes) <= MOST_RECORDS {
             return Ok(());
         }
         let [problems, seeds, tasks, arms] = sizes;

@@ -10,7 +10,7 @@ use std::{
 use esamp_programs::failure::Failure;
 
 use crate::{
-    plan::{piece, units},
+    plan::{MOST_RECORDS, piece, planned_records, units},
     provenance::SessionFile,
     record::{
         Header, ReadError,
@@ -178,6 +178,14 @@ impl ShardFile {
         let Some(shard) = header.shard else {
             return Err(MergeError::Whole { path: path.to_owned() });
         };
+        // The list of units of a larger plan would fill the memory.
+        let sizes =
+            [header.problems, header.tasks.len(), header.arms.len()].map(|size| size as u64);
+        let planned = planned_records([sizes[0], header.seeds, sizes[1], sizes[2]]);
+        if planned > MOST_RECORDS {
+            let got = format!("one of {planned} records, which is more than {MOST_RECORDS}");
+            return Err(wrong(&got).into());
+        }
         if !is_sealed {
             return Err(wrong("one without a checksum").into());
         }

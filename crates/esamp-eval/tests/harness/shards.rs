@@ -233,6 +233,19 @@ fn a_damaged_shard_is_refused() {
     let moved = bare.replacen(",\"shard\":\"1/2\"", "", 1);
     let moved = seal(&moved.replacen("{\"type\"", "{\"shard\":\"1/2\",\"type\"", 1));
     assert_eq!(with(&[&moved]), format!("{header}one that this program has not written"));
+    let endless = bare.replacen("\"seeds\":1", "\"seeds\":1000000", 1);
+    let wording = format!("{header}one of 6000000 records, which is more than 1000000");
+    assert_eq!(with(&[&seal(&endless)]), wording);
+    let empty = endless.replacen("\"problems\":3", "\"problems\":0", 1);
+    let wording = format!("{header}one of 2000000 records, which is more than 1000000");
+    assert_eq!(with(&[&seal(&empty)]), wording);
+    // A group of no problem, and one of as many as a number can say.
+    for batch in ["0", "18446744073709551615"] {
+        let odd = bare.replacen("\"batch\":2", &format!("\"batch\":{batch}"), 1);
+        fs::write(&paths[0], seal(&odd.replace("\"1/2\"", "\"1/1\"")) + "\n").unwrap();
+        let message = merge(&paths[..1]).unwrap_err();
+        assert!(message.ends_with(": expected the 6 records of shard 1/1, got 0"), "{message}");
+    }
     let impossible = seal(&bare.replace("\"1/2\"", "\"3/2\""));
     let message = with(&[&impossible]);
     assert!(message.contains("expected I/N with I from 1 to N"), "{message}");
