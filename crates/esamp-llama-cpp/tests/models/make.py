@@ -159,34 +159,23 @@ def gemma3(name, soft_cap=None):
     model.write()
 
 
-def qwen3moe():
-    model = Model("qwen3moe", "qwen3moe", lambda writer: byte_level(writer, "qwen2"))
+def mixture(name, pre, mlp_norm, norm=False, bias=False, sinks=False, sliding_window=None):
+    """A mixture of experts."""
+    model = Model(name, name, lambda writer: byte_level(writer, pre))
     model.attention()
     model.writer.add_expert_count(EXPERTS)
     model.writer.add_expert_used_count(2)
     model.writer.add_expert_feed_forward_length(32)
+    if sliding_window:
+        model.writer.add_sliding_window(sliding_window)
     model.ends(tied=False)
     for block in range(LAYERS):
-        model.norms(block, "attn_norm", "ffn_norm")
-        model.qkv(block, norm=True)
-        model.experts(block, 32)
-    model.write()
-
-
-def gpt_oss():
-    model = Model("gpt-oss", "gpt-oss", lambda writer: byte_level(writer, "gpt-4o"))
-    model.attention()
-    model.writer.add_expert_count(EXPERTS)
-    model.writer.add_expert_used_count(2)
-    model.writer.add_expert_feed_forward_length(32)
-    model.writer.add_sliding_window(8)
-    model.ends(tied=False)
-    for block in range(LAYERS):
-        model.norms(block, "attn_norm", "post_attention_norm")
-        model.qkv(block, bias=True)
-        model.vector(f"blk.{block}.attn_output.bias", WIDTH)
-        model.vector(f"blk.{block}.attn_sinks.weight", HEADS, scale=1.0)
-        model.experts(block, 32, bias=True)
+        model.norms(block, "attn_norm", mlp_norm)
+        model.qkv(block, bias, norm)
+        if sinks:
+            model.vector(f"blk.{block}.attn_output.bias", WIDTH)
+            model.vector(f"blk.{block}.attn_sinks.weight", HEADS, scale=1.0)
+        model.experts(block, 32, bias)
     model.write()
 
 
@@ -245,7 +234,7 @@ dense("qwen3", "qwen3", lambda writer: byte_level(writer, "qwen2"), tied=True, n
 dense("phi3", "phi3", lambda writer: sentence_piece(writer, True), tied=False, fused=True)
 gemma3("gemma3")
 gemma3("refused-soft-cap", soft_cap=30.0)
-qwen3moe()
-gpt_oss()
+mixture("qwen3moe", "qwen2", "ffn_norm", norm=True)
+mixture("gpt-oss", "gpt-4o", "post_attention_norm", bias=True, sinks=True, sliding_window=8)
 mamba()
 bert()
