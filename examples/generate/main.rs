@@ -25,11 +25,12 @@ use std::{
 use clap::Parser;
 use esamp_programs::{
     failure::{End, exit_code},
+    loaded::Loaded,
     model_source::Cache,
 };
 
 use args::Args;
-use arms::{Arm, Loaded};
+use arms::Arm;
 use page::HtmlFile;
 use render::Screen;
 use trace::Trace;

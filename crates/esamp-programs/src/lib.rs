@@ -9,5 +9,6 @@ pub mod columns;
 pub mod device;
 pub mod failure;
 pub mod files;
+pub mod loaded;
 pub mod model_source;
 pub mod page;
