@@ -15,7 +15,11 @@ use crate::error::ApiError;
 const DROPPED: usize = 64 << 20;
 
 /// Reads a JSON body of at most `limit` bytes that arrives within `timeout`.
-pub async fn json(request: Request, limit: usize, timeout: Duration) -> Result<Value, ApiError> {
+pub(crate) async fn json(
+    request: Request,
+    limit: usize,
+    timeout: Duration,
+) -> Result<Value, ApiError> {
     // Also keeps a web page of another origin from sending requests: browsers ask first for this type.
     let kind = request.headers().get(header::CONTENT_TYPE);
     let kind = kind.and_then(|kind| kind.to_str().ok()).unwrap_or_default();

@@ -19,7 +19,7 @@ pub struct ApiError {
     pub param: Option<String>,
     pub code: &'static str,
     pub message: String,
-    retry_after: Option<u32>,
+    pub retry_after: Option<u32>,
 }
 
 impl ApiError {
@@ -123,7 +123,12 @@ pub fn refused(error: &RequestError, prompt: &'static str) -> ApiError {
     let message = error.to_string();
     let wrong = |code, param: &str| ApiError::request(code, message.clone()).with_param(param);
     match error {
-        RequestError::PromptTooLong { .. } => wrong("context_length_exceeded", prompt),
+        RequestError::PromptTooLong { prompt: tokens, limit } => {
+            let expected =
+                format!("at most {} tokens, to leave room for a new one", limit.saturating_sub(1));
+            let error = ApiError::field(prompt, &expected, &format!("{tokens} tokens"));
+            ApiError { code: "context_length_exceeded", ..error }
+        }
         RequestError::UnknownToken { place: "logit bias", .. } => {
             wrong("invalid_value", "logit_bias")
         }

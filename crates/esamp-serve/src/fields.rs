@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use crate::error::ApiError;
 
 /// The fields of a JSON object that have not been read yet. A field that is `null` counts as absent, as in OpenAI's API.
-pub struct Fields {
+pub(crate) struct Fields {
     /// Where the object is: empty for the body, `esamp.` for the object of that name.
     prefix: String,
     map: Map<String, Value>,
@@ -15,7 +15,7 @@ pub struct Fields {
 
 impl Fields {
     /// The fields of the object `name`; of the body if the name is empty.
-    pub fn new(name: &str, value: Value) -> Result<Self, ApiError> {
+    pub(crate) fn new(name: &str, value: Value) -> Result<Self, ApiError> {
         let prefix = if name.is_empty() { String::new() } else { format!("{name}.") };
         match value {
             Value::Object(map) => Ok(Self { prefix, map }),
@@ -27,21 +27,21 @@ impl Fields {
     }
 
     /// The full name of a field.
-    pub fn name(&self, field: &str) -> String {
+    pub(crate) fn name(&self, field: &str) -> String {
         format!("{}{field}", self.prefix)
     }
 
-    pub fn take(&mut self, field: &str) -> Option<Value> {
+    pub(crate) fn take(&mut self, field: &str) -> Option<Value> {
         self.map.remove(field).filter(|value| !value.is_null())
     }
 
     /// An error about a field.
-    pub fn wrong(&self, field: &str, expected: &str, got: &Value) -> ApiError {
+    pub(crate) fn wrong(&self, field: &str, expected: &str, got: &Value) -> ApiError {
         ApiError::field(self.name(field), expected, &shown(got))
     }
 
     /// A number. It is checked as it will be used, in 32 bits.
-    pub fn number(
+    pub(crate) fn number(
         &mut self,
         field: &str,
         expected: &str,
@@ -58,7 +58,7 @@ impl Fields {
     }
 
     /// A whole number.
-    pub fn integer(
+    pub(crate) fn integer(
         &mut self,
         field: &str,
         range: RangeInclusive<i128>,
@@ -75,7 +75,7 @@ impl Fields {
         }
     }
 
-    pub fn flag(&mut self, field: &str) -> Result<bool, ApiError> {
+    pub(crate) fn flag(&mut self, field: &str) -> Result<bool, ApiError> {
         match self.take(field) {
             None => Ok(false),
             Some(Value::Bool(flag)) => Ok(flag),
@@ -83,7 +83,7 @@ impl Fields {
         }
     }
 
-    pub fn text(&mut self, field: &str) -> Result<Option<String>, ApiError> {
+    pub(crate) fn text(&mut self, field: &str) -> Result<Option<String>, ApiError> {
         match self.take(field) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
@@ -92,20 +92,20 @@ impl Fields {
     }
 
     /// The fields of an object within this one; none if it is absent.
-    pub fn object(&mut self, field: &str) -> Result<Self, ApiError> {
+    pub(crate) fn object(&mut self, field: &str) -> Result<Self, ApiError> {
         let value = self.take(field).unwrap_or_else(|| Value::Object(Map::new()));
         Self::new(&self.name(field), value)
     }
 
     /// Accepts fields without looking at them.
-    pub fn ignore(&mut self, fields: &[&str]) {
+    pub(crate) fn ignore(&mut self, fields: &[&str]) {
         for field in fields {
             self.map.remove(*field);
         }
     }
 
     /// Refuses fields that nobody has read.
-    pub fn end(self) -> Result<(), ApiError> {
+    pub(crate) fn end(self) -> Result<(), ApiError> {
         let unknown = self.map.iter().find(|(_, value)| !value.is_null());
         match unknown {
             None => Ok(()),
@@ -119,12 +119,12 @@ impl Fields {
 }
 
 /// A whole number, however large.
-pub fn whole(value: &Value) -> Option<i128> {
+pub(crate) fn whole(value: &Value) -> Option<i128> {
     value.as_i64().map(i128::from).or_else(|| value.as_u64().map(i128::from))
 }
 
 /// A value in an error message.
-pub fn shown(value: &Value) -> String {
+pub(crate) fn shown(value: &Value) -> String {
     match value {
         Value::Array(items) => format!("an array of {}", items.len()),
         Value::Object(_) => "an object".to_owned(),

@@ -37,7 +37,7 @@ use crate::{
 };
 
 /// Answers a request for completions.
-pub async fn generate(
+pub(crate) async fn generate(
     app: Arc<App>,
     client: Client,
     kind: Kind,

@@ -80,7 +80,7 @@ impl ApiKeys {
         // Every key is compared, whichever it is.
         let mut found = None;
         for (number, known) in self.0.iter().enumerate() {
-            if bool::from(known.ct_eq(&hash)) {
+            if bool::from(known[..].ct_eq(&hash[..])) {
                 found = Some(Client(number));
             }
         }

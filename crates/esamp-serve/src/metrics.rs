@@ -12,10 +12,10 @@ use serde_json::Value;
 
 use crate::app::App;
 
-pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+pub(crate) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// The current numbers.
-pub fn metrics(app: &App) -> String {
+pub(crate) fn metrics(app: &App) -> String {
     let stats = app.engine.stats();
     let mut out = String::new();
     let connections = app.traffic.connections.load(Ordering::Relaxed) as f64;

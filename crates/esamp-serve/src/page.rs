@@ -5,7 +5,7 @@ use esamp_programs::page::{Document, document, escaped};
 use crate::app::App;
 
 /// The page. Its tokens, tints and tooltips are those of `generate --html`.
-pub fn page(app: &App) -> String {
+pub(crate) fn page(app: &App) -> String {
     let path = match &app.template {
         Ok(Some(_)) => "/v1/chat/completions",
         _ => "/v1/completions",

@@ -16,21 +16,21 @@ use crate::{
 
 /// What a request asks for, without its prompt.
 #[derive(Clone, Debug)]
-pub struct Params {
-    pub completions: usize,
+pub(crate) struct Params {
+    pub(crate) completions: usize,
     /// As many as the context has room for, if `None`.
-    pub max_new_tokens: Option<usize>,
-    pub seed: u64,
-    pub sampling: Sampling,
-    pub stop: Vec<String>,
-    pub is_streamed: bool,
+    pub(crate) max_new_tokens: Option<usize>,
+    pub(crate) seed: u64,
+    pub(crate) sampling: Sampling,
+    pub(crate) stop: Vec<String>,
+    pub(crate) is_streamed: bool,
     /// Whether a stream ends with the number of tokens.
-    pub wants_usage: bool,
-    pub wants_log_probs: bool,
+    pub(crate) wants_usage: bool,
+    pub(crate) wants_log_probs: bool,
     /// Whether the novelty of every token is returned.
-    pub wants_details: bool,
-    pub group: Option<String>,
-    pub warm_up_updates: usize,
+    pub(crate) wants_details: bool,
+    pub(crate) group: Option<String>,
+    pub(crate) warm_up_updates: usize,
 }
 
 /// Fields that clients of OpenAI send and that change nothing here.
@@ -53,7 +53,7 @@ const MOST_BIASES: usize = 1024;
 
 impl Params {
     /// Reads and checks the fields. Only what is about the prompt is left.
-    pub fn read(body: &mut Fields, kind: Kind, limits: &Limits) -> Result<Self, ApiError> {
+    pub(crate) fn read(body: &mut Fields, kind: Kind, limits: &Limits) -> Result<Self, ApiError> {
         body.ignore(&IGNORED);
         refuse_unsupported(body)?;
         let completions = count(body.integer("n", 1..=limits.completions as i128)?).unwrap_or(1);
@@ -264,7 +264,7 @@ fn logit_bias(body: &mut Fields) -> Result<Vec<(TokenId, f32)>, ApiError> {
     }
     let read = |(token, bias): (&String, &Value)| {
         let number = bias.as_f64().filter(|bias| (-100.0..=100.0).contains(bias));
-        match (token.parse(), number) {
+        match (token.parse::<TokenId>(), number) {
             (Ok(token), Some(bias)) => Ok((token, bias as f32)),
             _ => {
                 let got = format!("{} for {}", shown(bias), shown(&Value::from(token.as_str())));

@@ -15,7 +15,7 @@ use crate::{
 
 /// A prompt that has not been encoded.
 #[derive(Clone, Debug)]
-pub enum Prompt {
+pub(crate) enum Prompt {
     Text(String),
     Tokens(Vec<TokenId>),
     Chat(Vec<ChatMessage>),
@@ -24,7 +24,7 @@ pub enum Prompt {
 const MOST_MESSAGES: usize = 4096;
 
 impl Prompt {
-    pub fn read(body: &mut Fields, kind: Kind) -> Result<Self, ApiError> {
+    pub(crate) fn read(body: &mut Fields, kind: Kind) -> Result<Self, ApiError> {
         let field = kind.prompt_field();
         match (kind, body.take(field)) {
             (_, None) => Err(ApiError::field(field, kind.prompt_expected(), "none")),
@@ -34,7 +34,7 @@ impl Prompt {
     }
 
     /// Turns the prompt into tokens. Takes time in proportion to its length: call it where that blocks nobody.
-    pub fn encode(&self, app: &App) -> Result<Vec<TokenId>, ApiError> {
+    pub(crate) fn encode(&self, app: &App) -> Result<Vec<TokenId>, ApiError> {
         let failed = |error: LoadError| ApiError::request("invalid_value", error.to_string());
         match self {
             Self::Tokens(tokens) => Ok(tokens.clone()),
@@ -64,7 +64,7 @@ impl Prompt {
     }
 
     /// The text, for a log that was asked for.
-    pub fn logged(&self) -> String {
+    pub(crate) fn logged(&self) -> String {
         match self {
             Self::Text(text) => text.clone(),
             Self::Tokens(tokens) => format!("{tokens:?}"),

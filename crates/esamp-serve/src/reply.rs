@@ -7,20 +7,20 @@ use crate::app::Kind;
 
 /// What all parts of a response share.
 #[derive(Clone, Debug)]
-pub struct Reply {
-    pub kind: Kind,
-    pub id: String,
-    pub created: u64,
-    pub model: String,
-    pub seed: u64,
-    pub group: Option<String>,
-    pub wants_log_probs: bool,
-    pub wants_details: bool,
+pub(crate) struct Reply {
+    pub(crate) kind: Kind,
+    pub(crate) id: String,
+    pub(crate) created: u64,
+    pub(crate) model: String,
+    pub(crate) seed: u64,
+    pub(crate) group: Option<String>,
+    pub(crate) wants_log_probs: bool,
+    pub(crate) wants_details: bool,
 }
 
 /// A token with the text that it adds to its completion.
 #[derive(Clone, Debug)]
-pub struct Piece {
+pub(crate) struct Piece {
     token: TokenId,
     text: String,
     /// Under the unmodified model, if that was asked for.
@@ -31,7 +31,7 @@ pub struct Piece {
 }
 
 impl Piece {
-    pub fn new(choice: &Choice, text: String) -> Self {
+    pub(crate) fn new(choice: &Choice, text: String) -> Self {
         Self {
             token: choice.token,
             text,
@@ -50,9 +50,9 @@ impl Piece {
 
 /// Numbers of tokens.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Usage {
-    pub prompt: usize,
-    pub completion: usize,
+pub(crate) struct Usage {
+    pub(crate) prompt: usize,
+    pub(crate) completion: usize,
 }
 
 impl Usage {
@@ -67,19 +67,19 @@ impl Usage {
 
 /// A completion, or the next part of one.
 #[derive(Debug, Default)]
-pub struct Part<'a> {
-    pub index: usize,
-    pub text: &'a str,
+pub(crate) struct Part<'a> {
+    pub(crate) index: usize,
+    pub(crate) text: &'a str,
     /// Tokens, if they are shown.
-    pub pieces: &'a [Piece],
+    pub(crate) pieces: &'a [Piece],
     /// Characters of the completion before this part.
-    pub offset: usize,
-    pub finish: Option<&'static str>,
+    pub(crate) offset: usize,
+    pub(crate) finish: Option<&'static str>,
 }
 
 impl Reply {
     /// Whether tokens are shown.
-    pub fn shows_tokens(&self) -> bool {
+    pub(crate) fn shows_tokens(&self) -> bool {
         self.wants_log_probs || self.wants_details
     }
 
@@ -102,7 +102,7 @@ impl Reply {
     }
 
     /// The first part of a completion in a stream, where it has one.
-    pub fn opening(&self, index: usize) -> Option<Value> {
+    pub(crate) fn opening(&self, index: usize) -> Option<Value> {
         (self.kind == Kind::Chat).then(|| {
             let delta = json!({"role": "assistant", "content": ""});
             let choice =
@@ -112,7 +112,7 @@ impl Reply {
     }
 
     /// A part of a completion in a stream.
-    pub fn chunk(&self, part: &Part<'_>) -> Value {
+    pub(crate) fn chunk(&self, part: &Part<'_>) -> Value {
         let mut choice = match self.kind {
             Kind::Completion => json!({"index": part.index, "text": part.text}),
             Kind::Chat if part.text.is_empty() => json!({"index": part.index, "delta": {}}),
@@ -123,14 +123,14 @@ impl Reply {
     }
 
     /// The last part of a stream that ends with numbers of tokens.
-    pub fn usage_chunk(&self, usage: Usage) -> Value {
+    pub(crate) fn usage_chunk(&self, usage: Usage) -> Value {
         let mut chunk = self.envelope(self.chunk_object(), Vec::new());
         chunk["usage"] = usage.json();
         chunk
     }
 
     /// A whole response.
-    pub fn whole(&self, parts: &[Part<'_>], usage: Usage) -> Value {
+    pub(crate) fn whole(&self, parts: &[Part<'_>], usage: Usage) -> Value {
         let choice = |part: &Part<'_>| {
             let mut choice = match self.kind {
                 Kind::Completion => json!({"index": part.index, "text": part.text}),

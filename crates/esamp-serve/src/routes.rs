@@ -1,6 +1,9 @@
 //! The paths of the server.
 
-use std::sync::{Arc, PoisonError};
+use std::{
+    any::Any,
+    sync::{Arc, PoisonError},
+};
 
 use axum::{
     Extension, Router,
@@ -23,7 +26,7 @@ use crate::{
 };
 
 /// The paths, with everything that is done for all of them.
-pub fn router(app: Arc<App>) -> Router {
+pub(crate) fn router(app: Arc<App>) -> Router {
     let with_key = Router::new()
         .route("/v1/completions", post(completions))
         .route("/v1/chat/completions", post(chat))
@@ -37,11 +40,13 @@ pub fn router(app: Arc<App>) -> Router {
         .merge(with_key)
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
-        .layer(CatchPanicLayer::custom(|_panic| {
-            ApiError::internal("server: the request led to a panic").into_response()
-        }))
+        .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn_with_state(app.clone(), count))
         .with_state(app)
+}
+
+fn panicked(_panic: Box<dyn Any + Send>) -> Response {
+    ApiError::internal("server: the request led to a panic").into_response()
 }
 
 async fn authenticate(

@@ -131,10 +131,10 @@ fn bodies_that_are_no_requests_are_refused() {
     let deep = "[".repeat(100_000);
     for (body, status, code) in [
         (&b"{\"model\""[..], 400, "invalid_json"),
-        (b"", 400, "invalid_json"),
-        (b"hello", 400, "invalid_json"),
-        (b"[1]", 400, "invalid_value"),
-        (b"{\"model\": \"\xff\"}", 400, "invalid_utf8"),
+        (&b""[..], 400, "invalid_json"),
+        (&b"hello"[..], 400, "invalid_json"),
+        (&b"[1]"[..], 400, "invalid_value"),
+        (&b"{\"model\": \"\xff\"}"[..], 400, "invalid_utf8"),
         (deep.as_bytes(), 400, "invalid_json"),
         (big.as_bytes(), 413, "body_too_large"),
     ] {
