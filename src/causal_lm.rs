@@ -229,8 +229,8 @@ pub trait KvCache {
     where
         Self: Sized;
 
-    /// Moves the given rows, in ascending order, to a cache of their own. [`append_rows`](Self::append_rows) brings them
-    /// back. The loop needs it only to [pause](crate::Decoder::pause) completions.
+    /// Moves the given rows, in ascending order, to a cache of their own. [`append_rows`](Self::append_rows) brings
+    /// them back. The loop needs it only to [pause](crate::Decoder::pause) completions.
     ///
     /// # Errors
     ///
@@ -243,6 +243,18 @@ pub trait KvCache {
         let _ = rows;
         Err(ModelError::Unsupported { operation: "split rows" })
     }
+}
+
+/// [`KvCache::split_rows`] of a cache whose clone is cheap: each side keeps its own rows.
+pub(crate) fn split_clone<C: KvCache + Clone>(
+    cache: &mut C,
+    rows: &[usize],
+) -> Result<C, ModelError> {
+    let mut moved = cache.clone();
+    moved.keep_rows(rows)?;
+    let rest: Vec<usize> = (0..cache.rows()).filter(|row| !rows.contains(row)).collect();
+    cache.keep_rows(&rest)?;
+    Ok(moved)
 }
 
 /// A pointer to a model is a model: a loop may own a model, borrow it, or share it with other loops.

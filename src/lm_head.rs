@@ -1,6 +1,6 @@
 //! LM heads: from hidden states to logits.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use burn::{
     nn::Linear,
@@ -54,8 +54,8 @@ pub trait LmHead {
         self.logits(hidden).gather(1, tokens)
     }
 
-    /// Computes `W·x` without a bias, for some tokens or, without `tokens`, for all of them. The default returns `None`:
-    /// the head is not known to be linear.
+    /// Computes `W·x` without a bias, for some tokens or, without `tokens`, for all of them. The default returns
+    /// `None`: the head is not known to be linear.
     ///
     /// A head whose logits are `W·hidden + b` should implement this. The expected logit of a token `z` is then `logit
     /// − w_z·(deep − expected)`, with the model's own logit, instead of the head's logit for the expected state. The
@@ -164,10 +164,7 @@ impl LmHead for TiedHead {
     }
 
     fn product(&self, x: Tensor<2>, tokens: Option<Tensor<2, Int>>) -> Option<Tensor<2>> {
-        Some(match tokens {
-            Some(tokens) => self.logits_at(x, tokens),
-            None => self.logits(x),
-        })
+        Some(without_bias(self, x, tokens))
     }
 
     fn shape(&self) -> Option<[usize; 2]> {
@@ -206,10 +203,11 @@ impl LmHead for TiedHead {
 /// assert_eq!(head.shape(), Some([2, 3]));
 /// # Ok::<(), esamp::errors::ConfigError>(())
 /// ```
+#[derive(Clone)]
 pub struct HeadRows<'a> {
     vocab: usize,
     d_model: usize,
-    rows_of: Box<RowsOf<'a>>,
+    rows_of: Arc<RowsOf<'a>>,
 }
 
 type RowsOf<'a> = dyn Fn(&[TokenId], &mut [f32]) + Send + Sync + 'a;
@@ -232,7 +230,7 @@ impl<'a> HeadRows<'a> {
     ) -> Result<Self, ConfigError> {
         ConfigError::at_least_one("vocab", vocab)?;
         ConfigError::at_least_one("d_model", d_model)?;
-        Ok(Self { vocab, d_model, rows_of: Box::new(rows_of) })
+        Ok(Self { vocab, d_model, rows_of: Arc::new(rows_of) })
     }
 
     /// Creates a head from its matrix, `[vocab, d_model]` in row-major order. Only the rows that a step needs are
@@ -298,10 +296,7 @@ impl LmHead for HeadRows<'_> {
     }
 
     fn product(&self, x: Tensor<2>, tokens: Option<Tensor<2, Int>>) -> Option<Tensor<2>> {
-        Some(match tokens {
-            Some(tokens) => self.logits_at(x, tokens),
-            None => self.logits(x),
-        })
+        Some(without_bias(self, x, tokens))
     }
 
     fn shape(&self) -> Option<[usize; 2]> {
@@ -314,6 +309,14 @@ fn on_host(tokens: &Tensor<2, Int>) -> Option<Vec<TokenId>> {
     let data = tokens.clone().try_into_data().ok()?.convert::<i64>();
     let tokens = data.try_into_vec::<i64>().ok()?;
     Some(tokens.into_iter().map(|token| token as TokenId).collect())
+}
+
+/// [`LmHead::product`] of a head without a bias: its logits.
+fn without_bias(head: &impl LmHead, x: Tensor<2>, tokens: Option<Tensor<2, Int>>) -> Tensor<2> {
+    match tokens {
+        Some(tokens) => head.logits_at(x, tokens),
+        None => head.logits(x),
+    }
 }
 
 /// `hidden[row] · weight[tokens[row, i]]` for every row and `i`, with `weight` `[vocab, d_model]`.

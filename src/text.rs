@@ -41,6 +41,15 @@ pub trait Detokenize: Send + Sync {
     fn special_token(&self, _text: &str) -> Option<TokenId> {
         None
     }
+
+    /// The bytes that a token adds to the text, if tokens may end inside of a character. A token without text, such as
+    /// a special token, has an empty list. With them, a [`TextStream`] sees which bytes may still become a character;
+    /// without, it infers that from the U+FFFD at the end of the text.
+    ///
+    /// A detokenizer knows the bytes of all tokens or, as by default, `None` of any.
+    fn token_bytes(&self, _token: TokenId) -> Option<Vec<u8>> {
+        None
+    }
 }
 
 impl<F: Fn(&[TokenId]) -> Result<String, TextError> + Send + Sync> Detokenize for F {
@@ -57,6 +66,10 @@ impl<T: Detokenize + ?Sized> Detokenize for std::sync::Arc<T> {
     fn special_token(&self, text: &str) -> Option<TokenId> {
         (**self).special_token(text)
     }
+
+    fn token_bytes(&self, token: TokenId) -> Option<Vec<u8>> {
+        (**self).token_bytes(token)
+    }
 }
 
 /// The text of a growing token sequence, in pieces.
@@ -66,8 +79,9 @@ impl<T: Detokenize + ?Sized> Detokenize for std::sync::Arc<T> {
 /// decodes a run of bytes as a whole, and one invalid byte turns the whole run into U+FFFD. Text that has been shown
 /// then stays, and only the bytes after it become U+FFFD.
 ///
-/// Bytes that never become a character are shown as U+FFFD, at most three tokens late: three bytes may be the beginning
-/// of a character.
+/// Bytes that never become a character are shown as U+FFFD. If the detokenizer knows the
+/// [bytes of its tokens](Detokenize::token_bytes), only those that may still become a character are held back: at most
+/// the first three of one. Otherwise text that ends with U+FFFD is held back for three tokens.
 ///
 /// Cost: each token decodes a bounded number of tokens, for every sequence.
 #[derive(Clone, Debug, Default)]
@@ -79,7 +93,10 @@ pub struct TextStream {
     before: String,
     /// The tokens whose text has not been shown.
     pending: Vec<TokenId>,
-    /// The text of `pending`, which ends inside a character. Empty if nothing is pending.
+    /// The beginning of the text of `pending` that has been shown all the same: a token can end one character and
+    /// begin another.
+    shown: String,
+    /// The rest of the text of `pending`, which ends inside a character. Empty if nothing is pending.
     held: String,
 }
 
@@ -97,6 +114,66 @@ impl TextStream {
     ///
     /// Any error of the detokenizer.
     pub fn push(
+        &mut self,
+        token: TokenId,
+        detokenizer: &dyn Detokenize,
+    ) -> Result<String, TextError> {
+        match detokenizer.token_bytes(token) {
+            Some(bytes) if bytes.is_empty() => Ok(String::new()),
+            Some(_) => self.push_bytes(token, detokenizer),
+            None => self.push_text(token, detokenizer),
+        }
+    }
+
+    /// Adds a token of a detokenizer that knows the bytes of its tokens. Shows all but the bytes that may still become
+    /// a character.
+    fn push_bytes(
+        &mut self,
+        token: TokenId,
+        detokenizer: &dyn Detokenize,
+    ) -> Result<String, TextError> {
+        self.pending.push(token);
+        let bytes = |&token: &TokenId| detokenizer.token_bytes(token).unwrap_or_default();
+        let bytes: Vec<Vec<u8>> = self.pending.iter().map(bytes).collect();
+        let incomplete = incomplete(&bytes.concat());
+        // The tokens before those that hold the incomplete character.
+        let (mut count, mut left) = (bytes.len(), incomplete as isize);
+        while left > 0 && count > 0 {
+            count -= 1;
+            left -= bytes[count].len() as isize;
+        }
+        let piece = self.text_of(bytes.len(), detokenizer)?;
+        let new =
+            |settled: &str, shown: &str| settled.strip_prefix(shown).unwrap_or(settled).to_owned();
+        if left < 0 {
+            // The first of the others also ends a character. It stays, without what came before it.
+            let settled = settled(&piece);
+            let new = new(settled, &self.shown);
+            self.pending.drain(..count);
+            self.context.clear();
+            self.before.clear();
+            let rest = detokenizer.decode(&self.pending)?;
+            let settled = self::settled(&rest);
+            settled.clone_into(&mut self.shown);
+            rest[settled.len()..].clone_into(&mut self.held);
+            return Ok(new);
+        }
+        if count == 0 {
+            self.held = piece;
+            return Ok(String::new());
+        }
+        let first =
+            if count == bytes.len() { piece.clone() } else { self.text_of(count, detokenizer)? };
+        let held = match piece.strip_prefix(&first) {
+            Some(rest) => rest.to_owned(),
+            None => detokenizer.decode(&self.pending[count..])?,
+        };
+        let new = new(&first, &std::mem::take(&mut self.shown));
+        self.show(count, new, held, detokenizer)
+    }
+
+    /// Adds a token of a detokenizer that does not know the bytes of its tokens.
+    fn push_text(
         &mut self,
         token: TokenId,
         detokenizer: &dyn Detokenize,
@@ -191,6 +268,23 @@ impl TextStream {
         self.held = held;
         Ok(piece)
     }
+}
+
+/// A text without the incomplete character at its end.
+fn settled(text: &str) -> &str {
+    text.strip_suffix(char::REPLACEMENT_CHARACTER).unwrap_or(text)
+}
+
+/// The number of bytes at the end that may become a character with more.
+fn incomplete(mut bytes: &[u8]) -> usize {
+    while let Err(error) = std::str::from_utf8(bytes) {
+        let invalid = &bytes[error.valid_up_to()..];
+        match error.error_len() {
+            Some(length) => bytes = &invalid[length..],
+            None => return invalid.len(),
+        }
+    }
+    0
 }
 
 /// Tokens that could not be turned into text.
@@ -387,7 +481,107 @@ mod tests {
         assert_eq!(shown + stream.finish().chars().count(), 1_001);
     }
 
+    /// A token of one byte is the byte; larger ones are pairs of bytes and, from 2^16, have no text.
+    struct Bytes {
+        falls_back: bool,
+    }
+
+    impl Bytes {
+        /// The text as far as it cannot change any more.
+        fn settled(&self, tokens: &[TokenId]) -> String {
+            let bytes: Vec<u8> =
+                tokens.iter().flat_map(|&token| self.token_bytes(token).unwrap()).collect();
+            let end = bytes.len() - incomplete(&bytes);
+            String::from_utf8_lossy(&bytes[..end]).into_owned()
+        }
+    }
+
+    impl Detokenize for Bytes {
+        fn decode(&self, tokens: &[TokenId]) -> Result<String, TextError> {
+            if self.falls_back {
+                return without_special(tokens, byte_fallback);
+            }
+            let bytes: Vec<u8> =
+                tokens.iter().flat_map(|&token| self.token_bytes(token).unwrap()).collect();
+            Ok(String::from_utf8_lossy(&bytes).into_owned())
+        }
+
+        fn token_bytes(&self, token: TokenId) -> Option<Vec<u8>> {
+            Some(match token {
+                1000.. if self.falls_back => Vec::new(),
+                0..256 => vec![token as u8],
+                _ if self.falls_back => format!(" w{token}").into_bytes(),
+                0x1_0000.. => Vec::new(),
+                _ => vec![(token >> 8) as u8, token as u8],
+            })
+        }
+    }
+
+    #[test]
+    fn known_bytes_are_held_back_only_while_they_may_become_a_character() {
+        let pieces = |falls_back: bool, tokens: &[TokenId]| {
+            let (mut stream, detokenizer) = (TextStream::default(), Bytes { falls_back });
+            let mut pieces: Vec<String> =
+                tokens.iter().map(|&token| stream.push(token, &detokenizer).unwrap()).collect();
+            pieces.push(stream.finish());
+            pieces
+        };
+        let lost = "\u{fffd}";
+        for falls_back in [false, true] {
+            // The second half of a character cannot follow the first byte of another one.
+            let got = pieces(falls_back, &[0xe4; 4]);
+            assert_eq!(got, ["", lost, lost, lost, lost]);
+            assert_eq!(pieces(falls_back, &[0x80; 2]), [lost, lost, ""]);
+            let crab = [&tokens("🦀")[..], &[0xf0]].concat();
+            assert_eq!(pieces(falls_back, &crab), ["", "", "", "🦀", "", lost]);
+        }
+        // Three bytes of one character are one U+FFFD, or one for each byte.
+        let begun = [0xf0, 0x9f, 0xa6, 0xe4];
+        assert_eq!(pieces(false, &begun), ["", "", "", lost, lost]);
+        assert_eq!(pieces(true, &begun), ["", "", "", &lost.repeat(3), lost]);
+        assert_eq!(pieces(true, &[0xf0, 300, 301]), ["", "\u{fffd} w300", " w301", ""]);
+        // Tokens without text change nothing, also inside of a character.
+        assert_eq!(pieces(true, &[1000, 300, 1000, 301]), ["", "w300", "", " w301", ""]);
+        assert_eq!(pieces(false, &[0xc3, 0x1_0000, 0xa9]), ["", "", "é", ""]);
+        // A token that ends one character and begins another.
+        assert_eq!(pieces(false, &[0xe4e4, 0xb8, 0xad]), [lost, "", "中", ""]);
+        assert_eq!(pieces(false, &[0xc3, 0xa9e4, 0xb8ad]), ["", "é", "中", ""]);
+        assert_eq!(pieces(false, &[0xc3, 0xa9e4, 0x41c3, 0xa9]), ["", "é", "\u{fffd}A", "é", ""]);
+    }
+
     proptest! {
+        #[test]
+        fn known_bytes_are_shown_as_soon_as_they_are_settled(
+            tokens in prop::collection::vec(
+                prop_oneof![0u32..256, 0x80u32..0x100, 256u32..0x1_0000, Just(0x1_0000)], 0..60,
+            )
+        ) {
+            let (mut stream, detokenizer) = (TextStream::default(), Bytes { falls_back: false });
+            let mut shown = String::new();
+            for (at, &token) in tokens.iter().enumerate() {
+                shown += &stream.push(token, &detokenizer).unwrap();
+                prop_assert_eq!(&shown, &detokenizer.settled(&tokens[..=at]));
+            }
+            prop_assert_eq!(shown + &stream.finish(), detokenizer.decode(&tokens).unwrap());
+        }
+
+        #[test]
+        fn known_bytes_in_runs_are_held_back_at_most_while_they_may_become_a_character(
+            tokens in prop::collection::vec(
+                prop_oneof![3 => 0u32..256, 3 => 0x80u32..0x100, 1 => 256u32..300, 1 => Just(1000)], 0..60,
+            )
+        ) {
+            let (mut stream, detokenizer) = (TextStream::default(), Bytes { falls_back: true });
+            for (at, &token) in tokens.iter().enumerate() {
+                stream.push(token, &detokenizer).unwrap();
+                let bytes: Vec<u8> = tokens[..=at]
+                    .iter()
+                    .flat_map(|&token| detokenizer.token_bytes(token).unwrap())
+                    .collect();
+                prop_assert_eq!(stream.pending.len(), incomplete(&bytes));
+            }
+        }
+
         #[test]
         fn words_come_at_once_after_any_bytes(
             tokens in prop::collection::vec(prop_oneof![3 => 0u32..256, 1 => 256u32..300], 0..60)

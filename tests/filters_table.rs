@@ -56,6 +56,7 @@ fn top_p() {
     assert_eq!(one(TopP { p: 0.701 }), [1, 3, 0]);
     assert_eq!(one(TopP { p: 0.901 }), [1, 3, 0, 2]);
     assert_eq!(one(TopP { p: 1.0 }), [1, 3, 0, 2]);
+    assert_eq!(survivors(&[&TopP { p: 0.5 }], &[0.5, 0.5]), [0], "at p is enough");
 }
 
 #[test]
@@ -154,6 +155,13 @@ fn typical() {
     row[9] = 0.3;
     assert_eq!(survivors(&[&Typical { mass: 0.29 }], &row), [5], "of equals, the first");
     assert_eq!(survivors(&[&Typical { mass: 0.31 }], &row), [5, 9]);
+    assert_eq!(survivors(&[&Typical { mass: 0.5 }], &[0.5, 0.5]), [0], "at the mass is enough");
+    // H = 3.20: those of .01 are 1.40 away, .2 is 1.59 and .25 is 1.81. All of the less likely ones come first.
+    let mut row = vec![0.01; 57];
+    row[5] = 0.25;
+    row[9] = 0.2;
+    let kept = survivors(&[&Typical { mass: 0.7 }], &row);
+    assert_eq!((kept.len(), kept[0]), (56, 9), "only .25 is dropped");
     // After a filter: .4 and .3 become 4/7 and 3/7, H = .683, and .560 and .847 are .123 and .165 away.
     assert_eq!(survivors(&[&TopK { k: 2 }, &Typical { mass: 0.5 }], &PROBABILITIES), [1]);
 }

@@ -6,11 +6,12 @@ use std::ops::ControlFlow;
 
 use burn::{
     module::{Module, Param},
-    tensor::{DType, Device, Int, Tensor},
+    tensor::{DType, Device, Int, Tensor, quantization::QuantScheme},
 };
 use esamp::{
-    CausalLm, Completion, Counters, Decoder, HiddenStateTap, HiddenStates, NoTap, Request, Sampler,
-    SamplerConfig, Sampling, SequenceTap, TapSite, TokenId,
+    CausalLm, Completion, CompletionId, Counters, Decoder, DrawKey, HiddenStateTap, HiddenStates,
+    NoTap, Request, Sampler, SamplerConfig, Sampling, SequenceTap, StepInput, StepRow, TapSite,
+    TiedHead, TokenId,
     distillers::{Distiller, LowRankConfig, SwiGluConfig},
     filters::{Candidates, RowContext},
     llama::Llama,
@@ -369,4 +370,16 @@ fn the_optimizer_keeps_its_state_in_f32() {
         let got = f64::from(values(learner.distiller().factor.val())[0]);
         assert!((got - expected).abs() < 2e-3, "{dtype:?}: {got} {expected}");
     }
+}
+
+#[test]
+fn quantised_logits_are_refused() {
+    let sampling = Sampling::new().with_beta(0.0).checked().unwrap();
+    let id = CompletionId::new(0, 0);
+    let rows = [StepRow::new(id, DrawKey::new(0, &[], 0), &[], &[], &sampling)];
+    let logits = Tensor::<2>::ones([1, 32], &device()).quantize_dynamic(&QuantScheme::default());
+    let head = TiedHead::new(Tensor::ones([32, 4], &device()));
+    let mut sampler = SamplerConfig::new().init(4, &device()).unwrap();
+    let error = sampler.step(StepInput::new(&rows, logits, &head)).unwrap_err().to_string();
+    assert!(error.starts_with("logits: expected a floating-point type, got QFloat"), "{error}");
 }

@@ -4,37 +4,9 @@
 #![cfg(target_os = "linux")] // `ulimit -v` works there
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
-use std::{env, process::Command};
-
 use burn::tensor::Device;
 use esamp::llama::{Llama, Tokenizer};
-use esamp_testkit::gguf::GgufFile;
-
-/// Runs the test `name` of this file, whose body is `body`, with at most `mebibytes` of memory and 5 seconds of
-/// processor time.
-fn bounded(name: &str, mebibytes: usize, body: impl FnOnce()) {
-    const INSIDE: &str = "ESAMP_TEST_IS_BOUNDED";
-    if env::var_os(INSIDE).is_some() {
-        return body();
-    }
-    let limits =
-        format!("ulimit -v {} && ulimit -t 5 && exec \"$0\" --exact {name}", mebibytes << 10);
-    let output = Command::new("sh")
-        .args(["-c", &limits])
-        .arg(env::current_exe().unwrap())
-        .env(INSIDE, "1")
-        .env("MALLOC_ARENA_MAX", "1") // each arena reserves 64 MiB
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(
-        output.status.success(),
-        "{}\n{text}{}",
-        output.status,
-        String::from_utf8_lossy(&output.stderr)
-    );
-    assert!(text.contains("1 passed"), "{text}");
-}
+use esamp_testkit::{bounded, gguf::GgufFile};
 
 fn write(file: &GgufFile) -> (tempfile::TempDir, std::path::PathBuf) {
     let folder = tempfile::tempdir().unwrap();
@@ -46,7 +18,7 @@ fn write(file: &GgufFile) -> (tempfile::TempDir, std::path::PathBuf) {
 /// 0.8 MB that would be a model of 11 GB.
 #[test]
 fn overlapping_tensors() {
-    bounded("overlapping_tensors", 300, || {
+    bounded::test("overlapping_tensors", 300, || {
         const Q4_0: u32 = 2;
         let mut file = GgufFile::default()
             .text("general.architecture", "llama")
@@ -79,7 +51,7 @@ fn overlapping_tensors() {
 /// 32 MB of flags in one array, which would be 1 GB of values.
 #[test]
 fn a_large_array() {
-    bounded("a_large_array", 300, || {
+    bounded::test("a_large_array", 300, || {
         let mut array = [&7u32.to_le_bytes()[..], &(32u64 << 20).to_le_bytes()].concat();
         array.resize(array.len() + (32 << 20), 1);
         let (_folder, path) = write(&GgufFile::default().raw("flags", 9, &array));
@@ -98,7 +70,7 @@ fn sentence_piece(tokens: &[String]) -> GgufFile {
 /// A token of 300 KB, whose splits take seconds to look up.
 #[test]
 fn a_long_token() {
-    bounded("a_long_token", 300, || {
+    bounded::test("a_long_token", 300, || {
         let (_folder, path) = write(&sentence_piece(&["a".repeat(300_000), "a".to_owned()]));
         let message = Tokenizer::from_gguf(path).unwrap_err().to_string();
         assert!(message.ends_with("got 300000 bytes"), "{message}");
@@ -108,7 +80,7 @@ fn a_long_token() {
 /// 0.5 MB of tokens with 0.2 GB of merges, and 1.2 MB of tokens of many lengths that have none.
 #[test]
 fn many_merges() {
-    bounded("many_merges", 300, || {
+    bounded::test("many_merges", 300, || {
         let tokens: Vec<String> = (1..=1000).map(|length| "a".repeat(length)).collect();
         let (_folder, path) = write(&sentence_piece(&tokens));
         let message = Tokenizer::from_gguf(path).unwrap_err().to_string();
@@ -123,10 +95,24 @@ fn many_merges() {
     });
 }
 
+/// 60 MB of tokens of a kilobyte, each of which could be split at any place into tokens of lengths that there are.
+#[test]
+fn many_long_tokens() {
+    bounded::test("many_long_tokens", 1000, || {
+        let lengths = (1..1024).chain(std::iter::repeat_n(1024, 60_000)).enumerate();
+        let text = |(at, length): (usize, usize)| {
+            format!("{at:05}{}", "a".repeat(length))[..length].to_owned()
+        };
+        let tokens: Vec<String> = lengths.map(text).collect();
+        let (_folder, path) = write(&sentence_piece(&tokens));
+        drop(Tokenizer::from_gguf(path)); // an error or a tokenizer, but soon
+    });
+}
+
 /// The largest vocabulary of merges that is allowed: every text of up to 14 letters of two, 0.6 MB.
 #[test]
 fn the_most_merges() {
-    bounded("the_most_merges", 300, || {
+    bounded::test("the_most_merges", 300, || {
         let texts = (1..15).flat_map(|length| (0..1 << length).map(move |bits| (length, bits)));
         let letter = |bits: usize, at: usize| if bits >> at & 1 == 0 { 'a' } else { 'b' };
         let tokens: Vec<String> =

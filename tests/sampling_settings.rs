@@ -2,11 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+use burn::tensor::Device;
 use esamp::{
-    Fire, Penalties, SamplerConfig, Sampling, Selection, Sharing, TemperatureOrder,
-    distillers::{LowRankConfig, SwiGluConfig},
+    Fire, Penalties, Request, Sampler, SamplerConfig, Sampling, Selection, Sharing,
+    TemperatureOrder,
+    distillers::{DistillerConfig, LowRankConfig, SwiGluConfig},
     filters::{CandidateFilter, Candidates, FilterConfig, MinP, RowContext, TopK},
-    optim::{AdaptiveConfig, OptimizerConfig, TrainRows, TrainingConfig},
+    optim::{AdaptiveConfig, Learner, OptimizerConfig, TrainRows, TrainingConfig},
     reweighters::{Expects, NoveltyReweighter, ReweighterConfig},
 };
 use serde::de::DeserializeOwned;
@@ -228,4 +230,43 @@ fn every_setting_is_checked() {
         wording(base().with_xtc(0.6, 0.5)),
         "xtc threshold: expected a number in (0, 0.5], got 0.6"
     );
+}
+
+#[test]
+fn settings_of_a_sampler_are_those_that_were_set() {
+    let config = SamplerConfig::for_short_completions().with_distiller_seed(7);
+    let rate = OptimizerConfig::paper().with_learning_rate(3e-3);
+    assert_eq!((config.optimizer, config.distiller_seed), (Some(rate), 7));
+    assert_eq!(config.with_distiller_seed(0), SamplerConfig::new().with_optimizer(rate));
+    let reference = SamplerConfig::reference();
+    assert_eq!(reference.distiller, DistillerConfig::LowRank(LowRankConfig::new()));
+    assert_eq!(reference.optimizer, Some(OptimizerConfig::sgd(1e-3)));
+    assert_eq!(reference.training.train_rows, TrainRows::FirstPerPrompt);
+}
+
+#[test]
+fn the_distillers_settings_are_checked_with_the_others() {
+    let wording = |distiller: DistillerConfig| {
+        SamplerConfig::new().with_distiller(distiller).validate().unwrap_err().to_string()
+    };
+    let blocks = SwiGluConfig::new().with_blocks(0);
+    assert_eq!(wording(DistillerConfig::SwiGlu(blocks)), "blocks: expected at least 1, got 0");
+    let rank = LowRankConfig::new().with_rank(0);
+    assert_eq!(wording(DistillerConfig::LowRank(rank)), "rank: expected at least 1, got 0");
+    assert_eq!(SamplerConfig::reference().validate(), Ok(()));
+}
+
+/// What holds closures or tensors is debugged by its settings.
+#[test]
+fn what_is_debugged_shows_its_settings() {
+    let request = Request::new(vec![1, 2]).with_completions(3);
+    let shown = format!("{request:?}");
+    assert!(shown.starts_with("Request { prompt_tokens: 2, completions: 3, "), "{shown}");
+    let config = SamplerConfig::new().with_distiller_seed(7);
+    let shown = format!("{:?}", Sampler::builder(config));
+    assert!(shown.starts_with("SamplerBuilder { config: SamplerConfig { "), "{shown}");
+    assert!(shown.contains("distiller_seed: 7"), "{shown}");
+    let distiller = SwiGluConfig::new().init(4, 0, &Device::flex()).unwrap();
+    let shown = format!("{:?}", Learner::new(distiller, OptimizerConfig::paper()).unwrap());
+    assert!(shown.starts_with("Learner { distiller: SwiGluDistiller { "), "{shown}");
 }

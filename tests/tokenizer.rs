@@ -83,7 +83,16 @@ fn an_invalid_byte_does_not_stop_the_text_of_a_sentencepiece_model() {
     let mut stream = TextStream::default();
     let pieces: Vec<String> =
         tokens.iter().map(|&token| stream.push(token, &tokenizer).unwrap()).collect();
-    assert_eq!(pieces.concat(), "😀\u{fffd} the lighthouse");
+    assert_eq!(pieces[..5], ["", "", "", "😀", ""]);
+    assert_eq!(pieces[5..].concat(), "\u{fffd} the lighthouse");
+
+    // Only bytes that may still become a character are held back.
+    let mut stream = TextStream::default();
+    for at in 0..2_000 {
+        let piece = stream.push(byte(0xe4), &tokenizer).unwrap();
+        assert_eq!(piece, if at == 0 { "" } else { "\u{fffd}" });
+    }
+    assert_eq!(stream.finish(), "\u{fffd}");
 }
 
 /// A GGUF file that contains only a byte-level vocabulary, `<s> a b ab`.

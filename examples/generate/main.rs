@@ -7,33 +7,29 @@
 //! cargo run --release --example generate -- --html completions.html
 //! cargo run --release --example generate -- --help
 //! ```
+//!
+//! The program is in crates/esamp-programs/src/generate. This is what its models are: burn models of the Llama family.
 
-#![allow(unreachable_pub, reason = "the modules of a binary have no public API")]
-mod args;
-mod arms;
-mod page;
-mod render;
-mod report;
-mod settings;
-mod trace;
-
-use std::{
-    io::{self, Write},
-    process::ExitCode,
-};
+use std::process::ExitCode;
 
 use clap::Parser;
 use esamp_programs::{
+    device::DeviceName,
     failure::{End, exit_code},
-    loaded::Loaded,
-    model_source::Cache,
+    generate, loaded,
 };
 
-use args::Args;
-use arms::Arm;
-use page::HtmlFile;
-use render::Screen;
-use trace::Trace;
+/// Compare completions of one prompt side by side: plain sampling against ESamp, or against the method that
+/// --reweighter names.
+#[derive(Debug, Parser)]
+#[command(name = "generate", version, args_override_self = true)]
+struct Args {
+    /// The device to compute on.
+    #[arg(long, value_enum, default_value_t = DeviceName::Flex)]
+    device: DeviceName,
+    #[command(flatten)]
+    run: generate::Args,
+}
 
 fn main() -> ExitCode {
     // Exits with code 2 if a flag is wrong.
@@ -42,68 +38,6 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<(), End> {
-    let arms = args.arms()?; // refuses invalid settings before anything is fetched
     let device = args.device.open()?;
-    let source = args.source()?;
-    let other = args.other_source()?;
-    args.check_files(&source, other.as_ref())?;
-    let trace = args.files.trace.as_deref().map(Trace::create).transpose()?;
-    let page = args.files.html.as_deref().map(HtmlFile::create).transpose()?;
-    let cache = Cache::from_env()?;
-    let loaded = Loaded::open(&source.fetch(&cache)?, &device)?;
-    let mut other = match other {
-        Some(source) => Some(Loaded::open(&source.fetch(&cache)?, &device)?.model),
-        None => None,
-    };
-    let prompt = loaded.prompt(&args.prompt, args.raw)?;
-    let mut arms: Vec<Arm<'_>> = arms
-        .into_iter()
-        .map(|settings| {
-            let other = if settings.steered { other.take() } else { None };
-            Arm::start(settings, &loaded, other, &prompt, args)
-        })
-        .collect::<Result<_, _>>()?;
-    if let (Some(arm), Some(trace)) = (arms.last_mut(), trace) {
-        arm.trace_to(trace);
-    }
-    if page.is_some() {
-        for arm in &mut arms {
-            arm.record();
-        }
-    }
-
-    let mut screen = Screen::new(args.json);
-    screen.headline(&source.name(), args, &arms, prompt.len())?;
-    // The arms take turns step by step: both columns grow together, and both arms see the same machine
-    // load.
-    while arms.iter().any(|arm| !arm.is_done()) {
-        for arm in &mut arms {
-            arm.step()?;
-        }
-        screen.live(&arms);
-    }
-    for arm in &mut arms {
-        arm.finish();
-    }
-    // Save before printing: a closed standard output must not lose the snapshot. A failed run saves
-    // nothing.
-    let mut outcome = arms.iter_mut().try_for_each(Arm::check);
-    if let (Ok(()), Some(path), Some(arm)) = (&outcome, &args.files.save, arms.last_mut()) {
-        outcome = arm.save(path);
-    }
-    if let Some(page) = page {
-        let written = page.write(&source.name(), args, &arms, &loaded.tokenizer);
-        outcome = outcome.and(written);
-    }
-    if args.json {
-        report::print(&source.name(), args, prompt.len(), &arms)?;
-    } else {
-        screen.result(&arms)?;
-    }
-    outcome?;
-    if let Some(arm) = arms.last() {
-        // The run has succeeded even if standard error is closed.
-        let _ = writeln!(io::stderr(), "{}", render::summary(arm));
-    }
-    Ok(())
+    generate::run(&args.run, |path, _| loaded::llama(path, &device))
 }

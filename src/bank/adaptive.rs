@@ -87,3 +87,35 @@ impl AdaptiveConfig {
         (-1.0 / f64::from(self.half_life)).exp2()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_counts_half_after_the_half_life() {
+        for half_life in [0.5, 1.0, 8.0] {
+            let discount = AdaptiveConfig::new().with_half_life(half_life).discount();
+            let after = discount.powf(f64::from(half_life));
+            assert!((after - 0.5).abs() < 1e-12, "{after} after {half_life}");
+        }
+    }
+
+    #[test]
+    fn settings_out_of_range_are_refused() {
+        let config = AdaptiveConfig::new;
+        for half_life in [0.0, -1.0, f32::INFINITY, f32::NAN] {
+            let error = config().with_half_life(half_life).validate().unwrap_err();
+            let expected = format!("half_life: expected a number above 0, got {half_life}");
+            assert_eq!(error.to_string(), expected);
+        }
+        for sharpness in [-1.0, f32::INFINITY, f32::NAN] {
+            let error = config().with_sharpness(sharpness).validate().unwrap_err();
+            let expected = format!("sharpness: expected a number of at least 0, got {sharpness}");
+            assert_eq!(error.to_string(), expected);
+        }
+        let lowest = config().with_half_life(f32::MIN_POSITIVE).with_sharpness(0.0);
+        assert_eq!(lowest.validate(), Ok(()));
+        assert_eq!((lowest.half_life, lowest.sharpness), (f32::MIN_POSITIVE, 0.0));
+    }
+}

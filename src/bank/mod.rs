@@ -29,6 +29,11 @@ pub enum Sharing {
 }
 
 impl Sharing {
+    /// Whether each prompt has a distiller of its own, which can be held.
+    pub(crate) fn is_per_prompt(self) -> bool {
+        matches!(self, Self::PerPrompt | Self::Adaptive(_))
+    }
+
     /// Returns the slot that a completion's rows predict with and train. With adaptive sharing it is the prompt's own
     /// slot.
     pub(crate) fn slot(self, completion: CompletionId) -> SlotKey {

@@ -155,8 +155,24 @@ mod tests {
     }
 
     #[test]
+    fn setting_a_token_again_changes_nothing() {
+        let mut mask = TokenMask::allowing(70, [5, 65]);
+        for token in [5, 65] {
+            mask.set(token, true);
+        }
+        assert_eq!(mask, TokenMask::allowing(70, [5, 65]));
+        for _ in 0..2 {
+            mask.set(65, false);
+        }
+        assert_eq!(mask, TokenMask::allowing(70, [5]));
+    }
+
+    #[test]
     fn masks_that_allow_the_same_tokens_are_equal() {
         for vocab in [0, 1, 3, 63, 64, 65, 128, 130] {
+            assert_eq!(TokenMask::all(vocab).vocab_size(), vocab);
+            let beyond = TokenMask::allowing(vocab, [vocab as TokenId]);
+            assert_eq!(beyond, TokenMask::allowing(vocab, []), "an id outside the vocabulary");
             let all = TokenMask::all(vocab);
             assert_eq!(all, TokenMask::allowing(vocab, 0..vocab as TokenId), "{vocab}");
             assert!(!all.allows(vocab as TokenId));

@@ -324,6 +324,95 @@ mod tests {
     }
 
     #[test]
+    fn a_row_of_nothing_but_infinities_is_not_a_number() {
+        let error = pool(&[f32::INFINITY; 16], 1.0, None, Reach::Everything, false).unwrap_err();
+        assert_eq!(error, RowError::NotANumber { token: 0, got: f32::INFINITY });
+    }
+
+    /// The number of tokens that are collected. With fewer, the filter would miss tokens; more only cost time.
+    fn collected(row: &[f32], temperature: f32, reach: Reach) -> usize {
+        pool(row, temperature, None, reach, false).unwrap().len()
+    }
+
+    #[test]
+    fn the_pool_reaches_as_far_as_its_filter() {
+        let nats = [0.0f32, 5.0, 11.0, 23.0, 40.0];
+        for (best, temperature) in [(0.0, 1.0), (0.0, 2.0), (100.0, 0.5), (-30.0, 3.0)] {
+            let row = nats.map(|nats| best - nats * temperature);
+            for (reach, expected) in [
+                (Reach::Everything, 5),
+                (Reach::Best(2), 2),
+                (Reach::Best(3), 3),
+                (Reach::Nats(10.0), 2),
+                (Reach::Nats(12.0), 3),
+                // A mass is looked for within 6, 12 and 24 nats. Beyond 6 nats are 1.7e-5 of it.
+                (Reach::Mass(0.9), 2),
+                (Reach::Mass(0.999_98), 3),
+                // exp(−5) is 0.0067, exp(−11) is 1.7e-5.
+                (Reach::Probability(1e-3), 2),
+                (Reach::Probability(1e-5), 3),
+                // σ is 14.33 nats.
+                (Reach::Deviations(0.5), 2),
+                (Reach::Deviations(1.0), 3),
+            ] {
+                assert_eq!(collected(&row, temperature, reach), expected, "{reach:?} of {row:?}");
+            }
+        }
+        // Four tokens of 0.229 and one of 0.084.
+        assert_eq!(collected(&[0.0, 0.0, 0.0, 0.0, -1.0], 1.0, Reach::Probability(0.2)), 4);
+        // One token of 0.399, and 0.601 on a thousand that are further than 6 nats below it.
+        let mut flat = vec![-6.5; 1001];
+        flat[7] = 0.0;
+        assert_eq!(collected(&flat, 1.0, Reach::Mass(0.3)), 1);
+        assert_eq!(collected(&flat, 1.0, Reach::Mass(0.9)), 1001);
+    }
+
+    /// The token that the filter decides about last must be there also if the sums are rounded the other way.
+    #[test]
+    fn a_mass_on_the_border_is_not_missed() {
+        // The first token has 0.998499 of the mass, the second is beyond the first 6 nats.
+        let context = RowContext::new(CompletionId::new(0, 0), 0, DrawKey::new(0, &[], 0).at(0));
+        for (p, expected) in [(0.998_49, 1), (0.998_503, 2)] {
+            let filter = TopP { p };
+            let mut candidates = pool(&[0.0, -6.5], 1.0, None, filter.reach(), false).unwrap();
+            filter.filter(&context, &mut candidates);
+            assert_eq!(candidates.len(), expected, "{p}");
+        }
+    }
+
+    #[test]
+    fn the_slack_is_a_thousandth_of_a_nat_and_what_scores_are_rounded_by() {
+        for (max, temperature, expected) in
+            [(0.0, 1.0, 1e-3), (1e6, 100.0, 0.101), (-1e4, 1.0, 0.101), (500.0, 0.5, 0.011)]
+        {
+            let got = slack(max, temperature);
+            assert!((got - expected).abs() < 1e-6, "{got} for {max} at {temperature}");
+        }
+        // At a temperature of 100, 10.0005 and 10.002 nats below the best, of which the pool reaches 10.001.
+        let row = [0.0, -1000.05, -1000.2];
+        let total = 1.0 + 2.0 * (-10.0f32).exp();
+        let deviation = RowStats::of(&row, 0.0, 100.0).deviation;
+        for reach in [
+            Reach::Nats(10.0),
+            Reach::Probability((-10.0f32).exp() / total),
+            Reach::Deviations(1000.0 / deviation),
+        ] {
+            assert_eq!(collected(&row, 100.0, reach), 2, "{reach:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_outside_if_all_but_masked_tokens_are_candidates() {
+        // The sums of these rows are rounded differently in f32 and f64.
+        for scale in [0.3, 0.7, 1.1, 1.9] {
+            let mut row: Vec<f32> = (0..100).map(|i| (i as f32 * scale).sin()).collect();
+            row[3] = f32::NEG_INFINITY;
+            let all = Candidates::from_logits(&row).unwrap();
+            assert_eq!(mass_outside(&row, 1.0, None, &all), Ok(0.0), "{scale}");
+        }
+    }
+
+    #[test]
     fn no_reach_empties_the_candidates_or_lets_masked_tokens_in() {
         let row = [1.0, f32::NEG_INFINITY, 3.0, 2.0];
         let tokens = |reach| -> Vec<TokenId> {

@@ -56,6 +56,9 @@ mod tests {
         assert_eq!(stats, RowStats { best: 5.0, deviation: 2.0f32.sqrt(), temperature: 2.0 });
         assert_eq!(RowStats::of(&[7.0], 7.0, 1.0).deviation, 0.0);
         assert_eq!(RowStats::of(&[1e4 + 1.0, 1e4 - 1.0], 1e4 + 1.0, 1.0).deviation, 1.0);
+        // 1e8 plus 0, 8 and 8: neighbours in f32, whose mean is not a number that f64 has.
+        let far = RowStats::of(&[1e8, 1e8 + 8.0, 1e8 + 8.0], 1e8 + 8.0, 1.0).deviation;
+        assert!((far - 8.0 * 2.0f32.sqrt() / 3.0).abs() < 1e-5, "{far}");
         let extreme = RowStats::of(&[f32::MAX, f32::MIN], f32::MAX, 1.0);
         assert_eq!(extreme.deviation, f32::MAX, "no overflow on the way");
     }

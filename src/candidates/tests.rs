@@ -66,3 +66,28 @@ fn adjustments_are_added_to_the_expected_logits_too() {
     candidates.set_adjustments(vec![(1, f32::NEG_INFINITY)]);
     assert!(!candidates.set_expected(|_, _| 0.0));
 }
+
+#[test]
+fn scores_are_given_what_was_added_to_them() {
+    let mut candidates = Candidates::from_logits(&[1.0, 2.0, 3.0]).unwrap();
+    candidates.set_adjustments(vec![(0, -4.0), (2, 0.5)]);
+    candidates.rescore_adjusted(|c, added| 10.0 * c.logit + added);
+    let scores: Vec<_> = candidates.as_slice().iter().map(|c| (c.token, c.logit)).collect();
+    assert_eq!(scores, [(2, 30.5), (1, 20.0), (0, 6.0)]);
+    assert_eq!(candidates.adjustments(), [(0, -4.0), (2, 0.5)], "they stay for what comes after");
+}
+
+#[test]
+fn filtering_ends_with_the_mass_on_the_candidates_alone() {
+    let reach = Reach::Probability(0.1); // leaves the last token, of 0.05, out
+    let logits = [0.7f32, 0.25, 0.05].map(f32::ln);
+    let mut candidates = pool(&logits, 1.0, None, reach, true).unwrap();
+    let of = |candidates: &Candidates| -> Vec<f32> {
+        candidates.probabilities().iter().map(|p| (p * 1e4).round() as f32 / 1e4).collect()
+    };
+    assert_eq!(of(&candidates), [0.7, 0.25], "filters see the probabilities of the whole row");
+    assert!(candidates.row_stats().is_some());
+    candidates.end_filtering();
+    assert_eq!(of(&candidates), [0.7368, 0.2632]); // 14/19 and 5/19
+    assert_eq!(candidates.row_stats(), None);
+}

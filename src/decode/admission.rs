@@ -4,11 +4,41 @@ use super::{Batch, Decoder, Request, Waiting, row::Row};
 use crate::{
     causal_lm::{CausalLm, KvCache},
     decode::error::RequestError,
+    error::ConfigError,
     id::TokenId,
     novelty::Expects,
 };
 
 impl<M: CausalLm> Decoder<M> {
+    /// Limits the KV cache of the running rows, in bytes, at their full length as counted by
+    /// [`kv_bytes_needed`](Self::kv_bytes_needed). Prompts wait until they fit.
+    ///
+    /// This counts `rows · tokens · kv_bytes_per_token`, for both models if there are two, where `tokens` is the length
+    /// of the longest row. It is not a limit on memory. Not counted are the weights, the spare capacity of a cache
+    /// (that of [`Llama`](crate::llama::Llama) is at most as large again), a second copy of newcomers while they join
+    /// the batch, logits and activations of a forward pass, and the distillers. The guide gives a [formula for all of
+    /// them](crate::guide::performance).
+    pub fn with_kv_limit(mut self, bytes: usize) -> Self {
+        self.kv_limit = Some(bytes);
+        self
+    }
+
+    /// Limits the number of rows, at least 1: completions that run, are [paused](Self::pause), or whose prompt is being
+    /// prefilled. Prompts wait until all of their completions have room. The default is no limit.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] when `rows` is 0.
+    pub fn with_max_rows(mut self, rows: usize) -> Result<Self, ConfigError> {
+        ConfigError::at_least_one("max_rows", rows)?;
+        self.max_rows = rows;
+        Ok(self)
+    }
+
+    /// A waiting prompt for which there is no room is overtaken by at most this number of prompts that were submitted
+    /// later and for which there is. After that, all later ones wait for it.
+    pub const MAX_OVERTAKEN: usize = 16;
+
     /// Bytes of KV cache that a request needs when it runs alone and all of its completions reach their full length.
     ///
     /// The cache of [`Llama`](crate::llama::Llama) doubles its capacity when it is full, so it may take up to twice

@@ -7,8 +7,8 @@ use crate::{
 };
 
 impl<M: CausalLm> Decoder<M> {
-    /// Cancels one completion, waiting, running or paused. It finishes with [`FinishReason::Cancelled`] and keeps the tokens
-    /// it has.
+    /// Cancels one completion, waiting, running or paused. It finishes with [`FinishReason::Cancelled`] and keeps the
+    /// tokens it has.
     ///
     /// # Errors
     ///

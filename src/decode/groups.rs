@@ -2,11 +2,9 @@
 
 use super::{Decoder, RequestError};
 use crate::{
-    bank::Sharing,
     causal_lm::CausalLm,
     error::ConfigError,
     id::{GroupId, PromptId},
-    sampler::Sampler,
 };
 
 /// The groups that are known, least recently used first.
@@ -76,7 +74,7 @@ impl<M: CausalLm> Decoder<M> {
 
     /// Checks that a request of this group can be taken.
     pub(super) fn check_group(&self, group: GroupId) -> Result<(), RequestError> {
-        if !can_group(&self.sampler) {
+        if !self.sampler.sharing().is_per_prompt() {
             return Err(RequestError::GroupSharing { sharing: self.sampler.sharing() });
         }
         let is_known = self.groups.known.iter().any(|known| known.id == group);
@@ -106,9 +104,4 @@ impl<M: CausalLm> Decoder<M> {
         let idle = self.groups.known.iter().find(|group| !has_completions(group.prompt));
         idle.map(|group| group.id)
     }
-}
-
-/// Whether several requests can share a distiller that is not everyone's.
-fn can_group(sampler: &Sampler) -> bool {
-    matches!(sampler.sharing(), Sharing::PerPrompt | Sharing::Adaptive(_))
 }

@@ -231,67 +231,6 @@ impl<M: CausalLm> Decoder<M> {
         Ok(self)
     }
 
-    /// Limits the KV cache of the running rows, in bytes, at their full length as counted by
-    /// [`kv_bytes_needed`](Self::kv_bytes_needed). Prompts wait until they fit.
-    ///
-    /// This counts `rows · tokens · kv_bytes_per_token`, for both models if there are two, where `tokens` is the length
-    /// of the longest row. It is not a limit on memory. Not counted are the weights, the spare capacity of a cache
-    /// (that of [`Llama`](crate::llama::Llama) is at most as large again), a second copy of newcomers while they join
-    /// the batch, logits and activations of a forward pass, and the distillers. The guide gives a [formula for all of
-    /// them](crate::guide::performance).
-    pub fn with_kv_limit(mut self, bytes: usize) -> Self {
-        self.kv_limit = Some(bytes);
-        self
-    }
-
-    /// Limits the number of rows, at least 1: completions that run, are [paused](Self::pause), or whose prompt is being
-    /// prefilled. Prompts wait until all of their completions have room. The default is no limit.
-    ///
-    /// # Errors
-    ///
-    /// [`ConfigError`] when `rows` is 0.
-    pub fn with_max_rows(mut self, rows: usize) -> Result<Self, ConfigError> {
-        ConfigError::at_least_one("max_rows", rows)?;
-        self.max_rows = rows;
-        Ok(self)
-    }
-
-    /// A waiting prompt for which there is no room is overtaken by at most this number of prompts that were submitted
-    /// later and for which there is. After that, all later ones wait for it.
-    pub const MAX_OVERTAKEN: usize = 16;
-
-    /// Limits the number of prompt tokens that are read per step, at least 1. A long prompt then delays the running
-    /// completions by no more than that at each step, and begins later. The default is no limit: a step reads all
-    /// prompts for which there is room.
-    ///
-    /// The tokens do not change, up to rounding: a prompt is read in the pieces that the budget allows, as with
-    /// [`with_prefill_chunk`](Self::with_prefill_chunk).
-    ///
-    /// # Errors
-    ///
-    /// [`ConfigError`] when `tokens` is 0.
-    pub fn with_prefill_budget(mut self, tokens: usize) -> Result<Self, ConfigError> {
-        ConfigError::at_least_one("prefill_budget", tokens)?;
-        self.prefill_budget = tokens;
-        Ok(self)
-    }
-
-    /// Default for [`with_prefill_chunk`](Self::with_prefill_chunk), in tokens. It bounds the memory of a prefill,
-    /// and matrix products with this many rows are large enough to be fast.
-    pub const DEFAULT_PREFILL_CHUNK: usize = 512;
-
-    /// Sets the maximum number of prompt tokens per forward pass, at least 1. Attention then takes memory in
-    /// proportion to `tokens` × prompt length instead of the square of the prompt length. The logits do not change.
-    ///
-    /// # Errors
-    ///
-    /// [`ConfigError`] when `tokens` is 0.
-    pub fn with_prefill_chunk(mut self, tokens: usize) -> Result<Self, ConfigError> {
-        ConfigError::at_least_one("prefill_chunk", tokens)?;
-        self.prefill_chunk = tokens;
-        Ok(self)
-    }
-
     /// Sets the tap sites of the shallow and the deep hidden state. The defaults are the paper's, `AfterBlock(0)` and
     /// `HeadInput`.
     pub fn with_sites(mut self, shallow: TapSite, deep: TapSite) -> Self {

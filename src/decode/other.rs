@@ -174,3 +174,21 @@ pub(super) fn other_logits<C>(
     let places: Vec<usize> = live.iter().map(place).collect();
     Ok(Some(select_rows(&logits, &places)))
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::testing::ScriptedLm;
+
+    #[test]
+    fn a_completion_that_the_cache_does_not_hold_is_an_error() {
+        let mut other = Beside::new(ScriptedLm::new(4, &Device::flex(), |_| vec![0.0; 4]));
+        let [known, unknown] = [0, 1].map(|index| CompletionId::new(0, index));
+        other.prefill(&[1], &[known], 8).unwrap();
+        let error = other.step(&[(known, 2), (unknown, 2)]).unwrap_err();
+        assert_eq!(error.to_string(), "rows of the other model: expected 2 rows, got 1");
+        assert_eq!(other.step(&[(known, 2)]).unwrap().dims(), [1, 4]);
+    }
+}

@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     causal_lm::{CausalLm, KvCache},
+    error::ConfigError,
     id::CompletionId,
     sampler::{Phase, StepError, StepInput},
 };
@@ -26,6 +27,38 @@ pub(super) struct Reading<C> {
 }
 
 impl<M: CausalLm> Decoder<M> {
+    /// Default for [`with_prefill_chunk`](Self::with_prefill_chunk), in tokens. It bounds the memory of a prefill,
+    /// and matrix products with this many rows are large enough to be fast.
+    pub const DEFAULT_PREFILL_CHUNK: usize = 512;
+
+    /// Sets the maximum number of prompt tokens per forward pass, at least 1. Attention then takes memory in
+    /// proportion to `tokens` × prompt length instead of the square of the prompt length. The logits do not change.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] when `tokens` is 0.
+    pub fn with_prefill_chunk(mut self, tokens: usize) -> Result<Self, ConfigError> {
+        ConfigError::at_least_one("prefill_chunk", tokens)?;
+        self.prefill_chunk = tokens;
+        Ok(self)
+    }
+
+    /// Limits the number of prompt tokens that are read per step, at least 1. A long prompt then delays the running
+    /// completions by no more than that at each step, and begins later. The default is no limit: a step reads all
+    /// prompts for which there is room.
+    ///
+    /// The tokens do not change, up to rounding: a prompt is read in the pieces that the budget allows, as with
+    /// [`with_prefill_chunk`](Self::with_prefill_chunk).
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] when `tokens` is 0.
+    pub fn with_prefill_budget(mut self, tokens: usize) -> Result<Self, ConfigError> {
+        ConfigError::at_least_one("prefill_budget", tokens)?;
+        self.prefill_budget = tokens;
+        Ok(self)
+    }
+
     /// Prefills the waiting prompts for which there is room, as far as the budget of the step allows.
     pub(super) fn prefill_waiting(&mut self) -> Result<(), StepError> {
         let mut budget = self.prefill_budget;

@@ -159,9 +159,9 @@ impl Request {
 
     /// Makes the request part of a group: its completions share the distiller of all earlier and concurrent requests of
     /// the group, and the distiller is kept when they have ended. So a later request for the same prompt explores what
-    /// the earlier ones have not said: "16 more, different from those I have". Its completions have the prompt id of the
-    /// group's first request and the indices after those of the earlier ones, so with the same seed their random numbers
-    /// differ too. The prompt may be another one.
+    /// the earlier ones have not said: "16 more, different from those I have". Its completions have the prompt id of
+    /// the group's first request and the indices after those of the earlier ones, so with the same seed their random
+    /// numbers differ too. The prompt may be another one.
     ///
     /// Kept until [`Decoder::release_group`](crate::Decoder::release_group) or until
     /// [`Decoder::with_max_groups`](crate::Decoder::with_max_groups) evicts it. Needs distillers per prompt

@@ -182,12 +182,12 @@ impl Row {
     ) -> (Completion, String) {
         let mut text = String::new();
         // After a stop string in the text nothing is shown any more; before a special token, what the stream holds is.
-        let is_over = match &finish {
-            FinishReason::StopString(_) => self.special_stop().is_none(),
-            FinishReason::NoText(_) => true,
-            _ => false,
-        };
-        if !is_over {
+        let is_over =
+            matches!(finish, FinishReason::StopString(_)) && self.special_stop().is_none();
+        if matches!(finish, FinishReason::NoText(_)) {
+            // What the stream holds cannot become text any more. What might have begun a stop string is text.
+            text = self.stops.finish();
+        } else if !is_over {
             let piece = std::mem::take(&mut self.stream).finish();
             // An incomplete character at the end may still complete a stop string.
             let (shown, stopped) = self.scan(&piece);

@@ -79,7 +79,9 @@ pub trait StackedDistiller: Debug + Send + Sync {
     /// each parameter. A row of weight 0 is padding.
     ///
     /// The default differentiates [`predict`](Self::predict) with autodiff. For networks this small, an analytic
-    /// implementation is two to three times faster.
+    /// implementation is two to three times faster. A parameter that the loss does not reach, such as one that
+    /// `predict` does not use, has a gradient of zeros. Its slot counts as updated all the same, and AdamW's weight
+    /// decay shrinks it; without a stacked form, it would not change.
     ///
     /// # Shapes
     ///

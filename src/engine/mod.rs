@@ -11,7 +11,7 @@ use std::{
 
 use thiserror::Error;
 
-pub use stream::{Update, Updates};
+pub use stream::{TimedOut, Update, Updates};
 
 use crate::{
     causal_lm::CausalLm,

@@ -153,6 +153,9 @@ impl<M: CausalLm> Worker<M> {
             self.resume();
             if !self.decoder.is_idle() {
                 self.step();
+                // Again, before the thread may wait: a caller that has read before its completion was paused does not
+                // wake it.
+                self.resume();
             }
             self.publish();
         }

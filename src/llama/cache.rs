@@ -4,7 +4,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::config::LlamaConfig;
 use crate::{
-    causal_lm::{KvCache, ModelError},
+    causal_lm::{KvCache, ModelError, split_clone},
     tensor::index,
 };
 
@@ -219,12 +219,7 @@ impl KvCache for LlamaCache {
     }
 
     fn split_rows(&mut self, rows: &[usize]) -> Result<Self, ModelError> {
-        // The clone shares the tensors, and each side then copies its own rows.
-        let mut moved = self.clone();
-        moved.keep_rows(rows)?;
-        let rest: Vec<usize> = (0..self.starts.len()).filter(|row| !rows.contains(row)).collect();
-        self.keep_rows(&rest)?;
-        Ok(moved)
+        split_clone(self, rows) // a clone shares the tensors
     }
 }
 

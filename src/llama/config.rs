@@ -173,9 +173,15 @@ impl LlamaConfig {
     /// Parses the text of a Hugging Face `config.json`.
     ///
     /// Rotary scaling may be of kind `default`, `linear`, `llama3`, `yarn` or `dynamic`. With YaRN, the context length
-    /// is the factor times the original one if that is longer than `max_position_embeddings`. Dynamic NTK changes
-    /// nothing up to `max_position_embeddings`; beyond it, the rotation of a token would depend on the longest row of
-    /// its batch, so the context ends there and the scaling is [`RopeScaling::None`].
+    /// is the factor times the original one if that is longer than `max_position_embeddings`.
+    ///
+    /// Dynamic NTK changes nothing up to `max_position_embeddings`, and the context ends there: the scaling is
+    /// [`RopeScaling::None`], with a [warning](super::Llama::warnings). Beyond, a model could not keep the promises of
+    /// [`CausalLm`](crate::CausalLm). transformers takes the base of a forward pass from its longest row, keeps a
+    /// larger one for later passes, and does not rotate cached keys again. So the logits of a row depend on the rows
+    /// alongside and before it, and on the pieces in which its prompt is read: in transformers 5.24, the logits of a
+    /// row of 45 tokens alongside or after one of 70 differ by twice their standard deviation from those of the row
+    /// alone (the golden model `dynamic`, whose context is 40).
     ///
     /// # Errors
     ///

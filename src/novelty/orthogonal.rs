@@ -118,6 +118,8 @@ mod tests {
         for (reference, expected) in [
             (&[1.25f32][..], &[9.0f32][..]),
             (&[1.25, 0.5], &[9.0, -9.0]),
+            // The rounding of numbers of this size would show in the scores.
+            (&[1e-3, 0.0], &[7.3e9, -3.1e9]),
             (&[1.25, 1.25, 1.25, 1.25], &[9.0, -9.0, 0.0, 1.0]),
         ] {
             assert_eq!(scores(&strong, 0, reference, expected), reference);

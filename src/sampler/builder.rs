@@ -212,3 +212,26 @@ impl ModuleMapper for FullPrecision {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::TrainingConfig;
+
+    #[test]
+    fn slots_take_the_path_of_the_settings_or_the_fastest() {
+        for (slot_path, slots) in [
+            (SlotPath::Automatic, "ApartSlots"), // on flex
+            (SlotPath::Apart, "ApartSlots"),
+            (SlotPath::Stacked, "StackedSlots"),
+            (SlotPath::OneByOne, "SeparateSlots"),
+        ] {
+            let training = TrainingConfig::new().with_slot_path(slot_path);
+            let config = SamplerConfig::new().with_training(training);
+            let sampler = config.init(4, &Device::flex()).unwrap();
+            let trainer = format!("{:?}", sampler.trainer);
+            let expected = format!("InlineTrainer {{ slots: {slots} {{");
+            assert!(trainer.starts_with(&expected), "{slot_path:?}: {}", &trainer[..60]);
+        }
+    }
+}

@@ -118,7 +118,7 @@ impl Sampler {
     /// completion of the same prompt id continues with what it has learned. Has an effect with distillers per prompt
     /// ([`Sharing::PerPrompt`] and [`Sharing::Adaptive`]). Part of a snapshot.
     pub fn hold(&mut self, prompt: PromptId) {
-        if matches!(self.config.sharing, Sharing::PerPrompt | Sharing::Adaptive(_)) {
+        if self.config.sharing.is_per_prompt() {
             self.trainer.begin(holder(prompt));
         }
     }

@@ -3,7 +3,7 @@
 use burn::tensor::{Int, Tensor};
 
 use crate::{
-    causal_lm::{KvCache, ModelError},
+    causal_lm::{KvCache, ModelError, split_clone},
     id::TokenId,
 };
 
@@ -63,10 +63,6 @@ impl KvCache for TokenCache {
     }
 
     fn split_rows(&mut self, rows: &[usize]) -> Result<Self, ModelError> {
-        let mut moved = self.clone();
-        moved.keep_rows(rows)?;
-        let rest: Vec<usize> = (0..self.rows()).filter(|row| !rows.contains(row)).collect();
-        self.keep_rows(&rest)?;
-        Ok(moved)
+        split_clone(self, rows)
     }
 }

@@ -24,7 +24,8 @@ use crate::{
 ///   cannot do are left out.
 ///
 /// `prompts` are at least two, of different lengths, each of at least two tokens, with room for two more in the
-/// context. Logits may differ by a small part of the largest one: 0.003 in `f32`, 0.03 in `f16` and 0.1 in `bf16`.
+/// context. Logits may differ by a small part of the largest one: 0.003 in `f32`, 0.03 in `f16` and 0.1 in `bf16`;
+/// [`check_model_within`] takes another.
 ///
 /// ```
 /// use burn::tensor::Device;
@@ -44,9 +45,35 @@ pub fn check_model<M: CausalLm>(
     model: &M,
     prompts: &[impl AsRef<[TokenId]>],
 ) -> Result<(), ModelFault> {
+    check_all(model, prompts, None)
+}
+
+/// [`check_model`] with a tolerance of your own instead of that of the model's type: the part of the largest logit by
+/// which logits may differ, and the part of the largest number of a hidden state.
+///
+/// For a model that computes with quantised weights or activations. Its results are `f32`, but rounding is far coarser,
+/// and a number that falls to the other side of a rounding boundary makes it visible: 0.05 is a usual value. A
+/// tolerance hides faults that are smaller, so choose it little larger than what the check reports.
+///
+/// # Errors
+///
+/// [`ModelFault`]: the first fault that is found.
+pub fn check_model_within<M: CausalLm>(
+    model: &M,
+    prompts: &[impl AsRef<[TokenId]>],
+    tolerance: f32,
+) -> Result<(), ModelFault> {
+    check_all(model, prompts, Some(tolerance))
+}
+
+fn check_all<M: CausalLm>(
+    model: &M,
+    prompts: &[impl AsRef<[TokenId]>],
+    given: Option<f32>,
+) -> Result<(), ModelFault> {
     let prompts: Vec<&[TokenId]> = prompts.iter().map(AsRef::as_ref).collect();
     check_prompts(model, &prompts)?;
-    let mut check = Check { model, tolerance: 0.0 };
+    let mut check = Check { model, given, tolerance: 0.0 };
     check.parts()?;
     for prompt in &prompts {
         check.taps_and_head(prompt)?;
@@ -106,6 +133,8 @@ type Rows = Vec<Vec<f32>>;
 
 struct Check<'a, M> {
     model: &'a M,
+    /// The caller's tolerance.
+    given: Option<f32>,
     /// The part of the largest number by which numbers may differ.
     tolerance: f32,
 }
@@ -129,7 +158,7 @@ impl<M: CausalLm> Check<'_, M> {
         let tokens = self.tokens(&[prompt.to_vec()]);
         let logits = self.model.forward(tokens, &mut cache, &mut calls).map_err(failed(during))?;
         let dtypes = calls.0.iter().map(|(_, state)| state.dtype()).chain([logits.dtype()]);
-        self.tolerance = dtypes.map(tolerance).fold(0.0, f32::max);
+        self.tolerance = self.given.unwrap_or(dtypes.map(tolerance).fold(0.0, f32::max));
         let logits = self.read(logits, 1)?;
         same("rows of the cache after a prompt", 1, cache.rows())?;
 

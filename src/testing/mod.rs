@@ -8,7 +8,7 @@ mod scripted;
 mod tiny;
 
 pub use cache::TokenCache;
-pub use check::check_model;
+pub use check::{check_model, check_model_within};
 pub use fault::ModelFault;
 pub use scripted::ScriptedLm;
 pub use tiny::TinyLm;

@@ -217,9 +217,9 @@ mod tests {
 
     use super::*;
     use crate::{
-        distiller::{SwiGluConfig, SwiGluDistiller},
+        distiller::{LowRankConfig, LowRankStart, SwiGluConfig, SwiGluDistiller},
         golden::{assert_close, values},
-        train::{OptimizerConfig, StackedSlots},
+        train::{OptimizerConfig, SeparateSlots, StackedSlots},
     };
 
     const D_MODEL: usize = 6;
@@ -429,17 +429,60 @@ mod tests {
         assert_eq!(updates(&trainer), [0, 0]);
     }
 
+    /// Rows are counted once, what the two distillers do is counted for both.
     #[test]
-    fn settings_out_of_range_are_refused() {
-        let wording = |config: AdaptiveConfig| config.validate().unwrap_err().to_string();
+    fn what_both_distillers_do_is_counted() {
+        let start = LowRankStart::Ridge { rows: 2, lambda: 1e-2 };
+        let config = LowRankConfig::new().with_rank(2).with_start(start);
+        let distiller = config.init(D_MODEL, 0, &Device::flex()).unwrap();
+        let slots = SeparateSlots::new(distiller, OptimizerConfig::adam_w(1e-3));
+        let of = |start, states: &HiddenStates, rows: &[CompletionId]| {
+            let config = AdaptiveConfig::new().with_start(start);
+            let mut trainer =
+                AdaptiveTrainer::new(slots.clone(), config, TrainingConfig::default());
+            let parts = trainer.predict(rows, states.shallow()).unwrap().parts;
+            trainer.learn(rows, states, &parts).unwrap()
+        };
+        // Two rows of each of two prompts: two fits of their own, and one of the shared distiller.
+        let (rows, states) = step(&[0, 1, 0, 1], 3, |_| 1.0);
+        let counted = Learned { updates: 3, rows: 4, fits: 3, ..Learned::default() };
+        assert_eq!(of(AdaptiveStart::Fresh, &states, &rows), counted);
+        // Copies of the shared distiller are not fitted: that would overwrite what was copied.
+        assert_eq!(of(AdaptiveStart::Shared, &states, &rows), Learned { fits: 1, ..counted });
+        // Shallow states of 0 cannot be fitted.
+        let zeros =
+            HiddenStates::new(states.shallow().zeros_like(), states.deep().clone()).unwrap();
         assert_eq!(
-            wording(AdaptiveConfig { half_life: 0.0, ..Default::default() }),
-            "half_life: expected a number above 0, got 0"
+            of(AdaptiveStart::Fresh, &zeros, &rows),
+            Learned { fits: 0, fits_failed: 3, ..counted }
         );
-        assert_eq!(
-            wording(AdaptiveConfig { sharpness: f32::NAN, ..Default::default() }),
-            "sharpness: expected a number of at least 0, got NaN"
-        );
+    }
+
+    #[test]
+    fn the_end_of_a_prompt_leaves_the_evidence_about_the_others() {
+        let mut trainer = adaptive(AdaptiveConfig::default());
+        let (rows, hidden) = step(&[4, 2, 7], 0, |_| 1.0);
+        let parts = trainer.predict(&rows, hidden.shallow()).unwrap().parts;
+        trainer.learn(&rows, &hidden, &parts).unwrap();
+        trainer.release(rows[0]);
+        let known: Vec<u64> = trainer.evidence.of_each().iter().map(|(id, _)| id.0).collect();
+        assert_eq!(known, [2, 7]);
+    }
+
+    #[test]
+    fn a_reset_forgets_both_distillers_and_the_evidence() {
+        let mut trainer = adaptive(AdaptiveConfig::default());
+        let (rows, hidden) = step(&[4, 2], 0, |_| 1.0);
+        let parts = trainer.predict(&rows, hidden.shallow()).unwrap().parts;
+        trainer.learn(&rows, &hidden, &parts).unwrap();
+        let mut known = rows.clone();
+        known.sort_unstable();
+        assert_eq!(trainer.completions(), known);
+        assert_eq!((trainer.distillers(), trainer.waiting_rows()), (3, 0));
+        trainer.reset();
+        assert_eq!((trainer.distillers(), trainer.state_bytes()), (0, 0));
+        assert!(trainer.completions().is_empty());
+        assert!(trainer.evidence.is_empty());
     }
 
     #[test]

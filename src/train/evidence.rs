@@ -220,6 +220,10 @@ mod tests {
                     evidence.retain(|prompt| prompt.0 != 2);
                     oracle.remove(&2);
                 }
+                for (prompt, sums) in evidence.of_each() {
+                    let expected = oracle[&prompt.0].map(|sum| sum as f32);
+                    assert_close("sums", &values(sums), &expected, 1e-5);
+                }
                 // Prompts in any order, known or unknown, with repeats.
                 let asked = [9, 5, 4, 2, 7, 4].map(|prompt| CompletionId::new(prompt, 0));
                 let expected = asked.map(|row| {

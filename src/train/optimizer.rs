@@ -301,9 +301,34 @@ mod tests {
             wording(base().with_schedule(Schedule::Cosine { updates: 1, floor: 1.5 })),
             "schedule.floor: expected a number in [0, 1], got 1.5"
         );
-        assert_eq!(
-            wording(base().with_max_grad_norm(0.0)),
-            "max_grad_norm: expected a number above 0, got 0"
-        );
+        for number in [0.0, -1.0, f32::INFINITY, f32::NAN] {
+            let expected = format!("max_grad_norm: expected a number above 0, got {number}");
+            assert_eq!(wording(base().with_max_grad_norm(number)), expected);
+            let expected = format!("learning_rate: expected a number above 0, got {number}");
+            assert_eq!(wording(base().with_learning_rate(number.into())), expected);
+            let adam = UpdateRule::Adam { beta_1: 0.9, beta_2: 0.999, epsilon: number };
+            let expected = format!("epsilon: expected a number above 0, got {number}");
+            assert_eq!(wording(base().with_rule(adam)), expected);
+        }
+        for number in [-1.0, f32::INFINITY, f32::NAN] {
+            let rule = |weight_decay| UpdateRule::AdamW {
+                beta_1: 0.9,
+                beta_2: 0.999,
+                epsilon: 1e-8,
+                weight_decay,
+            };
+            let expected = format!("weight_decay: expected a number of at least 0, got {number}");
+            assert_eq!(wording(base().with_rule(rule(number))), expected);
+            assert_eq!(base().with_rule(rule(0.0)).validate(), Ok(()));
+        }
+    }
+
+    #[test]
+    fn settings_are_those_that_were_set() {
+        let paper = OptimizerConfig::paper();
+        let set = paper.without_clipping().with_loss(LossReduction::Sum);
+        let expected = OptimizerConfig { loss: LossReduction::Sum, max_grad_norm: None, ..paper };
+        assert_eq!(set, expected);
+        assert_ne!(set, paper);
     }
 }

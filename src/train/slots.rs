@@ -79,6 +79,17 @@ pub(crate) trait Slots: Clone + Debug + Send + 'static {
     /// Replaces what a slot has learned. If a tensor does not fit, returns its name and the expected and actual
     /// numbers of values.
     fn import(&mut self, place: usize, tensors: SlotTensors) -> Result<(), Misfit>;
+
+    /// Appends slots that have learned, at a cost that is linear in their number. The error is that of
+    /// [`import`](Self::import).
+    fn append(&mut self, slots: Vec<SlotTensors>) -> Result<(), Misfit> {
+        for tensors in slots {
+            let place = self.len();
+            self.add(1);
+            self.import(place, tensors)?;
+        }
+        Ok(())
+    }
 }
 
 /// A tensor, or a list of tensors, that does not fit the distiller.

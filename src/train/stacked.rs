@@ -61,6 +61,17 @@ impl<D: Distiller> StackedSlots<D> {
         self.parameters.iter().map(|parameter| parameter.clone().select(0, index.clone())).collect()
     }
 
+    /// Checks that the tensors of a slot fit.
+    fn check(&self, tensors: &SlotTensors) -> Result<(), Misfit> {
+        let sizes = |tensors: &[Tensor<3>]| -> Vec<usize> {
+            tensors.iter().map(|t| t.dims()[1] * t.dims()[2]).collect()
+        };
+        let fresh = Moments::fresh(self.optimizer.rule, &self.template);
+        check_fit("parameters", &sizes(&self.template), &tensors.parameters)?;
+        check_fit("first moments", &sizes(&fresh.first), &tensors.first)?;
+        check_fit("second moments", &sizes(&fresh.second), &tensors.second)
+    }
+
     /// Returns the places as an index tensor, or `None` if they are all slots in order.
     fn index(&self, places: &[usize]) -> Option<Tensor<1, Int>> {
         let device = self.template[0].device();
@@ -199,12 +210,7 @@ impl<D: Distiller> Slots for StackedSlots<D> {
     }
 
     fn import(&mut self, place: usize, tensors: SlotTensors) -> Result<(), Misfit> {
-        let sizes = |tensors: &[Tensor<3>]| -> Vec<usize> {
-            tensors.iter().map(|t| t.dims()[1] * t.dims()[2]).collect()
-        };
-        check_fit("parameters", &sizes(&self.parameters), &tensors.parameters)?;
-        check_fit("first moments", &sizes(&self.moments.first), &tensors.first)?;
-        check_fit("second moments", &sizes(&self.moments.second), &tensors.second)?;
+        self.check(&tensors)?;
         let write = |all: &mut Vec<Tensor<3>>, new: Vec<Tensor<1>>| {
             for (all, new) in all.iter_mut().zip(new) {
                 let [_, a, b] = all.dims();
@@ -215,6 +221,31 @@ impl<D: Distiller> Slots for StackedSlots<D> {
         write(&mut self.parameters, tensors.parameters);
         write(&mut self.moments.first, tensors.first);
         write(&mut self.moments.second, tensors.second);
+        Ok(())
+    }
+
+    /// Joins the tensors of all slots at once. One slot after the other would copy the stack for each.
+    fn append(&mut self, slots: Vec<SlotTensors>) -> Result<(), Misfit> {
+        slots.iter().try_for_each(|tensors| self.check(tensors))?;
+        let count = slots.len();
+        let fresh = Moments::fresh(self.optimizer.rule, &self.template);
+        let join = |mine: &mut Vec<Tensor<3>>,
+                    template: &[Tensor<3>],
+                    of: fn(&SlotTensors) -> &[Tensor<1>]| {
+            let stacks = std::mem::take(mine).into_iter().map(Some);
+            let stacks = stacks.chain(std::iter::repeat(None));
+            for (at, (template, stack)) in template.iter().zip(stacks).enumerate() {
+                let [_, a, b] = template.dims();
+                let new = slots.iter().map(|tensors| of(tensors)[at].clone().reshape([1, a, b]));
+                mine.push(Tensor::cat(stack.into_iter().chain(new).collect(), 0));
+            }
+        };
+        if count > 0 {
+            join(&mut self.parameters, &self.template, |tensors| &tensors.parameters);
+            join(&mut self.moments.first, &fresh.first, |tensors| &tensors.first);
+            join(&mut self.moments.second, &fresh.second, |tensors| &tensors.second);
+        }
+        self.count += count;
         Ok(())
     }
 }

@@ -117,3 +117,23 @@ impl<S, E> TrainerState<S, E> {
         Ok(state)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_learned_adds_up() {
+        let of = |by: usize| Learned {
+            updates: 2 * by,
+            rows: 3 * by,
+            fits: 4 * by,
+            fits_failed: 5 * by,
+            restarts: 6 * by,
+            updates_undone: 7 * by as u64,
+        };
+        let mut sum = of(3);
+        sum += of(4);
+        assert_eq!(sum, of(7));
+    }
+}

@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, ops::ControlFlow};
 use super::decode_loop::{count_from, counter, finished, run, sampler, sampling};
 use crate::device;
 use esamp::{
-    Completion, CompletionId, Decoder, Event, FinishReason, GroupId, Request, SamplerConfig,
-    Sampling, Sharing, TokenId,
+    CompletionId, Decoder, Event, FinishReason, GroupId, Request, SamplerConfig, Sampling, Sharing,
+    TokenId,
     errors::RequestError,
     testing::{ScriptedLm, TinyLm},
 };
@@ -51,21 +51,15 @@ fn rows_are_limited() {
 fn a_large_request_is_overtaken_a_limited_number_of_times() {
     let most = Decoder::<ScriptedLm>::MAX_OVERTAKEN;
     let mut decoder = Decoder::new(counter(), sampler(10)).unwrap().with_max_rows(2).unwrap();
-    let short = || count_from(1).with_max_new_tokens(2);
-    decoder.submit(short()).unwrap();
+    // Two rows that end at different steps, so that there is always room for one row and never for two.
+    let short = || count_from(1).with_max_new_tokens(3);
+    decoder.submit(count_from(1).with_max_new_tokens(4)).unwrap();
     let large = decoder.submit(count_from(3).with_completions(2)).unwrap();
-    let small: Vec<_> = (0..3 * most).map(|_| decoder.submit(short()).unwrap().prompt).collect();
-    let completions = run(&mut decoder);
-    assert_eq!(completions.len(), 3 + small.len());
-    // Run again, watching the order in which completions begin.
-    let mut began = Vec::new();
-    let mut decoder = Decoder::new(counter(), sampler(10)).unwrap().with_max_rows(2).unwrap();
-    decoder.submit(short()).unwrap();
-    decoder.submit(count_from(3).with_completions(2)).unwrap();
     for _ in 0..3 * most {
         decoder.submit(short()).unwrap();
     }
-    decoder
+    let mut began = Vec::new();
+    let completions = decoder
         .run(|event| {
             if let Event::Token { completion, .. } = event
                 && !began.contains(&completion.prompt)
@@ -75,6 +69,7 @@ fn a_large_request_is_overtaken_a_limited_number_of_times() {
             ControlFlow::Continue(())
         })
         .unwrap();
+    assert_eq!(completions.len(), 1 + 2 + 3 * most);
     let place = began.iter().position(|&prompt| prompt == large.prompt).unwrap();
     assert_eq!(place, 1 + most, "after the first and those that overtook it: {began:?}");
 }
@@ -217,7 +212,7 @@ fn what_cannot_pause_says_why() {
 
 #[test]
 fn a_group_continues_with_what_it_has_learned() {
-    let request = |group| esamp(vec![1, 2, 3], 20).with_completions(2).with_group(GroupId(group));
+    let request = |group| esamp(vec![1, 2, 3], 40).with_completions(2).with_group(GroupId(group));
     let mut decoder = tiny();
     let first = decoder.submit(request(7)).unwrap();
     let before = run(&mut decoder);
@@ -229,11 +224,6 @@ fn a_group_continues_with_what_it_has_learned() {
     assert_eq!(more.prompt, first.prompt);
     assert_eq!(more.completions.iter().map(|id| id.index).collect::<Vec<_>>(), [2, 3]);
     let after = run(&mut decoder);
-    let error = |completions: &[Completion]| -> f32 {
-        // The first steered token of each: what is left of the distiller's error after 19 updates.
-        completions.iter().map(|c| c.choices[1].novelty.unwrap().relative()).sum()
-    };
-    assert!(error(&after) < 0.9 * error(&before), "{} {}", error(&after), error(&before));
     for (new, old) in after.iter().zip(&before) {
         assert_ne!(new.tokens(), old.tokens());
     }
@@ -242,7 +232,7 @@ fn a_group_continues_with_what_it_has_learned() {
     decoder.submit(request(8)).unwrap();
     let other = run(&mut decoder);
     assert_eq!(other[0].tokens(), before[0].tokens());
-    decoder.submit(esamp(vec![1, 2, 3], 20).with_completions(2)).unwrap();
+    decoder.submit(esamp(vec![1, 2, 3], 40).with_completions(2)).unwrap();
     assert_eq!(run(&mut decoder)[0].tokens(), before[0].tokens());
     assert_eq!(decoder.groups(), [GroupId(7), GroupId(8)]);
 
@@ -254,6 +244,32 @@ fn a_group_continues_with_what_it_has_learned() {
     );
     decoder.submit(request(7)).unwrap();
     assert_eq!(run(&mut decoder)[0].tokens(), before[0].tokens(), "released, so afresh");
+}
+
+/// The oracle: one distiller for everyone, and the same requests one after the other.
+#[test]
+fn a_group_learns_as_one_distiller_for_everyone_does() {
+    let novelties = |sharing, group: Option<GroupId>| {
+        let sampler = SamplerConfig::new().with_sharing(sharing);
+        let sampler = sampler.init(TinyLm::D_MODEL, &device()).unwrap();
+        let mut decoder = Decoder::new(TinyLm::new(3, &device()), sampler).unwrap();
+        let mut novelties = Vec::new();
+        for prompt in [vec![1, 2], vec![1, 2], vec![4]] {
+            // Greedy, because the completions of a group have other random numbers.
+            let mut request = esamp(prompt, 12).with_completions(2);
+            request = request.with_sampling(sampling(1.0).with_temperature(0.0));
+            if let Some(group) = group {
+                request = request.with_group(group);
+            }
+            decoder.submit(request).unwrap();
+            let choices = run(&mut decoder).into_iter().flat_map(|completion| completion.choices);
+            novelties.extend(choices.map(|c| (c.token, c.novelty.map(|n| n.error.to_bits()))));
+        }
+        novelties
+    };
+    let grouped = novelties(Sharing::PerPrompt, Some(GroupId(3)));
+    assert_eq!(grouped, novelties(Sharing::Global, None));
+    assert_ne!(grouped, novelties(Sharing::PerPrompt, None));
 }
 
 #[test]

@@ -5,7 +5,7 @@ use burn::tensor::{Device, Int, Tensor};
 use esamp::{
     CausalLm, HiddenStateTap, KvCache, LmHead, TapSite, TokenId,
     errors::ModelError,
-    testing::{ModelFault, TinyLm, TokenCache, check_model},
+    testing::{ModelFault, TinyLm, TokenCache, check_model, check_model_within},
 };
 
 const PROMPTS: [&[TokenId]; 2] = [&[3, 1, 4, 1, 5, 9], &[2, 6, 5]];
@@ -213,6 +213,14 @@ fn with(fault: impl Into<Option<Fault>>) -> Faulty {
 fn a_model_that_keeps_its_promises_passes() {
     check_model(&TinyLm::new(1, &device()), &PROMPTS).unwrap();
     check_model(&with(None), &PROMPTS).unwrap();
+}
+
+#[test]
+fn a_tolerance_of_ones_own_replaces_that_of_the_type() {
+    let model = with(Some(Fault::Deep)); // its head's logits are ten times too large
+    check_model_within(&model, &PROMPTS, 10.0).unwrap();
+    let fault = check_model_within(&model, &PROMPTS, 8.0).unwrap_err().to_string();
+    assert!(fault.contains("and are 10.000 times as large"), "{fault}");
 }
 
 #[test]

@@ -13,7 +13,7 @@ use crate::device;
 
 const VOCAB: usize = 10;
 
-fn decoder<M: CausalLm>(model: M) -> Decoder<M> {
+pub(super) fn decoder<M: CausalLm>(model: M) -> Decoder<M> {
     let sampler = SamplerConfig::new().init(model.d_model(), &device()).unwrap();
     Decoder::new(model, sampler).unwrap()
 }
@@ -22,14 +22,14 @@ fn run<M: CausalLm>(decoder: &mut Decoder<M>) -> Vec<Completion> {
     decoder.run(|_| ControlFlow::Continue(())).unwrap()
 }
 
-fn contrast(beta: f32) -> Sampling {
+pub(super) fn contrast(beta: f32) -> Sampling {
     let config = Sampling::paper().with_reweighter(ReweighterConfig::Contrast);
     config.with_beta(beta)
 }
 
 /// Logits that depend on every token of the sequence and its position, so that a cache that is out of step gives
 /// different ones.
-fn hashing(salt: u64) -> ScriptedLm {
+pub(super) fn hashing(salt: u64) -> ScriptedLm {
     ScriptedLm::new(VOCAB, &device(), move |sequence| {
         let hash = sequence.iter().fold(salt, |hash, &token| {
             (hash ^ u64::from(token)).wrapping_mul(0x0100_0000_01b3).rotate_left(17)

@@ -58,6 +58,7 @@ pub(super) fn count_from(start: TokenId) -> Request {
 fn prompts_of_different_lengths_run_in_one_batch_and_end_independently() {
     let model = counter();
     let mut decoder = Decoder::new(&model, sampler(10)).unwrap().with_detokenizer(digits);
+    assert_eq!(decoder.stats().tokens_per_second(), None);
     decoder.submit(count_from(3)).unwrap();
     let long = Request::new(vec![0, 1, 2, 3, 4, 5]);
     decoder
@@ -74,6 +75,9 @@ fn prompts_of_different_lengths_run_in_one_batch_and_end_independently() {
     assert!(decoder.is_idle());
     let stats = decoder.stats();
     assert_eq!((stats.steps, stats.decoded_tokens, stats.prompt_tokens), (4, 6, 7));
+    assert!(stats.prefill_seconds > 0.0 && stats.decode_seconds > 0.0);
+    let rate = stats.tokens_per_second().unwrap();
+    assert!((rate * stats.decode_seconds - 6.0).abs() < 1e-9, "{rate}");
 }
 
 #[test]

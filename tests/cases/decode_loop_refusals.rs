@@ -14,19 +14,19 @@ use esamp::{
 };
 
 /// A model whose cache supports only some operations, and fails on the others.
-struct Limited {
-    inner: ScriptedLm,
-    can: Can,
+pub(super) struct Limited {
+    pub(super) inner: ScriptedLm,
+    pub(super) can: Can,
 }
 
 #[derive(Clone, Copy)]
-struct Can {
-    repeat: bool,
-    drop: bool,
-    append: bool,
+pub(super) struct Can {
+    pub(super) repeat: bool,
+    pub(super) drop: bool,
+    pub(super) append: bool,
 }
 
-struct LimitedCache {
+pub(super) struct LimitedCache {
     inner: <ScriptedLm as CausalLm>::Cache,
     can: Can,
 }

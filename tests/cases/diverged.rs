@@ -151,7 +151,7 @@ fn errors(choices: &[Choice]) -> Vec<Option<f32>> {
 fn a_restart_does_not_affect_other_prompts() {
     let (world, sampling) = (World::new(), esamp(0.5));
     let (mut together, mut alone) = (scaled(&world), scaled(&world));
-    for at in 0..6 {
+    for at in 0..7 {
         let step = |sampler: &mut Sampler, rows: &[(u64, u64, f32)]| {
             errors(&step_of(&world, &world.head, sampler, &sampling, rows))
         };
@@ -167,8 +167,8 @@ fn a_restart_does_not_affect_other_prompts() {
         assert!((got[0].unwrap() - expected[0].unwrap()).abs() < 1e-5, "step {at}");
     }
     let counters = together.counters();
-    assert_eq!((counters.restarts, counters.updates_undone, counters.updates), (1, 1, 7));
-    assert_eq!(together.finish(), Ok(()), "one update of seven is not most of them");
+    assert_eq!((counters.restarts, counters.updates_undone, counters.updates), (1, 1, 8));
+    assert_eq!(together.finish(), Ok(()), "one update of eight is not most of them");
 }
 
 /// The distiller is not at fault: it predicts the other row of the same step, or nothing could.
@@ -235,4 +235,26 @@ fn a_control_that_is_not_finite_does_not_restart_distillers() {
     sampler.set_expected_control(Broken);
     assert_eq!(step(&mut sampler), [None]);
     assert_eq!((sampler.counters().rows_not_finite, sampler.counters().restarts), (1, 0));
+}
+
+/// A warm-up teaches only a prompt's own distiller, so only that one can diverge by it.
+#[test]
+fn of_two_distillers_only_the_one_that_has_diverged_starts_again() {
+    let (world, sampling) = (World::new(), esamp(0.5));
+    let config = SamplerConfig::new().with_optimizer(OptimizerConfig::sgd(0.1));
+    let mut sampler = Sampler::builder(config.with_sharing(Sharing::Adaptive(Default::default())))
+        .with_distiller(Scale::one())
+        .build(D_MODEL, &world.device)
+        .unwrap();
+    let step = |sampler: &mut Sampler| {
+        errors(&step_of(&world, &world.head, sampler, &sampling, &[(0, 0, 1.0)]))[0]
+    };
+    let first = step(&mut sampler).unwrap();
+    let shallow = Tensor::full([1, D_MODEL], 1e15, &world.device);
+    let prompt = HiddenStates::new(shallow.clone(), shallow.full_like(1.5)).unwrap();
+    sampler.warm_up(&[CompletionId::new(0, 0)], &prompt, 1).unwrap();
+    assert_eq!(step(&mut sampler), None);
+    // One update in the step, and one of the warm-up. The shared distiller keeps its own.
+    assert_eq!((sampler.counters().restarts, sampler.counters().updates_undone), (1, 2));
+    assert!(step(&mut sampler).unwrap() < first, "a copy of the shared distiller has learned");
 }

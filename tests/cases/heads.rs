@@ -1,14 +1,17 @@
 //! LM heads of every kind.
 
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
 use burn::{
     module::Param,
     nn::{Linear, LinearConfig},
-    tensor::{DType, Int, Tensor, TensorData},
+    tensor::{Int, Tensor, TensorData},
 };
 use esamp::{
     Choice, LmHead, Sampling, StepInput, TiedHead, distillers::SwiGluConfig, errors::StepError,
     filters::RowContext, unstable::ExpectedControl,
 };
+use half::bf16;
 
 use super::sampler_step::{D_MODEL, VOCAB, World, choices, esamp, log_softmax, row, sampler, wave};
 use crate::device;
@@ -190,7 +193,12 @@ fn rounding_of_the_models_head_is_not_novelty() {
     let world = World::new();
     let hidden = world.hidden(&[1, 4]);
     let deep = hidden.deep().clone();
-    let bf16 = |tensor: Tensor<2>| tensor.cast(DType::BF16).cast(DType::F32);
+    // On the host, because not every device has the type.
+    let bf16 = |tensor: Tensor<2>| {
+        let dims = tensor.dims();
+        let numbers = host(tensor).into_iter().map(|number| bf16::from_f32(number).to_f32());
+        Tensor::<2>::from_data(TensorData::new(numbers.collect::<Vec<_>>(), dims), &world.device)
+    };
     let precise = TiedHead::new(weight());
     let linear = biased();
     let bias = linear.bias.as_ref().unwrap().val().unsqueeze::<2>();
@@ -235,4 +243,49 @@ fn heads_report_their_shape_and_device() {
     assert_eq!(linear.shape(), Some([D_MODEL, VOCAB]));
     assert_eq!(tied.shape(), Some([D_MODEL, VOCAB]));
     assert_eq!(soft_capped().shape(), None);
+}
+
+/// Counts how often it is asked for all logits, and for some.
+struct Counting {
+    inner: TiedHead,
+    all: AtomicUsize,
+    some: AtomicUsize,
+}
+
+impl LmHead for Counting {
+    fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
+        self.all.fetch_add(1, Relaxed);
+        self.inner.logits(hidden)
+    }
+
+    fn logits_at(&self, hidden: Tensor<2>, tokens: Tensor<2, Int>) -> Tensor<2> {
+        self.some.fetch_add(1, Relaxed);
+        self.inner.logits_at(hidden, tokens)
+    }
+
+    fn shape(&self) -> Option<[usize; 2]> {
+        self.inner.shape()
+    }
+}
+
+/// A head is asked for single tokens while that reads less of its matrix.
+#[test]
+fn a_head_is_asked_for_all_logits_from_as_many_candidates_as_tokens_on() {
+    let world = World::new();
+    for (rows, candidates, all) in
+        [(1, 11, 0), (3, 3, 0), (2, 5, 0), (3, 4, 1), (2, 6, 1), (1, 12, 1)]
+    {
+        let sampling = Sampling::paper().with_beta(0.5).with_top_k(candidates).checked().unwrap();
+        let inner = TiedHead::new(weight());
+        let head = Counting { inner, all: AtomicUsize::new(0), some: AtomicUsize::new(0) };
+        let contexts: Vec<usize> = (0..rows).collect();
+        let step_rows: Vec<_> =
+            contexts.iter().map(|&c| row(c as u64, c as u64, &sampling)).collect();
+        let hidden = world.hidden(&contexts);
+        let logits = world.head.logits(hidden.deep().clone());
+        let input = StepInput::new(&step_rows, logits, &head).with_hidden(hidden);
+        sampler().step(input).unwrap();
+        let asked = (head.all.into_inner(), head.some.into_inner());
+        assert_eq!(asked, (all, 1 - all), "{rows} rows of {candidates} candidates");
+    }
 }

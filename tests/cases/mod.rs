@@ -9,6 +9,8 @@ mod contrast;
 mod decode_loop;
 mod decode_loop_panics;
 mod decode_loop_refusals;
+mod decode_loop_room;
+mod decode_loop_text;
 mod diverged;
 mod engine;
 mod expected_control;

@@ -203,6 +203,11 @@ fn settings_out_of_range_are_refused_at_construction() {
     assert!(SamplerConfig::new().init(0, &device()).is_err());
     let first = esamp::optim::TrainRows::FirstPerPrompt;
     let training = esamp::optim::TrainingConfig::new().with_train_rows(first);
+    let never = esamp::optim::TrainingConfig::new().with_update_every(0);
+    assert_eq!(
+        refused(SamplerConfig::new().with_training(never)),
+        "update_every: expected at least 1, got 0"
+    );
     let alone = SamplerConfig::new().with_sharing(Sharing::PerCompletion).with_training(training);
     assert_eq!(
         refused(alone),

@@ -203,3 +203,18 @@ fn half_precision_models_have_full_precision_distillers() {
         assert_eq!(sampler.counters().rows_learned, 2);
     }
 }
+
+#[test]
+fn a_sampler_tells_what_it_shares_and_where_its_time_goes() {
+    let world = World::new();
+    let config = SamplerConfig::new().with_sharing(Sharing::Global);
+    let mut sampler = config.init(D_MODEL, &world.device).unwrap();
+    assert_eq!(sampler.sharing(), Sharing::Global);
+    assert_eq!(sampler.stage_seconds().total(), 0.0);
+    let sampling = esamp(0.5);
+    world.step(&mut sampler, &[row(0, 0, &sampling)], &[0]).unwrap();
+    let seconds = *sampler.stage_seconds();
+    assert!(seconds.predict > 0.0 && seconds.learn > 0.0, "{seconds:?}");
+    sampler.reset();
+    assert_eq!(sampler.stage_seconds().total(), 0.0);
+}

@@ -12,8 +12,9 @@ use esamp::{
     Sampling, StepInput, StepOutput, StepRow, TemperatureOrder, TokenMask,
     distillers::Distiller,
     errors::{RowError, TrainError},
+    filters::{Candidates, RowContext},
     optim::OptimizerConfig,
-    reweighters::ReweighterConfig,
+    reweighters::{Expects, NoveltyReweighter, ReweighterConfig},
     telemetry::{Recorder, RowTrace, Steering},
 };
 
@@ -298,6 +299,7 @@ fn a_distiller_that_cannot_change_has_not_learned() {
     // SGD and clipping take different code paths through an update.
     for optimizer in [sgd, OptimizerConfig::paper()] {
         let config = SamplerConfig::new().with_optimizer(optimizer);
+        let config = config.with_updates_before_steering(1);
         let frozen = Sampler::builder(config.clone())
             .with_distiller(swiglu().no_grad())
             .build(4, &device())
@@ -323,6 +325,7 @@ fn a_distiller_that_cannot_change_has_not_learned() {
             let counted = (counters.updates, counters.rows_learned);
             // The loss is that of the predictions, whether or not anything could be learned from it.
             close("mean loss", counters.mean_loss().unwrap(), (losses[0] + losses[1]) / 2.0);
+            assert_eq!(counters.rows_untrained, if learns { 1 } else { 2 });
             if learns {
                 assert_eq!(counted, (2, 2));
                 assert_eq!(sampler.finish(), Ok(()));
@@ -332,5 +335,38 @@ fn a_distiller_that_cannot_change_has_not_learned() {
                 assert_eq!(sampler.finish(), Err(nothing));
             }
         }
+    }
+}
+
+/// Doubles every score and expects nothing.
+#[derive(Debug)]
+struct Double;
+
+impl NoveltyReweighter for Double {
+    fn reweight(&self, _row: &RowContext<'_>, candidates: &mut Candidates) {
+        candidates.rescore(|candidate| 2.0 * candidate.logit);
+    }
+
+    fn expects(&self) -> Expects {
+        Expects::Nothing
+    }
+}
+
+#[test]
+fn a_reweighter_that_expects_nothing_acts_on_every_token_but_the_first() {
+    let double = Sampling::paper().with_custom_reweighter(Double).checked().unwrap();
+    let plain = Sampling::paper().with_beta(0.0).checked().unwrap();
+    let (mut sampler, recorder) = watched();
+    let rows = [row(0, &double), first_token(row(1, &double)), row(2, &plain)];
+    step(&mut sampler, &rows, &[ln([4.0, 1.0, 2.0, 3.0]); 3], &[[0.0; 4]; 3]);
+    let traces = tokens(&recorder);
+    // Of .4, .1, .2 and .3, the squares .16, .01, .04 and .09 sum to .3.
+    for (trace, sharpening) in traces.iter().zip([Some(1.0), None, None]) {
+        let p = [0.4f64, 0.1, 0.2, 0.3][trace.token as usize];
+        let p = if sharpening.is_some() { p * p / 0.3 } else { p };
+        close("log_prob", f64::from(trace.log_prob), p.ln());
+        assert_eq!(trace.steering, Steering::Off);
+        assert_eq!(trace.sharpening.is_some(), sharpening.is_some());
+        close("sharpening", trace.sharpening.unwrap_or(0.0), sharpening.unwrap_or(0.0));
     }
 }

@@ -178,6 +178,11 @@ fn closures_observe_and_an_observer_can_be_taken_back() {
     assert_eq!(steps, [0, 0], "a reset keeps the observer and counts from 0");
     let taken = sampler.take_observer();
     assert!(taken.is_some() && sampler.take_observer().is_none());
+    let model = TinyLm::new(1, &device());
+    let of_the_model = SamplerConfig::new().init(TinyLm::D_MODEL, &device()).unwrap();
+    let decoder = Decoder::new(&model, of_the_model).unwrap();
+    let mut decoder = decoder.with_observer(Shared::default());
+    assert!(decoder.take_observer().is_some() && decoder.take_observer().is_none());
     one(&mut sampler);
     assert_eq!(tokens(&recorder).len(), 2);
 
@@ -197,7 +202,10 @@ fn an_observer_receives_tokens_in_row_order_and_then_the_step() {
             self.0.lock().unwrap().push(trace.completion.to_string());
         }
         fn step(&mut self, trace: &esamp::telemetry::StepTrace) {
-            self.0.lock().unwrap().push(format!("step {}", trace.step));
+            self.0
+                .lock()
+                .unwrap()
+                .push(format!("step {}: {} rows, {} failed", trace.step, trace.rows, trace.failed));
         }
     }
     let sampling = Sampling::paper().checked().unwrap();
@@ -205,6 +213,7 @@ fn an_observer_receives_tokens_in_row_order_and_then_the_step() {
     let (mut sampler, _) = watched();
     sampler.set_observer(Order(seen.clone()));
     step(&mut sampler, &[row(8, &sampling), row(3, &sampling)], &[[0.0; 4]; 2], &[[0.0; 4]; 2]);
-    let expected = ["completion 8 of prompt 0", "completion 3 of prompt 0", "step 0"];
+    let expected =
+        ["completion 8 of prompt 0", "completion 3 of prompt 0", "step 0: 2 rows, 0 failed"];
     assert_eq!(*seen.lock().unwrap(), expected);
 }

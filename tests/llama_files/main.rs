@@ -15,7 +15,7 @@ use esamp::{
     llama::{Llama, LlamaConfig, RopeScaling, Tokenizer},
 };
 use esamp_testkit::{gguf::GgufFile, golden};
-use safetensors::SafeTensors;
+use safetensors::{SafeTensors, tensor::TensorView};
 use serde_json::json;
 
 fn folder(name: &str) -> PathBuf {
@@ -254,6 +254,27 @@ fn an_lm_head_that_differs_from_a_tied_embedding_is_used_with_a_warning() {
     let same = Llama::from_hf_folder(tied.path(), &device).unwrap();
     assert!(same.warnings().is_empty());
     assert!(same.config().tied_embeddings);
+}
+
+/// As in transformers, which refuses it too: a matrix that cannot be the head says that the files do not belong
+/// together.
+#[test]
+fn an_lm_head_of_the_wrong_shape_is_an_error_beside_a_tied_embedding_too() {
+    let tied = with_settings("llama", |config| config["tie_word_embeddings"] = true.into());
+    let path = tied.path().join("model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    let whole = SafeTensors::deserialize(&bytes).unwrap();
+    let tensors = whole.tensors().into_iter().map(|(name, tensor)| match name.as_str() {
+        "lm_head.weight" => {
+            let data = &tensor.data()[..95 * 32 * 4];
+            let cut = TensorView::new(tensor.dtype(), vec![95, 32], data).unwrap();
+            (name, cut)
+        }
+        _ => (name, tensor),
+    });
+    fs::write(&path, safetensors::serialize(tensors, None).unwrap()).unwrap();
+    let expected = "tensor lm_head.weight: expected shape [96, 32], got shape [95, 32]";
+    assert_eq!(refused(&tied), expected);
 }
 
 #[test]

@@ -18,10 +18,7 @@ use std::{
 
 use burn::tensor::Device;
 use clap::Parser;
-use esamp::{
-    CausalLm, TokenId,
-    llama::{ChatMessage, ChatTemplate, Llama, Tokenizer},
-};
+use esamp::{CausalLm, llama::Llama};
 use esamp_eval::{
     args::Args,
     arms,
@@ -36,7 +33,8 @@ use esamp_eval::{
     work::{Ended, problems_of, run_all},
 };
 use esamp_programs::{
-    failure::{End, Failure, exit_code, note},
+    failure::{End, Failure, exit_code},
+    loaded::{self, Texts, tokenizer},
     model_source::{Cache, ModelSource},
 };
 
@@ -59,12 +57,13 @@ fn run(args: &Args) -> Result<(), End> {
         return report(&args.records, to, &source, &device);
     }
     let path = source.fetch(&Cache::from_env()?)?;
-    let (model, tokenizer, template) = open(&path, &device)?;
+    let (texts, model) = (Texts::open(&path)?, loaded::llama(&path, &device)?);
+    let next_step = "mend or remove the chat template of the model";
     let subject = Subject {
         model: &model,
-        encode: Box::new(|text| prompt(&tokenizer, template.as_ref(), text)),
-        detokenizer: Arc::new(tokenizer.clone()),
-        stop_tokens: tokenizer.stop_tokens().to_vec(),
+        encode: Box::new(|text| texts.encode_message(text, next_step)),
+        detokenizer: Arc::new(texts.tokenizer.clone()),
+        stop_tokens: texts.tokenizer.stop_tokens().to_vec(),
     };
     let header = args.fill(Header {
         format_version: FORMAT_VERSION,
@@ -132,7 +131,7 @@ fn report(records: &[PathBuf], to: &Path, model: &ModelSource, device: &Device) 
         let error = format!("--model: expected the model of the records, {expected}, got {got}");
         return Err(Failure::usage(error, "give the model that wrote the records").into());
     }
-    let tokenizer = tokenizer_at(&path)?;
+    let tokenizer = tokenizer(&path)?;
     let mut embeddings = Embeddings::open(&cache, device)?;
     let mut embed = |texts: &[String]| embeddings.of(texts);
     report::write(&results, &origin, &tokenizer, &mut embed, to)?;
@@ -211,41 +210,4 @@ fn list(tasks: &[Box<dyn Task>], args: &Args) -> Result<(), End> {
         writeln!(out, "  {:24} {}", arm.name, arm.what)?;
     }
     Ok(())
-}
-
-fn open(path: &Path, device: &Device) -> Result<(Llama, Tokenizer, Option<ChatTemplate>), Failure> {
-    let tokenizer = tokenizer_at(path)?;
-    let opened = if path.is_dir() {
-        ChatTemplate::from_hf_folder(path)
-            .and_then(|template| Ok((Llama::from_hf_folder(path, device)?, template)))
-    } else {
-        ChatTemplate::from_gguf(path)
-            .and_then(|template| Ok((Llama::from_gguf(path, device)?, template)))
-    };
-    let (model, template) = opened.map_err(Failure::loading)?;
-    for warning in tokenizer.warnings().iter().chain(model.warnings()) {
-        note(warning);
-    }
-    Ok((model, tokenizer, template))
-}
-
-fn tokenizer_at(path: &Path) -> Result<Tokenizer, Failure> {
-    let opened =
-        if path.is_dir() { Tokenizer::from_hf_folder(path) } else { Tokenizer::from_gguf(path) };
-    opened.map_err(Failure::loading)
-}
-
-/// Encodes a message, with the model's chat template if it has one.
-fn prompt(
-    tokenizer: &Tokenizer,
-    template: Option<&ChatTemplate>,
-    text: &str,
-) -> Result<Vec<TokenId>, Failure> {
-    let tokens = match template {
-        Some(template) => template
-            .render(&[ChatMessage::user(text)])
-            .and_then(|text| tokenizer.encode_rendered(&text)),
-        None => tokenizer.encode(text),
-    };
-    tokens.map_err(|error| Failure::runtime(error, "report this with the model"))
 }

@@ -119,9 +119,8 @@ fn decode<M: CausalLm>(
     }
     let sampling = arm.sampling.sampling();
     let meter = Arc::new(Mutex::new(Meter::new(keeps_tokens)));
-    let detokenizer = subject.detokenizer.clone();
     let mut decoder = Decoder::new(model, sampler)?
-        .with_detokenizer(move |tokens: &[TokenId]| detokenizer.decode(tokens))
+        .with_detokenizer(subject.detokenizer.clone())
         .with_observer(meter.clone());
     for asked in asked {
         let request = Request::new(asked.prompt.clone())

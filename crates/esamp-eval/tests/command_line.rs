@@ -108,6 +108,37 @@ fn a_run_is_written_once_and_only_once() {
 }
 
 #[test]
+fn a_chat_template_stops_only_what_needs_it_and_a_missing_one_is_noted_once() {
+    let bench = Bench::new();
+    let args = [&SMALL[..], &["--arms", "min-p-1"]].concat();
+    let output = bench.evaluate(&args);
+    let notes = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{notes}");
+    assert_eq!(notes.matches("note: the model has no chat template").count(), 1, "{notes}");
+
+    // A run that has nothing left to do reads no prompt. Its header has the hash of the model.
+    let model = bench.folder.path().join("model");
+    let hash = || provenance::model_hash(&model).unwrap();
+    let without = hash();
+    fs::write(model.join("chat_template.jinja"), "{% if %}").unwrap();
+    let text = fs::read_to_string(bench.out()).unwrap();
+    let (header, records) = text.split_once('\n').unwrap();
+    let header = line::unseal(header).unwrap().object.replace(&without, &hash());
+    fs::write(bench.out(), format!("{}\n{records}", line::seal(&header))).unwrap();
+    assert!(bench.said(&args).contains(", 0 of them new"));
+
+    fs::remove_file(bench.out()).unwrap();
+    let output = bench.evaluate(&args);
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(message.contains("error: chat template: line 1: "), "{message}");
+    assert!(
+        message.contains("next step: mend or remove the chat template of the model"),
+        "{message}"
+    );
+}
+
+#[test]
 fn a_budget_ends_a_run_and_the_same_command_resumes_it() {
     let bench = Bench::new();
     let args = [&SMALL[..], &ARMS].concat();

@@ -9,6 +9,7 @@ pub mod columns;
 pub mod device;
 pub mod failure;
 pub mod files;
+pub mod generate;
 pub mod loaded;
 pub mod model_source;
 pub mod page;

@@ -1,6 +1,6 @@
-//! A model with its tokenizer and its chat template.
+//! A model with what it needs to read and write text.
 
-use std::path::Path;
+use std::{path::Path, sync::Once};
 
 use burn::tensor::Device;
 use esamp::{
@@ -10,49 +10,66 @@ use esamp::{
 
 use crate::failure::{Failure, note};
 
-/// A model with its tokenizer and chat template.
-pub struct Loaded {
-    pub model: Llama,
+/// A model's tokenizer and chat template.
+pub struct Texts {
     pub tokenizer: Tokenizer,
-    /// An error in the template is reported when it is needed: a raw prompt needs none.
+    /// An error in the template is reported when it is needed: a prompt that is completed as it is needs none.
     pub template: Result<Option<ChatTemplate>, LoadError>,
+    no_template: Once,
 }
 
-impl Loaded {
-    /// Opens a GGUF file or a Hugging Face folder.
-    pub fn open(path: &Path, device: &Device) -> Result<Self, Failure> {
-        let loaded = if path.is_dir() {
-            Tokenizer::from_hf_folder(path).and_then(|tokenizer| {
-                let template = ChatTemplate::from_hf_folder(path);
-                Ok(Self { model: Llama::from_hf_folder(path, device)?, tokenizer, template })
-            })
+impl Texts {
+    /// Reads them from a GGUF file or a Hugging Face folder, and prints what is unusual about the tokenizer.
+    pub fn open(path: &Path) -> Result<Self, Failure> {
+        let tokenizer = tokenizer(path)?;
+        let template = if path.is_dir() {
+            ChatTemplate::from_hf_folder(path)
         } else {
-            Tokenizer::from_gguf(path).and_then(|tokenizer| {
-                let template = ChatTemplate::from_gguf(path);
-                Ok(Self { model: Llama::from_gguf(path, device)?, tokenizer, template })
-            })
+            ChatTemplate::from_gguf(path)
         };
-        let loaded: Self = loaded.map_err(Failure::loading)?;
-        for warning in loaded.tokenizer.warnings().iter().chain(loaded.model.warnings()) {
+        for warning in tokenizer.warnings() {
             note(warning);
         }
-        Ok(loaded)
+        Ok(Self { tokenizer, template, no_template: Once::new() })
     }
 
-    /// Encodes the prompt; as a chat message if the model has a template and `raw` is false.
-    pub fn prompt(&self, text: &str, raw: bool) -> Result<Vec<TokenId>, Failure> {
-        const NEXT: &str = "try --raw, which uses no chat template";
+    /// Encodes a message to the model with its chat template. Without one, the message is completed as it is, which is
+    /// said once. `next_step` is what the user can do about a template that fails.
+    pub fn encode_message(&self, text: &str, next_step: &str) -> Result<Vec<TokenId>, Failure> {
         let tokens = match &self.template {
-            _ if raw => self.tokenizer.encode(text),
             Ok(Some(template)) => template
                 .render(&[ChatMessage::user(text)])
                 .and_then(|text| self.tokenizer.encode_rendered(&text)),
             Ok(None) => {
-                note("the model has no chat template; the prompt is completed as it is (--raw)");
+                self.no_template.call_once(|| {
+                    note("the model has no chat template: prompts are completed as they are");
+                });
                 self.tokenizer.encode(text)
             }
-            Err(error) => return Err(Failure::runtime(error, NEXT)),
+            Err(error) => return Err(Failure::runtime(error, next_step)),
         };
-        tokens.map_err(|error| Failure::runtime(error, NEXT))
+        tokens.map_err(|error| Failure::runtime(error, next_step))
     }
+}
+
+/// Opens only the tokenizer of a GGUF file or a Hugging Face folder.
+pub fn tokenizer(path: &Path) -> Result<Tokenizer, Failure> {
+    let opened =
+        if path.is_dir() { Tokenizer::from_hf_folder(path) } else { Tokenizer::from_gguf(path) };
+    opened.map_err(Failure::loading)
+}
+
+/// Opens a burn model of the Llama family from a GGUF file or a Hugging Face folder, and prints what is unusual about
+/// it.
+pub fn llama(path: &Path, device: &Device) -> Result<Llama, Failure> {
+    let model = if path.is_dir() {
+        Llama::from_hf_folder(path, device)
+    } else {
+        Llama::from_gguf(path, device)
+    };
+    let model = model.map_err(Failure::loading)?;
+    for warning in model.warnings() {
+        note(warning);
+    }
+    Ok(model)
 }

@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+pub mod bounded;
 pub mod first_gpu;
 pub mod gguf;
 pub mod golden;

@@ -191,19 +191,18 @@ fn text_method(text: &str, method: &str, args: Values, budget: &Budget) -> Resul
             let [wanted, start, end] = args.take(["sub", "start", "end"])?;
             let wanted = needed(wanted, "sub")?;
             let wanted = &**wanted.as_text()?;
-            let Some(part) = part(text, start.as_ref(), end.as_ref())? else {
-                return Ok(Value::Int(if method == "count" { 0 } else { -1 }));
-            };
+            let part = part(text, start.as_ref(), end.as_ref())?;
             if method == "count" {
-                return Ok(Value::Int(part.matches(wanted).count() as i128));
+                let count = part.map_or(0, |part| part.matches(wanted).count());
+                return Ok(Value::Int(count as i128));
             }
-            let found =
-                if method.starts_with('r') { part.rfind(wanted) } else { part.find(wanted) };
+            let found = part.and_then(|part| {
+                let at =
+                    if method.starts_with('r') { part.rfind(wanted) } else { part.find(wanted) };
+                Some(part.as_ptr() as usize - text.as_ptr() as usize + at?)
+            });
             match found {
-                Some(at) => {
-                    let before = part.as_ptr() as usize - text.as_ptr() as usize + at;
-                    Ok(Value::Int(text[..before].chars().count() as i128))
-                }
+                Some(before) => Ok(Value::Int(text[..before].chars().count() as i128)),
                 None if method.ends_with("find") => Ok(Value::Int(-1)),
                 None => Err(Fault::expected("a part of the string", "another string")),
             }

@@ -91,7 +91,10 @@ struct Spec {
     kind: char,
     align: Option<char>,
     fill: char,
-    plus: bool,
+    /// What stands before a number that is not negative: a plus, a space or nothing.
+    sign: &'static str,
+    /// Whether the base of a number is written before it.
+    alternate: bool,
     width: usize,
     precision: Option<usize>,
 }
@@ -100,26 +103,43 @@ struct Spec {
 const MAX_DIGITS: usize = 1000;
 
 impl Spec {
+    const PLAIN: Self = Self {
+        kind: 's',
+        align: None,
+        fill: ' ',
+        sign: "",
+        alternate: false,
+        width: 0,
+        precision: None,
+    };
+
     fn of_percent(text: &str) -> Result<(Self, &str), Fault> {
-        let mut spec =
-            Self { kind: 's', align: None, fill: ' ', plus: false, width: 0, precision: None };
+        let mut spec = Self::PLAIN;
         let flags = text.find(|c| !"-+ #0".contains(c)).unwrap_or(text.len());
-        spec.plus = text[..flags].contains('+');
-        if text[..flags].contains('0') {
-            spec.fill = '0';
-        }
-        spec.align = Some(if text[..flags].contains('-') { '<' } else { '>' });
+        let has = |flag: char| text[..flags].contains(flag);
+        spec.sign = if has('+') {
+            "+"
+        } else if has(' ') {
+            " "
+        } else {
+            ""
+        };
+        spec.alternate = has('#');
+        spec.align = Some(if has('-') { '<' } else { '>' });
         let rest = spec.numbers(&text[flags..])?;
         let kind = rest.chars().next();
         spec.kind =
             kind.ok_or_else(|| Fault::expected("a letter after % in a format", "its end"))?;
+        // Zeros are for numbers, and only before them.
+        if has('0') && !has('-') && !['s', 'r'].contains(&spec.kind) {
+            spec.fill = '0';
+        }
         let after = &rest[spec.kind.len_utf8()..];
         Ok((spec, after))
     }
 
     fn of_braces(text: &str) -> Result<Self, Fault> {
-        let mut spec =
-            Self { kind: 's', align: None, fill: ' ', plus: false, width: 0, precision: None };
+        let mut spec = Self::PLAIN;
         let mut rest = text;
         let mut chars = rest.chars();
         if let (Some(fill), Some(align @ ('<' | '>' | '^'))) = (chars.next(), chars.next()) {
@@ -129,9 +149,14 @@ impl Spec {
             spec.align = rest.chars().next();
             rest = &rest[1..];
         }
-        if let Some(after) = rest.strip_prefix('+') {
-            spec.plus = true;
-            rest = after;
+        for (sign, written) in [("+", "+"), (" ", " "), ("-", "")] {
+            if let Some(after) = rest.strip_prefix(sign) {
+                (spec.sign, rest) = (written, after);
+                break;
+            }
+        }
+        if let Some(after) = rest.strip_prefix('#') {
+            (spec.alternate, rest) = (true, after);
         }
         if rest.starts_with('0') {
             spec.fill = '0';
@@ -178,9 +203,7 @@ impl Spec {
             }
             ('v', Some(_)) => own.print(value)?,
             ('r', _) => own.print(&Value::tuple(vec![value.clone()], budget)?)?,
-            ('d' | 'i' | 'u', Some(_)) => own.push(&integer(value)?.to_string())?,
-            ('x', Some(_)) => own.push(&format!("{:x}", integer(value)?))?,
-            ('X', Some(_)) => own.push(&format!("{:X}", integer(value)?))?,
+            ('d' | 'i' | 'u' | 'x' | 'X' | 'o', Some(_)) => own.push(&self.whole(value)?)?,
             ('f' | 'F', Some(number)) => own.push(&format!("{number:.precision$}"))?,
             (kind, _) => {
                 return Err(Fault::expected(
@@ -193,15 +216,17 @@ impl Spec {
             'r' => own.text[1..own.text.len() - 2].to_owned(), // out of its tuple
             _ => own.text,
         };
-        if self.plus && number.is_some_and(|number| number >= 0.0) && self.kind != 's' {
-            text.insert(0, '+');
+        let numeric = number.is_some() && self.kind != 's' && self.kind != 'r';
+        if numeric && !text.starts_with('-') {
+            text.insert_str(0, self.sign);
         }
         let fill = self.fill.encode_utf8(&mut [0; 4]).to_owned();
         let missing = self.width.saturating_sub(text.chars().count());
-        let numeric = number.is_some() && self.kind != 's';
         let align = self.align.unwrap_or(if numeric { '>' } else { '<' });
         if self.fill == '0' && numeric && align == '>' {
-            let signs = usize::from(text.starts_with(['+', '-']));
+            // Zeros come after the sign and the base.
+            let mut signs = usize::from(text.starts_with(['+', '-', ' ']));
+            signs += self.base().len();
             writer.push(&text[..signs])?;
             writer.repeat("0", missing)?;
             return writer.push(&text[signs..]);
@@ -215,11 +240,35 @@ impl Spec {
         writer.push(&text)?;
         writer.repeat(&fill, missing - before)
     }
-}
 
-fn integer(value: &Value) -> Result<i128, Fault> {
-    match value {
-        Value::Float(number) => Ok(*number as i128),
-        other => other.as_int(),
+    /// What is written before the digits.
+    fn base(&self) -> &'static str {
+        match (self.alternate, self.kind) {
+            (true, 'x') => "0x",
+            (true, 'X') => "0X",
+            (true, 'o') => "0o",
+            _ => "",
+        }
+    }
+
+    /// A whole number in the base of the kind, with at least as many digits as the precision. As in Python, a negative
+    /// number is a minus and its size, in every base.
+    fn whole(&self, value: &Value) -> Result<String, Fault> {
+        let number = match value {
+            Value::Float(number) if "diu".contains(self.kind) && number.abs() < 1e38 => {
+                *number as i128
+            }
+            other => other.as_int()?,
+        };
+        let size = number.unsigned_abs();
+        let digits = match self.kind {
+            'x' => format!("{size:x}"),
+            'X' => format!("{size:X}"),
+            'o' => format!("{size:o}"),
+            _ => size.to_string(),
+        };
+        let zeros = "0".repeat(self.precision.unwrap_or(0).saturating_sub(digits.len()));
+        let minus = if number < 0 { "-" } else { "" };
+        Ok(format!("{minus}{}{zeros}{digits}", self.base()))
     }
 }

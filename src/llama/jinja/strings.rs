@@ -10,7 +10,8 @@ pub(super) fn filled<T: AsRef<str>>(separator: &T) -> Result<&T, Fault> {
     }
 }
 
-/// The part of a text from one character to another. `None` if it begins after its end.
+/// The part of a text from one character to another. `None` if it begins after its own end or that of the text: Python
+/// finds nothing there, not even an empty string.
 pub(super) fn part<'t>(
     text: &'t str,
     start: Option<&Value>,
@@ -21,11 +22,12 @@ pub(super) fn part<'t>(
     }
     let length = text.chars().count();
     let place = |value: Option<&Value>, default: usize| match value {
-        None | Some(Value::None) => Ok(default),
-        Some(value) => value.as_int().map(|at| clamped(at, length)),
+        None | Some(Value::None) => Ok(default as i128),
+        Some(value) => value.as_int(),
     };
-    let (from, to) = (place(start, 0)?, place(end, length)?);
-    if from > to {
+    let (start, end) = (place(start, 0)?, place(end, length)?);
+    let (from, to) = (clamped(start, length), clamped(end, length));
+    if from > to || start > length as i128 {
         return Ok(None);
     }
     let byte = |at: usize| text.char_indices().nth(at).map_or(text.len(), |(byte, _)| byte);

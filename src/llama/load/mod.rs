@@ -52,7 +52,12 @@ pub(super) trait TensorSource {
         let mut values = Vec::new();
         for (name, rows) in parts {
             let part = self.take(name, &[*rows, columns])?;
-            if values.is_empty() { values = part } else { values.extend(part) }
+            if values.is_empty() {
+                values = part;
+            } else {
+                values.reserve_exact(part.len()); // spare room would stay for as long as the model
+                values.extend(part);
+            }
         }
         Ok(Tensor::from_data(TensorData::new(values, [rows, columns]), device))
     }

@@ -1,10 +1,13 @@
 //! Tokenizer.
 
+mod bytes;
 mod ends;
 mod guard;
 mod vocabulary;
 
 use std::path::Path;
+
+use bytes::Bytes;
 
 use crate::{
     id::TokenId,
@@ -17,6 +20,8 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    /// How tokens make up characters, if they are made of bytes.
+    bytes: Option<Bytes>,
     /// The BOS token to prepend to a prompt, if the GGUF file asks for it. A `tokenizer.json` has its own rules for
     /// this.
     begin: Option<TokenId>,
@@ -36,7 +41,7 @@ impl Tokenizer {
     pub fn from_hf_folder(folder: impl AsRef<Path>) -> Result<Self, LoadError> {
         let folder = folder.as_ref();
         let json = read_json(&folder.join("tokenizer.json"))?;
-        let inner = parse(json)?;
+        let (inner, bytes) = parse(json)?;
         let mut settings = Vec::new();
         for name in ["generation_config.json", "config.json"] {
             let path = folder.join(name);
@@ -54,7 +59,7 @@ impl Tokenizer {
                 stop_tokens = ends::of_hf(&json, vocab_size, &mut warnings)?;
             }
         }
-        Ok(Self { inner, begin: None, stop_tokens, warnings })
+        Ok(Self { inner, bytes, begin: None, stop_tokens, warnings })
     }
 
     /// Reads the vocabulary from the metadata of a GGUF file. Of a split file, give the first part.
@@ -84,7 +89,9 @@ impl Tokenizer {
         let vocab_size = file.strings("tokenizer.ggml.tokens")?.len();
         let begin = "tokenizer.ggml.bos_token_id";
         let begin = ends::id_of_key(&file, begin, vocab_size, &mut warnings)?;
-        Ok(Self { inner: parse(json)?, begin: begin.filter(|_| adds_begin), stop_tokens, warnings })
+        let (inner, bytes) = parse(json)?;
+        let begin = begin.filter(|_| adds_begin);
+        Ok(Self { inner, bytes, begin, stop_tokens, warnings })
     }
 
     /// Encodes a plain text, including the special tokens that the model expects before it.
@@ -146,12 +153,20 @@ impl Detokenize for Tokenizer {
         let added = self.inner.get_added_vocabulary().get_added_tokens_decoder();
         added.get(&id).is_some_and(|token| token.special).then_some(id)
     }
+
+    fn token_bytes(&self, token: TokenId) -> Option<Vec<u8>> {
+        let bytes = self.bytes?;
+        let text = self.inner.id_to_token(token);
+        let text = text.filter(|text| !self.inner.get_added_vocabulary().is_special_token(text));
+        Some(text.map_or_else(Vec::new, |text| bytes.of_token(&text)))
+    }
 }
 
-fn parse(json: serde_json::Value) -> Result<tokenizers::Tokenizer, LoadError> {
+fn parse(json: serde_json::Value) -> Result<(tokenizers::Tokenizer, Option<Bytes>), LoadError> {
     guard::check_growth(&json)?;
+    let bytes = Bytes::of_decoder(&json["decoder"]);
     let mut tokenizer: tokenizers::Tokenizer = guard::caught(|| serde_json::from_value(json))?;
     guard::caught(|| tokenizer.with_truncation(None).map(|_| ()))?;
     tokenizer.with_padding(None);
-    Ok(tokenizer)
+    Ok((tokenizer, bytes))
 }

@@ -1,6 +1,6 @@
 //! Conversion of a GGUF vocabulary to a `tokenizer.json`.
 
-use std::collections::{HashMap, HashSet};
+use std::iter::successors;
 
 use serde_json::{Map, Value, json};
 
@@ -34,6 +34,7 @@ pub(super) fn splitting(
         "gpt-2" => "gpt-2",
         "smollm" => "smollm",
         "qwen2" | "deepseek-r1-qwen" => "qwen2",
+        "gpt-4o" => "gpt-4o",
         pre if LLAMA_3.contains(&pre) => LLAMA_3[0],
         "none" | "default" => {
             let tokens = file.strings("tokenizer.ggml.tokens")?;
@@ -53,7 +54,7 @@ pub(super) fn splitting(
             guess
         }
         other => {
-            let expected = "gpt-2, smollm, llama-bpe, qwen2 or deepseek-r1-qwen";
+            let expected = "gpt-2, smollm, llama-bpe, qwen2, deepseek-r1-qwen or gpt-4o";
             return Err(unusable(key, expected, other));
         }
     }))
@@ -69,8 +70,8 @@ pub(super) fn begins_by_default(splitting: Option<&str>) -> bool {
 const CONTROL: usize = 3;
 const USER_DEFINED: usize = 4;
 
-/// Maximum length of a token, in bytes. Real ones have a few hundred at most, and the time to find the merges of a
-/// SentencePiece token grows with the square of its length.
+/// Maximum length of a token, in bytes. Real ones have a few hundred at most, and a token can have as many merges as it
+/// has bytes.
 const MAX_TOKEN: usize = 1024;
 
 /// Builds the `tokenizer.json` equivalent to a GGUF file's vocabulary. `ends` are its end tokens, which are special
@@ -152,6 +153,7 @@ fn byte_level(file: &Gguf, pre: &str, vocab: Map<String, Value>) -> Result<Value
         "gpt-2" => vec![byte_level(true)],
         "smollm" => vec![json!({"type": "Digits", "individual_digits": true}), byte_level(true)],
         "llama-bpe" => vec![split(&words(r"\p{N}{1,3}")), byte_level(false)],
+        "gpt-4o" => vec![split(&cased_words()), byte_level(false)],
         _ => vec![split(&words(r"\p{N}")), byte_level(false)], // qwen2
     };
     Ok(json!({
@@ -172,6 +174,19 @@ fn words(number: &str) -> String {
     let signs = r" ?[^\s\p{L}\p{N}]+[\r\n]*";
     let space = r"\s*[\r\n]+|\s+(?!\S)|\s+";
     format!("{contractions}|{letters}|{number}|{signs}|{space}")
+}
+
+/// The pre-tokenizer pattern of GPT-4o and GPT-OSS (o200k in OpenAI's tiktoken). A word ends where a capital letter
+/// follows a small one, and a contraction belongs to its word.
+fn cased_words() -> String {
+    let (large, small) = (r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]");
+    let (before, contraction) = (r"[^\r\n\p{L}\p{N}]?", r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?");
+    let letters =
+        format!("{before}{large}*{small}+{contraction}|{before}{large}+{small}*{contraction}");
+    let signs = r" ?[^\s\p{L}\p{N}]+[\r\n/]*";
+    let space = r"\s*[\r\n]+|\s+(?!\S)|\s+";
+    let number = r"\p{N}{1,3}";
+    format!("{letters}|{number}|{signs}|{space}")
 }
 
 /// SentencePiece BPE: spaces become `▁` and unknown characters become bytes.
@@ -222,24 +237,29 @@ const MAX_MERGES: usize = 16;
 
 /// The merges implied by a SentencePiece vocabulary: every split of a piece into two other pieces, best score first.
 ///
+/// The time grows with the size of the vocabulary, and not with the number of places at which its pieces could be
+/// split: a piece of a kilobyte has a thousand, and to look up both parts of each would read a megabyte.
+///
 /// # Errors
 ///
 /// [`LoadError::Key`] if they would take more than [`MAX_MERGES`] times the memory of the vocabulary.
 fn merges_of(tokens: &[String], scores: &[f32]) -> Result<Vec<Value>, LoadError> {
-    let ids: HashMap<&str, usize> =
-        tokens.iter().enumerate().map(|(id, token)| (token.as_str(), id)).collect();
-    let lengths: HashSet<usize> = tokens.iter().map(String::len).collect();
+    let prefixes = longest_prefixes(tokens.iter().map(|token| token.as_bytes().to_vec()));
+    let reversed = |token: &String| token.bytes().rev().collect();
+    let suffixes = longest_prefixes(tokens.iter().map(reversed));
     let size = |piece: &str| piece.len() + size_of::<String>();
     let mut room = tokens.iter().map(|token| MAX_MERGES * size(token)).sum::<usize>();
     let mut merges = Vec::new();
-    for (piece, &score) in tokens.iter().zip(scores) {
-        let splits = piece
-            .char_indices()
-            .skip(1)
-            .filter(|(at, _)| lengths.contains(at) && lengths.contains(&(piece.len() - at)))
-            .map(|(at, _)| piece.split_at(at));
-        let mut known: Vec<(usize, usize)> =
-            splits.filter_map(|(left, right)| Some((*ids.get(left)?, *ids.get(right)?))).collect();
+    // The suffix of each length of the current piece.
+    let mut ending = vec![None; longest(tokens)];
+    for (id, (piece, &score)) in tokens.iter().zip(scores).enumerate() {
+        let ends = || successors(suffixes[id], |&shorter| suffixes[shorter]);
+        ends().for_each(|end| ending[tokens[end].len()] = Some(end));
+        let starts = successors(prefixes[id], |&shorter| prefixes[shorter]);
+        let mut known: Vec<(usize, usize)> = starts
+            .filter_map(|start| Some((start, ending[piece.len() - tokens[start].len()]?)))
+            .collect();
+        ends().for_each(|end| ending[tokens[end].len()] = None);
         let Some(left) = room.checked_sub(known.len() * size(piece)) else {
             let expected = format!("about two merges a token, at most {MAX_MERGES}");
             return Err(unusable("tokenizer.ggml.tokens", expected, "more"));
@@ -253,9 +273,56 @@ fn merges_of(tokens: &[String], scores: &[f32]) -> Result<Vec<Value>, LoadError>
     Ok(merges.into_iter().map(texts).collect())
 }
 
+fn longest(tokens: &[String]) -> usize {
+    tokens.iter().map(String::len).max().unwrap_or(0)
+}
+
+/// For every text, the longest other text that it begins with, as an index; of equal texts, the last. Empty texts count
+/// as none.
+fn longest_prefixes(texts: impl Iterator<Item = Vec<u8>>) -> Vec<Option<usize>> {
+    let mut sorted: Vec<(Vec<u8>, usize)> = texts.zip(0..).collect();
+    sorted.sort_unstable();
+    let mut prefixes = vec![None; sorted.len()];
+    // What the last text begins with, from short to long. The beginnings of a text come before it in this order, and
+    // nothing between a beginning and the text begins with anything else.
+    let mut open: Vec<&(Vec<u8>, usize)> = Vec::new();
+    for entry in &sorted {
+        let (text, id) = entry;
+        while open.last().is_some_and(|(start, _)| !text.starts_with(start) || start == text) {
+            open.pop();
+        }
+        prefixes[*id] = open.last().map(|(_, id)| *id);
+        if !text.is_empty() {
+            open.push(entry);
+        }
+    }
+    prefixes
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        /// Against every split of every piece, looked up.
+        #[test]
+        fn merges_are_those_of_looking_every_part_up(
+            tokens in prop::collection::vec("[ab\u{e9}]{0,5}", 1..40)
+        ) {
+            let of = |text: &str| tokens.iter().rposition(|token| token == text);
+            let mut expected = Vec::new();
+            for piece in &tokens {
+                let splits = piece.char_indices().skip(1).map(|(at, _)| piece.split_at(at));
+                let mut known: Vec<_> =
+                    splits.filter_map(|(left, right)| Some((of(left)?, of(right)?))).collect();
+                known.sort_unstable();
+                expected.extend(known.into_iter().map(|(l, r)| json!([tokens[l], tokens[r]])));
+            }
+            prop_assert_eq!(merges_of(&tokens, &vec![0.0; tokens.len()]).unwrap(), expected);
+        }
+    }
 
     #[test]
     fn merges_are_the_splits_into_known_pieces_by_score() {

@@ -8,7 +8,7 @@ mod worker;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use burn::tensor::Tensor;
-use protocol::{Change, Done, Job, Lesson, Restart, ended};
+use protocol::{Change, Done, Job, Lesson, Replacement, Restart, ended};
 pub use worker::TrainingWorker;
 pub(crate) use worker::spawn;
 
@@ -31,7 +31,9 @@ use crate::{hidden::HiddenStates, id::CompletionId};
 #[derive(Debug)]
 pub(crate) struct BackgroundTrainer<T> {
     visible: T,
-    jobs: SyncSender<Job<T>>,
+    jobs: SyncSender<Job>,
+    /// The state that the worker continues from, until it has taken it.
+    replacement: Replacement<T>,
     results: Receiver<Done<T>>,
     /// Whether the worker has a lesson, or its result is in `arrived`.
     under_way: bool,
@@ -49,17 +51,19 @@ pub(crate) struct BackgroundTrainer<T> {
 impl<T: OnlineTrainer + Clone + 'static> BackgroundTrainer<T> {
     /// Makes a trainer and its worker, which both start from the state of `trainer`.
     pub(crate) fn pair(trainer: T) -> (Self, TrainingWorker) {
-        // At most one lesson is pending, but a reset or a load also sends a `Replace`. A caller that supplies the
-        // worker's thread may do either before the worker runs, and sending must not block then.
-        let (jobs, to_do) = sync_channel(4);
+        // At most one lesson and one `Replace` are pending, so sending never blocks: a caller that supplies the
+        // worker's thread may reset or load any number of times before the worker runs.
+        let (jobs, to_do) = sync_channel(2);
+        let replacement = Replacement::default();
         // At most one lesson is pending, so the worker always has room for its result and never waits for the caller
         // to take it.
         let (done, results) = sync_channel(1);
-        let worker = TrainingWorker::new(trainer.clone(), to_do, done);
+        let worker = TrainingWorker::new(trainer.clone(), to_do, replacement.clone(), done);
         let worker_bytes = trainer.state_bytes();
         let background = Self {
             visible: trainer,
             jobs,
+            replacement,
             results,
             under_way: false,
             arrived: None,
@@ -108,7 +112,7 @@ impl<T: OnlineTrainer + Clone + 'static> BackgroundTrainer<T> {
         }
     }
 
-    fn hand_over(&mut self, job: Job<T>) -> Result<(), TrainError> {
+    fn hand_over(&mut self, job: Job) -> Result<(), TrainError> {
         if self.jobs.send(job).is_err() {
             self.failed = Some(ended());
             return Err(ended());
@@ -146,9 +150,13 @@ impl<T: OnlineTrainer + Clone + 'static> BackgroundTrainer<T> {
     /// changes, so they are dropped.
     fn replace(&mut self) -> Result<(), TrainError> {
         self.changes.clear();
-        let visible = self.visible.clone();
-        self.worker_bytes = visible.state_bytes();
-        self.hand_over(Job::Replace(Box::new(visible)))
+        self.replace_with(self.visible.clone())
+    }
+
+    /// Makes the worker continue from another state. If it has not taken the previous one, that one is dropped.
+    fn replace_with(&mut self, state: T) -> Result<(), TrainError> {
+        self.worker_bytes = state.state_bytes();
+        if self.replacement.put(state) { Ok(()) } else { self.hand_over(Job::Replace) }
     }
 }
 
@@ -282,14 +290,9 @@ impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> 
     fn finish(&mut self) -> Result<Learned, TrainError> {
         let learned = self.join()?;
         // No lesson is pending, so the worker can continue from the visible copy, and the memory of slots that have
-        // ended since its last job is freed. It is not sent if the worker has not started and the channel is full:
-        // this must not block.
+        // ended since its last job is freed.
         if !self.changes.is_empty() {
-            let visible = Box::new(self.visible.clone());
-            if self.jobs.try_send(Job::Replace(visible)).is_ok() {
-                self.changes.clear();
-                self.worker_bytes = self.visible.state_bytes();
-            }
+            self.replace()?;
         }
         Ok(learned)
     }
@@ -331,8 +334,7 @@ impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> 
             // visible at the same step as in the saved run. The worker's copy already includes it.
             let mut trainer = self.visible.clone();
             trainer.import(*ahead)?;
-            self.worker_bytes = trainer.state_bytes();
-            let _ = self.hand_over(Job::Replace(Box::new(trainer.clone())));
+            let _ = self.replace_with(trainer.clone());
             (self.arrived, self.under_way) = (Some(Ok((trainer, learned))), true);
         }
         Ok(())

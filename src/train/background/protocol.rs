@@ -21,6 +21,8 @@
 // A failure, such as a panic in a distiller, takes the place of the lesson's result. The caller therefore sees it one
 // learning step later, when it waits for that result. From then on, every call that can fail returns it.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use burn::tensor::Tensor;
 
 use crate::{
@@ -68,10 +70,34 @@ impl Change {
 
 /// A job for the worker.
 #[derive(Debug)]
-pub(super) enum Job<T> {
+pub(super) enum Job {
     Learn(Box<Lesson>),
-    /// Replaces the worker's copy.
-    Replace(Box<T>),
+    /// Replaces the worker's copy by what is in the [`Replacement`].
+    Replace,
+}
+
+/// A state on its way to the worker. There is room for one: a newer one replaces one that the worker has not taken, so
+/// that any number of resets costs the memory of one.
+#[derive(Clone, Debug)]
+pub(super) struct Replacement<T>(Arc<Mutex<Option<T>>>);
+
+impl<T> Default for Replacement<T> {
+    fn default() -> Self {
+        Self(Arc::default())
+    }
+}
+
+impl<T> Replacement<T> {
+    /// Puts a state there. Returns whether it replaced one; if not, the worker has to be sent a [`Job::Replace`].
+    pub(super) fn put(&self, state: T) -> bool {
+        let mut place = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        place.replace(state).is_some()
+    }
+
+    /// Takes the state.
+    pub(super) fn take(&self) -> Option<T> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
 }
 
 /// The rows of one step, and the changes since the previous lesson.

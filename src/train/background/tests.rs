@@ -10,12 +10,16 @@ use crate::{
 };
 
 fn background() -> BackgroundTrainer<impl OnlineTrainer + Clone> {
+    let (trainer, worker) = pair();
+    spawn(worker).unwrap();
+    trainer
+}
+
+fn pair() -> (BackgroundTrainer<impl OnlineTrainer + Clone>, TrainingWorker) {
     let distiller = SwiGluConfig::new().with_d_hidden(4).init(4, 0, &Device::flex()).unwrap();
     let slots = SeparateSlots::new(distiller, OptimizerConfig::paper());
     let trainer = InlineTrainer::new(slots, Sharing::PerPrompt, TrainingConfig::default());
-    let (trainer, worker) = BackgroundTrainer::pair(trainer);
-    spawn(worker).unwrap();
-    trainer
+    BackgroundTrainer::pair(trainer)
 }
 
 fn learn(trainer: &mut impl OnlineTrainer, row: CompletionId) {
@@ -38,6 +42,9 @@ fn changes_that_the_worker_does_not_need_are_not_queued() {
     }
     assert!(trainer.changes.is_empty(), "{:?}", trainer.changes);
     assert_eq!(trainer.distillers(), 1);
+    let known = CompletionId::new(0, 0);
+    assert_eq!(trainer.completions(), [known]);
+    assert!(trainer.has(known) && !trainer.has(CompletionId::new(0, 1)));
 }
 
 #[test]
@@ -60,4 +67,54 @@ fn a_slot_outlives_a_completion_that_ends_if_another_has_joined() {
         trainer.release(row(2));
         assert_eq!(trainer.distillers(), 0);
     }
+}
+
+#[test]
+fn only_a_restart_that_has_changed_something_is_queued() {
+    let mut trainer = background();
+    let row = CompletionId::new(0, 0);
+    learn(&mut trainer, row);
+    assert_eq!(trainer.restart(&[row], &[], &[]).unwrap().restarts, 0, "nothing is visible yet");
+    assert!(trainer.changes.is_empty(), "{:?}", trainer.changes);
+    trainer.finish().unwrap();
+    assert_eq!(trainer.restart(&[row], &[], &[]).unwrap().restarts, 1);
+    assert_eq!(trainer.changes.len(), 1);
+    assert_eq!(trainer.restart(&[row], &[], &[]).unwrap().restarts, 0, "it is fresh already");
+    assert_eq!(trainer.changes.len(), 1);
+    trainer.finish().unwrap();
+    assert_eq!(trainer.updates(row), 0);
+}
+
+#[test]
+fn a_worker_is_debugged_by_its_name() {
+    let distiller = SwiGluConfig::new().with_d_hidden(4).init(4, 0, &Device::flex()).unwrap();
+    let slots = SeparateSlots::new(distiller, OptimizerConfig::paper());
+    let trainer = InlineTrainer::new(slots, Sharing::PerPrompt, TrainingConfig::default());
+    assert_eq!(format!("{:?}", BackgroundTrainer::pair(trainer).1), "TrainingWorker { .. }");
+}
+
+/// A caller that supplies the worker's thread may reset and load before it does so.
+#[test]
+fn any_number_of_resets_and_loads_before_the_worker_runs_do_not_block() {
+    let (ended, end) = std::sync::mpsc::channel();
+    // On a thread of its own, because a call that blocks would block the test.
+    std::thread::spawn(move || {
+        let (mut trainer, worker) = pair();
+        let row = CompletionId::new(0, 0);
+        trainer.begin(row);
+        for _ in 0..100 {
+            trainer.reset();
+            trainer.begin(row);
+            trainer.finish().unwrap();
+            let state = trainer.export().unwrap();
+            assert!(trainer.import(state).is_ok());
+        }
+        learn(&mut trainer, row);
+        spawn(worker).unwrap();
+        learn(&mut trainer, row);
+        trainer.finish().unwrap();
+        assert_eq!(trainer.updates(row), 2);
+        ended.send(()).unwrap();
+    });
+    end.recv_timeout(std::time::Duration::from_secs(60)).expect("it blocks");
 }

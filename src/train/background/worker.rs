@@ -7,7 +7,7 @@ use std::{
     thread,
 };
 
-use super::protocol::{Done, Job, Lesson};
+use super::protocol::{Done, Job, Lesson, Replacement};
 use crate::train::{error::TrainError, trainer::OnlineTrainer};
 
 /// The half of a sampler that learns. Its [`run`](Self::run) returns when the sampler is dropped.
@@ -22,10 +22,11 @@ impl TrainingWorker {
     /// Makes a worker that trains `trainer` with the jobs it receives.
     pub(super) fn new<T: OnlineTrainer + Clone + 'static>(
         trainer: T,
-        jobs: Receiver<Job<T>>,
+        jobs: Receiver<Job>,
+        replacement: Replacement<T>,
         done: SyncSender<Done<T>>,
     ) -> Self {
-        Self(Box::new(move || work(trainer, &jobs, &done)))
+        Self(Box::new(move || work(trainer, &jobs, &replacement, &done)))
     }
 
     /// Learns until the sampler is dropped. On a GPU, each thread has its own stream, so call this from a thread that
@@ -53,7 +54,8 @@ pub(crate) fn spawn(worker: TrainingWorker) -> std::io::Result<()> {
 /// partly updated, and is not a valid state to continue from.
 fn work<T: OnlineTrainer + Clone>(
     mut trainer: T,
-    jobs: &Receiver<Job<T>>,
+    jobs: &Receiver<Job>,
+    replacement: &Replacement<T>,
     done: &SyncSender<Done<T>>,
 ) {
     // The channel is closed when the sampler is dropped. There is no message for "stop", so `Drop` has nothing to send
@@ -61,8 +63,10 @@ fn work<T: OnlineTrainer + Clone>(
     while let Ok(job) = jobs.recv() {
         let Lesson { changes, rows, hidden, parts } = match job {
             // No result is sent: the caller does not wait for a replacement, and every result must belong to a lesson.
-            Job::Replace(other) => {
-                trainer = *other;
+            Job::Replace => {
+                if let Some(other) = replacement.take() {
+                    trainer = other;
+                }
                 continue;
             }
             Job::Learn(lesson) => *lesson,

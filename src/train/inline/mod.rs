@@ -376,17 +376,17 @@ impl<S: Slots> OnlineTrainer for InlineTrainer<S> {
 
     fn import(&mut self, state: TrainerState) -> Result<(), Misfit> {
         self.reset();
-        for slot in state.slots {
-            let place = |tensors| {
-                let place = self.slots.len();
-                // Places are not part of a snapshot. They are given out again here, without holes.
-                self.slots.add(1);
-                self.slots.import(place, tensors)?;
-                Ok(place)
-            };
-            let slot = slot.try_map(|state| state.try_with_tensors(place))?;
-            self.bank.restore(slot);
-        }
+        let mut all = Vec::new();
+        // Places are not part of a snapshot. They are given out again here, without holes.
+        let mut place = |tensors| {
+            all.push(tensors);
+            Ok::<_, Misfit>(all.len() - 1)
+        };
+        let slots = state.slots.into_iter();
+        let slots = slots.map(|slot| slot.try_map(|state| state.try_with_tensors(&mut place)));
+        let slots = slots.collect::<Result<Vec<_>, _>>()?;
+        self.slots.append(all)?;
+        slots.into_iter().for_each(|slot| self.bank.restore(slot));
         Ok(())
     }
 }

@@ -306,13 +306,19 @@ fn frees_slots_that_end(slots: impl Slots, slack: usize) {
     let one = trainer.state_bytes() / 8;
     let expected = values(trainer.predict(&rows, states.shallow()).unwrap().expected);
     let mut left: Vec<usize> = (0..8).collect();
+    let mut places = 8;
     for ended in [3, 0, 7, 5, 1, 2, 6, 4] {
         left.retain(|&row| row != ended);
         trainer.release(rows[ended]);
         assert_eq!(trainer.distillers(), left.len());
         let bytes = trainer.state_bytes();
-        assert!((left.len() * one..=slack * left.len() * one).contains(&bytes), "{left:?} {bytes}");
+        // A stack with holes is copied when at least half of its places are holes, or in a step.
+        if slack * left.len() <= places {
+            places = left.len();
+        }
+        assert_eq!(bytes, places * one, "{left:?}");
         if left.len() % 3 == 1 {
+            places = left.len();
             let ids: Vec<CompletionId> = left.iter().map(|&row| rows[row]).collect();
             let shallow = crate::tensor::select_rows(states.shallow(), &left);
             let got = values(trainer.predict(&ids, &shallow).unwrap().expected);
@@ -418,4 +424,126 @@ fn a_slot_starts_again_from_the_fit_to_its_first_rows() {
     }
     let got = values(warm.predict(&rows, &x).unwrap().expected);
     assert_close("warm", &got, &values(learner.distiller().predict(x)), 1e-4);
+}
+
+/// A trainer that updates every second step, after the three first steps of one prompt.
+fn gathering<S: Slots>(slots: S) -> (InlineTrainer<S>, [CompletionId; 2]) {
+    let config = TrainingConfig::new().with_update_every(2);
+    let mut trainer = InlineTrainer::new(slots, Sharing::PerPrompt, config);
+    let rows = [CompletionId::new(0, 0), CompletionId::new(0, 1)];
+    for step in 0..3 {
+        let states = hidden(2, step as f32, &Device::flex());
+        trainer.predict(&rows, states.shallow()).unwrap();
+        trainer.learn(&rows, &states, &[]).unwrap();
+    }
+    (trainer, rows)
+}
+
+/// A restart drops what was learned and its memory, but not the rows that wait to be learned from.
+#[test]
+fn a_restart_keeps_the_rows_that_wait() {
+    let ridge = |rows| {
+        let config = crate::distiller::LowRankConfig::new().with_rank(3);
+        let config = config.with_start(LowRankStart::Ridge { rows, lambda: 1e-2 });
+        config.init(12, 4, &Device::flex()).unwrap()
+    };
+    let optimizer = OptimizerConfig::adam_w(1e-3);
+    let apart = |rows| ApartSlots::new(StackedSlots::new(&ridge(rows), optimizer).unwrap());
+    let (mut trainer, rows) = gathering(apart(8));
+    let of = |trainer: &InlineTrainer<_>| -> (u64, usize, usize, usize) {
+        let slot = trainer.bank.of(rows[0]).unwrap();
+        let first: usize = slot.first_rows.iter().map(HiddenStates::rows).sum();
+        (slot.updates, trainer.waiting_rows(), first, trainer.state_bytes())
+    };
+    // Parameters: 3·12·3 + 3 + 2·12, and two moments of each, of four bytes.
+    assert_eq!(of(&trainer), (1, 2, 6, 3 * 135 * 4));
+    let done = trainer.restart_slots(&rows, &[]);
+    assert_eq!((done.restarts, done.updates_undone), (1, 1));
+    assert_eq!(of(&trainer), (0, 2, 6, 0));
+    assert_eq!(trainer.restart_slots(&rows, &[]), Learned::default(), "it is fresh already");
+
+    // Two more rows complete the eight that are fitted, and the four of an update.
+    let states = hidden(2, 3.0, &Device::flex());
+    trainer.predict(&rows, states.shallow()).unwrap();
+    let done = trainer.learn(&rows, &states, &[]).unwrap();
+    assert_eq!(done, Learned { updates: 1, rows: 4, fits: 1, ..Learned::default() });
+}
+
+#[test]
+fn fits_are_counted_whether_they_succeed_or_fail() {
+    let config = crate::distiller::LowRankConfig::new().with_rank(3);
+    let config = config.with_start(LowRankStart::Ridge { rows: 2, lambda: 1e-2 });
+    let distiller = config.init(12, 4, &Device::flex()).unwrap();
+    let optimizer = OptimizerConfig::adam_w(1e-3);
+    let stacked = StackedSlots::new(&distiller, optimizer).unwrap();
+    fits(stacked.clone());
+    fits(ApartSlots::new(stacked));
+    fits(SeparateSlots::new(distiller, optimizer));
+}
+
+/// Two rows of each of four prompts, of which two cannot be fitted: their shallow states are 0.
+fn fits(slots: impl Slots) {
+    let device = Device::flex();
+    let mut trainer = InlineTrainer::new(slots, Sharing::PerPrompt, TrainingConfig::default());
+    let rows: Vec<CompletionId> = (0..8).map(|row| CompletionId::new(row / 2, row)).collect();
+    let good = hidden(4, 0.5, &device);
+    let zeros = Tensor::cat(vec![good.shallow().clone(), good.shallow().zeros_like()], 0);
+    let states = HiddenStates::new(zeros, hidden(8, 0.7, &device).deep().clone()).unwrap();
+    trainer.predict(&rows, states.shallow()).unwrap();
+    let learned = trainer.learn(&rows, &states, &[]).unwrap();
+    assert_eq!((learned.fits, learned.fits_failed), (2, 2));
+    let learned = trainer.learn(&rows, &states, &[]).unwrap();
+    assert_eq!((learned.fits, learned.fits_failed), (0, 0), "a fit is tried once");
+}
+
+#[test]
+fn slots_are_made_only_for_rows_that_have_none() {
+    let distiller = SwiGluConfig::new().with_d_hidden(5).init(12, 3, &Device::flex()).unwrap();
+    let optimizer = OptimizerConfig::sgd(0.1);
+    let stacked = StackedSlots::new(&distiller, optimizer).unwrap();
+    let config = TrainingConfig::default();
+    let mut trainer = InlineTrainer::new(stacked, Sharing::PerPrompt, config);
+    // Two blocks of three matrices of 12·5 numbers.
+    for (prompts, slots) in [(1, 1), (3, 3), (3, 3), (2, 3)] {
+        let rows: Vec<CompletionId> = (0..prompts).map(|p| CompletionId::new(p, p)).collect();
+        let states = hidden(rows.len(), 0.5, &Device::flex());
+        trainer.predict(&rows, states.shallow()).unwrap();
+        assert_eq!(trainer.state_bytes(), slots * 2 * 3 * 12 * 5 * 4, "{prompts}");
+    }
+}
+
+/// On every path, and nothing of a state that does not fit.
+#[test]
+fn slots_are_imported_as_they_were_exported() {
+    let optimizer = OptimizerConfig::adam_w(1e-2);
+    every_path(optimizer, Sharing::PerPrompt, |trainer| {
+        let mut old = trainer();
+        let rows: Vec<CompletionId> = (0..3).map(|prompt| CompletionId::new(prompt, 0)).collect();
+        let states = |value: f32| {
+            Tensor::<1>::from_data([value, 1.0, -value], &Device::flex())
+                .reshape([3, 1])
+                .repeat_dim(1, 576)
+        };
+        let hidden = HiddenStates::new(states(0.5), states(2.0)).unwrap();
+        old.predict(&rows, hidden.shallow()).unwrap();
+        old.learn(&rows, &hidden, &[]).unwrap();
+
+        let numbers = |trainer: &mut dyn OnlineTrainer| -> Vec<Vec<f32>> {
+            let slots = trainer.export().unwrap().slots.into_iter();
+            let tensors = slots.map(|slot| slot.state.tensors.unwrap());
+            tensors.flat_map(|t| [t.parameters, t.first, t.second].concat()).map(values).collect()
+        };
+        let mut new = trainer();
+        assert!(new.import(old.export().unwrap()).is_ok());
+        assert_eq!(new.distillers(), 3);
+        assert_eq!(numbers(&mut *new), numbers(&mut *old));
+        let [expected, got] =
+            [&mut old, &mut new].map(|trainer| trainer.predict(&rows, hidden.shallow()).unwrap());
+        assert_eq!(values(got.expected), values(expected.expected));
+
+        let mut state = old.export().unwrap();
+        state.slots[2].state.tensors.as_mut().unwrap().second.pop();
+        assert_eq!(new.import(state).unwrap_err().what, "number of tensors in second moments");
+        assert_eq!(new.distillers(), 0);
+    });
 }

@@ -120,7 +120,8 @@ impl Kind {
         out
     }
 
-    fn blocks(self, raw: &[u8], out: &mut [f32]) {
+    /// Dequantises as many blocks as both have.
+    pub(super) fn blocks(self, raw: &[u8], out: &mut [f32]) {
         let (numbers, bytes) = self.block();
         let decode: fn(&[u8], &mut [f32]) = match self {
             Self::F32 => |b, out| out[0] = f32::from_le_bytes([b[0], b[1], b[2], b[3]]),

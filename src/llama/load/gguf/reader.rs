@@ -59,6 +59,25 @@ const MAX_DIMENSIONS: u32 = 4;
 // Arrays are read recursively. Without a limit, a damaged file could overflow the stack.
 const MAX_DEPTH: usize = 4;
 
+/// A tensor as it is packed in the file.
+pub(super) struct Packed {
+    kind: Kind,
+    raw: Vec<u8>,
+    elements: usize,
+}
+
+impl Packed {
+    /// Bytes of `elements` numbers; `None` when they do not fill whole blocks.
+    pub(super) fn bytes_of(&self, elements: usize) -> Option<usize> {
+        self.kind.bytes(elements)
+    }
+
+    /// Dequantises `row`, which begins at a byte of the tensor.
+    pub(super) fn dequantise_row(&self, from: usize, row: &mut [f32]) {
+        self.kind.blocks(&self.raw[from..], row);
+    }
+}
+
 impl Gguf {
     /// Opens a file and reads everything except the tensor data. Opens the other parts of a split file too.
     pub(crate) fn open(path: &Path) -> Result<Self, LoadError> {
@@ -147,6 +166,12 @@ impl Gguf {
 
     /// Reads and dequantises a tensor.
     pub(crate) fn read(&mut self, name: &str) -> Result<Vec<f32>, LoadError> {
+        let Packed { kind, raw, elements } = self.read_packed(name)?;
+        Ok(kind.dequantise(&raw, elements))
+    }
+
+    /// Reads a tensor as it is packed in the file.
+    pub(super) fn read_packed(&mut self, name: &str) -> Result<Packed, LoadError> {
         let wrong = |expected: String, got: String| LoadError::Tensor {
             name: name.to_owned(),
             expected,
@@ -167,7 +192,7 @@ impl Gguf {
             .seek(SeekFrom::Start(place.start))
             .and_then(|_| part.file.read_exact(&mut raw))
             .map_err(|source| LoadError::Io { path: part.path.clone(), source })?;
-        Ok(kind.dequantise(&raw, place.elements))
+        Ok(Packed { kind, raw, elements: place.elements })
     }
 
     pub(crate) fn has_key(&self, key: &str) -> bool {

@@ -267,12 +267,22 @@ mod tests {
         }
     }
 
+    /// The sums of these rows, of 1, 2 and −3 times the same input, are rounded to less than 0.
+    #[test]
+    fn the_norm_of_rows_that_cancel_entirely_is_zero() {
+        let (inputs, upstream) = ([0.4, 0.9].repeat(3), [1.0, 2.0, -3.0]);
+        let factors = SlotGradient::Product { inputs: &inputs, upstream: &upstream, a: 2, b: 1 };
+        assert_eq!(factors.square_norm(), 0.0);
+    }
+
     #[test]
     fn factors_are_kept_where_they_are_less_work() {
         assert!(stays_in_factors([1, 16, 576], 384));
         assert!(stays_in_factors([1, 64, 576], 64));
         assert!(!stays_in_factors([1, 65, 576], 384), "many rows");
         assert!(!stays_in_factors([1, 64, 4], 37), "a small matrix");
+        // rows · 120 and 2 · 2000.
+        assert!(stays_in_factors([1, 33, 100], 20) && !stays_in_factors([1, 34, 100], 20));
         assert!(!stays_in_factors([1, 1, 0], 5) && !stays_in_factors([1, 1, 5], 0), "nothing");
     }
 }

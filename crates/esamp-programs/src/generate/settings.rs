@@ -3,17 +3,17 @@
 
 use std::{fs, path::Path};
 
+use crate::failure::Failure;
 use esamp::{
     Fire, SamplerConfig, Sampling, Sharing, TemperatureOrder,
     distillers::{DistillerConfig, LowRankConfig, SwiGluConfig},
     filters::FilterConfig,
     reweighters::{Contrast, Expects, ReweighterConfig},
 };
-use esamp_programs::failure::Failure;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
-use crate::args::{Args, DistillerName, SettingsName};
+use super::args::{Args, DistillerName, SettingsName};
 
 /// The settings of one column.
 #[derive(Clone, Debug)]

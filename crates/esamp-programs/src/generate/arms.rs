@@ -5,43 +5,42 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use crate::{failure::Failure, loaded::Texts};
 use esamp::{
     CausalLm, Completion, Counters, DecodeStats, Decoder, Event, FinishReason, Request, Sampler,
     SamplerConfig, TokenId,
-    llama::Llama,
     snapshots::SnapshotPrecision,
     telemetry::{Observer, Recorder, RowTrace, StepTrace},
 };
-use esamp_programs::{failure::Failure, loaded::Loaded};
 
-use crate::{
+use super::{
+    Model,
     args::Args,
     settings::{ArmSettings, check_outlives},
     trace::Trace,
 };
 
 /// One column: a decoder and the text of its completions so far.
-pub struct Arm<'m> {
+pub struct Arm<'m, M: Model> {
     pub settings: ArmSettings,
     pub texts: Vec<String>,
     pub completions: Vec<Completion>,
-    decoder: Decoder<&'m Llama>,
+    decoder: Decoder<&'m M>,
     trace: Option<Trace>,
     recorder: Option<Arc<Mutex<Recorder>>>,
 }
 
-impl<'m> Arm<'m> {
+impl<'m, M: Model> Arm<'m, M> {
     /// Creates the decoder and submits the prompt. `other` is the model to contrast with.
     pub fn start(
         settings: ArmSettings,
-        loaded: &'m Loaded,
-        other: Option<Llama>,
+        (model, texts): (&'m M, &Texts),
+        other: Option<M>,
         prompt: &[TokenId],
         args: &Args,
     ) -> Result<Self, Failure> {
-        let sampler = sampler(&settings, args, &loaded.model)?;
-        let mut decoder =
-            Decoder::new(&loaded.model, sampler)?.with_detokenizer(loaded.tokenizer.clone());
+        let sampler = sampler(&settings, args, model)?;
+        let mut decoder = Decoder::new(model, sampler)?.with_detokenizer(texts.tokenizer.clone());
         if let Some(other) = other {
             decoder = decoder.with_other_model(other)?;
         }
@@ -49,7 +48,7 @@ impl<'m> Arm<'m> {
             .with_completions(args.samples)
             .with_max_new_tokens(args.max_new_tokens)
             .with_seed(args.seed)
-            .with_stop_tokens(stop_tokens(loaded, args)?)
+            .with_stop_tokens(stop_tokens(model, texts, args)?)
             .with_stop_strings(&args.stopping.stop)
             .with_prompt_warm_up(args.learning.warm_up_updates.unwrap_or(0))
             .with_sampling(settings.sampling.clone());
@@ -182,8 +181,8 @@ impl Observer for Watchers {
 }
 
 /// The tokens that end a completion.
-fn stop_tokens(loaded: &Loaded, args: &Args) -> Result<Vec<TokenId>, Failure> {
-    let (own, vocab) = (&args.stopping.stop_token, loaded.model.vocab_size());
+fn stop_tokens(model: &impl CausalLm, texts: &Texts, args: &Args) -> Result<Vec<TokenId>, Failure> {
+    let (own, vocab) = (&args.stopping.stop_token, model.vocab_size());
     if let Some(token) = own.iter().find(|&&token| token as usize >= vocab) {
         return Err(Failure::usage(
             format!("--stop-token: expected an id below {vocab}, got {token}"),
@@ -191,12 +190,12 @@ fn stop_tokens(loaded: &Loaded, args: &Args) -> Result<Vec<TokenId>, Failure> {
         ));
     }
     let of_the_model: &[TokenId] =
-        if args.stopping.ignore_eos { &[] } else { loaded.tokenizer.stop_tokens() };
+        if args.stopping.ignore_eos { &[] } else { texts.tokenizer.stop_tokens() };
     Ok([of_the_model, own].concat())
 }
 
 /// A new sampler, or the one loaded from a snapshot.
-fn sampler(settings: &ArmSettings, args: &Args, model: &Llama) -> Result<Sampler, Failure> {
+fn sampler(settings: &ArmSettings, args: &Args, model: &impl CausalLm) -> Result<Sampler, Failure> {
     let sampler = match &args.files.load {
         Some(path) if settings.steered => {
             let loaded = Sampler::loader(path).load(&model.device()).map_err(|error| {

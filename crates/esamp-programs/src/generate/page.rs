@@ -6,13 +6,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use esamp::llama::Tokenizer;
-use esamp_programs::{
+use crate::{
     failure::Failure,
     page::{Page, ShownArm},
 };
+use esamp::llama::Tokenizer;
 
-use crate::{
+use super::{
+    Model,
     args::Args,
     arms::Arm,
     render::{numbers, said, title},
@@ -33,11 +34,11 @@ impl HtmlFile {
     }
 
     /// Writes the page from what the arms have recorded.
-    pub fn write(
+    pub fn write<M: Model>(
         mut self,
         model: &str,
         args: &Args,
-        arms: &[Arm<'_>],
+        arms: &[Arm<'_, M>],
         tokenizer: &Tokenizer,
     ) -> Result<(), Failure> {
         let settings = arms.last().map(|arm| said(&arm.settings.sampling)).unwrap_or_default();

@@ -2,11 +2,12 @@
 
 use std::io::{self, Write};
 
+use crate::failure::{End, Failure};
 use esamp::{Counters, DecodeStats, SamplerConfig, Sampling, TokenId};
-use esamp_programs::failure::{End, Failure};
 use serde::Serialize;
 
-use crate::{
+use super::{
+    Model,
     args::Args,
     arms::{Arm, failure_of},
 };
@@ -46,7 +47,12 @@ struct Sample<'a> {
 }
 
 /// Prints the report on standard output.
-pub fn print(model: &str, args: &Args, prompt_tokens: usize, arms: &[Arm<'_>]) -> Result<(), End> {
+pub fn print<M: Model>(
+    model: &str,
+    args: &Args,
+    prompt_tokens: usize,
+    arms: &[Arm<'_, M>],
+) -> Result<(), End> {
     let reports = arms.iter().map(|arm| ArmReport {
         name: &arm.settings.name,
         sampling: &arm.settings.sampling,

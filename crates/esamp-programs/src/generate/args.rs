@@ -2,8 +2,13 @@
 
 use std::{collections::hash_map::RandomState, ffi::OsString, hash::BuildHasher, path::PathBuf};
 
+use crate::{
+    failure::Failure,
+    files::{NamedFile, check_distinct},
+    model_source::{FetchError, ModelSource},
+};
 use clap::{
-    Parser, ValueEnum,
+    ValueEnum,
     builder::{NonEmptyStringValueParser, RangedI64ValueParser, RangedU64ValueParser},
 };
 use esamp::{
@@ -11,17 +16,9 @@ use esamp::{
     filters::{EpsilonCutoff, EtaCutoff, FilterConfig, MinP, TopK, TopNSigma, TopP, Typical, Xtc},
     reweighters::ReweighterConfig,
 };
-use esamp_programs::{
-    device::DeviceName,
-    failure::Failure,
-    files::{NamedFile, check_distinct},
-    model_source::{FetchError, ModelSource},
-};
 
-/// Compare completions of one prompt side by side: plain sampling against ESamp, or against the method that
-/// --reweighter names.
-#[derive(Debug, Parser)]
-#[command(name = "generate", version, args_override_self = true)]
+/// The flags that do not depend on the engine.
+#[derive(Debug, clap::Args)]
 pub struct Args {
     /// The prompt; sent as a chat message unless --raw is given.
     #[arg(
@@ -44,9 +41,6 @@ pub struct Args {
     /// The model: a GGUF file, a Hugging Face folder, or hf:ORG/NAME [default: SmolLM2-135M-Instruct]
     #[arg(long)]
     pub model: Option<OsString>,
-    /// The device to compute on.
-    #[arg(long, value_enum, default_value_t = DeviceName::Flex)]
-    pub device: DeviceName,
     /// Complete the prompt as given, without the model's chat template.
     #[arg(long)]
     pub raw: bool,

@@ -2,13 +2,13 @@
 
 use std::io::{self, Write};
 
-use esamp::Sampling;
-use esamp_programs::{
+use crate::{
     columns::{GAP, side_by_side, wrap},
     console::{Term, measure_text_width, style},
 };
+use esamp::Sampling;
 
-use crate::{args::Args, arms::Arm, settings::name_of};
+use super::{Model, args::Args, arms::Arm, settings::name_of};
 
 /// Standard output, which may be a terminal.
 pub struct Screen {
@@ -34,11 +34,11 @@ impl Screen {
     }
 
     /// Prints the model, the settings and the prompt.
-    pub fn headline(
+    pub fn headline<M: Model>(
         &self,
         model: &str,
         args: &Args,
-        arms: &[Arm<'_>],
+        arms: &[Arm<'_, M>],
         prompt_tokens: usize,
     ) -> io::Result<()> {
         if self.silent {
@@ -61,7 +61,7 @@ impl Screen {
     }
 
     /// Redraws the last lines of all completions. Does nothing if standard output is no terminal.
-    pub fn live(&mut self, arms: &[Arm<'_>]) {
+    pub fn live<M: Model>(&mut self, arms: &[Arm<'_, M>]) {
         if self.silent || !self.term.is_term() {
             return;
         }
@@ -87,7 +87,7 @@ impl Screen {
     }
 
     /// Prints all completions in full, and the figures.
-    pub fn result(&mut self, arms: &[Arm<'_>]) -> io::Result<()> {
+    pub fn result<M: Model>(&mut self, arms: &[Arm<'_, M>]) -> io::Result<()> {
         if self.drawn > 0 {
             let _ = self.term.clear_last_lines(self.drawn);
         }
@@ -138,7 +138,7 @@ pub fn said(sampling: &Sampling) -> String {
 }
 
 /// The counters of an arm, in one line.
-pub fn summary(arm: &Arm<'_>) -> String {
+pub fn summary<M: Model>(arm: &Arm<'_, M>) -> String {
     let counters = arm.counters();
     let mean = counters.candidates as f64 / counters.tokens.max(1) as f64;
     let warm_up = match counters.warm_up_updates {
@@ -164,7 +164,7 @@ pub fn title(name: &str) -> &str {
 }
 
 /// The speed and the counters of an arm, one line each.
-pub fn numbers(arm: &Arm<'_>) -> Vec<String> {
+pub fn numbers<M: Model>(arm: &Arm<'_, M>) -> Vec<String> {
     let counters = arm.counters();
     let speed = arm.stats().tokens_per_second();
     let mut lines = vec![match speed {

@@ -7,8 +7,8 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use crate::failure::Failure;
 use esamp::telemetry::{Observer, TraceWriter};
-use esamp_programs::failure::Failure;
 
 /// A trace file that can be read while it grows.
 pub struct Trace {

@@ -1,0 +1,299 @@
+//! The engine under load, on SmolLM2-135M: what it costs compared with the bare loop, how long others wait while a
+//! long prompt is read, many clients that stream, and many that leave.
+//!
+//! ```sh
+//! cargo bench --bench engine                       # about three minutes on two cores
+//! cargo bench --bench engine -- --seconds 60       # longer under load
+//! ```
+
+use std::{
+    fs,
+    io::{self, Write},
+    ops::ControlFlow,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use burn::tensor::Device;
+use clap::Parser;
+use esamp::{
+    CausalLm, Decoder, Event, FinishReason, Request, SamplerConfig, Sampling, TokenId,
+    distillers::{DistillerConfig, LowRankConfig},
+    engine::{Engine, EngineConfig, EngineError, Update, Updates},
+    llama::{Llama, Tokenizer},
+};
+use esamp_programs::model_source::{Cache, ModelSource};
+
+/// The engine under load.
+#[derive(Debug, Parser)]
+struct Args {
+    /// Rounds of the comparison with the bare loop; the median is printed.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Clients that stream at the same time.
+    #[arg(long, default_value_t = 64)]
+    clients: u64,
+    /// Seconds under load.
+    #[arg(long, default_value_t = 20)]
+    seconds: u64,
+    /// Clients that leave.
+    #[arg(long, default_value_t = 1000)]
+    leaving: u64,
+    /// Prompt tokens that the engine reads per step.
+    #[arg(long, default_value_t = 32)]
+    prefill_budget: usize,
+    /// Passed by cargo bench.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+const PROMPT: &str = "The lighthouse had been dark for twenty years when";
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    let path = ModelSource::SmolLm2.fetch(&Cache::from_env()?)?;
+    let model = Llama::from_gguf(&path, &Device::flex())?;
+    let prompt = Tokenizer::from_gguf(&path)?.encode(PROMPT)?;
+    compare(&model, &prompt, args.rounds)?;
+    long_prompt(&model, &prompt, args.prefill_budget)?;
+    clients(&model, &prompt, &args)?;
+    leaving(&model, &prompt, &args)
+}
+
+fn say(line: &str) -> Result<()> {
+    writeln!(io::stdout(), "{line}").context("standard output")
+}
+
+fn decoder(model: &Llama) -> Result<Decoder<Llama>> {
+    let low_rank = DistillerConfig::LowRank(LowRankConfig::new());
+    let config = SamplerConfig::new().with_distiller(low_rank);
+    Ok(Decoder::new(model.clone(), config.init(model.d_model(), &model.device())?)?)
+}
+
+fn request(prompt: &[TokenId], completions: usize, tokens: usize) -> Request {
+    let sampling = Sampling::default().with_beta(0.25).with_min_p(0.05);
+    Request::new(prompt.to_vec())
+        .with_completions(completions)
+        .with_max_new_tokens(tokens)
+        .with_sampling(sampling)
+}
+
+fn median(mut numbers: Vec<f64>) -> f64 {
+    numbers.sort_by(f64::total_cmp);
+    numbers[numbers.len() / 2]
+}
+
+/// The same 16 completions in the bare loop and through the engine, in turns.
+fn compare(model: &Llama, prompt: &[TokenId], rounds: usize) -> Result<()> {
+    const ROWS: usize = 16;
+    const TOKENS: usize = 64;
+    let mut ratios = Vec::new();
+    let mut first = Vec::new();
+    for round in 0..=rounds {
+        let began = Instant::now();
+        let mut bare = decoder(model)?;
+        bare.submit(request(prompt, ROWS, TOKENS).with_seed(7))?;
+        let expected = bare.run(|_| ControlFlow::Continue(()))?;
+        let bare = began.elapsed().as_secs_f64();
+
+        let began = Instant::now();
+        let engine = Engine::start(decoder(model)?, EngineConfig::default())?;
+        let mut updates = engine.submit(request(prompt, ROWS, TOKENS).with_seed(7))?;
+        let mut tokens = vec![Vec::new(); ROWS];
+        let mut to_first = None;
+        while let Some(update) = updates.recv() {
+            if let Update::Event(Event::Token { completion, choice, .. }) = update {
+                to_first.get_or_insert_with(|| began.elapsed().as_secs_f64());
+                tokens[completion.index as usize].push(choice.token);
+            }
+        }
+        let served = began.elapsed().as_secs_f64();
+        let same = expected.iter().zip(&tokens).all(|(a, b)| a.tokens() == *b);
+        ensure!(same, "expected the tokens of the bare loop, got others");
+        if round > 0 {
+            // The first round warms up.
+            ratios.push(bare / served);
+            first.extend(to_first);
+        }
+    }
+    let (low, high) = ratios.iter().fold((f64::MAX, 0.0_f64), |(l, h), &r| (l.min(r), h.max(r)));
+    say(&format!(
+        "engine / bare loop, 16 rows: {:.3} [{low:.3}, {high:.3}]; submit to first token {:.0} ms",
+        median(ratios),
+        1e3 * median(first)
+    ))
+}
+
+/// Time between tokens of 16 rows while a prompt of 1,500 tokens is read.
+fn long_prompt(model: &Llama, prompt: &[TokenId], budget: usize) -> Result<()> {
+    let decoder = decoder(model)?.with_prefill_budget(budget)?;
+    let engine = Engine::start(decoder, EngineConfig::default().with_max_unread(4096))?;
+    let mut running = engine.submit(request(prompt, 16, 400).with_seed(1))?;
+    let long: Vec<TokenId> = prompt.iter().copied().cycle().take(1500).collect();
+    let (mut gaps, mut last, mut reader) = ([Vec::new(), Vec::new()], None, None);
+    let is_read = std::sync::Arc::new(AtomicU64::new(0));
+    while let Some(update) = running.recv() {
+        let Update::Event(Event::Token { completion, .. }) = update else { continue };
+        if completion.index != 0 {
+            continue;
+        }
+        let now = Instant::now();
+        let is_reading = reader.is_some() && is_read.load(Relaxed) == 0;
+        if let Some(last) = last.replace(now) {
+            gaps[usize::from(is_reading)].push(now.duration_since(last).as_secs_f64() * 1e3);
+        }
+        if gaps[0].len() == 100 && reader.is_none() {
+            let mut updates = engine.submit(request(&long, 1, 1).with_seed(2))?;
+            let is_read = is_read.clone();
+            reader = Some(thread::spawn(move || {
+                while updates.recv().is_some() {}
+                is_read.store(1, Relaxed);
+            }));
+        }
+    }
+    let [mut alone, mut reading] = gaps;
+    for gaps in [&mut alone, &mut reading] {
+        ensure!(!gaps.is_empty(), "expected steps, got none");
+        gaps.sort_by(f64::total_cmp);
+    }
+    let at = |gaps: &[f64], part: f64| gaps[((gaps.len() - 1) as f64 * part) as usize];
+    say(&format!(
+        "time to the next token, 16 rows: median {:.1} ms; while 1,500 tokens are read, {budget} a step ({} steps): median \
+         {:.1} ms, p99 {:.1} ms, {:.2} times the median alone",
+        at(&alone, 0.5),
+        reading.len(),
+        at(&reading, 0.5),
+        at(&reading, 0.99),
+        at(&reading, 0.99) / at(&alone, 0.5)
+    ))
+}
+
+/// Reads a request to its end. Returns the number of its tokens.
+fn read_all(updates: &mut Updates) -> Result<u64> {
+    let Some(Update::Accepted(submitted)) = updates.recv() else {
+        bail!("expected an accepted request, got something else");
+    };
+    let (mut positions, mut open) = (vec![0; submitted.completions.len()], 0);
+    let start = submitted.completions[0].index;
+    while let Some(update) = updates.recv() {
+        match update {
+            Update::Event(Event::Token { completion, .. }) => {
+                positions[(completion.index - start) as usize] += 1;
+            }
+            Update::Event(Event::Finished { completion, .. }) => {
+                open += 1;
+                let seen = positions[(completion.id.index - start) as usize];
+                ensure!(seen == completion.choices.len(), "expected every token once, got {seen}");
+                let is_proper = matches!(
+                    completion.finish,
+                    FinishReason::MaxNewTokens | FinishReason::StopToken(_)
+                );
+                ensure!(is_proper, "expected a proper end, got {:?}", completion.finish);
+            }
+            _ => bail!("expected events, got something else"),
+        }
+    }
+    ensure!(open == submitted.completions.len(), "expected an end of each completion, got {open}");
+    Ok(positions.iter().sum::<usize>() as u64)
+}
+
+/// Submits, and tries again while the engine is busy.
+fn submit(engine: &Engine, request: &Request) -> Result<Updates> {
+    loop {
+        match engine.submit(request.clone()) {
+            Err(EngineError::Busy { .. }) => thread::sleep(Duration::from_millis(5)),
+            other => return Ok(other?),
+        }
+    }
+}
+
+/// Resident memory, in MB, where the system tells.
+fn resident() -> Option<f64> {
+    let pages: f64 =
+        fs::read_to_string("/proc/self/statm").ok()?.split(' ').nth(1)?.parse().ok()?;
+    Some(pages * 4096.0 / 1e6)
+}
+
+fn loaded_engine(model: &Llama, budget: usize) -> Result<Engine> {
+    let decoder = decoder(model)?.with_max_rows(64)?.with_prefill_budget(budget)?;
+    Ok(Engine::start(decoder, EngineConfig::default())?)
+}
+
+/// Many clients that stream.
+fn clients(model: &Llama, prompt: &[TokenId], args: &Args) -> Result<()> {
+    let engine = loaded_engine(model, args.prefill_budget)?;
+    let (tokens, requests) = (AtomicU64::new(0), AtomicU64::new(0));
+    let before = resident();
+    let began = Instant::now();
+    let results: Vec<Result<()>> = thread::scope(|scope| {
+        let client = |client: u64| {
+            let (engine, tokens, requests) = (engine.clone(), &tokens, &requests);
+            move || -> Result<()> {
+                let mut turn = 0;
+                while began.elapsed().as_secs() < args.seconds {
+                    let length = 4 + (client * 7 + turn * 13) % 24;
+                    let count = 1 + (client + turn) % 3;
+                    let request = request(prompt, count as usize, length as usize);
+                    let read = read_all(&mut submit(&engine, &request)?)?;
+                    ensure!(
+                        read == length * count,
+                        "expected {} tokens, got {read}",
+                        length * count
+                    );
+                    tokens.fetch_add(read, Relaxed);
+                    requests.fetch_add(1, Relaxed);
+                    turn += 1;
+                }
+                Ok(())
+            }
+        };
+        let threads: Vec<_> = (0..args.clients).map(|at| scope.spawn(client(at))).collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap_or_else(|_| bail!("a panic")))
+            .collect()
+    });
+    results.into_iter().collect::<Result<()>>()?;
+    let seconds = began.elapsed().as_secs_f64();
+    engine.drain();
+    let stats = engine.stats();
+    ensure!(stats.distillers == 0 && stats.running == 0, "expected nothing left, got {stats:?}");
+    say(&format!(
+        "{} clients for {seconds:.0} s: {} requests, {} tokens, none lost or doubled, {:.0} tokens/s; resident {:.0} MB \
+         before, {:.0} MB after",
+        args.clients,
+        requests.into_inner(),
+        tokens.load(Relaxed),
+        tokens.load(Relaxed) as f64 / seconds,
+        before.unwrap_or(f64::NAN),
+        resident().unwrap_or(f64::NAN),
+    ))
+}
+
+/// Clients that leave in the middle of a stream.
+fn leaving(model: &Llama, prompt: &[TokenId], args: &Args) -> Result<()> {
+    let engine = loaded_engine(model, args.prefill_budget)?;
+    for client in 0..args.leaving {
+        let mut updates = submit(&engine, &request(prompt, 1 + client as usize % 2, 200))?;
+        // Some leave at once, some after their request is accepted, some after a token.
+        for _ in 0..client % 3 {
+            updates.recv();
+        }
+    }
+    let began = Instant::now();
+    loop {
+        let stats = engine.stats();
+        if (stats.running, stats.waiting, stats.paused, stats.distillers) == (0, 0, 0, 0) {
+            break;
+        }
+        ensure!(began.elapsed().as_secs() < 30, "expected nothing left, got {stats:?}");
+        thread::sleep(Duration::from_millis(1));
+    }
+    say(&format!(
+        "{} clients that leave: nothing left {:.0} ms after the last one",
+        args.leaving,
+        began.elapsed().as_secs_f64() * 1e3
+    ))
+}
