@@ -10,18 +10,15 @@ use std::{
     time::Duration,
 };
 
-use esamp::{
-    engine::Engine,
-    llama::{ChatTemplate, LoadError, Tokenizer},
-};
+use esamp::engine::Engine;
+use esamp_programs::loaded::Texts;
 
 use crate::{groups::Groups, keys::ApiKeys};
 
 /// The state of the server.
 pub struct App {
     pub engine: Engine,
-    pub tokenizer: Tokenizer,
-    pub template: Result<Option<ChatTemplate>, LoadError>,
+    pub texts: Texts,
     /// The name that clients know the model by.
     pub model: String,
     /// The longest prompt and completion together, in tokens.

@@ -37,6 +37,9 @@ pub struct Args {
     pub log_prompts: bool,
     #[command(flatten)]
     pub limits: LimitArgs,
+    #[cfg(feature = "llama-cpp")]
+    #[command(flatten)]
+    pub llama_cpp: crate::llama_cpp::LlamaCppArgs,
 }
 
 /// Limits.
@@ -73,6 +76,13 @@ pub struct LimitArgs {
     /// Seconds that a client may take to send its headers or its body, or may not read its response.
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = RangedU64ValueParser::<u64>::new().range(1..))]
     pub client_timeout: u64,
+}
+
+impl LimitArgs {
+    /// Bytes of the key-value cache.
+    pub(crate) fn kv_bytes(&self) -> usize {
+        self.kv_limit.saturating_mul(1 << 20)
+    }
 }
 
 fn at_least_one() -> RangedU64ValueParser<usize> {

@@ -43,10 +43,11 @@ pub(crate) async fn generate(
     kind: Kind,
     request: Request,
 ) -> Result<Response, ApiError> {
+    let headers = request.headers().clone();
     let body = body::json(request, app.limits.body, app.limits.client_timeout).await?;
     let mut body = Fields::new("", body)?;
     check_model(&app, &mut body)?;
-    let params = Params::read(&mut body, kind, &app.limits)?;
+    let params = Params::read(&mut body, &headers, kind, &app.limits)?;
     let prompt = Prompt::read(&mut body, kind)?;
     body.end()?;
     let answer = submit(app, client, kind, &params, prompt).await?;
@@ -102,10 +103,13 @@ async fn submit(
         .with_max_new_tokens(max_new_tokens)
         .with_seed(params.seed)
         .with_sampling(params.sampling.clone())
-        .with_stop_tokens(app.tokenizer.stop_tokens())
+        .with_stop_tokens(app.texts.tokenizer.stop_tokens())
         .with_stop_strings(&params.stop)
         .with_prompt_warm_up(params.warm_up_updates);
     if let Some(group) = &group {
+        if let Some(forgotten) = group.forgotten {
+            app.engine.release_group(forgotten);
+        }
         request = request.with_group(group.id);
     }
     if params.wants_log_probs {
@@ -297,10 +301,10 @@ impl Answer {
     fn parts(&mut self, at: usize, queue: &mut VecDeque<String>) {
         let (reply, received) = (&self.reply, &mut self.texts[at]);
         let mut send = |event: Value| queue.push_back(event.to_string());
-        if !take(&mut received.is_opened) {
+        if !received.is_opened {
+            received.is_opened = true;
             reply.opening(at).into_iter().for_each(&mut send);
         }
-        received.is_opened = true;
         let (text, pieces) = (take(&mut received.text), take(&mut received.pieces));
         let is_news = !text.is_empty() || !pieces.is_empty() || received.finish.is_some();
         if is_news {

@@ -2,9 +2,14 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use axum::http::HeaderMap;
 use esamp::GroupId;
 
-use crate::{error::ApiError, keys::Client};
+use crate::{
+    error::ApiError,
+    fields::{Fields, shown},
+    keys::Client,
+};
 
 /// A bounded table of names. Clients with different keys have different groups.
 #[derive(Debug)]
@@ -33,13 +38,49 @@ struct Known {
 #[derive(Debug)]
 pub struct GroupUse {
     pub id: GroupId,
+    /// The group that it has taken the place of.
+    pub forgotten: Option<GroupId>,
     groups: Arc<Groups>,
 }
 
-impl Groups {
-    /// The longest name, in bytes.
-    pub const LONGEST_NAME: usize = 256;
+/// The longest name of a group, in bytes.
+const LONGEST_NAME: usize = 256;
 
+/// The header with the name of a group, for balancers that do not read bodies.
+const HEADER: &str = "X-Esamp-Group";
+
+/// The name of the group that a request asks for: in its body, in the header, or the same in both.
+pub(crate) fn requested(
+    headers: &HeaderMap,
+    esamp: &mut Fields,
+) -> Result<Option<String>, ApiError> {
+    let field = esamp.text("group")?;
+    let mut sent = headers.get_all(HEADER).iter();
+    let header = match (sent.next(), sent.next()) {
+        (None, _) => None,
+        (Some(name), None) => match std::str::from_utf8(name.as_bytes()) {
+            Ok(name) => Some(name.to_owned()),
+            Err(_) => return Err(ApiError::field(HEADER, "UTF-8", "other bytes")),
+        },
+        (Some(_), Some(_)) => return Err(ApiError::field(HEADER, "one such header", "several")),
+    };
+    if let (Some(header), Some(field)) = (&header, &field)
+        && header != field
+    {
+        let expected = format!("the value of esamp.group, {}", shown(&field.as_str().into()));
+        return Err(ApiError::field(HEADER, &expected, &shown(&header.as_str().into())));
+    }
+    let place = if field.is_some() { "esamp.group" } else { HEADER };
+    match field.or(header) {
+        Some(name) if !(1..=LONGEST_NAME).contains(&name.len()) => {
+            let expected = format!("a string of 1 to {LONGEST_NAME} bytes");
+            Err(ApiError::field(place, &expected, &format!("{} bytes", name.len())))
+        }
+        name => Ok(name),
+    }
+}
+
+impl Groups {
     pub fn new(most: usize) -> Arc<Self> {
         Arc::new(Self { most, state: Mutex::default() })
     }
@@ -48,6 +89,7 @@ impl Groups {
     pub fn enter(self: &Arc<Self>, client: Client, name: &str) -> Result<GroupUse, ApiError> {
         let mut state = self.lock();
         let at = state.known.iter().position(|group| group.client == client && group.name == name);
+        let mut forgotten = None;
         let mut group = match at {
             Some(at) => state.known.remove(at),
             None => {
@@ -58,7 +100,7 @@ impl Groups {
                             format!("esamp.group: expected at most {most} in use at once");
                         return Err(ApiError::busy(message).with_param("esamp.group"));
                     };
-                    state.known.remove(idle);
+                    forgotten = Some(state.known.remove(idle).id);
                 }
                 let id = GroupId(state.next);
                 state.next += 1;
@@ -69,7 +111,7 @@ impl Groups {
         let id = group.id;
         state.known.push(group);
         drop(state);
-        Ok(GroupUse { id, groups: self.clone() })
+        Ok(GroupUse { id, forgotten, groups: self.clone() })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -10,6 +10,8 @@ mod fields;
 mod generate;
 pub mod groups;
 pub mod keys;
+#[cfg(feature = "llama-cpp")]
+mod llama_cpp;
 mod metrics;
 mod page;
 mod params;

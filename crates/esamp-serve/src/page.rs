@@ -6,7 +6,7 @@ use crate::app::App;
 
 /// The page. Its tokens, tints and tooltips are those of `generate --html`.
 pub(crate) fn page(app: &App) -> String {
-    let path = match &app.template {
+    let path = match &app.texts.template {
         Ok(Some(_)) => "/v1/chat/completions",
         _ => "/v1/completions",
     };

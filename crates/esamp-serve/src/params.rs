@@ -1,5 +1,6 @@
 //! The fields that both kinds of request share: how many completions, how long, and how their tokens are chosen.
 
+use axum::http::HeaderMap;
 use esamp::{
     Penalties, Sampling, TokenId,
     filters::{MinP, TopK, TopP},
@@ -11,7 +12,7 @@ use crate::{
     app::{Kind, Limits},
     error::ApiError,
     fields::{Fields, shown, whole},
-    groups::Groups,
+    groups,
 };
 
 /// What a request asks for, without its prompt.
@@ -53,7 +54,12 @@ const MOST_BIASES: usize = 1024;
 
 impl Params {
     /// Reads and checks the fields. Only what is about the prompt is left.
-    pub(crate) fn read(body: &mut Fields, kind: Kind, limits: &Limits) -> Result<Self, ApiError> {
+    pub(crate) fn read(
+        body: &mut Fields,
+        headers: &HeaderMap,
+        kind: Kind,
+        limits: &Limits,
+    ) -> Result<Self, ApiError> {
         body.ignore(&IGNORED);
         refuse_unsupported(body)?;
         let completions = count(body.integer("n", 1..=limits.completions as i128)?).unwrap_or(1);
@@ -80,7 +86,7 @@ impl Params {
             wants_usage,
             wants_log_probs: wants_log_probs(body, kind)?,
             wants_details: esamp.flag("details")?,
-            group: group(&mut esamp)?,
+            group: groups::requested(headers, &mut esamp)?,
             warm_up_updates: count(esamp.integer("warm_up_updates", 0..=100)?).unwrap_or(0),
         };
         esamp.end()?;
@@ -176,19 +182,6 @@ fn stop(body: &mut Fields) -> Result<Vec<String>, ApiError> {
     match texts.filter(|texts| texts.iter().all(is_valid)) {
         Some(texts) => Ok(texts),
         None => Err(body.wrong("stop", &expected, &value)),
-    }
-}
-
-fn group(esamp: &mut Fields) -> Result<Option<String>, ApiError> {
-    let longest = Groups::LONGEST_NAME;
-    let name = esamp.text("group")?;
-    match name {
-        Some(name) if !(1..=longest).contains(&name.len()) => Err(ApiError::field(
-            "esamp.group",
-            &format!("a string of 1 to {longest} bytes"),
-            &format!("{} bytes", name.len()),
-        )),
-        name => Ok(name),
     }
 }
 

@@ -39,10 +39,11 @@ impl Prompt {
         match self {
             Self::Tokens(tokens) => Ok(tokens.clone()),
             Self::Text(text) => {
-                app.tokenizer.encode(text).map_err(|error| failed(error).with_param("prompt"))
+                let tokens = app.texts.tokenizer.encode(text);
+                tokens.map_err(|error| failed(error).with_param("prompt"))
             }
             Self::Chat(messages) => {
-                let template = match &app.template {
+                let template = match &app.texts.template {
                     Ok(Some(template)) => template,
                     Ok(None) => {
                         return Err(ApiError::unsupported(
@@ -57,7 +58,7 @@ impl Prompt {
                 };
                 let rendered = template.render(messages);
                 rendered
-                    .and_then(|text| app.tokenizer.encode_rendered(&text))
+                    .and_then(|text| app.texts.tokenizer.encode_rendered(&text))
                     .map_err(|error| failed(error).with_param("messages"))
             }
         }

@@ -44,13 +44,16 @@ pub async fn serve(
     // Refuses what still arrives on open connections. The thread ends with the engine.
     std::thread::spawn(move || engine.drain());
     let mut ended = pin!(open.shutdown());
-    if timeout(grace, &mut ended).await.is_err() {
+    let are_open = timeout(grace, &mut ended).await.is_err();
+    if are_open {
         warn!(open = app.traffic.open.load(Ordering::Relaxed), "cancelling");
     }
     app.is_stopping.store(true, Ordering::Relaxed);
     let engine = app.engine.clone();
     let stopped = tokio::task::spawn_blocking(move || engine.stop());
-    let _ = timeout(LAST_WORDS, ended).await;
+    if are_open {
+        let _ = timeout(LAST_WORDS, ended).await;
+    }
     let _ = timeout(LAST_WORDS, stopped).await;
     info!("stopped");
 }

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use serde_json::{Value, json};
 
-use server::{Server, ask, get, model, texts};
+use server::{Server, ask, get, head, model, send, texts};
 
 const COMPLETIONS: &str = "/v1/completions";
 const CHAT: &str = "/v1/chat/completions";
@@ -223,6 +223,38 @@ fn a_group_goes_on_with_what_its_earlier_requests_have_learned() {
     novelty(Some("b"));
     novelty(Some("c"));
     server.wait_for("distillers", 2.0); // the oldest made room
+}
+
+#[test]
+fn a_group_may_be_named_in_a_header() {
+    let server = Server::start(model(), &[]);
+    let with = |headers: &[&str], fields: Value| {
+        let body = ask(fields).to_string();
+        let length = format!("Content-Length: {}", body.len());
+        let headers = [&["Content-Type: application/json", &length], headers].concat();
+        send(server.address, &[head("POST", COMPLETIONS, &headers), body.into()].concat())
+    };
+    let a = json!({"esamp": {"group": "a"}});
+    for answer in [
+        with(&["X-Esamp-Group: a"], json!({})),
+        with(&["x-esamp-group: a"], a.clone()),
+        with(&[], a.clone()),
+    ] {
+        assert_eq!(answer.json()["esamp"]["group"], "a", "{}", answer.body);
+    }
+    server.wait_for("distillers", 1.0);
+    let long = format!("X-Esamp-Group: {}", "x".repeat(257));
+    for (headers, fields, says) in [
+        (&["X-Esamp-Group: b"][..], a, "the value of esamp.group, \"a\", got \"b\""),
+        (&["X-Esamp-Group: a", "X-Esamp-Group: a"], json!({}), "one such header, got several"),
+        (&["X-Esamp-Group:"], json!({}), "1 to 256 bytes, got 0 bytes"),
+        (&[&long], json!({}), "got 257 bytes"),
+    ] {
+        let answer = with(headers, fields);
+        let error = &answer.json()["error"];
+        assert_eq!((answer.status, &error["param"]), (400, &json!("X-Esamp-Group")), "{error}");
+        assert!(error["message"].as_str().unwrap().contains(says), "{error}");
+    }
 }
 
 #[test]

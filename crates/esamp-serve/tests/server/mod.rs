@@ -13,13 +13,14 @@ use std::{
 
 use burn::tensor::Device;
 use clap::Parser;
-use esamp::{
-    CausalLm, TokenId,
-    llama::{ChatTemplate, Tokenizer},
-    testing::ScriptedLm,
-};
+use esamp::{CausalLm, TokenId, testing::ScriptedLm};
+use esamp_programs::loaded::Texts;
 use esamp_serve::{
-    app::App, args::Args, groups::Groups, keys::ApiKeys, serve::serve, start::engine,
+    app::App,
+    args::Args,
+    keys::ApiKeys,
+    serve::serve,
+    start::{Served, app},
 };
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, runtime, sync::oneshot};
@@ -44,7 +45,7 @@ pub fn slow_model(pause: Duration) -> ScriptedLm {
 fn logits(sequence: &[TokenId]) -> Vec<f32> {
     let last = sequence.last().copied().unwrap_or_default();
     let logit = |token: u32| match token {
-        2 => f32::NEG_INFINITY,
+        2 => -30.0, // finite, because the hidden states of this model are its logits
         // All different.
         token => ((token * 37 + last * 11) % 97) as f32 / 24.0,
     };
@@ -69,23 +70,10 @@ impl Server {
         esamp_testkit::word_model::fill(folder.path());
         let template = "{% for m in messages %}w1 {{ m.content }} {% endfor %}w3";
         std::fs::write(folder.path().join("chat_template.jinja"), template).unwrap();
-        let tokenizer = Tokenizer::from_hf_folder(folder.path()).unwrap();
-        let context_length = model.context_length();
-        let (limits, engine) = engine(model, &tokenizer, &args.limits, args.beta).unwrap();
-        let app = Arc::new(App {
-            engine,
-            tokenizer,
-            template: ChatTemplate::from_hf_folder(folder.path()),
-            model: "words".to_owned(),
-            context_length,
-            keys: ApiKeys::load(args.api_key_file.as_deref()).unwrap(),
-            groups: Groups::new(args.limits.max_groups),
-            logs_prompts: false,
-            started: 0,
-            is_stopping: false.into(),
-            traffic: Default::default(),
-            limits,
-        });
+        let texts = Texts::open(folder.path()).unwrap();
+        let keys = ApiKeys::load(args.api_key_file.as_deref()).unwrap();
+        let served = Served { name: "words".to_owned(), model, texts, kv_limit: usize::MAX };
+        let app = Arc::new(app(&args, keys, served).unwrap());
         let (stop, stopped) = oneshot::channel();
         let (bound, address) = std::sync::mpsc::channel();
         let serving = app.clone();
