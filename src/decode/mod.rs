@@ -18,7 +18,10 @@ mod warm_up;
 use std::{
     collections::{HashSet, VecDeque},
     ops::ControlFlow,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Instant,
 };
 
@@ -97,6 +100,8 @@ pub struct Decoder<M: CausalLm> {
     prefill_budget: usize,
     sites: [TapSite; 2],
     waiting: VecDeque<Waiting>,
+    /// Prompts that have left the queue. Shared with the callers of an engine, who may ask while a step runs.
+    left_queue: Arc<AtomicU64>,
     /// The prompt that is being prefilled, and its rows. Both are empty between steps, unless the budget of a step did
     /// not suffice for the prompt or a panic has left the step.
     reading: Option<Reading<M::Cache>>,
@@ -171,6 +176,7 @@ impl<M: CausalLm> Decoder<M> {
             prefill_budget: usize::MAX,
             sites: [TapSite::AfterBlock(0), TapSite::HeadInput],
             waiting: VecDeque::new(),
+            left_queue: Arc::default(),
             reading: None,
             joining: Vec::new(),
             paused: Vec::new(),
@@ -295,6 +301,16 @@ impl<M: CausalLm> Decoder<M> {
     /// Number of requests whose prompt has not begun to be read.
     pub fn waiting(&self) -> usize {
         self.waiting.len()
+    }
+
+    /// The number of prompts that have been read, are being read, or were cancelled before.
+    pub(crate) fn left_queue(&self) -> Arc<AtomicU64> {
+        self.left_queue.clone()
+    }
+
+    /// Counts prompts that have left the queue.
+    fn leave_queue(&self, prompts: usize) {
+        self.left_queue.fetch_add(prompts as u64, Ordering::Relaxed);
     }
 
     /// Number of completions in the batch.

@@ -107,6 +107,7 @@ impl<M: CausalLm> Decoder<M> {
         let failed = make_masks(&mut rows, &mut self.work);
         // The prompt waits until its masks are made, so that a panic of its masker does not lose it.
         self.waiting.remove(at);
+        self.leave_queue(1);
         self.joining = rows;
         self.end_joining(failed);
         self.joining.retain(Option::is_some);
