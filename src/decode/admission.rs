@@ -112,10 +112,10 @@ impl<M: CausalLm> Decoder<M> {
         })
     }
 
-    /// What a request takes of a cache alongside these rows.
+    /// What a request takes of a cache alongside these rows. The last token of a completion is not read.
     fn cache_use<'a>(&self, request: &Request, rows: impl Iterator<Item = &'a Row>) -> CacheLimits {
         let prompt = request.prompt.len();
-        let new = self.longest(request).saturating_sub(prompt);
+        let new = self.longest(request).saturating_sub(prompt + 1);
         let tokens = request.completions.saturating_mul(new).saturating_add(prompt);
         let mut needed = CacheLimits { rows: request.completions, tokens };
         let mut prompts = HashSet::new();
@@ -123,7 +123,7 @@ impl<M: CausalLm> Decoder<M> {
             let prompt = row.prompt();
             let shared = if prompts.insert(prompt.as_ptr()) { 0 } else { prompt.len() };
             needed.rows += 1;
-            needed.tokens = needed.tokens.saturating_add(row.longest() - shared);
+            needed.tokens = needed.tokens.saturating_add(row.longest() - 1 - shared);
         }
         needed
     }

@@ -36,11 +36,11 @@ fn room_is_counted_at_the_length_of_the_longest_row() {
 
 #[test]
 fn prompts_wait_for_room_in_a_cache_of_fixed_size() {
-    // Each request takes 1 token of the prompt and 2 · 5 of its completions, in 2 rows.
+    // Each request takes 1 token of the prompt and 2 · 4 of its completions, in 2 rows: the last token is not read.
     let submit = |decoder: &mut Decoder<&ScriptedLm>, rows: usize| {
         decoder.submit(count_from(1).with_completions(rows)).map(|_| ())
     };
-    for (tokens, rows, joins) in [(21, 9, false), (22, 9, true), (22, 3, false)] {
+    for (tokens, rows, joins) in [(17, 9, false), (18, 9, true), (18, 3, false)] {
         let model = counter().with_cache_limits(CacheLimits { rows, tokens });
         let mut decoder = Decoder::new(&model, sampler(10)).unwrap();
         submit(&mut decoder, 2).unwrap();
@@ -53,13 +53,13 @@ fn prompts_wait_for_room_in_a_cache_of_fixed_size() {
     let model = counter().with_cache_limits(CacheLimits { rows: 3, tokens: 12 });
     let mut decoder = Decoder::new(&model, sampler(10)).unwrap();
     let limit = |what, limit, needed| Err(RequestError::CacheLimit { what, limit, needed });
-    assert_eq!(submit(&mut decoder, 3), limit("tokens", 12, 16));
+    assert_eq!(submit(&mut decoder, 3), limit("tokens", 12, 13));
     assert_eq!(submit(&mut decoder, 4), limit("rows", 3, 4));
 }
 
 #[test]
 fn a_cache_of_fixed_size_of_the_other_model_counts_too() {
-    let limits = CacheLimits { rows: usize::MAX, tokens: 11 };
+    let limits = CacheLimits { rows: usize::MAX, tokens: 9 };
     let model = hashing(1);
     let other = hashing(2).with_cache_limits(limits);
     let mut decoder = decoder(model.clone()).with_other_model(other).unwrap();
@@ -68,9 +68,9 @@ fn a_cache_of_fixed_size_of_the_other_model_counts_too() {
         decoder.submit(request.clone()).unwrap();
     }
     run(&mut decoder);
-    assert!(!together(&model), "6 + 6 tokens do not fit");
+    assert!(!together(&model), "5 + 5 tokens do not fit");
     let error = decoder.submit(request.with_completions(3)).unwrap_err();
-    assert_eq!(error, RequestError::CacheLimit { what: "tokens", limit: 11, needed: 16 });
+    assert_eq!(error, RequestError::CacheLimit { what: "tokens", limit: 9, needed: 13 });
 }
 
 #[test]

@@ -1,10 +1,13 @@
 //! Everything that calls C. The rest of the crate is safe Rust on top of [`Context`] and [`Chain`].
 //!
-//! A [`Context`] owns a model, a llama.cpp context and the place where the callback stores hidden states. All of its
-//! calls that change the context take `&mut self`, so the borrow checker serialises them; sharing it between threads
-//! is left to a mutex.
+//! A [`Context`] owns a model, a llama.cpp context, its threads and the place where the callback stores hidden states.
+//! All of its calls that change the context take `&mut self`, so the borrow checker serialises them; sharing it between
+//! threads is left to a mutex.
 //!
-//! llama.cpp ends the process when an assertion fails. So ids, positions and sizes are checked before they get here.
+//! llama.cpp ends the process when an assertion fails. So ids, positions and sizes are checked before they get here. A
+//! C++ exception ends the process too, because it cannot unwind into Rust. llama.cpp catches its own while it loads a
+//! model and creates a context, where it allocates what it needs; later only the allocations of a few bytes of C++'s
+//! library are left.
 #![allow(unsafe_code, reason = "llama.cpp is a C library: this file is the only one that calls it")]
 
 use std::{
@@ -59,6 +62,12 @@ pub(crate) struct Context {
     pub(crate) cells_of_a_row: usize,
     /// The context length that the model was trained with, if the file says so.
     pub(crate) trained_length: Option<usize>,
+    /// Tokens that layers with a sliding window see, if there are some.
+    pub(crate) window: Option<usize>,
+    /// `logit_scale` of the file. Architectures multiply or divide by it.
+    pub(crate) logit_scale: Option<f32>,
+    /// Whether the threads sleep between passes.
+    pub(crate) rests: bool,
     /// Maximum number of tokens, and of outputs among them, of one call of [`decode`](Self::decode).
     pub(crate) batch: usize,
     pub(crate) outputs: usize,
@@ -174,6 +183,12 @@ impl Context {
             let expected = "a path without a zero byte".to_owned();
             LlamaCppError::Option { option: "path", expected, got: shown }
         })?;
+        // SAFETY: no requirements.
+        if options.gpu_layers != Some(0) && !unsafe { sys::llama_supports_gpu_offload() } {
+            let expected = "0, because llama.cpp found no GPU that it was built for".to_owned();
+            let got = options.gpu_layers.map_or("all".to_owned(), |layers| layers.to_string());
+            return Err(LlamaCppError::Option { option: "gpu_layers", expected, got });
+        }
         take_errors();
         // SAFETY: no requirements.
         let mut params = unsafe { sys::llama_model_default_params() };
@@ -199,17 +214,6 @@ impl Context {
         options: &Options,
         with_taps: bool,
     ) -> Result<Self, LlamaCppError> {
-        // Without threads of its own, a context starts new ones for every part of a graph, and taps divide it into
-        // three parts.
-        // SAFETY: no requirements.
-        let threads = unsafe {
-            let mut params = sys::ggml_threadpool_params_default(options.threads as i32);
-            params.paused = true;
-            NonNull::new(sys::ggml_threadpool_new(&raw mut params))
-        };
-        let Some(threads) = threads else {
-            return Err(LlamaCppError::Setup { action: "start threads", reason: take_errors() });
-        };
         let taps = Box::new(Taps { wanted: Vec::new(), panicked: false });
         let taps = NonNull::from(Box::leak(taps));
         // One batch must hold a token of every row.
@@ -242,14 +246,21 @@ impl Context {
         // SAFETY: the model is valid, and the callback's data lives until the context is freed.
         let context = unsafe { sys::llama_init_from_model(model.as_ptr(), params) };
         let Some(context) = NonNull::new(context) else {
-            // SAFETY: they came from above, and no context refers to them.
-            unsafe {
-                drop(Box::from_raw(taps.as_ptr()));
-                sys::ggml_threadpool_free(threads.as_ptr());
-            }
+            // SAFETY: it came from `Box::leak` above, and no context refers to it.
+            drop(unsafe { Box::from_raw(taps.as_ptr()) });
             return Err(LlamaCppError::Setup { action: "create a context", reason: take_errors() });
         };
         let (m, c) = (model.as_ptr(), context.as_ptr());
+        // Without threads of its own, a context starts new ones for every part of a graph, and taps divide it into
+        // three parts. llama.cpp ends the process if the system refuses to start one, here or there.
+        // SAFETY: no requirements; it never returns null.
+        let threads = unsafe {
+            let mut params = sys::ggml_threadpool_params_default(options.threads as i32);
+            params.paused = true;
+            NonNull::new_unchecked(sys::ggml_threadpool_new(&raw mut params))
+        };
+        let architecture = metadata(model, "general.architecture").unwrap_or_default();
+        let logit_scale = metadata(model, &format!("{architecture}.logit_scale"));
         // SAFETY: model, context and threads are valid.
         unsafe {
             sys::llama_attach_threadpool(c, threads.as_ptr(), threads.as_ptr());
@@ -264,6 +275,9 @@ impl Context {
                 cells: sys::llama_n_ctx(c) as usize,
                 cells_of_a_row: sys::llama_n_ctx_seq(c) as usize,
                 trained_length,
+                window: usize::try_from(sys::llama_model_n_swa(m)).ok().filter(|&n| n > 0),
+                logit_scale: logit_scale.and_then(|scale| scale.parse().ok()),
+                rests: true,
                 batch: sys::llama_n_batch(c) as usize,
                 outputs: outputs.min(sys::llama_n_batch(c) as usize),
             })
@@ -310,9 +324,9 @@ impl Context {
         unsafe {
             // Waits for a GPU, after which the callback is not called again.
             sys::llama_synchronize(self.context.as_ptr());
-            // llama.cpp's threads wait in a busy loop for the next part of a graph. Between passes they sleep, because
-            // the sampler needs the CPU.
-            sys::ggml_threadpool_pause(self.threads.as_ptr());
+            if self.rests {
+                self.rest();
+            }
         }
         let nothing = Taps { wanted: Vec::new(), panicked: false };
         // SAFETY: as before the call: `llama_decode` has returned.
@@ -328,10 +342,17 @@ impl Context {
         }
     }
 
+    /// Puts llama.cpp's threads to sleep until the next pass. Otherwise they wait for it in a busy loop, and the sampler
+    /// needs the CPU.
+    pub(crate) fn rest(&mut self) {
+        // SAFETY: the threads are valid.
+        unsafe { sys::ggml_threadpool_pause(self.threads.as_ptr()) };
+    }
+
     /// The logits of the batch's token number `at`, an output of the last [`decode`](Self::decode).
-    pub(crate) fn logits(&self, at: usize) -> Option<&[f32]> {
-        // SAFETY: the context is valid. The pointer is null or that of `vocab` numbers, which stay until the next
-        // decode; that needs `&mut self`, so the slice does not outlive them.
+    pub(crate) fn logits(&mut self, at: usize) -> Option<&[f32]> {
+        // SAFETY: the context is valid. The pointer is null or that of `vocab` numbers, which stay where they are until
+        // the next call that takes `&mut self`.
         unsafe {
             let logits = sys::llama_get_logits_ith(self.context.as_ptr(), at as i32);
             (!logits.is_null()).then(|| slice::from_raw_parts(logits, self.vocab))
@@ -349,6 +370,13 @@ impl Context {
     pub(crate) fn remove(&mut self, sequence: i32, from: usize) -> bool {
         // SAFETY: the id is below `n_seq_max`.
         unsafe { sys::llama_memory_seq_rm(self.memory(), sequence, from as i32, -1) }
+    }
+
+    /// The first position of a sequence that layers with a sliding window still have.
+    pub(crate) fn first_position(&self, sequence: i32) -> Option<usize> {
+        // SAFETY: the id is below `n_seq_max`. The result is -1 for an empty sequence.
+        let position = unsafe { sys::llama_memory_seq_pos_min(self.memory(), sequence) };
+        usize::try_from(position).ok()
     }
 
     fn memory(&self) -> sys::llama_memory_t {
@@ -447,7 +475,7 @@ pub(crate) fn system_info() -> String {
     unsafe { CStr::from_ptr(sys::llama_print_system_info()) }.to_string_lossy().into_owned()
 }
 
-/// Refuses a model whose state cannot be copied per sequence, or whose head is not `W·x` alone.
+/// Refuses a model whose state cannot be copied per sequence, or whose head is not linear.
 fn check_model(model: NonNull<sys::llama_model>) -> Result<(), LlamaCppError> {
     let m = model.as_ptr();
     // SAFETY: the model is valid.
@@ -477,16 +505,16 @@ fn check_model(model: NonNull<sys::llama_model>) -> Result<(), LlamaCppError> {
         return Err(LlamaCppError::UnsupportedModel { expected, got });
     }
     let architecture = metadata(model, "general.architecture").unwrap_or_default();
-    for (key, neutral) in [("final_logit_softcapping", 0.0), ("logit_scale", 1.0)] {
-        let key = format!("{architecture}.{key}");
-        if let Some(value) = metadata(model, &key)
-            && value.parse::<f32>() != Ok(neutral)
-        {
-            let (expected, got) = ("logits that are W·x alone", format!("{key} = {value}"));
-            return Err(LlamaCppError::UnsupportedModel { expected, got });
+    let key = format!("{architecture}.final_logit_softcapping");
+    // Where the file of a Gemma 2 says nothing of it, llama.cpp takes 30.
+    let default = (architecture == "gemma2").then(|| "30 by default".to_owned());
+    match metadata(model, &key).or(default) {
+        Some(value) if value.parse::<f32>() != Ok(0.0) => {
+            let (expected, got) = ("logits without a soft cap", format!("{key} = {value}"));
+            Err(LlamaCppError::UnsupportedModel { expected, got })
         }
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// A value of the model's metadata, as text.

@@ -29,7 +29,7 @@ fn a_full_cache_or_too_many_rows_ends_completions_and_the_loop_goes_on() {
         decoder.submit(request).unwrap_err().to_string()
     };
     let message = "key-value cache: expected a request of at most 256 tokens, got one of 260";
-    assert_eq!(refused(request(4, 64), &mut decoder), message);
+    assert_eq!(refused(request(4, 65), &mut decoder), message);
     let message = "key-value cache: expected a request of at most 4 rows, got one of 5";
     assert_eq!(refused(request(5, 4), &mut decoder), message);
 
@@ -60,9 +60,9 @@ fn a_full_cache_or_too_many_rows_ends_completions_and_the_loop_goes_on() {
 fn prompts_wait_for_cells_and_rows() {
     let model = load(&tiny("llama"), &options().with_cells(256).with_max_rows(4));
     let mut decoder = decoder(&model);
-    // Of four requests, the first two take 2 · (4 + 2 · 60) = 248 cells, and the next 2 more rows do not fit either.
+    // The first two requests take 2 · (4 + 2 · 60) = 248 cells and all rows.
     for _ in 0..3 {
-        let request = Request::new(PROMPT.to_vec()).with_completions(2).with_max_new_tokens(60);
+        let request = Request::new(PROMPT.to_vec()).with_completions(2).with_max_new_tokens(61);
         decoder.submit(request).unwrap();
     }
     decoder.submit(Request::new(PROMPT.to_vec()).with_max_new_tokens(4)).unwrap();
@@ -107,6 +107,30 @@ fn a_pass_that_fails_leaves_the_cache_as_it_was() {
         let expected = model.forward(tokens(&[70], 1), &mut alone, &mut NoTap).unwrap();
         assert!(difference(&numbers(&expected), &numbers(&next)) < 0.05, "{name}");
     }
+}
+
+#[test]
+fn a_pass_that_fails_says_what_a_sliding_window_has_lost() {
+    let model = load(&tiny("gpt-oss"), &options().with_cells(512).with_batch(100));
+    let [mut first, mut third] = [0, 1].map(|_| model.new_cache());
+    model.forward(tokens(&[5; 100], 1), &mut first, &mut NoTap).unwrap();
+    let mut cache = model.new_cache();
+    model.forward(tokens(&[6; 60], 1), &mut cache, &mut NoTap).unwrap();
+    model.forward(tokens(&[5; 60], 1), &mut third, &mut NoTap).unwrap();
+    // 100 cells before the row are free, and 292 after it. The second batch of 100 overwrites the row's own cells in
+    // layers with a sliding window, and the last one does not fit.
+    drop(first);
+    let error = model.forward(tokens(&[7; 400], 1), &mut cache, &mut NoTap).unwrap_err();
+    assert!(error.to_string().contains("of its cache"), "{error}");
+    let error = model.forward(tokens(&[70], 1), &mut cache, &mut NoTap).unwrap_err();
+    let message = "expected the last 8 tokens of each row, got 0 after a pass that failed";
+    assert!(error.to_string().contains(message), "{error}");
+
+    // A cache that was empty is empty again.
+    let mut cache = model.new_cache();
+    model.forward(tokens(&[7; 500], 1), &mut cache, &mut NoTap).unwrap_err();
+    model.forward(tokens(&PROMPT, 2), &mut cache, &mut NoTap).unwrap();
+    assert_eq!(cache.lengths(), [2, 2]);
 }
 
 #[test]
@@ -182,7 +206,11 @@ fn models_that_cannot_work_are_refused_with_the_reason() {
         ),
         (
             "refused-soft-cap",
-            "model: expected logits that are W·x alone, got gemma3.final_logit_softcapping = 30.000000",
+            "model: expected logits without a soft cap, got gemma3.final_logit_softcapping = 30.000000",
+        ),
+        (
+            "refused-no-result-norm",
+            "tensor result_norm: expected 1 or 1 rows of 64 numbers, got none",
         ),
     ] {
         assert_eq!(refusal(&tiny(name), &options()), expected);
@@ -200,6 +228,12 @@ fn options_out_of_range_are_refused() {
         (options().with_batch(0), "batch: expected 1 to 2147483647, got 0"),
     ] {
         assert_eq!(refused(options), message);
+    }
+    #[cfg(not(any(feature = "cuda", feature = "metal", feature = "vulkan")))]
+    for (layers, got) in [(Some(3), "3"), (None, "all")] {
+        let message = refused(options().with_gpu_layers(layers));
+        assert!(message.starts_with("gpu_layers: expected 0, because"), "{message}");
+        assert!(message.ends_with(&format!("got {got}")), "{message}");
     }
     // More than the model's context length in every row is not reserved.
     let model = load(&tiny("llama"), &options().with_cells(i32::MAX as usize));
