@@ -1,6 +1,9 @@
 //! Shards: together they are the run of the whole plan, and anything else is refused.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::Write,
+};
 
 use esamp_eval::{
     merge::{MergeError, Merged},
@@ -277,6 +280,17 @@ fn a_merge_writes_its_own_file_only_and_completes_what_it_began() {
         merged.write(&out).unwrap();
         assert!(read() == written, "cut at {cut}");
     }
+    // A compressed shard keeps the name of its sessions.
+    let packed = folder.file("2-of-2.jsonl.gz");
+    let mut gzip =
+        flate2::write::GzEncoder::new(fs::File::create(&packed).unwrap(), Default::default());
+    gzip.write_all(&fs::read(&paths[1]).unwrap()).unwrap();
+    gzip.finish().unwrap();
+    let out_of_packed = folder.file("packed.jsonl");
+    merge(&[paths[0].clone(), packed]).unwrap().write(&out_of_packed).unwrap();
+    let found = [out_of_packed.clone(), SessionFile::path_of(&out_of_packed)];
+    assert!(found.map(|path| fs::read(path).unwrap()) == written);
+
     let wording = ": expected no file, or the beginning of the merged one, got other content";
     for path in [out.clone(), SessionFile::path_of(&out)] {
         let before = fs::read(&path).unwrap();
