@@ -218,7 +218,8 @@ fn a_group_can_be_released() {
     let engine = engine(EngineConfig::default());
     let group = |prompt| request(prompt, 3).with_group(GroupId(5));
     for prompt in 1..3 {
-        read(&mut engine.submit(group(vec![prompt])).unwrap());
+        let mut updates = engine.submit(group(vec![prompt])).unwrap();
+        while updates.recv().is_some() {}
         assert_eq!(engine.stats().distillers, 1, "it is kept for the next request");
     }
     engine.release_group(GroupId(5));

@@ -64,8 +64,8 @@ pub struct LimitArgs {
     /// Tokens of a prompt [default: what the model's context has room for]
     #[arg(long, value_name = "TOKENS", value_parser = at_least_one())]
     pub max_prompt: Option<usize>,
-    /// Prompt tokens that are read between two decode steps. Fewer disturb running completions less.
-    #[arg(long, value_name = "TOKENS", default_value_t = 256, value_parser = at_least_one())]
+    /// Prompt tokens that are read between two decode steps. Fewer disturb running completions less, more are read faster.
+    #[arg(long, value_name = "TOKENS", default_value_t = 32, value_parser = at_least_one())]
     pub prefill_budget: usize,
     /// Megabytes of the key-value cache, counted at the full length of all running completions.
     #[arg(long, value_name = "MB", default_value_t = 4096, value_parser = at_least_one())]
