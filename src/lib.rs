@@ -88,7 +88,7 @@ pub use burn;
 pub use rand;
 
 pub use bank::Sharing;
-pub use candidates::TokenMask;
+pub use candidates::{LogitsProcessor, TokenMask};
 pub use causal_lm::{CausalLm, KvCache};
 pub use decode::{
     Completion, DecodeStats, Decoder, Event, FinishReason, Request, Submitted, TokenMasker,
@@ -98,7 +98,7 @@ pub use fire::Fire;
 pub use hidden::{HiddenStates, TapSite};
 pub use id::{CompletionId, GroupId, PromptId, TokenId};
 pub use lm_head::{HeadRows, LmHead, TiedHead};
-pub use penalties::Penalties;
+pub use penalties::{Dry, Penalties};
 pub use sampler::{
     Choice, Novelty, Phase, Sampler, SamplerBuilder, SamplerConfig, StepInput, StepOutput, StepRow,
 };

@@ -43,7 +43,7 @@ pub enum RequestError {
     /// A token id is not in the vocabulary.
     #[error("{place} token {token}: expected an id below {vocab}")]
     UnknownToken {
-        /// Where the id occurs: "prompt", "stop" or "logit bias".
+        /// Where the id occurs: "prompt", "stop", "logit bias" or "sequence breaker".
         place: &'static str,
         /// The id.
         token: TokenId,
