@@ -159,7 +159,7 @@ pub mod errors {
     pub use crate::llama::LoadError;
     pub use crate::{
         causal_lm::ModelError,
-        decode::RequestError,
+        decode::{GroupError, RequestError},
         error::{ConfigError, RowError},
         hidden::HiddenError,
         sampler::StepError,

@@ -80,8 +80,8 @@ pub enum TemperatureOrder {
 /// # Order
 ///
 /// [Penalties and bias](Penalties) change the logits first, then the [logits processor](LogitsProcessor). Then the
-/// filters run in the order of their list, then the reweighter, then the selection. Two orders are configurable and affect which candidates remain. The first is the
-/// order of the filters:
+/// filters run in the order of their list, then the reweighter, then the selection. Two orders are configurable and
+/// affect which candidates remain. The first is the order of the filters:
 ///
 /// ```
 /// use esamp::Sampling;
@@ -450,8 +450,8 @@ impl CheckedSampling {
         candidates.refused().map_or(Ok(candidates), Err)
     }
 
-    /// The tokens that the first filter could keep, under a mask. The row is unchanged afterwards, and copied only for a
-    /// logits processor.
+    /// The tokens that the first filter could keep, under a mask. The row is unchanged afterwards, and copied only for
+    /// a logits processor.
     pub(crate) fn pool(
         &self,
         row: &RowContext<'_>,

@@ -21,7 +21,7 @@ use std::{
     time::Instant,
 };
 
-pub use error::RequestError;
+pub use error::{GroupError, RequestError};
 pub use request::{Completion, DecodeStats, Event, FinishReason, Request, Submitted, TokenMasker};
 
 use crate::{
@@ -85,6 +85,9 @@ use row::Row;
 /// left between two tokens with [`FinishReason::Aborted`], and all others go on as if it had not happened. After a
 /// panic of a masker that is its row alone, because masks are made before the forward pass; after a panic during a
 /// prefill, the completions of that prompt; after any other, all completions that were running.
+///
+/// A panic of a [logits processor](crate::LogitsProcessor) does not leave the step: it ends its own row with
+/// [`FinishReason::Failed`].
 pub struct Decoder<M: CausalLm> {
     model: M,
     other: Option<Box<dyn OtherModel>>,

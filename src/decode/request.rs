@@ -180,8 +180,8 @@ impl Request {
 
     /// Requests the `tokens` most likely tokens of each position with their log-probabilities, 0 to
     /// [`MAX_TOP_LOG_PROBS`](Self::MAX_TOP_LOG_PROBS) ([`Choice::top_log_probs`]), and what
-    /// [`with_reference_log_probs`](Self::with_reference_log_probs) requests: both are under the unmodified model. Costs
-    /// another pass over the logits for each token of this request.
+    /// [`with_reference_log_probs`](Self::with_reference_log_probs) requests: both are under the unmodified model.
+    /// Costs another pass over the logits for each token of this request.
     pub fn with_top_log_probs(mut self, tokens: usize) -> Self {
         self.top_log_probs = tokens;
         self.with_reference_log_probs()
@@ -194,7 +194,8 @@ impl Request {
     /// numbers differ too. The prompt may be another one.
     ///
     /// Kept until [`Decoder::release_group`](crate::Decoder::release_group) or until
-    /// [`Decoder::with_max_groups`](crate::Decoder::with_max_groups) evicts it. Needs distillers per prompt
+    /// [`Decoder::with_max_groups`](crate::Decoder::with_max_groups) evicts it;
+    /// [`Decoder::save_group`](crate::Decoder::save_group) keeps it beyond a restart. Needs distillers per prompt
     /// ([`Sharing::PerPrompt`](crate::Sharing::PerPrompt) or `Adaptive`).
     pub fn with_group(mut self, group: GroupId) -> Self {
         self.group = Some(group);

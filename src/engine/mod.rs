@@ -1,5 +1,6 @@
 //! One model for many callers: a thread that owns a decode loop, and a handle to it.
 
+mod groups;
 mod stream;
 mod worker;
 
@@ -200,12 +201,12 @@ impl Engine {
     /// Cancels a completion, before the next step. Its updates end with
     /// [`FinishReason::Cancelled`](crate::FinishReason::Cancelled). Does nothing if it has ended.
     pub fn cancel(&self, completion: CompletionId) {
-        self.shared.inbox.cancel(worker::Command::Cancel(completion));
+        self.shared.inbox.send(worker::Command::Cancel(completion));
     }
 
     /// Cancels all completions of a prompt, as [`cancel`](Self::cancel) does for one.
     pub fn cancel_prompt(&self, prompt: PromptId) {
-        self.shared.inbox.cancel(worker::Command::CancelPrompt(prompt));
+        self.shared.inbox.send(worker::Command::CancelPrompt(prompt));
     }
 
     /// The state after the last step.

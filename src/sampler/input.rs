@@ -109,8 +109,8 @@ impl<'a> StepRow<'a> {
     }
 
     /// Asks for the `tokens` most likely tokens with their log-probabilities
-    /// ([`Choice::top_log_probs`](super::Choice::top_log_probs)), and for the reference log-probability. Reads the whole
-    /// vocabulary once more.
+    /// ([`Choice::top_log_probs`](super::Choice::top_log_probs)), and for the reference log-probability. Reads the
+    /// whole vocabulary once more.
     pub fn with_top_log_probs(mut self, tokens: usize) -> Self {
         self.top_log_probs = tokens;
         self.with_reference_log_prob()

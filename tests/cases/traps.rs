@@ -101,7 +101,7 @@ fn trap_01_rows_move() {
         for (got, &r) in got.iter().zip(*batch) {
             let expected = &step(&world, &mut alone[r], &rows[r..=r], &[context(r)])[0];
             assert_eq!(got.token, expected.token, "step {at}, row {r}");
-            close(error(got), error(&expected));
+            close(error(got), error(expected));
         }
     }
 }

@@ -213,7 +213,7 @@ fn trap_16_half_precision_models_have_full_precision_distillers() {
             let input = StepInput::new(&rows, logits, &world.head).with_hidden(hidden);
             let got = &choices(sampler.step(input).unwrap())[0];
             let expected = 0.5 * 0.998f64.powi(at) * (D_MODEL as f64).sqrt();
-            close(error(&got), expected as f32);
+            close(error(got), expected as f32);
         }
     }
 }
