@@ -1,7 +1,10 @@
 //! Errors shared by several modules: an invalid setting, and a row without a token. Every other error is in the
 //! module that raises it. Each message says what was expected and what was found.
 
-use std::fmt::{self, Write};
+use std::{
+    any::Any,
+    fmt::{self, Write},
+};
 
 use thiserror::Error;
 
@@ -30,6 +33,13 @@ impl<T: AsRef<str>> fmt::Display for Printable<T> {
         }
         Ok(())
     }
+}
+
+/// The message of a panic that was caught.
+pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("no message")
 }
 
 /// An invalid setting, reported when it is set or validated instead of when it is used.
@@ -170,10 +180,17 @@ pub enum RowError {
         /// The masker's message.
         message: String,
     },
+    /// A [logits processor](crate::LogitsProcessor) has failed, has panicked, or has returned a logit that is NaN or
+    /// positive infinity.
+    #[error("logits processor: {message}")]
+    Processor {
+        /// What went wrong.
+        message: String,
+    },
     /// A logit bias or a penalty refers to a token id outside the model's vocabulary.
     #[error("{place} token {token}: expected an id below {vocab}")]
     UnknownToken {
-        /// Where the id occurs: "logit bias", "prompt" or "completion".
+        /// Where the id occurs: "logit bias", "sequence breaker", "prompt" or "completion".
         place: &'static str,
         /// The id.
         token: TokenId,
@@ -219,6 +236,11 @@ impl RowError {
     /// Creates the error of a masker from its message.
     pub fn masker(message: impl fmt::Display) -> Self {
         Self::Masker { message: message.to_string() }
+    }
+
+    /// Creates the error of a logits processor from its message.
+    pub fn processor(message: impl fmt::Display) -> Self {
+        Self::Processor { message: message.to_string() }
     }
 }
 

@@ -88,7 +88,7 @@ pub use burn;
 pub use rand;
 
 pub use bank::Sharing;
-pub use candidates::TokenMask;
+pub use candidates::{LogitsProcessor, TokenMask};
 pub use causal_lm::{BatchSize, CacheLimits, CausalLm, KvCache};
 pub use decode::{
     Completion, DecodeStats, Decoder, Event, FinishReason, Request, Submitted, TokenMasker,
@@ -98,7 +98,7 @@ pub use fire::Fire;
 pub use hidden::{HiddenStates, TapSite};
 pub use id::{CompletionId, GroupId, PromptId, TokenId};
 pub use lm_head::{HeadRows, LmHead, TiedHead};
-pub use penalties::Penalties;
+pub use penalties::{Dry, Penalties};
 pub use sampler::{
     Choice, Novelty, Phase, Sampler, SamplerBuilder, SamplerConfig, StepInput, StepOutput, StepRow,
 };
@@ -159,7 +159,7 @@ pub mod errors {
     pub use crate::llama::LoadError;
     pub use crate::{
         causal_lm::ModelError,
-        decode::RequestError,
+        decode::{GroupError, RequestError},
         error::{ConfigError, RowError},
         hidden::HiddenError,
         sampler::StepError,

@@ -6,8 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     candidates::{
-        CandidateFilter, Candidates, FilterConfig, Reach, RowContext, TokenMask, built_in::*, pool,
+        CandidateFilter, Candidates, FilterConfig, LogitsProcessor, Reach, RowContext, TokenMask,
+        built_in::*, pool, process,
     },
+    custom::Custom,
     error::{ConfigError, RowError},
     fire::Fire,
     id::TokenId,
@@ -77,9 +79,9 @@ pub enum TemperatureOrder {
 ///
 /// # Order
 ///
-/// [Penalties and bias](Penalties) change the logits first. Then the filters run in the order of their list, then the
-/// reweighter, then the selection. Two orders are configurable and affect which candidates remain. The first is the
-/// order of the filters:
+/// [Penalties and bias](Penalties) change the logits first, then the [logits processor](LogitsProcessor). Then the
+/// filters run in the order of their list, then the reweighter, then the selection. Two orders are configurable and
+/// affect which candidates remain. The first is the order of the filters:
 ///
 /// ```
 /// use esamp::Sampling;
@@ -144,6 +146,9 @@ pub struct Sampling {
     pub fire: Option<Fire>,
     /// Source of the number that selects the token.
     pub selection: Selection,
+    /// Custom changes to the logits. Settings that contain one cannot be serialised.
+    #[serde(skip_deserializing, skip_serializing_if = "Option::is_none")]
+    pub logits_processor: Option<Custom<dyn LogitsProcessor>>,
 }
 
 impl Sampling {
@@ -175,6 +180,7 @@ impl Default for Sampling {
             logit_bias: BTreeMap::new(),
             fire: None,
             selection: Selection::default(),
+            logits_processor: None,
         }
     }
 }
@@ -327,6 +333,12 @@ impl Sampling {
         self
     }
 
+    /// Sets custom changes to the logits, after penalties and bias and before everything else.
+    pub fn with_logits_processor(mut self, processor: impl LogitsProcessor + 'static) -> Self {
+        self.logits_processor = Some(Custom(Arc::new(processor)));
+        self
+    }
+
     /// The source of the expected logits.
     pub fn expects(&self) -> Expects {
         self.reweighter.unchecked(self.beta).expects()
@@ -425,7 +437,7 @@ impl CheckedSampling {
         self.reweighter.expects() == Expects::Distiller
     }
 
-    /// The candidates that penalties, temperature and filters leave of a row of logits, as passed to the reweighter,
+    /// The candidates that penalties, processor, temperature and filters leave of a row, as passed to the reweighter,
     /// with expected logits still 0. [`Sampler::step`](crate::Sampler::step) computes them for every row; this method
     /// does so without a sampler. Copies the row.
     ///
@@ -438,8 +450,8 @@ impl CheckedSampling {
         candidates.refused().map_or(Ok(candidates), Err)
     }
 
-    /// The tokens that the first filter could keep, under a mask. Does not copy the row: the adjusted logits are
-    /// restored.
+    /// The tokens that the first filter could keep, under a mask. The row is unchanged afterwards, and copied only for
+    /// a logits processor.
     pub(crate) fn pool(
         &self,
         row: &RowContext<'_>,
@@ -452,17 +464,23 @@ impl CheckedSampling {
         let wants_stats = self.filters().iter().any(|filter| filter.as_filter().uses_row_stats());
         let mut deltas =
             adjustments(&self.penalties, &self.logit_bias, row.prompt, row.generated, logits)?;
-        let before_them: Vec<f32> =
-            deltas.iter().map(|&(token, _)| logits[token as usize]).collect();
-        for &(token, delta) in &deltas {
-            logits[token as usize] += delta;
-        }
-        let pooled = pool(logits, before, allowed, reach, wants_stats);
-        for (&(token, _), logit) in deltas.iter().zip(before_them) {
-            logits[token as usize] = logit;
-        }
-        // Only now: the logits must be restored even if the pool failed.
-        let mut candidates = pooled?;
+        let pool = |logits: &[f32]| pool(logits, before, allowed, reach, wants_stats);
+        let mut candidates = if let Some(processor) = &self.logits_processor {
+            let mut changed = logits.to_vec();
+            add(&mut changed, &deltas);
+            deltas = process(&**processor, row, logits, &mut changed)?;
+            pool(&changed)?
+        } else {
+            let before_them: Vec<f32> =
+                deltas.iter().map(|&(token, _)| logits[token as usize]).collect();
+            add(logits, &deltas);
+            let pooled = pool(logits);
+            for (&(token, _), logit) in deltas.iter().zip(before_them) {
+                logits[token as usize] = logit;
+            }
+            // Only now: the logits must be restored even if the pool failed.
+            pooled?
+        };
         let divisor = self.divisor_at(row.position);
         for (_, delta) in &mut deltas {
             *delta /= divisor;
@@ -478,5 +496,12 @@ impl CheckedSampling {
         }
         candidates.end_filtering();
         candidates.divide(self.divisors_at(row.position).1);
+    }
+}
+
+/// Adds amounts to the logits of some tokens.
+fn add(logits: &mut [f32], deltas: &[(TokenId, f32)]) {
+    for &(token, delta) in deltas {
+        logits[token as usize] += delta;
     }
 }

@@ -6,14 +6,15 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
 /// A module imports from lower layers only.
-const LAYERS: [&[&str]; 9] = [
+const LAYERS: [&[&str]; 10] = [
     &["id", "numeric", "tensor", "custom"],
     &["draw", "error", "host"],
     &["hidden", "lm_head", "distiller", "candidates", "penalties", "fire", "text"],
     &["tap", "bank", "novelty", "select"],
     &["train", "sampling", "causal_lm", "telemetry"],
     &["sampler"],
-    &["decode", "snapshot", "llama", "testing"],
+    &["snapshot", "llama", "testing"],
+    &["decode"],
     &["engine"],
     &["guide"],
 ];

@@ -4,9 +4,10 @@
 
 use burn::tensor::Device;
 use esamp::{
-    Fire, Penalties, Request, Sampler, SamplerConfig, Sampling, Selection, Sharing,
+    Dry, Fire, Penalties, Request, Sampler, SamplerConfig, Sampling, Selection, Sharing,
     TemperatureOrder,
     distillers::{DistillerConfig, LowRankConfig, SwiGluConfig},
+    errors::RowError,
     filters::{CandidateFilter, Candidates, FilterConfig, MinP, RowContext, TopK},
     optim::{AdaptiveConfig, Learner, OptimizerConfig, TrainRows, TrainingConfig},
     reweighters::{Expects, NoveltyReweighter, ReweighterConfig},
@@ -27,7 +28,12 @@ fn everything() -> Sampling {
         .with_eta_cutoff(0.002)
         .with_xtc(0.1, 0.5)
         .with_penalties(
-            Penalties::new().with_repetition(1.1).with_frequency(0.2).with_presence(0.3),
+            Penalties::new()
+                .with_repetition(1.1)
+                .with_frequency(0.2)
+                .with_presence(0.3)
+                .with_no_repeat_ngram(4)
+                .with_dry(Dry::new(0.8).with_breakers([13, 198])),
         )
         .with_logit_bias(7, -2.5)
         .with_logit_bias(50_000, 1.0)
@@ -63,7 +69,19 @@ fn the_serialized_names_are_stable() {
         ],
         "beta": 0.5f32,
         "reweighter": "extrapolate",
-        "penalties": { "repetition": 1.1f32, "frequency": 0.2f32, "presence": 0.3f32 },
+        "penalties": {
+            "repetition": 1.1f32,
+            "frequency": 0.2f32,
+            "presence": 0.3f32,
+            "no_repeat_ngram": 4,
+            "dry": {
+                "multiplier": 0.8f32,
+                "base": 1.75f32,
+                "allowed_length": 2,
+                "breakers": [13, 198],
+                "range": null,
+            },
+        },
         "logit_bias": { "7": -2.5f32, "50000": 1.0f32 },
         "fire": { "temperature": 30.0f32, "tokens": 2 },
         "selection": "arithmetic",
@@ -86,6 +104,15 @@ fn missing_settings_are_off() {
     let presence = Penalties::new().with_presence(0.5);
     let expected = Sampling::paper().with_penalties(presence).with_fire(Fire::new(10.0));
     assert_eq!(read, expected);
+    let some = r#"{ "filters": [], "penalties": { "dry": { "range": 512 } } }"#;
+    let dry = Penalties::new().with_dry(Dry::default().with_range(512));
+    let read: Sampling = serde_json::from_str(some).unwrap();
+    assert_eq!(read, Sampling::paper().with_penalties(dry));
+    // Records are compared by the written form, so later penalties are not in that of settings without them.
+    let written = serde_json::to_value(Penalties::new()).unwrap();
+    let expected =
+        serde_json::json!({ "repetition": 1.0f32, "frequency": 0.0f32, "presence": 0.0f32 });
+    assert_eq!(written, expected);
 }
 
 #[test]
@@ -145,6 +172,7 @@ fn an_unknown_name_is_an_error() {
     refused::<LowRankConfig>(r#"{ "start": { "ridge": { "rows": 4, "odd": 1 } } }"#);
     refused::<AdaptiveConfig>(odd);
     refused::<Penalties>(odd);
+    refused::<Dry>(odd);
     refused::<Fire>(odd);
     refused::<Sampling>(r#"{ "filters": [{ "top_k": { "k": 4, "odd": 1 } }] }"#);
 }
@@ -171,6 +199,15 @@ impl NoveltyReweighter for Own {
 fn custom_parts_are_not_serialized() {
     let filtered = Sampling::new().with_top_k(4).with_custom_filter(Own).with_top_p(0.5);
     let reweighted = Sampling::new().with_custom_reweighter(Own);
+    let processed = Sampling::new().with_logits_processor(
+        |_: &RowContext<'_>, _: &mut [f32]| -> Result<(), RowError> { Ok(()) },
+    );
+    assert_eq!(processed, processed.clone());
+    assert_eq!(
+        serde_json::to_string(&processed).unwrap_err().to_string(),
+        "expected built-in filters, reweighters and selections, got a custom one: LogitsProcessor"
+    );
+    assert!(serde_json::from_str::<Sampling>(r#"{ "logits_processor": null }"#).is_err());
     assert_eq!(reweighted.expects(), Expects::Nothing);
     for sampling in [&filtered, &reweighted] {
         sampling.validate().unwrap();
@@ -202,6 +239,10 @@ fn every_setting_is_checked() {
     assert_eq!(
         wording(base().with_logit_bias(3, f32::NEG_INFINITY)),
         "logit bias: expected a finite number, got -inf"
+    );
+    assert_eq!(
+        wording(base().with_penalties(Penalties::new().with_dry(Dry::new(0.8).with_base(0.5)))),
+        "dry base: expected a number of at least 1, got 0.5"
     );
     for temperature in [0.0, -1.0, f32::NAN, f32::INFINITY] {
         assert_eq!(

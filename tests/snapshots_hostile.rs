@@ -11,11 +11,12 @@ use std::{
 
 use burn::tensor::{Device, Tensor, TensorData};
 use esamp::{
-    CompletionId, Counters, DrawKey, HiddenStates, LmHead, Phase, Sampler, SamplerConfig, Sampling,
-    Sharing, StepInput, StepRow, TiedHead,
+    CompletionId, Counters, Decoder, DrawKey, GroupId, HiddenStates, LmHead, Phase, Request,
+    Sampler, SamplerConfig, Sampling, Sharing, StepInput, StepRow, TiedHead,
     distillers::{DistillerConfig, LowRankConfig, SwiGluConfig},
     optim::{AdaptiveConfig, TrainingConfig},
     snapshots::SnapshotPrecision,
+    testing::TinyLm,
 };
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::{Value, json};
@@ -236,6 +237,57 @@ fn tensors_that_do_not_fit_are_an_error() {
     let path = saved(folder.path(), &adaptive(), 5);
     rewrite(&path, |header, _| header["sums"][1] = json!(f64::INFINITY.to_bits()));
     assert_eq!(load(&path).unwrap_err(), "counters: expected finite sums, got inf");
+}
+
+#[test]
+fn a_group_is_one_distiller_and_a_number_that_can_grow() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("group");
+    let model = TinyLm::new(1, &Device::flex());
+    let decoder = || {
+        let sampler = adaptive().init(TinyLm::D_MODEL, &Device::flex()).unwrap();
+        Decoder::new(&model, sampler).unwrap()
+    };
+    let request = || Request::new(vec![1, 2]).with_max_new_tokens(5).with_group(GroupId(1));
+    let run = |decoder: &mut Decoder<&TinyLm>| {
+        decoder.submit(request()).unwrap();
+        decoder.run(|_| std::ops::ControlFlow::Continue(())).unwrap()
+    };
+    let mut first = decoder();
+    run(&mut first);
+    type Change = fn(&mut Value, &mut Tensors);
+    let table: [(Change, &str); 7] = [
+        (|header, _| drop(header.as_object_mut().unwrap().remove("next")), "1 and none"),
+        (|header, _| header["next"] = json!(u64::MAX), "1 and 18446744073709551615"),
+        (|header, _| header["trainer"]["slots"] = json!([]), "0 and 1"),
+        (
+            |header, _| {
+                let slot = header["trainer"]["slots"][0].clone();
+                header["trainer"]["slots"].as_array_mut().unwrap().push(slot);
+            },
+            "2 and 1",
+        ),
+        (|header, _| header["trainer"]["shared"] = header["trainer"].clone(), "1 and 1"),
+        (|header, _| header["trainer"]["ahead"] = json!([header["trainer"], {}]), "1 and 1"),
+        (|header, _| header["trainer"]["evidence"] = json!([0, 1]), "1 and 1"),
+    ];
+    for (change, got) in table {
+        first.save_group(GroupId(1), &path, SnapshotPrecision::F32).unwrap();
+        rewrite(&path, change);
+        let error = decoder().load_group(GroupId(1), &path).unwrap_err().to_string();
+        let expected = format!("expected one distiller and its number of completions, got {got}");
+        assert!(error.ends_with(&expected), "{error}");
+    }
+    // Whatever the slot is called, it becomes that of the group.
+    first.save_group(GroupId(1), &path, SnapshotPrecision::F32).unwrap();
+    let change: Change = |header, _| header["trainer"]["slots"][0]["key"] = json!("everyone");
+    rewrite(&path, change);
+    let mut second = decoder();
+    second.load_group(GroupId(1), &path).unwrap();
+    assert_eq!(run(&mut second)[0].id, CompletionId::new(0, 1));
+    assert_eq!(second.sampler().completions(), []);
+    second.release_group(GroupId(1)).unwrap();
+    assert_eq!(second.sampler().distillers(), 1, "the shared one");
 }
 
 #[test]

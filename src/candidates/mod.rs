@@ -6,6 +6,7 @@ mod mask;
 mod min_p;
 mod order;
 mod pool;
+mod processor;
 mod stats;
 mod top_k;
 mod top_n_sigma;
@@ -18,7 +19,9 @@ use std::{fmt::Debug, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 pub use mask::TokenMask;
-pub(crate) use pool::{check_numbers, log_sum_exp, mass_outside, pool};
+pub(crate) use pool::{best_tokens, check_numbers, log_sum_exp, mass_outside, pool};
+pub use processor::LogitsProcessor;
+pub(crate) use processor::process;
 pub use stats::RowStats;
 
 /// The built-in filters. To add one, name its module above, the filter here and in `filters!` below, and in the guide.
@@ -68,8 +71,8 @@ pub struct Candidates {
     unseen: f64,
     /// Statistics of the row that the items come from, if a filter asked for them.
     stats: Option<RowStats>,
-    /// What penalties and bias have added to the scores, on their scale, in ascending token order. The same amounts
-    /// are added to the expected logits of these tokens.
+    /// What penalties, bias and a logits processor have added to the scores, on their scale, in ascending token order;
+    /// −inf for a token that they mask. The same amounts are added to the expected logits of these tokens.
     adjustments: Vec<(TokenId, f32)>,
     /// Why no token can be chosen for the row. The first reason is kept.
     refused: Option<RowError>,
@@ -295,9 +298,10 @@ impl Candidates {
         order::sort(&mut self.items);
     }
 
-    /// Like [`rescore`](Self::rescore), but also passes what penalties and bias have added to each candidate's logit
-    /// (and equally to its expected logit), on the scale of the scores. A reweighter whose weights for the two logits
-    /// do not sum to 1 needs it, because the weights must apply to the model's output and not to the adjustments.
+    /// Like [`rescore`](Self::rescore), but also passes what penalties, bias and a logits processor have added to each
+    /// candidate's logit (and equally to its expected logit), on the scale of the scores. A reweighter whose weights for
+    /// the two logits do not sum to 1 needs it, because the weights must apply to the model's output and not to the
+    /// adjustments.
     pub fn rescore_adjusted(&mut self, mut score: impl FnMut(&Candidate, f32) -> f32) {
         let adjustments = std::mem::take(&mut self.adjustments);
         self.rescore(|candidate| score(candidate, adjustment(&adjustments, candidate.token)));
@@ -339,13 +343,13 @@ impl Candidates {
         self.stats = None; // reweighters do not know its scale
     }
 
-    /// Stores what penalties and bias have added to some tokens, in ascending token order and on the scale of the
-    /// scores, for use by [`set_expected`](Self::set_expected).
+    /// Stores what penalties, bias and a logits processor have added to some tokens, in ascending token order and on
+    /// the scale of the scores, for use by [`set_expected`](Self::set_expected).
     pub(crate) fn set_adjustments(&mut self, adjustments: Vec<(TokenId, f32)>) {
         self.adjustments = adjustments;
     }
 
-    /// What penalties and bias have added, in ascending token order, on the scale of the scores.
+    /// What penalties, bias and a logits processor have added, in ascending token order, on the scale of the scores.
     pub(crate) fn adjustments(&self) -> &[(TokenId, f32)] {
         &self.adjustments
     }
@@ -360,9 +364,9 @@ impl Candidates {
         }
     }
 
-    /// Sets every candidate's expected logit; `expected` receives its index and token. What penalties and bias have
-    /// added to the token's own logit is added here too, so that reweighting preserves it. Returns whether
-    /// all expected logits are finite.
+    /// Sets every candidate's expected logit; `expected` receives its index and token. What penalties, bias and a
+    /// logits processor have added to the token's own logit is added here too, so that reweighting preserves it.
+    /// Returns whether all expected logits are finite.
     pub(crate) fn set_expected(&mut self, mut expected: impl FnMut(usize, TokenId) -> f32) -> bool {
         let mut finite = true;
         for place in 0..self.items.len() {
@@ -383,7 +387,7 @@ impl Candidates {
     }
 }
 
-/// What penalties and bias have added to a token, given what they have added to some, in ascending token order.
+/// What has been added to a token, given what has been added to some, in ascending token order.
 fn adjustment(adjustments: &[(TokenId, f32)], token: TokenId) -> f32 {
     let found = adjustments.binary_search_by_key(&token, |&(adjusted, _)| adjusted);
     found.map_or(0.0, |at| adjustments[at].1)

@@ -1,6 +1,9 @@
 //! Collecting the candidates of a row of logits without sorting the vocabulary.
 
-use super::{Candidate, Candidates, Reach, RowStats, TokenMask, order::place};
+use super::{
+    Candidate, Candidates, Reach, RowStats, TokenMask,
+    order::{place, sort},
+};
 use crate::{
     error::RowError,
     host::{exp_of_negative, vectorised},
@@ -174,7 +177,7 @@ fn above(logits: &[f32], temperature: f32, least: f32) -> Vec<Candidate> {
     )
 }
 
-/// The `k` best tokens, in any order. Reads each logit once and keeps at most `2k` items.
+/// The `k` best tokens, at least 1, in any order. Reads each logit once and keeps at most `2k` items.
 fn best(logits: &[f32], temperature: f32, k: usize) -> Vec<Candidate> {
     let mut items: Vec<Candidate> = Vec::with_capacity(2 * k.min(logits.len()));
     let mut least = f32::MIN;
@@ -196,6 +199,17 @@ fn best(logits: &[f32], temperature: f32, k: usize) -> Vec<Candidate> {
         items.truncate(k);
     }
     items
+}
+
+/// The `k` best tokens of a row, best first, ties in ascending order; fewer if the others are masked.
+pub(crate) fn best_tokens(logits: &[f32], k: usize) -> Vec<TokenId> {
+    let k = k.min(logits.len());
+    if k == 0 {
+        return Vec::new();
+    }
+    let mut items = best(logits, 1.0, k);
+    sort(&mut items);
+    items.into_iter().map(|candidate| candidate.token).collect()
 }
 
 /// The best tokens that hold at least `p` of the mass, and possibly more tokens. The mass of the rest is recorded.
@@ -284,6 +298,15 @@ mod tests {
         let row = [1.0f32.ln(), 2.0f32.ln(), f32::NEG_INFINITY, 5.0f32.ln()];
         assert!((log_sum_exp(&row) - 8.0f64.ln()).abs() < 1e-6);
         assert!((log_sum_exp(&[1000.0, 1000.0]) - (1000.0 + 2.0f64.ln())).abs() < 1e-6);
+    }
+
+    #[test]
+    fn best_tokens_by_hand() {
+        let row = [1.0, 3.0, f32::NEG_INFINITY, 3.0, 2.0];
+        let best = [1, 3, 4, 0];
+        for k in 0..7 {
+            assert_eq!(best_tokens(&row, k), best[..k.min(4)], "{k}");
+        }
     }
 
     #[test]

@@ -59,9 +59,12 @@ impl<M: CausalLm> Decoder<M> {
             return Err(RequestError::TooManyCompletions { limit, got });
         }
         let biased: Vec<TokenId> = request.sampling.logit_bias.keys().copied().collect();
-        for (place, tokens) in
-            [("prompt", &request.prompt), ("stop", &request.stop_tokens), ("logit bias", &biased)]
-        {
+        for (place, tokens) in [
+            ("prompt", &request.prompt),
+            ("stop", &request.stop_tokens),
+            ("logit bias", &biased),
+            ("sequence breaker", &request.sampling.penalties.breakers()),
+        ] {
             if let Some(&token) = tokens.iter().find(|&&token| token as usize >= vocab) {
                 return Err(RequestError::UnknownToken { place, token, vocab });
             }

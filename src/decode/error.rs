@@ -6,7 +6,23 @@ use crate::{
     bank::Sharing,
     error::ConfigError,
     id::{CompletionId, GroupId, PromptId, TokenId},
+    snapshot::SnapshotError,
 };
+
+/// A group could not be written or read.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum GroupError {
+    /// The group is not kept, or cannot be.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    /// The file could not be written or read, or is not that of a group of such a sampler.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// The engine that was asked has ended.
+    #[error("group: expected an engine that runs, got one that has ended")]
+    Ended,
+}
 
 /// A request that the decode loop rejects.
 #[derive(Clone, Debug, PartialEq, Error)]
@@ -43,7 +59,7 @@ pub enum RequestError {
     /// A token id is not in the vocabulary.
     #[error("{place} token {token}: expected an id below {vocab}")]
     UnknownToken {
-        /// Where the id occurs: "prompt", "stop" or "logit bias".
+        /// Where the id occurs: "prompt", "stop", "logit bias" or "sequence breaker".
         place: &'static str,
         /// The id.
         token: TokenId,
@@ -97,6 +113,12 @@ pub enum RequestError {
     GroupLimit {
         /// The limit.
         limit: usize,
+    },
+    /// The group is kept already.
+    #[error("group {}: expected one that is not kept, got one that is", .group.0)]
+    KnownGroup {
+        /// The group.
+        group: GroupId,
     },
     /// The group is not kept: it was released or evicted, or never was.
     #[error("group {}: expected one that is kept, got one that is not", .group.0)]

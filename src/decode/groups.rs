@@ -1,12 +1,13 @@
 //! Groups of requests that share a distiller, which outlives each of them.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, path::Path};
 
-use super::{Decoder, RequestError};
+use super::{Decoder, GroupError, RequestError};
 use crate::{
     causal_lm::CausalLm,
     error::ConfigError,
     id::{GroupId, PromptId},
+    snapshot::SnapshotPrecision,
 };
 
 /// The groups that are known, least recently used first.
@@ -74,6 +75,52 @@ impl<M: CausalLm> Decoder<M> {
         Ok(())
     }
 
+    /// Writes what the distiller of a group has learned to a file, so that [`load_group`](Self::load_group) continues
+    /// the group after a restart. Completions of the group that wait or run are not in it, except what the distiller
+    /// has learned from them so far; their indices are not given again. The decoder continues unchanged.
+    ///
+    /// The file has the form of a [sampler's snapshot](crate::Sampler::save), with `format: esamp group`, and is written
+    /// in the same way. What all prompts share ([`Sharing::Adaptive`](crate::Sharing::Adaptive)) is not in it.
+    ///
+    /// # Errors
+    ///
+    /// [`RequestError::UnknownGroup`] when the group is not kept, and the errors of
+    /// [`Sampler::save`](crate::Sampler::save).
+    pub fn save_group(
+        &mut self,
+        group: GroupId,
+        path: impl AsRef<Path>,
+        precision: SnapshotPrecision,
+    ) -> Result<(), GroupError> {
+        let known = self.groups.known.iter().find(|known| known.id == group);
+        let known = known.ok_or(RequestError::UnknownGroup { group })?;
+        Ok(self.sampler.save_prompt(known.prompt, known.next, path.as_ref(), precision)?)
+    }
+
+    /// Reads a group that [`save_group`](Self::save_group) has written and keeps it as `group`, which need not be the
+    /// id that it had. With [`SnapshotPrecision::F32`] its later requests get the tokens that they would have got
+    /// without the restart. Two exceptions: with [`Sharing::Adaptive`](crate::Sharing::Adaptive) they also depend on
+    /// what all prompts share, and with [`Staleness::Background`](crate::optim::Staleness::Background) an update that
+    /// was under way is visible one step earlier.
+    ///
+    /// # Errors
+    ///
+    /// [`GroupError`] when the file cannot be read or is damaged, when the sampler that wrote it had other settings or
+    /// another model's width, when the group is kept already, or when it cannot be kept, for the same reasons as that
+    /// of a request. Nothing has changed then.
+    pub fn load_group(&mut self, group: GroupId, path: impl AsRef<Path>) -> Result<(), GroupError> {
+        if self.groups.known.iter().any(|known| known.id == group) {
+            return Err(RequestError::KnownGroup { group }.into());
+        }
+        self.check_group(group)?;
+        let prompt = PromptId(self.next_prompt);
+        let after = self.next_prompt.checked_add(1).ok_or(RequestError::NoPromptId)?;
+        let next = self.sampler.load_prompt(prompt, path.as_ref())?;
+        self.next_prompt = after;
+        self.found_group(group, prompt, next);
+        Ok(())
+    }
+
     /// Checks that a request of this group can be taken.
     pub(super) fn check_group(&self, group: GroupId) -> Result<(), RequestError> {
         if !self.sampler.sharing().is_per_prompt() {
@@ -87,7 +134,7 @@ impl<M: CausalLm> Decoder<M> {
         Ok(())
     }
 
-    /// Adds a group whose first request has this prompt id.
+    /// Adds a group whose first request has this prompt id, and which has had this number of completions.
     pub(super) fn found_group(&mut self, id: GroupId, prompt: PromptId, completions: u64) {
         if self.groups.known.len() >= self.groups.most
             && let Some(&(evicted, _)) = self.idle_groups().first()

@@ -25,7 +25,7 @@ use std::{
     time::Instant,
 };
 
-pub use error::RequestError;
+pub use error::{GroupError, RequestError};
 pub use request::{Completion, DecodeStats, Event, FinishReason, Request, Submitted, TokenMasker};
 
 use crate::{
@@ -89,6 +89,9 @@ use row::Row;
 /// left between two tokens with [`FinishReason::Aborted`], and all others go on as if it had not happened. After a
 /// panic of a masker that is its row alone, because masks are made before the forward pass; after a panic during a
 /// prefill, the completions of that prompt; after any other, all completions that were running.
+///
+/// A panic of a [logits processor](crate::LogitsProcessor) does not leave the step: it ends its own row with
+/// [`FinishReason::Failed`].
 pub struct Decoder<M: CausalLm> {
     model: M,
     other: Option<Box<dyn OtherModel>>,
@@ -428,7 +431,8 @@ impl<M: CausalLm> Decoder<M> {
     /// Runs one forward pass and chooses one token for every running row.
     fn decode(&mut self) -> Result<(), StepError> {
         if let Some(batch) = &mut self.batch {
-            let failed = make_masks(&mut batch.rows, &mut self.work);
+            let vocab = self.model.vocab_size();
+            let failed = make_masks(&mut batch.rows, vocab, &mut self.work);
             self.end(failed);
         }
         self.work = Some(Work::Batch);
@@ -547,11 +551,11 @@ fn live_mut(rows: &mut [Option<Row>]) -> impl Iterator<Item = (usize, &mut Row)>
 /// Makes the mask of every row for the next token. Returns the rows whose masker fails.
 ///
 /// This comes before the forward pass, so that a masker that panics leaves every row as it was.
-fn make_masks(rows: &mut [Option<Row>], work: &mut Option<Work>) -> Ended {
+fn make_masks(rows: &mut [Option<Row>], vocab: usize, work: &mut Option<Work>) -> Ended {
     let mut failed = Vec::new();
     for (at, row) in live_mut(rows) {
         *work = Some(Work::Mask(row.id));
-        if let Err(error) = row.prepare() {
+        if let Err(error) = row.prepare(vocab) {
             failed.push((at, FinishReason::Failed(error)));
         }
     }

@@ -104,7 +104,7 @@ impl<M: CausalLm> Decoder<M> {
         let ids = waiting.completions.iter();
         let mut rows: Vec<_> =
             ids.map(|&id| Some(Row::new(id, request.clone(), context))).collect();
-        let failed = make_masks(&mut rows, &mut self.work);
+        let failed = make_masks(&mut rows, self.model.vocab_size(), &mut self.work);
         // The prompt waits until its masks are made, so that a panic of its masker does not lose it.
         self.waiting.remove(at);
         self.leave_queue(1);

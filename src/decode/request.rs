@@ -30,12 +30,14 @@ pub struct Request {
     pub(super) prompt: Vec<TokenId>,
     pub(super) completions: usize,
     pub(super) max_new_tokens: usize,
+    pub(super) min_new_tokens: usize,
     pub(super) seed: Option<u64>,
     pub(super) sampling: Sampling,
     pub(super) prompt_warm_up: usize,
     pub(super) stop_tokens: Vec<TokenId>,
     pub(super) stop_strings: Vec<String>,
     pub(super) wants_reference_log_probs: bool,
+    pub(super) top_log_probs: usize,
     pub(super) masker: Option<Arc<dyn TokenMasker>>,
     pub(super) group: Option<GroupId>,
 }
@@ -48,12 +50,14 @@ impl Request {
             prompt,
             completions: 1,
             max_new_tokens: Self::DEFAULT_MAX_NEW_TOKENS,
+            min_new_tokens: 0,
             seed: None,
             sampling: Sampling::default(),
             prompt_warm_up: 0,
             stop_tokens: Vec::new(),
             stop_strings: Vec::new(),
             wants_reference_log_probs: false,
+            top_log_probs: 0,
             masker: None,
             group: None,
         }
@@ -64,6 +68,9 @@ impl Request {
 
     /// The maximum number of completions per request; all of them run in one batch.
     pub const MAX_COMPLETIONS: usize = 1 << 16;
+
+    /// The largest number of [`with_top_log_probs`](Self::with_top_log_probs), as in OpenAI's API.
+    pub const MAX_TOP_LOG_PROBS: usize = 20;
 
     /// Maximum length of prompt and completion together, in tokens.
     pub(super) fn longest(&self, context_length: Option<usize>) -> usize {
@@ -86,6 +93,20 @@ impl Request {
     /// Sets the maximum number of tokens per completion, at least 1. The model's context length may allow fewer.
     pub fn with_max_new_tokens(mut self, max_new_tokens: usize) -> Self {
         self.max_new_tokens = max_new_tokens;
+        self
+    }
+
+    /// Sets the minimum number of tokens per completion, at most the maximum: while a completion has fewer,
+    /// [stop tokens](Self::with_stop_tokens) cannot be chosen, nor can a special token whose text is a
+    /// [stop string](Self::with_stop_strings). A stop token may then be the next one, so it is not counted. (This is
+    /// `min_new_tokens` of Hugging Face and `min_tokens` of vLLM.) The default is 0.
+    ///
+    /// Any other stop string ends a completion whenever its text occurs, and so does a full context. A completion for
+    /// which only stop tokens are left, for example by its masker, fails with [`RowError::AllMasked`].
+    ///
+    /// Cost: a copy of the row of logits for each of these tokens.
+    pub fn with_min_new_tokens(mut self, min_new_tokens: usize) -> Self {
+        self.min_new_tokens = min_new_tokens;
         self
     }
 
@@ -157,6 +178,15 @@ impl Request {
         self
     }
 
+    /// Requests the `tokens` most likely tokens of each position with their log-probabilities, 0 to
+    /// [`MAX_TOP_LOG_PROBS`](Self::MAX_TOP_LOG_PROBS) ([`Choice::top_log_probs`]), and what
+    /// [`with_reference_log_probs`](Self::with_reference_log_probs) requests: both are under the unmodified model.
+    /// Costs another pass over the logits for each token of this request.
+    pub fn with_top_log_probs(mut self, tokens: usize) -> Self {
+        self.top_log_probs = tokens;
+        self.with_reference_log_probs()
+    }
+
     /// Makes the request part of a group: its completions share the distiller of all earlier and concurrent requests of
     /// the group, and the distiller is kept when they have ended. So a later request for the same prompt explores what
     /// the earlier ones have not said: "16 more, different from those I have". Its completions have the prompt id of
@@ -164,7 +194,8 @@ impl Request {
     /// numbers differ too. The prompt may be another one.
     ///
     /// Kept until [`Decoder::release_group`](crate::Decoder::release_group) or until
-    /// [`Decoder::with_max_groups`](crate::Decoder::with_max_groups) evicts it. Needs distillers per prompt
+    /// [`Decoder::with_max_groups`](crate::Decoder::with_max_groups) evicts it;
+    /// [`Decoder::save_group`](crate::Decoder::save_group) keeps it beyond a restart. Needs distillers per prompt
     /// ([`Sharing::PerPrompt`](crate::Sharing::PerPrompt) or `Adaptive`).
     pub fn with_group(mut self, group: GroupId) -> Self {
         self.group = Some(group);
@@ -193,6 +224,10 @@ impl Accepted {
         detokenizer: Option<&dyn Detokenize>,
     ) -> Result<Self, ConfigError> {
         let ready = request.sampling.checked()?;
+        let (min, max) = (request.min_new_tokens, request.max_new_tokens);
+        ConfigError::check(min <= max, "min_new_tokens", "at most max_new_tokens", min)?;
+        let (top, most) = (request.top_log_probs, Request::MAX_TOP_LOG_PROBS);
+        ConfigError::check(top <= most, "top_log_probs", "0 to 20", top)?;
         let special = |stop: &String| Some((detokenizer?.special_token(stop)?, stop.clone()));
         let special_stops = request.stop_strings.iter().filter_map(special).collect();
         Ok(Self { request, ready, special_stops })
@@ -201,6 +236,12 @@ impl Accepted {
     /// The source of the expected logits.
     pub(super) fn expects(&self) -> Expects {
         self.ready.reweighter().expects()
+    }
+
+    /// The tokens that end a completion.
+    pub(super) fn ending_tokens(&self) -> impl Iterator<Item = TokenId> {
+        let special = self.special_stops.iter().map(|&(token, _)| token);
+        self.stop_tokens.iter().copied().chain(special)
     }
 }
 

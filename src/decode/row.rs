@@ -98,15 +98,21 @@ impl Row {
         if self.sampling().uses_distiller() { self.request.prompt_warm_up } else { 0 }
     }
 
-    /// Computes the mask of allowed tokens for the next step. Call it before [`step_row`](Self::step_row), which
-    /// borrows the mask.
+    /// Computes the mask of allowed tokens for the next step, from a vocabulary of `vocab` tokens. Call it before
+    /// [`step_row`](Self::step_row), which borrows the mask.
     ///
     /// # Errors
     ///
     /// Any error of the request's masker.
-    pub(super) fn prepare(&mut self) -> Result<(), RowError> {
-        if let Some(masker) = &self.request.masker {
-            self.mask = masker.mask(self.id, &self.generated)?;
+    pub(super) fn prepare(&mut self, vocab: usize) -> Result<(), RowError> {
+        self.mask = match &self.request.masker {
+            Some(masker) => masker.mask(self.id, &self.generated)?,
+            None => None,
+        };
+        if self.generated.len() < self.request.min_new_tokens {
+            for token in self.request.ending_tokens() {
+                self.mask.get_or_insert_with(|| TokenMask::all(vocab)).set(token, false);
+            }
         }
         Ok(())
     }
@@ -127,6 +133,7 @@ impl Row {
             sampling: self.sampling(),
             allowed: self.mask.as_ref(),
             wants_reference_log_prob: self.request.wants_reference_log_probs,
+            top_log_probs: self.request.top_log_probs,
         }
     }
 
@@ -141,13 +148,14 @@ impl Row {
             Ok(choice) => choice,
             Err(error) => return Some(FinishReason::Failed(error)),
         };
-        self.generated.push(choice.token);
+        let token = choice.token;
+        self.generated.push(token);
         // The sampler keeps nothing between steps, so the row carries its code to the next one.
         self.code = choice.code;
-        self.choices.push(choice);
+        self.choices.push(choice.clone());
         // A stop token is part of the completion but has no text.
-        let mut finish = if self.request.stop_tokens.contains(&choice.token) {
-            Some(FinishReason::StopToken(choice.token))
+        let mut finish = if self.request.stop_tokens.contains(&token) {
+            Some(FinishReason::StopToken(token))
         } else {
             self.special_stop().map(|text| FinishReason::StopString(text.to_owned()))
         };
@@ -155,7 +163,7 @@ impl Row {
         if let Some(detokenizer) = detokenizer
             && finish.is_none()
         {
-            match self.stream.push(choice.token, detokenizer) {
+            match self.stream.push(token, detokenizer) {
                 Ok(piece) => (text, finish) = self.scan(&piece),
                 Err(error) => finish = Some(FinishReason::NoText(error)),
             }

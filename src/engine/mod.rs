@@ -1,5 +1,6 @@
 //! One model for many callers: a thread that owns a decode loop, and a handle to it.
 
+mod groups;
 mod stream;
 mod worker;
 

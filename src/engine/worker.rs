@@ -11,7 +11,7 @@ use std::{
     time::Instant,
 };
 
-use super::{EngineError, EngineStats, Shared, Update, lock, stream::Stream};
+use super::{EngineError, EngineStats, Shared, Update, groups::GroupFile, lock, stream::Stream};
 use crate::{
     causal_lm::CausalLm,
     decode::{Decoder, Event, Request},
@@ -21,6 +21,7 @@ use crate::{
 /// What callers ask of the thread.
 #[derive(Debug)]
 pub(super) enum Command {
+    GroupFile(GroupFile),
     Submit(Box<Request>, Arc<Stream>),
     Cancel(CompletionId),
     CancelPrompt(PromptId),
@@ -216,6 +217,7 @@ impl<M: CausalLm> Worker<M> {
 
     fn carry_out(&mut self, command: Command) {
         match command {
+            Command::GroupFile(file) => file.carry_out(&mut self.decoder),
             Command::Submit(request, stream) => self.accept(*request, stream),
             // A completion or prompt that is unknown has ended, which is what was wanted.
             Command::Cancel(completion) => {

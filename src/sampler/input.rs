@@ -40,7 +40,7 @@ pub struct StepRow<'a> {
     /// [`DrawKey::arithmetic_code`], afterwards the row's last [`Choice::code`](super::Choice::code). Other rows need
     /// none and return it unchanged.
     pub code: Option<f64>,
-    /// The prompt, for penalties that count its tokens.
+    /// The prompt, for penalties that look at its tokens.
     pub prompt: &'a [TokenId],
     /// The completion so far, without the prompt; its length is the position of the token to be chosen.
     pub generated: &'a [TokenId],
@@ -51,6 +51,9 @@ pub struct StepRow<'a> {
     /// Whether to compute [`Choice::reference_log_prob`](super::Choice::reference_log_prob), which reads the whole
     /// vocabulary once more.
     pub wants_reference_log_prob: bool,
+    /// Number of the most likely tokens to return in [`Choice::top_log_probs`](super::Choice::top_log_probs). Has an
+    /// effect only with `wants_reference_log_prob`.
+    pub top_log_probs: usize,
 }
 
 impl<'a> StepRow<'a> {
@@ -76,6 +79,7 @@ impl<'a> StepRow<'a> {
             sampling,
             allowed,
             wants_reference_log_prob,
+            top_log_probs: 0,
         }
     }
 
@@ -102,6 +106,14 @@ impl<'a> StepRow<'a> {
     pub fn with_reference_log_prob(mut self) -> Self {
         self.wants_reference_log_prob = true;
         self
+    }
+
+    /// Asks for the `tokens` most likely tokens with their log-probabilities
+    /// ([`Choice::top_log_probs`](super::Choice::top_log_probs)), and for the reference log-probability. Reads the
+    /// whole vocabulary once more.
+    pub fn with_top_log_probs(mut self, tokens: usize) -> Self {
+        self.top_log_probs = tokens;
+        self.with_reference_log_prob()
     }
 
     /// The source of the logits that the row's scores are reweighted with; `None` if the scores are not reweighted.

@@ -42,9 +42,9 @@ pub struct Sampler {
     trainer: Box<dyn OnlineTrainer>,
     config: SamplerConfig,
     /// Whether slots start from a distiller that was passed to the builder instead of the configured one.
-    custom_distiller: bool,
-    d_model: usize,
-    device: Device,
+    pub(crate) custom_distiller: bool,
+    pub(crate) d_model: usize,
+    pub(crate) device: Device,
     counters: Counters,
     stages: StageSeconds,
     observer: Option<Box<dyn Observer>>,
@@ -221,6 +221,11 @@ impl Sampler {
         self.trainer.import(trainer)?;
         self.counters = counters;
         Ok(())
+    }
+
+    /// Adds a distiller that was exported to those in use, as that of `prompt`, which is [held](Self::hold).
+    pub(crate) fn adopt(&mut self, prompt: PromptId, trainer: TrainerState) -> Result<(), Misfit> {
+        self.trainer.adopt(trainer.for_prompt(prompt, holder(prompt)))
     }
 
     /// Totals since construction or the last reset.

@@ -31,7 +31,7 @@ impl Novelty {
 }
 
 /// The token chosen for a row.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Choice {
     /// The token.
@@ -42,6 +42,11 @@ pub struct Choice {
     /// Log-probability of the token under the unmodified model (temperature 1; no filter, mask, penalty or bias), in
     /// nats; `None` unless the row requested it.
     pub reference_log_prob: Option<f32>,
+    /// The most likely tokens and their log-probabilities in nats, best first, ties in ascending order of the ids;
+    /// under the unmodified model, like [`reference_log_prob`](Self::reference_log_prob), so the chosen token may be
+    /// missing. As many as the row [requested](super::StepRow::with_top_log_probs), or fewer if the model masks the
+    /// others.
+    pub top_log_probs: Vec<(TokenId, f32)>,
     /// Number of candidates that the filters left.
     pub candidates: usize,
     /// The novelty of the context; `None` if no distiller predicted the row. Rows that are not steered yet

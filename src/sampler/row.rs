@@ -4,7 +4,7 @@ use burn::tensor::{DType, Tensor, TensorData};
 
 use super::{Choice, Novelty, Phase, StepRow};
 use crate::{
-    candidates::{Candidates, check_numbers, log_sum_exp},
+    candidates::{Candidates, best_tokens, check_numbers, log_sum_exp},
     error::RowError,
     id::TokenId,
     novelty::Expects,
@@ -127,12 +127,17 @@ fn choose(
         return Err(refused);
     }
     let Selected { token, log_prob, code } = select(candidates, row.chooser()?)?;
-    let reference_log_prob =
-        if row.wants_reference_log_prob { Some(log_prob_under(logits, token)?) } else { None };
+    let (reference_log_prob, top_log_probs) = if row.wants_reference_log_prob {
+        let (log_prob, top) = log_probs_under(logits, token, row.top_log_probs)?;
+        (Some(log_prob), top)
+    } else {
+        (None, Vec::new())
+    };
     Ok(Choice {
         token,
         log_prob,
         reference_log_prob,
+        top_log_probs,
         candidates: candidates.len(),
         novelty,
         // A row that does not use its code keeps it.
@@ -149,12 +154,18 @@ fn would_choose(row: &StepRow<'_>, candidates: &Candidates) -> Option<TokenId> {
     selected.ok().map(|selected| selected.token)
 }
 
-/// Log-probability of a token under all logits of the row, in nats. Logits that are not numbers are an error here
-/// even if a mask excluded them from the candidates.
-fn log_prob_under(logits: &[f32], token: TokenId) -> Result<f32, RowError> {
-    let log_prob = (f64::from(logits[token as usize]) - log_sum_exp(logits)) as f32;
+/// Log-probabilities of a token and of the `top` best ones under all logits of the row, in nats. Logits that are not
+/// numbers are an error here even if a mask excluded them from the candidates.
+fn log_probs_under(
+    logits: &[f32],
+    token: TokenId,
+    top: usize,
+) -> Result<(f32, Vec<(TokenId, f32)>), RowError> {
     check_numbers(logits)?;
-    Ok(log_prob)
+    let total = log_sum_exp(logits);
+    let log_prob = |token: TokenId| (f64::from(logits[token as usize]) - total) as f32;
+    let top = best_tokens(logits, top).into_iter().map(|token| (token, log_prob(token)));
+    Ok((log_prob(token), top.collect()))
 }
 
 /// The logits of several rows on the host.

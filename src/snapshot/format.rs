@@ -13,8 +13,10 @@ use crate::{
     train::{SlotState, TrainerState},
 };
 
-/// The kind of file, as stored in its metadata.
-pub(super) const FORMAT: &str = "esamp snapshot";
+/// The kind of file with everything that a sampler has learned, as stored in its metadata.
+pub(super) const SAMPLER: &str = "esamp snapshot";
+/// The kind of file with what one group has learned.
+pub(super) const GROUP: &str = "esamp group";
 /// The version that is written. Files of every earlier version stay readable: see tests/old_snapshots.
 pub(super) const VERSION: u64 = 1;
 
@@ -45,6 +47,9 @@ pub(super) struct Header {
     /// The bits of the sums in the counters, which decimal numbers do not preserve.
     pub(super) sums: [u64; 4],
     pub(super) trainer: StoredTrainer,
+    /// For a group, the index of its next completion.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) next: Option<u64>,
 }
 
 /// A slot in the header, with the number of waiting rows and the numbers of parameters, first and second moments.

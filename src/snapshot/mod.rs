@@ -14,13 +14,15 @@ use std::{
 use burn::tensor::Device;
 pub use error::SnapshotError;
 pub use format::SnapshotPrecision;
-use format::{Header, add_fractions, sums};
+use format::{GROUP, Header, SAMPLER, add_fractions, sums};
 use read::Snapshot;
 use write::{Tensors, write};
 
 use crate::{
     distiller::Distiller,
-    sampler::{Sampler, SamplerBuilder},
+    id::PromptId,
+    sampler::{Sampler, SamplerBuilder, SamplerState},
+    telemetry::Counters,
     train::TrainingWorker,
 };
 
@@ -42,29 +44,69 @@ impl Sampler {
         path: impl AsRef<Path>,
         precision: SnapshotPrecision,
     ) -> Result<(), SnapshotError> {
+        store(self.export()?, None, path.as_ref(), precision)
+    }
+
+    /// Writes what the distiller of one prompt has learned to a file, and the index of the prompt's next completion.
+    /// [`load_prompt`](Self::load_prompt) reads it. The errors are those of [`save`](Self::save).
+    pub(crate) fn save_prompt(
+        &mut self,
+        prompt: PromptId,
+        next: u64,
+        path: &Path,
+        precision: SnapshotPrecision,
+    ) -> Result<(), SnapshotError> {
+        self.hold(prompt); // its distiller exists, even if the sampler was reset
         let mut state = self.export()?;
-        let mut tensors = Tensors::new(precision);
-        let trainer = tensors.trainer(state.trainer)?;
-        let config = serde_json::to_value(&state.config).map_err(SnapshotError::header)?;
-        let mut config_fractions = BTreeMap::new();
-        add_fractions(&config, "", &mut config_fractions);
-        let header = Header {
-            config,
-            config_fractions,
-            custom_distiller: state.custom_distiller,
-            d_model: state.d_model,
-            counters: state.counters,
-            sums: sums(&mut state.counters).map(|sum| sum.to_bits()),
-            trainer,
-        };
-        let header = serde_json::to_string(&header).map_err(SnapshotError::header)?;
-        write(path.as_ref(), header, &tensors)
+        (state.trainer, state.counters) = (state.trainer.of_prompt(prompt), Counters::default());
+        store(state, Some(next), path, precision)
+    }
+
+    /// Reads what [`save_prompt`](Self::save_prompt) has written as the distiller of `prompt`, which has none yet, and
+    /// holds it. Returns the index of the next completion. After an error, nothing has changed.
+    pub(crate) fn load_prompt(
+        &mut self,
+        prompt: PromptId,
+        path: &Path,
+    ) -> Result<u64, SnapshotError> {
+        let file = Snapshot::open(path, GROUP, &self.device)?;
+        file.check_settings(self)?;
+        let (next, trainer) = file.into_group()?;
+        self.adopt(prompt, trainer)?;
+        Ok(next)
     }
 
     /// Returns a loader for the file that [`save`](Self::save) has written at `path`.
     pub fn loader(path: impl Into<PathBuf>) -> SamplerLoader {
         SamplerLoader { path: path.into(), distiller: None }
     }
+}
+
+/// Writes a state to a file: a group's if it has a next completion, and otherwise a sampler's.
+fn store(
+    mut state: SamplerState,
+    next: Option<u64>,
+    path: &Path,
+    precision: SnapshotPrecision,
+) -> Result<(), SnapshotError> {
+    let mut tensors = Tensors::new(precision);
+    let trainer = tensors.trainer(state.trainer)?;
+    let config = serde_json::to_value(&state.config).map_err(SnapshotError::header)?;
+    let mut config_fractions = BTreeMap::new();
+    add_fractions(&config, "", &mut config_fractions);
+    let header = Header {
+        config,
+        config_fractions,
+        custom_distiller: state.custom_distiller,
+        d_model: state.d_model,
+        counters: state.counters,
+        sums: sums(&mut state.counters).map(|sum| sum.to_bits()),
+        trainer,
+        next,
+    };
+    let header = serde_json::to_string(&header).map_err(SnapshotError::header)?;
+    let kind = if next.is_some() { GROUP } else { SAMPLER };
+    write(path, kind, header, &tensors)
 }
 
 /// Reads a sampler that [`Sampler::save`] has written. [`Sampler::loader`] makes it.
@@ -119,7 +161,7 @@ impl SamplerLoader {
     }
 
     fn open(self, device: &Device) -> Result<(Snapshot, SamplerBuilder), SnapshotError> {
-        let file = Snapshot::open(&self.path, device)?;
+        let file = Snapshot::open(&self.path, SAMPLER, device)?;
         let config = file.config()?;
         if self.distiller.is_none() {
             // With a distiller of the caller's, its parameters are compared with those in the file when they are

@@ -13,13 +13,13 @@ use serde_json::Value;
 
 use super::{
     error::SnapshotError,
-    format::{ContentHash, FORMAT, Header, StoredSlot, StoredTrainer, VERSION, sums},
+    format::{ContentHash, Header, StoredSlot, StoredTrainer, VERSION, sums},
 };
 use crate::{
     hidden::HiddenStates,
     id::PromptId,
     sampler::{Sampler, SamplerConfig},
-    train::{ExportedSlot, SlotState, SlotTensors},
+    train::{ExportedSlot, SlotState, SlotTensors, TrainerState},
 };
 
 /// A file that was read and checked.
@@ -44,7 +44,8 @@ struct Read {
 }
 
 impl Snapshot {
-    pub(super) fn open(path: &Path, device: &Device) -> Result<Self, SnapshotError> {
+    /// Reads a file of a kind.
+    pub(super) fn open(path: &Path, kind: &str, device: &Device) -> Result<Self, SnapshotError> {
         let bytes =
             fs::read(path).map_err(|source| SnapshotError::Io { path: path.to_owned(), source })?;
         let format = |what: &str, expected: &str, got: String| SnapshotError::Format {
@@ -60,8 +61,8 @@ impl Snapshot {
         let file = SafeTensors::deserialize(&bytes).map_err(|e| foreign(&e))?;
         let metadata = metadata.metadata().clone().unwrap_or_default();
         let tag = |key: &str| metadata.get(key).map_or("none", String::as_str);
-        if tag("format") != FORMAT {
-            return Err(format("format", FORMAT, tag("format").to_owned()));
+        if tag("format") != kind {
+            return Err(format("format", kind, tag("format").to_owned()));
         }
         let version = tag("version").parse().unwrap_or(0);
         if !(1..=VERSION).contains(&version) {
@@ -167,8 +168,7 @@ impl Snapshot {
 
     /// Restores everything that was learned into a sampler with the file's configuration.
     pub(super) fn into_sampler(mut self, mut sampler: Sampler) -> Result<Sampler, SnapshotError> {
-        let stored = std::mem::replace(&mut self.header.trainer, StoredTrainer::new(Vec::new()));
-        let trainer = stored.try_map("own", &mut self, Self::slot, Self::evidence)?;
+        let trainer = self.trainer()?;
         let mut counters = self.header.counters;
         for (sum, bits) in sums(&mut counters).into_iter().zip(self.header.sums) {
             *sum = f64::from_bits(bits);
@@ -178,6 +178,45 @@ impl Snapshot {
         }
         sampler.import(counters, trainer)?;
         Ok(sampler)
+    }
+
+    /// Returns what the group in the file has learned, and the index of its next completion.
+    pub(super) fn into_group(mut self) -> Result<(u64, TrainerState), SnapshotError> {
+        let StoredTrainer { slots, evidence, shared, ahead } = &self.header.trainer;
+        let is_one = slots.len() == 1 && evidence.len() <= 1 && shared.is_none() && ahead.is_none();
+        // Indices beyond are not reached by counting, and their sum must not overflow.
+        let next = self.header.next.filter(|&next| next < u64::MAX / 2);
+        let (Some(next), true) = (next, is_one) else {
+            let next = self.header.next.map_or("none".to_owned(), |next| next.to_string());
+            let got = format!("{} and {next}", slots.len());
+            return Err(self.format("group", "one distiller and its number of completions", &got));
+        };
+        Ok((next, self.trainer()?))
+    }
+
+    /// Returns an error unless a sampler of this configuration has made the file.
+    pub(super) fn check_settings(&self, sampler: &Sampler) -> Result<(), SnapshotError> {
+        let written = |config: &SamplerConfig, d_model: usize, has_own: bool| {
+            let mut settings = serde_json::to_value(config).map_err(SnapshotError::header)?;
+            settings["d_model"] = d_model.into();
+            settings["custom_distiller"] = has_own.into();
+            Ok::<_, SnapshotError>(settings)
+        };
+        let expected = written(sampler.config(), sampler.d_model, sampler.custom_distiller)?;
+        let got = written(&self.config()?, self.d_model(), self.header.custom_distiller)?;
+        for (setting, expected) in expected.as_object().into_iter().flatten() {
+            if *expected != got[setting] {
+                let (expected, got) = (expected.to_string(), got[setting].to_string());
+                return Err(self.format(setting, &expected, &got));
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads everything that was learned.
+    fn trainer(&mut self) -> Result<TrainerState, SnapshotError> {
+        let stored = std::mem::replace(&mut self.header.trainer, StoredTrainer::new(Vec::new()));
+        stored.try_map("own", self, Self::slot, Self::evidence)
     }
 
     fn evidence(

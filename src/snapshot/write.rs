@@ -14,7 +14,7 @@ use safetensors::{Dtype, tensor::TensorView};
 
 use super::{
     error::SnapshotError,
-    format::{ContentHash, FORMAT, SnapshotPrecision, StoredSlot, StoredTrainer, VERSION},
+    format::{ContentHash, SnapshotPrecision, StoredSlot, StoredTrainer, VERSION},
 };
 use crate::{
     hidden::HiddenStates,
@@ -134,8 +134,13 @@ fn values<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, SnapshotError> 
 /// save to the same path.
 static ATTEMPTS: AtomicU64 = AtomicU64::new(0);
 
-/// Writes a file next to `path` and renames it, so that `path` is always a complete file.
-pub(super) fn write(path: &Path, header: String, tensors: &Tensors) -> Result<(), SnapshotError> {
+/// Writes a file of a kind next to `path` and renames it, so that `path` is always a complete file.
+pub(super) fn write(
+    path: &Path,
+    kind: &str,
+    header: String,
+    tensors: &Tensors,
+) -> Result<(), SnapshotError> {
     let failed = |source| SnapshotError::Io { path: path.to_owned(), source };
     let precision = match tensors.precision {
         SnapshotPrecision::F32 => "f32",
@@ -149,7 +154,7 @@ pub(super) fn write(path: &Path, header: String, tensors: &Tensors) -> Result<()
         views.push((name, view.map_err(SnapshotError::header)?));
     }
     let metadata = HashMap::from([
-        ("format".to_owned(), FORMAT.to_owned()),
+        ("format".to_owned(), kind.to_owned()),
         ("version".to_owned(), VERSION.to_string()),
         ("precision".to_owned(), precision.to_owned()),
         ("sampler".to_owned(), header),
@@ -242,7 +247,7 @@ mod tests {
         std::os::unix::fs::symlink(&others, &taken[0]).unwrap();
         let entries = || fs::read_dir(folder.path()).unwrap().count();
         let before = entries();
-        let save = || write(&path, "{}".to_owned(), &Tensors::new(SnapshotPrecision::F32));
+        let save = || write(&path, "kind", "{}".to_owned(), &Tensors::new(SnapshotPrecision::F32));
         save().unwrap();
         assert_eq!(entries(), before + 1, "the file and nothing else");
         for taken in taken.iter().chain([&others]).filter(|path| path.exists()) {

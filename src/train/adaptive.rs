@@ -14,7 +14,7 @@ use super::{
 use crate::{
     bank::{AdaptiveConfig, AdaptiveStart, Sharing},
     hidden::HiddenStates,
-    id::CompletionId,
+    id::{CompletionId, PromptId},
 };
 
 /// Two trainers: one with a slot for each prompt, and one with a single slot for all prompts.
@@ -196,15 +196,7 @@ impl<S: Slots> OnlineTrainer for AdaptiveTrainer<S> {
     }
 
     fn import(&mut self, mut state: TrainerState) -> Result<(), Misfit> {
-        let evidence = std::mem::take(&mut state.evidence);
-        // The sums come from a file. `Evidence::new` relies on their length.
-        for (prompt, sums) in &evidence {
-            let (expected, got) = (Evidence::WIDTH, sums.dims()[0]);
-            if got != expected {
-                let what = format!("evidence about prompt {}", prompt.0);
-                return Err(Misfit { what, expected, got });
-            }
-        }
+        let evidence = checked(std::mem::take(&mut state.evidence))?;
         match state.shared.take() {
             Some(shared) => self.shared.import(*shared)?,
             None => self.shared.reset(),
@@ -213,6 +205,29 @@ impl<S: Slots> OnlineTrainer for AdaptiveTrainer<S> {
         self.evidence = Evidence::new(evidence);
         Ok(())
     }
+
+    fn adopt(&mut self, mut state: TrainerState) -> Result<(), Misfit> {
+        let mut evidence = self.evidence.of_each();
+        evidence.extend(checked(std::mem::take(&mut state.evidence))?);
+        let members: Vec<CompletionId> =
+            state.slots.iter().flat_map(|slot| slot.members.iter().copied()).collect();
+        self.own.adopt(state)?;
+        members.into_iter().for_each(|row| self.shared.begin(row));
+        self.evidence = Evidence::new(evidence);
+        Ok(())
+    }
+}
+
+/// Checks evidence from a file. [`Evidence::new`] relies on its length.
+fn checked(evidence: Vec<(PromptId, Tensor<1>)>) -> Result<Vec<(PromptId, Tensor<1>)>, Misfit> {
+    for (prompt, sums) in &evidence {
+        let (expected, got) = (Evidence::WIDTH, sums.dims()[0]);
+        if got != expected {
+            let what = format!("evidence about prompt {}", prompt.0);
+            return Err(Misfit { what, expected, got });
+        }
+    }
+    Ok(evidence)
 }
 
 #[cfg(test)]

@@ -1,10 +1,16 @@
 //! The exported state of a trainer, which can be written to a file.
 
+use std::collections::BTreeSet;
+
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::slots::SlotTensors;
-use crate::{bank::Slot, hidden::HiddenStates, id::PromptId};
+use crate::{
+    bank::{Slot, SlotKey},
+    hidden::HiddenStates,
+    id::{CompletionId, PromptId},
+};
 
 /// The state of one slot. `R` stands for rows and `T` for parameters and optimizer state:
 ///
@@ -72,7 +78,7 @@ impl std::ops::AddAssign for Learned {
 }
 
 /// Everything that a trainer has learned. `S` stands for a slot and `E` for the evidence about a prompt.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct TrainerState<S = ExportedSlot, E = (PromptId, Tensor<1>)> {
     pub(crate) slots: Vec<S>,
     /// For an adaptive trainer, its evidence about each prompt.
@@ -115,6 +121,32 @@ impl<S, E> TrainerState<S, E> {
             state.ahead = Some((Box::new(ahead), learned));
         }
         Ok(state)
+    }
+}
+
+impl TrainerState {
+    /// What has been learned about one prompt, including an update that is done but not yet visible, and without what
+    /// all prompts share.
+    pub(crate) fn of_prompt(self, prompt: PromptId) -> Self {
+        let Self { slots, evidence, shared: _, ahead } = self;
+        if let Some((ahead, _)) = ahead {
+            return ahead.of_prompt(prompt);
+        }
+        let key = SlotKey::Prompt(prompt);
+        let mut state = Self::new(slots.into_iter().filter(|slot| slot.key == key).collect());
+        state.evidence = evidence.into_iter().filter(|(about, _)| *about == prompt).collect();
+        state
+    }
+
+    /// The same state about another prompt, with one member.
+    pub(crate) fn for_prompt(mut self, prompt: PromptId, member: CompletionId) -> Self {
+        for slot in &mut self.slots {
+            (slot.key, slot.members) = (SlotKey::Prompt(prompt), BTreeSet::from([member]));
+        }
+        for (about, _) in &mut self.evidence {
+            *about = prompt;
+        }
+        self
     }
 }
 

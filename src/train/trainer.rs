@@ -99,4 +99,8 @@ pub(crate) trait OnlineTrainer: Debug + Send {
 
     /// Restores a state that [`export`](Self::export) returned.
     fn import(&mut self, state: TrainerState) -> Result<(), Misfit>;
+
+    /// Adds the slots of another state to those in use, with their members and the evidence about their prompts. No
+    /// slot may be in use already. After an error, nothing has changed.
+    fn adopt(&mut self, state: TrainerState) -> Result<(), Misfit>;
 }

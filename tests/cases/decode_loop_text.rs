@@ -9,7 +9,7 @@ use esamp::{
 
 /// Tokens 0 to 6 are digits, 7 is the special token `<end>`, 8 is the letter a with the first byte of a character of
 /// three bytes, and 9 is that byte alone.
-struct Halves;
+pub(super) struct Halves;
 
 impl Detokenize for Halves {
     fn decode(&self, tokens: &[TokenId]) -> Result<String, TextError> {
@@ -40,7 +40,7 @@ fn completion(model: ScriptedLm, request: Request) -> Completion {
 }
 
 /// Chooses these tokens one after the other, and 0 after them.
-fn script(tokens: &'static [TokenId]) -> ScriptedLm {
+pub(super) fn script(tokens: &'static [TokenId]) -> ScriptedLm {
     ScriptedLm::new(10, &device(), move |sequence| {
         let next = tokens.get(sequence.len() - 1).copied().unwrap_or_default();
         (0..10).map(|token| if token == next { 9.0 } else { 0.0 }).collect()

@@ -27,7 +27,7 @@ fn finite_steps(world: &World, sampler: &mut Sampler, steps: usize) -> Vec<bool>
     let sampling = esamp(0.5);
     let rows = [row(0, 0, &sampling)];
     let step = |context: usize| {
-        let choice = choices(world.step(sampler, &rows, &[context]).unwrap())[0];
+        let choice = &choices(world.step(sampler, &rows, &[context]).unwrap())[0];
         if let Some(novelty) = choice.novelty {
             let fresh = error_of(world, learner().distiller(), context);
             assert!((novelty.error - fresh).abs() < 1e-4, "step {context}: {novelty:?} {fresh}");

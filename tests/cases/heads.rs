@@ -118,7 +118,7 @@ fn candidate_logits_full_logits_and_the_formula_agree_for_every_head() {
         // whole matrix.
         let wide = step(&[0, 1, 2]);
         for (context, wide) in wide.iter().enumerate() {
-            let narrow = step(&[context])[0];
+            let narrow = &step(&[context])[0];
             assert_eq!(narrow.token, wide.token, "{name}");
             let difference = (narrow.log_prob - wide.log_prob).abs();
             assert!(difference <= 1e-5 * narrow.log_prob.abs().max(1.0), "{name}: {difference}");

@@ -16,12 +16,16 @@ mod engine;
 mod expected_control;
 mod gradients;
 mod heads;
+mod log_probs;
+mod logits_processor;
+mod min_new_tokens;
 mod penalties;
 mod reweighters;
 mod sampler_step;
 mod sampler_step_refusals;
 mod sampler_step_rows;
 mod selection;
+mod sequences;
 #[cfg(feature = "flex")]
 mod slices;
 mod starting_points;

@@ -16,21 +16,21 @@ use esamp::{
 };
 
 const D_MODEL: usize = 8;
-const VOCAB: usize = 12;
-const PROMPT: [TokenId; 4] = [1, 2, 2, 9];
-const GENERATED: [TokenId; 4] = [5, 6, 5, 2];
+pub(super) const VOCAB: usize = 12;
+pub(super) const PROMPT: [TokenId; 4] = [1, 2, 2, 9];
+pub(super) const GENERATED: [TokenId; 4] = [5, 6, 5, 2];
 
 /// One context of a model: hidden states, the head's logits for them, and the logits that a fresh distiller expects.
-struct Context {
-    device: Device,
+pub(super) struct Context {
+    pub(super) device: Device,
     head: TiedHead,
-    hidden: HiddenStates,
-    reference: Vec<f32>,
-    expected: Vec<f32>,
+    pub(super) hidden: HiddenStates,
+    pub(super) reference: Vec<f32>,
+    pub(super) expected: Vec<f32>,
 }
 
 impl Context {
-    fn new(seed: usize) -> Self {
+    pub(super) fn new(seed: usize) -> Self {
         let device = device();
         let wave = |rows: usize, scale: f32| -> Tensor<2> {
             let numbers: Vec<f32> =
@@ -45,12 +45,16 @@ impl Context {
         Self { device, head, hidden, reference, expected }
     }
 
-    fn step(&self, row: StepRow<'_>) -> Result<Choice, RowError> {
+    pub(super) fn step(&self, row: StepRow<'_>) -> Result<Choice, RowError> {
         let mut sampler = SamplerConfig::new().init(D_MODEL, &self.device).unwrap();
         self.step_of(&mut sampler, row)
     }
 
-    fn step_of(&self, sampler: &mut Sampler, row: StepRow<'_>) -> Result<Choice, RowError> {
+    pub(super) fn step_of(
+        &self,
+        sampler: &mut Sampler,
+        row: StepRow<'_>,
+    ) -> Result<Choice, RowError> {
         let logits = self.head.logits(self.hidden.deep().clone());
         let hidden = Some(self.hidden.clone());
         let other = Tensor::from_data(TensorData::new(self.other(), [1, VOCAB]), &self.device);
@@ -69,7 +73,7 @@ fn values(tensor: Tensor<2>) -> Vec<f32> {
     tensor.into_data().try_into_vec().unwrap()
 }
 
-fn row(request: u64, sampling: &CheckedSampling) -> StepRow<'_> {
+pub(super) fn row(request: u64, sampling: &CheckedSampling) -> StepRow<'_> {
     StepRow::new(
         CompletionId::new(0, request),
         DrawKey::new(7, &PROMPT, request),
@@ -80,7 +84,7 @@ fn row(request: u64, sampling: &CheckedSampling) -> StepRow<'_> {
     .with_phase(Phase::Decode)
 }
 
-fn everything(config: Sampling) -> Sampling {
+pub(super) fn everything(config: Sampling) -> Sampling {
     config
         .with_penalties(
             Penalties::new().with_repetition(1.5).with_frequency(0.4).with_presence(0.3),
@@ -90,7 +94,7 @@ fn everything(config: Sampling) -> Sampling {
 }
 
 /// Token by token, directly from the definitions.
-fn naive_adjusted(logits: &[f32]) -> Vec<f32> {
+pub(super) fn naive_adjusted(logits: &[f32]) -> Vec<f32> {
     let adjusted = |(token, &logit): (usize, &f32)| {
         let token = token as TokenId;
         let count = GENERATED.iter().filter(|&&g| g == token).count() as f32;
@@ -297,7 +301,7 @@ fn a_bias_for_an_unknown_token_is_an_error_of_the_row() {
 }
 
 /// A model with constant logits: token 3 is the best, then 7.
-fn constant() -> ScriptedLm {
+pub(super) fn constant() -> ScriptedLm {
     ScriptedLm::new(10, &device(), |_| {
         let mut logits = vec![0.0; 10];
         (logits[3], logits[7]) = (1.0, 0.9);
@@ -305,7 +309,7 @@ fn constant() -> ScriptedLm {
     })
 }
 
-fn said(config: Sampling, prompt: Vec<TokenId>) -> Vec<TokenId> {
+pub(super) fn said(config: Sampling, prompt: Vec<TokenId>) -> Vec<TokenId> {
     let model = constant();
     let sampler = SamplerConfig::new().init(model.d_model(), &device()).unwrap();
     let mut decoder = Decoder::new(&model, sampler).unwrap();

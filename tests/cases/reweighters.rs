@@ -78,7 +78,7 @@ fn a_token_is_drawn_from_the_scores_of_the_formula() {
                 let new: Vec<f32> = new.into_iter().map(|score| score as f32).collect();
 
                 let rows = [row(0, context as u64, &sampling)];
-                let choice = choices(world.step(&mut sampler(), &rows, &[context]).unwrap())[0];
+                let choice = &choices(world.step(&mut sampler(), &rows, &[context]).unwrap())[0];
                 let place = kept.iter().position(|&t| t == choice.token as usize).unwrap();
                 let wanted = log_softmax(&new, place as u32);
                 assert!(
@@ -113,9 +113,9 @@ fn orthogonal_novelty_of_constant_logits_is_zero() {
     let orthogonal = sampling(ReweighterConfig::Orthogonal, 1.0).checked().unwrap();
     for context in 0..30 {
         let one =
-            choices(world.step(&mut blank, &[row(0, 0, &orthogonal)], &[context]).unwrap())[0];
+            &choices(world.step(&mut blank, &[row(0, 0, &orthogonal)], &[context]).unwrap())[0];
         let two =
-            choices(world.step(&mut sampler(), &[row(0, 0, &esamp(0.0))], &[context]).unwrap())[0];
+            &choices(world.step(&mut sampler(), &[row(0, 0, &esamp(0.0))], &[context]).unwrap())[0];
         assert_eq!(one.token, two.token);
         assert!((one.log_prob - two.log_prob).abs() < 1e-5);
     }
@@ -129,7 +129,8 @@ fn only_the_first_token_of_a_contrasted_row_is_reweighted() {
         let logits = world.head.logits(world.hidden(&[3]).deep().clone());
         let rows = [first_token(row(0, 0, sampling))];
         let input = StepInput::new(&rows, logits, &world.head);
-        choices(sampler().step(input.with_other_logits(other_logits(&world, &[3]))).unwrap())[0]
+        choices(sampler().step(input.with_other_logits(other_logits(&world, &[3]))).unwrap())
+            .remove(0)
     };
     for reweighter in [ReweighterConfig::Extrapolate, ReweighterConfig::Orthogonal] {
         let sampling = sampling(reweighter.clone(), 3.0).checked().unwrap();
@@ -173,7 +174,7 @@ fn all_reweighters_in_one_batch() {
     let mut all = sampler();
     let together = step(&mut all, &contexts);
     for place in 0..rows.len() {
-        let alone = step(&mut sampler(), &[place])[0];
+        let alone = &step(&mut sampler(), &[place])[0];
         assert_eq!(together[place].token, alone.token, "{:?}", kinds[place]);
         assert!((together[place].log_prob - alone.log_prob).abs() < 1e-4, "{:?}", kinds[place]);
         assert_eq!(together[place].novelty.is_some(), alone.novelty.is_some());
@@ -208,8 +209,8 @@ fn a_row_with_a_logit_of_the_other_model_that_is_not_finite_is_sampled_plainly()
         row.sampling = &plain;
         row
     }];
-    let expected = choices(world.step(&mut self::sampler(), &expected, &[1]).unwrap())[0];
-    assert_eq!(got[0], expected);
+    let expected = &choices(world.step(&mut self::sampler(), &expected, &[1]).unwrap())[0];
+    assert_eq!(&got[0], expected);
     let counters = sampler.counters();
     assert_eq!((counters.contrasted, counters.other_not_finite, counters.failed), (2, 1, 0));
 }

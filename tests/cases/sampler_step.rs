@@ -113,7 +113,7 @@ fn a_token_is_drawn_from_the_fused_distribution() {
     let fused = world.head.logits(hidden.deep().clone()) * (1.0 + beta) - expected * beta;
     let fused: Vec<f32> = (fused / temperature).into_data().try_into_vec().unwrap();
 
-    let choice = choices(world.step(&mut sampler(), &[row(0, 0, &sampling)], &[4]).unwrap())[0];
+    let choice = &choices(world.step(&mut sampler(), &[row(0, 0, &sampling)], &[4]).unwrap())[0];
     let expected = log_softmax(&fused, choice.token);
     assert!((choice.log_prob - expected).abs() < 1e-5, "{} {expected}", choice.log_prob);
 }

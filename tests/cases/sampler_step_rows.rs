@@ -43,7 +43,7 @@ fn masked_tokens_stay_masked_through_the_fusion() {
     let mut sampler = sampler();
     for context in 0..10 {
         let row = row(0, 0, &sampling).with_allowed(&only);
-        let choice = choices(world.step(&mut sampler, &[row], &[context]).unwrap())[0];
+        let choice = &choices(world.step(&mut sampler, &[row], &[context]).unwrap())[0];
         assert_eq!((choice.token, choice.candidates), (9, 1));
     }
     let hidden = world.hidden(&[0, 1]);
@@ -159,7 +159,7 @@ fn the_temperature_order_decides_what_filters_see() {
         let logits = Tensor::from_data(TensorData::new(logits.clone(), [1, VOCAB]), &world.device);
         let rows = [row(0, 0, &sampling)];
         let input = StepInput::new(&rows, logits, &world.head);
-        let choice = choices(sampler().step(input).unwrap())[0];
+        let choice = &choices(sampler().step(input).unwrap())[0];
         assert_eq!(choice.candidates, left, "{order:?}");
         let scores: Vec<f32> = [0.0, -0.5, -1.0][..left].to_vec();
         assert!((choice.log_prob - log_softmax(&scores, choice.token)).abs() < 1e-6);

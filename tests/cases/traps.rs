@@ -99,9 +99,9 @@ fn trap_01_rows_move() {
         let contexts: Vec<_> = batch.iter().map(|&r| context(r)).collect();
         let got = step(&world, &mut together, &standing, &contexts);
         for (got, &r) in got.iter().zip(*batch) {
-            let expected = step(&world, &mut alone[r], &rows[r..=r], &[context(r)])[0];
+            let expected = &step(&world, &mut alone[r], &rows[r..=r], &[context(r)])[0];
             assert_eq!(got.token, expected.token, "step {at}, row {r}");
-            close(error(got), error(&expected));
+            close(error(got), error(expected));
         }
     }
 }

@@ -39,7 +39,7 @@ fn trap_11_nothing_is_filtered_after_the_fusion() {
         let scores: Vec<f32> = (0..VOCAB)
             .map(|z| if kept.contains(&z) { fused(z) } else { f32::NEG_INFINITY })
             .collect();
-        let got = step(&world, &mut sampler(&config()), &[row(0, 1, &sampling)], &[context])[0];
+        let got = &step(&world, &mut sampler(&config()), &[row(0, 1, &sampling)], &[context])[0];
         assert_eq!(got.candidates, kept.len(), "context {context}: those of the reference");
         close(got.log_prob, log_softmax(&scores, got.token));
         would_differ += usize::from(kept_of(&scores) != kept);
@@ -211,9 +211,9 @@ fn trap_16_half_precision_models_have_full_precision_distillers() {
             let logits = world.head.logits(hidden.deep().clone()).cast(dtype);
             let rows = [row(0, 0, &sampling)];
             let input = StepInput::new(&rows, logits, &world.head).with_hidden(hidden);
-            let got = choices(sampler.step(input).unwrap())[0];
+            let got = &choices(sampler.step(input).unwrap())[0];
             let expected = 0.5 * 0.998f64.powi(at) * (D_MODEL as f64).sqrt();
-            close(error(&got), expected as f32);
+            close(error(got), expected as f32);
         }
     }
 }

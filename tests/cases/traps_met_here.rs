@@ -87,7 +87,7 @@ fn trap_22_one_bad_row_does_not_spoil_the_step() {
         row(5, 5, &fine).with_allowed(&short),
     ];
     let sampler = || SamplerConfig::new().init(D_MODEL, &device()).unwrap();
-    let expected = choices(world.step(&mut sampler(), &[good], &[4]).unwrap())[0];
+    let expected = &choices(world.step(&mut sampler(), &[good], &[4]).unwrap())[0];
     for place in 0..=bad.len() {
         let mut rows = bad.to_vec();
         rows.insert(place, good);

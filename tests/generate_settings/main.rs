@@ -162,6 +162,25 @@ fn penalties_prevent_repetitions() {
         assert!(repeats(&bench.arm(&flags)));
         assert!(!repeats(&bench.arm(&[&flags[..], &[penalty, "1000"]].concat())), "{penalty}");
     }
+    // Only two words, until a penalty for sequences lets no pair of words occur twice.
+    let settings = bench.file("two.json");
+    let two = json!({"5": 100.0, "6": 100.0});
+    let written =
+        json!({"sampling": {"logit_bias": two, "penalties": {"dry": {"allowed_length": 1}}}});
+    fs::write(&settings, written.to_string()).unwrap();
+    let flags = ["--plain", "--min-p", "0", "--max-new-tokens", "24", "--config", &settings];
+    let pairs = |arm: &Value| {
+        let tokens: Vec<Value> = arm["samples"][0]["tokens"].as_array().unwrap().clone();
+        let count = |pair: &[Value]| tokens.windows(2).filter(|other| *other == pair).count();
+        tokens.windows(2).map(count).max().unwrap()
+    };
+    let weak = bench.arm(&[&flags[..], &["--dry", "0.0625"]].concat());
+    assert!(pairs(&weak) > 1);
+    let dry = json!({"multiplier": 0.0625, "base": 1.75, "allowed_length": 1, "breakers": [], "range": null});
+    assert_eq!(weak["sampling"]["penalties"]["dry"], dry);
+    for penalty in [["--dry", "1000"], ["--no-repeat-ngram", "2"]] {
+        assert_eq!(pairs(&bench.arm(&[&flags[..], &penalty].concat())), 1, "{penalty:?}");
+    }
     // Greedy decoding with a strong repetition penalty, which also counts the prompt: none of its words occurs again.
     let arm = bench.arm(&["--plain", "--temperature", "0", "--repetition-penalty", "1000"]);
     let tokens = arm["samples"][0]["tokens"].as_array().unwrap();

@@ -71,6 +71,9 @@ fn a_completion_ends_where_the_flags_say() {
     let id = usual["tokens"][3].to_string();
     let token = run(&["--stop-token", &id]);
     assert_eq!((&token["finish"], words(&token)), (&json!("stop_token"), said[..at].to_vec()));
+    let longest = run(&["--stop-token", &id, "--min-new-tokens", "12"]);
+    assert_eq!(longest["finish"], "max_new_tokens");
+    assert!(!longest["tokens"].as_array().unwrap().contains(&usual["tokens"][3]));
     // A model whose only end token is that one.
     let config = bench.file("generation_config.json");
     fs::write(config, json!({"eos_token_id": usual["tokens"][3]}).to_string()).unwrap();

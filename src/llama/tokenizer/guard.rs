@@ -4,7 +4,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use serde_json::Value;
 
-use crate::llama::{config::unusable, error::LoadError};
+use crate::{
+    error::panic_text,
+    llama::{config::unusable, error::LoadError},
+};
 
 /// How many times as long the parts of a tokenizer may make a text, in total. SentencePiece's own rules reach about 30.
 const MAX_GROWTH: usize = 1024;
@@ -95,9 +98,7 @@ pub(super) fn caught<T, E: std::fmt::Display>(
     match catch_unwind(AssertUnwindSafe(run)) {
         Ok(done) => done.map_err(|error| LoadError::Tokenizer(error.to_string())),
         Err(panic) => {
-            let message = panic.downcast_ref::<&str>().copied();
-            let message = message.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-            let message = message.unwrap_or("no message");
+            let message = panic_text(&*panic);
             Err(LoadError::Tokenizer(format!("expected one that works, got a panic: {message}")))
         }
     }

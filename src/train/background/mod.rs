@@ -136,13 +136,24 @@ impl<T: OnlineTrainer + Clone + 'static> BackgroundTrainer<T> {
     /// queueing the `Release` that follows now, as if the completion had never existed.
     ///
     /// Returns `None` if another completion of the prompt has ended since, because this completion kept the slot
-    /// alive, or if this completion has warmed up a slot that others may share.
+    /// alive, or if this completion has warmed up a slot that others may share. For a completion that came with a
+    /// loaded slot, also if another one has begun since, because it uses that slot.
     fn unsent_begin(&self, row: CompletionId) -> Option<usize> {
-        let is_begin = |change: &Change| matches!(change, Change::Begin(other) if *other == row);
+        let adopts = |change: &Change| match change {
+            Change::Adopt(state) => state.slots.iter().any(|slot| slot.members.contains(&row)),
+            _ => false,
+        };
+        let is_begin = |change: &Change| {
+            adopts(change) || matches!(change, Change::Begin(other) if *other == row)
+        };
         let at = self.changes.iter().rposition(is_begin)?;
+        let is_adopted = adopts(&self.changes[at]);
         let ends = |change: &Change| matches!(change, Change::Release(other) if other.prompt == row.prompt);
         let warms = |change: &Change| matches!(change, Change::WarmUp(prompt) if prompt.0 == row);
-        let matters = |change: &Change| ends(change) || warms(change);
+        let uses = |change: &Change| {
+            is_adopted && matches!(change, Change::Begin(other) if other.prompt == row.prompt)
+        };
+        let matters = |change: &Change| ends(change) || warms(change) || uses(change);
         (!self.changes[at..].iter().any(matters)).then_some(at)
     }
 
@@ -341,6 +352,12 @@ impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> 
             let _ = self.replace_with(trainer.clone());
             (self.arrived, self.under_way) = (Some(Ok((trainer, learned))), true);
         }
+        Ok(())
+    }
+
+    fn adopt(&mut self, state: TrainerState) -> Result<(), Misfit> {
+        self.visible.adopt(state.clone())?;
+        self.changes.push(Change::Adopt(Box::new(state)));
         Ok(())
     }
 }

@@ -28,7 +28,12 @@ use burn::tensor::Tensor;
 use crate::{
     hidden::HiddenStates,
     id::CompletionId,
-    train::{error::TrainError, state::Learned, trainer::OnlineTrainer},
+    train::{
+        error::TrainError,
+        slots::Misfit,
+        state::{Learned, TrainerState},
+        trainer::OnlineTrainer,
+    },
 };
 
 /// A change to a trainer between two lessons.
@@ -40,6 +45,8 @@ pub(super) enum Change {
     /// result, one lesson late.
     WarmUp(Box<(CompletionId, HiddenStates, usize)>),
     Restart(Box<Restart>),
+    /// Slots that were loaded.
+    Adopt(Box<TrainerState>),
 }
 
 /// The arguments of [`OnlineTrainer::restart`], and its result for the caller's copy.
@@ -63,6 +70,11 @@ impl Change {
                 return trainer.warm_up(*row, hidden, *updates);
             }
             Self::Restart(rows) => return trainer.restart(&rows.failed, &rows.fine, &rows.broken),
+            Self::Adopt(state) => {
+                // It has fitted the copy that predicts, which has the same distillers.
+                let misfit = |misfit: Misfit| TrainError::Worker { got: misfit.what };
+                trainer.adopt((**state).clone()).map_err(misfit)?;
+            }
         }
         Ok(Learned::default())
     }

@@ -85,6 +85,33 @@ fn only_a_restart_that_has_changed_something_is_queued() {
     assert_eq!(trainer.updates(row), 0);
 }
 
+/// What is loaded and released before there is a lesson leaves nothing behind, unless another completion uses it.
+#[test]
+fn a_loaded_slot_reaches_the_worker_with_the_next_lesson() {
+    let mut trainer = background();
+    let [known, loaded, used] = [(0, 0), (5, 9), (5, 0)].map(|(p, r)| CompletionId::new(p, r));
+    learn(&mut trainer, known);
+    learn(&mut trainer, known); // a pending job that no other follows for a while
+    let state = trainer.export().unwrap().of_prompt(known.prompt);
+    let state = state.for_prompt(loaded.prompt, loaded);
+    for _ in 0..100 {
+        trainer.adopt(state.clone()).unwrap();
+        trainer.release(loaded);
+    }
+    assert!(trainer.changes.is_empty(), "{:?}", trainer.changes);
+    assert_eq!(trainer.distillers(), 1);
+
+    trainer.adopt(state).unwrap();
+    trainer.begin(used);
+    trainer.release(loaded);
+    assert_eq!(trainer.updates(used), 2, "the update that was pending is part of it");
+    learn(&mut trainer, used);
+    trainer.finish().unwrap();
+    assert_eq!(trainer.updates(used), 3, "the worker has continued it");
+    trainer.release(used);
+    assert_eq!(trainer.distillers(), 1);
+}
+
 #[test]
 fn a_worker_is_debugged_by_its_name() {
     let distiller = SwiGluConfig::new().with_d_hidden(4).init(4, 0, &Device::flex()).unwrap();

@@ -1,14 +1,16 @@
 //! The half of a background trainer that learns.
 
 use std::{
-    any::Any,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::mpsc::{Receiver, SyncSender},
     thread,
 };
 
 use super::protocol::{Done, Job, Lesson, Replacement};
-use crate::train::{error::TrainError, trainer::OnlineTrainer};
+use crate::{
+    error::panic_text,
+    train::{error::TrainError, trainer::OnlineTrainer},
+};
 
 /// The half of a sampler that learns. Its [`run`](Self::run) returns when the sampler is dropped.
 ///
@@ -87,18 +89,12 @@ fn work<T: OnlineTrainer + Clone>(
             // then done on this thread, so a result becomes visible without a copy on the caller's thread.
             Ok((trainer.clone(), learned))
         }));
-        let result =
-            learned.unwrap_or_else(|panic| Err(TrainError::Worker { got: message(&*panic) }));
+        let result = learned.unwrap_or_else(|panic| {
+            Err(TrainError::Worker { got: format!("a panic: {}", panic_text(&*panic)) })
+        });
         let failed = result.is_err();
         if done.send(result).is_err() || failed {
             return;
         }
     }
-}
-
-/// Returns the message of a panic.
-fn message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().copied();
-    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    format!("a panic: {}", text.unwrap_or("without a message"))
 }

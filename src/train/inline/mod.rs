@@ -380,16 +380,26 @@ impl<S: Slots> OnlineTrainer for InlineTrainer<S> {
 
     fn import(&mut self, state: TrainerState) -> Result<(), Misfit> {
         self.reset();
+        self.adopt(state)
+    }
+
+    fn adopt(&mut self, state: TrainerState) -> Result<(), Misfit> {
+        self.close_holes();
+        let used = self.slots.len();
         let mut all = Vec::new();
-        // Places are not part of a snapshot. They are given out again here, without holes.
+        // Places are not part of a snapshot. They are given out again here, after those in use.
         let mut place = |tensors| {
             all.push(tensors);
-            Ok::<_, Misfit>(all.len() - 1)
+            Ok::<_, Misfit>(used + all.len() - 1)
         };
         let slots = state.slots.into_iter();
         let slots = slots.map(|slot| slot.try_map(|state| state.try_with_tensors(&mut place)));
         let slots = slots.collect::<Result<Vec<_>, _>>()?;
-        self.slots.append(all)?;
+        if let Err(misfit) = self.slots.append(all) {
+            // A store that appends one slot after the other has added those before the misfit.
+            self.close_holes();
+            return Err(misfit);
+        }
         slots.into_iter().for_each(|slot| self.bank.restore(slot));
         Ok(())
     }

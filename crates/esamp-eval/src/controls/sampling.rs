@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use esamp::{
-    Fire, Penalties, Sampling, Selection, TemperatureOrder, TokenId, filters::FilterConfig,
+    Fire, LogitsProcessor, Penalties, Sampling, Selection, TemperatureOrder, TokenId,
+    filters::{Custom, FilterConfig},
     reweighters::ReweighterConfig,
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
@@ -57,6 +58,8 @@ struct Written<'a> {
     logit_bias: &'a BTreeMap<TokenId, f32>,
     fire: Option<Fire>,
     selection: Selection,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    logits_processor: &'a Option<Custom<dyn LogitsProcessor>>,
 }
 
 impl Serialize for ArmSampling {
@@ -75,6 +78,7 @@ impl Serialize for ArmSampling {
             logit_bias: &settings.logit_bias,
             fire: settings.fire,
             selection: settings.selection.clone(),
+            logits_processor: &settings.logits_processor,
         }
         .serialize(serializer)
     }
@@ -97,6 +101,8 @@ impl<'de> Deserialize<'de> for ArmSampling {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 mod tests {
+    use esamp::{errors::RowError, filters::RowContext};
+
     use super::*;
     use crate::controls::Matched;
 
@@ -134,6 +140,11 @@ mod tests {
             assert_eq!(written, expected);
             assert_eq!(serde_json::from_str::<ArmSampling>(&written).unwrap(), arm);
         }
+        let processed = settings().with_logits_processor(
+            |_: &RowContext<'_>, _: &mut [f32]| -> Result<(), RowError> { Ok(()) },
+        );
+        let arm = ArmSampling::controlled(processed, ControlConfig::Subtract);
+        assert!(serde_json::to_string(&arm).is_err(), "as without a control");
     }
 
     #[test]

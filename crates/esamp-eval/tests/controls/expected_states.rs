@@ -88,8 +88,8 @@ fn a_single_row_keeps_its_own_error_and_is_counted() {
     let control = ShuffledErrors::default();
     let (mut plain, mut shuffled) = (sampler(), controlled(control.clone()));
     for step in 0..10 {
-        let a = choices(world.step(&mut plain, &rows(&sampling, 1), &[step]).unwrap())[0];
-        let b = choices(world.step(&mut shuffled, &rows(&sampling, 1), &[step]).unwrap())[0];
+        let a = &choices(world.step(&mut plain, &rows(&sampling, 1), &[step]).unwrap())[0];
+        let b = &choices(world.step(&mut shuffled, &rows(&sampling, 1), &[step]).unwrap())[0];
         assert_eq!(a.token, b.token);
         assert!((a.log_prob - b.log_prob).abs() < 1e-5);
     }
@@ -126,7 +126,7 @@ fn gaussian_errors_do_not_depend_on_the_other_rows() {
     };
     let together = step(&[0, 1, 2, 3]);
     for (place, together) in together.iter().enumerate() {
-        let alone = step(&[place])[0];
+        let alone = &step(&[place])[0];
         assert_eq!(alone.token, together.token);
         assert!((alone.log_prob - together.log_prob).abs() < 1e-4);
     }

@@ -73,7 +73,7 @@ fn a_token_is_drawn_from_the_scores_of_the_formula() {
                 let new: Vec<f32> = new.into_iter().map(|score| score as f32).collect();
 
                 let rows = [row(0, context as u64, &sampling)];
-                let choice = choices(world.step(&mut sampler(), &rows, &[context]).unwrap())[0];
+                let choice = &choices(world.step(&mut sampler(), &rows, &[context]).unwrap())[0];
                 let place = kept.iter().position(|&t| t == choice.token as usize).unwrap();
                 let wanted = log_softmax(&new, place as u32);
                 assert!(
@@ -111,7 +111,7 @@ fn subtraction_leaves_the_adjustments_as_they_are() {
             .map(|z| (reference[z] - beta * expected[z] + added(z)) / temperature)
             .collect();
         let rows = [row(0, context as u64, &sampling)];
-        let choice = choices(world.step(&mut sampler(), &rows, &[context]).unwrap())[0];
+        let choice = &choices(world.step(&mut sampler(), &rows, &[context]).unwrap())[0];
         let wanted = log_softmax(&scores, choice.token);
         assert!((choice.log_prob - wanted).abs() < 1e-5, "{context}: {} {wanted}", choice.log_prob);
     }
@@ -162,7 +162,7 @@ fn sharpening_and_a_hot_start() {
         let sampling = config.checked().unwrap();
         let rows = [row(0, 0, &sampling)]; // its third token
         let input = StepInput::new(&rows, world.head.logits(hidden.deep().clone()), &world.head);
-        let choice = choices(sampler().step(input).unwrap())[0];
+        let choice = &choices(sampler().step(input).unwrap())[0];
         let scores: Vec<f32> = logits.iter().map(|logit| logit * factor).collect();
         assert!((choice.log_prob - log_softmax(&scores, choice.token)).abs() < 1e-5);
     }
@@ -183,7 +183,7 @@ fn sharpening_keeps_the_candidates_that_a_lower_temperature_would_drop() {
         let logits = Tensor::from_data(TensorData::new(logits.clone(), [1, VOCAB]), &world.device);
         let rows = [row(0, 0, &sampling)];
         let output = sampler().step(StepInput::new(&rows, logits, &world.head)).unwrap();
-        let choice = choices(output)[0];
+        let choice = &choices(output)[0];
         assert_eq!(choice.candidates, scores.len());
         assert!((choice.log_prob - log_softmax(scores, choice.token)).abs() < 1e-6);
     }
@@ -216,8 +216,8 @@ fn sharpening_is_esamp_with_a_distiller_of_constant_logits() {
         })
     });
     for (context, [esamp, sharp]) in (0..30).flat_map(|c| pairs.iter().map(move |p| (c, p))) {
-        let one = choices(world.step(&mut blank, &[row(0, 0, esamp)], &[context]).unwrap())[0];
-        let two = choices(world.step(&mut sampler(), &[row(0, 0, sharp)], &[context]).unwrap())[0];
+        let one = &choices(world.step(&mut blank, &[row(0, 0, esamp)], &[context]).unwrap())[0];
+        let two = &choices(world.step(&mut sampler(), &[row(0, 0, sharp)], &[context]).unwrap())[0];
         assert_eq!((one.token, one.candidates), (two.token, two.candidates));
         assert!((one.log_prob - two.log_prob).abs() < 1e-5);
     }
@@ -235,7 +235,8 @@ fn the_first_token_is_unchanged() {
             row
         }];
         let input = StepInput::new(&rows, logits, &world.head);
-        choices(sampler().step(input.with_other_logits(other_logits(&world, &[3]))).unwrap())[0]
+        choices(sampler().step(input.with_other_logits(other_logits(&world, &[3]))).unwrap())
+            .remove(0)
     };
     for name in [ControlConfig::Sharpen, ControlConfig::RandomReward] {
         let sampling = control(name, 3.0).checked().unwrap();
@@ -278,7 +279,7 @@ fn all_reweighters_in_one_batch() {
     let mut all = sampler();
     let together = step(&mut all, &contexts);
     for place in 0..rows.len() {
-        let alone = step(&mut sampler(), &[place])[0];
+        let alone = &step(&mut sampler(), &[place])[0];
         assert_eq!(together[place].token, alone.token, "{:?}", kinds[place]);
         assert!((together[place].log_prob - alone.log_prob).abs() < 1e-4, "{:?}", kinds[place]);
         assert_eq!(together[place].novelty.is_some(), alone.novelty.is_some());

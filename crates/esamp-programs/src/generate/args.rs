@@ -77,6 +77,9 @@ pub struct Stopping {
     /// Do not end a completion at the model's end tokens.
     #[arg(long)]
     pub ignore_eos: bool,
+    /// Minimum number of tokens per completion before an end token can be chosen.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub min_new_tokens: usize,
 }
 
 /// Steering strength and method.
@@ -123,6 +126,13 @@ pub struct Drawing {
     /// off.
     #[arg(long, allow_negative_numbers = true)]
     pub presence_penalty: Option<f32>,
+    /// Sequences of N tokens occur only once, including in the prompt; 0 is off.
+    #[arg(long, value_name = "N")]
+    pub no_repeat_ngram: Option<usize>,
+    /// DRY: a penalty for continuing a repetition, in nats for one of three tokens; 0.8 is usual. Its other settings
+    /// are set by --config.
+    #[arg(long, value_name = "MULTIPLIER", allow_negative_numbers = true)]
+    pub dry: Option<f32>,
 }
 
 /// The filters that narrow the candidates.

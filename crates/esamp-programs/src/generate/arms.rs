@@ -47,6 +47,7 @@ impl<'m, M: Model> Arm<'m, M> {
         let request = Request::new(prompt.to_vec())
             .with_completions(args.samples)
             .with_max_new_tokens(args.max_new_tokens)
+            .with_min_new_tokens(args.stopping.min_new_tokens)
             .with_seed(args.seed)
             .with_stop_tokens(stop_tokens(model, texts, args)?)
             .with_stop_strings(&args.stopping.stop)

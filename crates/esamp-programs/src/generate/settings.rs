@@ -82,6 +82,10 @@ impl Args {
         set(&mut config.penalties.repetition, drawing.repetition_penalty);
         set(&mut config.penalties.frequency, drawing.frequency_penalty);
         set(&mut config.penalties.presence, drawing.presence_penalty);
+        set(&mut config.penalties.no_repeat_ngram, drawing.no_repeat_ngram);
+        if let Some(multiplier) = drawing.dry {
+            config.penalties.dry.get_or_insert_default().multiplier = multiplier;
+        }
         if !is_written("filters") {
             let usual = match (self.learning.settings, &config.reweighter) {
                 (Some(SettingsName::Paper | SettingsName::Reference), _) => None,
