@@ -67,22 +67,16 @@ pub struct LimitArgs {
     /// Prompt tokens that are read between two decode steps. Fewer disturb running completions less, more are read faster.
     #[arg(long, value_name = "TOKENS", default_value_t = 32, value_parser = at_least_one())]
     pub prefill_budget: usize,
-    /// Megabytes of the key-value cache, counted at the full length of all running completions.
+    /// Megabytes of key-value cache, distillers and working memory, counted at the full length of all running
+    /// completions. With llama.cpp, which reserves its memory at the start, of distillers and sampling only.
     #[arg(long, value_name = "MB", default_value_t = 4096, value_parser = at_least_one())]
-    pub kv_limit: usize,
+    pub memory: usize,
     /// Groups whose distillers are kept. The least recently used one makes room.
     #[arg(long, value_name = "GROUPS", default_value_t = 64, value_parser = at_least_one())]
     pub max_groups: usize,
     /// Seconds that a client may take to send its headers or its body, or may not read its response.
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = RangedU64ValueParser::<u64>::new().range(1..))]
     pub client_timeout: u64,
-}
-
-impl LimitArgs {
-    /// Bytes of the key-value cache.
-    pub(crate) fn kv_bytes(&self) -> usize {
-        self.kv_limit.saturating_mul(1 << 20)
-    }
 }
 
 fn at_least_one() -> RangedU64ValueParser<usize> {

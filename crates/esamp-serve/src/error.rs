@@ -136,7 +136,9 @@ pub fn refused(error: &RequestError, prompt: &'static str) -> ApiError {
             wrong("invalid_value", prompt)
         }
         RequestError::TooManyCompletions { .. } => wrong("invalid_value", "n"),
-        RequestError::CacheLimit { .. } => wrong("cache_limit_exceeded", "max_tokens"),
+        RequestError::CacheLimit { .. } | RequestError::MemoryLimit { .. } => {
+            wrong("memory_limit_exceeded", "max_tokens")
+        }
         RequestError::GroupSharing { .. } => wrong("unsupported_value", "esamp.group"),
         RequestError::GroupLimit { .. } => ApiError::busy(message).with_param("esamp.group"),
         RequestError::Config(ConfigError::OutOfRange { setting, .. }) => {

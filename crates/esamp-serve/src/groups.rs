@@ -138,7 +138,9 @@ mod tests {
         let id = |client, name: &str| groups.enter(Client(client), name).unwrap().id;
         let (a, b) = (id(0, "a"), id(0, "b"));
         assert_eq!((id(0, "a"), a == b), (a, false));
-        id(0, "c"); // in the place of b
+        let c = groups.enter(Client(0), "c").unwrap();
+        assert_eq!(c.forgotten, Some(b));
+        drop(c);
         assert_eq!(id(0, "a"), a);
         assert_ne!(id(0, "b"), b);
         assert_ne!(id(1, "b"), id(0, "b"), "another client");

@@ -17,13 +17,12 @@ use crate::{args::LimitArgs, start::Served};
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "llama.cpp")]
 pub struct LlamaCppArgs {
-    /// Decode with llama.cpp: any GGUF file, quantised. Completions whose client does not read are cancelled, because
-    /// they cannot be paused.
+    /// Decode with llama.cpp, which knows most architectures and keeps weights quantised.
     #[arg(long = "llama-cpp")]
     pub is_wanted: bool,
     /// CPU threads of llama.cpp [default: all]
     #[arg(long, allow_negative_numbers = true, requires = "is_wanted",
-          value_parser = RangedU64ValueParser::<usize>::new().range(1..=4096))]
+          value_parser = RangedU64ValueParser::<usize>::new().range(1..=512))]
     pub threads: Option<usize>,
     /// Number of layers to compute on the GPU, if llama.cpp is built for one.
     #[arg(
@@ -62,9 +61,7 @@ impl LlamaCppArgs {
         let path = source.fetch(&Cache::from_env()?)?;
         let texts = Texts::open(&path)?;
         let model = self.load(&path, limits.max_rows)?;
-        // A full cache would end the completions of a step, so no more may be admitted than it has room for.
-        let room = self.cells.saturating_mul(model.kv_bytes_per_token());
-        Ok(Served { name, model, texts, kv_limit: limits.kv_bytes().min(room) })
+        Ok(Served { name, model, texts })
     }
 
     fn load(&self, path: &Path, rows: usize) -> Result<LlamaCpp, Failure> {

@@ -37,8 +37,6 @@ pub struct Served<M> {
     pub name: String,
     pub model: M,
     pub texts: Texts,
-    /// Bytes of the key-value cache.
-    pub kv_limit: usize,
 }
 
 /// Loads the model and serves it until SIGTERM or Ctrl-C.
@@ -59,8 +57,7 @@ pub fn run(args: &Args) -> Result<(), End> {
     let path = source.fetch(&Cache::from_env()?)?;
     let texts = Texts::open(&path)?;
     let model = loaded::llama(&path, &device)?;
-    let kv_limit = args.limits.kv_bytes();
-    let app = app(args, keys, Served { name, model, texts, kv_limit })?;
+    let app = app(args, keys, Served { name, model, texts })?;
     serve_until_signal(args, app)
 }
 
@@ -79,8 +76,8 @@ where
         client_timeout: Duration::from_secs(args.limits.client_timeout),
         beta: args.beta,
     };
-    let Served { name, model, texts, kv_limit } = served;
-    let engine = engine(model, &texts, kv_limit, args).map_err(Failure::from)?;
+    let Served { name, model, texts } = served;
+    let engine = engine(model, &texts, args).map_err(Failure::from)?;
     Ok(App {
         engine,
         texts,
@@ -96,7 +93,7 @@ where
     })
 }
 
-fn engine<M>(model: M, texts: &Texts, kv_limit: usize, args: &Args) -> Result<Engine, ConfigError>
+fn engine<M>(model: M, texts: &Texts, args: &Args) -> Result<Engine, ConfigError>
 where
     M: CausalLm + Send + 'static,
     M::Cache: Send,
@@ -105,7 +102,7 @@ where
     let sampler = SamplerConfig::new().init(model.d_model(), &model.device())?;
     let decoder = Decoder::new(model, sampler)?
         .with_detokenizer(texts.tokenizer.clone())
-        .with_kv_limit(kv_limit)
+        .with_memory_limit(limits.memory.saturating_mul(1 << 20))
         .with_max_rows(limits.max_rows)?
         .with_prefill_budget(limits.prefill_budget)?
         .with_max_groups(limits.max_groups)?;

@@ -7,7 +7,6 @@ mod server;
 use std::{
     io::{Read, Write},
     net::TcpStream,
-    time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
@@ -157,7 +156,6 @@ fn bodies_that_are_no_requests_are_refused() {
 #[test]
 fn a_client_that_sends_too_slowly_is_let_go() {
     let server = Server::start(model(), &["--client-timeout", "1"]);
-    let started = Instant::now();
     let mut body = TcpStream::connect(server.address).unwrap();
     let headers = ["Content-Type: application/json", "Content-Length: 100"];
     body.write_all(&head("POST", COMPLETIONS, &headers)).unwrap();
@@ -167,7 +165,6 @@ fn a_client_that_sends_too_slowly_is_let_go() {
     assert_eq!((answer.status, &answer.json()["error"]["code"]), (408, &json!("request_timeout")));
     let mut rest = Vec::new();
     header.read_to_end(&mut rest).unwrap();
-    assert!(started.elapsed() < Duration::from_secs(10));
     server.wait_for("connections", 1.0); // that of the question itself
 }
 

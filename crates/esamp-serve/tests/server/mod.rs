@@ -72,7 +72,7 @@ impl Server {
         std::fs::write(folder.path().join("chat_template.jinja"), template).unwrap();
         let texts = Texts::open(folder.path()).unwrap();
         let keys = ApiKeys::load(args.api_key_file.as_deref()).unwrap();
-        let served = Served { name: "words".to_owned(), model, texts, kv_limit: usize::MAX };
+        let served = Served { name: "words".to_owned(), model, texts };
         let app = Arc::new(app(&args, keys, served).unwrap());
         let (stop, stopped) = oneshot::channel();
         let (bound, address) = std::sync::mpsc::channel();
