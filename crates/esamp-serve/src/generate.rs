@@ -112,8 +112,8 @@ async fn submit(
         }
         request = request.with_group(group.id);
     }
-    if params.wants_log_probs {
-        request = request.with_reference_log_probs();
+    if let Some(alternatives) = params.log_probs {
+        request = request.with_top_log_probs(alternatives);
     }
     let mut updates = app.engine.submit(request)?;
     let submitted = match updates.next().await {
@@ -129,7 +129,7 @@ async fn submit(
         model: app.model.clone(),
         seed: params.seed,
         group: params.group.clone(),
-        wants_log_probs: params.wants_log_probs,
+        wants_log_probs: params.log_probs.is_some(),
         wants_details: params.wants_details,
     };
     Ok(Answer::new(app, reply, updates, &submitted, prompt_tokens, group))
@@ -197,7 +197,7 @@ impl Answer {
                     let received = &mut self.texts[at];
                     received.text.push_str(&text);
                     if self.reply.shows_tokens() {
-                        received.pieces.push(Piece::new(&choice, text));
+                        received.pieces.push(Piece::new(&choice, text, &self.app.texts.tokenizer));
                     }
                     return Some(at);
                 }

@@ -2,7 +2,7 @@
 
 use axum::http::HeaderMap;
 use esamp::{
-    Penalties, Sampling, TokenId,
+    Penalties, Request, Sampling, TokenId,
     filters::{MinP, TopK, TopP},
     reweighters::ReweighterConfig,
 };
@@ -27,7 +27,8 @@ pub(crate) struct Params {
     pub(crate) is_streamed: bool,
     /// Whether a stream ends with the number of tokens.
     pub(crate) wants_usage: bool,
-    pub(crate) wants_log_probs: bool,
+    /// The number of alternatives to each token that are returned with their log-probabilities; `None` without any.
+    pub(crate) log_probs: Option<usize>,
     /// Whether the novelty of every token is returned.
     pub(crate) wants_details: bool,
     pub(crate) group: Option<String>,
@@ -84,7 +85,7 @@ impl Params {
             stop: stop(body)?,
             is_streamed,
             wants_usage,
-            wants_log_probs: wants_log_probs(body, kind)?,
+            log_probs: log_probs(body, kind)?,
             wants_details: esamp.flag("details")?,
             group: groups::requested(headers, &mut esamp)?,
             warm_up_updates: count(esamp.integer("warm_up_updates", 0..=100)?).unwrap_or(0),
@@ -115,7 +116,6 @@ fn refuse_unsupported(body: &mut Fields) -> Result<(), ApiError> {
         other => whole(other) == Some(0),
     };
     for (field, why) in [
-        ("top_logprobs", "expected none: only the log-probabilities of chosen tokens are returned"),
         ("response_format", "expected {\"type\": \"text\"}: the output cannot be constrained"),
         ("tools", "expected none: the model is not told about tools"),
         ("tool_choice", "expected none: the model is not told about tools"),
@@ -149,18 +149,19 @@ fn max_new_tokens(body: &mut Fields, kind: Kind) -> Result<Option<usize>, ApiErr
     }
 }
 
-fn wants_log_probs(body: &mut Fields, kind: Kind) -> Result<bool, ApiError> {
+fn log_probs(body: &mut Fields, kind: Kind) -> Result<Option<usize>, ApiError> {
+    let range = 0..=Request::MAX_TOP_LOG_PROBS as i128;
     match kind {
-        Kind::Chat => body.flag("logprobs"),
-        Kind::Completion => match body.take("logprobs") {
-            None => Ok(false),
-            Some(value) if whole(&value) == Some(0) => Ok(true),
-            Some(value) => Err(ApiError::field(
-                "logprobs",
-                "0, for the log-probabilities of the chosen tokens without alternatives",
-                &shown(&value),
-            )),
-        },
+        Kind::Completion => Ok(count(body.integer("logprobs", range)?)),
+        Kind::Chat => {
+            let is_wanted = body.flag("logprobs")?;
+            let alternatives = count(body.integer("top_logprobs", range)?).unwrap_or(0);
+            if alternatives > 0 && !is_wanted {
+                let expected = "logprobs to be true with it";
+                return Err(ApiError::field("top_logprobs", expected, &alternatives.to_string()));
+            }
+            Ok(is_wanted.then_some(alternatives))
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The JSON of responses and of the parts of a stream.
 
-use esamp::{Choice, TokenId};
-use serde_json::{Value, json};
+use esamp::{Choice, Detokenize, TokenId};
+use serde_json::{Map, Value, json};
 
 use crate::app::Kind;
 
@@ -26,19 +26,45 @@ pub(crate) struct Piece {
     /// Under the unmodified model, if that was asked for.
     reference_log_prob: Option<f32>,
     log_prob: f32,
+    /// The most likely tokens as bytes with their log-probabilities under the unmodified model, if they were asked for.
+    alternatives: Vec<(Vec<u8>, f32)>,
     /// Relative to the deep state.
     novelty: Option<f32>,
 }
 
 impl Piece {
-    pub(crate) fn new(choice: &Choice, text: String) -> Self {
+    pub(crate) fn new(choice: &Choice, text: String, tokenizer: &impl Detokenize) -> Self {
+        let bytes = |token| match tokenizer.token_bytes(token) {
+            Some(bytes) => bytes,
+            // A tokenizer without bytes: the text of the token alone.
+            None => tokenizer.decode(&[token]).unwrap_or_default().into_bytes(),
+        };
+        let alternatives = choice.top_log_probs.iter().map(|&(token, x)| (bytes(token), x));
         Self {
             token: choice.token,
             text,
             reference_log_prob: choice.reference_log_prob,
             log_prob: choice.log_prob,
+            alternatives: alternatives.collect(),
             novelty: choice.novelty.map(|novelty| novelty.relative()),
         }
+    }
+
+    /// The alternatives as objects of a chat.
+    fn alternatives(&self) -> Vec<Value> {
+        let alternative = |(bytes, log_prob): &(Vec<u8>, f32)| json!({"token": String::from_utf8_lossy(bytes), "logprob": log_prob, "bytes": bytes});
+        self.alternatives.iter().map(alternative).collect()
+    }
+
+    /// The alternatives as an object with a log-probability for each text, `null` without any. Of tokens with the same
+    /// text, such as parts of different characters, the most likely one is kept.
+    fn alternatives_by_text(&self) -> Value {
+        let mut by_text = Map::new();
+        for (bytes, log_prob) in &self.alternatives {
+            let text = String::from_utf8_lossy(bytes).into_owned();
+            by_text.entry(text).or_insert_with(|| json!(log_prob));
+        }
+        if by_text.is_empty() { Value::Null } else { by_text.into() }
     }
 
     fn details(&self) -> Value {
@@ -180,8 +206,12 @@ fn log_probs(part: &Part<'_>) -> Value {
     let texts: Vec<&str> = part.pieces.iter().map(|piece| piece.text.as_str()).collect();
     let log_probs: Vec<Option<f32>> =
         part.pieces.iter().map(|piece| piece.reference_log_prob).collect();
+    let alternatives: Vec<Value> = part.pieces.iter().map(Piece::alternatives_by_text).collect();
+    let alternatives =
+        if alternatives.iter().all(Value::is_null) { Value::Null } else { alternatives.into() };
     json!({
-        "tokens": texts, "token_logprobs": log_probs, "top_logprobs": null, "text_offset": offsets,
+        "tokens": texts, "token_logprobs": log_probs, "top_logprobs": alternatives,
+        "text_offset": offsets,
     })
 }
 
@@ -189,7 +219,7 @@ fn chat_log_probs(part: &Part<'_>) -> Value {
     let content = part.pieces.iter().map(|piece| {
         json!({
             "token": piece.text, "logprob": piece.reference_log_prob,
-            "bytes": piece.text.as_bytes(), "top_logprobs": [],
+            "bytes": piece.text.as_bytes(), "top_logprobs": piece.alternatives(),
         })
     });
     json!({"content": content.collect::<Vec<_>>(), "refusal": null})

@@ -152,6 +152,36 @@ fn log_probabilities_are_the_models_and_their_texts_are_the_text() {
 }
 
 #[test]
+fn alternatives_are_the_most_likely_tokens() {
+    let server = Server::start(model(), &[]);
+    let body = server.post(COMPLETIONS, &ask(json!({"logprobs": 3, "temperature": 0}))).json();
+    let shown = &body["choices"][0]["logprobs"];
+    assert_eq!(shown["top_logprobs"].as_array().unwrap().len(), 12, "{body}");
+    for (at, of_chosen) in shown["token_logprobs"].as_array().unwrap().iter().enumerate() {
+        let alternatives = shown["top_logprobs"][at].as_object().unwrap();
+        assert_eq!(alternatives.len(), 3);
+        // Greedy, so the chosen token is the most likely one.
+        let most = alternatives.values().map(|x| x.as_f64().unwrap()).fold(f64::MIN, f64::max);
+        assert_eq!(of_chosen.as_f64().unwrap(), most);
+    }
+    let chat = json!({"model": "words", "max_tokens": 2, "logprobs": true, "top_logprobs": 2,
+        "messages": [{"role": "user", "content": "w8"}], "temperature": 0});
+    let body = server.post(CHAT, &chat).json();
+    for token in body["choices"][0]["logprobs"]["content"].as_array().unwrap() {
+        let alternatives = token["top_logprobs"].as_array().unwrap();
+        assert_eq!(alternatives.len(), 2, "{body}");
+        assert_eq!(alternatives[0]["logprob"], token["logprob"]);
+        assert_ne!(alternatives[0]["token"], alternatives[1]["token"]);
+    }
+    let refused = server.post(
+        CHAT,
+        &json!({"model": "words", "max_tokens": 2, "top_logprobs": 2,
+        "messages": [{"role": "user", "content": "w8"}]}),
+    );
+    assert_eq!(refused.json()["error"]["param"], "top_logprobs");
+}
+
+#[test]
 fn settings_reach_the_sampler() {
     let server = Server::start(model(), &[]);
     let text = |fields: Value| texts(&server.post(COMPLETIONS, &ask(fields))).remove(0);

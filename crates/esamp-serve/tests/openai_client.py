@@ -34,11 +34,12 @@ def main(address: str, model: str) -> None:
 
     # A chat with eight completions, streamed, and ESamp's own settings.
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Name a colour."}]
-    chat = dict(model=model, messages=messages, max_completion_tokens=12, temperature=1, logprobs=True)
+    chat = dict(model=model, messages=messages, max_completion_tokens=12, temperature=1, logprobs=True, top_logprobs=2)
     whole = client.chat.completions.create(**chat)
     message = whole.choices[0].message
     assert message.role == "assistant" and message.content is not None, whole
     assert len(whole.choices[0].logprobs.content) == whole.usage.completion_tokens, whole
+    assert all(len(token.top_logprobs) == 2 for token in whole.choices[0].logprobs.content), whole
     texts, ends, usage = {}, {}, None
     own = {"esamp": {"beta": 0.5, "reweighter": "extrapolate", "group": "colours"}}
     options = {"include_usage": True}
@@ -71,7 +72,7 @@ def main(address: str, model: str) -> None:
 
     refused(openai.NotFoundError, "model", model="gpt-4")
     refused(openai.BadRequestError, "temperature", temperature=3)
-    refused(openai.BadRequestError, "top_logprobs", top_logprobs=5)
+    refused(openai.BadRequestError, "top_logprobs", top_logprobs=21)
     refused(openai.BadRequestError, "response_format", response_format={"type": "json_object"})
     refused(openai.BadRequestError, "messages", messages=[{"role": "user", "content": "word " * 40_000}])
     refused(openai.BadRequestError, "esamp.beta", extra_body={"esamp": {"beta": -1}})

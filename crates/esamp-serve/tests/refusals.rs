@@ -43,9 +43,9 @@ fn wrong_fields_are_named() {
         (json!({"stop": ""}), "stop", "of 1 to 256 bytes"),
         (json!({"stream": "yes"}), "stream", "true or false"),
         (json!({"stream_options": {"usage": true}}), "stream_options.usage", "unknown"),
-        (json!({"logprobs": 5}), "logprobs", "without alternatives"),
-        (json!({"logprobs": true}), "logprobs", "without alternatives"),
-        (json!({"top_logprobs": 2}), "top_logprobs", "only the log-probabilities of chosen tokens"),
+        (json!({"logprobs": 21}), "logprobs", "from 0 to 20"),
+        (json!({"logprobs": true}), "logprobs", "from 0 to 20"),
+        (json!({"top_logprobs": 2}), "top_logprobs", "unknown"),
         (
             json!({"response_format": {"type": "json_object"}}),
             "response_format",
