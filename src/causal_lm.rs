@@ -140,10 +140,53 @@ pub trait CausalLm {
         None
     }
 
-    /// Bytes of KV cache per token and row. 0, the default, means unknown and disables the loop's memory limit.
+    /// What all caches of the model together have room for. The decode loop keeps prompts waiting until they fit. The
+    /// default is no limit.
+    fn cache_limits(&self) -> CacheLimits {
+        CacheLimits::default()
+    }
+
+    /// Bytes of KV cache per token and row, for the decode loop's [memory limit](crate::Decoder::with_memory_limit). 0,
+    /// the default, means that the cache takes no memory or an unknown amount.
     fn kv_bytes_per_token(&self) -> usize {
         0
     }
+
+    /// Bytes that the model takes at most in addition to its weights and the tokens in its cache, for the same limit:
+    /// spare capacity of the cache, copies of rows that join, activations, and the logits that it returns. 0, the
+    /// default, means unknown.
+    fn working_bytes(&self, _batch: BatchSize) -> usize {
+        0
+    }
+}
+
+/// What all caches of a model together have room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheLimits {
+    /// Number of rows.
+    pub rows: usize,
+    /// Tokens over all rows. A prompt counts once for all of its completions.
+    pub tokens: usize,
+}
+
+impl Default for CacheLimits {
+    fn default() -> Self {
+        Self { rows: usize::MAX, tokens: usize::MAX }
+    }
+}
+
+/// The size of a batch at its largest, for estimates of memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BatchSize {
+    /// Number of rows.
+    pub rows: usize,
+    /// Tokens of the longest row.
+    pub columns: usize,
+    /// How many of the rows join a batch that is running.
+    pub joining: usize,
+    /// Tokens of the largest forward pass, over all rows.
+    pub pass: usize,
 }
 
 /// The keys and values of the sequences that a model has read, one sequence per row.
@@ -296,8 +339,16 @@ macro_rules! pointer_to_a_model {
                 (**self).context_length()
             }
 
+            fn cache_limits(&self) -> CacheLimits {
+                (**self).cache_limits()
+            }
+
             fn kv_bytes_per_token(&self) -> usize {
                 (**self).kv_bytes_per_token()
+            }
+
+            fn working_bytes(&self, batch: BatchSize) -> usize {
+                (**self).working_bytes(batch)
             }
         }
     )*};

@@ -56,9 +56,11 @@ pub enum ConfigError {
         /// The value that was set.
         got: String,
     },
-    /// The thread that learns in the background could not be started.
-    #[error("background learning: expected a thread for it, got none: {reason}")]
+    /// The thread of background learning or of an [`Engine`](crate::engine::Engine) could not be started.
+    #[error("{purpose}: expected a thread for it, got none: {reason}")]
     Thread {
+        /// What the thread is for.
+        purpose: &'static str,
         /// The operating system's error.
         reason: String,
     },

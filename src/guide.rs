@@ -6,6 +6,9 @@ pub mod your_model {}
 #[doc = include_str!("../docs/guide/your-engine.md")]
 pub mod your_engine {}
 
+#[doc = include_str!("../docs/guide/serving.md")]
+pub mod serving {}
+
 #[doc = include_str!("../docs/guide/choose-settings.md")]
 pub mod choose_settings {}
 

@@ -89,7 +89,7 @@ pub use rand;
 
 pub use bank::Sharing;
 pub use candidates::{LogitsProcessor, TokenMask};
-pub use causal_lm::{CausalLm, KvCache};
+pub use causal_lm::{BatchSize, CacheLimits, CausalLm, KvCache};
 pub use decode::{
     Completion, DecodeStats, Decoder, Event, FinishReason, Request, Submitted, TokenMasker,
 };

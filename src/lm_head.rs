@@ -252,6 +252,18 @@ impl<'a> HeadRows<'a> {
         })
     }
 
+    /// Multiplies the matrix by `scale`, for a model that does so with its logits.
+    pub fn with_scale(self, scale: f32) -> Self {
+        let rows_of = self.rows_of;
+        let scaled = move |tokens: &[TokenId], rows: &mut [f32]| {
+            rows_of(tokens, rows);
+            for number in rows {
+                *number *= scale;
+            }
+        };
+        Self { rows_of: Arc::new(scaled), ..self }
+    }
+
     /// The rows of `tokens`, `[tokens, d_model]`.
     fn rows(&self, tokens: &[TokenId], device: &Device) -> Tensor<2> {
         let mut rows = vec![0.0; tokens.len() * self.d_model];

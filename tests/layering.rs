@@ -124,7 +124,7 @@ impl Files {
                 let inside = path.strip_prefix(folder).unwrap().with_extension("");
                 let name = inside.to_str().unwrap().replace('\\', "/");
                 let name = name.strip_suffix("mod").unwrap_or(&name).trim_end_matches('/');
-                if !name.ends_with("tests") {
+                if !name.split('/').any(|part| part == "tests") {
                     found.insert(name.to_owned(), fs::read_to_string(&path).unwrap());
                 }
             }

@@ -1,8 +1,10 @@
 //! Admission: which requests are valid, and when there is room for them.
 
+use std::{collections::HashSet, iter};
+
 use super::{Batch, Decoder, Request, Waiting, row::Row};
 use crate::{
-    causal_lm::{CausalLm, KvCache},
+    causal_lm::{CacheLimits, CausalLm, KvCache},
     decode::error::RequestError,
     error::ConfigError,
     id::TokenId,
@@ -10,19 +12,6 @@ use crate::{
 };
 
 impl<M: CausalLm> Decoder<M> {
-    /// Limits the KV cache of the running rows, in bytes, at their full length as counted by
-    /// [`kv_bytes_needed`](Self::kv_bytes_needed). Prompts wait until they fit.
-    ///
-    /// This counts `rows · tokens · kv_bytes_per_token`, for both models if there are two, where `tokens` is the length
-    /// of the longest row. It is not a limit on memory. Not counted are the weights, the spare capacity of a cache
-    /// (that of [`Llama`](crate::llama::Llama) is at most as large again), a second copy of newcomers while they join
-    /// the batch, logits and activations of a forward pass, and the distillers. The guide gives a [formula for all of
-    /// them](crate::guide::performance).
-    pub fn with_kv_limit(mut self, bytes: usize) -> Self {
-        self.kv_limit = Some(bytes);
-        self
-    }
-
     /// Limits the number of rows, at least 1: completions that run, are [paused](Self::pause), or whose prompt is being
     /// prefilled. Prompts wait until all of their completions have room. The default is no limit.
     ///
@@ -39,24 +28,6 @@ impl<M: CausalLm> Decoder<M> {
     /// later and for which there is. After that, all later ones wait for it.
     pub const MAX_OVERTAKEN: usize = 16;
 
-    /// Bytes of KV cache that a request needs when it runs alone and all of its completions reach their full length.
-    ///
-    /// The cache of [`Llama`](crate::llama::Llama) doubles its capacity when it is full, so it may take up to twice
-    /// as much. Its minimum capacity is 64 tokens per row.
-    pub fn kv_bytes_needed(&self, request: &Request) -> usize {
-        let others = if request.expects() == Expects::OtherModel { request.completions } else { 0 };
-        self.kv_bytes(request.completions, others, self.longest(request))
-    }
-
-    /// Bytes of KV cache for `rows` rows of the model and `others` rows of the second model, `columns` tokens each.
-    fn kv_bytes(&self, rows: usize, others: usize, columns: usize) -> usize {
-        // Saturating, so that a request with enormous settings exceeds the limit instead of overflowing.
-        let bytes =
-            |rows: usize, per_token: usize| rows.saturating_mul(columns).saturating_mul(per_token);
-        let other = self.other.as_ref().map_or(0, |other| other.kv_bytes_per_token());
-        bytes(rows, self.model.kv_bytes_per_token()).saturating_add(bytes(others, other))
-    }
-
     /// The maximum length of the request's sequences in tokens: the smallest context length of the models that read
     /// them.
     pub(super) fn context_length(&self, request: &Request) -> Option<usize> {
@@ -65,7 +36,7 @@ impl<M: CausalLm> Decoder<M> {
         self.model.context_length().into_iter().chain(other).min()
     }
 
-    fn longest(&self, request: &Request) -> usize {
+    pub(super) fn longest(&self, request: &Request) -> usize {
         request.longest(self.context_length(request))
     }
 
@@ -112,15 +83,67 @@ impl<M: CausalLm> Decoder<M> {
         if let Some(group) = request.group {
             self.check_group(group)?;
         }
-        let needed = self.kv_bytes_needed(request);
-        match self.kv_limit {
-            Some(limit) if needed > limit => Err(RequestError::CacheLimit { limit, needed }),
+        if let Some(error) = self.cache_shortage(request, iter::empty()) {
+            return Err(error);
+        }
+        let needed = self.bytes_needed(request);
+        match self.memory_limit {
+            Some(limit) if needed > limit => Err(RequestError::MemoryLimit { limit, needed }),
             _ => Ok(()),
         }
     }
 
-    /// Whether there is room to prefill a prompt now.
+    /// Where the caches have too little room for a request alongside these rows, all at their full length.
+    fn cache_shortage<'a>(
+        &self,
+        request: &Request,
+        rows: impl Iterator<Item = &'a Row> + Clone,
+    ) -> Option<RequestError> {
+        let is_contrasted = |expects| expects == Expects::OtherModel;
+        let of_model = (self.model.cache_limits(), self.cache_use(request, rows.clone()));
+        let other = self.other.as_ref().filter(|_| is_contrasted(request.expects()));
+        let of_other = other.map(|other| {
+            let rows = rows.filter(|row| is_contrasted(row.expects()));
+            (other.cache_limits(), self.cache_use(request, rows))
+        });
+        iter::once(of_model).chain(of_other).find_map(|(limits, needed)| {
+            let pairs =
+                [("rows", limits.rows, needed.rows), ("tokens", limits.tokens, needed.tokens)];
+            let (what, limit, needed) =
+                pairs.into_iter().find(|(_, limit, needed)| needed > limit)?;
+            Some(RequestError::CacheLimit { what, limit, needed })
+        })
+    }
+
+    /// What a request takes of a cache alongside these rows. The last token of a completion is not read.
+    fn cache_use<'a>(&self, request: &Request, rows: impl Iterator<Item = &'a Row>) -> CacheLimits {
+        let prompt = request.prompt.len();
+        let new = self.longest(request).saturating_sub(prompt + 1);
+        let tokens = request.completions.saturating_mul(new).saturating_add(prompt);
+        let mut needed = CacheLimits { rows: request.completions, tokens };
+        let mut prompts = HashSet::new();
+        for row in rows {
+            let prompt = row.prompt();
+            let shared = if prompts.insert(prompt.as_ptr()) { 0 } else { prompt.len() };
+            needed.rows += 1;
+            needed.tokens = needed.tokens.saturating_add(row.longest() - 1 - shared);
+        }
+        needed
+    }
+
+    /// The rows of completions whose prompt has been read.
+    pub(super) fn rows(&self) -> impl Iterator<Item = &Row> + Clone {
+        let running = self.batch.iter().flat_map(|batch| batch.rows.iter().flatten());
+        running.chain(self.paused.iter().map(|paused| &paused.row))
+    }
+
+    /// Whether there is room to prefill a prompt now. A prompt is never kept waiting when nothing else runs.
     pub(super) fn has_room(&self, waiting: &Waiting) -> bool {
+        self.has_places(waiting) && (self.rows().next().is_none() || self.has_memory(waiting))
+    }
+
+    /// Whether the batch and the caches have places for the rows of a prompt.
+    pub(super) fn has_places(&self, waiting: &Waiting) -> bool {
         let wants_other = waiting.request.expects() == Expects::OtherModel;
         if wants_other && self.other.as_ref().is_some_and(|other| !other.has_room()) {
             return false;
@@ -132,25 +155,15 @@ impl<M: CausalLm> Decoder<M> {
         if !self.batch.as_ref().is_none_or(joins) {
             return false;
         }
-        let running = self.batch.iter().flat_map(|batch| batch.rows.iter().flatten());
-        let running: Vec<&Row> =
-            running.chain(self.paused.iter().map(|paused| &paused.row)).collect();
-        if running.is_empty() {
-            return true;
-        }
-        if running.len() + waiting.completions.len() > self.max_rows {
-            return false;
-        }
-        let Some(limit) = self.kv_limit else {
-            return true;
-        };
-        // All rows share the cache's last column, so each row takes as many columns as the longest one.
-        let newcomer = self.longest(&waiting.request);
-        // Counted at full length, so that the limit still holds when all rows have reached theirs.
-        let longest = running.iter().map(|row| row.longest()).fold(newcomer, usize::max);
-        let newcomers = waiting.completions.len();
-        let others = running.iter().filter(|row| row.expects() == Expects::OtherModel).count();
-        let others = others + if wants_other { newcomers } else { 0 };
-        self.kv_bytes(running.len() + newcomers, others, longest) <= limit
+        let running = self.rows().count();
+        let most = self.max_rows.saturating_sub(waiting.completions.len());
+        running <= most && self.cache_shortage(&waiting.request, self.rows()).is_none()
+    }
+
+    /// Whether a step would begin no waiting prompt because paused rows take the room.
+    pub(super) fn are_prompts_blocked(&self) -> bool {
+        !self.paused.is_empty()
+            && !self.waiting.iter().any(|waiting| self.has_room(waiting))
+            && self.groups_to_evict().is_empty()
     }
 }

@@ -57,7 +57,9 @@ impl<M: CausalLm> Decoder<M> {
                 waiting.push((id, prompt.request.clone()));
             }
         }
+        let queued = self.waiting.len();
         self.waiting.retain(|prompt| !prompt.completions.is_empty());
+        self.leave_queue(queued - self.waiting.len());
         let joining: Vec<(usize, FinishReason)> = live_mut(&mut self.joining)
             .filter(|(_, row)| is_ended(row.id))
             .map(|(at, _)| (at, reason.clone()))

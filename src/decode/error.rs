@@ -66,9 +66,21 @@ pub enum RequestError {
         /// Number of tokens in the vocabulary.
         vocab: usize,
     },
-    /// The request alone needs more KV cache memory than the limit allows.
-    #[error("key-value cache: expected at most {limit} bytes, the request needs {needed}")]
+    /// The request alone needs more room in the key-value cache than the model has.
+    #[error("key-value cache: expected a request of at most {limit} {what}, got one of {needed}")]
     CacheLimit {
+        /// "rows" or "tokens".
+        what: &'static str,
+        /// The [limit](crate::CacheLimits).
+        limit: usize,
+        /// What the request needs at its full length.
+        needed: usize,
+    },
+    /// The request alone needs more memory than the limit allows.
+    #[error(
+        "memory: expected a request that needs at most {limit} bytes, got one that needs {needed}"
+    )]
+    MemoryLimit {
         /// The limit, in bytes.
         limit: usize,
         /// The bytes the request needs at its full length.

@@ -1,6 +1,6 @@
 //! Groups of requests that share a distiller, which outlives each of them.
 
-use std::path::Path;
+use std::{collections::HashSet, path::Path};
 
 use super::{Decoder, GroupError, RequestError};
 use crate::{
@@ -128,7 +128,7 @@ impl<M: CausalLm> Decoder<M> {
         }
         let is_known = self.groups.known.iter().any(|known| known.id == group);
         let is_full = self.groups.known.len() >= self.groups.most;
-        if !is_known && is_full && self.evictable().is_none() {
+        if !is_known && is_full && self.idle_groups().is_empty() {
             return Err(RequestError::GroupLimit { limit: self.groups.most });
         }
         Ok(())
@@ -137,7 +137,7 @@ impl<M: CausalLm> Decoder<M> {
     /// Adds a group whose first request has this prompt id, and which has had this number of completions.
     pub(super) fn found_group(&mut self, id: GroupId, prompt: PromptId, completions: u64) {
         if self.groups.known.len() >= self.groups.most
-            && let Some(evicted) = self.evictable()
+            && let Some(&(evicted, _)) = self.idle_groups().first()
         {
             // It is known, so this cannot fail.
             let _ = self.release_group(evicted);
@@ -146,11 +146,11 @@ impl<M: CausalLm> Decoder<M> {
         self.groups.known.push(Group { id, prompt, next: completions });
     }
 
-    /// The least recently used group without completions.
-    fn evictable(&self) -> Option<GroupId> {
-        let known = self.sampler.completions();
-        let has_completions = |prompt| known.iter().any(|completion| completion.prompt == prompt);
-        let idle = self.groups.known.iter().find(|group| !has_completions(group.prompt));
-        idle.map(|group| group.id)
+    /// The groups without completions, least recently used first, with the prompt id of their requests.
+    pub(super) fn idle_groups(&self) -> Vec<(GroupId, PromptId)> {
+        let used: HashSet<PromptId> =
+            self.sampler.completions().iter().map(|completion| completion.prompt).collect();
+        let idle = self.groups.known.iter().filter(move |group| !used.contains(&group.prompt));
+        idle.map(|group| (group.id, group.prompt)).collect()
     }
 }

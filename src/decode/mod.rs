@@ -6,6 +6,7 @@ mod error;
 mod forward;
 mod groups;
 mod interrupted;
+mod memory;
 mod other;
 mod pause;
 mod prefill;
@@ -17,7 +18,10 @@ mod warm_up;
 use std::{
     collections::{HashSet, VecDeque},
     ops::ControlFlow,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Instant,
 };
 
@@ -93,12 +97,14 @@ pub struct Decoder<M: CausalLm> {
     other: Option<Box<dyn OtherModel>>,
     sampler: Sampler,
     detokenizer: Option<Arc<dyn Detokenize>>,
-    kv_limit: Option<usize>,
+    memory_limit: Option<usize>,
     max_rows: usize,
     prefill_chunk: usize,
     prefill_budget: usize,
     sites: [TapSite; 2],
     waiting: VecDeque<Waiting>,
+    /// Prompts that have left the queue. Shared with the callers of an engine, who may ask while a step runs.
+    left_queue: Arc<AtomicU64>,
     /// The prompt that is being prefilled, and its rows. Both are empty between steps, unless the budget of a step did
     /// not suffice for the prompt or a panic has left the step.
     reading: Option<Reading<M::Cache>>,
@@ -167,12 +173,13 @@ impl<M: CausalLm> Decoder<M> {
             other: None,
             sampler,
             detokenizer: None,
-            kv_limit: None,
+            memory_limit: None,
             max_rows: usize::MAX,
             prefill_chunk: Self::DEFAULT_PREFILL_CHUNK,
             prefill_budget: usize::MAX,
             sites: [TapSite::AfterBlock(0), TapSite::HeadInput],
             waiting: VecDeque::new(),
+            left_queue: Arc::default(),
             reading: None,
             joining: Vec::new(),
             paused: Vec::new(),
@@ -285,18 +292,28 @@ impl<M: CausalLm> Decoder<M> {
     }
 
     /// Whether nothing is waiting, running, or still to be delivered by [`run`](Self::run). [Paused](Self::pause)
-    /// completions do not count until they are resumed.
+    /// completions do not count until they are resumed, nor do prompts that wait for the room that these take.
     pub fn is_idle(&self) -> bool {
-        self.waiting.is_empty()
-            && self.joining.is_empty()
+        self.joining.is_empty()
             && self.batch.is_none()
             && !self.paused.iter().any(|paused| paused.is_resumed)
             && self.events.is_empty()
+            && (self.waiting.is_empty() || self.are_prompts_blocked())
     }
 
     /// Number of requests whose prompt has not begun to be read.
     pub fn waiting(&self) -> usize {
         self.waiting.len()
+    }
+
+    /// The number of prompts that have been read, are being read, or were cancelled before.
+    pub(crate) fn left_queue(&self) -> Arc<AtomicU64> {
+        self.left_queue.clone()
+    }
+
+    /// Counts prompts that have left the queue.
+    fn leave_queue(&self, prompts: usize) {
+        self.left_queue.fetch_add(prompts as u64, Ordering::Relaxed);
     }
 
     /// Number of completions in the batch.

@@ -8,7 +8,7 @@ use super::{
     row::Row,
 };
 use crate::{
-    causal_lm::{CausalLm, KvCache},
+    causal_lm::{BatchSize, CacheLimits, CausalLm, KvCache},
     id::{CompletionId, TokenId},
     novelty::Expects,
     sampler::StepError,
@@ -42,7 +42,11 @@ pub(super) trait OtherModel: Send {
 
     fn context_length(&self) -> Option<usize>;
 
+    fn cache_limits(&self) -> CacheLimits;
+
     fn kv_bytes_per_token(&self) -> usize;
+
+    fn working_bytes(&self, batch: BatchSize) -> usize;
 }
 
 /// The second model and its rows in the order of its cache. `None` marks a dropped row that is still in the cache.
@@ -137,8 +141,16 @@ where
         self.model.context_length()
     }
 
+    fn cache_limits(&self) -> CacheLimits {
+        self.model.cache_limits()
+    }
+
     fn kv_bytes_per_token(&self) -> usize {
         self.model.kv_bytes_per_token()
+    }
+
+    fn working_bytes(&self, batch: BatchSize) -> usize {
+        self.model.working_bytes(batch)
     }
 }
 

@@ -79,6 +79,10 @@ impl<M: CausalLm> Decoder<M> {
     /// The place of the waiting prompt to prefill next: the first for which there is room, unless it would overtake one
     /// that has been overtaken too often.
     fn next_waiting(&mut self) -> Option<usize> {
+        for group in self.groups_to_evict() {
+            // It is known, so this cannot fail.
+            let _ = self.release_group(group);
+        }
         let most = Self::MAX_OVERTAKEN;
         let fits = |waiting: &Waiting| self.has_room(waiting);
         let at =
@@ -103,6 +107,7 @@ impl<M: CausalLm> Decoder<M> {
         let failed = make_masks(&mut rows, self.model.vocab_size(), &mut self.work);
         // The prompt waits until its masks are made, so that a panic of its masker does not lose it.
         self.waiting.remove(at);
+        self.leave_queue(1);
         self.joining = rows;
         self.end_joining(failed);
         self.joining.retain(Option::is_some);

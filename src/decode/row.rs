@@ -75,6 +75,11 @@ impl Row {
         self.generated.last().copied().unwrap_or_default()
     }
 
+    /// The prompt, which all completions of a request share.
+    pub(super) fn prompt(&self) -> &[TokenId] {
+        &self.request.prompt
+    }
+
     /// The maximum number of cache columns (tokens) that this row needs.
     pub(super) fn longest(&self) -> usize {
         self.request.prompt.len() + self.limit.0
@@ -123,7 +128,7 @@ impl Row {
             phase,
             draw: self.draw,
             code: self.code,
-            prompt: &self.request.prompt,
+            prompt: self.prompt(),
             generated: &self.generated,
             sampling: self.sampling(),
             allowed: self.mask.as_ref(),

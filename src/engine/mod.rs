@@ -18,7 +18,7 @@ use crate::{
     causal_lm::CausalLm,
     decode::{DecodeStats, Decoder, Request},
     error::ConfigError,
-    id::{CompletionId, PromptId},
+    id::{CompletionId, GroupId, PromptId},
     telemetry::Counters,
 };
 use stream::Stream;
@@ -178,11 +178,15 @@ impl Engine {
     {
         ConfigError::at_least_one("max_waiting", config.max_waiting)?;
         ConfigError::at_least_one("max_unread", config.max_unread)?;
-        let shared = Arc::new(Shared { inbox: Inbox::default(), stats: Mutex::default(), config });
+        let inbox = Inbox::new(decoder.waiting(), decoder.left_queue());
+        let shared = Arc::new(Shared { inbox, stats: Mutex::default(), config });
         let worker = Worker::new(decoder, shared.clone());
         let thread = thread::Builder::new().name("esamp-engine".to_owned());
         let started = thread.spawn(move || worker.run());
-        started.map_err(|error| ConfigError::Thread { reason: error.to_string() })?;
+        started.map_err(|error| ConfigError::Thread {
+            purpose: "engine",
+            reason: error.to_string(),
+        })?;
         Ok(Self { _last: Arc::new(Last(shared.clone())), shared })
     }
 
@@ -209,7 +213,13 @@ impl Engine {
         self.shared.inbox.send(worker::Command::CancelPrompt(prompt));
     }
 
-    /// The state after the last step.
+    /// Forgets a [group](Request::with_group), before the next step: see
+    /// [`Decoder::release_group`](crate::Decoder::release_group). Does nothing if it is not kept.
+    pub fn release_group(&self, group: GroupId) {
+        self.shared.inbox.send(worker::Command::ReleaseGroup(group));
+    }
+
+    /// The state after the last step. A caller who has received an event of a step finds that step in it.
     pub fn stats(&self) -> EngineStats {
         lock(&self.shared.stats).clone()
     }

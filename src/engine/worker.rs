@@ -4,7 +4,10 @@ use std::{
     collections::{HashMap, VecDeque},
     hash::{BuildHasher, RandomState},
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Condvar, Mutex, PoisonError},
+    sync::{
+        Arc, Condvar, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Instant,
 };
 
@@ -12,7 +15,7 @@ use super::{EngineError, EngineStats, Shared, Update, groups::GroupFile, lock, s
 use crate::{
     causal_lm::CausalLm,
     decode::{Decoder, Event, Request},
-    id::{CompletionId, PromptId},
+    id::{CompletionId, GroupId, PromptId},
 };
 
 /// What callers ask of the thread.
@@ -22,20 +25,23 @@ pub(super) enum Command {
     Submit(Box<Request>, Arc<Stream>),
     Cancel(CompletionId),
     CancelPrompt(PromptId),
+    ReleaseGroup(GroupId),
 }
 
 /// The commands that the thread has not taken yet.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Inbox {
     state: Mutex<InboxState>,
     changed: Condvar,
+    /// Requests that have left the queue, or never entered it.
+    left_queue: Arc<AtomicU64>,
 }
 
 #[derive(Debug, Default)]
 struct InboxState {
     commands: VecDeque<Command>,
-    /// Requests in `commands` and in the decoder's queue.
-    waiting: usize,
+    /// Requests so far. Those that have not left the queue wait.
+    submitted: u64,
     /// No more requests are taken.
     is_closed: bool,
     /// Those that were taken are to be cancelled.
@@ -46,6 +52,13 @@ struct InboxState {
 }
 
 impl Inbox {
+    /// An inbox for a decoder, which may have requests already.
+    pub(super) fn new(waiting: usize, left_queue: Arc<AtomicU64>) -> Self {
+        let submitted = left_queue.load(Ordering::Relaxed) + waiting as u64;
+        let state = InboxState { submitted, ..InboxState::default() };
+        Self { state: state.into(), changed: Condvar::new(), left_queue }
+    }
+
     pub(super) fn submit(
         &self,
         request: Request,
@@ -56,10 +69,11 @@ impl Inbox {
         if state.is_closed || state.has_ended {
             return Err(EngineError::Ended);
         }
-        if state.waiting >= max_waiting {
+        let waiting = state.submitted.saturating_sub(self.left_queue.load(Ordering::Relaxed));
+        if waiting >= max_waiting as u64 {
             return Err(EngineError::Busy { limit: max_waiting });
         }
-        state.waiting += 1;
+        state.submitted += 1;
         state.commands.push_back(Command::Submit(Box::new(request), stream));
         self.changed.notify_all();
         Ok(())
@@ -212,11 +226,16 @@ impl<M: CausalLm> Worker<M> {
             Command::CancelPrompt(prompt) => {
                 let _ = self.decoder.cancel_prompt(prompt);
             }
+            // A group that is unknown is not kept, which is what was wanted.
+            Command::ReleaseGroup(group) => {
+                let _ = self.decoder.release_group(group);
+            }
         }
     }
 
     fn accept(&mut self, request: Request, stream: Arc<Stream>) {
         if stream.is_abandoned() {
+            self.never_queued();
             return;
         }
         let is_stopped = lock(&self.shared.inbox.state).is_stopped;
@@ -232,10 +251,16 @@ impl<M: CausalLm> Worker<M> {
                 stream.push(Update::Accepted(submitted));
             }
             Err(error) => {
+                self.never_queued();
                 stream.push(Update::Refused(error));
                 stream.complete();
             }
         }
+    }
+
+    /// Counts a request that the decoder does not get.
+    fn never_queued(&self) {
+        self.shared.inbox.left_queue.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Cancels the requests whose caller has gone.
@@ -271,7 +296,11 @@ impl<M: CausalLm> Worker<M> {
     fn step(&mut self) {
         let stepped = catch_unwind(AssertUnwindSafe(|| self.decoder.step()));
         let failure = match stepped {
-            Ok(Ok(events)) => return self.deliver(events),
+            Ok(Ok(events)) => {
+                // First, so that a caller who has heard of a step finds it in the statistics.
+                self.publish();
+                return self.deliver(events);
+            }
             Ok(Err(error)) => error.to_string(),
             Err(panic) => {
                 let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
@@ -332,10 +361,6 @@ impl<M: CausalLm> Worker<M> {
             failed_steps: self.failed_steps,
             last_failure: self.last_failure.clone(),
         };
-        let mut state = lock(&self.shared.inbox.state);
-        let submitted = |command: &&Command| matches!(command, Command::Submit(..));
-        state.waiting = stats.waiting + state.commands.iter().filter(submitted).count();
-        drop(state);
         *lock(&self.shared.stats) = stats;
     }
 }

@@ -35,7 +35,7 @@ struct KeysValues {
 }
 
 /// Minimum capacity, in columns.
-const MIN_CAPACITY: usize = 64;
+pub(super) const MIN_CAPACITY: usize = 64;
 
 impl LlamaCache {
     pub(super) fn new(n_layers: usize, context_length: usize) -> Self {

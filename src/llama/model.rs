@@ -5,7 +5,7 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use super::{
     attention::{Attention, Pass},
     block::{Block, Mlp},
-    cache::LlamaCache,
+    cache::{LlamaCache, MIN_CAPACITY},
     config::LlamaConfig,
     linear::Linear,
     load::{EMBEDDING, HEAD, TensorSource},
@@ -13,7 +13,7 @@ use super::{
     rope::Rope,
 };
 use crate::{
-    causal_lm::{CausalLm, ModelError},
+    causal_lm::{BatchSize, CausalLm, ModelError},
     error::ConfigError,
     hidden::TapSite,
     llama::error::LoadError,
@@ -150,6 +150,13 @@ pub struct FfnWeights {
     pub down: Tensor<2>,
 }
 
+impl Llama {
+    /// Bytes of an element of the weights and the cache.
+    fn element_bytes(&self) -> usize {
+        if self.embedding.dtype() == DType::F32 { 4 } else { 2 }
+    }
+}
+
 impl CausalLm for Llama {
     type Cache = LlamaCache;
 
@@ -215,8 +222,27 @@ impl CausalLm for Llama {
     }
 
     fn kv_bytes_per_token(&self) -> usize {
-        let bytes = if self.embedding.dtype() == DType::F32 { 4 } else { 2 };
-        2 * self.config.n_layers * self.config.n_kv_heads * self.config.head_dim * bytes
+        2 * self.config.n_layers
+            * self.config.n_kv_heads
+            * self.config.head_dim
+            * self.element_bytes()
+    }
+
+    /// The terms of docs/guide/performance.md, which tests/memory.rs compares with what is allocated.
+    fn working_bytes(&self, batch: BatchSize) -> usize {
+        let BatchSize { rows, columns, joining, pass } = batch;
+        let config = &self.config;
+        let product = |factors: &[usize]| factors.iter().copied().fold(1, usize::saturating_mul);
+        let column = self.kv_bytes_per_token();
+        let spare = product(&[rows, columns.max(MIN_CAPACITY), column]);
+        // A full cache is copied layer by layer.
+        let copied = product(&[2, rows, columns, column]) / config.n_layers.max(1);
+        let newcomers = product(&[joining, columns, column]);
+        let logits = product(&[rows, config.vocab_size, self.element_bytes()]);
+        let scores = product(&[2 * config.n_heads + 1, columns]);
+        let activations = (4 * config.d_model + 3 * config.d_hidden).saturating_add(scores);
+        let activations = product(&[pass, activations, self.element_bytes()]);
+        [spare, copied, newcomers, logits, activations].into_iter().fold(0, usize::saturating_add)
     }
 }
 

@@ -75,7 +75,10 @@ impl SamplerBuilder {
     pub fn build(self, d_model: usize, device: &Device) -> Result<Sampler, ConfigError> {
         let (sampler, worker) = self.build_with_worker(d_model, device)?;
         if let Some(worker) = worker {
-            spawn(worker).map_err(|error| ConfigError::Thread { reason: error.to_string() })?;
+            spawn(worker).map_err(|error| ConfigError::Thread {
+                purpose: "background learning",
+                reason: error.to_string(),
+            })?;
         }
         Ok(sampler)
     }

@@ -170,6 +170,27 @@ impl Sampler {
         self.trainer.state_bytes()
     }
 
+    /// Bytes that a step takes at most with `rows` rows, in addition to the model's logits: the logits and all tokens
+    /// as candidates on the host, the expected logits if there are any, and the distillers of these completions.
+    pub(crate) fn bytes_for(
+        &self,
+        [rows, vocab]: [usize; 2],
+        is_steered: bool,
+        completions: &[CompletionId],
+    ) -> usize {
+        let logits = 4 * rows;
+        let candidates = 12 * rows + 40;
+        let expected = if is_steered { 8 * rows } else { 0 };
+        let step = vocab.saturating_mul(logits + candidates + expected);
+        step.saturating_add(self.trainer.bytes_for(completions))
+    }
+
+    /// Bytes of distillers that have ended and whose memory has not been freed yet.
+    pub(crate) fn unfreed_bytes(&self) -> usize {
+        let in_use = self.trainer.bytes_for(&self.trainer.completions());
+        self.state_bytes().saturating_sub(in_use)
+    }
+
     /// Which completions share a distiller.
     pub fn sharing(&self) -> Sharing {
         self.config.sharing

@@ -6,7 +6,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use super::cache::TokenCache;
 use crate::{
-    causal_lm::{CausalLm, ModelError},
+    causal_lm::{CacheLimits, CausalLm, ModelError},
     hidden::TapSite,
     id::TokenId,
     lm_head::LmHead,
@@ -38,6 +38,7 @@ pub struct ScriptedLm {
     device: Device,
     fixed_cache: bool,
     context_length: Option<usize>,
+    cache_limits: CacheLimits,
     fails_at: Option<usize>,
     calls: Arc<Mutex<Vec<Vec<Vec<TokenId>>>>>,
 }
@@ -55,6 +56,7 @@ impl ScriptedLm {
             device: device.clone(),
             fixed_cache: false,
             context_length: None,
+            cache_limits: CacheLimits::default(),
             fails_at: None,
             calls: Arc::default(),
         }
@@ -69,6 +71,12 @@ impl ScriptedLm {
     /// Limits the length of sequences, in tokens.
     pub fn with_context_length(mut self, limit: usize) -> Self {
         self.context_length = Some(limit);
+        self
+    }
+
+    /// Sets what its caches have room for.
+    pub fn with_cache_limits(mut self, limits: CacheLimits) -> Self {
+        self.cache_limits = limits;
         self
     }
 
@@ -147,6 +155,10 @@ impl CausalLm for ScriptedLm {
 
     fn context_length(&self) -> Option<usize> {
         self.context_length
+    }
+
+    fn cache_limits(&self) -> CacheLimits {
+        self.cache_limits
     }
 
     fn kv_bytes_per_token(&self) -> usize {

@@ -86,6 +86,10 @@ impl<S: Slots> OnlineTrainer for AdaptiveTrainer<S> {
         self.own.state_bytes() + self.shared.state_bytes()
     }
 
+    fn bytes_for(&self, completions: &[CompletionId]) -> usize {
+        self.own.bytes_for(completions).saturating_add(self.shared.bytes_for(completions))
+    }
+
     fn updates(&self, row: CompletionId) -> u64 {
         self.own.updates(row)
     }

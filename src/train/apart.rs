@@ -89,6 +89,10 @@ impl<D: Distiller> Slots for ApartSlots<D> {
         self.slots.iter().map(StackedSlots::state_bytes).sum()
     }
 
+    fn bytes_per_slot(&self) -> usize {
+        self.empty.bytes_per_slot()
+    }
+
     fn import(&mut self, place: usize, tensors: SlotTensors) -> Result<(), Misfit> {
         self.slots[place].import(0, tensors)
     }

@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 
 use super::{
     error::TrainError,
-    optimizer::OptimizerConfig,
+    optimizer::{OptimizerConfig, UpdateRule},
     rule::{Moments, bytes},
     update::{Learner, flat_parameters, with_parameters},
 };
@@ -75,6 +75,9 @@ pub(crate) trait Slots: Clone + Debug + Send + 'static {
 
     /// The size of all parameters and moments in bytes.
     fn state_bytes(&self) -> usize;
+
+    /// The size of one slot at most, in bytes: parameters, moments, and the gradients of an update.
+    fn bytes_per_slot(&self) -> usize;
 
     /// Replaces what a slot has learned. If a tensor does not fit, returns its name and the expected and actual
     /// numbers of values.
@@ -205,6 +208,10 @@ impl<D: Distiller> Slots for SeparateSlots<D> {
         self.learners.iter().map(of).sum()
     }
 
+    fn bytes_per_slot(&self) -> usize {
+        bytes_per_slot(&flat_parameters(&self.template), self.optimizer.rule)
+    }
+
     fn import(&mut self, place: usize, tensors: SlotTensors) -> Result<(), Misfit> {
         let template = flat_parameters(&self.template);
         let fresh = Moments::fresh(self.optimizer.rule, &template);
@@ -223,6 +230,11 @@ impl<D: Distiller> Slots for SeparateSlots<D> {
             Some(Moments { first: back(tensors.first), second: back(tensors.second) });
         Ok(())
     }
+}
+
+/// [`Slots::bytes_per_slot`] of a distiller with these parameters.
+pub(super) fn bytes_per_slot(parameters: &[Tensor<3>], rule: UpdateRule) -> usize {
+    bytes(parameters) * (2 + Moments::per_parameter(rule))
 }
 
 /// Keeps the items at these places, which are distinct, in this order.

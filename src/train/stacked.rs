@@ -11,7 +11,7 @@ use super::{
     error::TrainError,
     optimizer::{LossReduction, OptimizerConfig},
     rule::{Moments, apply, bytes},
-    slots::{Misfit, SlotRows, SlotTensors, Slots, check_fit, check_prediction},
+    slots::{Misfit, SlotRows, SlotTensors, Slots, bytes_per_slot, check_fit, check_prediction},
 };
 use crate::{
     distiller::{Distiller, Gradient, StackedDistiller},
@@ -209,6 +209,10 @@ impl<D: Distiller> Slots for StackedSlots<D> {
         bytes(&self.parameters) + self.moments.bytes()
     }
 
+    fn bytes_per_slot(&self) -> usize {
+        bytes_per_slot(&self.template, self.optimizer.rule)
+    }
+
     fn import(&mut self, place: usize, tensors: SlotTensors) -> Result<(), Misfit> {
         self.check(&tensors)?;
         let write = |all: &mut Vec<Tensor<3>>, new: Vec<Tensor<1>>| {
@@ -329,7 +333,8 @@ impl<'a> Grid<'a> {
         // number of slots.
         let weights = self.work.iter().flat_map(|slot| {
             let rows = slot.rows.len();
-            (0..self.width).map(move |at| if at < rows { per_row / rows as f32 } else { 0.0 })
+            let weight = per_row / rows as f32;
+            (0..self.width).map(move |at| if at < rows { weight } else { 0.0 })
         });
         from_f32(weights.collect(), [self.work.len(), self.width, 1], &self.device)
     }

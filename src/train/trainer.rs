@@ -44,6 +44,10 @@ pub(crate) trait OnlineTrainer: Debug + Send {
     /// The size of the distillers in use in bytes: parameters and optimizer states.
     fn state_bytes(&self) -> usize;
 
+    /// The size in bytes that the distillers of these completions have at most, if no others are in use: parameters,
+    /// optimizer states, and the gradients of an update.
+    fn bytes_for(&self, completions: &[CompletionId]) -> usize;
+
     /// The number of updates of a row's distiller that predictions already see.
     fn updates(&self, row: CompletionId) -> u64;
 

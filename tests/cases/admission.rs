@@ -193,6 +193,20 @@ fn paused_rows_count_as_rows_and_as_cache() {
 }
 
 #[test]
+fn a_run_ends_when_paused_completions_keep_prompts_waiting() {
+    let mut decoder = Decoder::new(counter(), sampler(10)).unwrap().with_max_rows(1).unwrap();
+    let id = decoder.submit(count_from(1)).unwrap().completions[0];
+    decoder.step().unwrap();
+    decoder.pause(id).unwrap();
+    decoder.submit(count_from(5)).unwrap();
+    assert!(run(&mut decoder).is_empty());
+    assert_eq!((decoder.is_idle(), decoder.waiting()), (true, 1));
+    decoder.resume(id).unwrap();
+    let tokens: Vec<_> = run(&mut decoder).iter().map(|c| c.tokens()).collect();
+    assert_eq!(tokens, [[2, 3, 4, 5, 6], [6, 7, 8, 9, 0]]);
+}
+
+#[test]
 fn what_cannot_pause_says_why() {
     let mut decoder = Decoder::new(counter().with_fixed_cache(), sampler(10)).unwrap();
     let id = decoder.submit(count_from(1)).unwrap().completions[0];

@@ -218,14 +218,17 @@ fn requirements_of_a_contrasted_request_are_checked_at_submission() {
 
 #[test]
 fn memory_of_both_caches_counts() {
-    // Each model uses one byte per token: (1 + 5) tokens in 2 rows, in two caches.
+    // Each model uses one byte per token: (1 + 5) tokens in 2 rows, in two caches. To that come 8 bytes for the expected
+    // logit of each token of the vocabulary.
     let decoder = decoder(hashing(1)).with_other_model(hashing(2)).unwrap();
     let request = Request::new(vec![1]).with_max_new_tokens(5).with_completions(2);
-    assert_eq!(decoder.kv_bytes_needed(&request), 12);
-    assert_eq!(decoder.kv_bytes_needed(&request.clone().with_sampling(contrast(0.5))), 24);
+    let plain = request.clone().with_sampling(Sampling::paper().with_beta(0.0));
+    let contrasted = decoder.bytes_needed(&request.clone().with_sampling(contrast(0.5)));
+    let vocab = decoder.model().vocab_size();
+    assert_eq!(contrasted - decoder.bytes_needed(&plain), 12 + 2 * vocab * 8);
     let amateur = hashing(2);
     let mut decoder = self::decoder(hashing(1)).with_other_model(amateur.clone()).unwrap();
-    decoder = decoder.with_kv_limit(24);
+    decoder = decoder.with_memory_limit(contrasted);
     for _ in 0..2 {
         decoder.submit(request.clone().with_sampling(contrast(0.5))).unwrap();
     }

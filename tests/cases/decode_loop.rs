@@ -304,14 +304,19 @@ fn requests_join_a_running_batch() {
 
 #[test]
 fn prompts_wait_until_the_cache_has_room() {
-    let model = counter(); // one byte per token
-    let mut decoder = Decoder::new(&model, sampler(10)).unwrap().with_kv_limit(12);
-    assert_eq!(decoder.kv_bytes_needed(&count_from(1).with_completions(2)), 12);
+    let model = counter();
+    let decoder = Decoder::new(&model, sampler(10)).unwrap();
+    let [two, three] =
+        [2, 3].map(|rows| decoder.bytes_needed(&count_from(1).with_completions(rows)));
+    // A row more takes one byte per token of the cache, and per token of the vocabulary 4 of logits and 12 of
+    // candidates.
+    assert_eq!(three - two, (1 + 5) + 10 * (4 + 12));
+    let mut decoder = decoder.with_memory_limit(two);
     decoder.submit(count_from(1).with_completions(2)).unwrap();
     decoder.submit(count_from(5)).unwrap();
     assert_eq!(
         decoder.submit(count_from(1).with_completions(3)).unwrap_err(),
-        RequestError::CacheLimit { limit: 12, needed: 18 }
+        RequestError::MemoryLimit { limit: two, needed: three }
     );
     let completions = run(&mut decoder);
     assert_eq!(completions[2].tokens(), [6, 7, 8, 9, 0]);

@@ -12,9 +12,10 @@ use std::{
 use super::decode_loop::{Masked, run, sampler, sampling};
 use crate::device;
 use esamp::{
-    CompletionId, Decoder, Event, FinishReason, Request, TokenId,
+    CompletionId, Decoder, Event, FinishReason, GroupId, Request, TokenId,
     engine::{Engine, EngineConfig, EngineError, Update, Updates},
     errors::RequestError,
+    telemetry::RowTrace,
     testing::TinyLm,
 };
 
@@ -86,12 +87,17 @@ impl Gate {
     fn masker(self: &Arc<Self>) -> impl Fn(CompletionId, &[TokenId]) -> Masked + use<> {
         let gate = self.clone();
         move |_, _| {
-            gate.was_reached.store(true, Relaxed);
-            let mut is_open = gate.is_open.lock().unwrap();
-            while !*is_open {
-                is_open = gate.changed.wait(is_open).unwrap();
-            }
+            gate.pass();
             Ok(None)
+        }
+    }
+
+    /// Waits until the gate is open.
+    fn pass(&self) {
+        self.was_reached.store(true, Relaxed);
+        let mut is_open = self.is_open.lock().unwrap();
+        while !*is_open {
+            is_open = self.changed.wait(is_open).unwrap();
         }
     }
 }
@@ -176,7 +182,7 @@ fn waiting_requests_are_bounded() {
     let gate = Gate::new();
     let first = engine.submit(request(vec![1], 2).with_masker(gate.masker())).unwrap();
     wait_until("the first request runs", || gate.was_reached.load(Relaxed));
-    // The first one still counts: the thread publishes between steps.
+    // The first one still counts: its masks are made before its prompt leaves the queue.
     let second = engine.submit(request(vec![2], 2)).unwrap();
     let third = engine.submit(request(vec![3], 2));
     assert_eq!(third.unwrap_err(), EngineError::Busy { limit: 2 });
@@ -185,6 +191,54 @@ fn waiting_requests_are_bounded() {
         assert_eq!(read(&mut updates).0[0].len(), 2);
     }
     wait_until("room again", || engine.submit(request(vec![3], 2)).is_ok());
+}
+
+#[test]
+fn a_request_whose_prompt_has_begun_does_not_wait() {
+    let gate = Gate::new();
+    let observed = gate.clone();
+    let decoder = decoder().with_observer(move |_: &RowTrace| observed.pass());
+    let engine = Engine::start(decoder, EngineConfig::default().with_max_waiting(1)).unwrap();
+    let first = engine.submit(request(vec![1], 2)).unwrap();
+    wait_until("its first token is chosen", || gate.was_reached.load(Relaxed));
+    let second = engine.submit(request(vec![2], 2)).unwrap();
+    let third = engine.submit(request(vec![3], 2));
+    assert_eq!(third.unwrap_err(), EngineError::Busy { limit: 1 });
+    gate.open();
+    for mut updates in [first, second] {
+        assert_eq!(read(&mut updates).0[0].len(), 2);
+    }
+    // Those that are refused or cancelled before their turn do not wait either.
+    assert!(matches!(engine.submit(request(vec![], 1)).unwrap().recv(), Some(Update::Refused(_))));
+    assert_eq!(read(&mut engine.submit(request(vec![3], 2)).unwrap()).0[0].len(), 2);
+}
+
+#[test]
+fn a_group_can_be_released() {
+    let engine = engine(EngineConfig::default());
+    let group = |prompt| request(prompt, 3).with_group(GroupId(5));
+    for prompt in 1..3 {
+        let mut updates = engine.submit(group(vec![prompt])).unwrap();
+        while updates.recv().is_some() {}
+        assert_eq!(engine.stats().distillers, 1, "it is kept for the next request");
+    }
+    engine.release_group(GroupId(5));
+    engine.release_group(GroupId(6)); // it is not kept, which is what was wanted
+    wait_until("its distiller is freed", || engine.stats().distillers == 0);
+}
+
+#[test]
+fn the_statistics_are_those_of_the_step_whose_events_are_read() {
+    let engine = engine(EngineConfig::default());
+    for seed in 0..50 {
+        let mut updates = engine.submit(request(vec![1], 1).with_seed(seed)).unwrap();
+        while let Some(update) = updates.recv() {
+            if let Update::Event(Event::Finished { .. }) = update {
+                let stats = engine.stats();
+                assert_eq!((stats.running, stats.counters.tokens), (0, seed + 1));
+            }
+        }
+    }
 }
 
 #[test]
@@ -202,6 +256,21 @@ fn a_caller_that_does_not_read_pauses_only_its_own() {
     let mut alone = decoder();
     alone.submit(request(vec![1, 2], 40).with_seed(1)).unwrap();
     assert_eq!(tokens[0], run(&mut alone)[0].tokens(), "a pause does not change its tokens");
+}
+
+#[test]
+fn the_thread_sleeps_while_a_caller_that_does_not_read_keeps_others_waiting() {
+    let decoder = decoder().with_max_rows(1).unwrap();
+    let engine = Engine::start(decoder, EngineConfig::default().with_max_unread(2)).unwrap();
+    let mut slow = engine.submit(request(vec![1, 2], 20)).unwrap();
+    wait_until("it is paused", || engine.stats().paused == 1);
+    let mut next = engine.submit(request(vec![3], 4)).unwrap();
+    wait_until("it waits", || engine.stats().waiting == 1);
+    let before = engine.stats();
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(engine.stats().decode, before.decode, "no step");
+    assert_eq!(read(&mut slow).0[0].len(), 20);
+    assert_eq!(read(&mut next).0[0].len(), 4);
 }
 
 #[test]

@@ -86,10 +86,12 @@ fn slices_and_tensors_give_the_same_bits() {
         }
     });
     let closure = closure.unwrap();
+    let eighth: Vec<f32> = weight.iter().map(|number| number / 8.0).collect();
+    let scaled = HeadRows::from_slice(&eighth, D_MODEL).unwrap().with_scale(8.0);
     // Without a filter, the head is asked for all tokens; with one, for some that the rows share.
     for sampling in [Sampling::paper(), Sampling::default().with_top_k(40)] {
         let sampling = sampling.with_beta(0.8).checked().unwrap();
-        for head in [&slice as &dyn LmHead, &closure] {
+        for head in [&slice as &dyn LmHead, &closure, &scaled] {
             let (mut of_tensors, mut of_slices) = (sampler(), sampler());
             for step in 0..4 {
                 let numbers = Numbers::new(6, step);

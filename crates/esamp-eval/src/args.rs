@@ -1,8 +1,12 @@
 //! The command line.
 
-use std::{ffi::OsString, path::PathBuf, time::Duration};
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use clap::{Parser, ValueEnum, builder::RangedU64ValueParser};
+use clap::{Parser, Subcommand, ValueEnum, builder::RangedU64ValueParser};
 use esamp_programs::{
     device::DeviceName,
     failure::Failure,
@@ -12,9 +16,11 @@ use esamp_programs::{
 
 use crate::{
     arms,
+    plan::{MOST_RECORDS, planned_records},
     provenance::SessionFile,
     record::{ArmRecord, Header, Split},
     report::gather::Results,
+    shard::{self, MOST_SHARDS, Shard},
     tasks::{self, Task},
 };
 
@@ -22,8 +28,16 @@ use crate::{
 ///
 /// Run the same command again to resume after an interruption or a time limit.
 #[derive(Debug, Parser)]
-#[command(name = "evaluate", version, args_override_self = true)]
+#[command(
+    name = "evaluate",
+    version,
+    args_override_self = true,
+    args_conflicts_with_subcommands = true,
+    disable_help_subcommand = true
+)]
 pub struct Args {
+    #[command(subcommand)]
+    pub command: Option<Command>,
     /// Tasks to run: a comma-separated list of names, or all.
     #[arg(long, default_value = "all")]
     pub tasks: String,
@@ -59,6 +73,15 @@ pub struct Args {
     /// The file of records; a second file with .sessions appended to its name records the runs.
     #[arg(long, value_name = "FILE", default_value = "evaluate.jsonl")]
     pub out: PathBuf,
+    /// Run shard I of N of the plan, for example 3/8; `evaluate merge` joins the shards. In a Slurm array
+    /// (SLURM_ARRAY_TASK_ID, SLURM_ARRAY_TASK_COUNT) or a Kubernetes Indexed Job (JOB_COMPLETION_INDEX with
+    /// --shard-count) every task runs its shard without this flag, and a flag that says otherwise is an error.
+    #[arg(long, value_name = "I/N", conflicts_with_all = NO_RUN)]
+    pub shard: Option<Shard>,
+    /// The number of shards, if the environment has only the index of this one.
+    #[arg(long, value_name = "N", conflicts_with_all = NO_RUN, allow_negative_numbers = true,
+        value_parser = RangedU64ValueParser::<u32>::new().range(1..=u64::from(MOST_SHARDS)))]
+    pub shard_count: Option<u32>,
     /// Keep single tokens of this arm, to see what novelty correlates with.
     #[arg(long, value_name = "ARM")]
     pub token_arm: Option<String>,
@@ -83,6 +106,52 @@ pub struct Args {
     pub device: DeviceName,
 }
 
+/// The flags with which the plan does not run.
+const NO_RUN: [&str; 3] = ["match_entropy", "records", "list"];
+
+/// What the program does instead of running a plan.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Join the records of all shards of a plan, byte for byte as without shards.
+    Merge {
+        /// The record files of the shards, plain or compressed with gzip, in any order.
+        #[arg(required = true)]
+        shards: Vec<PathBuf>,
+        /// The file of records to write; a second file with .sessions appended to its name records the runs.
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
+}
+
+impl Command {
+    /// Refuses a command line on which one file would overwrite another.
+    pub fn check_files(&self) -> Result<(), Failure> {
+        let Self::Merge { shards, out } = self;
+        let mut files = Vec::new();
+        for shard in shards {
+            files.extend(read_with_sessions("a shard", shard));
+        }
+        files.extend(written_with_sessions(out));
+        check_distinct(&files)
+    }
+}
+
+/// A file of records that is read, and its sessions.
+fn read_with_sessions(flag: &str, records: &Path) -> [NamedFile; 2] {
+    [
+        NamedFile::read(flag, records),
+        NamedFile::read(&format!("the sessions of {flag}"), SessionFile::path_beside(records)),
+    ]
+}
+
+/// The file of records that is written, and its sessions.
+fn written_with_sessions(out: &Path) -> [NamedFile; 2] {
+    [
+        NamedFile::written("--out", out),
+        NamedFile::written("the sessions of --out", SessionFile::path_of(out)),
+    ]
+}
+
 /// The splits, as command-line values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum SplitName {
@@ -104,9 +173,6 @@ impl From<SplitName> for Split {
 /// The most arms on the held-out split. Trying many arms there would amount to choosing by it.
 pub const HELD_OUT_ARMS: usize = 8;
 
-/// The most records of a run: a thousand times those of this repository's largest report.
-pub const MOST_RECORDS: u64 = 1_000_000;
-
 impl Args {
     /// The model to run.
     pub fn source(&self) -> Result<ModelSource, Failure> {
@@ -120,16 +186,10 @@ impl Args {
     pub fn check_files(&self, model: &ModelSource) -> Result<(), Failure> {
         let mut files = NamedFile::of_model("--model", model);
         for records in &self.records {
-            files.push(NamedFile::read("--records", records));
-            files.push(NamedFile::read(
-                "the sessions of --records",
-                SessionFile::path_beside(records),
-            ));
+            files.extend(read_with_sessions("--records", records));
         }
         if self.records.is_empty() && self.match_entropy.is_none() {
-            files.push(NamedFile::written("--out", &self.out));
-            files
-                .push(NamedFile::written("the sessions of --out", SessionFile::path_of(&self.out)));
+            files.extend(written_with_sessions(&self.out));
         }
         if let Some(report) = &self.report {
             files.push(NamedFile::written("--report", report));
@@ -138,11 +198,33 @@ impl Args {
         check_distinct(&files)
     }
 
+    /// The shard of the plan to run, if not all of it, and what says so; `variable` reads the environment. See
+    /// [`shard::choose`].
+    ///
+    /// # Errors
+    ///
+    /// A shard that cannot be known, and a report, which needs the whole plan.
+    pub fn shard(
+        &self,
+        variable: impl Fn(&str) -> Option<OsString>,
+    ) -> Result<Option<(Shard, &'static str)>, Failure> {
+        if self.match_entropy.is_some() || self.list || !self.records.is_empty() {
+            return Ok(None);
+        }
+        let chosen = shard::choose(self.shard, self.shard_count, variable)?;
+        match chosen {
+            Some((shard, _)) if self.report.is_some() => Err(Failure::usage(
+                format!("--report: expected a run of the whole plan, got shard {shard}"),
+                "run all shards, merge them, then report on the merged file with --records",
+            )),
+            _ => Ok(chosen),
+        }
+    }
+
     /// Refuses a plan with more records than anyone will wait for: its list alone would fill the memory.
     pub fn check_size(&self, tasks: usize, arms: usize) -> Result<(), Failure> {
         let sizes = [self.problem_count() as u64, self.seed_count(), tasks as u64, arms as u64];
-        let planned = sizes.iter().fold(1, |product: u64, &size| product.saturating_mul(size));
-        if planned <= MOST_RECORDS {
+        if planned_records(sizes) <= MOST_RECORDS {
             return Ok(());
         }
         let [problems, seeds, tasks, arms] = sizes;

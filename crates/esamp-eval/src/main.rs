@@ -5,11 +5,14 @@
 //! cargo run --release --bin evaluate -- --quick --report quick.md
 //! cargo run --release --bin evaluate -- --split held-out --arms headline --budget 60 --out held-out.jsonl
 //! cargo run --release --bin evaluate -- --match-entropy esamp-0.5 --problems 8 --seeds 1
+//! cargo run --release --bin evaluate -- --quick --shard 1/2 --out 1.jsonl
+//! cargo run --release --bin evaluate -- merge 1.jsonl 2.jsonl --out quick.jsonl
 //! ```
 //!
 //! The library documents the output, the splits and the arms.
 
 use std::{
+    env,
     io::{self, Write},
     path::{Path, PathBuf},
     process::ExitCode,
@@ -20,9 +23,10 @@ use burn::tensor::Device;
 use clap::Parser;
 use esamp::{CausalLm, llama::Llama};
 use esamp_eval::{
-    args::Args,
+    args::{Args, Command},
     arms,
     entropy::match_entropy,
+    merge::Merged,
     progress::Progress,
     provenance::{self, SessionFile, Sessions},
     record::{self, ArmRecord, FORMAT_VERSION, Header, ModelRecord, ReadError, Run},
@@ -33,7 +37,7 @@ use esamp_eval::{
     work::{Ended, problems_of, run_all},
 };
 use esamp_programs::{
-    failure::{End, Failure, exit_code},
+    failure::{End, Failure, exit_code, note},
     loaded::{self, Texts, tokenizer},
     model_source::{Cache, ModelSource},
 };
@@ -45,11 +49,17 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<(), End> {
+    if let Some(command) = &args.command {
+        command.check_files()?;
+        let Command::Merge { shards, out } = command;
+        return merge(shards, out);
+    }
     let (tasks, arms, to_match) = (args.tasks()?, args.arms()?, args.arm_to_match()?);
     if args.list {
         return list(&tasks, args);
     }
     args.check_size(tasks.len(), arms.len())?;
+    let shard = args.shard(|name| env::var_os(name))?;
     let source = args.source()?;
     args.check_files(&source)?;
     let device = args.device.open()?;
@@ -86,13 +96,22 @@ fn run(args: &Args) -> Result<(), End> {
         tasks: Vec::new(),
         arms,
         token_arm: None,
+        shard: shard.map(|(shard, _)| shard),
     });
     let tasks_of = tasks.iter().map(|task| task.record(header.tokens)).collect();
     let header = Header { tasks: tasks_of, ..header };
     let problems = problems_of(&tasks, header.split, header.problems)?;
     match to_match {
         Some(arm) => matching(&subject, &header, &problems, &arm)?,
-        None => evaluate(&subject, &header, &problems, args)?,
+        None => {
+            // In a run that the environment shortens, its user should know.
+            if let Some((shard, source)) = shard
+                && args.shard.is_none()
+            {
+                note(&format!("shard {shard} of the plan, because {source} is set"));
+            }
+            evaluate(&subject, &header, &problems, args)?;
+        }
     }
     match &args.report {
         Some(to) if args.match_entropy.is_none() => {
@@ -117,6 +136,11 @@ fn report(records: &[PathBuf], to: &Path, model: &ModelSource, device: &Device) 
             };
             Failure::runtime(error, step)
         })?);
+        if let Some(shard) = runs.last().and_then(|run| run.header.shard) {
+            let path = path.display();
+            let error = format!("{path}: expected the records of a whole plan, got shard {shard}");
+            return Err(Failure::usage(error, "merge all shards: evaluate merge --help").into());
+        }
         let found = SessionFile::read(path)?;
         sessions.sessions.extend(found.sessions);
         sessions.damaged += found.damaged;
@@ -149,6 +173,11 @@ fn evaluate(
     let mut store = Store::open(&args.out, header)?;
     let before = store.records();
     let mut sessions = SessionFile::open(&args.out, before, store.planned())?;
+    if let Some(shard) = header.shard
+        && args.shard.is_none()
+    {
+        sessions.add_to_command(["--shard".to_owned(), shard.to_string()]);
+    }
     let progress = Progress::new(header, &store);
     let mut noted = Ok(());
     let ended = run_all(subject, header, problems, &mut store, args.budget, |unit, store| {
@@ -163,13 +192,24 @@ fn evaluate(
     let (records, planned) = (store.records(), store.planned());
     writeln!(
         io::stdout(),
-        "{records} of {planned} records in {out}, {} of them new, in {:.0} s",
+        "{}{records} of {planned} records in {out}, {} of them new, in {:.0} s",
+        header.shard.map_or_else(String::new, |shard| format!("shard {shard}: ")),
         records - before,
         sessions.seconds()
     )?;
     if ended == Ended::OutOfTime {
         writeln!(io::stdout(), "time limit reached; run the same command again to resume")?;
     }
+    Ok(())
+}
+
+/// Merges the records of shards.
+fn merge(shards: &[PathBuf], out: &Path) -> Result<(), End> {
+    let merged = Merged::of(shards).map_err(Failure::from)?;
+    merged.write(out)?;
+    let (records, shards) = (merged.records, merged.shards);
+    let s = if shards == 1 { "" } else { "s" };
+    writeln!(io::stdout(), "{records} records of {shards} shard{s} in {}", out.display())?;
     Ok(())
 }
 

@@ -19,6 +19,15 @@ pub struct Unit {
     pub problems: Range<usize>,
 }
 
+/// The most records of a plan: a thousand times those of this repository's largest report.
+pub const MOST_RECORDS: u64 = 1_000_000;
+
+/// The number of records of a plan with so many problems, seeds, tasks and arms, at most `u64::MAX`. None counts as one:
+/// going through many seeds takes long even if they have no problems.
+pub fn planned_records(sizes: [u64; 4]) -> u64 {
+    sizes.into_iter().fold(1, |records, size| records.saturating_mul(size.max(1)))
+}
+
 /// What identifies a record: task, problem, arm and seed.
 pub type Key = (String, usize, String, u64);
 
@@ -28,11 +37,14 @@ pub type Key = (String, usize, String, u64);
 ///
 /// If a run stops early, all arms have seen the same problems except in the last group, and all tasks have
 /// progressed about equally.
+///
+/// A [shard](Header::shard) has the units of its [pieces](piece), in the same order.
 pub fn units(header: &Header) -> Vec<Unit> {
     let mut units = Vec::new();
+    let batch = batch(header);
     for seed in 0..header.seeds {
-        for start in (0..header.problems).step_by(header.batch.max(1)) {
-            let end = header.problems.min(start + header.batch);
+        for start in (0..header.problems).step_by(batch) {
+            let end = header.problems.min(start + batch);
             for task in 0..header.tasks.len() {
                 for (arm, record) in header.arms.iter().enumerate() {
                     let is_one_by_one = header.one_by_one && !shares_between_problems(record);
@@ -44,7 +56,24 @@ pub fn units(header: &Header) -> Vec<Unit> {
             }
         }
     }
+    if let Some(shard) = header.shard {
+        units.retain(|unit| shard.has(piece(header, unit)));
+    }
     units
+}
+
+/// The number of the piece that a unit belongs to. Pieces are what shards consist of: a problem with all its arms and
+/// seeds, or a group of problems if some unit decodes them together, because its records depend on all of them. They
+/// are numbered task by task, so that every shard has as many of each task as any other, give or take one.
+pub fn piece(header: &Header, unit: &Unit) -> usize {
+    let is_one_by_one = header.one_by_one && !header.arms.iter().any(shares_between_problems);
+    let size = if is_one_by_one { 1 } else { batch(header) };
+    unit.task * header.problems.div_ceil(size) + unit.problems.start / size
+}
+
+/// Problems per group. The header of a file can have any number.
+fn batch(header: &Header) -> usize {
+    header.batch.clamp(1, header.problems.max(1))
 }
 
 /// Whether what an arm learns from one problem changes its completions of another.

@@ -194,6 +194,12 @@ impl SessionFile {
         Ok(Self { path, file, start, width: 0, session, clock: Instant::now() })
     }
 
+    /// Adds words to the command, for settings that it has from the environment: the same command then gives the same
+    /// records elsewhere.
+    pub fn add_to_command(&mut self, words: impl IntoIterator<Item = String>) {
+        self.session.command.extend(words);
+    }
+
     /// Records the progress of the run.
     pub fn update(&mut self, records: usize) -> Result<(), Failure> {
         self.session.seconds = self.clock.elapsed().as_secs_f64();

@@ -45,25 +45,7 @@ impl Store {
     /// another program is writing; and I/O errors.
     pub fn open(path: &Path, header: &Header) -> Result<Self, Failure> {
         let at = |error| disk(path, error);
-        let mut file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .read(true)
-            .write(true)
-            .open(path)
-            .map_err(at)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(Failure::new(
-                    format!("{}: expected to be the only writer, got another one", path.display()),
-                    "wait for the other run, or write to another file",
-                ));
-            }
-            Err(TryLockError::Error(error)) => return Err(at(error)),
-        }
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes).map_err(at)?;
+        let (mut file, bytes) = open_alone(path)?;
         let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
         let wanted = object(&Line::Header(Box::new(header.clone())))?;
         let first = seal(&wanted) + "\n";
@@ -83,7 +65,9 @@ impl Store {
         };
         let lines: Vec<&str> = lines.collect();
         let units = units(header);
-        let (done, begun) = follow(path, header, is_sealed, &units, &lines)?;
+        let (done, begun) = follow(path, header, is_sealed, &units, &lines).map_err(|error| {
+            Failure::runtime(error, "another program has changed the file: write to another one")
+        })?;
         if whole > 0 {
             file.set_len(whole as u64).map_err(at)?;
             file.seek(SeekFrom::End(0)).map_err(at)?;
@@ -144,15 +128,56 @@ impl Store {
     }
 }
 
+/// Opens a file, or creates an empty one, as its only writer. Returns it with its content, positioned at the end.
+///
+/// # Errors
+///
+/// A file that another program is writing, and I/O errors.
+pub fn open_alone(path: &Path) -> Result<(File, Vec<u8>), Failure> {
+    let at = |error| disk(path, error);
+    let mut options = OpenOptions::new();
+    let opened = options.create(true).truncate(false).read(true).write(true).open(path);
+    let mut file = opened.map_err(at)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            return Err(Failure::new(
+                format!("{}: expected to be the only writer, got another one", path.display()),
+                "wait for the other run, or write to another file",
+            ));
+        }
+        Err(TryLockError::Error(error)) => return Err(at(error)),
+    }
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).map_err(at)?;
+    Ok((file, bytes))
+}
+
+/// Records that are not those of the plan.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    #[error("{}, line {line}: expected {expected}, got {got}", .path.display())]
+    Record { path: PathBuf, line: usize, expected: String, got: String },
+    #[error("{}: expected {expected} records, got more", .path.display())]
+    More { path: PathBuf, expected: usize },
+}
+
 /// Compares the records of a file with the plan. Returns the number of complete units and the lines of the
 /// next one.
-fn follow(
+///
+/// # Errors
+///
+/// A record that is damaged or at the place of another one, and records after the last one.
+pub fn follow(
     path: &Path,
     header: &Header,
     is_sealed: bool,
     units: &[Unit],
     lines: &[&str],
-) -> Result<(usize, usize), Failure> {
+) -> Result<(usize, usize), PlanError> {
+    let name = |task: &str, problem: usize, arm: &str, seed: u64| {
+        format!("{task} {problem} under {arm}, seed {seed}")
+    };
     let mut left = lines.iter().enumerate();
     for (done, unit) in units.iter().enumerate() {
         for (begun, expected) in unit.keys(header).into_iter().enumerate() {
@@ -160,32 +185,19 @@ fn follow(
                 return Ok((done, begun));
             };
             let wrong = |got: String| {
-                Failure::new(
-                    format!(
-                        "{}, line {}: expected {} {} under {}, seed {}, got {got}",
-                        path.display(),
-                        place + 2,
-                        expected.0,
-                        expected.1,
-                        expected.2,
-                        expected.3
-                    ),
-                    "another program has changed the file: write to another one",
-                )
+                let expected = name(&expected.0, expected.1, &expected.2, expected.3);
+                PlanError::Record { path: path.to_owned(), line: place + 2, expected, got }
             };
             let record = parse_record(text, header, is_sealed).map_err(wrong)?;
             let ProblemRecord { task, problem, arm, seed, .. } = record;
             if (&task, problem, &arm, seed) != (&expected.0, expected.1, &expected.2, expected.3) {
-                return Err(wrong(format!("{task} {problem} under {arm}, seed {seed}")));
+                return Err(wrong(name(&task, problem, &arm, seed)));
             }
         }
     }
     match left.next() {
         None => Ok((units.len(), 0)),
-        Some((place, _)) => Err(Failure::new(
-            format!("{}: expected {place} records, got more", path.display()),
-            "another program has changed the file: write to another one",
-        )),
+        Some((place, _)) => Err(PlanError::More { path: path.to_owned(), expected: place }),
     }
 }
 
@@ -197,14 +209,25 @@ fn check_header(path: &Path, found: &str, wanted: &str) -> Result<bool, Failure>
     }
     let error = |error: serde_json::Error| foreign(path, &error.to_string());
     parse_header(path, &found.object).map_err(|error| foreign(path, &error.to_string()))?;
-    let found: Value = serde_json::from_str(&found.object).map_err(error)?;
-    let wanted: Value = serde_json::from_str(wanted).map_err(error)?;
-    let (setting, expected, got) = difference(&wanted, &found)
-        .unwrap_or_else(|| ("header".to_owned(), "this one".to_owned(), "another".to_owned()));
+    let (setting, expected, got) = differing_setting(wanted, &found.object).map_err(error)?;
     Err(Failure::usage(
         format!("{}: expected a file of {setting} {expected}, got one of {got}", path.display()),
         "use the settings, model and commit the file was started with, or write to another file",
     ))
+}
+
+/// The first setting in which two headers differ: its name, the wanted value and the found one.
+///
+/// # Errors
+///
+/// A header that is not JSON.
+pub fn differing_setting(
+    wanted: &str,
+    found: &str,
+) -> serde_json::Result<(String, String, String)> {
+    let (wanted, found) = (serde_json::from_str(wanted)?, serde_json::from_str(found)?);
+    Ok(difference(&wanted, &found)
+        .unwrap_or_else(|| ("header".to_owned(), "this one".to_owned(), "another".to_owned())))
 }
 
 /// The first difference between two values: its name, the wanted value and the found one.
@@ -255,6 +278,7 @@ fn foreign(path: &Path, got: &str) -> Failure {
     )
 }
 
-fn disk(path: &Path, error: std::io::Error) -> Failure {
+/// An I/O error of a file that is written.
+pub fn disk(path: &Path, error: std::io::Error) -> Failure {
     Failure::new(format!("{}: {error}", path.display()), "check the path of --out and the disk")
 }

@@ -5,7 +5,7 @@
 //! RUSTFLAGS="-C target-cpu=icelake-server" cargo bench -p esamp-llama-cpp --bench overhead
 //! ```
 //!
-//! Without `-C target-cpu`, llama.cpp is compiled for every x86-64 and is a third slower, which flatters the ratios.
+//! Without `-C target-cpu`, llama.cpp is compiled for AVX2 and is a third slower, which flatters the ratios.
 //! `target-cpu=native` fails on virtual machines that report AMX without having it.
 //!
 //! Each loop has its own context and reads the same prompt. The loops take turns in blocks of a few steps, so that all
@@ -169,6 +169,9 @@ fn measure(args: &Args, path: &PathBuf, rows: usize) -> Result<Vec<Vec<f64>>, Bo
                     None => own[which].step()?,
                     Some(decoder) => drop(decoders[decoder].step()?),
                 }
+            }
+            if let Some(own) = own.get_mut(which) {
+                own.rest();
             }
             if round > 0 {
                 blocks[which].push(begin.elapsed().as_secs_f64());

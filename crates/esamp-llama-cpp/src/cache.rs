@@ -7,7 +7,7 @@ use std::{
 
 use esamp::{KvCache, errors::ModelError};
 
-use crate::{error::LlamaCppError, ffi::Context};
+use crate::{error::LlamaCppError, ffi::Context, options::Options};
 
 /// The context of a model, which all of its caches share.
 pub(crate) struct Engine {
@@ -18,15 +18,17 @@ pub(crate) struct Engine {
 pub(crate) struct State {
     pub(crate) context: Context,
     max_rows: usize,
+    has_separate_buffers: bool,
     /// Sequence ids that no cache uses. Ordered, so that the lowest is used first: separate buffers are computed
     /// together if their ids follow each other.
     free: BTreeSet<i32>,
 }
 
 impl Engine {
-    pub(crate) fn new(context: Context, max_rows: usize) -> Self {
+    pub(crate) fn new(context: Context, options: &Options) -> Self {
+        let (max_rows, has_separate_buffers) = (options.max_rows, !options.unified_cache);
         let free = (0..max_rows as i32).collect();
-        Self { state: Mutex::new(State { context, max_rows, free }) }
+        Self { state: Mutex::new(State { context, max_rows, has_separate_buffers, free }) }
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
@@ -50,6 +52,39 @@ impl State {
         self.free.insert(sequence);
     }
 
+    /// Moves rows with separate buffers to the lowest ids, because llama.cpp computes those together whose ids follow
+    /// each other: each gap costs another pass over the weights. Moving a row copies its buffer.
+    fn close_gaps(&mut self, rows: &mut [Row]) {
+        if !self.has_separate_buffers {
+            return;
+        }
+        while let Some(last) = rows.iter_mut().max_by_key(|row| row.sequence)
+            && let Some(sequence) = self.free.first().copied().filter(|&id| id < last.sequence)
+        {
+            self.free.remove(&sequence);
+            self.context.copy(last.sequence, sequence);
+            self.release(std::mem::replace(&mut last.sequence, sequence));
+        }
+    }
+
+    /// Releases rows.
+    pub(crate) fn release_all(&mut self, rows: &mut Vec<Row>) {
+        for row in rows.drain(..) {
+            self.release(row.sequence);
+        }
+    }
+
+    /// What rows have lost that have been cut to their length. Cells that no later token could see are overwritten
+    /// when cells run short, and the tokens that were cut could see fewer of them than the next ones.
+    pub(crate) fn lost(&self, rows: &[Row]) -> Option<Lost> {
+        let window = self.context.window?;
+        rows.iter().filter(|row| row.len > 0).find_map(|row| {
+            let first = self.context.first_position(row.sequence).unwrap_or(row.len);
+            let kept = row.len.saturating_sub(first);
+            (kept < row.len.min(window)).then_some(Lost { window: row.len.min(window), kept })
+        })
+    }
+
     /// Drops the tokens of a sequence from position `len` on.
     pub(crate) fn truncate(&mut self, sequence: i32, len: usize) {
         if !self.context.remove(sequence, len) {
@@ -68,6 +103,15 @@ impl State {
 pub struct LlamaCppCache {
     engine: Arc<Engine>,
     pub(crate) rows: Vec<Row>,
+    /// What the rows have lost in a pass that failed, if anything.
+    pub(crate) lost: Option<Lost>,
+}
+
+/// A pass that failed has overwritten cells of a sliding window.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lost {
+    pub(crate) window: usize,
+    pub(crate) kept: usize,
 }
 
 /// One row of a cache.
@@ -80,7 +124,7 @@ pub(crate) struct Row {
 
 impl LlamaCppCache {
     pub(crate) fn new(engine: Arc<Engine>) -> Self {
-        Self { engine, rows: Vec::new() }
+        Self { engine, rows: Vec::new(), lost: None }
     }
 
     pub(crate) fn is_of(&self, engine: &Arc<Engine>) -> bool {
@@ -135,9 +179,30 @@ impl KvCache for LlamaCppCache {
                 new.push(Row { sequence, ..original });
             }
         }
+        state.close_gaps(&mut new);
         drop(state);
         self.rows = new;
         Ok(())
+    }
+
+    /// Moves sequence ids; copies nothing.
+    fn split_rows(&mut self, rows: &[usize]) -> Result<Self, ModelError> {
+        if let Some(&row) = rows.iter().find(|&&row| row >= self.rows.len()) {
+            return Err(ModelError::RowOutOfRange { row, rows: self.rows.len() });
+        }
+        // A row that occurs twice would have its sequence in two places.
+        if !rows.is_sorted_by(|a, b| a < b) {
+            return Err(ModelError::mismatch(
+                "rows to split",
+                "ascending ones",
+                format!("{rows:?}"),
+            ));
+        }
+        let mut moved = Self::new(self.engine.clone());
+        moved.rows = rows.iter().map(|&row| self.rows[row]).collect();
+        let all = std::mem::take(&mut self.rows).into_iter().enumerate();
+        self.rows = all.filter(|(at, _)| !rows.contains(at)).map(|(_, row)| row).collect();
+        Ok(moved)
     }
 
     /// Moves the sequence ids of `other`; copies nothing.
@@ -159,9 +224,6 @@ impl Drop for LlamaCppCache {
         if self.rows.is_empty() {
             return;
         }
-        let mut state = self.engine.lock();
-        for row in &self.rows {
-            state.release(row.sequence);
-        }
+        self.engine.lock().release_all(&mut self.rows);
     }
 }

@@ -54,6 +54,17 @@ pub enum LlamaCppError {
         /// Cells of the whole cache.
         cells: usize,
     },
+    /// An earlier pass of several batches failed, and had overwritten tokens in layers with a sliding window. The cache
+    /// must be dropped.
+    #[error(
+        "key-value cache: expected the last {window} tokens of each row, got {kept} after a pass that failed"
+    )]
+    Lost {
+        /// Tokens that the next one would see.
+        window: usize,
+        /// Those that are left.
+        kept: usize,
+    },
     /// `llama_decode` failed.
     #[error("llama_decode: expected status 0, got {status}: {reason}")]
     Decode {

@@ -1,10 +1,13 @@
 //! Everything that calls C. The rest of the crate is safe Rust on top of [`Context`] and [`Chain`].
 //!
-//! A [`Context`] owns a model, a llama.cpp context and the place where the callback stores hidden states. All of its
-//! calls that change the context take `&mut self`, so the borrow checker serialises them; sharing it between threads
-//! is left to a mutex.
+//! A [`Context`] owns a model, a llama.cpp context, its threads and the place where the callback stores hidden states.
+//! All of its calls that change the context take `&mut self`, so the borrow checker serialises them; sharing it between
+//! threads is left to a mutex.
 //!
-//! llama.cpp ends the process when an assertion fails. So ids, positions and sizes are checked before they get here.
+//! llama.cpp ends the process when an assertion fails. So ids, positions and sizes are checked before they get here. A
+//! C++ exception ends the process too, because it cannot unwind into Rust. llama.cpp catches its own while it loads a
+//! model and creates a context, where it allocates what it needs; later only the allocations of a few bytes of C++'s
+//! library are left.
 #![allow(unsafe_code, reason = "llama.cpp is a C library: this file is the only one that calls it")]
 
 use std::{
@@ -50,6 +53,7 @@ pub(crate) struct Context {
     model: NonNull<sys::llama_model>,
     context: NonNull<sys::llama_context>,
     taps: NonNull<Taps>,
+    threads: NonNull<sys::ggml_threadpool>,
     pub(crate) d_model: usize,
     pub(crate) vocab: usize,
     pub(crate) layers: usize,
@@ -58,6 +62,12 @@ pub(crate) struct Context {
     pub(crate) cells_of_a_row: usize,
     /// The context length that the model was trained with, if the file says so.
     pub(crate) trained_length: Option<usize>,
+    /// Tokens that layers with a sliding window see, if there are some.
+    pub(crate) window: Option<usize>,
+    /// `logit_scale` of the file. Architectures multiply or divide by it.
+    pub(crate) logit_scale: Option<f32>,
+    /// Whether the threads sleep between passes.
+    pub(crate) rests: bool,
     /// Maximum number of tokens, and of outputs among them, of one call of [`decode`](Self::decode).
     pub(crate) batch: usize,
     pub(crate) outputs: usize,
@@ -173,6 +183,12 @@ impl Context {
             let expected = "a path without a zero byte".to_owned();
             LlamaCppError::Option { option: "path", expected, got: shown }
         })?;
+        // SAFETY: no requirements.
+        if options.gpu_layers != Some(0) && !unsafe { sys::llama_supports_gpu_offload() } {
+            let expected = "0, because llama.cpp found no GPU that it was built for".to_owned();
+            let got = options.gpu_layers.map_or("all".to_owned(), |layers| layers.to_string());
+            return Err(LlamaCppError::Option { option: "gpu_layers", expected, got });
+        }
         take_errors();
         // SAFETY: no requirements.
         let mut params = unsafe { sys::llama_model_default_params() };
@@ -235,18 +251,33 @@ impl Context {
             return Err(LlamaCppError::Setup { action: "create a context", reason: take_errors() });
         };
         let (m, c) = (model.as_ptr(), context.as_ptr());
-        // SAFETY: model and context are valid.
+        // Without threads of its own, a context starts new ones for every part of a graph, and taps divide it into
+        // three parts. llama.cpp ends the process if the system refuses to start one, here or there.
+        // SAFETY: no requirements; it never returns null.
+        let threads = unsafe {
+            let mut params = sys::ggml_threadpool_params_default(options.threads as i32);
+            params.paused = true;
+            NonNull::new_unchecked(sys::ggml_threadpool_new(&raw mut params))
+        };
+        let architecture = metadata(model, "general.architecture").unwrap_or_default();
+        let logit_scale = metadata(model, &format!("{architecture}.logit_scale"));
+        // SAFETY: model, context and threads are valid.
         unsafe {
+            sys::llama_attach_threadpool(c, threads.as_ptr(), threads.as_ptr());
             Ok(Self {
                 model,
                 context,
                 taps,
+                threads,
                 d_model: sys::llama_model_n_embd(m) as usize,
                 vocab: sys::llama_vocab_n_tokens(sys::llama_model_get_vocab(m)) as usize,
                 layers: sys::llama_model_n_layer(m) as usize,
                 cells: sys::llama_n_ctx(c) as usize,
                 cells_of_a_row: sys::llama_n_ctx_seq(c) as usize,
                 trained_length,
+                window: usize::try_from(sys::llama_model_n_swa(m)).ok().filter(|&n| n > 0),
+                logit_scale: logit_scale.and_then(|scale| scale.parse().ok()),
+                rests: true,
                 batch: sys::llama_n_batch(c) as usize,
                 outputs: outputs.min(sys::llama_n_batch(c) as usize),
             })
@@ -289,9 +320,14 @@ impl Context {
         unsafe { *self.taps.as_ptr() = Taps { wanted, panicked: false } };
         // SAFETY: every array has `n_tokens` entries and outlives the call; the context is borrowed mutably.
         let status = unsafe { sys::llama_decode(self.context.as_ptr(), batch) };
-        // Waits for a GPU, after which the callback is not called again.
-        // SAFETY: the context is valid.
-        unsafe { sys::llama_synchronize(self.context.as_ptr()) };
+        // SAFETY: context and threads are valid.
+        unsafe {
+            // Waits for a GPU, after which the callback is not called again.
+            sys::llama_synchronize(self.context.as_ptr());
+            if self.rests {
+                self.rest();
+            }
+        }
         let nothing = Taps { wanted: Vec::new(), panicked: false };
         // SAFETY: as before the call: `llama_decode` has returned.
         let taps = unsafe { std::mem::replace(&mut *self.taps.as_ptr(), nothing) };
@@ -306,10 +342,17 @@ impl Context {
         }
     }
 
+    /// Puts llama.cpp's threads to sleep until the next pass. Otherwise they wait for it in a busy loop, and the sampler
+    /// needs the CPU.
+    pub(crate) fn rest(&mut self) {
+        // SAFETY: the threads are valid.
+        unsafe { sys::ggml_threadpool_pause(self.threads.as_ptr()) };
+    }
+
     /// The logits of the batch's token number `at`, an output of the last [`decode`](Self::decode).
-    pub(crate) fn logits(&self, at: usize) -> Option<&[f32]> {
-        // SAFETY: the context is valid. The pointer is null or that of `vocab` numbers, which stay until the next
-        // decode; that needs `&mut self`, so the slice does not outlive them.
+    pub(crate) fn logits(&mut self, at: usize) -> Option<&[f32]> {
+        // SAFETY: the context is valid. The pointer is null or that of `vocab` numbers, which stay where they are until
+        // the next call that takes `&mut self`.
         unsafe {
             let logits = sys::llama_get_logits_ith(self.context.as_ptr(), at as i32);
             (!logits.is_null()).then(|| slice::from_raw_parts(logits, self.vocab))
@@ -329,6 +372,13 @@ impl Context {
         unsafe { sys::llama_memory_seq_rm(self.memory(), sequence, from as i32, -1) }
     }
 
+    /// The first position of a sequence that layers with a sliding window still have.
+    pub(crate) fn first_position(&self, sequence: i32) -> Option<usize> {
+        // SAFETY: the id is below `n_seq_max`. The result is -1 for an empty sequence.
+        let position = unsafe { sys::llama_memory_seq_pos_min(self.memory(), sequence) };
+        usize::try_from(position).ok()
+    }
+
     fn memory(&self) -> sys::llama_memory_t {
         // SAFETY: the context is valid.
         unsafe { sys::llama_get_memory(self.context.as_ptr()) }
@@ -337,10 +387,11 @@ impl Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
-        // SAFETY: all three are owned and valid, and are freed in the order of their dependence: the context refers to
-        // the model and to the taps.
+        // SAFETY: all four are owned and valid, and are freed in the order of their dependence: the context refers to
+        // the others.
         unsafe {
             sys::llama_free(self.context.as_ptr());
+            sys::ggml_threadpool_free(self.threads.as_ptr());
             sys::llama_model_free(self.model.as_ptr());
             drop(Box::from_raw(self.taps.as_ptr()));
         }
@@ -424,7 +475,7 @@ pub(crate) fn system_info() -> String {
     unsafe { CStr::from_ptr(sys::llama_print_system_info()) }.to_string_lossy().into_owned()
 }
 
-/// Refuses a model whose state cannot be copied per sequence, or whose head is not `W·x` alone.
+/// Refuses a model whose state cannot be copied per sequence, or whose head is not linear.
 fn check_model(model: NonNull<sys::llama_model>) -> Result<(), LlamaCppError> {
     let m = model.as_ptr();
     // SAFETY: the model is valid.
@@ -454,16 +505,16 @@ fn check_model(model: NonNull<sys::llama_model>) -> Result<(), LlamaCppError> {
         return Err(LlamaCppError::UnsupportedModel { expected, got });
     }
     let architecture = metadata(model, "general.architecture").unwrap_or_default();
-    for (key, neutral) in [("final_logit_softcapping", 0.0), ("logit_scale", 1.0)] {
-        let key = format!("{architecture}.{key}");
-        if let Some(value) = metadata(model, &key)
-            && value.parse::<f32>() != Ok(neutral)
-        {
-            let (expected, got) = ("logits that are W·x alone", format!("{key} = {value}"));
-            return Err(LlamaCppError::UnsupportedModel { expected, got });
+    let key = format!("{architecture}.final_logit_softcapping");
+    // Where the file of a Gemma 2 says nothing of it, llama.cpp takes 30.
+    let default = (architecture == "gemma2").then(|| "30 by default".to_owned());
+    match metadata(model, &key).or(default) {
+        Some(value) if value.parse::<f32>() != Ok(0.0) => {
+            let (expected, got) = ("logits without a soft cap", format!("{key} = {value}"));
+            Err(LlamaCppError::UnsupportedModel { expected, got })
         }
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// A value of the model's metadata, as text.

@@ -1,5 +1,6 @@
-//! Exploratory sampling ([`esamp`]) with [llama.cpp](https://github.com/ggml-org/llama.cpp): [`LlamaCpp`] decodes any
-//! GGUF file that llama.cpp can, quantised, and shows the two hidden states that ESamp needs.
+//! Exploratory sampling ([`esamp`]) with [llama.cpp](https://github.com/ggml-org/llama.cpp): [`LlamaCpp`] decodes
+//! quantised GGUF files of any decoder with attention and a linear head, and shows the two hidden states that ESamp
+//! needs. The README says which models are refused, and why.
 //!
 //! ```no_run
 //! use std::ops::ControlFlow;

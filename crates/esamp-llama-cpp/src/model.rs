@@ -3,10 +3,12 @@
 use std::{path::Path, sync::Arc};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use esamp::{CausalLm, HeadRows, HiddenStateTap, LmHead, PairTap, TapSite, errors::ModelError};
+use esamp::{
+    CacheLimits, CausalLm, HeadRows, HiddenStateTap, LmHead, PairTap, TapSite, errors::ModelError,
+};
 
 use crate::{
-    cache::{Engine, LlamaCppCache, Row},
+    cache::{Engine, LlamaCppCache, Lost, Row},
     error::LlamaCppError,
     ffi::Context,
     options::Options,
@@ -28,6 +30,7 @@ pub struct LlamaCpp {
     vocab: usize,
     layers: usize,
     context_length: usize,
+    limits: CacheLimits,
 }
 
 /// The part of the largest logit by which llama.cpp's logits may differ from those that the LM head makes of the
@@ -72,9 +75,13 @@ impl LlamaCpp {
         let layers = context.layers;
         let trained_length = context.trained_length.unwrap_or(usize::MAX);
         let context_length = context.cells_of_a_row.min(trained_length);
-        let engine = Arc::new(Engine::new(context, options.max_rows));
-        let model = Self { engine, head, d_model, vocab, layers, context_length };
-        model.check_taps_and_head()?;
+        // Separate buffers have room for `context_length` tokens in every row.
+        let tokens = if options.unified_cache { context.cells } else { usize::MAX };
+        let limits = CacheLimits { rows: options.max_rows, tokens };
+        let logit_scale = context.logit_scale;
+        let engine = Arc::new(Engine::new(context, options));
+        let mut model = Self { engine, head, d_model, vocab, layers, context_length, limits };
+        model.check_taps_and_head(logit_scale)?;
         Ok(model)
     }
 
@@ -83,7 +90,9 @@ impl LlamaCpp {
         self.layers
     }
 
-    fn check_taps_and_head(&self) -> Result<(), LlamaCppError> {
+    /// Checks that both states can be tapped and that the head makes the logits of the deep one. Some architectures
+    /// multiply the logits by `logit_scale`, others divide by it: the head takes the scale that fits.
+    fn check_taps_and_head(&mut self, logit_scale: Option<f32>) -> Result<(), LlamaCppError> {
         let (mut cache, tap) = (self.new_cache(), PairTap::default());
         let pass = self.read(&[0], [1, 1], &mut cache, &tap)?;
         // Blocks come first, see `Pass`.
@@ -96,10 +105,20 @@ impl LlamaCpp {
             // Not `f32::max`, which would ignore a NaN.
             numbers.fold(0.0, |max: f32, x| if x.is_nan() || x.abs() > max { x.abs() } else { max })
         };
-        let pairs = pass.logits.iter().zip(&of_head);
-        let difference = largest(&mut pairs.map(|(theirs, ours)| theirs - ours));
         let allowed = HEAD_TOLERANCE * largest(&mut pass.logits.iter().copied());
+        let difference = |scale: f32| {
+            let pairs = pass.logits.iter().zip(&of_head);
+            largest(&mut pairs.map(|(theirs, ours)| theirs - scale * ours))
+        };
+        let scales = logit_scale.map_or(vec![1.0], |scale| vec![scale, scale.recip()]);
+        let fitting =
+            scales.iter().copied().min_by(|&a, &b| difference(a).total_cmp(&difference(b)));
+        let scale = fitting.unwrap_or(1.0);
+        let difference = difference(scale);
         if of_head.len() == self.vocab && difference <= allowed {
+            if scale != 1.0 {
+                self.head = self.head.clone().with_scale(scale);
+            }
             return Ok(());
         }
         Err(LlamaCppError::UnsupportedModel {
@@ -119,7 +138,8 @@ impl LlamaCpp {
         tap: &dyn HiddenStateTap,
     ) -> Result<Pass, LlamaCppError> {
         let mut state = self.engine.lock();
-        if cache.rows.is_empty() {
+        let is_new = cache.rows.is_empty();
+        if is_new {
             // They belong to the cache from here on, which releases them when it is dropped.
             let ids = state.take(rows)?;
             cache.rows = ids.into_iter().map(|sequence| Row { sequence, len: 0 }).collect();
@@ -129,6 +149,10 @@ impl LlamaCpp {
             // A pass of several batches may have got part of the way.
             for row in &cache.rows {
                 state.truncate(row.sequence, row.len);
+            }
+            cache.lost = state.lost(&cache.rows);
+            if is_new {
+                state.release_all(&mut cache.rows);
             }
             return Err(error);
         }
@@ -172,6 +196,9 @@ impl CausalLm for LlamaCpp {
         if rows == 0 || seq == 0 {
             let got = format!("{:?}", [rows, seq]);
             return Err(ModelError::mismatch("tokens", "at least one row and one token", got));
+        }
+        if let Some(Lost { window, kept }) = cache.lost {
+            return Err(LlamaCppError::Lost { window, kept }.into());
         }
         if !cache.rows.is_empty() && rows != cache.rows.len() {
             let expected = format!("{} rows", cache.rows.len());
@@ -217,5 +244,9 @@ impl CausalLm for LlamaCpp {
     /// of its own) if those are fewer.
     fn context_length(&self) -> Option<usize> {
         Some(self.context_length)
+    }
+
+    fn cache_limits(&self) -> CacheLimits {
+        self.limits
     }
 }

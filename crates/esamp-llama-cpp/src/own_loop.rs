@@ -68,8 +68,15 @@ impl OwnLoop {
         Ok(Self::with(context, options, min_p, taps))
     }
 
-    fn with(context: Context, options: &Options, min_p: Option<f32>, taps: Vec<String>) -> Self {
+    fn with(
+        mut context: Context,
+        options: &Options,
+        min_p: Option<f32>,
+        taps: Vec<String>,
+    ) -> Self {
         let max_rows = options.max_rows;
+        // As in llama.cpp's own programs.
+        context.rests = false;
         Self { context, max_rows, min_p, prompt: 0, rows: Vec::new(), taps }
     }
 
@@ -132,6 +139,11 @@ impl OwnLoop {
         let entries: Vec<Entry> = entries.collect();
         self.context.decode(&entries, self.taps.clone())?;
         (0..entries.len()).try_for_each(|row| self.draw(row, row))
+    }
+
+    /// Puts llama.cpp's threads to sleep until the next step, so that they do not take the CPU from another loop.
+    pub fn rest(&mut self) {
+        self.context.rest();
     }
 
     /// The tokens of a row after the prompt.

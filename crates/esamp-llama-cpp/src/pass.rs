@@ -85,7 +85,7 @@ impl Pass {
     }
 
     /// Appends the logits of a token of the last batch.
-    fn keep_logits(&mut self, state: &State, place: usize) -> Result<(), LlamaCppError> {
+    fn keep_logits(&mut self, state: &mut State, place: usize) -> Result<(), LlamaCppError> {
         let logits = state.context.logits(place).ok_or_else(|| LlamaCppError::Tap {
             name: "result_output".to_owned(),
             expected: format!("{} logits", self.vocab),

@@ -14,7 +14,7 @@ use crate::failure::{Failure, note};
 pub struct Texts {
     pub tokenizer: Tokenizer,
     /// An error in the template is reported when it is needed: a prompt that is completed as it is needs none.
-    template: Result<Option<ChatTemplate>, LoadError>,
+    pub template: Result<Option<ChatTemplate>, LoadError>,
     no_template: Once,
 }
 

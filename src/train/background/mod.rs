@@ -216,6 +216,10 @@ impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> 
         self.visible.state_bytes() + self.worker_bytes
     }
 
+    fn bytes_for(&self, completions: &[CompletionId]) -> usize {
+        self.visible.bytes_for(completions).saturating_mul(2)
+    }
+
     fn updates(&self, row: CompletionId) -> u64 {
         self.visible.updates(row)
     }

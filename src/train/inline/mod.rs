@@ -293,6 +293,10 @@ impl<S: Slots> OnlineTrainer for InlineTrainer<S> {
         self.slots.state_bytes()
     }
 
+    fn bytes_for(&self, completions: &[CompletionId]) -> usize {
+        self.bank.groups(completions).len().saturating_mul(self.slots.bytes_per_slot())
+    }
+
     fn updates(&self, row: CompletionId) -> u64 {
         self.bank.of(row).map_or(0, |slot| slot.updates)
     }

@@ -19,12 +19,17 @@ impl Moments {
         let zeros = |wanted: bool| {
             if wanted { parameters.iter().map(Tensor::zeros_like).collect() } else { Vec::new() }
         };
-        let (first, second) = match rule {
-            UpdateRule::Sgd => (false, false),
-            UpdateRule::Momentum { .. } => (true, false),
-            UpdateRule::Adam { .. } | UpdateRule::AdamW { .. } => (true, true),
-        };
-        Self { first: zeros(first), second: zeros(second) }
+        let count = Self::per_parameter(rule);
+        Self { first: zeros(count >= 1), second: zeros(count >= 2) }
+    }
+
+    /// How many moments a rule keeps of each parameter.
+    pub(crate) fn per_parameter(rule: UpdateRule) -> usize {
+        match rule {
+            UpdateRule::Sgd => 0,
+            UpdateRule::Momentum { .. } => 1,
+            UpdateRule::Adam { .. } | UpdateRule::AdamW { .. } => 2,
+        }
     }
 
     /// The size of all moments in bytes.

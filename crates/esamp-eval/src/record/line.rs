@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use sha2::{Digest, Sha256};
 
 use super::{CompletionRecord, Header, Line, ProblemRecord, TOKEN_SAMPLE, TokenRecord};
+use crate::shard::Shard;
 
 /// What separates the object from its checksum. It cannot occur in a string of JSON, where quotes are escaped.
 const KEY: &str = ",\"checksum\":\"";
@@ -45,6 +46,14 @@ pub fn unseal(line: &str) -> Result<Unsealed<'_>, String> {
     } else {
         Err(format!("one of checksum {found} that ends with the checksum {written}"))
     }
+}
+
+/// The object of a header without its [shard](Header::shard), to the byte: parsing it and writing it again could change
+/// the last digit of a fraction. `None` if it does not end as this program writes it.
+pub fn without_shard(object: &str, shard: Shard) -> Option<String> {
+    // As with `KEY`: a string of JSON cannot contain it.
+    let rest = object.strip_suffix(&format!(",\"shard\":\"{shard}\"}}"))?;
+    Some(format!("{rest}}}"))
 }
 
 fn checksum(object: &str) -> String {

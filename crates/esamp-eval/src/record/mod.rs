@@ -16,7 +16,7 @@ pub mod line;
 use std::{
     collections::HashSet,
     fs,
-    io::{self, BufRead, Read},
+    io::{self, Read},
     path::{Path, PathBuf},
 };
 
@@ -24,7 +24,7 @@ use esamp::{Counters, SamplerConfig, TokenId};
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use serde_json::{Map, Value};
 
-use crate::controls::ArmSampling;
+use crate::{controls::ArmSampling, shard::Shard};
 
 pub use self::frequency_ranks::FrequencyRanks;
 
@@ -80,6 +80,10 @@ pub struct Header {
     pub arms: Vec<ArmRecord>,
     /// The arm whose single tokens are kept ([`ProblemRecord::token_sample`]), if any.
     pub token_arm: Option<String>,
+    /// The shard of the plan that this file has; everything else in the header is that of the whole plan. Not written
+    /// for a whole plan. The last setting, where [`without_shard`](line::without_shard) expects it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shard: Option<Shard>,
 }
 
 /// The model, identified by its file.
@@ -360,7 +364,8 @@ pub const TOKEN_SAMPLE: usize = 512;
 /// One run of the program on a file: a line of `FILE.sessions`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Session {
-    /// The command, as separate words. Bytes that are not UTF-8 are written as U+FFFD.
+    /// The command, as separate words, with the shard if the environment has chosen it. Bytes that are not UTF-8 are
+    /// written as U+FFFD.
     pub command: Vec<String>,
     /// Start time in seconds since 1970.
     pub started: u64,
@@ -400,28 +405,15 @@ impl Run {
     ///
     /// I/O errors, and a line with a wrong checksum or with content that a run with this header cannot have written.
     pub fn read(path: &Path) -> Result<Self, ReadError> {
-        let at = |source| ReadError::Io { path: path.to_owned(), source };
-        let mut text = fs::read(path).map_err(at)?;
-        if text.starts_with(&GZIP) {
-            let packed = std::mem::take(&mut text);
-            flate2::read::MultiGzDecoder::new(&packed[..]).read_to_end(&mut text).map_err(at)?;
-        }
-        let whole = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
-        let mut lines = text[..whole].lines();
-        let (header, is_sealed) = match lines.next().transpose().map_err(at)? {
-            Some(line) => parse_header(path, &line)?,
-            None => {
-                let got = "an empty file".to_owned();
-                return Err(ReadError::Header { path: path.to_owned(), got });
-            }
-        };
+        let text = read_lines(path)?;
+        let mut lines = text.lines();
+        let (header, is_sealed) = parse_header(path, lines.next().unwrap_or_default())?;
         let mut records: Vec<ProblemRecord> = Vec::new();
         let mut keys = HashSet::new();
         for (place, line) in lines.enumerate() {
             let wrong =
                 |got: String| ReadError::Record { path: path.to_owned(), line: place + 2, got };
-            let record =
-                line::parse_record(&line.map_err(at)?, &header, is_sealed).map_err(wrong)?;
+            let record = line::parse_record(line, &header, is_sealed).map_err(wrong)?;
             let ProblemRecord { task, problem, arm, seed, .. } = &record;
             if !keys.insert((task.clone(), *problem, arm.clone(), *seed)) {
                 let got = format!("{task} {problem} under {arm}, seed {seed} for the second time");
@@ -431,6 +423,25 @@ impl Run {
         }
         Ok(Self { header, records })
     }
+}
+
+/// Reads the finished lines of a file, plain or compressed with gzip. There is at least one.
+///
+/// # Errors
+///
+/// I/O errors, text that is not UTF-8, and a file without a line.
+pub fn read_lines(path: &Path) -> Result<String, ReadError> {
+    let at = |source| ReadError::Io { path: path.to_owned(), source };
+    let mut text = fs::read(path).map_err(at)?;
+    if text.starts_with(&GZIP) {
+        let packed = std::mem::take(&mut text);
+        flate2::read::MultiGzDecoder::new(&packed[..]).read_to_end(&mut text).map_err(at)?;
+    }
+    text.truncate(text.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1));
+    if text.is_empty() {
+        return Err(ReadError::Header { path: path.to_owned(), got: "an empty file".to_owned() });
+    }
+    String::from_utf8(text).map_err(|error| at(io::Error::new(io::ErrorKind::InvalidData, error)))
 }
 
 /// Parses the header in the first line of a file, and says whether the line has a checksum. If it has, all lines have.

@@ -8,6 +8,7 @@
 mod files;
 mod plan_and_arms;
 mod records;
+mod shards;
 
 use std::{
     fs,
@@ -131,6 +132,7 @@ fn header(tasks: &[Box<dyn Task>], arms: &str) -> Header {
         tasks: tasks.iter().map(|task| task.record(tokens)).collect(),
         arms: arms::named(arms).unwrap(),
         token_arm: None,
+        shard: None,
     }
 }
 

@@ -80,6 +80,7 @@ fn header(problems: usize, tasks: Vec<TaskRecord>) -> Header {
         tasks,
         arms: ARMS.iter().map(arm).collect(),
         token_arm: None,
+        shard: None,
     }
 }
 

@@ -9,8 +9,8 @@ use super::{
     decoder, greedy, load, losses, no_tap, numbers, options, own_greedy, plain, run, tiny, tokens,
 };
 
-const ARCHITECTURES: [&str; 8] =
-    ["llama", "llama-q4_1", "qwen2", "qwen3", "qwen3moe", "gemma3", "phi3", "gpt-oss"];
+const ARCHITECTURES: [&str; 9] =
+    ["llama", "llama-q4_1", "qwen2", "qwen3", "qwen3moe", "gemma3", "phi3", "gpt-oss", "granite"];
 
 const PROMPT: [u32; 12] = [84, 259, 101, 40, 263, 97, 12, 200, 71, 66, 180, 33];
 

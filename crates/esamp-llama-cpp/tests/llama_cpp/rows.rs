@@ -4,7 +4,7 @@ use esamp::{CausalLm, KvCache, NoTap, PairTap, Request, TokenId, llama::Tokenize
 use esamp_llama_cpp::LlamaCpp;
 
 use super::{
-    SMOLLM2, decoder, difference, greedy, load, no_tap, numbers, options, plain, run, tokens,
+    SMOLLM2, decoder, difference, greedy, load, no_tap, numbers, options, plain, run, tiny, tokens,
 };
 
 fn prompt(text: &str) -> Vec<TokenId> {
@@ -36,6 +36,54 @@ fn the_decode_loop_is_the_loop_by_hand_with_requests_of_several_lengths() {
                 assert_eq!(completion.tokens(), expected, "unified {unified}: {text}");
             }
         }
+    }
+}
+
+#[test]
+fn a_paused_completion_goes_on_where_it_was() {
+    let model = load(&SMOLLM2, &options().with_cells(1024));
+    let mut decoder = decoder(&model);
+    let text = prompt("The capital of France is");
+    let request = Request::new(text.clone()).with_completions(3).with_max_new_tokens(12);
+    let ids = decoder.submit(request.with_sampling(plain())).unwrap().completions;
+    for _ in 0..4 {
+        decoder.step().unwrap();
+    }
+    decoder.pause(ids[1]).unwrap();
+    for _ in 0..3 {
+        decoder.step().unwrap();
+    }
+    assert_eq!((decoder.running(), decoder.paused()), (2, vec![ids[1]]));
+    decoder.resume(ids[1]).unwrap();
+    let expected = greedy(&model, &text, 12, no_tap);
+    let completions = run(&mut decoder).unwrap();
+    assert_eq!(completions.len(), 3);
+    assert!(completions.iter().all(|completion| completion.tokens() == expected));
+
+    let mut cache = model.new_cache();
+    let two: Vec<TokenId> = [text.as_slice(), text.as_slice()].concat();
+    model.forward(tokens(&two, 2), &mut cache, &mut NoTap).unwrap();
+    assert!(cache.split_rows(&[2]).is_err());
+    assert!(cache.split_rows(&[1, 1]).is_err());
+    assert_eq!((cache.split_rows(&[1]).unwrap().rows(), cache.rows()), (1, 1));
+}
+
+#[test]
+fn rows_with_separate_buffers_have_ids_without_gaps() {
+    let model = load(&tiny("llama"), &options().with_unified_cache(false).with_cells(4096));
+    let prompts = [[84, 104, 259, 40], [1, 2, 3, 4], [50, 40, 30, 20], [9, 8, 7, 6]];
+    let mut cache = model.new_cache();
+    model.forward(tokens(&prompts.concat(), 4), &mut cache, &mut NoTap).unwrap();
+    cache.keep_rows(&[3, 1]).unwrap();
+    let ids = format!("{cache:?}");
+    assert!(ids.contains("sequence: 0") && ids.contains("sequence: 1"), "{ids}");
+    let logits = model.forward(tokens(&[5, 6], 2), &mut cache, &mut NoTap).unwrap();
+    for (row, (prompt, next)) in [(prompts[3], 5), (prompts[1], 6)].into_iter().enumerate() {
+        let mut alone = model.new_cache();
+        model.forward(tokens(&prompt, 1), &mut alone, &mut NoTap).unwrap();
+        let expected = model.forward(tokens(&[next], 1), &mut alone, &mut NoTap).unwrap();
+        let got = numbers(&logits.clone().narrow(0, row, 1));
+        assert!(difference(&numbers(&expected), &got) < 1e-4, "{row}");
     }
 }
 
@@ -106,7 +154,7 @@ fn models_and_caches_are_dropped_in_any_order() {
 
 #[test]
 fn a_model_is_used_by_several_threads_and_so_are_two_models() {
-    let (one, two) = (load(&SMOLLM2, &options()), load(&super::tiny("qwen3"), &options()));
+    let (one, two) = (load(&SMOLLM2, &options()), load(&tiny("qwen3"), &options()));
     let expected = [&one, &two].map(|model| greedy(model, &[1, 2, 3], 8, no_tap));
     std::thread::scope(|scope| {
         for _ in 0..2 {

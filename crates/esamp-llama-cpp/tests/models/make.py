@@ -2,8 +2,9 @@
 
 python3 make.py   (packages gguf, numpy)
 
-Matrices are quantised: Q8_0, or Q4_1 where the name of the file ends in -q4_1. Three files describe models that must be
-refused: one with a recurrent state, one with soft-capped logits, and an encoder.
+Matrices are quantised: Q8_0, or Q4_1 where the name of the file ends in -q4_1. The files named refused-* describe models
+that must be refused: one with a recurrent state, one with soft-capped logits, an encoder, and one whose deep state has no
+name in llama.cpp's graph.
 """
 
 from pathlib import Path
@@ -145,6 +146,31 @@ def dense(name, architecture, vocabulary, tied, kind=T.Q8_0, bias=False, norm=Fa
     model.write()
 
 
+def granite():
+    model = Model("granite", "granite", lambda writer: byte_level(writer, "gpt-2"))
+    model.attention()
+    model.writer.add_logit_scale(4.0)
+    model.ends(tied=False)
+    for block in range(LAYERS):
+        model.norms(block, "attn_norm", "ffn_norm")
+        model.qkv(block)
+        model.mlp(block)
+    model.write()
+
+
+def plamo3():
+    model = Model("refused-no-result-norm", "plamo3", lambda writer: byte_level(writer, "gpt-2"))
+    model.attention()
+    model.ends(tied=True)
+    for block in range(LAYERS):
+        model.norms(block, "attn_norm", "ffn_norm")
+        model.qkv(block, norm=True, fused=True)
+        model.mlp(block, fused=True)
+        for part in ["post_attention_norm", "post_ffw_norm"]:
+            model.vector(f"blk.{block}.{part}", WIDTH, mean=1.0)
+    model.write()
+
+
 def gemma3(name, soft_cap=None):
     model = Model(name, "gemma3", lambda writer: sentence_piece(writer, False))
     model.attention()
@@ -159,34 +185,23 @@ def gemma3(name, soft_cap=None):
     model.write()
 
 
-def qwen3moe():
-    model = Model("qwen3moe", "qwen3moe", lambda writer: byte_level(writer, "qwen2"))
+def mixture(name, pre, mlp_norm, norm=False, bias=False, sinks=False, sliding_window=None):
+    """A mixture of experts."""
+    model = Model(name, name, lambda writer: byte_level(writer, pre))
     model.attention()
     model.writer.add_expert_count(EXPERTS)
     model.writer.add_expert_used_count(2)
     model.writer.add_expert_feed_forward_length(32)
+    if sliding_window:
+        model.writer.add_sliding_window(sliding_window)
     model.ends(tied=False)
     for block in range(LAYERS):
-        model.norms(block, "attn_norm", "ffn_norm")
-        model.qkv(block, norm=True)
-        model.experts(block, 32)
-    model.write()
-
-
-def gpt_oss():
-    model = Model("gpt-oss", "gpt-oss", lambda writer: byte_level(writer, "gpt-4o"))
-    model.attention()
-    model.writer.add_expert_count(EXPERTS)
-    model.writer.add_expert_used_count(2)
-    model.writer.add_expert_feed_forward_length(32)
-    model.writer.add_sliding_window(8)
-    model.ends(tied=False)
-    for block in range(LAYERS):
-        model.norms(block, "attn_norm", "post_attention_norm")
-        model.qkv(block, bias=True)
-        model.vector(f"blk.{block}.attn_output.bias", WIDTH)
-        model.vector(f"blk.{block}.attn_sinks.weight", HEADS, scale=1.0)
-        model.experts(block, 32, bias=True)
+        model.norms(block, "attn_norm", mlp_norm)
+        model.qkv(block, bias, norm)
+        if sinks:
+            model.vector(f"blk.{block}.attn_output.bias", WIDTH)
+            model.vector(f"blk.{block}.attn_sinks.weight", HEADS, scale=1.0)
+        model.experts(block, 32, bias)
     model.write()
 
 
@@ -245,7 +260,9 @@ dense("qwen3", "qwen3", lambda writer: byte_level(writer, "qwen2"), tied=True, n
 dense("phi3", "phi3", lambda writer: sentence_piece(writer, True), tied=False, fused=True)
 gemma3("gemma3")
 gemma3("refused-soft-cap", soft_cap=30.0)
-qwen3moe()
-gpt_oss()
+mixture("qwen3moe", "qwen2", "ffn_norm", norm=True)
+mixture("gpt-oss", "gpt-4o", "post_attention_norm", bias=True, sinks=True, sliding_window=8)
+granite()
+plamo3()
 mamba()
 bert()

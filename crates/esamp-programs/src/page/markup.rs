@@ -2,7 +2,7 @@
 
 /// Escapes a text for an element or a quoted attribute. Model output must not break the page: control
 /// characters, and characters that change the writing direction, are written as escapes.
-pub(super) fn escaped(text: &str) -> String {
+pub fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

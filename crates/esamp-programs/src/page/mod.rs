@@ -16,7 +16,7 @@ use esamp::{
 };
 
 use chart::{Chart, Line};
-use markup::escaped;
+pub use markup::escaped;
 use scale::Scale;
 
 /// The contents of the page.
@@ -179,28 +179,25 @@ impl Page {
     /// Renders the HTML file.
     pub fn html(&self) -> String {
         let title = escaped(&self.title);
-        let style = include_str!("page.css");
-        let script = include_str!("page.js");
         let scales = TINTS.map(|tint| {
             let tokens = self.arms.iter().flat_map(ShownArm::tokens);
             Scale::of(tokens.filter_map(|token| (tint.number)(&token.trace)).collect())
         });
         let arms = self.arms.iter().enumerate();
         let arms: String = arms.map(|(at, arm)| arm_section(at, arm, &scales)).collect();
-        format!(
-            "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-             <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-             <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; \
-             style-src 'unsafe-inline'; script-src 'unsafe-inline'\">\n\
-             <title>{title}: completions</title>\n<style>\n{style}</style>\n</head>\n<body>\n\
-             <header>\n<h1>{title}</h1>\n<p class=\"settings\">{}</p>\n\
-             <blockquote class=\"prompt\">{}</blockquote>\n{}</header>\n<main>\n{arms}{}</main>\n\
-             <div id=\"tip\" role=\"tooltip\" hidden></div>\n<script>\n{script}</script>\n</body>\n</html>\n",
+        let body = format!(
+            "<header>\n<h1>{title}</h1>\n<p class=\"settings\">{}</p>\n\
+             <blockquote class=\"prompt\">{}</blockquote>\n{}</header>\n<main>\n{arms}{}</main>\n",
             escaped(&self.settings),
             escaped(&self.prompt),
             switch(&scales),
             self.charts(),
-        )
+        );
+        document(&Document {
+            title: &format!("{}: completions", self.title),
+            body: &body,
+            ..Document::default()
+        })
     }
 
     fn charts(&self) -> String {
@@ -230,6 +227,39 @@ impl Page {
              largest value.</p>\n<div class=\"row\">\n{charts}</div>\n</section>\n"
         )
     }
+}
+
+/// What differs between pages that show tinted tokens.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Document<'a> {
+    /// The title of the window, as plain text.
+    pub title: &'a str,
+    /// HTML.
+    pub body: &'a str,
+    /// CSS after that of every page.
+    pub style: &'a str,
+    /// JavaScript after that of every page.
+    pub script: &'a str,
+    /// Whether scripts may make requests to the server that the page is from.
+    pub connects: bool,
+}
+
+/// One self-contained HTML file, which loads nothing. Elements of class `t` with an attribute `data-tip` (lines of a name,
+/// a tab and a value) get a tooltip, and are tinted by the CSS variables of [`Page`].
+pub fn document(document: &Document<'_>) -> String {
+    let Document { title, body, style, script, connects } = document;
+    let connects = if *connects { "; connect-src 'self'" } else { "" };
+    format!(
+        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+         <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; \
+         style-src 'unsafe-inline'; script-src 'unsafe-inline'{connects}\">\n\
+         <title>{}</title>\n<style>\n{}{style}</style>\n</head>\n<body>\n{body}\
+         <div id=\"tip\" role=\"tooltip\" hidden></div>\n<script>\n{}{script}</script>\n</body>\n</html>\n",
+        escaped(title),
+        include_str!("page.css"),
+        include_str!("page.js"),
+    )
 }
 
 /// The switch between tints, with a legend for each.

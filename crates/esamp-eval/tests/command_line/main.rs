@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+mod shards;
+
 use std::{
     fs,
     path::PathBuf,
@@ -45,7 +47,14 @@ impl Bench {
 }
 
 fn evaluate(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_evaluate")).args(args).output().unwrap()
+    program().args(args).output().unwrap()
+}
+
+/// The program, outside any job array.
+fn program() -> Command {
+    let mut program = Command::new(env!("CARGO_BIN_EXE_evaluate"));
+    program.env_remove("SLURM_ARRAY_TASK_ID").env_remove("JOB_COMPLETION_INDEX");
+    program
 }
 
 const SMALL: [&str; 12] = [
@@ -355,13 +364,13 @@ fn paths_need_not_be_utf_8() {
     let mut words: Vec<OsString> = words.into_iter().map(Into::into).collect();
     words.extend(["--model".into(), model.clone(), "--out".into(), out.clone()]);
     words.extend(["--report".into(), report.clone()]);
-    let run = Command::new(env!("CARGO_BIN_EXE_evaluate")).args(&words).output().unwrap();
+    let run = program().args(&words).output().unwrap();
     assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
     assert!(fs::read_to_string(&report).unwrap().contains("run-\u{fffd}.jsonl"), "the command");
 
     let records = [OsStr::new("--records"), &out, OsStr::new("--report"), &report];
     let model = [OsStr::new("--model"), &model];
-    let run = Command::new(env!("CARGO_BIN_EXE_evaluate")).args(records).args(model).output();
+    let run = program().args(records).args(model).output();
     let run = run.unwrap();
     assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
 }

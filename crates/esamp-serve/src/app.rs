@@ -1,0 +1,93 @@
+//! What all requests share.
+
+use std::{
+    collections::BTreeMap,
+    hash::{BuildHasher, RandomState},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize},
+    },
+    time::Duration,
+};
+
+use esamp::engine::Engine;
+use esamp_programs::loaded::Texts;
+
+use crate::{groups::Groups, keys::ApiKeys};
+
+/// The state of the server.
+pub struct App {
+    pub engine: Engine,
+    pub texts: Texts,
+    /// The name that clients know the model by.
+    pub model: String,
+    /// The longest prompt and completion together, in tokens.
+    pub context_length: Option<usize>,
+    pub limits: Limits,
+    pub keys: ApiKeys,
+    pub groups: Arc<Groups>,
+    pub logs_prompts: bool,
+    /// When the server started, in seconds since 1970.
+    pub started: u64,
+    /// Completions are being cancelled because the server ends.
+    pub is_stopping: AtomicBool,
+    pub traffic: Traffic,
+}
+
+/// The limits of a request.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Bytes of a body.
+    pub body: usize,
+    /// Tokens of a prompt. The model's context may allow fewer.
+    pub prompt: usize,
+    /// Completions of a request.
+    pub completions: usize,
+    /// Connections at a time.
+    pub connections: usize,
+    /// How long a client may take to send a request, or may not read a response.
+    pub client_timeout: Duration,
+    /// The exploration strength of a request that does not say.
+    pub beta: f32,
+}
+
+/// What has been asked of the server.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    pub connections: AtomicUsize,
+    /// Requests for completions whose response has not ended.
+    pub open: AtomicUsize,
+    /// Responses by path and status.
+    pub responses: Mutex<BTreeMap<(String, u16), u64>>,
+}
+
+/// The two kinds of request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `/v1/completions`
+    Completion,
+    /// `/v1/chat/completions`
+    Chat,
+}
+
+impl Kind {
+    /// The field that the prompt is in.
+    pub fn prompt_field(self) -> &'static str {
+        match self {
+            Self::Completion => "prompt",
+            Self::Chat => "messages",
+        }
+    }
+
+    pub fn prompt_expected(self) -> &'static str {
+        match self {
+            Self::Completion => "a string or an array of token ids, one prompt per request",
+            Self::Chat => "an array of 1 to 4096 messages",
+        }
+    }
+}
+
+/// A random number, from the keys that the standard library draws for its hash maps.
+pub fn random() -> u64 {
+    RandomState::new().hash_one(0)
+}

@@ -1,0 +1,90 @@
+//! The command line.
+
+use std::{ffi::OsString, net::SocketAddr, path::PathBuf};
+
+use clap::{Parser, builder::RangedU64ValueParser};
+use esamp::Sampling;
+use esamp_programs::device::DeviceName;
+
+/// Serve a model with OpenAI's protocol, and sample from it with ESamp.
+#[derive(Debug, Parser)]
+#[command(name = "esamp-serve", version, args_override_self = true)]
+pub struct Args {
+    /// A .gguf file, a Hugging Face folder or hf:ORG/NAME [default: SmolLM2-135M-Instruct, downloaded once]
+    #[arg(long, value_name = "MODEL")]
+    pub model: Option<OsString>,
+    /// The name that clients know the model by [default: the name of the file or folder]
+    #[arg(long, value_name = "NAME")]
+    pub model_name: Option<String>,
+    /// The device to compute on.
+    #[arg(long, value_enum, default_value_t = DeviceName::Flex)]
+    pub device: DeviceName,
+    /// The address to listen on; port 0 is a free one. Other computers reach the server only if this is not 127.0.0.1.
+    #[arg(long, default_value = "127.0.0.1:8000")]
+    pub listen: SocketAddr,
+    /// A file with the keys that clients may use, one per line. The variable ESAMP_API_KEY has one more. Without any,
+    /// everyone is served.
+    #[arg(long, value_name = "FILE")]
+    pub api_key_file: Option<PathBuf>,
+    /// Exploration strength of requests that do not say; 0 is plain sampling.
+    #[arg(long, default_value_t = Sampling::DEFAULT_BETA, allow_negative_numbers = true)]
+    pub beta: f32,
+    /// Seconds that open requests may take to end after SIGTERM or Ctrl-C, before they are cancelled.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    pub grace: u64,
+    /// Write prompts to the log. Otherwise no text of a request is logged.
+    #[arg(long)]
+    pub log_prompts: bool,
+    #[command(flatten)]
+    pub limits: LimitArgs,
+    #[cfg(feature = "llama-cpp")]
+    #[command(flatten)]
+    pub llama_cpp: crate::llama_cpp::LlamaCppArgs,
+}
+
+/// Limits.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Limits")]
+pub struct LimitArgs {
+    /// Completions that are decoded at the same time.
+    #[arg(long, value_name = "ROWS", default_value_t = 32, value_parser = at_least_one())]
+    pub max_rows: usize,
+    /// Completions of one request (n).
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = at_least_one())]
+    pub max_n: usize,
+    /// Requests that wait. Those beyond get status 429.
+    #[arg(long, value_name = "REQUESTS", default_value_t = 64, value_parser = at_least_one())]
+    pub max_waiting: usize,
+    /// Connections at a time. Others wait to be accepted.
+    #[arg(long, value_name = "CONNECTIONS", default_value_t = 256, value_parser = at_least_one())]
+    pub max_connections: usize,
+    /// Bytes of a request's body.
+    #[arg(long, value_name = "BYTES", default_value_t = 1 << 20, value_parser = at_least_one())]
+    pub max_body: usize,
+    /// Tokens of a prompt [default: what the model's context has room for]
+    #[arg(long, value_name = "TOKENS", value_parser = at_least_one())]
+    pub max_prompt: Option<usize>,
+    /// Prompt tokens that are read between two decode steps. Fewer disturb running completions less, more are read faster.
+    #[arg(long, value_name = "TOKENS", default_value_t = 32, value_parser = at_least_one())]
+    pub prefill_budget: usize,
+    /// Megabytes of the key-value cache, counted at the full length of all running completions.
+    #[arg(long, value_name = "MB", default_value_t = 4096, value_parser = at_least_one())]
+    pub kv_limit: usize,
+    /// Groups whose distillers are kept. The least recently used one makes room.
+    #[arg(long, value_name = "GROUPS", default_value_t = 64, value_parser = at_least_one())]
+    pub max_groups: usize,
+    /// Seconds that a client may take to send its headers or its body, or may not read its response.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = RangedU64ValueParser::<u64>::new().range(1..))]
+    pub client_timeout: u64,
+}
+
+impl LimitArgs {
+    /// Bytes of the key-value cache.
+    pub(crate) fn kv_bytes(&self) -> usize {
+        self.kv_limit.saturating_mul(1 << 20)
+    }
+}
+
+fn at_least_one() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..)
+}

@@ -1,0 +1,22 @@
+//! A server with OpenAI's protocol for a model that decodes with esamp. README.md describes it.
+
+#![allow(missing_docs, reason = "not published: fields with telling names need no docs")]
+
+pub mod app;
+pub mod args;
+mod body;
+pub mod error;
+mod fields;
+mod generate;
+pub mod groups;
+pub mod keys;
+#[cfg(feature = "llama-cpp")]
+mod llama_cpp;
+mod metrics;
+mod page;
+mod params;
+mod prompt;
+mod reply;
+mod routes;
+pub mod serve;
+pub mod start;

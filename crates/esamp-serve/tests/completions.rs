@@ -1,0 +1,281 @@
+//! What a client gets that asks well.
+
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod server;
+
+use std::collections::{BTreeMap, HashSet};
+
+use serde_json::{Value, json};
+
+use server::{Server, ask, get, head, model, send, texts};
+
+const COMPLETIONS: &str = "/v1/completions";
+const CHAT: &str = "/v1/chat/completions";
+
+#[test]
+fn four_completions_are_whole_and_counted() {
+    let server = Server::start(model(), &[]);
+    let answer = server.post(COMPLETIONS, &ask(json!({"n": 4, "seed": 3, "user": "me"})));
+    let body = answer.json();
+    assert_eq!((answer.status, &body["object"]), (200, &json!("text_completion")), "{body}");
+    let texts = texts(&answer);
+    assert_eq!(texts.iter().collect::<HashSet<_>>().len(), 4, "{texts:?}");
+    for (index, choice) in body["choices"].as_array().unwrap().iter().enumerate() {
+        assert_eq!(choice["index"], index);
+        assert_eq!(choice["finish_reason"], "length");
+        assert_eq!(choice["text"].as_str().unwrap().split_whitespace().count(), 12);
+    }
+    let usage = json!({"prompt_tokens": 2, "completion_tokens": 48, "total_tokens": 50});
+    assert_eq!(body["usage"], usage);
+    assert_eq!(body["esamp"], json!({"seed": 3}));
+    assert!(server.metric("sampler_steered_total") > 0.0);
+    assert_eq!(server.metric("requests_open"), 0.0);
+}
+
+#[test]
+fn a_seed_decides_the_text_and_without_one_texts_differ() {
+    let server = Server::start(model(), &[]);
+    let seeded = |seed: u64| texts(&server.post(COMPLETIONS, &ask(json!({"seed": seed, "n": 2}))));
+    assert_eq!(seeded(5), seeded(5));
+    assert_ne!(seeded(5), seeded(6));
+    let first = server.post(COMPLETIONS, &ask(json!({})));
+    let second = server.post(COMPLETIONS, &ask(json!({})));
+    assert_ne!(texts(&first), texts(&second));
+    // The seed that was drawn gives the text again.
+    let seed = first.json()["esamp"]["seed"].as_u64().unwrap();
+    assert!(seed < 1 << 53);
+    assert_eq!(texts(&server.post(COMPLETIONS, &ask(json!({"seed": seed})))), texts(&first));
+}
+
+#[test]
+fn a_stream_has_the_text_of_the_whole_response_in_order() {
+    let server = Server::start(model(), &[]);
+    let whole = texts(&server.post(COMPLETIONS, &ask(json!({"n": 4, "seed": 9}))));
+    let options = json!({"include_usage": true});
+    let streamed = server.post(
+        COMPLETIONS,
+        &ask(json!({"n": 4, "seed": 9, "stream": true, "stream_options": options})),
+    );
+    assert!(streamed.head.contains("content-type: text/event-stream"), "{}", streamed.head);
+    let (mut chunks, is_done) = streamed.chunks();
+    assert!(is_done);
+    let last = chunks.pop().unwrap();
+    assert_eq!((&last["choices"], &last["usage"]["completion_tokens"]), (&json!([]), &json!(48)));
+    let mut said: BTreeMap<u64, (String, Value)> = BTreeMap::new();
+    for chunk in &chunks {
+        assert_eq!(chunk["id"], chunks[0]["id"]);
+        let choice = &chunk["choices"][0];
+        let entry = said.entry(choice["index"].as_u64().unwrap()).or_default();
+        assert!(entry.1.is_null(), "nothing after the end of a completion: {chunk}");
+        entry.0.push_str(choice["text"].as_str().unwrap());
+        entry.1 = choice["finish_reason"].clone();
+    }
+    let said: Vec<String> = said
+        .into_values()
+        .map(|(text, finish)| {
+            assert_eq!(finish, "length");
+            text
+        })
+        .collect();
+    assert_eq!(said, whole);
+}
+
+#[test]
+fn chat_renders_the_template_and_opens_with_the_role() {
+    let server = Server::start(model(), &[]);
+    let messages = json!([
+        {"role": "developer", "content": "w7"},
+        {"role": "user", "content": [{"type": "text", "text": "w8 "}, {"type": "text", "text": "w9"}]},
+    ]);
+    let ask = |stream: bool| {
+        json!({"model": "words", "messages": messages, "max_completion_tokens": 5, "seed": 1,
+               "stream": stream, "response_format": {"type": "text"}, "tools": [], "top_logprobs": 0})
+    };
+    let whole = server.post(CHAT, &ask(false));
+    let body = whole.json();
+    assert_eq!(whole.status, 200, "{body}");
+    // w1 w7 w1 w8 w9 w3
+    assert_eq!(body["usage"]["prompt_tokens"], 6);
+    let message = &body["choices"][0]["message"];
+    assert_eq!(message["role"], "assistant");
+    let streamed = server.post(CHAT, &ask(true));
+    let (chunks, is_done) = streamed.chunks();
+    assert!(is_done);
+    let delta = |chunk: &Value| chunk["choices"][0]["delta"].clone();
+    assert_eq!(delta(&chunks[0]), json!({"role": "assistant", "content": ""}));
+    let roles = chunks.iter().filter(|chunk| !delta(chunk)["role"].is_null());
+    assert_eq!(roles.count(), 1);
+    let content = |chunk: &Value| delta(chunk)["content"].as_str().unwrap_or_default().to_owned();
+    let said: String = chunks.iter().map(content).collect();
+    assert_eq!(json!(said), message["content"]);
+    assert_eq!(chunks.last().unwrap()["choices"][0]["finish_reason"], "length");
+}
+
+#[test]
+fn without_a_limit_chat_goes_on_until_the_context_is_full() {
+    let server = Server::start(model(), &[]);
+    let messages = json!([{"role": "user", "content": "w8"}]);
+    let ask = json!({"model": "words", "messages": messages, "esamp": {"beta": 0}});
+    let body = server.post(CHAT, &ask).json();
+    assert_eq!(body["usage"]["total_tokens"], 512, "{body}");
+    assert_eq!(body["choices"][0]["finish_reason"], "length");
+}
+
+#[test]
+fn log_probabilities_are_the_models_and_their_texts_are_the_text() {
+    let server = Server::start(model(), &[]);
+    let fields = json!({"logprobs": 0, "temperature": 0.5, "esamp": {"details": true}});
+    let body = server.post(COMPLETIONS, &ask(fields)).json();
+    let choice = &body["choices"][0];
+    let shown = &choice["logprobs"];
+    let texts: Vec<&str> =
+        shown["tokens"].as_array().unwrap().iter().map(|text| text.as_str().unwrap()).collect();
+    assert_eq!(texts.concat(), choice["text"].as_str().unwrap());
+    let log_probs = shown["token_logprobs"].as_array().unwrap();
+    assert!(log_probs.iter().all(|log_prob| log_prob.as_f64().unwrap() < 0.0));
+    assert_eq!(shown["text_offset"][1], texts[0].len());
+    let tokens = choice["esamp"]["tokens"].as_array().unwrap();
+    assert_eq!(tokens.len(), 12);
+    assert_eq!(tokens[0]["novelty"], Value::Null, "the first token is not steered");
+    assert!(tokens[1]["novelty"].as_f64().unwrap() > 0.0);
+    let other = server
+        .post(
+            CHAT,
+            &json!({"model": "words", "max_tokens": 3, "logprobs": true,
+        "messages": [{"role": "user", "content": "w8"}]}),
+        )
+        .json();
+    let content = other["choices"][0]["logprobs"]["content"].as_array().unwrap();
+    assert_eq!(content.len(), 3, "{other}");
+    assert_eq!(content[0]["top_logprobs"], json!([]));
+}
+
+#[test]
+fn settings_reach_the_sampler() {
+    let server = Server::start(model(), &[]);
+    let text = |fields: Value| texts(&server.post(COMPLETIONS, &ask(fields))).remove(0);
+    let plain = |fields: Value| {
+        let mut fields = fields;
+        fields["esamp"] = json!({"beta": 0});
+        text(fields)
+    };
+    // Greedy, whatever the seed, in three ways.
+    let greedy = plain(json!({"temperature": 0}));
+    assert_eq!(plain(json!({"top_k": 1, "seed": 4})), greedy);
+    assert_eq!(plain(json!({"top_p": 1e-6, "seed": 5})), greedy);
+    assert_eq!(plain(json!({"min_p": 1, "seed": 6})), greedy);
+    // A bias of 100 leaves one token, and the penalties take it away again.
+    let biased = plain(json!({"logit_bias": {"40": 100}, "max_tokens": 3}));
+    assert_eq!(biased, "w40 w40 w40");
+    let penalised = json!({"logit_bias": {"40": 4}, "temperature": 0, "max_tokens": 2,
+                           "presence_penalty": 2, "frequency_penalty": 2});
+    assert_eq!(plain(penalised).matches("w40").count(), 1);
+    let repeated = json!({"temperature": 0, "repetition_penalty": 10, "max_tokens": 40});
+    assert_ne!(plain(repeated), plain(json!({"temperature": 0, "max_tokens": 40})));
+    // A stop string ends the text before itself.
+    let second = greedy.split_whitespace().nth(1).unwrap();
+    let stopped = server.post(
+        COMPLETIONS,
+        &ask(json!({"temperature": 0, "stop": [second, "w96"],
+                                                       "esamp": {"beta": 0}})),
+    );
+    assert_eq!(stopped.json()["choices"][0]["finish_reason"], "stop");
+    assert_eq!(texts(&stopped)[0].trim_end(), greedy.split_whitespace().next().unwrap());
+    // Steering changes the text, and both reweighters differ.
+    let steered = |esamp: Value| text(json!({"seed": 2, "max_tokens": 40, "esamp": esamp}));
+    let plain = steered(json!({"beta": 0}));
+    assert_ne!(steered(json!({"beta": 4})), plain);
+    assert_ne!(
+        steered(json!({"beta": 4, "reweighter": "orthogonal"})),
+        steered(json!({"beta": 4}))
+    );
+}
+
+#[test]
+fn prompts_may_be_texts_tokens_or_lists_of_one() {
+    let server = Server::start(model(), &[]);
+    let said = |prompt: Value| {
+        texts(&server.post(COMPLETIONS, &ask(json!({"prompt": prompt, "seed": 1}))))
+    };
+    let text = said(json!("w5 w6"));
+    for same in [json!([5, 6]), json!(["w5 w6"]), json!([[5, 6]])] {
+        assert_eq!(said(same), text);
+    }
+}
+
+#[test]
+fn a_group_goes_on_with_what_its_earlier_requests_have_learned() {
+    let server = Server::start(model(), &["--max-groups", "2"]);
+    let novelty = |group: Option<&str>| -> f64 {
+        let fields = json!({"n": 2, "seed": 1, "max_tokens": 30,
+                            "esamp": {"beta": 1, "details": true, "group": group}});
+        let body = server.post(COMPLETIONS, &ask(fields)).json();
+        assert_eq!(body["esamp"]["group"].as_str(), group, "{body}");
+        let tokens = body["choices"][0]["esamp"]["tokens"].as_array().unwrap();
+        tokens[1]["novelty"].as_f64().unwrap()
+    };
+    let first = novelty(Some("a"));
+    assert_eq!(server.metric("distillers"), 1.0, "kept");
+    assert!(novelty(Some("a")) < first, "it has learned");
+    assert_eq!(novelty(None), novelty(None), "each has its own");
+    server.wait_for("distillers", 1.0);
+    novelty(Some("b"));
+    novelty(Some("c"));
+    server.wait_for("distillers", 2.0); // the oldest made room
+}
+
+#[test]
+fn a_group_may_be_named_in_a_header() {
+    let server = Server::start(model(), &[]);
+    let with = |headers: &[&str], fields: Value| {
+        let body = ask(fields).to_string();
+        let length = format!("Content-Length: {}", body.len());
+        let headers = [&["Content-Type: application/json", &length], headers].concat();
+        send(server.address, &[head("POST", COMPLETIONS, &headers), body.into()].concat())
+    };
+    let a = json!({"esamp": {"group": "a"}});
+    for answer in [
+        with(&["X-Esamp-Group: a"], json!({})),
+        with(&["x-esamp-group: a"], a.clone()),
+        with(&[], a.clone()),
+    ] {
+        assert_eq!(answer.json()["esamp"]["group"], "a", "{}", answer.body);
+    }
+    server.wait_for("distillers", 1.0);
+    let long = format!("X-Esamp-Group: {}", "x".repeat(257));
+    for (headers, fields, says) in [
+        (&["X-Esamp-Group: b"][..], a, "the value of esamp.group, \"a\", got \"b\""),
+        (&["X-Esamp-Group: a", "X-Esamp-Group: a"], json!({}), "one such header, got several"),
+        (&["X-Esamp-Group:"], json!({}), "1 to 256 bytes, got 0 bytes"),
+        (&[&long], json!({}), "got 257 bytes"),
+    ] {
+        let answer = with(headers, fields);
+        let error = &answer.json()["error"];
+        assert_eq!((answer.status, &error["param"]), (400, &json!("X-Esamp-Group")), "{error}");
+        assert!(error["message"].as_str().unwrap().contains(says), "{error}");
+    }
+}
+
+#[test]
+fn models_health_page_and_metrics_are_there() {
+    let server = Server::start(model(), &[]);
+    let models = get(server.address, "/v1/models").json();
+    assert_eq!(models["data"][0]["id"], "words");
+    assert_eq!(get(server.address, "/v1/models/words").json()["max_model_len"], 512);
+    assert_eq!(get(server.address, "/health").json(), json!({"status": "ok"}));
+    let page = get(server.address, "/");
+    assert!(page.body.contains("data-path=\"/v1/chat/completions\""), "{}", page.body);
+    for outside in ["http://", "https://", "src=", "@import", "{model}", "{key}"] {
+        assert!(!page.body.contains(outside), "{outside}");
+    }
+    let metrics = get(server.address, "/metrics");
+    assert!(metrics.body.contains("esamp_http_responses_total{path=\"/health\",status=\"200\"} 1"));
+    let names = metrics.body.lines().filter(|line| !line.starts_with('#'));
+    for line in names {
+        let (name, value) = line.rsplit_once(' ').unwrap();
+        assert!(value.parse::<f64>().is_ok(), "{line}");
+        let bare = name.split('{').next().unwrap();
+        assert!(metrics.body.contains(&format!("# TYPE {bare} ")), "{line}");
+    }
+}

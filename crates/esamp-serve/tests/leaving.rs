@@ -1,0 +1,151 @@
+//! Clients that leave, models that fail, servers that are full, and servers that end.
+
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod server;
+
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    net::{Shutdown, TcpStream},
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::json;
+
+use server::{Server, ask, model, open, post, request, slow_model, texts};
+
+const COMPLETIONS: &str = "/v1/completions";
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// A request that would run for a long time.
+fn long(fields: serde_json::Value) -> serde_json::Value {
+    let mut body = ask(json!({"max_tokens": 100_000, "esamp": {"beta": 0}}));
+    for (name, value) in fields.as_object().unwrap() {
+        body[name] = value.clone();
+    }
+    body
+}
+
+#[test]
+fn what_a_client_has_asked_for_is_cancelled_when_it_leaves() {
+    let server = Server::start(slow_model(PAUSE), &[]);
+    let mut stream = open(server.address, COMPLETIONS, &long(json!({"stream": true, "n": 4})));
+    let mut line = String::new();
+    while !line.starts_with("data: ") {
+        line.clear();
+        stream.read_line(&mut line).unwrap();
+    }
+    // One that waits for a whole response, and one that closes only its half.
+    let mut whole = TcpStream::connect(server.address).unwrap();
+    whole.write_all(&request(COMPLETIONS, long(json!({})).to_string().as_bytes())).unwrap();
+    let mut half = TcpStream::connect(server.address).unwrap();
+    half.write_all(&request(COMPLETIONS, long(json!({})).to_string().as_bytes())).unwrap();
+    server.wait_for("completions_running", 6.0);
+    half.shutdown(Shutdown::Write).unwrap();
+    server.wait_for("completions_running", 5.0);
+    drop(whole);
+    server.wait_for("completions_running", 4.0);
+    drop(stream);
+    server.wait_for("completions_running", 0.0);
+    server.wait_for("requests_open", 0.0);
+    server.wait_for("connections", 1.0);
+    assert_eq!(texts(&server.post(COMPLETIONS, &ask(json!({})))).len(), 1);
+}
+
+#[test]
+fn a_full_server_says_when_to_come_back() {
+    let server = Server::start(slow_model(PAUSE), &["--max-rows", "1", "--max-waiting", "1"]);
+    let first = open(server.address, COMPLETIONS, &long(json!({"stream": true})));
+    server.wait_for("completions_running", 1.0);
+    let second = open(server.address, COMPLETIONS, &long(json!({"stream": true})));
+    server.wait_for("requests_waiting", 1.0);
+    let refused = server.post(COMPLETIONS, &ask(json!({})));
+    assert_eq!(refused.status, 429, "{}", refused.body);
+    assert!(refused.head.contains("retry-after: 1"), "{}", refused.head);
+    assert_eq!(refused.json()["error"]["type"], "rate_limit_error");
+    drop((first, second));
+    server.wait_for("requests_waiting", 0.0);
+    server.wait_for("completions_running", 0.0);
+    assert_eq!(texts(&server.post(COMPLETIONS, &ask(json!({})))).len(), 1);
+}
+
+#[test]
+fn a_model_that_fails_is_an_error_of_those_in_the_step() {
+    let server = Server::start(model().failing_at(5), &[]);
+    let failed = server.post(COMPLETIONS, &ask(json!({"n": 2})));
+    assert_eq!(failed.status, 500, "{}", failed.body);
+    let error = &failed.json()["error"];
+    assert_eq!(
+        (&error["type"], &error["code"]),
+        (&json!("server_error"), &json!("internal_error"))
+    );
+    assert_eq!(texts(&server.post(COMPLETIONS, &ask(json!({"n": 2})))).len(), 2);
+    assert_eq!(server.metric("failed_steps_total"), 1.0);
+
+    let server = Server::start(model().failing_at(5), &[]);
+    let streamed = server.post(COMPLETIONS, &ask(json!({"stream": true})));
+    let (chunks, is_done) = streamed.chunks();
+    assert_eq!(streamed.status, 200);
+    assert!(!is_done && chunks.len() > 3, "{}", streamed.body);
+    assert_eq!(chunks.last().unwrap()["error"]["type"], "server_error");
+    assert_eq!(texts(&server.post(COMPLETIONS, &ask(json!({})))).len(), 1);
+}
+
+#[test]
+fn a_server_that_stops_cancels_what_is_left_after_the_grace() {
+    let mut server = Server::start(slow_model(PAUSE), &["--grace", "2"]);
+    let stream = open(server.address, COMPLETIONS, &long(json!({"stream": true, "n": 2})));
+    let address = server.address;
+    let whole = thread::spawn(move || post(address, COMPLETIONS, &long(json!({}))));
+    let short =
+        thread::spawn(move || post(address, COMPLETIONS, &long(json!({"max_tokens": 150}))));
+    server.wait_for("completions_running", 4.0);
+    let started = Instant::now();
+    server.stop();
+    let rest: Vec<String> = stream.lines().map(Result::unwrap).collect();
+    let last = rest.iter().rev().find_map(|line| line.strip_prefix("data: ")).unwrap();
+    assert!(last.contains("\"code\":\"shutting_down\""), "{last}");
+    let whole = whole.join().unwrap();
+    assert_eq!(whole.status, 503, "{}", whole.body);
+    assert!(whole.head.contains("retry-after: "));
+    assert_eq!(texts(&short.join().unwrap()).len(), 1, "it had time to end");
+    server.join();
+    let took = started.elapsed();
+    assert!(took > Duration::from_millis(1900) && took < Duration::from_secs(6), "{took:?}");
+}
+
+/// The program with a small model of random weights.
+#[cfg(unix)]
+#[test]
+fn a_signal_under_load_ends_every_stream_with_a_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    esamp_testkit::word_model::fill(folder.path());
+    let mut program = Command::new(env!("CARGO_BIN_EXE_esamp-serve"))
+        .args(["--listen", "127.0.0.1:0", "--grace", "1", "--model-name", "words", "--model"])
+        .arg(folder.path())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(program.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let address = line.trim().rsplit_once("http://").unwrap().1.parse().unwrap();
+    let fields = json!({"stream": true, "n": 4, "max_tokens": 120, "prompt": "w5 w6"});
+    let streams: Vec<_> =
+        (0..12).map(|_| open(address, COMPLETIONS, &ask(fields.clone()))).collect();
+    let killed = Command::new("kill").arg("-TERM").arg(program.id().to_string()).status();
+    assert!(killed.unwrap().success());
+    for stream in streams {
+        let lines: Vec<String> = stream.lines().map(Result::unwrap).collect();
+        let last = lines.iter().rev().find_map(|line| line.strip_prefix("data: ")).unwrap();
+        assert!(last == "[DONE]" || last.contains("\"shutting_down\""), "{last}");
+    }
+    assert!(program.wait().unwrap().success());
+    let mut log = String::new();
+    program.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+    assert!(log.contains("stopped") && log.contains("completion_tokens"), "{log}");
+    assert!(!log.contains("w5"), "no text of requests: {log}");
+    assert!(TcpStream::connect(address).is_err());
+}

@@ -1,0 +1,199 @@
+//! What a client gets that asks for what cannot be: a status, and an error that names the field.
+
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod server;
+
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+
+use server::{Server, ask, get, head, model, receive, request, send, texts};
+
+const COMPLETIONS: &str = "/v1/completions";
+const CHAT: &str = "/v1/chat/completions";
+
+#[test]
+fn wrong_fields_are_named() {
+    let server = Server::start(model(), &["--max-prompt", "300"]);
+    let long = "w1 ".repeat(301);
+    for (fields, param, says) in [
+        (
+            json!({"temperature": "hot"}),
+            "temperature",
+            "expected 0, or a number from 0.0001 to 2, got \"hot\"",
+        ),
+        (json!({"temperature": 2.5}), "temperature", "got 2.5"),
+        (json!({"temperature": -1}), "temperature", "got -1"),
+        (json!({"top_p": 0}), "top_p", "above 0"),
+        (json!({"top_k": -2}), "top_k", "from -1"),
+        (json!({"top_k": 1.5}), "top_k", "a whole number"),
+        (json!({"min_p": 1.1}), "min_p", "from 0 to 1"),
+        (json!({"n": 0}), "n", "a whole number from 1 to 16, got 0"),
+        (json!({"n": 17}), "n", "got 17"),
+        (json!({"n": "4"}), "n", "got \"4\""),
+        (json!({"best_of": 3}), "best_of", "the value of n, 1"),
+        (json!({"max_tokens": 0}), "max_tokens", "from 1"),
+        (json!({"max_tokens": 1e12}), "max_tokens", "from 1"),
+        (json!({"seed": -1}), "seed", "from 0 to 18446744073709551615"),
+        (json!({"stop": ["a", 1]}), "stop", "got an array of 2"),
+        (json!({"stop": ""}), "stop", "of 1 to 256 bytes"),
+        (json!({"stream": "yes"}), "stream", "true or false"),
+        (json!({"stream_options": {"usage": true}}), "stream_options.usage", "unknown"),
+        (json!({"logprobs": 5}), "logprobs", "without alternatives"),
+        (json!({"logprobs": true}), "logprobs", "without alternatives"),
+        (json!({"top_logprobs": 2}), "top_logprobs", "only the log-probabilities of chosen tokens"),
+        (
+            json!({"response_format": {"type": "json_object"}}),
+            "response_format",
+            "cannot be constrained",
+        ),
+        (json!({"tools": [{}]}), "tools", "not told about tools"),
+        (json!({"echo": true}), "echo", "expected false"),
+        (json!({"logit_bias": {"x": 1}}), "logit_bias", "token ids"),
+        (json!({"logit_bias": {"1": 101}}), "logit_bias", "from -100 to 100"),
+        (json!({"logit_bias": {"96": 1}}), "logit_bias", "an id below 96"),
+        (json!({"presence_penalty": 3}), "presence_penalty", "from -2 to 2"),
+        (json!({"frequency_penalty": []}), "frequency_penalty", "got an array of 0"),
+        (json!({"repetition_penalty": 0}), "repetition_penalty", "above 0"),
+        (json!({"temprature": 1}), "temprature", "unknown"),
+        (json!({"max_completion_tokens": 1}), "max_completion_tokens", "unknown"),
+        (json!({"prompt": 7}), "prompt", "a string or an array"),
+        (json!({"prompt": null}), "prompt", "got none"),
+        (json!({"prompt": []}), "prompt", "at least one token"),
+        (json!({"prompt": ["w1", "w2"]}), "prompt", "got 2 prompts"),
+        (json!({"prompt": [1, "w2"]}), "prompt", "one prompt per request"),
+        (json!({"prompt": [1, 96]}), "prompt", "an id below 96"),
+        (json!({"prompt": long}), "prompt", "at most 300 tokens, got 301 tokens"),
+        (json!({"model": 7}), "model", "a string"),
+        (json!({"model": null}), "model", "expected \"words\", got none"),
+        (json!({"esamp": 1}), "esamp", "an object"),
+        (json!({"esamp": {"beta": -1}}), "esamp.beta", "from 0 to 100"),
+        (json!({"esamp": {"reweighter": "contrast"}}), "esamp.reweighter", "\"orthogonal\""),
+        (json!({"esamp": {"group": ""}}), "esamp.group", "of 1 to 256 bytes"),
+        (json!({"esamp": {"warm_up_updates": 101}}), "esamp.warm_up_updates", "from 0 to 100"),
+        (json!({"esamp": {"gamma": 1}}), "esamp.gamma", "unknown"),
+    ] {
+        check(&server, COMPLETIONS, &ask(fields), 400, param, says);
+    }
+    check(&server, COMPLETIONS, &ask(json!({"model": "gpt-4"})), 404, "model", "got \"gpt-4\"");
+    // It still serves.
+    assert_eq!(texts(&server.post(COMPLETIONS, &ask(json!({})))).len(), 1);
+}
+
+#[test]
+fn wrong_conversations_are_named() {
+    let server = Server::start(model(), &[]);
+    let user = json!({"role": "user", "content": "w1"});
+    for (messages, param) in [
+        (json!("w1"), "messages"),
+        (json!([]), "messages"),
+        (json!([user, 3]), "messages[1]"),
+        (json!([{"content": "w1"}]), "messages[0].role"),
+        (json!([{"role": "tool", "content": "w1"}]), "messages[0].role"),
+        (json!([{"role": "user"}]), "messages[0].content"),
+        (json!([{"role": "user", "content": 1}]), "messages[0].content"),
+        (
+            json!([{"role": "user", "content": [{"type": "image_url"}]}]),
+            "messages[0].content[0].type",
+        ),
+        (json!([{"role": "user", "content": "w1", "name": "x"}]), "messages[0].name"),
+        (json!([{"role": "user", "content": "w1 ".repeat(600)}]), "messages"),
+    ] {
+        let body = json!({"model": "words", "messages": messages});
+        check(&server, CHAT, &body, 400, param, "expected");
+    }
+    let both =
+        json!({"model": "words", "messages": [user], "max_tokens": 1, "max_completion_tokens": 1});
+    check(&server, CHAT, &both, 400, "max_completion_tokens", "got both");
+}
+
+fn check(server: &Server, path: &str, body: &Value, status: u16, param: &str, says: &str) {
+    let answer = server.post(path, body);
+    assert_eq!(answer.status, status, "{body}: {}", answer.body);
+    assert!(answer.head.contains("content-type: application/json"));
+    let error = &answer.json()["error"];
+    assert_eq!(error["type"], "invalid_request_error", "{error}");
+    assert_eq!(error["param"], param, "{error}");
+    assert!(error["code"].is_string() && error.as_object().unwrap().len() == 4, "{error}");
+    let message = error["message"].as_str().unwrap();
+    assert!(message.contains(says), "{says}: {message}");
+}
+
+#[test]
+fn bodies_that_are_no_requests_are_refused() {
+    let server = Server::start(model(), &[]);
+    let big = format!("{{\"prompt\": \"{}\"}}", "x".repeat(10 << 20));
+    let deep = "[".repeat(100_000);
+    for (body, status, code) in [
+        (&b"{\"model\""[..], 400, "invalid_json"),
+        (&b""[..], 400, "invalid_json"),
+        (&b"hello"[..], 400, "invalid_json"),
+        (&b"[1]"[..], 400, "invalid_value"),
+        (&b"{\"model\": \"\xff\"}"[..], 400, "invalid_utf8"),
+        (deep.as_bytes(), 400, "invalid_json"),
+        (big.as_bytes(), 413, "body_too_large"),
+    ] {
+        let answer = send(server.address, &request(COMPLETIONS, body));
+        assert_eq!(answer.status, status, "{code}: {}", answer.body);
+        assert_eq!(answer.json()["error"]["code"], code);
+    }
+    let form = head("POST", COMPLETIONS, &["Content-Length: 2"]);
+    let answer = send(server.address, &[form, b"{}".to_vec()].concat());
+    assert_eq!(
+        (answer.status, &answer.json()["error"]["code"]),
+        (415, &json!("unsupported_media_type"))
+    );
+    assert_eq!(get(server.address, COMPLETIONS).status, 405);
+    let lost = get(server.address, "/v2/nothing");
+    assert_eq!((lost.status, &lost.json()["error"]["code"]), (404, &json!("not_found")));
+    assert_eq!(get(server.address, "/v1/models/other/one").status, 404);
+}
+
+#[test]
+fn a_client_that_sends_too_slowly_is_let_go() {
+    let server = Server::start(model(), &["--client-timeout", "1"]);
+    let started = Instant::now();
+    let mut body = TcpStream::connect(server.address).unwrap();
+    let headers = ["Content-Type: application/json", "Content-Length: 100"];
+    body.write_all(&head("POST", COMPLETIONS, &headers)).unwrap();
+    let mut header = TcpStream::connect(server.address).unwrap();
+    header.write_all(b"POST /v1/completions HTTP/1.1\r\nHost: t").unwrap();
+    let answer = receive(body);
+    assert_eq!((answer.status, &answer.json()["error"]["code"]), (408, &json!("request_timeout")));
+    let mut rest = Vec::new();
+    header.read_to_end(&mut rest).unwrap();
+    assert!(started.elapsed() < Duration::from_secs(10));
+    server.wait_for("connections", 1.0); // that of the question itself
+}
+
+#[test]
+fn keys_are_required_where_there_are_some() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "one\ntwo\n").unwrap();
+    let server = Server::start(model(), &["--api-key-file", file.path().to_str().unwrap()]);
+    let body = ask(json!({"esamp": {"group": "g"}})).to_string();
+    let length = format!("Content-Length: {}", body.len());
+    let with = |headers: &[&str]| {
+        let headers = [&["Content-Type: application/json", &length], headers].concat();
+        send(server.address, &[head("POST", COMPLETIONS, &headers), body.clone().into()].concat())
+    };
+    for wrong in [&[][..], &["Authorization: Bearer three"], &["Authorization: Basic one"]] {
+        let answer = with(wrong);
+        assert_eq!(answer.status, 401);
+        assert!(answer.head.contains("www-authenticate: bearer"));
+        assert_eq!(answer.json()["error"]["type"], "authentication_error");
+    }
+    assert_eq!(with(&["Authorization: Bearer one"]).status, 200);
+    assert_eq!(with(&["Authorization: bearer two"]).status, 200);
+    // Two clients do not share a group of one name.
+    let answer = send(server.address, &head("GET", "/metrics", &["Authorization: Bearer one"]));
+    assert!(answer.body.contains("esamp_distillers 2\n"), "{}", answer.body);
+    assert_eq!(get(server.address, "/metrics").status, 401);
+    assert_eq!(get(server.address, "/health").status, 200);
+    assert!(get(server.address, "/").body.contains("id=\"key\""));
+}
