@@ -155,7 +155,8 @@ pub trait CausalLm {
     /// Bytes that the model takes at most in addition to its weights and the tokens in its cache, for the same limit:
     /// spare capacity of the cache, copies of rows that join, activations, and the logits that it returns. 0, the
     /// default, means unknown.
-    fn working_bytes(&self, _batch: BatchSize) -> usize {
+    fn working_bytes(&self, batch: BatchSize) -> usize {
+        let _ = batch;
         0
     }
 }

@@ -15,6 +15,7 @@ use super::{EngineError, EngineStats, Shared, Update, groups::GroupFile, lock, s
 use crate::{
     causal_lm::CausalLm,
     decode::{Decoder, Event, Request},
+    error::panic_text,
     id::{CompletionId, GroupId, PromptId},
 };
 
@@ -302,11 +303,7 @@ impl<M: CausalLm> Worker<M> {
                 return self.deliver(events);
             }
             Ok(Err(error)) => error.to_string(),
-            Err(panic) => {
-                let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-                let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
-                format!("panic: {}", text.unwrap_or_default())
-            }
+            Err(panic) => format!("panic: {}", panic_text(&*panic)),
         };
         // The decoder has ended the completions that were in the step, or does so at the next call, whose events say
         // so.
