@@ -160,10 +160,19 @@ impl<M: CausalLm> Decoder<M> {
         running <= most && self.cache_shortage(&waiting.request, self.rows()).is_none()
     }
 
+    /// The place of the first waiting prompt for which there is room, unless it would overtake one that has been
+    /// overtaken too often.
+    pub(super) fn first_with_room(&self) -> Option<usize> {
+        let is_next =
+            |waiting: &Waiting| self.has_room(waiting) || waiting.overtaken >= Self::MAX_OVERTAKEN;
+        let at = self.waiting.iter().position(is_next)?;
+        self.has_room(&self.waiting[at]).then_some(at)
+    }
+
     /// Whether a step would begin no waiting prompt because paused rows take the room.
     pub(super) fn are_prompts_blocked(&self) -> bool {
         !self.paused.is_empty()
-            && !self.waiting.iter().any(|waiting| self.has_room(waiting))
+            && self.first_with_room().is_none()
             && self.groups_to_evict().is_empty()
     }
 }

@@ -90,7 +90,8 @@ impl<M: CausalLm> Decoder<M> {
         let idle = self.idle_groups();
         let mut held = self.sampler.held();
         let mut evicted = 0;
-        while self.bytes(&self.load_with(first, &held)) > limit {
+        let unfreed = self.sampler.unfreed_bytes();
+        while self.bytes(&self.load_with(first, &held)).saturating_add(unfreed) > limit {
             let Some((_, prompt)) = idle.get(evicted) else {
                 return Vec::new();
             };
@@ -115,7 +116,7 @@ impl<M: CausalLm> Decoder<M> {
 
     /// The most tokens of a request's prompt that are read at once.
     fn prefill_tokens(&self, request: &Request) -> usize {
-        request.prompt.len().min(self.prefill_chunk).min(self.prefill_budget)
+        request.prompt.len().min(self.prefill_chunk)
     }
 
     // Saturating, so that a request with enormous settings exceeds the limit instead of overflowing.

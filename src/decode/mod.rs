@@ -392,6 +392,11 @@ impl<M: CausalLm> Decoder<M> {
     /// [`StepError`]: see [above](Self#when-a-step-fails).
     pub fn step(&mut self) -> Result<Vec<Event>, StepError> {
         self.advance()?;
+        Ok(self.take_events())
+    }
+
+    /// The events that have not been returned yet, as [`step`](Self::step) returns them.
+    pub(crate) fn take_events(&mut self) -> Vec<Event> {
         let events: Vec<Event> = self.events.drain(..).collect();
         let finished = events.iter().filter_map(|event| match event {
             Event::Finished { completion, .. } => Some(completion.id),
@@ -399,7 +404,7 @@ impl<M: CausalLm> Decoder<M> {
         });
         let finished: HashSet<CompletionId> = finished.collect();
         self.completions.retain(|completion| !finished.contains(&completion.id));
-        Ok(events)
+        events
     }
 
     /// Takes the completions that have ended, in the order of their ids: those that neither [`run`](Self::run) nor an

@@ -44,8 +44,9 @@ impl<M: CausalLm> Decoder<M> {
     }
 
     /// Limits the number of prompt tokens that are read per step, at least 1. A long prompt then delays the running
-    /// completions by no more than that at each step, and begins later. The default is no limit: a step reads all
-    /// prompts for which there is room.
+    /// completions by no more than that at each step, and begins later. While none are running, a step reads a
+    /// [chunk](Self::with_prefill_chunk) if that is more. The default is no limit: a step reads all prompts for which
+    /// there is room.
     ///
     /// The tokens do not change, up to rounding: a prompt is read in the pieces that the budget allows, as with
     /// [`with_prefill_chunk`](Self::with_prefill_chunk).
@@ -61,7 +62,10 @@ impl<M: CausalLm> Decoder<M> {
 
     /// Prefills the waiting prompts for which there is room, as far as the budget of the step allows.
     pub(super) fn prefill_waiting(&mut self) -> Result<(), StepError> {
-        let mut budget = self.prefill_budget;
+        // Without rows that would wait for it, a prompt is read in chunks.
+        let is_alone = self.rows().next().is_none();
+        let least = if is_alone { self.prefill_chunk } else { 1 };
+        let mut budget = self.prefill_budget.max(least);
         while budget > 0 {
             if self.reading.is_none() {
                 let Some(at) = self.next_waiting() else { break };
@@ -83,13 +87,7 @@ impl<M: CausalLm> Decoder<M> {
             // It is known, so this cannot fail.
             let _ = self.release_group(group);
         }
-        let most = Self::MAX_OVERTAKEN;
-        let fits = |waiting: &Waiting| self.has_room(waiting);
-        let at =
-            self.waiting.iter().position(|waiting| fits(waiting) || waiting.overtaken >= most)?;
-        if !fits(&self.waiting[at]) {
-            return None;
-        }
+        let at = self.first_with_room()?;
         for overtaken in self.waiting.iter_mut().take(at) {
             overtaken.overtaken += 1;
         }

@@ -224,6 +224,11 @@ impl Engine {
         lock(&self.shared.stats).clone()
     }
 
+    /// Whether it takes requests: it neither drains nor has stopped, and its thread runs.
+    pub fn is_running(&self) -> bool {
+        self.shared.inbox.is_running()
+    }
+
     /// Takes no more requests, and returns when all that were accepted have ended and the thread too. Blocks.
     pub fn drain(&self) {
         self.shared.inbox.close(false);

@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     future::poll_fn,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Condvar, Mutex},
     task::{Poll, Waker},
     time::{Duration, Instant},
@@ -137,7 +138,8 @@ impl Stream {
     fn wake(&self, waker: Option<Waker>) {
         self.changed.notify_all();
         if let Some(waker) = waker {
-            waker.wake();
+            // A runtime that panics here must not take the decode thread with it.
+            let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
         }
     }
 }

@@ -89,6 +89,11 @@ impl Inbox {
         }
     }
 
+    pub(super) fn is_running(&self) -> bool {
+        let state = lock(&self.state);
+        !state.is_closed && !state.has_ended
+    }
+
     pub(super) fn poke(&self) {
         lock(&self.state).is_poked = true;
         self.changed.notify_all();
@@ -159,26 +164,32 @@ impl<M: CausalLm> Worker<M> {
 
     pub(super) fn run(mut self) {
         let _end = End(self.shared.clone());
-        loop {
-            let Some(commands) = self.commands() else {
-                break;
-            };
+        while let Some(commands) = self.commands() {
             for command in commands {
                 self.carry_out(command);
             }
-            self.cancel_abandoned();
-            self.resume();
+            self.guarded(Self::cancel_abandoned);
+            self.guarded(Self::resume);
             if !self.decoder.is_idle() {
                 self.step();
                 // Again, before the thread may wait: a caller that has read before its completion was paused does not
                 // wake it.
-                self.resume();
+                self.guarded(Self::resume);
             }
             self.publish();
         }
-        for stream in self.served.values() {
-            stream.complete();
-        }
+    }
+
+    /// Does something in which code of a caller runs. Its panic counts as a failed step and stops no one else. Returns
+    /// whether there was none.
+    fn guarded(&mut self, task: impl FnOnce(&mut Self)) -> bool {
+        let done = catch_unwind(AssertUnwindSafe(|| task(self)));
+        done.map_err(|panic| self.failed(format!("panic: {}", panic_text(&*panic)))).is_ok()
+    }
+
+    fn failed(&mut self, why: String) {
+        self.failed_steps += 1;
+        self.last_failure = Some(why);
     }
 
     /// Waits for something to do. Returns the commands since the last call; `None` when the thread should end.
@@ -217,21 +228,29 @@ impl<M: CausalLm> Worker<M> {
     }
 
     fn carry_out(&mut self, command: Command) {
-        match command {
-            Command::GroupFile(file) => file.carry_out(&mut self.decoder),
-            Command::Submit(request, stream) => self.accept(*request, stream),
+        if let Command::Submit(request, stream) = command {
+            let accepted = stream.clone();
+            if !self.guarded(|worker| worker.accept(*request, accepted)) {
+                self.never_queued();
+                stream.complete();
+            }
+            return;
+        }
+        self.guarded(|worker| match command {
+            Command::GroupFile(file) => file.carry_out(&mut worker.decoder),
+            Command::Submit(..) => {}
             // A completion or prompt that is unknown has ended, which is what was wanted.
             Command::Cancel(completion) => {
-                let _ = self.decoder.cancel(completion);
+                let _ = worker.decoder.cancel(completion);
             }
             Command::CancelPrompt(prompt) => {
-                let _ = self.decoder.cancel_prompt(prompt);
+                let _ = worker.decoder.cancel_prompt(prompt);
             }
             // A group that is unknown is not kept, which is what was wanted.
             Command::ReleaseGroup(group) => {
-                let _ = self.decoder.release_group(group);
+                let _ = worker.decoder.release_group(group);
             }
-        }
+        });
     }
 
     fn accept(&mut self, request: Request, stream: Arc<Stream>) {
@@ -296,19 +315,19 @@ impl<M: CausalLm> Worker<M> {
 
     fn step(&mut self) {
         let stepped = catch_unwind(AssertUnwindSafe(|| self.decoder.step()));
-        let failure = match stepped {
+        match stepped {
             Ok(Ok(events)) => {
                 // First, so that a caller who has heard of a step finds it in the statistics.
                 self.publish();
                 return self.deliver(events);
             }
-            Ok(Err(error)) => error.to_string(),
-            Err(panic) => format!("panic: {}", panic_text(&*panic)),
-        };
-        // The decoder has ended the completions that were in the step, or does so at the next call, whose events say
-        // so.
-        self.failed_steps += 1;
-        self.last_failure = Some(failure);
+            Ok(Err(error)) => self.failed(error.to_string()),
+            Err(panic) => self.failed(format!("panic: {}", panic_text(&*panic))),
+        }
+        // The decoder has ended the completions that were in the step. After a panic it does so at the next call.
+        let events = self.decoder.take_events();
+        self.publish();
+        self.deliver(events);
     }
 
     fn deliver(&mut self, events: Vec<Event>) {
@@ -326,7 +345,7 @@ impl<M: CausalLm> Worker<M> {
                 stream.close_one();
                 self.served.remove(&id);
             } else if unread >= self.shared.config.max_unread && !self.paused.contains_key(&id) {
-                self.pause(id);
+                self.guarded(|worker| worker.pause(id));
             }
         }
     }
@@ -359,5 +378,14 @@ impl<M: CausalLm> Worker<M> {
             last_failure: self.last_failure.clone(),
         };
         *lock(&self.shared.stats) = stats;
+    }
+}
+
+impl<M: CausalLm> Drop for Worker<M> {
+    fn drop(&mut self) {
+        // Nobody waits for more, however the thread has ended.
+        for stream in self.served.values() {
+            stream.complete();
+        }
     }
 }

@@ -83,7 +83,7 @@ fn a_long_prompt_is_read_in_pieces_between_the_steps_of_others() {
         run(&mut decoder).remove(0).tokens()
     };
     let expected = [alone(esamp(vec![1, 2], 30)), alone(esamp(prompt.clone(), 4))];
-    let mut decoder = tiny().with_prefill_budget(10).unwrap();
+    let mut decoder = tiny().with_prefill_chunk(10).unwrap().with_prefill_budget(10).unwrap();
     let short = decoder.submit(esamp(vec![1, 2], 30)).unwrap().completions[0];
     let long = decoder.submit(esamp(prompt, 4)).unwrap().completions[0];
     let (mut tokens, mut steps) = (Tokens::new(), 0);
@@ -104,7 +104,7 @@ fn a_long_prompt_is_read_in_pieces_between_the_steps_of_others() {
 #[test]
 fn completions_can_be_cancelled_while_their_prompt_is_read() {
     let prompt: Vec<TokenId> = (0..40).collect();
-    let mut decoder = tiny().with_prefill_budget(10).unwrap();
+    let mut decoder = tiny().with_prefill_chunk(10).unwrap().with_prefill_budget(10).unwrap();
     let request = esamp(prompt.clone(), 5).with_completions(3);
     let ids = decoder.submit(request).unwrap().completions;
     decoder.step().unwrap();
@@ -190,6 +190,23 @@ fn paused_rows_count_as_rows_and_as_cache() {
     decoder.resume(first).unwrap();
     assert_eq!(finished(decoder.step().unwrap()).len(), 0);
     assert_eq!(run(&mut decoder).len(), 2);
+}
+
+#[test]
+fn a_run_ends_when_a_prompt_that_was_overtaken_too_often_waits_for_paused_completions() {
+    let most = Decoder::<ScriptedLm>::MAX_OVERTAKEN;
+    let mut decoder = Decoder::new(counter(), sampler(10)).unwrap().with_max_rows(2).unwrap();
+    let id = decoder.submit(count_from(1)).unwrap().completions[0];
+    decoder.step().unwrap();
+    decoder.pause(id).unwrap();
+    decoder.submit(count_from(3).with_completions(2)).unwrap();
+    for _ in 0..most + 1 {
+        decoder.submit(count_from(5).with_max_new_tokens(1)).unwrap();
+    }
+    assert_eq!(run(&mut decoder).len(), most);
+    assert_eq!((decoder.is_idle(), decoder.waiting()), (true, 2));
+    decoder.resume(id).unwrap();
+    assert_eq!(run(&mut decoder).len(), 4);
 }
 
 #[test]

@@ -12,11 +12,11 @@ use std::{
 use super::decode_loop::{Masked, run, sampler, sampling};
 use crate::device;
 use esamp::{
-    CompletionId, Decoder, Event, FinishReason, GroupId, Request, TokenId,
+    CompletionId, Decoder, Event, FinishReason, GroupId, Request, TokenId, TokenMasker,
     engine::{Engine, EngineConfig, EngineError, Update, Updates},
     errors::RequestError,
     telemetry::RowTrace,
-    testing::TinyLm,
+    testing::{ScriptedLm, TinyLm},
 };
 
 const SOON: Duration = Duration::from_secs(60);
@@ -341,6 +341,45 @@ fn a_panic_of_a_request_ends_only_what_it_must() {
     let stats = engine.stats();
     assert_eq!(stats.failed_steps, 1);
     assert!(stats.last_failure.unwrap().contains("scripted to panic"));
+}
+
+/// A masker that panics when its completion has ended.
+struct PanicsAtTheEnd;
+
+impl TokenMasker for PanicsAtTheEnd {
+    fn mask(&self, _: CompletionId, _: &[TokenId]) -> Masked {
+        Ok(None)
+    }
+
+    fn ended(&self, _: CompletionId) {
+        panic!("at the end");
+    }
+}
+
+#[test]
+fn a_panic_between_two_steps_stops_no_one_else() {
+    let engine = engine(EngineConfig::default());
+    let mut stays = engine.submit(request(vec![7], 200)).unwrap();
+    let mut leaves = engine.submit(request(vec![8], 200).with_masker(PanicsAtTheEnd)).unwrap();
+    for _ in 0..2 {
+        leaves.recv().unwrap(); // accepted, and its first token
+    }
+    drop(leaves);
+    assert_eq!(read(&mut stays).0[0].len(), 200);
+    wait_until("it is counted", || engine.stats().failed_steps > 0);
+    assert_eq!(engine.stats().last_failure.as_deref(), Some("panic: at the end"));
+    assert!(engine.is_running());
+    engine.drain();
+    assert!(!engine.is_running());
+}
+
+#[test]
+fn callers_hear_of_a_failure_although_no_later_step_succeeds() {
+    let model = ScriptedLm::new(10, &device(), |_| vec![0.0; 10]).failing_at(0);
+    let decoder = Decoder::new(model, sampler(10)).unwrap();
+    let engine = Engine::start(decoder, EngineConfig::default()).unwrap();
+    let mut updates = engine.submit(Request::new(vec![1])).unwrap();
+    assert_eq!(read(&mut updates).1, [FinishReason::Aborted]);
 }
 
 #[test]
