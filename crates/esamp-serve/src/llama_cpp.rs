@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use clap::builder::RangedU64ValueParser;
-use esamp::CausalLm;
 use esamp_llama_cpp::{LlamaCpp, LlamaCppError, Options};
 use esamp_programs::{
     failure::Failure,
@@ -34,13 +33,10 @@ pub struct LlamaCppArgs {
         requires = "is_wanted"
     )]
     pub gpu_layers: usize,
-    /// Tokens that the key-value cache has room for, over all completions. It is reserved at the start.
-    #[arg(long, value_name = "TOKENS", default_value_t = 8192, requires = "is_wanted",
-          value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
-    pub cells: usize,
-    /// Give each row a key-value buffer of its own, of --cells / --max-rows tokens: faster from about 32 rows on.
-    #[arg(long, requires = "is_wanted")]
-    pub separate_buffers: bool,
+    /// Tokens of a prompt and its completion together. Memory for --max-rows of this length is reserved at the start.
+    #[arg(long, value_name = "TOKENS", default_value_t = 2048, requires = "is_wanted",
+          value_parser = RangedU64ValueParser::<usize>::new().range(1..=1 << 20))]
+    pub context: usize,
 }
 
 impl LlamaCppArgs {
@@ -62,16 +58,15 @@ impl LlamaCppArgs {
         let path = source.fetch(&Cache::from_env()?)?;
         let texts = Texts::open(&path)?;
         let model = self.load(&path, limits.max_rows)?;
-        // A full cache would end the completions of a step, so no more may be admitted than it has room for.
-        let room = self.cells.saturating_mul(model.kv_bytes_per_token());
-        Ok(Served { name, model, texts, kv_limit: limits.kv_bytes().min(room) })
+        Ok(Served { name, model, texts, kv_limit: limits.kv_bytes() })
     }
 
     fn load(&self, path: &Path, rows: usize) -> Result<LlamaCpp, Failure> {
         let mut options = Options::new()
             .with_max_rows(rows)
-            .with_cells(self.cells)
-            .with_unified_cache(!self.separate_buffers)
+            .with_cells(rows.saturating_mul(self.context))
+            // A full cache would end all completions of a step. A buffer for each row ends only its own.
+            .with_unified_cache(false)
             .with_gpu_layers(self.gpu_layers);
         if let Some(threads) = self.threads {
             options = options.with_threads(threads);
@@ -79,7 +74,7 @@ impl LlamaCppArgs {
         LlamaCpp::load(path, &options).map_err(|error| match error {
             LlamaCppError::Load(error) => Failure::loading(error),
             LlamaCppError::Option { .. } => {
-                let next_step = "change --cells or --max-rows: every row needs a cell";
+                let next_step = "lower --max-rows or --context";
                 Failure::usage(error.to_string(), next_step)
             }
             error => {
