@@ -29,10 +29,10 @@ struct Args {
     /// Clients that stream at the same time.
     #[arg(long, default_value_t = 64)]
     clients: u64,
-    /// Seconds under load.
+    /// Seconds under load; 0 leaves this part out.
     #[arg(long, default_value_t = 20)]
     seconds: u64,
-    /// Clients that leave.
+    /// Clients that leave; 0 leaves this part out.
     #[arg(long, default_value_t = 1000)]
     leaving: u64,
     /// Passed by cargo bench.
@@ -46,8 +46,12 @@ const GRACE: Duration = Duration::from_secs(2);
 fn main() -> Result<()> {
     let args = Args::parse();
     let server = Server::start()?;
-    streaming(&server, &args)?;
-    leaving(&server, &args)?;
+    if args.seconds > 0 {
+        streaming(&server, &args)?;
+    }
+    if args.leaving > 0 {
+        leaving(&server, &args)?;
+    }
     terminated(server, &args)
 }
 
@@ -153,6 +157,8 @@ struct Stream {
     characters: Vec<usize>,
     finish: Vec<Option<String>>,
     tokens: u64,
+    /// The completion that the last event was about.
+    about: Option<usize>,
     error: Option<String>,
     is_done: bool,
 }
@@ -165,6 +171,7 @@ impl Stream {
             characters: vec![0; count],
             finish: vec![None; count],
             tokens: 0,
+            about: None,
             error: None,
             is_done: false,
         }
@@ -190,6 +197,7 @@ impl Stream {
     }
 
     fn take(&mut self, event: &Value) -> Result<()> {
+        self.about = None;
         if let Some(code) = event["error"]["code"].as_str() {
             self.error = Some(code.to_owned());
             return Ok(());
@@ -200,6 +208,7 @@ impl Stream {
         }
         let choice = &event["choices"][0];
         let at = choice["index"].as_u64().context("expected an index, got none")? as usize;
+        self.about = Some(at);
         ensure!(self.finish[at].is_none(), "expected nothing after the end of a completion");
         // Says of each token how many characters are before it, so that a lost or doubled one does not fit.
         let log_probs = &choice["logprobs"];
@@ -244,17 +253,21 @@ fn streaming(server: &Server, args: &Args) -> Result<()> {
     let [first, gaps] = [const { Mutex::new(Vec::new()) }; 2];
     let [tokens, requests] = [const { AtomicU64::new(0) }; 2];
     let round = |client: u64, turn: u64| -> Result<()> {
+        let asked = Instant::now();
         let mut stream =
             server.stream(1 + (client + turn) % 3, 8 + (client * 7 + turn * 13) % 40)?;
-        let mut last = Instant::now();
-        let (mut times, mut is_first) = (Vec::new(), true);
+        let (mut times, mut last) = (Vec::new(), None);
         while stream.read()? {
-            let gap = last.elapsed().as_secs_f64();
-            last = Instant::now();
-            if std::mem::take(&mut is_first) {
-                first.lock().map(|mut first| first.push(gap)).ok();
-            } else {
-                times.push(gap);
+            if stream.about != Some(0) {
+                continue;
+            }
+            let now = Instant::now();
+            match last.replace(now) {
+                None => {
+                    let waited = now.duration_since(asked).as_secs_f64();
+                    first.lock().map(|mut first| first.push(waited)).ok();
+                }
+                Some(last) => times.push(now.duration_since(last).as_secs_f64()),
             }
         }
         stream.read_all()?;
@@ -270,6 +283,9 @@ fn streaming(server: &Server, args: &Args) -> Result<()> {
     for counter in [&tokens, &requests] {
         counter.store(0, Relaxed);
     }
+    for times in [&first, &gaps] {
+        times.lock().map(|mut times| times.clear()).ok();
+    }
     let began = Instant::now();
     all(args.clients, |client| {
         let mut turn = 1;
@@ -284,7 +300,7 @@ fn streaming(server: &Server, args: &Args) -> Result<()> {
     let [mut first, mut gaps] = [first, gaps].map(|times| times.into_inner().unwrap_or_default());
     say(&format!(
         "{} clients for {seconds:.0} s: {} streams, {} tokens, none lost or doubled, each with an end; {:.0} tokens/s; \
-         first event after median {:.0} ms, p99 {:.0} ms; between events of a stream median {:.1} ms, p99 {:.0} ms; \
+         first event after median {:.0} ms, p99 {:.0} ms; between events of a completion median {:.1} ms, p99 {:.0} ms; \
          resident {before:.0} MB before, {:.0} MB after",
         args.clients,
         requests.load(Relaxed),
