@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Instant};
 
 use super::{
-    Batch, Choices, Decoder, Ended, FinishReason, Waiting, accept,
+    Batch, Choices, Decoder, Ended, FinishReason, accept,
     forward::{Prefill, rows_of},
     interrupted::Work,
     make_masks, other,

@@ -43,6 +43,8 @@ pub struct Limits {
     pub prompt: usize,
     /// Completions of a request.
     pub completions: usize,
+    /// New tokens of a chat that does not say.
+    pub default_tokens: usize,
     /// Connections at a time.
     pub connections: usize,
     /// How long a client may take to send a request, or may not read a response.

@@ -92,11 +92,11 @@ async fn submit(
         return Err(ApiError { code: "context_length_exceeded", ..error });
     }
 
-    let group = params.group.as_ref().map(|name| app.groups.enter(client, name)).transpose()?;
-    // Without a limit of the request the context is the limit.
-    let room = app.context_length.map(|length| length.saturating_sub(tokens.len()).max(1));
+    let mut group = params.group.as_ref().map(|name| app.groups.enter(client, name)).transpose()?;
+    // Memory is set aside for the whole length, so a request that names none does not get the whole context.
+    let room = app.context_length.map_or(usize::MAX, |length| length.saturating_sub(tokens.len()));
     let max_new_tokens =
-        params.max_new_tokens.or(room).unwrap_or(esamp::Request::DEFAULT_MAX_NEW_TOKENS);
+        params.max_new_tokens.unwrap_or(app.limits.default_tokens.min(room.max(1)));
     let prompt_tokens = tokens.len();
     let mut request = esamp::Request::new(tokens)
         .with_completions(params.completions)
@@ -107,9 +107,6 @@ async fn submit(
         .with_stop_strings(&params.stop)
         .with_prompt_warm_up(params.warm_up_updates);
     if let Some(group) = &group {
-        if let Some(forgotten) = group.forgotten {
-            app.engine.release_group(forgotten);
-        }
         request = request.with_group(group.id);
     }
     if let Some(alternatives) = params.log_probs {
@@ -121,6 +118,9 @@ async fn submit(
         Some(Update::Refused(error)) => return Err(refused(&error, kind.prompt_field())),
         _ => return Err(ApiError::ending()),
     };
+    if let Some(forgotten) = group.as_mut().and_then(GroupUse::keep) {
+        app.engine.release_group(forgotten);
+    }
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let reply = Reply {
         kind,

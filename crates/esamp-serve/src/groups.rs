@@ -39,7 +39,9 @@ struct Known {
 pub struct GroupUse {
     pub id: GroupId,
     /// The group that it has taken the place of.
-    pub forgotten: Option<GroupId>,
+    forgotten: Option<Known>,
+    /// Whether the engine has taken a request of the group.
+    is_kept: bool,
     groups: Arc<Groups>,
 }
 
@@ -100,7 +102,7 @@ impl Groups {
                             format!("esamp.group: expected at most {most} in use at once");
                         return Err(ApiError::busy(message).with_param("esamp.group"));
                     };
-                    forgotten = Some(state.known.remove(idle).id);
+                    forgotten = Some(state.known.remove(idle));
                 }
                 let id = GroupId(state.next);
                 state.next += 1;
@@ -111,7 +113,7 @@ impl Groups {
         let id = group.id;
         state.known.push(group);
         drop(state);
-        Ok(GroupUse { id, forgotten, groups: self.clone() })
+        Ok(GroupUse { id, forgotten, is_kept: false, groups: self.clone() })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -119,11 +121,28 @@ impl Groups {
     }
 }
 
+impl GroupUse {
+    /// Keeps the group, because the engine has taken a request of it. Returns the one whose place it has taken.
+    pub fn keep(&mut self) -> Option<GroupId> {
+        self.is_kept = true;
+        self.forgotten.as_ref().map(|group| group.id)
+    }
+}
+
 impl Drop for GroupUse {
     fn drop(&mut self) {
         let mut state = self.groups.lock();
-        if let Some(group) = state.known.iter_mut().find(|group| group.id == self.id) {
-            group.users -= 1;
+        let Some(at) = state.known.iter().position(|group| group.id == self.id) else {
+            return;
+        };
+        state.known[at].users -= 1;
+        // A request that was refused has taken nobody's place.
+        if !self.is_kept
+            && state.known[at].users == 0
+            && let Some(group) = self.forgotten.take()
+        {
+            state.known.remove(at);
+            state.known.insert(0, group);
         }
     }
 }
@@ -138,8 +157,10 @@ mod tests {
         let id = |client, name: &str| groups.enter(Client(client), name).unwrap().id;
         let (a, b) = (id(0, "a"), id(0, "b"));
         assert_eq!((id(0, "a"), a == b), (a, false));
-        let c = groups.enter(Client(0), "c").unwrap();
-        assert_eq!(c.forgotten, Some(b));
+        drop(groups.enter(Client(0), "refused").unwrap());
+        assert_eq!((id(0, "b"), id(0, "a")), (b, a), "a refused request takes nobody's place");
+        let mut c = groups.enter(Client(0), "c").unwrap();
+        assert_eq!(c.keep(), Some(b));
         drop(c);
         assert_eq!(id(0, "a"), a);
         assert_ne!(id(0, "b"), b);

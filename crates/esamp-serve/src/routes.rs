@@ -114,8 +114,11 @@ async fn model(
     Err(ApiError { status: StatusCode::NOT_FOUND, code: "model_not_found", ..error })
 }
 
-async fn health() -> Response {
-    json_response(StatusCode::OK, &json!({"status": "ok"}))
+async fn health(State(app): State<Arc<App>>) -> Response {
+    if app.engine.is_running() {
+        return json_response(StatusCode::OK, &json!({"status": "ok"}));
+    }
+    json_response(StatusCode::SERVICE_UNAVAILABLE, &json!({"status": "ending"}))
 }
 
 async fn show_metrics(State(app): State<Arc<App>>) -> impl IntoResponse {

@@ -72,6 +72,7 @@ where
         body: args.limits.max_body,
         prompt: args.limits.max_prompt.unwrap_or(usize::MAX),
         completions: args.limits.max_n.min(args.limits.max_rows),
+        default_tokens: args.limits.default_max_tokens,
         connections: args.limits.max_connections.min(Semaphore::MAX_PERMITS),
         client_timeout: Duration::from_secs(args.limits.client_timeout),
         beta: args.beta,
