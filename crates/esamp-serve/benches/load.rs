@@ -349,7 +349,7 @@ fn terminated(mut server: Server, args: &Args) -> Result<()> {
         let clients = scope.spawn(|| {
             all(args.clients, |client| {
                 // Some have time to end.
-                let tokens = if client % 4 == 0 { 4 } else { 4000 };
+                let tokens = if client % 4 == 0 { 4 } else { 400 };
                 let response = running.ask(1 + client % 2, tokens)?;
                 let status = response.status().as_u16();
                 let mut stream = Stream::new(response, 1 + client % 2);
