@@ -163,10 +163,15 @@ impl<M: CausalLm> Decoder<M> {
     /// The place of the first waiting prompt for which there is room, unless it would overtake one that has been
     /// overtaken too often.
     pub(super) fn first_with_room(&self) -> Option<usize> {
-        let is_next =
-            |waiting: &Waiting| self.has_room(waiting) || waiting.overtaken >= Self::MAX_OVERTAKEN;
-        let at = self.waiting.iter().position(is_next)?;
-        self.has_room(&self.waiting[at]).then_some(at)
+        for (at, waiting) in self.waiting.iter().enumerate() {
+            if self.has_room(waiting) {
+                return Some(at);
+            }
+            if waiting.overtaken >= Self::MAX_OVERTAKEN {
+                return None;
+            }
+        }
+        None
     }
 
     /// Whether a step would begin no waiting prompt because paused rows take the room.

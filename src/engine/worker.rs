@@ -315,17 +315,20 @@ impl<M: CausalLm> Worker<M> {
 
     fn step(&mut self) {
         let stepped = catch_unwind(AssertUnwindSafe(|| self.decoder.step()));
-        match stepped {
-            Ok(Ok(events)) => {
-                // First, so that a caller who has heard of a step finds it in the statistics.
-                self.publish();
-                return self.deliver(events);
+        // After a failure the decoder has ended the completions that were in the step; after a panic it does so at the
+        // next call.
+        let events = match stepped {
+            Ok(Ok(events)) => events,
+            Ok(Err(error)) => {
+                self.failed(error.to_string());
+                self.decoder.take_events()
             }
-            Ok(Err(error)) => self.failed(error.to_string()),
-            Err(panic) => self.failed(format!("panic: {}", panic_text(&*panic))),
-        }
-        // The decoder has ended the completions that were in the step. After a panic it does so at the next call.
-        let events = self.decoder.take_events();
+            Err(panic) => {
+                self.failed(format!("panic: {}", panic_text(&*panic)));
+                self.decoder.take_events()
+            }
+        };
+        // First, so that a caller who has heard of a step finds it in the statistics.
         self.publish();
         self.deliver(events);
     }

@@ -314,7 +314,7 @@ fn streaming(server: &Server, args: &Args) -> Result<()> {
     ))
 }
 
-/// Clients that leave in the middle of a stream, some of them beside one that stays.
+/// Clients that leave in the middle of a stream, some of them alongside one that stays.
 fn leaving(server: &Server, args: &Args) -> Result<()> {
     let before = server.resident();
     let began = Instant::now();

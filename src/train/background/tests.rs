@@ -85,7 +85,7 @@ fn only_a_restart_that_has_changed_something_is_queued() {
     assert_eq!(trainer.updates(row), 0);
 }
 
-/// What is loaded and released before there is a lesson leaves nothing behind, unless another completion uses it.
+/// What is loaded and released before there is a lesson leaves nothing, unless another completion uses it.
 #[test]
 fn a_loaded_slot_reaches_the_worker_with_the_next_lesson() {
     let mut trainer = background();
