@@ -299,8 +299,8 @@ impl Candidates {
     }
 
     /// Like [`rescore`](Self::rescore), but also passes what penalties, bias and a logits processor have added to each
-    /// candidate's logit (and equally to its expected logit), on the scale of the scores. A reweighter whose weights for
-    /// the two logits do not sum to 1 needs it, because the weights must apply to the model's output and not to the
+    /// candidate's logit (and equally to its expected logit), on the scale of the scores. A reweighter whose weights
+    /// for the two logits do not sum to 1 needs it, because the weights must apply to the model's output and not to the
     /// adjustments.
     pub fn rescore_adjusted(&mut self, mut score: impl FnMut(&Candidate, f32) -> f32) {
         let adjustments = std::mem::take(&mut self.adjustments);

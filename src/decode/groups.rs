@@ -79,8 +79,8 @@ impl<M: CausalLm> Decoder<M> {
     /// the group after a restart. Completions of the group that wait or run are not in it, except what the distiller
     /// has learned from them so far; their indices are not given again. The decoder continues unchanged.
     ///
-    /// The file has the form of a [sampler's snapshot](crate::Sampler::save), with `format: esamp group`, and is written
-    /// in the same way. What all prompts share ([`Sharing::Adaptive`](crate::Sharing::Adaptive)) is not in it.
+    /// The file has the form of a [sampler's snapshot](crate::Sampler::save), with `format: esamp group`, and is
+    /// written in the same way. What all prompts share ([`Sharing::Adaptive`](crate::Sharing::Adaptive)) is not in it.
     ///
     /// # Errors
     ///

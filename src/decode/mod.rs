@@ -73,9 +73,9 @@ use row::Row;
 /// ```
 ///
 /// Each prompt is prefilled once, and its completions share the resulting KV cache. Requests may be submitted while
-/// others run; they join the batch at the next step. Rows that have finished leave the batch at once. If the cache
-/// does not support these operations (see [`KvCache`]), finished rows stay in the batch and prompts wait until it is
-/// empty.
+/// others run; they join the batch at the next step. Rows that have finished leave the batch at once. If the cache does
+/// not support these operations (see [`KvCache`](crate::KvCache)), finished rows stay in the batch and prompts wait
+/// until it is empty.
 ///
 /// # When a step fails
 ///

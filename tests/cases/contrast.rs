@@ -218,8 +218,8 @@ fn requirements_of_a_contrasted_request_are_checked_at_submission() {
 
 #[test]
 fn memory_of_both_caches_counts() {
-    // Each model uses one byte per token: (1 + 5) tokens in 2 rows, in two caches. To that come 8 bytes for the expected
-    // logit of each token of the vocabulary.
+    // Each model uses one byte per token: (1 + 5) tokens in 2 rows, in two caches. To that come 8 bytes for the
+    // expected logit of each token of the vocabulary.
     let decoder = decoder(hashing(1)).with_other_model(hashing(2)).unwrap();
     let request = Request::new(vec![1]).with_max_new_tokens(5).with_completions(2);
     let plain = request.clone().with_sampling(Sampling::paper().with_beta(0.0));

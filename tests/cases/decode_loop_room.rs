@@ -75,8 +75,8 @@ fn a_cache_of_fixed_size_of_the_other_model_counts_too() {
 
 #[test]
 fn the_other_models_rows_are_counted_when_a_prompt_joins() {
-    // 1 + 5 columns of one byte in each cache: two rows in the first, and the contrasted one in the second. The expected
-    // logits of two rows are counted, 8 bytes per token of the vocabulary.
+    // 1 + 5 columns of one byte in each cache: two rows in the first, and the contrasted one in the second. The
+    // expected logits of two rows are counted, 8 bytes per token of the vocabulary.
     let plain = Sampling::paper().with_beta(0.0);
     let request = |sampling: &Sampling| {
         Request::new(vec![1]).with_max_new_tokens(5).with_sampling(sampling.clone())

@@ -22,8 +22,8 @@ pub struct Unit {
 /// The most records of a plan: a thousand times those of this repository's largest report.
 pub const MOST_RECORDS: u64 = 1_000_000;
 
-/// The number of records of a plan with these numbers of problems, seeds, tasks and arms, at most `u64::MAX`. None counts as one:
-/// going through many seeds takes long even if they have no problems.
+/// The number of records of a plan with these numbers of problems, seeds, tasks and arms, at most `u64::MAX`. None
+/// counts as one: going through many seeds takes long even if they have no problems.
 pub fn planned_records(sizes: [u64; 4]) -> u64 {
     sizes.into_iter().fold(1, |records, size| records.saturating_mul(size.max(1)))
 }

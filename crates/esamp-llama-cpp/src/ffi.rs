@@ -342,8 +342,8 @@ impl Context {
         }
     }
 
-    /// Puts llama.cpp's threads to sleep until the next pass. Otherwise they wait for it in a busy loop, and the sampler
-    /// needs the CPU.
+    /// Puts llama.cpp's threads to sleep until the next pass. Otherwise they wait for it in a busy loop, and the
+    /// sampler needs the CPU.
     pub(crate) fn rest(&mut self) {
         // SAFETY: the threads are valid.
         unsafe { sys::ggml_threadpool_pause(self.threads.as_ptr()) };

@@ -67,7 +67,8 @@ pub struct LimitArgs {
     /// New tokens of a chat that names no limit. Memory is set aside for all of them.
     #[arg(long, value_name = "TOKENS", default_value_t = 1024, value_parser = at_least_one())]
     pub default_max_tokens: usize,
-    /// Prompt tokens that are read between two decode steps. Fewer disturb running completions less, more are read faster.
+    /// Prompt tokens that are read between two decode steps. Fewer disturb running completions less, more are read
+    /// faster.
     #[arg(long, value_name = "TOKENS", default_value_t = 32, value_parser = at_least_one())]
     pub prefill_budget: usize,
     /// Megabytes of key-value cache, distillers and working memory, counted at the full length of all running

@@ -6,7 +6,8 @@ use serde_json::{Map, Value};
 
 use crate::error::ApiError;
 
-/// The fields of a JSON object that have not been read yet. A field that is `null` counts as absent, as in OpenAI's API.
+/// The fields of a JSON object that have not been read yet. A field that is `null` counts as absent, as in OpenAI's
+/// API.
 pub(crate) struct Fields {
     /// Where the object is: empty for the body, `esamp.` for the object of that name.
     prefix: String,

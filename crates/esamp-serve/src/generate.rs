@@ -292,8 +292,8 @@ impl Answer {
             let event = SentEvent::default().data(event);
             Some((Ok::<_, Infallible>(event), (answer, queue, is_over)))
         });
-        // A comment now and then, so that a connection that nothing is sent on is not taken for a dead one, and a client
-        // that has gone is noticed.
+        // A comment now and then, so that a connection that nothing is sent on is not taken for a dead one, and a
+        // client that has gone is noticed.
         Sse::new(stream).keep_alive(KeepAlive::default()).into_response()
     }
 

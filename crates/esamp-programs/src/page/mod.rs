@@ -244,8 +244,8 @@ pub struct Document<'a> {
     pub connects: bool,
 }
 
-/// One self-contained HTML file, which loads nothing. Elements of class `t` with an attribute `data-tip` (lines of a name,
-/// a tab and a value) get a tooltip, and are tinted by the CSS variables of [`Page`].
+/// One self-contained HTML file, which loads nothing. Elements of class `t` with an attribute `data-tip` (lines of a
+/// name, a tab and a value) get a tooltip, and are tinted by the CSS variables of [`Page`].
 pub fn document(document: &Document<'_>) -> String {
     let Document { title, body, style, script, connects } = document;
     let connects = if *connects { "; connect-src 'self'" } else { "" };
