@@ -176,7 +176,7 @@ pub mod unstable {
         bank::{AdaptiveStart, SlotKey},
         candidates::{Reach, RowStats},
         distiller::{Gradient, StackedDistiller},
-        sampler::ExpectedControl,
+        sampler::{ExpectedControl, LogitsTransfer},
         telemetry::stages::StageSeconds,
         train::SlotPath,
     };

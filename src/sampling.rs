@@ -6,15 +6,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     candidates::{
-        CandidateFilter, Candidates, FilterConfig, LogitsProcessor, Reach, RowContext, TokenMask,
-        built_in::*, pool, process,
+        CandidateFilter, Candidates, FilterConfig, LogitsProcessor, PartialRow, Reach, RowContext,
+        TokenMask, built_in::*, pool, process,
     },
     custom::Custom,
     error::{ConfigError, RowError},
     fire::Fire,
     id::TokenId,
     novelty::{Contrast, Expects, Extrapolate, NoveltyReweighter, ReweighterConfig},
-    penalties::{Penalties, adjustments, check_bias},
+    penalties::{Penalties, adjustable, adjustments, check_bias},
     select::Selection,
 };
 
@@ -367,6 +367,11 @@ impl Sampling {
         if self.is_greedy_at(position) { 1.0 } else { self.temperature_at(position) }
     }
 
+    /// The divisor of the logits before the filters.
+    pub(crate) fn divisor_before_filters(&self, position: u64) -> f32 {
+        self.divisors_at(position).0
+    }
+
     /// The divisors of the logits before and after the filters.
     fn divisors_at(&self, position: u64) -> (f32, f32) {
         let divisor = self.divisor_at(position);
@@ -458,14 +463,11 @@ impl CheckedSampling {
         logits: &mut [f32],
         allowed: Option<&TokenMask>,
     ) -> Result<Candidates, RowError> {
-        let (before, _) = self.divisors_at(row.position);
-        let reach =
-            self.filters().first().map_or(Reach::Everything, |filter| filter.as_filter().reach());
-        let wants_stats = self.filters().iter().any(|filter| filter.as_filter().uses_row_stats());
-        let mut deltas =
-            adjustments(&self.penalties, &self.logit_bias, row.prompt, row.generated, logits)?;
+        let before = self.divisor_before_filters(row.position);
+        let (reach, wants_stats) = (self.reach(), self.uses_row_stats());
+        let mut deltas = self.adjustments(row, logits.len(), |token| logits[token as usize])?;
         let pool = |logits: &[f32]| pool(logits, before, allowed, reach, wants_stats);
-        let mut candidates = if let Some(processor) = &self.logits_processor {
+        let candidates = if let Some(processor) = &self.logits_processor {
             let mut changed = logits.to_vec();
             add(&mut changed, &deltas);
             deltas = process(&**processor, row, logits, &mut changed)?;
@@ -481,12 +483,78 @@ impl CheckedSampling {
             // Only now: the logits must be restored even if the pool failed.
             pooled?
         };
+        Ok(self.with_adjustments(row, candidates, deltas))
+    }
+
+    /// [`pool`](Self::pool) of a row of which only the best logits are known. `None` if the whole row is needed.
+    pub(crate) fn pool_partial(
+        &self,
+        row: &RowContext<'_>,
+        logits: &PartialRow,
+        allowed: Option<&TokenMask>,
+    ) -> Result<Option<Candidates>, RowError> {
+        // Unknown tokens are not adjusted, so their logits do not matter.
+        let logit = |token| logits.logit(token).unwrap_or(f32::NEG_INFINITY);
+        let deltas = self.adjustments(row, logits.vocab(), logit)?;
+        let before = self.divisor_before_filters(row.position);
+        let candidates = logits.pool(&deltas, before, allowed, self.reach());
+        Ok(candidates.map(|candidates| self.with_adjustments(row, candidates, deltas)))
+    }
+
+    /// Whether the pool of a row needs the logits of all tokens, however many of the best are known.
+    pub(crate) fn needs_whole_row(&self, has_mask: bool) -> bool {
+        let is_unlimited = match self.reach() {
+            Reach::Everything | Reach::Deviations(_) => true,
+            // The mass of the tokens that are masked is not known.
+            Reach::Mass(p) => p >= 1.0 || has_mask,
+            Reach::Probability(_) => has_mask,
+            Reach::Best(_) | Reach::Nats(_) => false,
+        };
+        is_unlimited || self.uses_row_stats() || self.logits_processor.is_some()
+    }
+
+    /// The tokens whose logits penalties and bias may change.
+    pub(crate) fn adjustable(
+        &self,
+        row: &RowContext<'_>,
+        vocab: usize,
+    ) -> Result<Vec<TokenId>, RowError> {
+        adjustable(&self.penalties, &self.logit_bias, [row.prompt, row.generated], vocab)
+    }
+
+    /// What penalties and bias add, in ascending token order.
+    fn adjustments(
+        &self,
+        row: &RowContext<'_>,
+        vocab: usize,
+        logit: impl Fn(TokenId) -> f32,
+    ) -> Result<Vec<(TokenId, f32)>, RowError> {
+        let text = [row.prompt, row.generated];
+        adjustments(&self.penalties, &self.logit_bias, text, vocab, logit)
+    }
+
+    /// Stores what was added to the logits with the candidates, on the scale of their scores.
+    fn with_adjustments(
+        &self,
+        row: &RowContext<'_>,
+        mut candidates: Candidates,
+        mut deltas: Vec<(TokenId, f32)>,
+    ) -> Candidates {
         let divisor = self.divisor_at(row.position);
         for (_, delta) in &mut deltas {
             *delta /= divisor;
         }
         candidates.set_adjustments(deltas);
-        Ok(candidates)
+        candidates
+    }
+
+    /// How much of the vocabulary the first filter needs.
+    fn reach(&self) -> Reach {
+        self.filters().first().map_or(Reach::Everything, |filter| filter.as_filter().reach())
+    }
+
+    fn uses_row_stats(&self) -> bool {
+        self.filters().iter().any(|filter| filter.as_filter().uses_row_stats())
     }
 
     /// Runs the filters on a [`pool`](Self::pool).

@@ -5,6 +5,7 @@ mod eta_cutoff;
 mod mask;
 mod min_p;
 mod order;
+mod partial;
 mod pool;
 mod processor;
 mod stats;
@@ -19,6 +20,7 @@ use std::{fmt::Debug, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 pub use mask::TokenMask;
+pub(crate) use partial::{Masses, PartialRow};
 pub(crate) use pool::{best_tokens, check_numbers, log_sum_exp, mass_outside, pool};
 pub use processor::LogitsProcessor;
 pub(crate) use processor::process;

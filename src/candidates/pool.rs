@@ -65,7 +65,7 @@ pub(crate) fn pool(
 
 /// By how many nats the pool reaches further than its first filter. The filter decides; the pool must not lose a
 /// token that the filter would keep to rounding.
-fn slack(max: f32, temperature: f32) -> f32 {
+pub(super) fn slack(max: f32, temperature: f32) -> f32 {
     // The second term covers the rounding of scores, which grows with their size: f32 is exact to 6e-8 of it.
     1e-3 + max.abs() / temperature * 1e-5
 }
@@ -150,7 +150,7 @@ fn largest(logits: &[f32]) -> Result<f32, RowError> {
 }
 
 /// Every token whose logit is at least `least`, masked tokens excluded.
-fn above(logits: &[f32], temperature: f32, least: f32) -> Vec<Candidate> {
+pub(super) fn above(logits: &[f32], temperature: f32, least: f32) -> Vec<Candidate> {
     /// Tokens are tested in chunks of this size. Most chunks contain no match and are skipped after one test.
     const TOGETHER: usize = 64;
     // Masked tokens are −inf and must fail the comparison, even if the filter's reach is infinite or NaN.
@@ -178,7 +178,7 @@ fn above(logits: &[f32], temperature: f32, least: f32) -> Vec<Candidate> {
 }
 
 /// The `k` best tokens, at least 1, in any order. Reads each logit once and keeps at most `2k` items.
-fn best(logits: &[f32], temperature: f32, k: usize) -> Vec<Candidate> {
+pub(super) fn best(logits: &[f32], temperature: f32, k: usize) -> Vec<Candidate> {
     let mut items: Vec<Candidate> = Vec::with_capacity(2 * k.min(logits.len()));
     let mut least = f32::MIN;
     for (token, &logit) in logits.iter().enumerate() {

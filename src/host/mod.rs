@@ -10,10 +10,20 @@ mod kernels;
 
 #[cfg(feature = "llama")]
 use burn::tensor::DType;
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{Device, Int, Tensor};
 
 pub(crate) use exp::exp_of_negative;
 pub(crate) use kernels::{is_flex, share_pieces, vectorised};
+
+/// Whether a device computes in host memory, so that a transfer to the host is a copy at most.
+pub(crate) fn is_host_memory(device: &Device) -> bool {
+    #[cfg(feature = "ndarray")]
+    #[allow(deprecated, reason = "ndarray is deprecated upstream and supported here")]
+    if *device == Device::ndarray() {
+        return true;
+    }
+    is_flex(device)
+}
 
 /// `x·Wᵀ`, with `x` `[rows, in]` and `W` `[out, in]`, the layout of checkpoints.
 pub(crate) fn times_transposed(x: Tensor<2>, weight: &Tensor<2>) -> Tensor<2> {

@@ -156,31 +156,47 @@ pub(crate) fn check_bias(bias: f32) -> Result<(), ConfigError> {
     ConfigError::check(bias.is_finite(), "logit bias", "a finite number", bias)
 }
 
-/// The adjustment δ of each token that has one, in ascending order of token ids. Tokens whose logit is not finite
-/// have none: a masked token stays masked, and NaN is reported unchanged.
-pub(crate) fn adjustments(
+/// The tokens that [`adjustments`] may change, in any order: all tokens of the bias, and those of the text that an
+/// enabled penalty reads. An error if one of them is not below `vocab`.
+pub(crate) fn adjustable(
     penalties: &Penalties,
     bias: &BTreeMap<TokenId, f32>,
-    prompt: &[TokenId],
-    generated: &[TokenId],
-    logits: &[f32],
-) -> Result<Vec<(TokenId, f32)>, RowError> {
+    [prompt, generated]: [&[TokenId]; 2],
+    vocab: usize,
+) -> Result<Vec<TokenId>, RowError> {
     let biased: Vec<TokenId> = bias.keys().copied().collect();
-    let breakers = penalties.breakers();
     // Skip tokens that no enabled penalty uses: of those that only count tokens, just the repetition penalty counts
     // those of the prompt.
     let reads_text = penalties.range() > 0;
     let used = |tokens, is_used: bool| if is_used { tokens } else { &[][..] };
+    let prompt = used(prompt, penalties.repetition != 1.0 || reads_text);
+    let generated = used(generated, penalties.counts() || reads_text);
     for (place, tokens) in [
         ("logit bias", &biased[..]),
-        ("sequence breaker", &breakers),
-        ("prompt", used(prompt, penalties.repetition != 1.0 || reads_text)),
-        ("completion", used(generated, penalties.counts() || reads_text)),
+        ("sequence breaker", &penalties.breakers()),
+        ("prompt", prompt),
+        ("completion", generated),
     ] {
-        if let Some(&token) = tokens.iter().find(|&&token| token as usize >= logits.len()) {
-            return Err(RowError::UnknownToken { place, token, vocab: logits.len() });
+        if let Some(&token) = tokens.iter().find(|&&token| token as usize >= vocab) {
+            return Err(RowError::UnknownToken { place, token, vocab });
         }
     }
+    Ok([&biased, prompt, generated].concat())
+}
+
+/// The adjustment δ of each token that has one, in ascending order of token ids. Tokens whose logit is not finite
+/// have none: a masked token stays masked, and NaN is reported unchanged. `logit` returns the model's logit of a token;
+/// it is asked only for [adjustable] tokens.
+pub(crate) fn adjustments(
+    penalties: &Penalties,
+    bias: &BTreeMap<TokenId, f32>,
+    text: [&[TokenId]; 2],
+    vocab: usize,
+    logit: impl Fn(TokenId) -> f32,
+) -> Result<Vec<(TokenId, f32)>, RowError> {
+    adjustable(penalties, bias, text, vocab)?;
+    let [prompt, generated] = text;
+    let used = |tokens, is_used: bool| if is_used { tokens } else { &[][..] };
     // Each token with its number of occurrences in the completion. A bias alone is not an occurrence.
     let in_prompt = used(prompt, penalties.repetition != 1.0).iter().map(|&token| (token, 0));
     let in_completion = used(generated, penalties.counts()).iter().map(|&token| (token, 1));
@@ -190,13 +206,12 @@ pub(crate) fn adjustments(
     for run in said.chunk_by(|a, b| a.0 == b.0) {
         let token = run[0].0;
         let occurrences = run.iter().map(|&(_, once)| once).sum();
-        *deltas.entry(token).or_default() +=
-            penalties.adjustment(logits[token as usize], occurrences);
+        *deltas.entry(token).or_default() += penalties.adjustment(logit(token), occurrences);
     }
-    if reads_text {
-        penalties.add_repeats([prompt, generated], &mut deltas);
+    if penalties.range() > 0 {
+        penalties.add_repeats(text, &mut deltas);
     }
-    Ok(deltas.into_iter().filter(|&(token, _)| logits[token as usize].is_finite()).collect())
+    Ok(deltas.into_iter().filter(|&(token, _)| logit(token).is_finite()).collect())
 }
 
 #[cfg(test)]
@@ -205,9 +220,18 @@ mod tests {
 
     const LOGITS: [f32; 6] = [2.0, -2.0, 0.0, 1.0, f32::NEG_INFINITY, f32::NAN];
 
-    fn of(penalties: Penalties, bias: &[(TokenId, f32)]) -> Vec<(TokenId, f32)> {
+    /// The adjustments of a row with [`LOGITS`].
+    fn adjust(
+        penalties: &Penalties,
+        bias: &[(TokenId, f32)],
+        text: [&[TokenId]; 2],
+    ) -> Result<Vec<(TokenId, f32)>, RowError> {
         let bias = bias.iter().copied().collect();
-        adjustments(&penalties, &bias, &[0, 1, 0, 4], &[1, 3, 3, 5], &LOGITS).unwrap()
+        adjustments(penalties, &bias, text, LOGITS.len(), |token| LOGITS[token as usize])
+    }
+
+    fn of(penalties: Penalties, bias: &[(TokenId, f32)]) -> Vec<(TokenId, f32)> {
+        adjust(&penalties, bias, [&[0, 1, 0, 4], &[1, 3, 3, 5]]).unwrap()
     }
 
     #[test]
@@ -230,8 +254,7 @@ mod tests {
     #[test]
     fn sequences_by_hand() {
         let of = |penalties: &Penalties, bias: &[(TokenId, f32)], prompt: &[_], generated: &[_]| {
-            let bias = bias.iter().copied().collect();
-            adjustments(penalties, &bias, prompt, generated, &LOGITS).unwrap()
+            adjust(penalties, bias, [prompt, generated]).unwrap()
         };
         const MASKED: f32 = f32::NEG_INFINITY;
         let ngram = |n| Penalties::new().with_no_repeat_ngram(n);
@@ -266,8 +289,7 @@ mod tests {
     fn tokens_that_the_model_does_not_know() {
         let wording =
             |penalties, bias: &[(TokenId, f32)], prompt: &[TokenId], generated: &[TokenId]| {
-                let bias = bias.iter().copied().collect();
-                adjustments(&penalties, &bias, prompt, generated, &LOGITS).unwrap_err().to_string()
+                adjust(&penalties, bias, [prompt, generated]).unwrap_err().to_string()
             };
         let off = Penalties::default;
         let repetition = Penalties { repetition: 1.1, ..off() };
@@ -281,10 +303,7 @@ mod tests {
             wording(presence, &[], &[7], &[8]),
             "completion token 8: expected an id below 6"
         );
-        assert!(
-            adjustments(&off(), &BTreeMap::new(), &[7], &[8], &LOGITS).is_ok(),
-            "no penalty uses these tokens"
-        );
+        assert!(adjust(&off(), &[], [&[7], &[8]]).is_ok(), "no penalty uses these tokens");
         for ordered in [off().with_no_repeat_ngram(2), off().with_dry(Dry::default())] {
             let expected = "prompt token 7: expected an id below 6";
             assert_eq!(wording(ordered.clone(), &[], &[7], &[8]), expected);

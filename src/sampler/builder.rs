@@ -134,6 +134,7 @@ impl SamplerConfig {
     fn validate_training(&self) -> Result<(), ConfigError> {
         self.optimizer().validate()?;
         self.training.validate()?;
+        self.logits_transfer.validate()?;
         if let Sharing::Adaptive(adaptive) = self.sharing {
             adaptive.validate()?;
         }

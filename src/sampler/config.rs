@@ -97,6 +97,44 @@ pub struct SamplerConfig {
     pub updates_before_steering: usize,
     /// Seed of the distiller's initial parameters. The seeds of token selection are part of the requests.
     pub distiller_seed: u64,
+    /// How much of the logits a step copies from the device to the host.
+    pub logits_transfer: LogitsTransfer,
+}
+
+/// How much of the logits a step copies from the device to the host. The tokens are the same: where the best logits do
+/// not suffice for a row's filters, the row is copied whole ([`Counters::rows_read_whole`](crate::Counters)). Expected
+/// logits may differ by rounding.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum LogitsTransfer {
+    /// [`Whole`](Self::Whole) on devices that compute in host memory, `Best(64)` on every other device.
+    #[default]
+    Automatic,
+    /// All logits of each row: `4 · vocab` bytes per row. Expected logits take a second transfer.
+    Whole,
+    /// The given number `k` of best logits of each row, at least 1: about `12 · k` bytes per row, with their tokens and
+    /// expected logits, in one transfer. A step takes a second transfer if a row
+    ///
+    /// - has candidates beyond the `k` best, or filters for which the best do not suffice: none, top-nσ, typical, eta
+    ///   or XTC as the first filter, top-p with a mask, a logits processor, `k` or more log-probabilities;
+    /// - is steered and has a candidate that only a bias or penalty has brought among the best; or
+    /// - contrasts with another model.
+    ///
+    /// With an observer, all logits are copied.
+    Best(usize),
+}
+
+impl LogitsTransfer {
+    /// `k` on a device with its own memory. Min-p .05 leaves about 10 candidates; a search for more takes longer.
+    pub(super) const BEST: usize = 64;
+
+    pub(super) fn validate(self) -> Result<(), ConfigError> {
+        match self {
+            Self::Best(k) => ConfigError::at_least_one("logits_transfer best", k),
+            Self::Automatic | Self::Whole => Ok(()),
+        }
+    }
 }
 
 impl Default for SamplerConfig {
@@ -108,6 +146,7 @@ impl Default for SamplerConfig {
             training: TrainingConfig::new(),
             updates_before_steering: 0,
             distiller_seed: 0,
+            logits_transfer: LogitsTransfer::Automatic,
         }
     }
 }
@@ -212,6 +251,12 @@ impl SamplerConfig {
     /// Sets the seed of the distiller's initial parameters.
     pub fn with_distiller_seed(mut self, distiller_seed: u64) -> Self {
         self.distiller_seed = distiller_seed;
+        self
+    }
+
+    /// Sets how much of the logits a step copies from the device to the host.
+    pub fn with_logits_transfer(mut self, logits_transfer: LogitsTransfer) -> Self {
+        self.logits_transfer = logits_transfer;
         self
     }
 

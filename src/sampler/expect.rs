@@ -1,11 +1,13 @@
 //! Expected logits, from a distiller's prediction through the LM head or from another model.
 
-use burn::tensor::{DType, Int, Tensor, TensorData, Transaction};
+use burn::tensor::{DType, Int, Tensor, TensorData};
 
 use super::{
     Novelty,
     input::expect_shape,
-    row::{Logits, RowState, host},
+    logits::{Logits, RowLogits},
+    row::RowState,
+    transfer::Reader,
 };
 use crate::{
     candidates::Candidates,
@@ -14,7 +16,7 @@ use crate::{
     lm_head::LmHead,
     sampler::error::StepError,
     telemetry::Steering,
-    tensor::select_rows,
+    tensor::{index, is_all, select_rows},
 };
 
 /// The distillers' predictions for the rows of a step that have one, in the order of those rows.
@@ -30,6 +32,26 @@ pub(super) struct Predicted {
     pub(super) expected: Tensor<2>,
     /// The parts the trainer mixed the prediction from; it needs them again when it learns.
     pub(super) parts: Vec<Tensor<2>>,
+    /// What was read together with the logits: for each row, `None` if nothing was.
+    pub(super) early: Vec<Option<Answer>>,
+}
+
+/// What the LM head says about some tokens of a row, on the host.
+pub(super) struct Answer {
+    /// Expected logits, or their differences to the row's, in ascending token order.
+    values: Vec<(TokenId, f32)>,
+    is_difference: bool,
+    /// `‖deep − predicted‖`
+    error: f32,
+    /// `‖deep‖`
+    deep: f32,
+}
+
+impl Answer {
+    fn value(&self, token: TokenId) -> Option<f32> {
+        let found = self.values.binary_search_by_key(&token, |&(known, _)| known);
+        found.ok().map(|at| self.values[at].1)
+    }
 }
 
 /// The LM head's answer.
@@ -43,44 +65,82 @@ struct Asked {
 }
 
 impl Predicted {
-    /// Sets the expected logit of every candidate and the novelty of every row, with one transfer from the device. A
-    /// row for which one of these values is not finite is sampled without steering.
+    /// Sets the expected logit of every candidate and the novelty of every row. What was not read together with the
+    /// logits is read here, in one transfer. A row for which one of these values is not finite is sampled without
+    /// steering.
     pub(super) fn expect(
         &self,
         rows: &mut [RowState<'_>],
         reference: &Logits,
         lm_head: &dyn LmHead,
+        reader: &mut Reader,
     ) -> Result<(), StepError> {
-        let live: Vec<usize> =
-            (0..self.at.len()).filter(|&i| rows[self.at[i]].candidates.is_some()).collect();
-        let left: Vec<_> =
-            live.iter().filter_map(|&i| rows[self.at[i]].candidates.as_ref()).collect();
+        let mut late = Vec::new();
+        for i in 0..self.at.len() {
+            let row = &mut rows[self.at[i]];
+            let Some(candidates) = &row.candidates else {
+                continue;
+            };
+            let early = self.early.get(i).and_then(Option::as_ref);
+            let tokens = || candidates.as_slice().iter().map(|candidate| candidate.token);
+            match early.filter(|early| tokens().all(|token| early.value(token).is_some())) {
+                Some(early) => {
+                    let value = |_, token| early.value(token).unwrap_or(f32::NAN);
+                    let lengths = [early.error, early.deep];
+                    set(row, reference.row(self.at[i]), value, early.is_difference, lengths);
+                }
+                None => late.push(i),
+            }
+        }
+        let left = late.iter().filter_map(|&i| rows[self.at[i]].candidates.as_ref());
+        let left: Vec<&Candidates> = left.collect();
         let Some(widest) = left.iter().map(|row| row.len()).max() else {
             return Ok(());
         };
-        let asked = self.ask(lm_head, &live, padded_tokens(&left, widest), reference.vocab)?;
-        let [error, deep] = self.lengths(&live);
+        let tokens =
+            Tensor::from_data(padded_tokens(&left, widest), &self.expected.device().inner());
+        let asked = self.ask(lm_head, &late, tokens, reference.vocab)?;
+        let [error, deep] = self.lengths(&late);
         // The norms are read together with the logits: every transfer makes the host wait for the device. They also
         // show whether the states are finite, so there is no separate check.
         let width = asked.values.dims()[1];
-        let [values, error, deep] = read([asked.values.inner().cast(DType::F32), error, deep])?;
-
-        for (place, &i) in live.iter().enumerate() {
-            let row = &mut rows[self.at[i]];
+        let [values, error, deep] =
+            reader.read([asked.values.inner().cast(DType::F32), error, deep])?;
+        for (place, &i) in late.iter().enumerate() {
             let values = &values[place * width..(place + 1) * width];
-            let logits = reference.row(self.at[i]);
-            let finite = row.set_expected(|at, token| {
-                let value = values[if asked.by_token { token as usize } else { at }];
-                if asked.is_difference { logits[token as usize] - value } else { value }
-            });
-            let (error, deep) = (error[place], deep[place]);
-            row.novelty = Novelty::if_finite(error, deep).filter(|_| finite);
-            row.diverged = deep.is_finite() && !error.is_finite();
-            if row.novelty.is_none() {
-                row.steering = Steering::NotFinite;
-            }
+            let value = |at, token| values[if asked.by_token { token as usize } else { at }];
+            let lengths = [error[place], deep[place]];
+            let reference = reference.row(self.at[i]);
+            set(&mut rows[self.at[i]], reference, value, asked.is_difference, lengths);
         }
         Ok(())
+    }
+
+    /// Asks the LM head about the best tokens of those of `rows`, indices in the step in ascending order, that have a
+    /// prediction. `tokens`, `[rows, k]`, are on the device. `None` if no row has one.
+    pub(super) fn ask_early(
+        &self,
+        lm_head: &dyn LmHead,
+        rows: &[usize],
+        tokens: &Tensor<2, Int>,
+        vocab: usize,
+    ) -> Result<Option<Early>, StepError> {
+        let place = |at: &usize| rows.binary_search(at).ok();
+        let asked = self.at.iter().enumerate();
+        let asked: Vec<(usize, usize)> =
+            asked.filter_map(|(i, at)| place(at).map(|place| (i, place))).collect();
+        if asked.is_empty() {
+            return Ok(None);
+        }
+        let (predicted, places): (Vec<usize>, Vec<usize>) = asked.iter().copied().unzip();
+        let tokens = if is_all(&places, rows.len()) {
+            tokens.clone()
+        } else {
+            tokens.clone().select(0, index(places, &tokens.device()))
+        };
+        let answer = self.ask(lm_head, &predicted, tokens, vocab)?;
+        let lengths = self.lengths(&predicted);
+        Ok(Some(Early { predictions: self.at.len(), asked, answer, lengths }))
     }
 
     /// Asks the LM head for what the expected logits of `tokens`, `[rows, widest]`, are computed from.
@@ -88,12 +148,11 @@ impl Predicted {
         &self,
         lm_head: &dyn LmHead,
         rows: &[usize],
-        tokens: TensorData,
+        tokens: Tensor<2, Int>,
         vocab: usize,
     ) -> Result<Asked, StepError> {
-        let [count, widest] = [tokens.shape()[0], tokens.shape()[1]];
+        let [count, widest] = tokens.dims();
         let expected = select_rows(&self.expected, rows);
-        let tokens = Tensor::<2, Int>::from_data(tokens, &expected.device());
         // From this number of candidates on, a product with the whole matrix moves less memory than gathering its
         // rows. A head that does not report its shape is always applied in full: only the width of all its logits
         // shows that it has every candidate, and gathering beyond them panics or gives another token's logit.
@@ -125,6 +184,61 @@ impl Predicted {
     }
 }
 
+/// An answer of the LM head that is read together with the logits.
+pub(super) struct Early {
+    /// Number of predictions.
+    predictions: usize,
+    /// The predictions asked about, each with its place among the rows of the answer.
+    asked: Vec<(usize, usize)>,
+    answer: Asked,
+    lengths: [Tensor<2>; 2],
+}
+
+impl Early {
+    /// What is to be read: the values, `[rows, k]`, and the lengths of errors and deep states, `[rows, 1]`.
+    pub(super) fn tensors(&self) -> [Tensor<2>; 3] {
+        let [error, deep] = self.lengths.clone();
+        [self.answer.values.clone().inner().cast(DType::F32), error, deep]
+    }
+
+    /// The answer for each prediction, from what was read; `tokens` are those of all rows.
+    pub(super) fn answered(
+        self,
+        tokens: &[i64],
+        [values, error, deep]: [&[f32]; 3],
+    ) -> Vec<Option<Answer>> {
+        let k = self.answer.values.dims()[1];
+        let mut answers: Vec<_> = std::iter::repeat_with(|| None).take(self.predictions).collect();
+        for (row, (i, place)) in self.asked.into_iter().enumerate() {
+            let tokens = tokens[place * k..][..k].iter().map(|&token| token as TokenId);
+            let mut values: Vec<_> = tokens.zip(values[row * k..][..k].iter().copied()).collect();
+            values.sort_unstable_by_key(|&(token, _)| token);
+            let is_difference = self.answer.is_difference;
+            answers[i] = Some(Answer { values, is_difference, error: error[row], deep: deep[row] });
+        }
+        answers
+    }
+}
+
+/// Sets a row's expected logits, from `value` of each candidate's index and token, and its novelty.
+fn set(
+    row: &mut RowState<'_>,
+    reference: RowLogits<'_>,
+    value: impl Fn(usize, TokenId) -> f32,
+    is_difference: bool,
+    [error, deep]: [f32; 2],
+) {
+    let finite = row.set_expected(|at, token| {
+        let value = value(at, token);
+        if is_difference { reference.logit(token) - value } else { value }
+    });
+    row.novelty = Novelty::if_finite(error, deep).filter(|_| finite);
+    row.diverged = deep.is_finite() && !error.is_finite();
+    if row.novelty.is_none() {
+        row.steering = Steering::NotFinite;
+    }
+}
+
 /// Sets the expected logits of every row that contrasts with another model, from that model's `logits`, `[rows,
 /// vocab]`. A row with a candidate whose expected logit is not finite is sampled without contrast.
 ///
@@ -133,6 +247,7 @@ pub(super) fn expect_other(
     rows: &mut [RowState<'_>],
     logits: Option<Tensor<2>>,
     vocab: usize,
+    reader: &mut Reader,
 ) -> Result<(), StepError> {
     let contrasted = |&at: &usize| rows[at].steering == Steering::Contrasted;
     let at: Vec<usize> = (0..rows.len()).filter(contrasted).collect();
@@ -142,10 +257,10 @@ pub(super) fn expect_other(
     let logits =
         logits.ok_or(StepError::OtherLogitsMissing { completion: rows[first].input.id })?;
     expect_shape("logits of the other model", [rows.len(), vocab], logits.dims())?;
-    let logits = Logits::read(select_rows(&logits.inner(), &at))?;
+    let logits = Logits::read(select_rows(&logits.inner(), &at), reader)?;
     for (place, &at) in at.iter().enumerate() {
         let logits = logits.row(place);
-        if !rows[at].set_expected(|_, token| logits[token as usize]) {
+        if !rows[at].set_expected(|_, token| logits.logit(token)) {
             rows[at].steering = Steering::OtherNotFinite;
         }
     }
@@ -161,14 +276,6 @@ impl Novelty {
 /// The Euclidean norm of each row, `[rows, 1]`.
 pub(super) fn length(vectors: Tensor<2>) -> Tensor<2> {
     vectors.square().sum_dim(1).sqrt()
-}
-
-/// Copies tensors to the host in one transfer.
-pub(super) fn read<const N: usize>(tensors: [Tensor<2>; N]) -> Result<[Vec<f32>; N], StepError> {
-    let transaction = tensors.into_iter().fold(Transaction::default(), Transaction::register);
-    let read = transaction.try_execute()?.into_iter().map(host).collect::<Result<Vec<_>, _>>()?;
-    <[Vec<f32>; N]>::try_from(read)
-        .map_err(|read| StepError::Device(format!("expected {N} tensors, got {}", read.len())))
 }
 
 /// The tokens of each row, best first, padded to `width` with the row's best token, `[rows, width]`.

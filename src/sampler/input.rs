@@ -2,7 +2,7 @@
 
 use burn::tensor::{Device, Tensor};
 
-use super::{Sampler, row::Logits};
+use super::{Sampler, logits::Logits};
 use crate::{
     candidates::{RowContext, TokenMask},
     draw::DrawKey,
@@ -136,6 +136,16 @@ impl<'a> StepRow<'a> {
     /// The divisor of the logits before scores are compared.
     pub(crate) fn divisor(&self) -> f32 {
         self.sampling.divisor_at(self.position())
+    }
+
+    /// The divisor of the logits before the filters.
+    pub(super) fn divisor_before_filters(&self) -> f32 {
+        self.sampling.divisor_before_filters(self.position())
+    }
+
+    /// Whether the row needs the logits of all tokens, although the `k` best are known.
+    pub(super) fn needs_whole_row(&self, k: usize) -> bool {
+        self.sampling.needs_whole_row(self.allowed.is_some()) || self.top_log_probs >= k
     }
 
     /// How the token is chosen from the candidates.

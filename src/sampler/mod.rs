@@ -1,22 +1,25 @@
 //! The sampling step: predict, pool, filter, expect, reweight, select, learn.
 
+mod best;
 mod builder;
 mod config;
 mod control;
 mod error;
 mod expect;
 mod input;
+mod logits;
 mod observe;
 mod output;
 mod row;
 mod step;
+mod transfer;
 
 use std::collections::HashSet;
 
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor};
 
 pub use builder::SamplerBuilder;
-pub use config::{DistillerConfig, SamplerConfig};
+pub use config::{DistillerConfig, LogitsTransfer, SamplerConfig};
 pub use control::ExpectedControl;
 pub use error::StepError;
 pub use input::{Phase, StepInput, StepRow};
@@ -25,6 +28,7 @@ pub use output::{Choice, Novelty, StepOutput};
 use crate::{
     bank::Sharing,
     hidden::{HiddenStates, TapSite},
+    host::is_host_memory,
     id::{CompletionId, PromptId},
     sampling::CheckedSampling,
     tap::PairTap,
@@ -373,14 +377,29 @@ impl Sampler {
         }
         let mut step = Step::begin(rows, lm_head);
         step.predict(self, hidden)?; // 1
-        step.read(logits)?;
-        step.pool(); // 2
+        step.read(self, logits)?;
+        step.pool(self)?; // 2
         step.filter(); // 3
         step.expect(other_logits)?; // 4
         step.reweight(); // 5
         step.select(); // 6
         step.learn(self)?; // 7
         Ok(step.report(self))
+    }
+
+    /// The number of best logits per row that a step copies from the logits' device; `None` if it copies all of them.
+    fn best_of(&self, logits: &Tensor<2>) -> Option<usize> {
+        let device = logits.device().inner();
+        let k = match self.config.logits_transfer {
+            LogitsTransfer::Automatic if is_host_memory(&device) => return None,
+            LogitsTransfer::Automatic => LogitsTransfer::BEST,
+            LogitsTransfer::Whole => return None,
+            LogitsTransfer::Best(k) => k,
+        };
+        // An observer is told how much mass the filters have removed, which takes the whole row. The expected logits
+        // are computed on the device of the distiller.
+        let is_possible = self.observer.is_none() && device == self.device;
+        (is_possible && k < logits.dims()[1]).then_some(k)
     }
 
     fn count_learned(&mut self, learned: Learned) {

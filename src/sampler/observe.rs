@@ -2,10 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::{
-    Sampler,
-    row::{Logits, RowState},
-};
+use super::{Sampler, logits::Logits, row::RowState};
 use crate::{
     candidates::{Candidates, mass_outside},
     telemetry::{Measures, RowTrace, Steering, StepTrace, add},
@@ -57,8 +54,9 @@ impl Sampler {
         };
         let (step, d_model) = (self.counters.steps.saturating_sub(1), self.d_model);
         let numbered = rows.iter().enumerate();
-        let traces: Vec<RowTrace> =
-            numbered.filter_map(|(at, row)| trace(row, logits.row(at), step, d_model)).collect();
+        let traces: Vec<RowTrace> = numbered
+            .filter_map(|(at, row)| trace(row, logits.row(at).whole()?, step, d_model))
+            .collect();
         add(&mut self.counters.observed, traces.len() as u64);
         self.counters.mass_outside += traces.iter().map(|trace| trace.mass_outside).sum::<f64>();
         for trace in &traces {

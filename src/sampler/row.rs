@@ -1,14 +1,14 @@
 //! One row of a step, from logits to a token.
 
-use burn::tensor::{DType, Tensor, TensorData};
-
-use super::{Choice, Novelty, Phase, StepRow};
+use super::{
+    Choice, Novelty, Phase, StepRow,
+    logits::{RowLogits, RowLogitsMut},
+};
 use crate::{
-    candidates::{Candidates, best_tokens, check_numbers, log_sum_exp},
+    candidates::{Candidates, PartialRow},
     error::RowError,
     id::TokenId,
     novelty::Expects,
-    sampler::error::StepError,
     select::{Selected, select},
     telemetry::Steering,
 };
@@ -57,12 +57,30 @@ impl<'a> RowState<'a> {
         matches!(self.steering, Steering::Steered | Steering::Untrained | Steering::NotFinite)
     }
 
-    /// Fills the pool: the tokens that the row's first filter could keep. `logits` are unchanged on return.
-    pub(super) fn pool(&mut self, logits: &mut [f32]) {
-        match self.input.sampling.pool(&self.input.context(), logits, self.input.allowed) {
-            Ok(candidates) => self.candidates = Some(candidates),
+    /// Fills the pool: the tokens that the row's first filter could keep. `logits` are unchanged on return. Returns
+    /// false if what is known of the row's logits does not suffice.
+    pub(super) fn pool(&mut self, logits: RowLogitsMut<'_>) -> bool {
+        let (context, sampling, allowed) =
+            (self.input.context(), self.input.sampling, self.input.allowed);
+        let pooled = match logits {
+            RowLogitsMut::Whole(logits) => sampling.pool(&context, logits, allowed).map(Some),
+            RowLogitsMut::Best(row) if self.has_log_probs(row) => {
+                sampling.pool_partial(&context, row, allowed)
+            }
+            RowLogitsMut::Best(_) | RowLogitsMut::Unknown => Ok(None),
+        };
+        match pooled {
+            Ok(None) => return false,
+            Ok(candidates) => self.candidates = candidates,
             Err(error) => self.choice = Some(Err(error)),
         }
+        true
+    }
+
+    /// Whether the log-probabilities that the row asks for can be computed from its best logits.
+    fn has_log_probs(&self, logits: &PartialRow) -> bool {
+        let top = self.input.top_log_probs;
+        !self.input.wants_reference_log_prob || logits.log_sum_and_best(top).is_some()
     }
 
     pub(super) fn filter(&mut self) {
@@ -105,8 +123,8 @@ impl<'a> RowState<'a> {
         }
     }
 
-    /// Chooses the row's token. `logits` are those of the whole vocabulary.
-    pub(super) fn select(&mut self, logits: &[f32]) {
+    /// Chooses the row's token.
+    pub(super) fn select(&mut self, logits: RowLogits<'_>) {
         let Some(candidates) = &self.candidates else {
             return;
         };
@@ -119,7 +137,7 @@ fn choose(
     row: &StepRow<'_>,
     candidates: &Candidates,
     novelty: Option<Novelty>,
-    logits: &[f32],
+    logits: RowLogits<'_>,
 ) -> Result<Choice, RowError> {
     // A filter or a reweighter may have refused the row. An invalid score was not stored, so the scores do not show
     // it.
@@ -127,17 +145,17 @@ fn choose(
         return Err(refused);
     }
     let Selected { token, log_prob, code } = select(candidates, row.chooser()?)?;
-    let (reference_log_prob, top_log_probs) = if row.wants_reference_log_prob {
-        let (log_prob, top) = log_probs_under(logits, token, row.top_log_probs)?;
-        (Some(log_prob), top)
+    let log_probs = if row.wants_reference_log_prob {
+        logits.log_probs(token, row.top_log_probs)?
     } else {
-        (None, Vec::new())
+        None
     };
+    let (reference_log_prob, top_log_probs) = log_probs.unzip();
     Ok(Choice {
         token,
         log_prob,
         reference_log_prob,
-        top_log_probs,
+        top_log_probs: top_log_probs.unwrap_or_default(),
         candidates: candidates.len(),
         novelty,
         // A row that does not use its code keeps it.
@@ -152,60 +170,4 @@ fn choose(
 fn would_choose(row: &StepRow<'_>, candidates: &Candidates) -> Option<TokenId> {
     let selected = row.chooser().and_then(|chooser| select(candidates, chooser));
     selected.ok().map(|selected| selected.token)
-}
-
-/// Log-probabilities of a token and of the `top` best ones under all logits of the row, in nats. Logits that are not
-/// numbers are an error here even if a mask excluded them from the candidates.
-fn log_probs_under(
-    logits: &[f32],
-    token: TokenId,
-    top: usize,
-) -> Result<(f32, Vec<(TokenId, f32)>), RowError> {
-    check_numbers(logits)?;
-    let total = log_sum_exp(logits);
-    let log_prob = |token: TokenId| (f64::from(logits[token as usize]) - total) as f32;
-    let top = best_tokens(logits, top).into_iter().map(|token| (token, log_prob(token)));
-    Ok((log_prob(token), top.collect()))
-}
-
-/// The logits of several rows on the host.
-#[derive(Default)]
-pub(super) struct Logits {
-    values: Vec<f32>,
-    pub(super) vocab: usize,
-}
-
-impl Logits {
-    /// Logits that are on the host already, `[rows, vocab]`.
-    pub(super) fn new(values: Vec<f32>, rows: usize) -> Result<Self, StepError> {
-        let vocab = values.len() / rows.max(1);
-        if values.len() != rows * vocab {
-            return Err(StepError::Shape {
-                what: "logits",
-                expected: vec![rows, vocab],
-                got: vec![values.len()],
-            });
-        }
-        Ok(Self { values, vocab })
-    }
-
-    /// Copies logits, `[rows, vocab]`, from the device to the host as `f32`.
-    pub(super) fn read(logits: Tensor<2>) -> Result<Self, StepError> {
-        let vocab = logits.dims()[1];
-        let values = host(logits.inner().cast(DType::F32).try_into_data()?)?;
-        Ok(Self { values, vocab })
-    }
-
-    pub(super) fn row(&self, at: usize) -> &[f32] {
-        &self.values[at * self.vocab..(at + 1) * self.vocab]
-    }
-
-    pub(super) fn row_mut(&mut self, at: usize) -> &mut [f32] {
-        &mut self.values[at * self.vocab..(at + 1) * self.vocab]
-    }
-}
-
-/// The `f32` values of data that was read from the device.
-pub(super) fn host(data: TensorData) -> Result<Vec<f32>, StepError> {
-    data.try_into_vec::<f32>().map_err(|error| StepError::Device(format!("{error:?}")))
 }

@@ -4,16 +4,19 @@ use burn::tensor::Tensor;
 
 use super::{
     Sampler, StepOutput, StepRow,
-    expect::{Predicted, expect_other, length, read},
+    best::read_best,
+    expect::{Predicted, expect_other, length},
     input::LogitsInput,
-    row::{Logits, RowState},
+    logits::Logits,
+    row::RowState,
+    transfer::Reader,
 };
 use crate::{
     hidden::HiddenStates,
     id::CompletionId,
     lm_head::LmHead,
     sampler::error::StepError,
-    telemetry::{StageClock, StageSeconds, Steering},
+    telemetry::{StageClock, StageSeconds, Steering, add},
     tensor::select_rows,
     train::Prediction,
 };
@@ -27,6 +30,7 @@ pub(super) struct Step<'a> {
     /// `None` if no row has a distiller.
     predicted: Option<Predicted>,
     updates: usize,
+    reader: Reader,
     clock: StageClock,
     seconds: StageSeconds,
 }
@@ -39,6 +43,7 @@ impl<'a> Step<'a> {
             lm_head,
             predicted: None,
             updates: 0,
+            reader: Reader::default(),
             clock: StageClock::start(),
             seconds: StageSeconds::default(),
         }
@@ -74,29 +79,47 @@ impl<'a> Step<'a> {
                 self.rows[at].steering = Steering::Untrained;
             }
         }
-        self.predicted = Some(Predicted { at, ids, hidden, predicted, expected, parts });
+        self.predicted =
+            Some(Predicted { at, ids, hidden, predicted, expected, parts, early: Vec::new() });
         self.clock.lap(&mut self.seconds.predict);
         Ok(())
     }
 
-    /// Copies the logits to the host.
-    pub(super) fn read(&mut self, logits: LogitsInput) -> Result<(), StepError> {
+    /// Copies the logits to the host: all of them, or, from a device with its own memory, the best of each row together
+    /// with their expected logits.
+    pub(super) fn read(&mut self, sampler: &Sampler, logits: LogitsInput) -> Result<(), StepError> {
+        // On a GPU, the host waits here for the model. The predictions were queued before, so the device need not
+        // wait for the host to compute them.
         self.logits = match logits {
-            // On a GPU, the host waits here for the model. The predictions were queued before, so the device need not
-            // wait for the host to compute them.
-            LogitsInput::Tensor(logits) => Logits::read(*logits)?,
             LogitsInput::Host(logits) => logits,
+            LogitsInput::Tensor(logits) => match sampler.best_of(&logits) {
+                None => Logits::read(*logits, &mut self.reader)?,
+                Some(k) => {
+                    let rows: Vec<_> = self.rows.iter().map(|row| row.input).collect();
+                    let predicted = self.predicted.as_mut();
+                    read_best(&rows, *logits, k, predicted, self.lm_head, &mut self.reader)?
+                }
+            },
         };
         self.clock.lap(&mut self.seconds.read);
         Ok(())
     }
 
-    /// Fills each row's pool: the tokens that its first filter could keep.
-    pub(super) fn pool(&mut self) {
-        for (at, row) in self.rows.iter_mut().enumerate() {
-            row.pool(self.logits.row_mut(at));
+    /// Fills each row's pool: the tokens that its first filter could keep. Reads the rows whole for which the best
+    /// logits do not suffice.
+    pub(super) fn pool(&mut self, sampler: &mut Sampler) -> Result<(), StepError> {
+        let rows = 0..self.rows.len();
+        let mut pool = |at: &usize, logits: &mut Logits| self.rows[*at].pool(logits.row_mut(*at));
+        let short: Vec<usize> = rows.filter(|at| !pool(at, &mut self.logits)).collect();
+        if !short.is_empty() {
+            self.logits.read_whole(&short, &mut self.reader)?;
+            for at in &short {
+                pool(at, &mut self.logits);
+            }
+            add(&mut sampler.counters.rows_read_whole, short.len() as u64);
         }
         self.clock.lap(&mut self.seconds.pool);
+        Ok(())
     }
 
     /// Runs each row's filters, on the reference distribution.
@@ -111,9 +134,9 @@ impl<'a> Step<'a> {
     pub(super) fn expect(&mut self, other_logits: Option<Tensor<2>>) -> Result<(), StepError> {
         // After the filters, so that the LM head computes only the logits of the remaining candidates.
         if let Some(predicted) = &self.predicted {
-            predicted.expect(&mut self.rows, &self.logits, self.lm_head)?;
+            predicted.expect(&mut self.rows, &self.logits, self.lm_head, &mut self.reader)?;
         }
-        expect_other(&mut self.rows, other_logits, self.logits.vocab)?;
+        expect_other(&mut self.rows, other_logits, self.logits.vocab, &mut self.reader)?;
         self.clock.lap(&mut self.seconds.expect);
         Ok(())
     }
@@ -136,7 +159,10 @@ impl<'a> Step<'a> {
 
     /// Restarts the distillers that have diverged: no row has a finite prediction from them, although the rows' hidden
     /// states are finite.
-    fn restart(&self, sampler: &mut Sampler, predicted: &Predicted) -> Result<(), StepError> {
+    fn restart(&mut self, sampler: &mut Sampler) -> Result<(), StepError> {
+        let Some(predicted) = &self.predicted else {
+            return Ok(());
+        };
         let row = |&i: &usize| &self.rows[predicted.at[i]];
         let all = 0..predicted.at.len();
         let suspects: Vec<usize> =
@@ -145,6 +171,7 @@ impl<'a> Step<'a> {
             return Ok(());
         }
         let finite = predicted.hidden.at(&suspects).finite_rows()?;
+        self.reader.transfers += 1;
         // The expected logits may also be a control's fault; `diverged` looks at the prediction alone.
         let is_controlled = sampler.control.is_some();
         let failed: Vec<usize> = finite
@@ -156,7 +183,7 @@ impl<'a> Step<'a> {
             return Ok(());
         }
         let broken = predicted.parts.iter().map(|part| {
-            let [lengths] = read([length(select_rows(part, &failed))])?;
+            let [lengths] = self.reader.read([length(select_rows(part, &failed))])?;
             Ok(lengths.into_iter().map(|length| !length.is_finite()).collect())
         });
         let broken = broken.collect::<Result<Vec<Vec<bool>>, StepError>>()?;
@@ -170,10 +197,10 @@ impl<'a> Step<'a> {
     /// Restarts the distillers that have diverged and updates each of the others once, on those of its rows that were
     /// given a token and whose values are finite.
     pub(super) fn learn(&mut self, sampler: &mut Sampler) -> Result<(), StepError> {
+        self.restart(sampler)?;
         let Some(predicted) = &self.predicted else {
             return Ok(());
         };
-        self.restart(sampler, predicted)?;
         let learned: Vec<usize> = (0..predicted.at.len())
             .filter(|&i| {
                 let row = &self.rows[predicted.at[i]];
@@ -197,6 +224,7 @@ impl<'a> Step<'a> {
     /// Counts the step, passes it to the observer and returns its choices.
     pub(super) fn report(mut self, sampler: &mut Sampler) -> StepOutput {
         sampler.count(&self.rows);
+        add(&mut sampler.counters.transfers, self.reader.transfers);
         sampler.observe(&self.rows, &self.logits, self.updates);
         self.clock.lap(&mut self.seconds.observe);
         sampler.stages.add(&self.seconds);

@@ -58,6 +58,13 @@ pub struct Counters {
     pub warm_up_updates: u64,
     /// Prompt positions left out of a warm-up because a hidden state was not finite.
     pub warm_up_rows_not_finite: u64,
+    /// Copies from the device to the host that steps have waited for, without those of
+    /// [`Sharing::Adaptive`](crate::Sharing::Adaptive). On a device with its own memory one per step is the aim
+    /// ([`LogitsTransfer`](crate::unstable::LogitsTransfer)).
+    pub transfers: u64,
+    /// Rows whose logits were copied whole in a second transfer, because the best of them did not suffice for the
+    /// filters.
+    pub rows_read_whole: u64,
     /// Candidates that the filters kept, summed over tokens.
     pub candidates: u64,
     /// Tokens chosen while an observer was attached.

@@ -4,6 +4,7 @@
 mod admission;
 mod background;
 mod batch_independence;
+mod best_logits;
 mod check_model;
 mod contrast;
 mod decode_loop;
