@@ -97,6 +97,21 @@ impl PartialRow {
         Some((log_sum, certain.into_iter().take(k).map(|&(token, _)| token).collect()))
     }
 
+    /// The share of the mass that is not on `candidates`, which were collected from this row at the temperature of its
+    /// mass. `None` if the mass is not known well enough.
+    pub(crate) fn mass_outside(&self, temperature: f32, candidates: &Candidates) -> Option<f64> {
+        let raw = candidates.adjustments().iter();
+        let deltas: Vec<_> = raw.map(|&(token, delta)| (token, delta * temperature)).collect();
+        let logits: Vec<f32> = self.adjusted(&deltas, None).collect();
+        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let total = self.total(&logits, &deltas, temperature, max, None)?;
+        let inside = candidates.as_slice().iter().map(|candidate| {
+            let at = self.known.binary_search_by_key(&candidate.token, |&(token, _)| token);
+            at.map_or(0.0, |at| f64::from((logits[at] - max) / temperature).exp())
+        });
+        Some(((total - inside.sum::<f64>()) / total).clamp(0.0, 1.0))
+    }
+
     /// [`pool`](super::pool) for this row, with `deltas` added to the logits of some tokens, in ascending token order.
     /// `None` if an unknown token could belong to the pool, or if the row has an error; the whole row then decides.
     ///

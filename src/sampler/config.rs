@@ -118,10 +118,9 @@ pub enum LogitsTransfer {
     ///
     /// - has candidates beyond the `k` best, or filters for which the best do not suffice: none, top-nσ, typical, eta
     ///   or XTC as the first filter, top-p with a mask, a logits processor, `k` or more log-probabilities;
-    /// - is steered and has a candidate that only a bias or penalty has brought among the best; or
-    /// - contrasts with another model.
-    ///
-    /// With an observer, all logits are copied.
+    /// - is steered and has a candidate that only a bias or penalty has brought among the best,
+    /// - contrasts with another model, or
+    /// - is observed and has a mask, or a temperature after its filters.
     Best(usize),
 }
 

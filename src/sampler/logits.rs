@@ -1,10 +1,12 @@
 //! The logits of a step on the host: whole rows, or the best of each row.
 
+use std::borrow::Cow;
+
 use burn::tensor::{DType, Tensor};
 
-use super::{error::StepError, transfer::Reader};
+use super::{StepRow, error::StepError, transfer::Reader};
 use crate::{
-    candidates::{PartialRow, best_tokens, check_numbers, log_sum_exp},
+    candidates::{Candidates, PartialRow, best_tokens, check_numbers, log_sum_exp, mass_outside},
     error::RowError,
     id::TokenId,
     tensor::select_rows,
@@ -127,7 +129,7 @@ impl Logits {
     }
 }
 
-impl<'a> RowLogits<'a> {
+impl RowLogits<'_> {
     /// The logit of a token of the pool.
     pub(super) fn logit(&self, token: TokenId) -> f32 {
         match self {
@@ -157,11 +159,22 @@ impl<'a> RowLogits<'a> {
         }))
     }
 
-    /// All logits of the row, if they are known.
-    pub(super) fn whole(self) -> Option<&'a [f32]> {
+    /// The share of the row's probability mass that filters have removed. `None` if not enough of the row is known.
+    pub(super) fn mass_outside(&self, row: &StepRow<'_>, candidates: &Candidates) -> Option<f64> {
+        let divisor = row.divisor();
         match self {
-            Self::Whole(logits) => Some(logits),
-            Self::Best(_) => None,
+            Self::Whole(logits) => {
+                // The pool has restored the logits that it adjusted.
+                let mut logits = Cow::Borrowed(*logits);
+                for &(token, delta) in candidates.adjustments() {
+                    logits.to_mut()[token as usize] += delta * divisor;
+                }
+                mass_outside(&logits, divisor, row.allowed, candidates).ok()
+            }
+            Self::Best(best) => {
+                let is_known = row.allowed.is_none() && row.divisor_before_filters() == divisor;
+                is_known.then(|| best.mass_outside(divisor, candidates)).flatten()
+            }
         }
     }
 }

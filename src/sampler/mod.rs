@@ -396,10 +396,8 @@ impl Sampler {
             LogitsTransfer::Whole => return None,
             LogitsTransfer::Best(k) => k,
         };
-        // An observer is told how much mass the filters have removed, which takes the whole row. The expected logits
-        // are computed on the device of the distiller.
-        let is_possible = self.observer.is_none() && device == self.device;
-        (is_possible && k < logits.dims()[1]).then_some(k)
+        // The expected logits are computed on the distiller's device.
+        (device == self.device && k < logits.dims()[1]).then_some(k)
     }
 
     fn count_learned(&mut self, learned: Learned) {

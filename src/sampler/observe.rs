@@ -1,12 +1,11 @@
 //! Reporting of a step: counters and traces for the observer.
 
-use std::borrow::Cow;
-
-use super::{Sampler, logits::Logits, row::RowState};
-use crate::{
-    candidates::{Candidates, mass_outside},
-    telemetry::{Measures, RowTrace, Steering, StepTrace, add},
+use super::{
+    Sampler,
+    logits::{Logits, RowLogits},
+    row::RowState,
 };
+use crate::telemetry::{Measures, RowTrace, Steering, StepTrace, add};
 
 impl Sampler {
     /// Adds a step to the counters.
@@ -54,9 +53,8 @@ impl Sampler {
         };
         let (step, d_model) = (self.counters.steps.saturating_sub(1), self.d_model);
         let numbered = rows.iter().enumerate();
-        let traces: Vec<RowTrace> = numbered
-            .filter_map(|(at, row)| trace(row, logits.row(at).whole()?, step, d_model))
-            .collect();
+        let traces: Vec<RowTrace> =
+            numbered.filter_map(|(at, row)| trace(row, logits.row(at), step, d_model)).collect();
         add(&mut self.counters.observed, traces.len() as u64);
         self.counters.mass_outside += traces.iter().map(|trace| trace.mass_outside).sum::<f64>();
         for trace in &traces {
@@ -74,7 +72,7 @@ impl Sampler {
 }
 
 /// The trace of a row; `None` if the row was given no token.
-fn trace(row: &RowState<'_>, logits: &[f32], step: u64, d_model: usize) -> Option<RowTrace> {
+fn trace(row: &RowState<'_>, logits: RowLogits<'_>, step: u64, d_model: usize) -> Option<RowTrace> {
     let (Some(Ok(choice)), Some(candidates)) = (&row.choice, &row.candidates) else {
         return None;
     };
@@ -82,7 +80,6 @@ fn trace(row: &RowState<'_>, logits: &[f32], step: u64, d_model: usize) -> Optio
     // The chosen token is always one of the candidates.
     let measures = Measures::of(candidates, choice.token)?;
     let position = input.context().position;
-    let divisor = input.sampling.divisor_at(position);
     // A reweighter that expects nothing changes scores too, but its rows are traced as off: their sharpening is
     // reported only if it is not 0.
     let rescored = matches!(steering, Steering::Steered | Steering::Contrasted);
@@ -98,13 +95,7 @@ fn trace(row: &RowState<'_>, logits: &[f32], step: u64, d_model: usize) -> Optio
         steering,
         temperature: input.sampling.temperature_at(position),
         candidates: candidates.len(),
-        mass_outside: mass_outside(
-            &adjusted(logits, candidates, divisor),
-            divisor,
-            input.allowed,
-            candidates,
-        )
-        .ok()?,
+        mass_outside: logits.mass_outside(input, candidates)?,
         log_prob: choice.log_prob,
         surprisal: measures.surprisal,
         model_surprisal: choice.reference_log_prob.map(|log_prob| -log_prob),
@@ -120,13 +111,4 @@ fn trace(row: &RowState<'_>, logits: &[f32], step: u64, d_model: usize) -> Optio
         sharpening,
         sharpening_share: sharpening.and(measures.sharpening_share),
     })
-}
-
-/// A row's logits with its penalties and bias added; the pool stage restores the raw logits after it has used them.
-fn adjusted<'a>(logits: &'a [f32], candidates: &Candidates, divisor: f32) -> Cow<'a, [f32]> {
-    let mut logits = Cow::Borrowed(logits);
-    for &(token, delta) in candidates.adjustments() {
-        logits.to_mut()[token as usize] += delta * divisor;
-    }
-    logits
 }

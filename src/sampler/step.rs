@@ -111,15 +111,29 @@ impl<'a> Step<'a> {
         let rows = 0..self.rows.len();
         let mut pool = |at: &usize, logits: &mut Logits| self.rows[*at].pool(logits.row_mut(*at));
         let short: Vec<usize> = rows.filter(|at| !pool(at, &mut self.logits)).collect();
-        if !short.is_empty() {
-            self.logits.read_whole(&short, &mut self.reader)?;
-            for at in &short {
-                pool(at, &mut self.logits);
+        let mut whole = short.clone();
+        if sampler.observer.is_some() {
+            whole.extend(self.unmeasured());
+        }
+        if !whole.is_empty() {
+            self.logits.read_whole(&whole, &mut self.reader)?;
+            for at in short {
+                self.rows[at].pool(self.logits.row_mut(at));
             }
-            add(&mut sampler.counters.rows_read_whole, short.len() as u64);
+            add(&mut sampler.counters.rows_read_whole, whole.len() as u64);
         }
         self.clock.lap(&mut self.seconds.pool);
         Ok(())
+    }
+
+    /// The rows with a pool of which too little is known for what an observer is told.
+    fn unmeasured(&self) -> impl Iterator<Item = usize> {
+        let rows = self.rows.iter().enumerate();
+        rows.filter_map(|(at, row)| {
+            let candidates = row.candidates.as_ref()?;
+            let mass = self.logits.row(at).mass_outside(row.input, candidates);
+            mass.is_none().then_some(at)
+        })
     }
 
     /// Runs each row's filters, on the reference distribution.

@@ -5,8 +5,9 @@ use std::ops::ControlFlow;
 use super::decode_loop::run;
 use crate::device;
 use esamp::{
-    Completion, Counters, Decoder, Penalties, Request, SamplerConfig, Sampling, TemperatureOrder,
-    TokenId, TokenMask,
+    Completion, CompletionId, Counters, Decoder, Penalties, Request, SamplerConfig, Sampling,
+    TemperatureOrder, TokenId, TokenMask,
+    telemetry::RowTrace,
     testing::{ScriptedLm, TinyLm},
     unstable::LogitsTransfer,
 };
@@ -96,13 +97,20 @@ fn every_filter_keeps_the_same_tokens() {
         base().with_top_p(0.6).with_temperature_order(TemperatureOrder::AfterFilters),
         base().with_epsilon_cutoff(0.05),
         base().with_min_p(0.2).with_typical(0.8),
-        base().with_top_n_sigma(1.0),
-        base().with_typical(0.4),
-        base(),
-        base().with_temperature(0.0),
         base().with_beta(0.0).with_min_p(0.1),
     ] {
-        same(sampling, 16, |request| request);
+        let counters = same(sampling, 32, |request| request);
+        assert!(counters.rows_read_whole <= counters.tokens / 4, "{counters:?}");
+    }
+    // These are known to need the whole row, and do not have it read twice.
+    for sampling in [
+        base(),
+        base().with_typical(0.4),
+        base().with_top_n_sigma(1.0),
+        base().with_temperature(0.0),
+    ] {
+        let counters = same(sampling, 32, |request| request);
+        assert_eq!(counters.rows_read_whole, 0);
     }
 }
 
@@ -125,10 +133,37 @@ fn penalties_bias_and_masks_reach_beyond_the_best() {
     same(min_p().with_penalties(sequences), 16, |request| request);
     let odd = || TokenMask::allowing(VOCAB, (1..VOCAB as TokenId).step_by(2));
     let masked = |request: Request| {
-        request.with_masker(move |_: esamp::CompletionId, _: &[TokenId]| Ok(Some(odd())))
+        request.with_masker(move |_: CompletionId, _: &[TokenId]| Ok(Some(odd())))
     };
     same(min_p(), 32, masked);
     same(min_p().with_top_p(0.7), 32, masked);
+}
+
+/// The probability mass outside is computed from the mass that the device has summed, or from the whole row.
+#[test]
+fn an_observer_is_told_the_same() {
+    let odd = |request: Request| {
+        let mask = TokenMask::allowing(VOCAB, (1..VOCAB as TokenId).step_by(2));
+        request.with_masker(move |_: CompletionId, _: &[TokenId]| Ok(Some(mask.clone())))
+    };
+    let penalised = min_p().with_penalties(Penalties::new().with_presence(2.0));
+    for (sampling, is_masked) in [(min_p(), false), (penalised, false), (min_p(), true)] {
+        let [whole, best] = [LogitsTransfer::Whole, LogitsTransfer::Best(32)].map(|transfer| {
+            let mut decoder = decoder(wide(), VOCAB, transfer);
+            decoder.sampler_mut().set_observer(|_: &RowTrace| {});
+            let request = Request::new(vec![1, 2]).with_sampling(sampling.clone()).with_seed(5);
+            let request = if is_masked { odd(request) } else { request };
+            decoder.submit(request.with_completions(3).with_max_new_tokens(8)).unwrap();
+            (run(&mut decoder), *decoder.sampler().counters())
+        });
+        let tokens = |run: &[Completion]| run.iter().map(Completion::tokens).collect::<Vec<_>>();
+        assert_eq!(tokens(&whole.0), tokens(&best.0));
+        let (whole, best) = (whole.1, best.1);
+        assert_eq!(whole.observed, best.observed);
+        assert!(best.mass_outside > 0.0);
+        assert!((whole.mass_outside - best.mass_outside).abs() < 1e-4 * best.observed as f64);
+        assert_eq!(best.rows_read_whole, if is_masked { best.tokens } else { 0 });
+    }
 }
 
 #[test]

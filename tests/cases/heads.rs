@@ -8,8 +8,11 @@ use burn::{
     tensor::{Int, Tensor, TensorData},
 };
 use esamp::{
-    Choice, LmHead, Sampling, StepInput, TiedHead, distillers::SwiGluConfig, errors::StepError,
-    filters::RowContext, unstable::ExpectedControl,
+    Choice, LmHead, SamplerConfig, Sampling, StepInput, TiedHead,
+    distillers::SwiGluConfig,
+    errors::StepError,
+    filters::RowContext,
+    unstable::{ExpectedControl, LogitsTransfer},
 };
 use half::bf16;
 
@@ -284,7 +287,9 @@ fn a_head_is_asked_for_all_logits_from_as_many_candidates_as_tokens_on() {
         let hidden = world.hidden(&contexts);
         let logits = world.head.logits(hidden.deep().clone());
         let input = StepInput::new(&step_rows, logits, &head).with_hidden(hidden);
-        sampler().step(input).unwrap();
+        // On a device with its own memory, the head is asked about the best tokens before the candidates are known.
+        let config = SamplerConfig::new().with_logits_transfer(LogitsTransfer::Whole);
+        config.init(D_MODEL, &device()).unwrap().step(input).unwrap();
         let asked = (head.all.into_inner(), head.some.into_inner());
         assert_eq!(asked, (all, 1 - all), "{rows} rows of {candidates} candidates");
     }

@@ -106,7 +106,11 @@ fn slices_and_tensors_give_the_same_bits() {
                 };
                 assert_eq!(bits(got), bits(expected), "{sampling:?}, step {step}");
             }
-            assert_eq!(of_slices.counters(), of_tensors.counters());
+            // The expected logits are read from a tensor in both, the model's logits only in one.
+            let mut counters = *of_slices.counters();
+            assert_eq!((counters.transfers, of_tensors.counters().transfers), (4, 8));
+            counters.transfers = 8;
+            assert_eq!(counters, *of_tensors.counters());
             assert_eq!(of_slices.counters().updates, 12);
         }
     }
