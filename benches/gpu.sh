@@ -137,7 +137,8 @@ import csv, json, sys
 lines, table, card, date, commit, command = sys.argv[1:]
 figures = [json.loads(line) for line in open(lines) if line.startswith("{")]
 keys = ["model", "dtype", "device", "config", "rows", "ratio", "q1", "q3", "floor", "floor_flops", "floor_bytes",
-        "tokens_per_second_plain", "tokens_per_second_esamp", "updates", "rows_learned", "candidates_per_token"]
+        "tokens_per_second_plain", "tokens_per_second_esamp", "updates", "rows_learned", "candidates_per_token",
+        "transfers_per_step", "read_whole"]
 with open(table, "w", newline="") as file:
     file.write(f"# machine: {card}\n# date: {date}\n# commit: {commit}\n# command: {command}\n# load: nothing else ran\n")
     rows = csv.DictWriter(file, keys, extrasaction="ignore", lineterminator="\n")
@@ -209,7 +210,8 @@ run() {
     # The most important runs come first, in case the time runs out.
     if [ -e "$work/on_cuda" ]; then
         ! wanted tests || run_tests cuda 150
-        ! wanted bench || run_bench overhead 200 --gpu --rounds 1 --tokens 64
+        ! wanted bench || run_bench overhead 160 --gpu --rounds 1 --tokens 64
+        ! wanted bench || run_bench overhead-whole-logits 40 --gpu --rounds 1 --tokens 32 --whole-logits
         ! wanted forward || run_forward 60 --device cuda --dtype bf16 --model 7b --rows 128
         ! wanted forward || run_forward 30 --device cuda --dtype bf16 --model 0.5b --rows 128
     fi

@@ -354,6 +354,9 @@ impl Sampler {
     /// 6. select: choose one token with the row's own random stream;
     /// 7. learn: update each distiller once, on all of its rows.
     ///
+    /// On a device with its own memory, stage 2 starts from the best logits of each row, whose expected logits come in
+    /// the same transfer ([`LogitsTransfer`](crate::unstable::LogitsTransfer)); the tokens are the same.
+    ///
     /// A row has a distiller if it is in [`Phase::Decode`] and its reweighter expects one; all other rows skip stages 1
     /// and 7. A row whose distiller has had fewer updates than
     /// [`SamplerConfig::updates_before_steering`] skips stage 5. A row whose hidden state, prediction or expected

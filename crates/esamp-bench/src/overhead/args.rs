@@ -64,6 +64,10 @@ pub struct Args {
     /// Run updates on a separate thread; they take effect one step late.
     #[arg(long)]
     background: bool,
+    /// Copy all logits to the host at every step. On a CPU nothing else is done; a GPU otherwise finds the best of each
+    /// row.
+    #[arg(long)]
+    whole_logits: bool,
     /// Passed by cargo bench.
     #[arg(long, hide = true)]
     bench: bool,
@@ -209,6 +213,7 @@ impl Args {
             beta: self.beta,
             sharing: self.sharing.sharing(),
             background: self.background,
+            whole_logits: self.whole_logits,
             // Work that a GPU or a background thread has not finished would be timed as part of the other
             // decoder's step.
             in_turns: self.device().is_cpu() && !self.background,

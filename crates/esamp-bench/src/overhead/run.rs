@@ -8,6 +8,7 @@ use esamp::{
     distillers::{DistillerConfig, LowRankConfig, SwiGluConfig},
     llama::Llama,
     optim::{Staleness, TrainingConfig},
+    unstable::LogitsTransfer,
 };
 use serde::Serialize;
 
@@ -81,6 +82,8 @@ pub struct Case {
     pub sharing: Sharing,
     /// Whether updates run on a separate thread.
     pub background: bool,
+    /// Whether all logits are copied to the host.
+    pub whole_logits: bool,
     /// Whether the decoders alternate step by step; otherwise generation by generation.
     pub in_turns: bool,
 }
@@ -108,6 +111,9 @@ pub struct Figures {
     updates: u64,
     rows_learned: u64,
     candidates_per_token: f64,
+    /// Copies to the host that a step waited for, and the share of rows whose logits were copied in a second one.
+    transfers_per_step: f64,
+    read_whole: f64,
     /// Milliseconds per step spent in each stage, without and with ESamp.
     stages_plain: Stages,
     stages_esamp: Stages,
@@ -131,6 +137,9 @@ impl Case {
         }
         if self.background {
             name += ", background";
+        }
+        if self.whole_logits {
+            name += ", whole logits";
         }
         name
     }
@@ -192,6 +201,8 @@ impl Case {
             updates: counters.updates,
             rows_learned: counters.rows_learned,
             candidates_per_token: candidates,
+            transfers_per_step: counters.transfers as f64 / counters.steps as f64,
+            read_whole: counters.rows_read_whole as f64 / counters.tokens as f64,
             stages_plain: stages(arms[0].sampler()),
             stages_esamp: stages(arms[1].sampler()),
         })
@@ -199,10 +210,13 @@ impl Case {
 
     fn decoder<'m>(&self, model: &'m Llama) -> Result<Decoder<&'m Llama>, Box<dyn Error>> {
         let staleness = if self.background { Staleness::Background } else { Staleness::Inline };
+        let transfer =
+            if self.whole_logits { LogitsTransfer::Whole } else { LogitsTransfer::Automatic };
         let sampler = SamplerConfig::new()
             .with_distiller(self.distiller.config())
             .with_sharing(self.sharing)
-            .with_training(TrainingConfig::new().with_staleness(staleness));
+            .with_training(TrainingConfig::new().with_staleness(staleness))
+            .with_logits_transfer(transfer);
         Ok(Decoder::new(model, sampler.init(model.d_model(), &model.device())?)?)
     }
 
@@ -341,6 +355,12 @@ impl fmt::Display for Figures {
                 write!(f, " {name} {ms:.2}")?;
             }
         }
-        write!(f, "\n    {:.1} candidates per token", self.candidates_per_token)
+        write!(
+            f,
+            "\n    {:.1} candidates per token, {:.2} transfers per step, {:.1} % of rows read whole in a second one",
+            self.candidates_per_token,
+            self.transfers_per_step,
+            100.0 * self.read_whole
+        )
     }
 }
