@@ -1,6 +1,6 @@
 //! KV cache.
 
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor};
 
 use super::config::LlamaConfig;
 use crate::{
@@ -129,19 +129,18 @@ impl LlamaCache {
         if seq == 1 && self.starts.iter().all(|&start| start == 0) {
             return None;
         }
+        // Computed on the device: only the starts are uploaded.
         let to = self.len + seq;
-        let mut mask = Vec::with_capacity(self.starts.len() * seq * to);
-        for &start in &self.starts {
-            for query in self.len..to {
-                mask.extend((0..to).map(|column| {
-                    // A query always sees its own column: a line of only −inf would make its softmax NaN.
-                    let seen = (start..=query).contains(&column);
-                    if seen { 0.0 } else { f32::NEG_INFINITY }
-                }));
-            }
-        }
-        let shape = [self.starts.len(), 1, seq, to];
-        Some(Tensor::from_data(TensorData::new(mask, shape), device))
+        let range =
+            |from: usize, to: usize| Tensor::<1, Int>::arange(from as i64..to as i64, device);
+        let columns = range(0, to).reshape([1, 1, 1, to]);
+        let starts = index(self.starts.iter().copied(), device);
+        let before = columns.clone().lower(starts.reshape([self.starts.len(), 1, 1, 1]));
+        let after = columns.greater(range(self.len, to).reshape([1, 1, seq, 1]));
+        // A query always sees its own column: a line of only −inf would make its softmax NaN.
+        let hidden = before.bool_or(after);
+        let mask = Tensor::zeros(hidden.dims(), (device, DType::F32));
+        Some(mask.mask_fill(hidden, f32::NEG_INFINITY))
     }
 }
 

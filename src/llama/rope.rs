@@ -1,9 +1,12 @@
 //! Rotary position embeddings (RoPE).
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 
 use super::config::{LlamaConfig, RopeScaling};
-use crate::host::rotate_halves;
+use crate::{
+    host::rotate_halves,
+    tensor::{from_f32, index, is_all},
+};
 
 /// Rotary frequencies: the angle per position for each pair of a head's dimensions (Su et al., *RoFormer*, arXiv
 /// 2104.09864).
@@ -38,25 +41,40 @@ impl Rope {
         Self { frequencies, scale }
     }
 
-    /// Computes the angles of `positions[row][i]` in `f64` on the host: a few thousand numbers per step.
+    /// Computes the angles of `positions[row][i]` in `f64` on the host: those of each position once. Rows of one prompt
+    /// have the same positions.
     pub(super) fn angles(&self, positions: &[Vec<usize>], device: &Device) -> Angles {
         let (rows, seq) = (positions.len(), positions.first().map_or(0, Vec::len));
         let width = self.frequencies.len() * 2;
-        let mut cos = Vec::with_capacity(rows * seq * width);
-        let mut sin = Vec::with_capacity(rows * seq * width);
-        for &position in positions.iter().flatten() {
+        let mut distinct: Vec<usize> = positions.iter().flatten().copied().collect();
+        distinct.sort_unstable();
+        distinct.dedup();
+        let mut cos = Vec::with_capacity(distinct.len() * width);
+        let mut sin = Vec::with_capacity(distinct.len() * width);
+        for &position in &distinct {
+            for frequency in &self.frequencies {
+                // In f32, the angle of the first pair at position 100,000 would be a multiple of 1/128.
+                let (s, c) = (position as f64 * frequency).sin_cos();
+                cos.push((c * self.scale) as f32);
+                sin.push((s * self.scale) as f32);
+            }
             // Dimension i of a head is paired with i + head_dim / 2, and both turn by the same angle.
-            for _half in 0..2 {
-                for frequency in &self.frequencies {
-                    // In f32, the angle of the first pair at position 100,000 would be a multiple of 1/128.
-                    let (s, c) = (position as f64 * frequency).sin_cos();
-                    cos.push((c * self.scale) as f32);
-                    sin.push((s * self.scale) as f32);
-                }
+            for both in [&mut cos, &mut sin] {
+                both.extend_from_within(both.len() - self.frequencies.len()..);
             }
         }
-        let tensor =
-            |values| Tensor::from_data(TensorData::new(values, [rows, seq, 1, width]), device);
+        let places = positions.iter().flatten();
+        let places = places.map(|position| distinct.partition_point(|other| other < position));
+        let places: Vec<usize> = places.collect();
+        let index = (!is_all(&places, distinct.len())).then(|| index(places, device));
+        let tensor = |values| {
+            let angles = from_f32(values, [distinct.len(), width], device);
+            let angles = match &index {
+                Some(index) => angles.select(0, index.clone()),
+                None => angles,
+            };
+            angles.reshape([rows, seq, 1, width])
+        };
         Angles { cos: tensor(cos), sin: tensor(sin) }
     }
 }
