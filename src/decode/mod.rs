@@ -83,9 +83,9 @@ use row::Row;
 /// model or the sampler fails as a whole, `step` and `run` return the error. The completions that were part of the
 /// failed call then end with [`FinishReason::Aborted`] and keep the tokens they have
 /// ([`take_completions`](Self::take_completions) returns them): after a prefill that fails, those of its prompt, and
-/// after a decode step, all that run. A prefill that fails does not keep the running completions from their decode step;
-/// if that fails too, the error is that of the prefill. The decoder remains usable, and the next call returns the events
-/// of the step.
+/// after a decode step, all that run. A prefill that fails does not keep the running completions from their decode
+/// step; if that fails too, the error is that of the prefill. The decoder remains usable, and the next call returns the
+/// events of the step.
 ///
 /// # When a part panics
 ///

@@ -17,7 +17,7 @@ pub(super) struct PromptWarmUp {
 }
 
 impl PromptWarmUp {
-    /// Creates the warm-up for a prompt with this row. All rows of a prompt come from one request, so any of them knows.
+    /// Creates the warm-up for a prompt with this row. All of its rows come from one request, so any of them knows.
     pub(super) fn new(row: Option<&Row>, [shallow, deep]: [TapSite; 2]) -> Self {
         let updates = row.map_or(0, Row::prompt_warm_up);
         let tap = (updates > 0).then(|| SequenceTap::new(shallow, deep));
