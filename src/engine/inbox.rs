@@ -165,7 +165,16 @@ impl Inbox {
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::Device;
+
     use super::*;
+    use crate::{
+        causal_lm::CausalLm,
+        decode::Decoder,
+        engine::{Engine, EngineConfig},
+        sampler::SamplerConfig,
+        testing::TinyLm,
+    };
 
     fn commands(inbox: &Inbox) -> usize {
         lock(&inbox.state).commands.len()
@@ -202,5 +211,25 @@ mod tests {
         // The thread tells which groups are kept; what it has not taken yet follows from that.
         inbox.keep(vec![GroupId(1), GroupId(2), GroupId(5)]);
         assert_eq!(lock(&inbox.state).groups, HashSet::from([GroupId(1)]));
+    }
+
+    #[test]
+    fn what_has_ended_is_not_named_any_more() {
+        let model = TinyLm::new(1, &Device::flex());
+        let sampler = SamplerConfig::new().init(model.d_model(), &model.device()).unwrap();
+        let mut decoder = Decoder::new(model, sampler).unwrap();
+        let before = decoder.submit(of_group(GroupId(3))).unwrap();
+        let engine = Engine::start(decoder, EngineConfig::default()).unwrap();
+        engine.submit(Request::new(vec![])).unwrap();
+        let mut updates = engine.submit(of_group(GroupId(4)).with_completions(2)).unwrap();
+        while updates.recv().is_some() {}
+        let inbox = &engine.shared.inbox;
+        for completion in before.completions {
+            engine.cancel(completion);
+        }
+        engine.drain();
+        let state = lock(&inbox.state);
+        assert_eq!((state.live.len(), state.commands.len()), (0, 0));
+        assert_eq!(state.groups, HashSet::from([GroupId(3), GroupId(4)]));
     }
 }
