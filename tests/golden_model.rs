@@ -2,9 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+use std::ops::ControlFlow;
+
 use burn::tensor::{Device, Int, Tensor};
 use esamp::{
-    CausalLm, CompletionId, DrawKey, PairTap, TokenId,
+    CausalLm, CompletionId, Decoder, DrawKey, PairTap, Request, SamplerConfig, Sampling, TokenId,
+    distillers::{DistillerConfig, LowRankConfig},
     filters::{CandidateFilter, Candidates, RowContext, TopP},
     llama::Llama,
 };
@@ -134,4 +137,46 @@ fn the_real_model_runs_on_ndarray() {
     let model = smollm2(&Device::ndarray());
     let case = &cases()[0];
     assert_eq!(greedy(&model, case, 3), case.token_ids[..3]);
+}
+
+/// The tokens and their log-probabilities of completions of a long prompt, which is read with this budget while others
+/// run.
+fn with_prefill_budget(model: &Llama, budget: Option<usize>) -> Vec<Vec<(TokenId, f32)>> {
+    let low_rank = DistillerConfig::LowRank(LowRankConfig::new());
+    let sampler = SamplerConfig::new().with_distiller(low_rank);
+    let sampler = sampler.init(model.d_model(), &model.device()).unwrap();
+    let mut decoder = Decoder::new(model, sampler).unwrap();
+    if let Some(budget) = budget {
+        decoder = decoder.with_prefill_budget(budget).unwrap();
+    }
+    let [short, long] = [0, 1].map(|case| cases()[case].prompt_ids.clone());
+    let request = |prompt: Vec<TokenId>, tokens| {
+        let request = Request::new(prompt).with_max_new_tokens(tokens).with_seed(11);
+        request.with_sampling(Sampling::default()).with_completions(2)
+    };
+    decoder.submit(request(short, 12)).unwrap();
+    decoder.step().unwrap();
+    let long = long.iter().copied().cycle().take(40).collect();
+    decoder.submit(request(long, 8)).unwrap();
+    let mut completions = decoder.run(|_| ControlFlow::Continue(())).unwrap();
+    completions.sort_by_key(|completion| completion.id);
+    let choices = completions.into_iter().map(|completion| completion.choices);
+    choices.map(|c| c.into_iter().map(|c| (c.token, c.log_prob)).collect()).collect()
+}
+
+/// The pieces in which a prompt is read change its numbers by rounding only, and no token here depends on that.
+#[test]
+fn a_prefill_budget_does_not_change_the_tokens() {
+    let model = smollm2(&Device::flex());
+    let whole = with_prefill_budget(&model, None);
+    assert_eq!(whole.iter().map(Vec::len).collect::<Vec<_>>(), [12, 12, 8, 8]);
+    let mut largest = 0.0f32;
+    for budget in [7, 16] {
+        let pieces = with_prefill_budget(&model, Some(budget));
+        for (got, expected) in pieces.iter().flatten().zip(whole.iter().flatten()) {
+            assert_eq!(got.0, expected.0, "{budget}");
+            largest = largest.max((got.1 - expected.1).abs());
+        }
+    }
+    assert!(largest < 1e-3, "{largest}");
 }

@@ -34,4 +34,4 @@ macro_rules! campaigns {
     };
 }
 
-campaigns!(gguf safetensors tokenizer template snapshot trace settings step);
+campaigns!(gguf safetensors tokenizer template snapshot group trace settings step);

@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, iter};
 
-use super::{Batch, Decoder, Request, Waiting, row::Row};
+use super::{Decoder, Request, Waiting, row::Row};
 use crate::{
     causal_lm::{CacheLimits, CausalLm, KvCache},
     decode::error::RequestError,
@@ -24,8 +24,9 @@ impl<M: CausalLm> Decoder<M> {
         Ok(self)
     }
 
-    /// A waiting prompt for which there is no room is overtaken by at most this number of prompts that were submitted
-    /// later and for which there is. After that, all later ones wait for it.
+    /// A prompt is overtaken by at most this number of later ones: by those for which there is room while it waits for
+    /// room, and by those with fewer tokens left while it is read ([`with_prefill_budget`](Self::with_prefill_budget)).
+    /// After that, the later ones wait for it.
     pub const MAX_OVERTAKEN: usize = 16;
 
     /// The maximum length of the request's sequences in tokens: the smallest context length of the models that read
@@ -131,10 +132,11 @@ impl<M: CausalLm> Decoder<M> {
         needed
     }
 
-    /// The rows of completions whose prompt has been read.
+    /// The rows of completions whose prompt is being read or has been.
     pub(super) fn rows(&self) -> impl Iterator<Item = &Row> + Clone {
-        let running = self.batch.iter().flat_map(|batch| batch.rows.iter().flatten());
-        running.chain(self.paused.iter().map(|paused| &paused.row))
+        let running = self.batch.iter().flat_map(|batch| &batch.rows);
+        let read = self.reading.iter().flat_map(|reading| &reading.rows);
+        running.chain(read).flatten().chain(self.paused.iter().map(|paused| &paused.row))
     }
 
     /// Whether there is room to prefill a prompt now. A prompt is never kept waiting when nothing else runs.
@@ -144,15 +146,18 @@ impl<M: CausalLm> Decoder<M> {
 
     /// Whether the batch and the caches have places for the rows of a prompt.
     pub(super) fn has_places(&self, waiting: &Waiting) -> bool {
-        let wants_other = waiting.request.expects() == Expects::OtherModel;
-        if wants_other && self.other.as_ref().is_some_and(|other| !other.has_room()) {
+        let is_contrasted = |request: &Request| request.expects() == Expects::OtherModel;
+        let others_join = self.reading.iter().any(|reading| is_contrasted(&reading.request));
+        if is_contrasted(&waiting.request)
+            && self.other.as_ref().is_some_and(|other| !other.has_room(others_join))
+        {
             return false;
         }
         // Rows that have ended stay in such a cache, or nothing can join it. The prompt waits until the batch has
-        // ended.
-        let joins =
-            |batch: &Batch<M::Cache>| batch.cache.can_drop_rows() && batch.cache.can_append_rows();
-        if !self.batch.as_ref().is_none_or(joins) {
+        // ended, and the prompts that are being read.
+        let running = self.batch.iter().map(|batch| &batch.cache);
+        let mut caches = running.chain(self.reading.iter().map(|reading| reading.prefill.cache()));
+        if !caches.all(|cache| cache.can_drop_rows() && cache.can_append_rows()) {
             return false;
         }
         let running = self.rows().count();

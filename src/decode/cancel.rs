@@ -1,6 +1,6 @@
 //! Ending completions before they have finished.
 
-use super::{Decoder, FinishReason, RequestError, live_mut, row::Row};
+use super::{Decoder, FinishReason, RequestError, row::Row};
 use crate::{
     causal_lm::CausalLm,
     id::{CompletionId, PromptId},
@@ -60,20 +60,14 @@ impl<M: CausalLm> Decoder<M> {
         let queued = self.waiting.len();
         self.waiting.retain(|prompt| !prompt.completions.is_empty());
         self.leave_queue(queued - self.waiting.len());
-        let joining: Vec<(usize, FinishReason)> = live_mut(&mut self.joining)
-            .filter(|(_, row)| is_ended(row.id))
-            .map(|(at, _)| (at, reason.clone()))
-            .collect();
+        let read = self.reading.iter_mut().flat_map(|reading| &mut reading.rows);
+        let read: Vec<Row> = read.filter_map(|row| row.take_if(|row| is_ended(row.id))).collect();
+        self.reading.retain(|reading| reading.rows.iter().any(Option::is_some));
         let paused: Vec<_> = self.paused.extract_if(.., |paused| is_ended(paused.row.id)).collect();
-        let count = running.len() + waiting.len() + joining.len() + paused.len();
+        let count = running.len() + waiting.len() + read.len() + paused.len();
         self.end(running);
-        self.end_joining(joining);
-        if self.joining.iter().all(Option::is_none) {
-            self.joining.clear();
-            self.reading = None;
-        }
-        for paused in paused {
-            self.hand_over(paused.row, reason.clone());
+        for row in read.into_iter().chain(paused.into_iter().map(|paused| paused.row)) {
+            self.hand_over(row, reason.clone());
         }
         for (id, request) in waiting {
             // A waiting completion has no row yet. With an empty one it ends like any other: released and reported.

@@ -75,10 +75,10 @@ impl<M: CausalLm> Decoder<M> {
 }
 
 /// Places of rows that have ended, and why.
-pub(super) type Ended = Vec<(usize, FinishReason)>;
+type Ended = Vec<(usize, FinishReason)>;
 
 /// The rows that have not ended, with their places.
-pub(super) fn live_mut(rows: &mut [Option<Row>]) -> impl Iterator<Item = (usize, &mut Row)> {
+fn live_mut(rows: &mut [Option<Row>]) -> impl Iterator<Item = (usize, &mut Row)> {
     rows.iter_mut().enumerate().filter_map(|(at, row)| Some((at, row.as_mut()?)))
 }
 

@@ -19,6 +19,14 @@ pub enum GroupError {
     /// The file could not be written or read, or is not that of a group of such a sampler.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
+    /// There is no memory for the group's distiller alongside what runs and the groups that are kept.
+    #[error("memory: expected at most {limit} bytes with the group's distiller, got {needed}")]
+    MemoryLimit {
+        /// The limit, in bytes.
+        limit: usize,
+        /// The bytes that would be needed.
+        needed: usize,
+    },
     /// The engine that was asked has ended.
     #[error("group: expected an engine that runs, got one that has ended")]
     Ended,

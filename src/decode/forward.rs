@@ -62,9 +62,14 @@ impl<C: KvCache> Prefill<C> {
         Ok(to - from)
     }
 
-    /// Whether the whole prompt has been read.
-    pub(super) fn is_complete(&self, prompt: &[TokenId]) -> bool {
-        self.read == prompt.len()
+    /// The number of tokens of the prompt that have not been read.
+    pub(super) fn left(&self, prompt: &[TokenId]) -> usize {
+        prompt.len() - self.read
+    }
+
+    /// The keys and values of what has been read.
+    pub(super) fn cache(&self) -> &C {
+        &self.cache
     }
 
     /// Returns a cache with `rows` rows and the logits of the last position, `[rows, vocab]`.

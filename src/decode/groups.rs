@@ -107,7 +107,9 @@ impl<M: CausalLm> Decoder<M> {
     ///
     /// [`GroupError`] when the file cannot be read or is damaged, when the sampler that wrote it had other settings or
     /// another model's width, when the group is kept already, or when it cannot be kept, for the same reasons as that
-    /// of a request. Nothing has changed then.
+    /// of a request. [`GroupError::MemoryLimit`] when its distiller would exceed the
+    /// [memory limit](Self::with_memory_limit): no other group is evicted for it, so release one first. Nothing has
+    /// changed then.
     pub fn load_group(&mut self, group: GroupId, path: impl AsRef<Path>) -> Result<(), GroupError> {
         if self.groups.known.iter().any(|known| known.id == group) {
             return Err(RequestError::KnownGroup { group }.into());
@@ -115,6 +117,7 @@ impl<M: CausalLm> Decoder<M> {
         self.check_group(group)?;
         let prompt = PromptId(self.next_prompt);
         let after = self.next_prompt.checked_add(1).ok_or(RequestError::NoPromptId)?;
+        self.check_memory_with(prompt)?;
         let next = self.sampler.load_prompt(prompt, path.as_ref())?;
         self.next_prompt = after;
         self.found_group(group, prompt, next);

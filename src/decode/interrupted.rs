@@ -8,8 +8,10 @@ use crate::{causal_lm::CausalLm, id::CompletionId};
 pub(super) enum Work {
     /// Making the mask of this row. No row has changed yet.
     Mask(CompletionId),
-    /// Prefilling a prompt and choosing its first tokens. The running rows have not changed yet.
-    Prefill,
+    /// Reading a prompt, that of this place. No other row has changed yet.
+    Read(usize),
+    /// Choosing the first tokens of the joining rows. The running rows have not changed yet.
+    Join,
     /// Working on all running rows, and on those that join them.
     Batch,
 }
@@ -23,12 +25,11 @@ impl<M: CausalLm> Decoder<M> {
             Some(Work::Mask(row)) => {
                 self.end_where(|id| id == row, FinishReason::Aborted);
             }
-            Some(Work::Prefill) => self.abort_joining(),
+            Some(Work::Read(at)) => self.abort_reading(at),
+            Some(Work::Join) => self.abort_joining(),
             Some(Work::Batch) => {
-                // A prompt that is still being read has its own cache, which the panic cannot have reached.
-                if self.reading.is_none() {
-                    self.abort_joining();
-                }
+                // Prompts that are still being read have their own caches, which the panic cannot have reached.
+                self.abort_joining();
                 self.abort();
             }
         }

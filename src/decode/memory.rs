@@ -1,6 +1,6 @@
 //! The memory that requests need, and the limit on it.
 
-use super::{Decoder, Request, Waiting};
+use super::{Decoder, GroupError, Request, Waiting};
 use crate::{
     causal_lm::{BatchSize, CausalLm},
     id::{CompletionId, GroupId, PromptId},
@@ -75,8 +75,22 @@ impl<M: CausalLm> Decoder<M> {
         let Some(limit) = self.memory_limit else {
             return true;
         };
-        let load = self.load_with(waiting, &self.sampler.held());
-        self.bytes(&load).saturating_add(self.sampler.unfreed_bytes()) <= limit
+        self.bytes_in_use(&self.load_with(Some(waiting), &self.sampler.held())) <= limit
+    }
+
+    /// Checks that there is memory for the distiller of another prompt alongside what runs.
+    pub(super) fn check_memory_with(&self, prompt: PromptId) -> Result<(), GroupError> {
+        let Some(limit) = self.memory_limit else {
+            return Ok(());
+        };
+        let mut held = self.sampler.held();
+        held.push(prompt);
+        let needed = self.bytes_in_use(&self.load_with(None, &held));
+        if needed > limit { Err(GroupError::MemoryLimit { limit, needed }) } else { Ok(()) }
+    }
+
+    fn bytes_in_use(&self, load: &Load) -> usize {
+        self.bytes(load).saturating_add(self.sampler.unfreed_bytes())
     }
 
     /// The groups without completions whose memory the first waiting prompt needs. None if that would not suffice.
@@ -90,8 +104,7 @@ impl<M: CausalLm> Decoder<M> {
         let idle = self.idle_groups();
         let mut held = self.sampler.held();
         let mut evicted = 0;
-        let unfreed = self.sampler.unfreed_bytes();
-        while self.bytes(&self.load_with(first, &held)).saturating_add(unfreed) > limit {
+        while self.bytes_in_use(&self.load_with(Some(first), &held)) > limit {
             let Some((_, prompt)) = idle.get(evicted) else {
                 return Vec::new();
             };
@@ -101,15 +114,22 @@ impl<M: CausalLm> Decoder<M> {
         idle[..evicted].iter().map(|&(group, _)| group).collect()
     }
 
-    /// The rows that run, the prompt's rows alongside them, and the distillers of the prompts in `held`.
-    fn load_with(&self, waiting: &Waiting, held: &[PromptId]) -> Load {
-        let request = &waiting.request;
-        let mut load = Load { prefill: self.prefill_tokens(request), ..Load::default() };
+    /// The rows that run, the rows of a waiting prompt alongside them, and the distillers of the prompts in `held`.
+    fn load_with(&self, waiting: Option<&Waiting>, held: &[PromptId]) -> Load {
+        let mut load = Load::default();
         for row in self.rows() {
             load.add(row.expects(), row.longest(), [row.id]);
         }
-        load.joining = if load.rows == 0 { 0 } else { waiting.completions.len() };
-        load.add(request.expects(), self.longest(request), waiting.completions.iter().copied());
+        // Prompts join one after the other.
+        let joining = self.reading.iter().map(|reading| (&reading.request, reading.rows.len()));
+        let waits = waiting.map(|waiting| (&waiting.request, waiting.completions.len()));
+        for (request, rows) in joining.chain(waits) {
+            load.prefill = load.prefill.max(self.prefill_tokens(request));
+            load.joining = if load.rows == 0 { 0 } else { load.joining.max(rows) };
+        }
+        if let Some(Waiting { request, completions, .. }) = waiting {
+            load.add(request.expects(), self.longest(request), completions.iter().copied());
+        }
         load.distilled.extend(held.iter().map(|&prompt| CompletionId { prompt, index: 0 }));
         load
     }

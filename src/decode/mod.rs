@@ -39,7 +39,7 @@ use crate::{
     telemetry::Observer,
     text::Detokenize,
 };
-use ending::{Ended, accept, live_mut, make_masks, take_ended};
+use ending::{accept, make_masks, take_ended};
 use forward::{expect_logits, int_tensor, rows_of};
 use groups::Groups;
 use interrupted::Work;
@@ -82,7 +82,10 @@ use row::Row;
 /// A row for which no token can be chosen ends with [`FinishReason::Failed`], and the other rows continue. When the
 /// model or the sampler fails as a whole, `step` and `run` return the error. The completions that were part of the
 /// failed call then end with [`FinishReason::Aborted`] and keep the tokens they have
-/// ([`take_completions`](Self::take_completions) returns them). The decoder remains usable.
+/// ([`take_completions`](Self::take_completions) returns them): after a prefill that fails, those of its prompt, and
+/// after a decode step, all that run. A prefill that fails does not keep the running completions from their decode
+/// step; if that fails too, the error is that of the prefill. The decoder remains usable, and the next call returns the
+/// events of the step.
 ///
 /// # When a part panics
 ///
@@ -107,9 +110,10 @@ pub struct Decoder<M: CausalLm> {
     waiting: VecDeque<Waiting>,
     /// Prompts that have left the queue. Shared with the callers of an engine, who may ask while a step runs.
     left_queue: Arc<AtomicU64>,
-    /// The prompt that is being prefilled, and its rows. Both are empty between steps, unless the budget of a step did
-    /// not suffice for the prompt or a panic has left the step.
-    reading: Option<Reading<M::Cache>>,
+    /// The prompts that have begun and have not been read to their end, in the order in which they began.
+    reading: Vec<Reading<M::Cache>>,
+    /// The rows of the prompt whose first tokens are being chosen. Empty between steps, unless a panic has left the
+    /// step.
     joining: Vec<Option<Row>>,
     paused: Vec<Paused<M::Cache>>,
     batch: Option<Batch<M::Cache>>,
@@ -129,7 +133,7 @@ pub struct Decoder<M: CausalLm> {
 struct Waiting {
     request: Arc<Accepted>,
     completions: Vec<CompletionId>,
-    /// How many prompts that were submitted later have been prefilled before it.
+    /// How many prompts that were submitted later have begun before it.
     overtaken: usize,
 }
 
@@ -182,7 +186,7 @@ impl<M: CausalLm> Decoder<M> {
             sites: [TapSite::AfterBlock(0), TapSite::HeadInput],
             waiting: VecDeque::new(),
             left_queue: Arc::default(),
-            reading: None,
+            reading: Vec::new(),
             joining: Vec::new(),
             paused: Vec::new(),
             batch: None,
@@ -273,14 +277,17 @@ impl<M: CausalLm> Decoder<M> {
 
     /// Returns the sampler. Completions that have not ended are dropped together with their distillers.
     pub fn into_sampler(mut self) -> Sampler {
-        let running = self.batch.take().into_iter().flat_map(|batch| batch.rows);
-        let paused = std::mem::take(&mut self.paused).into_iter().map(|paused| Some(paused.row));
-        let running = running.chain(std::mem::take(&mut self.joining)).chain(paused).flatten();
-        let waiting = self.waiting.iter().flat_map(|prompt| prompt.completions.iter().copied());
-        for row in running.map(|row| row.id).chain(waiting) {
-            self.sampler.release(row);
+        for completion in self.live() {
+            self.sampler.release(completion);
         }
         self.sampler
+    }
+
+    /// The completions that have not ended.
+    pub(crate) fn live(&self) -> Vec<CompletionId> {
+        let begun = self.rows().chain(self.joining.iter().flatten()).map(|row| row.id);
+        let waiting = self.waiting.iter().flat_map(|prompt| prompt.completions.iter().copied());
+        begun.chain(waiting).collect()
     }
 
     /// The model.
@@ -296,7 +303,8 @@ impl<M: CausalLm> Decoder<M> {
     /// Whether nothing is waiting, running, or still to be delivered by [`run`](Self::run). [Paused](Self::pause)
     /// completions do not count until they are resumed, nor do prompts that wait for the room that these take.
     pub fn is_idle(&self) -> bool {
-        self.joining.is_empty()
+        self.reading.is_empty()
+            && self.joining.is_empty()
             && self.batch.is_none()
             && !self.paused.iter().any(|paused| paused.is_resumed)
             && self.events.is_empty()
@@ -385,8 +393,9 @@ impl<M: CausalLm> Decoder<M> {
         }
     }
 
-    /// Runs one step: prefills the prompts for which there is room, then runs one forward pass and chooses one token
-    /// for every running row. Returns the resulting events. The completions that have ended are in their
+    /// Runs one step: reads the prompts for which there is room, as far as the
+    /// [budget](Self::with_prefill_budget) allows, then runs one forward pass and chooses one token for every running
+    /// row. Returns the resulting events. The completions that have ended are in their
     /// [`Event::Finished`], and are not kept for [`take_completions`](Self::take_completions).
     ///
     /// # Errors
@@ -420,19 +429,17 @@ impl<M: CausalLm> Decoder<M> {
 
     fn advance(&mut self) -> Result<(), StepError> {
         self.recover();
-        let ready = self.rejoin().and_then(|()| self.prefill_waiting());
-        let advanced = ready.and_then(|()| {
-            let started = Instant::now();
-            let decoded = self.decode();
-            if decoded.is_err() {
-                self.abort();
-            }
-            self.stats.decode_seconds += started.elapsed().as_secs_f64();
-            decoded
-        });
+        let joined = self.rejoin().and_then(|()| self.prefill_waiting());
+        // A failure there ends only the completions that were to join. The running ones decode in any case.
+        let started = Instant::now();
+        let decoded = self.decode();
+        if decoded.is_err() {
+            self.abort();
+        }
+        self.stats.decode_seconds += started.elapsed().as_secs_f64();
         self.work = None;
         self.tell_maskers();
-        advanced
+        joined.and(decoded)
     }
 
     /// Runs one forward pass and chooses one token for every running row.

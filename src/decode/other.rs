@@ -37,8 +37,9 @@ pub(super) trait OtherModel: Send {
     /// `[completions, vocab]`, in the order of `last`.
     fn step(&mut self, last: &[(CompletionId, TokenId)]) -> Result<Tensor<2>, StepError>;
 
-    /// Whether another prompt can be prefilled now.
-    fn has_room(&self) -> bool;
+    /// Whether the completions of another prompt can join those that run, and those that join before it if
+    /// `others_join`.
+    fn has_room(&self, others_join: bool) -> bool;
 
     fn context_length(&self) -> Option<usize>;
 
@@ -131,10 +132,12 @@ where
         }
     }
 
-    fn has_room(&self) -> bool {
-        self.running
-            .as_ref()
-            .is_none_or(|(cache, _)| cache.can_drop_rows() && cache.can_append_rows())
+    fn has_room(&self, others_join: bool) -> bool {
+        let joins = |cache: &M::Cache| cache.can_drop_rows() && cache.can_append_rows();
+        match &self.running {
+            Some((cache, _)) => joins(cache),
+            None => !others_join || joins(&self.model.new_cache()),
+        }
     }
 
     fn context_length(&self) -> Option<usize> {

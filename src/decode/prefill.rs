@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Instant};
 
 use super::{
-    Batch, Choices, Decoder, Ended, FinishReason, accept,
+    Batch, Choices, Decoder, FinishReason, accept,
     forward::{Prefill, rows_of},
     interrupted::Work,
     make_masks, other,
@@ -15,15 +15,26 @@ use super::{
 use crate::{
     causal_lm::{CausalLm, KvCache},
     error::ConfigError,
-    id::CompletionId,
+    id::{CompletionId, TokenId},
     sampler::{Phase, StepError, StepInput},
 };
 
-/// A prompt whose prefill has begun. Its rows are [`Decoder::joining`].
+/// A prompt whose prefill has begun.
 pub(super) struct Reading<C> {
-    request: Arc<Accepted>,
-    prefill: Prefill<C>,
+    pub(super) request: Arc<Accepted>,
+    pub(super) prefill: Prefill<C>,
     warm_up: PromptWarmUp,
+    /// The rows of its completions. `None` marks one that has ended meanwhile.
+    pub(super) rows: Vec<Option<Row>>,
+    /// How many prompts that were submitted or have begun later have been read before it.
+    overtaken: usize,
+}
+
+impl<C: KvCache> Reading<C> {
+    /// The number of tokens that have not been read.
+    fn left(&self) -> usize {
+        self.prefill.left(&self.request.prompt)
+    }
 }
 
 impl<M: CausalLm> Decoder<M> {
@@ -48,6 +59,10 @@ impl<M: CausalLm> Decoder<M> {
     /// [chunk](Self::with_prefill_chunk) if that is more. The default is no limit: a step reads all prompts for which
     /// there is room.
     ///
+    /// The prompt with the fewest tokens left is read first, and what is left of the budget goes to the next one. So a
+    /// prompt that fits into the budget gets its first tokens at the next step, also while a long one is being read.
+    /// The long one is overtaken at most [`MAX_OVERTAKEN`](Self::MAX_OVERTAKEN) times.
+    ///
     /// The tokens do not change, up to rounding: a prompt is read in the pieces that the budget allows, as with
     /// [`with_prefill_chunk`](Self::with_prefill_chunk).
     ///
@@ -60,27 +75,29 @@ impl<M: CausalLm> Decoder<M> {
         Ok(self)
     }
 
-    /// Prefills the waiting prompts for which there is room, as far as the budget of the step allows.
+    /// Begins the waiting prompts for which there is room, and reads those that have begun, as far as the budget of the
+    /// step allows.
     pub(super) fn prefill_waiting(&mut self) -> Result<(), StepError> {
-        // Without rows that would wait for it, a prompt is read in chunks.
-        let is_alone = self.rows().next().is_none();
-        let least = if is_alone { self.prefill_chunk } else { 1 };
-        let mut budget = self.prefill_budget.max(least);
-        while budget > 0 {
-            if self.reading.is_none() {
-                let Some(at) = self.next_waiting() else { break };
+        let mut read = 0;
+        loop {
+            while let Some(at) = self.next_waiting() {
                 self.begin_prefill(at);
             }
+            // Without rows that would wait for it, a prompt is read in chunks.
+            let least = if self.batch.is_none() { self.prefill_chunk } else { 1 };
+            let budget = self.prefill_budget.max(least).saturating_sub(read);
+            let Some(at) = self.next_to_read().filter(|_| budget > 0) else {
+                return Ok(());
+            };
             let started = Instant::now();
-            let prefilled = self.continue_prefill(&mut budget);
+            let prefilled = self.continue_prefill(at, budget);
             self.stats.prefill_seconds += started.elapsed().as_secs_f64();
-            // A failed prefill aborts only the completions of its prompt. The running rows continue at the next call.
-            prefilled?;
+            self.work = None;
+            read += prefilled?;
         }
-        Ok(())
     }
 
-    /// The place of the waiting prompt to prefill next: the first for which there is room, unless it would overtake one
+    /// The place of the waiting prompt to begin next: the first for which there is room, unless it would overtake one
     /// that has been overtaken too often.
     fn next_waiting(&mut self) -> Option<usize> {
         for group in self.groups_to_evict() {
@@ -94,10 +111,18 @@ impl<M: CausalLm> Decoder<M> {
         Some(at)
     }
 
+    /// The place of the prompt to read on in: one that has been overtaken too often, and otherwise the one with the
+    /// fewest tokens left.
+    fn next_to_read(&self) -> Option<usize> {
+        let places = 0..self.reading.len();
+        let due = places.clone().find(|&at| self.reading[at].overtaken >= Self::MAX_OVERTAKEN);
+        due.or_else(|| places.min_by_key(|&at| self.reading[at].left()))
+    }
+
     /// Begins the prefill of a waiting prompt, unless all of its completions fail before.
     fn begin_prefill(&mut self, at: usize) {
         let waiting = &self.waiting[at];
-        let request = waiting.request.clone();
+        let (request, overtaken) = (waiting.request.clone(), waiting.overtaken);
         let context = self.context_length(&request);
         let ids = waiting.completions.iter();
         let mut rows: Vec<_> =
@@ -106,40 +131,48 @@ impl<M: CausalLm> Decoder<M> {
         // The prompt waits until its masks are made, so that a panic of its masker does not lose it.
         self.waiting.remove(at);
         self.leave_queue(1);
-        self.joining = rows;
-        self.end_joining(failed);
-        self.joining.retain(Option::is_some);
-        if self.joining.is_empty() {
+        for (row, reason) in take_ended(&mut rows, failed) {
+            self.hand_over(row, reason);
+        }
+        rows.retain(Option::is_some);
+        if rows.is_empty() {
             return;
         }
-        let rows: Vec<&Row> = self.joining.iter().flatten().collect();
-        let warm_up = PromptWarmUp::new(&rows, self.sites);
+        let warm_up = PromptWarmUp::new(rows.iter().flatten().next(), self.sites);
         let prefill = Prefill::new(&self.model, rows.len());
-        self.reading = Some(Reading { request, prefill, warm_up });
+        self.reading.push(Reading { request, prefill, warm_up, rows, overtaken });
     }
 
-    /// Reads on in the prompt whose prefill has begun. When it has been read, chooses the first token of each of its
-    /// completions and adds them to the batch.
-    fn continue_prefill(&mut self, budget: &mut usize) -> Result<(), StepError> {
-        self.work = Some(Work::Prefill);
-        let Some(reading) = &mut self.reading else {
-            return Ok(());
-        };
-        let Reading { request, prefill, warm_up } = reading;
-        let read = prefill.read(&self.model, &request.prompt, self.prefill_chunk, *budget, warm_up);
-        match read {
-            Ok(read) => *budget -= read,
+    /// Reads up to `budget` more tokens of a prompt whose prefill has begun, and returns their number. When it has been
+    /// read, chooses the first token of each of its completions and adds them to the batch.
+    fn continue_prefill(&mut self, at: usize, budget: usize) -> Result<usize, StepError> {
+        self.work = Some(Work::Read(at));
+        let Reading { request, prefill, warm_up, .. } = &mut self.reading[at];
+        let read = prefill.read(&self.model, &request.prompt, self.prefill_chunk, budget, warm_up);
+        let read = match read {
+            Ok(read) => read,
             Err(error) => {
-                self.abort_joining();
+                self.abort_reading(at);
                 return Err(error);
             }
+        };
+        if self.reading[at].left() > 0 {
+            return Ok(read);
         }
-        if !prefill.is_complete(&request.prompt) {
-            return Ok(());
+        for overtaken in &mut self.reading[..at] {
+            overtaken.overtaken += 1;
         }
-        let (cache, choices) = match self.first_tokens() {
-            Ok(Some(first)) => first,
-            Ok(None) => return Ok(()),
+        self.finish_prefill(at)?;
+        Ok(read)
+    }
+
+    /// Chooses the first tokens of a prompt that has been read, and adds its rows to the batch.
+    fn finish_prefill(&mut self, at: usize) -> Result<(), StepError> {
+        self.work = Some(Work::Join);
+        let Reading { request, prefill, warm_up, rows, .. } = self.reading.remove(at);
+        self.joining = rows;
+        let (cache, choices) = match self.first_tokens(&request.prompt, prefill, warm_up) {
+            Ok(first) => first,
             Err(error) => {
                 self.abort_joining();
                 return Err(error);
@@ -147,7 +180,9 @@ impl<M: CausalLm> Decoder<M> {
         };
         let detokenizer = self.detokenizer.as_deref();
         let ended = accept(&mut self.joining, choices, detokenizer, &mut self.events);
-        self.end_joining(ended);
+        for (row, reason) in take_ended(&mut self.joining, ended) {
+            self.hand_over(row, reason);
+        }
         // Completions that all end with their first token do not join the batch.
         if self.joining.iter().all(Option::is_none) {
             self.joining.clear();
@@ -176,11 +211,12 @@ impl<M: CausalLm> Decoder<M> {
     }
 
     /// Chooses the first tokens of the joining rows, whose prompt has been read.
-    fn first_tokens(&mut self) -> Result<Option<(M::Cache, Choices)>, StepError> {
-        let Some(Reading { request, prefill, warm_up }) = self.reading.take() else {
-            return Ok(None);
-        };
-        let prompt = &request.prompt;
+    fn first_tokens(
+        &mut self,
+        prompt: &[TokenId],
+        prefill: Prefill<M::Cache>,
+        warm_up: PromptWarmUp,
+    ) -> Result<(M::Cache, Choices), StepError> {
         self.stats.prompt_tokens += prompt.len() as u64;
         if prefill.is_shared() {
             // Rows that were cancelled meanwhile need no place.
@@ -201,7 +237,7 @@ impl<M: CausalLm> Decoder<M> {
                 // A panic may leave the other model's cache of the running rows half changed.
                 self.work = Some(Work::Batch);
                 let logits = other.prefill(prompt, &contrasted, self.prefill_chunk)?;
-                self.work = Some(Work::Prefill);
+                self.work = Some(Work::Join);
                 Some(logits)
             }
             _ => None,
@@ -210,19 +246,17 @@ impl<M: CausalLm> Decoder<M> {
         let input = StepInput::new(&step_rows, logits, self.model.lm_head());
         // No hidden states: the first token is neither steered nor learned from.
         let output = self.sampler.step(input.with_other_logits(other_logits))?;
-        Ok(Some((cache, output.choices)))
+        Ok((cache, output.choices))
     }
 
-    /// Ends the given rows of the prompt that is being prefilled. Their places stay.
-    pub(super) fn end_joining(&mut self, ended: Ended) {
-        for (row, reason) in take_ended(&mut self.joining, ended) {
-            self.hand_over(row, reason);
-        }
+    /// Aborts a prompt that is being read.
+    pub(super) fn abort_reading(&mut self, at: usize) {
+        self.joining = self.reading.remove(at).rows;
+        self.abort_joining();
     }
 
-    /// Aborts the rows of the prompt that is being prefilled.
+    /// Aborts the rows of the prompt whose first tokens are being chosen.
     pub(super) fn abort_joining(&mut self) {
-        self.reading = None;
         for row in std::mem::take(&mut self.joining).into_iter().flatten() {
             self.hand_over(row, FinishReason::Aborted);
         }

@@ -39,7 +39,7 @@ pub struct Request {
     pub(super) wants_reference_log_probs: bool,
     pub(super) top_log_probs: usize,
     pub(super) masker: Option<Arc<dyn TokenMasker>>,
-    pub(super) group: Option<GroupId>,
+    pub(crate) group: Option<GroupId>,
 }
 
 impl Request {

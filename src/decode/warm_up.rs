@@ -17,10 +17,9 @@ pub(super) struct PromptWarmUp {
 }
 
 impl PromptWarmUp {
-    /// Creates the warm-up for the rows of one prompt.
-    pub(super) fn new(rows: &[&Row], [shallow, deep]: [TapSite; 2]) -> Self {
-        // All rows of a prompt come from one request, so any of them knows.
-        let updates = rows.first().map_or(0, |row| row.prompt_warm_up());
+    /// Creates the warm-up for a prompt with this row. All of its rows come from one request, so any of them knows.
+    pub(super) fn new(row: Option<&Row>, [shallow, deep]: [TapSite; 2]) -> Self {
+        let updates = row.map_or(0, Row::prompt_warm_up);
         let tap = (updates > 0).then(|| SequenceTap::new(shallow, deep));
         Self { tap, plain: NoTap, updates }
     }

@@ -5,7 +5,7 @@ use std::{
     sync::mpsc::{SyncSender, sync_channel},
 };
 
-use super::{Engine, worker::Command};
+use super::{Engine, inbox::Command};
 use crate::{
     causal_lm::CausalLm,
     decode::{Decoder, GroupError},
@@ -24,6 +24,11 @@ pub(super) struct GroupFile {
 }
 
 impl GroupFile {
+    /// The group that is to be read.
+    pub(super) fn loaded(&self) -> Option<GroupId> {
+        self.precision.is_none().then_some(self.group)
+    }
+
     pub(super) fn carry_out<M: CausalLm>(self, decoder: &mut Decoder<M>) {
         let done = match self.precision {
             Some(precision) => decoder.save_group(self.group, &self.path, precision),

@@ -1,6 +1,7 @@
 //! One model for many callers: a thread that owns a decode loop, and a handle to it.
 
 mod groups;
+mod inbox;
 mod stream;
 mod worker;
 
@@ -21,8 +22,9 @@ use crate::{
     id::{CompletionId, GroupId, PromptId},
     telemetry::Counters,
 };
+use inbox::{Command, Inbox};
 use stream::Stream;
-use worker::{Inbox, Worker};
+use worker::Worker;
 
 /// A handle to a decode loop that runs on a thread of its own. Clone it freely and use it from any thread or async
 /// runtime; nothing here blocks except where it says so.
@@ -71,7 +73,7 @@ pub struct EngineConfig {
     /// Tokens of a completion that its caller has not read. With more, the completion is
     /// [paused](Decoder::pause) until half of them have been read. Default: 256.
     pub max_unread: usize,
-    /// How long a completion may be paused before it is cancelled. Default: 30 s.
+    /// How long a completion may be paused, over all of its pauses, before it is cancelled. Default: 30 s.
     pub read_timeout: Duration,
 }
 
@@ -94,7 +96,7 @@ impl EngineConfig {
         self
     }
 
-    /// Sets how long a completion may be paused.
+    /// Sets how long a completion may be paused in total.
     pub fn with_read_timeout(mut self, timeout: Duration) -> Self {
         self.read_timeout = timeout;
         self
@@ -179,6 +181,8 @@ impl Engine {
         ConfigError::at_least_one("max_waiting", config.max_waiting)?;
         ConfigError::at_least_one("max_unread", config.max_unread)?;
         let inbox = Inbox::new(decoder.waiting(), decoder.left_queue());
+        inbox.began(&decoder.live());
+        inbox.keep(decoder.groups());
         let shared = Arc::new(Shared { inbox, stats: Mutex::default(), config });
         let worker = Worker::new(decoder, shared.clone());
         let thread = thread::Builder::new().name("esamp-engine".to_owned());
@@ -202,21 +206,21 @@ impl Engine {
         Ok(Updates::new(stream, self.shared.clone()))
     }
 
-    /// Cancels a completion, before the next step. Its updates end with
+    /// Cancels a completion that has been [accepted](Update::Accepted), before the next step. Its updates end with
     /// [`FinishReason::Cancelled`](crate::FinishReason::Cancelled). Does nothing if it has ended.
     pub fn cancel(&self, completion: CompletionId) {
-        self.shared.inbox.send(worker::Command::Cancel(completion));
+        self.shared.inbox.send(Command::Cancel(completion));
     }
 
     /// Cancels all completions of a prompt, as [`cancel`](Self::cancel) does for one.
     pub fn cancel_prompt(&self, prompt: PromptId) {
-        self.shared.inbox.send(worker::Command::CancelPrompt(prompt));
+        self.shared.inbox.send(Command::CancelPrompt(prompt));
     }
 
     /// Forgets a [group](Request::with_group), before the next step: see
     /// [`Decoder::release_group`](crate::Decoder::release_group). Does nothing if it is not kept.
     pub fn release_group(&self, group: GroupId) {
-        self.shared.inbox.send(worker::Command::ReleaseGroup(group));
+        self.shared.inbox.send(Command::ReleaseGroup(group));
     }
 
     /// The state after the last step. A caller who has received an event of a step finds that step in it.

@@ -4,126 +4,46 @@ use std::{
     collections::{HashMap, VecDeque},
     hash::{BuildHasher, RandomState},
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{
-        Arc, Condvar, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Instant,
+    sync::{Arc, PoisonError, atomic::Ordering},
+    time::{Duration, Instant},
 };
 
-use super::{EngineError, EngineStats, Shared, Update, groups::GroupFile, lock, stream::Stream};
+use super::{EngineStats, Shared, Update, inbox::Command, lock, stream::Stream};
 use crate::{
     causal_lm::CausalLm,
-    decode::{Decoder, Event, Request},
+    decode::{Decoder, Event, Request, RequestError},
     error::panic_text,
-    id::{CompletionId, GroupId, PromptId},
+    id::CompletionId,
 };
-
-/// What callers ask of the thread.
-#[derive(Debug)]
-pub(super) enum Command {
-    GroupFile(GroupFile),
-    Submit(Box<Request>, Arc<Stream>),
-    Cancel(CompletionId),
-    CancelPrompt(PromptId),
-    ReleaseGroup(GroupId),
-}
-
-/// The commands that the thread has not taken yet.
-#[derive(Debug)]
-pub(super) struct Inbox {
-    state: Mutex<InboxState>,
-    changed: Condvar,
-    /// Requests that have left the queue, or never entered it.
-    left_queue: Arc<AtomicU64>,
-}
-
-#[derive(Debug, Default)]
-struct InboxState {
-    commands: VecDeque<Command>,
-    /// Requests so far. Those that have not left the queue wait.
-    submitted: u64,
-    /// No more requests are taken.
-    is_closed: bool,
-    /// Those that were taken are to be cancelled.
-    is_stopped: bool,
-    /// A caller has read or gone.
-    is_poked: bool,
-    has_ended: bool,
-}
-
-impl Inbox {
-    /// An inbox for a decoder, which may have requests already.
-    pub(super) fn new(waiting: usize, left_queue: Arc<AtomicU64>) -> Self {
-        let submitted = left_queue.load(Ordering::Relaxed) + waiting as u64;
-        let state = InboxState { submitted, ..InboxState::default() };
-        Self { state: state.into(), changed: Condvar::new(), left_queue }
-    }
-
-    pub(super) fn submit(
-        &self,
-        request: Request,
-        stream: Arc<Stream>,
-        max_waiting: usize,
-    ) -> Result<(), EngineError> {
-        let mut state = lock(&self.state);
-        if state.is_closed || state.has_ended {
-            return Err(EngineError::Ended);
-        }
-        let waiting = state.submitted.saturating_sub(self.left_queue.load(Ordering::Relaxed));
-        if waiting >= max_waiting as u64 {
-            return Err(EngineError::Busy { limit: max_waiting });
-        }
-        state.submitted += 1;
-        state.commands.push_back(Command::Submit(Box::new(request), stream));
-        self.changed.notify_all();
-        Ok(())
-    }
-
-    /// Adds a command that may come too late.
-    pub(super) fn send(&self, command: Command) {
-        let mut state = lock(&self.state);
-        if !state.has_ended {
-            state.commands.push_back(command);
-            self.changed.notify_all();
-        }
-    }
-
-    pub(super) fn is_running(&self) -> bool {
-        let state = lock(&self.state);
-        !state.is_closed && !state.has_ended
-    }
-
-    pub(super) fn poke(&self) {
-        lock(&self.state).is_poked = true;
-        self.changed.notify_all();
-    }
-
-    pub(super) fn close(&self, stop: bool) {
-        let mut state = lock(&self.state);
-        state.is_closed = true;
-        state.is_stopped |= stop;
-        self.changed.notify_all();
-    }
-
-    pub(super) fn wait_for_end(&self) {
-        let mut state = lock(&self.state);
-        while !state.has_ended {
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-}
 
 /// The thread's state.
 pub(super) struct Worker<M: CausalLm> {
     decoder: Decoder<M>,
     shared: Arc<Shared>,
-    /// The stream of every completion that has not ended.
-    served: HashMap<CompletionId, Arc<Stream>>,
-    /// Since when completions have been paused.
-    paused: HashMap<CompletionId, Instant>,
+    /// The completions that have not ended.
+    served: HashMap<CompletionId, Served>,
     failed_steps: u64,
     last_failure: Option<String>,
+}
+
+/// A completion that has not ended.
+struct Served {
+    stream: Arc<Stream>,
+    /// Since when it has been paused, if it is.
+    paused_since: Option<Instant>,
+    /// How long all earlier pauses together have been.
+    was_paused: Duration,
+}
+
+impl Served {
+    fn new(stream: Arc<Stream>) -> Self {
+        Self { stream, paused_since: None, was_paused: Duration::ZERO }
+    }
+
+    /// How long it has been paused in total, if it is.
+    fn paused(&self) -> Option<Duration> {
+        Some(self.was_paused + self.paused_since?.elapsed())
+    }
 }
 
 /// Marks the engine as ended when the thread ends, however it ends.
@@ -152,21 +72,17 @@ fn fresh_seed() -> u64 {
 
 impl<M: CausalLm> Worker<M> {
     pub(super) fn new(decoder: Decoder<M>, shared: Arc<Shared>) -> Self {
-        Self {
-            decoder,
-            shared,
-            served: HashMap::new(),
-            paused: HashMap::new(),
-            failed_steps: 0,
-            last_failure: None,
-        }
+        Self { decoder, shared, served: HashMap::new(), failed_steps: 0, last_failure: None }
     }
 
     pub(super) fn run(mut self) {
         let _end = End(self.shared.clone());
         while let Some(commands) = self.commands() {
-            for command in commands {
-                self.carry_out(command);
+            if !commands.is_empty() {
+                for command in commands {
+                    self.carry_out(command);
+                }
+                self.shared.inbox.keep(self.decoder.groups());
             }
             self.guarded(Self::cancel_abandoned);
             self.guarded(Self::resume);
@@ -176,8 +92,8 @@ impl<M: CausalLm> Worker<M> {
                 // wake it.
                 self.guarded(Self::resume);
             }
-            self.publish();
         }
+        self.publish();
     }
 
     /// Does something in which code of a caller runs. Its panic counts as a failed step and stops no one else. Returns
@@ -193,7 +109,7 @@ impl<M: CausalLm> Worker<M> {
     }
 
     /// Waits for something to do. Returns the commands since the last call; `None` when the thread should end.
-    fn commands(&mut self) -> Option<VecDeque<Command>> {
+    fn commands(&self) -> Option<VecDeque<Command>> {
         let inbox = &self.shared.inbox;
         let mut state = lock(&inbox.state);
         loop {
@@ -209,10 +125,10 @@ impl<M: CausalLm> Worker<M> {
                 state.is_poked = false;
                 return Some(std::mem::take(&mut state.commands));
             }
+            self.publish();
             let timeout = self.shared.config.read_timeout;
-            let deadline =
-                self.paused.values().map(|since| timeout.saturating_sub(since.elapsed()));
-            let deadline = deadline.min();
+            let paused = self.served.values().filter_map(Served::paused);
+            let deadline = paused.map(|paused| timeout.saturating_sub(paused)).min();
             state = match deadline {
                 Some(left) if left.is_zero() => return Some(VecDeque::new()),
                 Some(left) => {
@@ -262,8 +178,10 @@ impl<M: CausalLm> Worker<M> {
         match self.decoder.submit(request.with_seed_if_none(fresh_seed)) {
             Ok(submitted) => {
                 stream.open(submitted.completions.len());
+                // First, so that a caller who has heard of its completions can cancel them.
+                self.shared.inbox.began(&submitted.completions);
                 for &completion in &submitted.completions {
-                    self.served.insert(completion, stream.clone());
+                    self.served.insert(completion, Served::new(stream.clone()));
                     if is_stopped {
                         let _ = self.decoder.cancel(completion);
                     }
@@ -285,32 +203,26 @@ impl<M: CausalLm> Worker<M> {
 
     /// Cancels the requests whose caller has gone.
     fn cancel_abandoned(&mut self) {
-        let gone = self.served.iter().filter(|(_, stream)| stream.is_abandoned());
+        let gone = self.served.iter().filter(|(_, served)| served.stream.is_abandoned());
         let gone: Vec<CompletionId> = gone.map(|(&completion, _)| completion).collect();
         for completion in gone {
             let _ = self.decoder.cancel(completion);
         }
     }
 
-    /// Resumes the completions whose caller has read, and cancels those whose caller has not for too long.
+    /// Resumes the completions whose caller has read, and cancels those that have been paused for too long in total.
     fn resume(&mut self) {
         let config = &self.shared.config;
-        let (served, decoder) = (&self.served, &mut self.decoder);
-        self.paused.retain(|&completion, since| {
-            let stream = served.get(&completion);
-            let has_read =
-                stream.is_none_or(|stream| stream.has_read(completion, config.max_unread / 2));
-            if has_read {
+        for (&completion, served) in &mut self.served {
+            let Some(paused) = served.paused() else { continue };
+            if served.stream.has_read(completion, config.max_unread / 2) {
+                (served.paused_since, served.was_paused) = (None, paused);
                 // An error means that it has ended meanwhile.
-                let _ = decoder.resume(completion);
-                return false;
+                let _ = self.decoder.resume(completion);
+            } else if paused >= config.read_timeout {
+                let _ = self.decoder.cancel(completion);
             }
-            if since.elapsed() >= config.read_timeout {
-                let _ = decoder.cancel(completion);
-                return false;
-            }
-            true
-        });
+        }
     }
 
     fn step(&mut self) {
@@ -339,15 +251,17 @@ impl<M: CausalLm> Worker<M> {
                 Event::Token { completion, .. } => (*completion, false),
                 Event::Finished { completion, .. } => (completion.id, true),
             };
-            let Some(stream) = self.served.get(&id) else {
+            if has_ended {
+                self.shared.inbox.ended(id);
+            }
+            let Some(served) = self.served.get(&id) else {
                 continue;
             };
-            let unread = stream.push(Update::Event(event));
+            let unread = served.stream.push(Update::Event(event));
             if has_ended {
-                self.paused.remove(&id);
-                stream.close_one();
+                served.stream.close_one();
                 self.served.remove(&id);
-            } else if unread >= self.shared.config.max_unread && !self.paused.contains_key(&id) {
+            } else if unread >= self.shared.config.max_unread && served.paused_since.is_none() {
                 self.guarded(|worker| worker.pause(id));
             }
         }
@@ -356,10 +270,12 @@ impl<M: CausalLm> Worker<M> {
     fn pause(&mut self, id: CompletionId) {
         match self.decoder.pause(id) {
             Ok(()) => {
-                self.paused.insert(id, Instant::now());
+                if let Some(served) = self.served.get_mut(&id) {
+                    served.paused_since = Some(Instant::now());
+                }
             }
             // It cannot be paused, and its caller's queue is full.
-            Err(crate::decode::RequestError::CannotPause { .. }) => {
+            Err(RequestError::CannotPause { .. }) => {
                 let _ = self.decoder.cancel(id);
             }
             // It has ended with this token: its last event follows.
@@ -367,12 +283,12 @@ impl<M: CausalLm> Worker<M> {
         }
     }
 
-    fn publish(&mut self) {
+    fn publish(&self) {
         let sampler = self.decoder.sampler();
         let stats = EngineStats {
             waiting: self.decoder.waiting(),
             running: self.decoder.running(),
-            paused: self.paused.len(),
+            paused: self.served.values().filter_map(Served::paused).count(),
             distillers: sampler.distillers(),
             distiller_bytes: sampler.state_bytes(),
             decode: *self.decoder.stats(),
@@ -387,8 +303,8 @@ impl<M: CausalLm> Worker<M> {
 impl<M: CausalLm> Drop for Worker<M> {
     fn drop(&mut self) {
         // Nobody waits for more, however the thread has ended.
-        for stream in self.served.values() {
-            stream.complete();
+        for served in self.served.values() {
+            served.stream.complete();
         }
     }
 }

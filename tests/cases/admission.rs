@@ -336,3 +336,68 @@ fn a_seed_is_reported() {
     assert_eq!(decoder.submit(count_from(1)).unwrap().seed, 0);
     assert_eq!(decoder.submit(count_from(1).with_seed(5)).unwrap().seed, 5);
 }
+
+/// The tokens that were fed to each forward pass since `from`, over all rows.
+fn fed(model: &ScriptedLm, from: usize) -> Vec<usize> {
+    model.calls()[from..].iter().map(|rows| rows.iter().map(Vec::len).sum()).collect()
+}
+
+fn zeros(tokens: usize) -> Request {
+    Request::new(vec![0; tokens]).with_max_new_tokens(5).with_sampling(sampling(0.0))
+}
+
+#[test]
+fn a_short_prompt_begins_at_the_next_step_while_a_long_one_is_read() {
+    for is_alone in [true, false] {
+        let model = counter();
+        let decoder = Decoder::new(&model, sampler(10)).unwrap().with_prefill_chunk(40).unwrap();
+        let mut decoder = decoder.with_prefill_budget(10).unwrap();
+        if !is_alone {
+            decoder.submit(count_from(1).with_max_new_tokens(50)).unwrap();
+            decoder.step().unwrap();
+        }
+        let long = decoder.submit(zeros(200)).unwrap().completions[0];
+        decoder.step().unwrap();
+        let short = decoder.submit(zeros(3)).unwrap().completions[0];
+        let shorter = decoder.submit(zeros(2)).unwrap().completions[0];
+        let (mut tokens, before) = (Tokens::new(), model.calls().len());
+        take(&decoder.step().unwrap(), &mut tokens);
+        assert_eq!([tokens[&short].len(), tokens[&shorter].len()], [2, 2]);
+        // The shortest first, and what they leave of the budget goes to the long one. Then all that run decode.
+        let running = if is_alone { 2 } else { 3 };
+        assert_eq!(fed(&model, before), [2, 3, 5, running]);
+        assert_eq!(tokens.get(&long), None);
+        run(&mut decoder);
+        assert!(decoder.is_idle());
+    }
+}
+
+#[test]
+fn a_long_prompt_is_overtaken_a_limited_number_of_times_while_it_is_read() {
+    let most = Decoder::<ScriptedLm>::MAX_OVERTAKEN;
+    let model = counter();
+    let decoder = Decoder::new(&model, sampler(10)).unwrap().with_prefill_chunk(10).unwrap();
+    let mut decoder = decoder.with_prefill_budget(10).unwrap();
+    let long = decoder.submit(zeros(100)).unwrap().completions[0];
+    decoder.step().unwrap();
+    // More short prompts than the budget suffices for.
+    let (mut began, mut submitted) = (Vec::new(), 0);
+    while !began.contains(&long) {
+        for _ in 0..2 {
+            decoder.submit(zeros(8)).unwrap();
+            submitted += 1;
+        }
+        for event in decoder.step().unwrap() {
+            if let Event::Token { completion, .. } = event
+                && !began.contains(&completion)
+            {
+                began.push(completion);
+            }
+        }
+        assert!(submitted < 100, "it is starved");
+    }
+    let place = began.iter().position(|&completion| completion == long).unwrap();
+    assert_eq!(place, most, "after those that overtook it: {began:?}");
+    run(&mut decoder);
+    assert!(decoder.is_idle());
+}

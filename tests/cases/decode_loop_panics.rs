@@ -274,3 +274,33 @@ fn a_panic_of_a_masker_that_hears_of_an_end_loses_nothing() {
     assert_eq!(ends, [(2, "failed"), (0, "failed"), (1, "failed"), (5, "max_new_tokens")]);
     assert_eq!(masker.ended.lock().unwrap().len(), 4);
 }
+
+/// Three prompts that are read in pieces: one is cancelled, one panics, and the third has the tokens that it has alone.
+#[test]
+fn a_prompt_that_ends_while_it_is_read_leaves_the_others() {
+    let model = ScriptedLm::new(10, &device(), |sequence| {
+        assert!(!sequence.contains(&7), "scripted to panic");
+        (0..10).map(|token| (sequence.len() as f32 * (token as f32 + 1.0)).sin()).collect()
+    });
+    let request = |prompt: Vec<TokenId>| Request::new(prompt).with_max_new_tokens(4).with_seed(3);
+    let mut alone = Decoder::new(&model, sampler(10)).unwrap();
+    alone.submit(request(vec![1; 60])).unwrap();
+    let expected = run(&mut alone).remove(0);
+
+    let decoder = Decoder::new(&model, sampler(10)).unwrap().with_prefill_chunk(10).unwrap();
+    let mut decoder = decoder.with_prefill_budget(10).unwrap();
+    let third = decoder.submit(request(vec![1; 60])).unwrap().completions[0];
+    decoder.step().unwrap();
+    let first = decoder.submit(request(vec![2; 40])).unwrap().completions[0];
+    decoder.step().unwrap();
+    let second =
+        decoder.submit(request([vec![3; 15], vec![7; 10]].concat())).unwrap().completions[0];
+    decoder.step().unwrap();
+    decoder.cancel(first).unwrap();
+    assert!(catch_unwind(AssertUnwindSafe(|| decoder.step())).is_err());
+    let completions = run(&mut decoder);
+    let ends: Vec<_> = completions.iter().map(|c| (c.id, c.finish.name())).collect();
+    assert_eq!(ends, [(third, "max_new_tokens"), (first, "cancelled"), (second, "aborted")]);
+    assert_eq!(completions[0].tokens(), expected.tokens());
+    assert_eq!(decoder.sampler().distillers(), 0);
+}

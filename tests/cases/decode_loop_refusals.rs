@@ -6,8 +6,8 @@ use super::decode_loop::{Masked, count_from, counter, digits, run, sampler, samp
 use crate::device;
 use burn::tensor::{Device, Int, Tensor};
 use esamp::{
-    CausalLm, Completion, CompletionId, Decoder, FinishReason, HiddenStateTap, KvCache, LmHead,
-    Request, Sampler, SamplerConfig, Sampling, TiedHead, TokenId, TokenMask,
+    CausalLm, Completion, CompletionId, Decoder, Event, FinishReason, HiddenStateTap, KvCache,
+    LmHead, Request, Sampler, SamplerConfig, Sampling, TiedHead, TokenId, TokenMask,
     distillers::{LowRankConfig, SwiGluConfig},
     errors::{ModelError, RequestError, StepError, TextError},
     testing::ScriptedLm,
@@ -160,6 +160,24 @@ fn a_failure_of_the_model_aborts_only_running_completions() {
     assert!(decoder.step().is_err());
     assert_eq!(decoder.take_completions()[0].finish, FinishReason::Aborted);
     assert!(decoder.step().unwrap().len() <= 1);
+}
+
+#[test]
+fn a_prefill_that_fails_does_not_stop_the_running_completions() {
+    // The third forward pass is the prefill of the second prompt.
+    let mut decoder = Decoder::new(counter().failing_at(2), sampler(10)).unwrap();
+    let first = decoder.submit(count_from(1)).unwrap().completions[0];
+    assert_eq!(decoder.step().unwrap().len(), 2);
+    let second = decoder.submit(count_from(5)).unwrap().completions[0];
+    assert!(matches!(decoder.step(), Err(StepError::Model(_))));
+    assert_eq!(decoder.stats().steps, 2);
+    assert_eq!(decoder.take_completions()[0].id, second);
+    let events = decoder.step().unwrap();
+    let tokens = events
+        .iter()
+        .filter(|event| matches!(event, Event::Token { completion, .. } if *completion == first));
+    assert_eq!(tokens.count(), 2, "that of the step that failed, and that of this one");
+    assert_eq!(run(&mut decoder)[0].tokens(), [2, 3, 4, 5, 6]);
 }
 
 #[test]

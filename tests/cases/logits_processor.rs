@@ -4,13 +4,15 @@ use std::sync::{Arc, Mutex};
 
 use super::{
     decode_loop::{run, sampler},
-    penalties::{Context, GENERATED, PROMPT, VOCAB, everything, naive_adjusted, row},
-    sampler_step::log_softmax,
+    penalties::{
+        Context, GENERATED, PROMPT, VOCAB, check_filters, check_fusion, everything, naive_adjusted,
+        row,
+    },
 };
 use crate::device;
 use esamp::{
-    CompletionId, Decoder, DrawKey, FinishReason, Request, Sampling, TemperatureOrder, TokenId,
-    TokenMask, errors::RowError, filters::RowContext, testing::TinyLm,
+    Decoder, FinishReason, Request, Sampling, TokenId, TokenMask, errors::RowError,
+    filters::RowContext, testing::TinyLm,
 };
 
 /// Masks token 6, raises the odd ones and stretches the even ones.
@@ -36,57 +38,19 @@ fn naive_processed(reference: &[f32]) -> Vec<f32> {
     logits
 }
 
+fn with_processor(sampling: Sampling) -> Sampling {
+    everything(sampling).with_logits_processor(process)
+}
+
 #[test]
 fn what_a_processor_adds_is_not_multiplied_by_the_fusion() {
-    let (beta, temperature) = (2.0, 0.8);
-    for seed in 0..3 {
-        let context = Context::new(seed);
-        let processed = naive_processed(&context.reference);
-        let scores: Vec<f32> = (0..VOCAB)
-            .map(|z| {
-                let delta = processed[z] - context.reference[z];
-                let fused = (1.0 + beta) * context.reference[z] - beta * context.expected[z];
-                (fused + delta) / temperature
-            })
-            .collect();
-        for order in [TemperatureOrder::BeforeFilters, TemperatureOrder::AfterFilters] {
-            let base = Sampling::paper().with_beta(beta).with_temperature(temperature);
-            let base = everything(base).with_logits_processor(process);
-            let sampling = base.with_temperature_order(order).checked().unwrap();
-            for request in 0..20 {
-                let asked = row(request, &sampling).with_reference_log_prob();
-                let choice = context.step(asked).unwrap();
-                assert_eq!(choice.candidates, VOCAB - 1);
-                let expected = log_softmax(&scores, choice.token);
-                let got = choice.log_prob;
-                assert!((got - expected).abs() < 2e-5, "{order:?} {got} {expected}");
-                let expected = log_softmax(&context.reference, choice.token);
-                let got = choice.reference_log_prob.unwrap();
-                assert!((got - expected).abs() < 1e-5, "the model's own: {got} {expected}");
-            }
-        }
-    }
+    check_fusion(with_processor, naive_processed);
 }
 
 #[test]
 fn filters_and_masks_come_after_a_processor() {
+    check_filters(with_processor, naive_processed);
     let context = Context::new(1);
-    let processed = naive_processed(&context.reference);
-    let draw = DrawKey::new(7, &PROMPT, 0).at(4);
-    let at = RowContext::new(CompletionId::new(0, 0), 4, draw).with_tokens(&PROMPT, &GENERATED);
-    for (order, seen) in
-        [(TemperatureOrder::BeforeFilters, 2.0), (TemperatureOrder::AfterFilters, 1.0)]
-    {
-        let config = everything(Sampling::new().with_temperature(2.0).with_min_p(0.3));
-        let config = config.with_logits_processor(process).with_temperature_order(order);
-        let got = config.checked().unwrap().candidates(&at, &context.reference).unwrap();
-        let best = processed.iter().copied().fold(f32::MIN, f32::max);
-        let least = best + seen * 0.3f32.ln();
-        let mut expected: Vec<usize> = (0..VOCAB).filter(|&z| processed[z] >= least).collect();
-        expected.sort_by(|&a, &b| processed[b].total_cmp(&processed[a]));
-        let tokens: Vec<usize> = got.as_slice().iter().map(|c| c.token as usize).collect();
-        assert_eq!(tokens, expected, "{order:?}");
-    }
     let raise = |_: &RowContext<'_>, logits: &mut [f32]| {
         (logits[4], logits[8]) = (60.0, 50.0);
         Ok(())

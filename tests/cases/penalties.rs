@@ -113,12 +113,12 @@ pub(super) fn naive_adjusted(logits: &[f32]) -> Vec<f32> {
     logits.iter().enumerate().map(adjusted).collect()
 }
 
-#[test]
-fn adjustments_are_not_multiplied_by_the_fusion() {
+/// Checks that the fusion does not multiply what a setting adds to the logits, which is what `adjust` adds.
+pub(super) fn check_fusion(with: fn(Sampling) -> Sampling, adjust: fn(&[f32]) -> Vec<f32>) {
     let (beta, temperature) = (2.0, 0.8);
     for seed in 0..3 {
         let context = Context::new(seed);
-        let adjusted = naive_adjusted(&context.reference);
+        let adjusted = adjust(&context.reference);
         let fused: Vec<f32> = (0..VOCAB)
             .map(|z| {
                 let delta = adjusted[z] - context.reference[z];
@@ -126,21 +126,32 @@ fn adjustments_are_not_multiplied_by_the_fusion() {
                 (fused + delta) / temperature
             })
             .collect();
+        let open = fused.iter().filter(|score| score.is_finite()).count();
         for order in [TemperatureOrder::BeforeFilters, TemperatureOrder::AfterFilters] {
             let base = Sampling::paper().with_beta(beta).with_temperature(temperature);
-            let sampling = everything(base).with_temperature_order(order).checked().unwrap();
+            let sampling = with(base).with_temperature_order(order).checked().unwrap();
             for request in 0..20 {
-                let choice = context.step(row(request, &sampling)).unwrap();
+                let asked = row(request, &sampling).with_reference_log_prob();
+                let choice = context.step(asked).unwrap();
+                assert_eq!(choice.candidates, open);
                 let expected = log_softmax(&fused, choice.token);
                 let got = choice.log_prob;
                 assert!((got - expected).abs() < 2e-5, "{order:?} {got} {expected}");
+                let expected = log_softmax(&context.reference, choice.token);
+                let got = choice.reference_log_prob.unwrap();
+                assert!((got - expected).abs() < 1e-5, "the model's own: {got} {expected}");
             }
         }
         let greedy = Sampling::paper().with_beta(beta).with_temperature(0.0);
-        let greedy = everything(greedy).checked().unwrap();
+        let greedy = with(greedy).checked().unwrap();
         let best = (0..VOCAB).max_by(|&a, &b| fused[a].total_cmp(&fused[b])).unwrap();
         assert_eq!(context.step(row(0, &greedy)).unwrap().token as usize, best);
     }
+}
+
+#[test]
+fn adjustments_are_not_multiplied_by_the_fusion() {
+    check_fusion(everything, naive_adjusted);
 }
 
 /// The same for a second model, which has no penalties of its own. Its candidates are those of the adjusted
@@ -224,20 +235,16 @@ fn the_mass_outside_is_that_of_the_adjusted_distribution() {
     assert!(differences > 9, "the adjustment shows in most: {differences} of 18");
 }
 
-#[test]
-fn filters_see_the_adjusted_logits() {
+/// Checks that filters see the logits with what a setting adds to them, which is what `adjust` adds.
+pub(super) fn check_filters(with: fn(Sampling) -> Sampling, adjust: fn(&[f32]) -> Vec<f32>) {
     let context = Context::new(1);
-    let adjusted = naive_adjusted(&context.reference);
-    let at = RowContext::new(
-        CompletionId::new(0, 0),
-        GENERATED.len() as u64,
-        DrawKey::new(7, &PROMPT, 0).at(4),
-    )
-    .with_tokens(&PROMPT, &GENERATED);
+    let adjusted = adjust(&context.reference);
+    let draw = DrawKey::new(7, &PROMPT, 0).at(4);
+    let at = RowContext::new(CompletionId::new(0, 0), 4, draw).with_tokens(&PROMPT, &GENERATED);
     for (order, seen) in
         [(TemperatureOrder::BeforeFilters, 2.0), (TemperatureOrder::AfterFilters, 1.0)]
     {
-        let config = everything(Sampling::default().with_temperature(2.0).with_min_p(0.3));
+        let config = with(Sampling::default().with_temperature(2.0).with_min_p(0.3));
         let sampling = config.with_temperature_order(order).checked().unwrap();
         let got = sampling.candidates(&at, &context.reference).unwrap();
         let best = adjusted.iter().copied().fold(f32::MIN, f32::max);
@@ -251,6 +258,11 @@ fn filters_see_the_adjusted_logits() {
             assert!((candidate.logit - expected).abs() < 1e-6, "{order:?}");
         }
     }
+}
+
+#[test]
+fn filters_see_the_adjusted_logits() {
+    check_filters(everything, naive_adjusted);
 }
 
 #[test]
@@ -280,16 +292,6 @@ fn a_masked_token_stays_masked_with_any_adjustment() {
     logits[4] = f32::MAX;
     let error = far.candidates(&at, &logits).unwrap_err();
     assert_eq!(error.to_string(), "logits: expected numbers or -inf, got inf for token 4");
-}
-
-#[test]
-fn log_probabilities_under_the_model_are_unadjusted() {
-    let context = Context::new(2);
-    let sampling = everything(Sampling::paper()).checked().unwrap();
-    let asked = row(0, &sampling).with_reference_log_prob();
-    let choice = context.step(asked).unwrap();
-    let expected = log_softmax(&context.reference, choice.token);
-    assert!((choice.reference_log_prob.unwrap() - expected).abs() < 1e-5);
 }
 
 #[test]

@@ -231,6 +231,38 @@ fn a_group_must_be_kept_to_be_saved_and_not_kept_to_be_loaded() {
 }
 
 #[test]
+fn a_group_for_which_there_is_no_memory_is_not_loaded() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("group");
+    let config = configs().remove(0);
+    let mut first = fresh(&config);
+    more(&mut first, GROUP);
+    first.save_group(GROUP, &path, SnapshotPrecision::F32).unwrap();
+    let refused = |decoder: &mut Decoder<TinyLm>, group| {
+        let groups = decoder.groups();
+        let error = decoder.load_group(group, &path).unwrap_err();
+        let GroupError::MemoryLimit { limit, needed } = error else { panic!("{error:?}") };
+        let wording =
+            format!("expected at most {limit} bytes with the group's distiller, got {needed}");
+        assert_eq!(error.to_string(), format!("memory: {wording}"));
+        assert_eq!(decoder.groups(), groups);
+        [limit, needed]
+    };
+    let [_, one] = refused(&mut fresh(&config).with_memory_limit(1), GROUP);
+    let mut second = fresh(&config).with_memory_limit(one);
+    second.load_group(GROUP, &path).unwrap();
+    let other = GroupId(8);
+    let [limit, two] = refused(&mut second, other);
+    assert!(limit == one && two > one, "{limit} {one} {two}");
+    second.release_group(GROUP).unwrap();
+    second.load_group(other, &path).unwrap();
+    let mut roomy = fresh(&config).with_memory_limit(two);
+    for group in [GROUP, other] {
+        roomy.load_group(group, &path).unwrap();
+    }
+}
+
+#[test]
 fn a_file_that_is_not_of_this_sampler_changes_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let [group, sampler, damaged] = ["group", "sampler", "damaged"].map(|f| folder.path().join(f));

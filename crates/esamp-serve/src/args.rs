@@ -69,7 +69,7 @@ pub struct LimitArgs {
     pub default_max_tokens: usize,
     /// Prompt tokens that are read between two decode steps. Fewer disturb running completions less, more are read
     /// faster.
-    #[arg(long, value_name = "TOKENS", default_value_t = 32, value_parser = at_least_one())]
+    #[arg(long, value_name = "TOKENS", default_value_t = 24, value_parser = at_least_one())]
     pub prefill_budget: usize,
     /// Megabytes of key-value cache, distillers and working memory, counted at the full length of all running
     /// completions. With llama.cpp, which reserves its memory at the start, of distillers and sampling only.
@@ -78,7 +78,7 @@ pub struct LimitArgs {
     /// Groups whose distillers are kept. The least recently used one makes room.
     #[arg(long, value_name = "GROUPS", default_value_t = 64, value_parser = at_least_one())]
     pub max_groups: usize,
-    /// Seconds that a client may take to send its headers or its body, or may not read its response.
+    /// Seconds that a client may take to send its headers or its body, or may not read its response, in total.
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = RangedU64ValueParser::<u64>::new().range(1..))]
     pub client_timeout: u64,
 }

@@ -4,17 +4,20 @@ use std::{
     collections::HashMap,
     fs,
     io::Write,
+    ops::ControlFlow,
     path::{Path, PathBuf},
     sync::{Mutex, OnceLock, PoisonError},
 };
 
 use burn::tensor::{Device, Int, Tensor};
 use esamp::{
-    CausalLm, CompletionId, Detokenize, DrawKey, HiddenStates, NoTap, Sampler, SamplerConfig,
-    Sampling, Sharing, StepInput, StepRow,
+    CausalLm, CompletionId, Decoder, Detokenize, DrawKey, GroupId, HiddenStates, NoTap, Request,
+    Sampler, SamplerConfig, Sampling, Sharing, StepInput, StepRow,
     distillers::{DistillerConfig, LowRankConfig, SwiGluConfig},
+    errors::{GroupError, SnapshotError},
     llama::{ChatMessage, ChatTemplate, Llama, Tokenizer},
     snapshots::SnapshotPrecision,
+    testing::ScriptedLm,
 };
 use safetensors::{Dtype, tensor::TensorView};
 use tempfile::TempDir;
@@ -125,8 +128,86 @@ pub(super) fn tokenizer(bytes: &[u8]) -> Outcome {
 pub(super) fn snapshot(bytes: &[u8]) -> Outcome {
     let path = place("snapshot").join("snapshot");
     write(&path, bytes)?;
-    let loaded = Sampler::loader(&path).load(&Device::flex());
+    let load = || Sampler::loader(&path).load(&Device::flex());
+    let mut loaded = load();
+    if let Err(error) = &loaded
+        && let Some(bytes) = with_its_hash(bytes, error)
+    {
+        write(&path, &bytes)?;
+        loaded = load();
+    }
     Ok(loaded.map_or_else(kind, |sampler| format!("loaded, {} distillers", sampler.distillers())))
+}
+
+/// A snapshot with the hash of its content, if it has another one: no change of an input would get past that check.
+fn with_its_hash(bytes: &[u8], error: &SnapshotError) -> Option<Vec<u8>> {
+    let SnapshotError::Format { what, expected, got, .. } = error else { return None };
+    if !what.starts_with("SHA-256") || expected.len() != got.len() {
+        return None;
+    }
+    let at = bytes.windows(got.len()).position(|part| part == expected.as_bytes())?;
+    let mut bytes = bytes.to_vec();
+    bytes[at..at + got.len()].copy_from_slice(got.as_bytes());
+    Some(bytes)
+}
+
+const GROUP: GroupId = GroupId(1);
+
+/// What a group has learned. A group that is read is continued.
+pub(super) fn group(bytes: &[u8]) -> Outcome {
+    let path = place("group").join("group");
+    write(&path, bytes)?;
+    let mut decoder = group_decoder().map_err(|error| error.to_string())?;
+    let mut loaded = decoder.load_group(GROUP, &path);
+    if let Err(GroupError::Snapshot(error)) = &loaded
+        && let Some(bytes) = with_its_hash(bytes, error)
+    {
+        write(&path, &bytes)?;
+        loaded = decoder.load_group(GROUP, &path);
+    }
+    let kept = (decoder.groups().len(), decoder.sampler().distillers());
+    match loaded {
+        Ok(()) if kept == (1, 1) => Ok(match continued(&mut decoder) {
+            Ok(completions) => format!("continued {completions}"),
+            Err(error) => kind(error),
+        }),
+        Err(error) if kept == (0, 0) => Ok(kind(error)),
+        _ => Err(format!("expected a group or nothing, got (groups, distillers) {kept:?}")),
+    }
+}
+
+type Failure = Box<dyn std::error::Error>;
+
+/// A loop over a model of four tokens.
+fn group_decoder() -> Result<Decoder<ScriptedLm>, Failure> {
+    let model = ScriptedLm::new(4, &Device::flex(), |tokens| {
+        (0..4).map(|at| (at as f32 + tokens.len() as f32).sin()).collect()
+    });
+    let distiller = DistillerConfig::LowRank(LowRankConfig::new().with_rank(2));
+    let sampler = SamplerConfig::new().with_distiller(distiller).init(4, &model.device())?;
+    Ok(Decoder::new(model, sampler)?)
+}
+
+/// Two completions of the group. Returns why they have ended.
+fn continued(decoder: &mut Decoder<ScriptedLm>) -> Result<String, Failure> {
+    let sampling = Sampling::new().with_beta(0.5).with_top_k(3);
+    let request = Request::new(vec![1, 2]).with_sampling(sampling).with_completions(2);
+    decoder.submit(request.with_max_new_tokens(3).with_group(GROUP))?;
+    let completions = decoder.run(|_| ControlFlow::Continue(()))?;
+    Ok(completions.iter().map(|completion| completion.finish.name()).collect::<Vec<_>>().join(" "))
+}
+
+/// Files of a group that has learned, in both precisions.
+pub(super) fn group_seeds() -> Vec<Vec<u8>> {
+    let saved = |precision| -> Result<Vec<u8>, Failure> {
+        let path = place("group").join("seed");
+        let mut decoder = group_decoder()?;
+        continued(&mut decoder)?;
+        decoder.save_group(GROUP, &path, precision)?;
+        Ok(fs::read(path)?)
+    };
+    let precisions = [SnapshotPrecision::F32, SnapshotPrecision::F16];
+    precisions.into_iter().filter_map(|precision| saved(precision).ok()).collect()
 }
 
 /// Snapshots of both distillers, with and without a private part.
@@ -145,7 +226,7 @@ pub(super) fn snapshot_seeds() -> Vec<Vec<u8>> {
 }
 
 /// The snapshot of a sampler after two steps.
-fn learned(config: SamplerConfig) -> Result<Vec<u8>, Box<dyn std::error::Error>> {
+fn learned(config: SamplerConfig) -> Result<Vec<u8>, Failure> {
     const WIDTH: usize = 4;
     let device = Device::flex();
     let mut sampler = config.init(WIDTH, &device)?;

@@ -20,12 +20,13 @@ pub struct Target {
 }
 
 /// All targets.
-pub const ALL: [Target; 8] = [
+pub const ALL: [Target; 9] = [
     Target { name: "gguf", run: files::gguf, seeds: Vec::new },
     Target { name: "safetensors", run: files::safetensors, seeds: files::safetensors_seeds },
     Target { name: "tokenizer", run: files::tokenizer, seeds: Vec::new },
     Target { name: "template", run: texts::template, seeds: Vec::new },
     Target { name: "snapshot", run: files::snapshot, seeds: files::snapshot_seeds },
+    Target { name: "group", run: files::group, seeds: files::group_seeds },
     Target { name: "trace", run: texts::trace, seeds: Vec::new },
     Target { name: "settings", run: texts::settings, seeds: texts::settings_seeds },
     Target { name: "step", run: numbers::step, seeds: numbers::step_seeds },
