@@ -46,6 +46,10 @@ pub trait Detokenize: Send + Sync {
     /// a special token, has an empty list. With them, a [`TextStream`] sees which bytes may still become a character;
     /// without, it infers that from the U+FFFD at the end of the text.
     ///
+    /// They are those of a token in the middle of a text: a tokenizer may drop a space at the beginning, and
+    /// [`decode`](Self::decode) then does. The bytes of an encoded text, one token after the other, are those of the
+    /// text.
+    ///
     /// A detokenizer knows the bytes of all tokens or, as by default, `None` of any.
     fn token_bytes(&self, _token: TokenId) -> Option<Vec<u8>> {
         None

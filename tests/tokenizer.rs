@@ -95,6 +95,46 @@ fn an_invalid_byte_does_not_stop_the_text_of_a_sentencepiece_model() {
     assert_eq!(stream.finish(), "\u{fffd}");
 }
 
+/// The bytes of all tokens.
+fn bytes(tokenizer: &Tokenizer, tokens: &[TokenId]) -> Vec<u8> {
+    tokens.iter().flat_map(|&token| tokenizer.token_bytes(token).unwrap()).collect()
+}
+
+/// Texts whose characters byte-level and SentencePiece vocabularies split.
+const TEXTS: [&str; 4] = [
+    "The keeper's lamp, 1873:\n\tdark.",
+    "Ça coûte 5 €, ﬁn — “où?”",
+    "灯台は二十年間暗かった。",
+    "🦀👩‍👩‍👧 \u{fffd} \u{0}",
+];
+
+#[test]
+fn the_bytes_of_tokens_are_those_of_the_encoded_text() {
+    let smollm2 = Tokenizer::from_gguf(smollm2()).unwrap();
+    for text in TEXTS {
+        let tokens = smollm2.encode(text).unwrap();
+        assert_eq!(bytes(&smollm2, &tokens), text.as_bytes(), "{text}");
+    }
+    for token in 0..smollm2.vocab_size() as TokenId {
+        let text = smollm2.decode(&[token]).unwrap();
+        assert_eq!(String::from_utf8_lossy(&bytes(&smollm2, &[token])), text, "{token}");
+    }
+
+    let pieces = Tokenizer::from_gguf(golden::path("tokenizer/sentencepiece.gguf")).unwrap();
+    for text in TEXTS {
+        let tokens = pieces.encode(text).unwrap();
+        let bytes = bytes(&pieces, &tokens);
+        // The vocabulary has no other space in front of a text than the one that the tokenizer adds.
+        assert_eq!(String::from_utf8(bytes).unwrap(), format!(" {text}"));
+    }
+    let word = pieces.token_id("▁the").unwrap();
+    for token in 0..pieces.vocab_size() as TokenId {
+        let text = pieces.decode(&[word, token, word]).unwrap();
+        let bytes = bytes(&pieces, &[word, token, word]);
+        assert_eq!(String::from_utf8_lossy(&bytes[1..]), text, "{token}");
+    }
+}
+
 /// A GGUF file that contains only a byte-level vocabulary, `<s> a b ab`.
 fn byte_level_gguf(path: &Path, pre: &str, add_bos: Option<bool>) {
     const UINT32: u32 = 4;

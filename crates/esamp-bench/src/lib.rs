@@ -3,5 +3,6 @@
 
 #![allow(missing_docs, reason = "not published: fields with telling names need no docs")]
 
+pub mod load;
 pub mod overhead;
 pub mod rows;

@@ -7,8 +7,7 @@
 //! ```
 
 use std::{
-    fs,
-    io::{self, BufRead, BufReader, Write},
+    io::{self, BufRead, BufReader},
     process::{Child, Command, Stdio},
     sync::{
         Mutex,
@@ -20,31 +19,25 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
+use esamp_bench::load::{LoadArgs, all, quantile, resident, say};
 use serde_json::{Value, json};
 use ureq::{Agent, BodyReader, http::Response};
 
 /// The server under load.
 #[derive(Debug, Parser)]
 struct Args {
-    /// Clients that stream at the same time.
-    #[arg(long, default_value_t = 64)]
-    clients: u64,
-    /// Seconds under load; 0 leaves this part out.
-    #[arg(long, default_value_t = 20)]
-    seconds: u64,
-    /// Clients that leave; 0 leaves this part out.
-    #[arg(long, default_value_t = 1000)]
-    leaving: u64,
-    /// Passed by cargo bench.
-    #[arg(long, hide = true)]
-    bench: bool,
+    #[command(flatten)]
+    load: LoadArgs,
 }
 
 /// The limit that is given to requests after SIGTERM.
 const GRACE: Duration = Duration::from_secs(2);
 
+/// What the server needs at most after it to tell those that are left.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
 fn main() -> Result<()> {
-    let args = Args::parse();
+    let args = Args::parse().load;
     let server = Server::start()?;
     if args.seconds > 0 {
         streaming(&server, &args)?;
@@ -53,10 +46,6 @@ fn main() -> Result<()> {
         leaving(&server, &args)?;
     }
     terminated(server, &args)
-}
-
-fn say(line: &str) -> Result<()> {
-    writeln!(io::stdout(), "{line}").context("standard output")
 }
 
 /// The program, which is killed when this is dropped.
@@ -143,11 +132,8 @@ impl Server {
         Ok(began.elapsed())
     }
 
-    /// Resident memory, in MB, where the system tells.
     fn resident(&self) -> f64 {
-        let statm = fs::read_to_string(format!("/proc/{}/statm", self.process.id()));
-        let pages = statm.ok().and_then(|statm| statm.split(' ').nth(1)?.parse::<f64>().ok());
-        pages.map_or(f64::NAN, |pages| pages * 4096.0 / 1e6)
+        resident(Some(self.process.id()))
     }
 }
 
@@ -222,34 +208,18 @@ impl Stream {
         Ok(())
     }
 
-    /// Reads to the end, which is to be that of all completions.
+    /// Reads to the end and checks that it has a reason: an error, or the end of each completion.
     fn read_all(&mut self) -> Result<()> {
         while self.read()? {}
-        ensure!(self.is_done, "expected [DONE], got the error {:?}", self.error);
-        ensure!(self.finish.iter().all(Option::is_some), "expected an end of each, got fewer");
+        ensure!(self.is_done != self.error.is_some(), "expected [DONE] or an error, got neither");
+        let is_whole = self.finish.iter().all(Option::is_some);
+        ensure!(is_whole || self.error.is_some(), "expected an end of each completion, got fewer");
         Ok(())
     }
 }
 
-/// Runs clients at the same time, each on a thread of its own.
-fn all<T: Send>(clients: u64, client: impl Fn(u64) -> Result<T> + Sync) -> Result<Vec<T>> {
-    thread::scope(|scope| {
-        let client = &client;
-        let threads: Vec<_> =
-            (0..clients).map(|number| scope.spawn(move || client(number))).collect();
-        let ended = threads.into_iter().map(|thread| thread.join());
-        ended.map(|result| result.unwrap_or_else(|_| bail!("expected no panic, got one"))).collect()
-    })
-}
-
-/// `part` 0.5 is the median. In milliseconds.
-fn quantile(seconds: &mut [f64], part: f64) -> f64 {
-    seconds.sort_by(f64::total_cmp);
-    seconds.get(((seconds.len().max(1) - 1) as f64 * part) as usize).map_or(f64::NAN, |s| 1e3 * s)
-}
-
 /// Many clients that stream.
-fn streaming(server: &Server, args: &Args) -> Result<()> {
+fn streaming(server: &Server, args: &LoadArgs) -> Result<()> {
     let [first, gaps] = [const { Mutex::new(Vec::new()) }; 2];
     let [tokens, requests] = [const { AtomicU64::new(0) }; 2];
     let round = |client: u64, turn: u64| -> Result<()> {
@@ -271,6 +241,7 @@ fn streaming(server: &Server, args: &Args) -> Result<()> {
             }
         }
         stream.read_all()?;
+        ensure!(stream.error.is_none(), "expected [DONE], got the error {:?}", stream.error);
         gaps.lock().map(|mut gaps| gaps.append(&mut times)).ok();
         tokens.fetch_add(stream.tokens, Relaxed);
         requests.fetch_add(1, Relaxed);
@@ -306,16 +277,16 @@ fn streaming(server: &Server, args: &Args) -> Result<()> {
         requests.load(Relaxed),
         tokens.load(Relaxed),
         tokens.load(Relaxed) as f64 / seconds,
-        quantile(&mut first, 0.5),
-        quantile(&mut first, 0.99),
-        quantile(&mut gaps, 0.5),
-        quantile(&mut gaps, 0.99),
+        1e3 * quantile(&mut first, 0.5),
+        1e3 * quantile(&mut first, 0.99),
+        1e3 * quantile(&mut gaps, 0.5),
+        1e3 * quantile(&mut gaps, 0.99),
         server.resident(),
     ))
 }
 
 /// Clients that leave in the middle of a stream, some of them alongside one that stays.
-fn leaving(server: &Server, args: &Args) -> Result<()> {
+fn leaving(server: &Server, args: &LoadArgs) -> Result<()> {
     let before = server.resident();
     let began = Instant::now();
     let next = AtomicU64::new(0);
@@ -343,7 +314,7 @@ fn leaving(server: &Server, args: &Args) -> Result<()> {
 }
 
 /// SIGTERM while all clients are served or wait.
-fn terminated(mut server: Server, args: &Args) -> Result<()> {
+fn terminated(mut server: Server, args: &LoadArgs) -> Result<()> {
     let ended = thread::scope(|scope| -> Result<_> {
         let running = &server;
         let clients = scope.spawn(|| {
@@ -353,7 +324,9 @@ fn terminated(mut server: Server, args: &Args) -> Result<()> {
                 let response = running.ask(1 + client % 2, tokens)?;
                 let status = response.status().as_u16();
                 let mut stream = Stream::new(response, 1 + client % 2);
-                while status == 200 && stream.read()? {}
+                if status == 200 {
+                    stream.read_all()?;
+                }
                 Ok((status, stream.is_done, stream.error))
             })
         });
@@ -367,10 +340,15 @@ fn terminated(mut server: Server, args: &Args) -> Result<()> {
         ensure!(kill.success(), "expected kill to succeed, got {kill}");
         let began = Instant::now();
         let ended = clients.join().unwrap_or_else(|_| bail!("expected no panic, got one"))?;
-        Ok((ended, began.elapsed()))
+        Ok((ended, began))
     });
-    let (ended, after) = ended?;
+    let (ended, began) = ended?;
     let status = server.process.wait()?;
+    let after = began.elapsed();
+    ensure!(
+        after <= GRACE + LAST_WORDS,
+        "expected an end within the limit, got one after {after:?}"
+    );
     ensure!(status.success(), "expected exit status 0, got {status}");
     let [mut whole, mut cancelled, mut refused] = [0; 3];
     for (status, is_done, error) in ended {

@@ -13,7 +13,9 @@ use std::{
 use esamp::engine::Engine;
 use esamp_programs::loaded::Texts;
 
-use crate::{groups::Groups, keys::ApiKeys};
+use tokio::sync::Semaphore;
+
+use crate::{groups::Groups, histogram::Histogram, hosts::Hosts, keys::ApiKeys};
 
 /// The state of the server.
 pub struct App {
@@ -25,7 +27,10 @@ pub struct App {
     pub context_length: Option<usize>,
     pub limits: Limits,
     pub keys: ApiKeys,
-    pub groups: Arc<Groups>,
+    pub groups: Groups,
+    pub hosts: Hosts,
+    /// Places for requests for completions that are answered at the same time.
+    pub places: Arc<Semaphore>,
     pub logs_prompts: bool,
     /// When the server started, in seconds since 1970.
     pub started: u64,
@@ -45,12 +50,18 @@ pub struct Limits {
     pub completions: usize,
     /// New tokens of a chat that does not say.
     pub default_tokens: usize,
-    /// Connections at a time.
+    /// Connections at a time on which completions are answered. [`Limits::SPARE`] more are accepted.
     pub connections: usize,
     /// How long a client may take to send a request, or may not read a response.
     pub client_timeout: Duration,
     /// The exploration strength of a request that does not say.
     pub beta: f32,
+}
+
+impl Limits {
+    /// Connections beyond the limit, so that what needs no model, such as `/health`, is answered while all others are in
+    /// use. They are closed after one response.
+    pub const SPARE: usize = 64;
 }
 
 /// What has been asked of the server.
@@ -59,6 +70,12 @@ pub struct Traffic {
     pub connections: AtomicUsize,
     /// Requests for completions whose response has not ended.
     pub open: AtomicUsize,
+    /// From the request to the first token of its completions.
+    pub first_token: Histogram,
+    /// Between two tokens of a completion.
+    pub between_tokens: Histogram,
+    /// From the request to its end.
+    pub requests: Histogram,
     /// Responses by path and status.
     pub responses: Mutex<BTreeMap<(String, u16), u64>>,
 }

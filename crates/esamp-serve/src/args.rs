@@ -5,6 +5,9 @@ use std::{ffi::OsString, net::SocketAddr, path::PathBuf};
 use clap::{Parser, builder::RangedU64ValueParser};
 use esamp::Sampling;
 use esamp_programs::device::DeviceName;
+use tracing::level_filters::LevelFilter;
+
+use crate::hosts::host_name;
 
 /// Serve a model with OpenAI's protocol, and sample from it with ESamp.
 #[derive(Debug, Parser)]
@@ -22,6 +25,11 @@ pub struct Args {
     /// The address to listen on; port 0 is a free one. Other computers reach the server only if this is not 127.0.0.1.
     #[arg(long, default_value = "127.0.0.1:8000")]
     pub listen: SocketAddr,
+    /// A host that requests may name in their Host header, besides localhost and loopback addresses; may be repeated. On
+    /// a loopback address other hosts get status 403, so that no web page can reach the server under a name of its own.
+    /// On other addresses all hosts are served, unless this flag names some.
+    #[arg(long = "allowed-host", value_name = "NAME", value_parser = host_name)]
+    pub allowed_hosts: Vec<String>,
     /// A file with the keys that clients may use, one per line. The variable ESAMP_API_KEY has one more. Without any,
     /// everyone is served.
     #[arg(long, value_name = "FILE")]
@@ -32,7 +40,11 @@ pub struct Args {
     /// Seconds that open requests may take to end after SIGTERM or Ctrl-C, before they are cancelled.
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     pub grace: u64,
-    /// Write prompts to the log. Otherwise no text of a request is logged.
+    /// What is written to the log: off, error, warn, info (a line per request for completions) or debug (also one per
+    /// response).
+    #[arg(long, value_name = "LEVEL", default_value_t = LevelFilter::INFO)]
+    pub log: LevelFilter,
+    /// Write prompts to the log, at the level info. Otherwise no text of a request is logged, at any level.
     #[arg(long)]
     pub log_prompts: bool,
     #[command(flatten)]
@@ -55,7 +67,8 @@ pub struct LimitArgs {
     /// Requests that wait. Those beyond get status 429.
     #[arg(long, value_name = "REQUESTS", default_value_t = 64, value_parser = at_least_one())]
     pub max_waiting: usize,
-    /// Connections at a time. Others wait to be accepted.
+    /// Connections at a time on which completions are answered. Requests beyond get status 429; 64 more connections are
+    /// accepted, for what needs no model, such as /health.
     #[arg(long, value_name = "CONNECTIONS", default_value_t = 256, value_parser = at_least_one())]
     pub max_connections: usize,
     /// Bytes of a request's body.

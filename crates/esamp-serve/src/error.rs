@@ -132,6 +132,9 @@ pub fn refused(error: &RequestError, prompt: &'static str) -> ApiError {
         RequestError::UnknownToken { place: "logit bias", .. } => {
             wrong("invalid_value", "logit_bias")
         }
+        RequestError::UnknownToken { place: "sequence breaker", .. } => {
+            wrong("invalid_value", "dry_sequence_breakers")
+        }
         RequestError::EmptyPrompt | RequestError::UnknownToken { .. } => {
             wrong("invalid_value", prompt)
         }

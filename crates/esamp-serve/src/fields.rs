@@ -76,6 +76,38 @@ impl Fields {
         }
     }
 
+    /// A number of things, from `least` on.
+    pub(crate) fn count(&mut self, field: &str, least: u32) -> Result<Option<usize>, ApiError> {
+        let number = self.integer(field, i128::from(least)..=i128::from(u32::MAX))?;
+        Ok(number.and_then(|number| usize::try_from(number).ok()))
+    }
+
+    /// A text or some.
+    pub(crate) fn texts(&mut self, field: &str) -> Result<Option<Vec<String>>, ApiError> {
+        const MOST: usize = 16;
+        const LONGEST: usize = 256;
+        let Some(value) = self.take(field) else {
+            return Ok(None);
+        };
+        let texts: Option<Vec<String>> = match &value {
+            Value::String(text) => Some(vec![text.clone()]),
+            Value::Array(items) if items.len() <= MOST => {
+                items.iter().map(|item| item.as_str().map(str::to_owned)).collect()
+            }
+            _ => None,
+        };
+        let is_valid = |text: &String| (1..=LONGEST).contains(&text.len());
+        match texts.filter(|texts| texts.iter().all(is_valid)) {
+            Some(texts) => Ok(Some(texts)),
+            None => {
+                let expected = format!(
+                    "a string, or an array of at most {MOST} strings, of 1 to {LONGEST} bytes each"
+                );
+                Err(self.wrong(field, &expected, &value))
+            }
+        }
+    }
+
     pub(crate) fn flag(&mut self, field: &str) -> Result<bool, ApiError> {
         match self.take(field) {
             None => Ok(false),
@@ -134,7 +166,7 @@ pub(crate) fn shown(value: &Value) -> String {
 }
 
 /// The beginning of a text, so that an error does not repeat a whole body.
-fn cut(text: &str) -> String {
+pub(crate) fn cut(text: &str) -> String {
     const SHOWN: usize = 60;
     match text.char_indices().nth(SHOWN) {
         Some((at, _)) => format!("{}…", &text[..at]),

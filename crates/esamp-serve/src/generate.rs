@@ -17,11 +17,13 @@ use axum::{
     },
 };
 use esamp::{
-    Completion, Event, FinishReason, Submitted,
+    Completion, Event, FinishReason,
     engine::{Update, Updates},
+    errors::RowError,
 };
 use futures_util::stream::unfold;
 use serde_json::Value;
+use tokio::sync::OwnedSemaphorePermit;
 use tracing::{error, info};
 
 use crate::{
@@ -29,11 +31,11 @@ use crate::{
     body,
     error::{ApiError, json_response, refused},
     fields::Fields,
-    groups::GroupUse,
     keys::Client,
     params::Params,
     prompt::Prompt,
-    reply::{Part, Piece, Reply, Usage},
+    reply::{Group, Part, Piece, Reply, Usage},
+    tokens::Tokens,
 };
 
 /// Answers a request for completions.
@@ -43,15 +45,21 @@ pub(crate) async fn generate(
     kind: Kind,
     request: Request,
 ) -> Result<Response, ApiError> {
+    let place = app.places.clone().try_acquire_owned().map_err(|_| {
+        let most = app.limits.connections;
+        ApiError::busy(format!("server: expected fewer than {most} requests at once, got as many"))
+    })?;
     let headers = request.headers().clone();
     let body = body::json(request, app.limits.body, app.limits.client_timeout).await?;
+    let started = Instant::now();
     let mut body = Fields::new("", body)?;
     check_model(&app, &mut body)?;
-    let params = Params::read(&mut body, &headers, kind, &app.limits)?;
+    let params = Params::read(&mut body, &headers, kind, &app)?;
     let prompt = Prompt::read(&mut body, kind)?;
     body.end()?;
-    let answer = submit(app, client, kind, &params, prompt).await?;
-    if params.is_streamed { Ok(answer.stream(params.wants_usage)) } else { answer.whole().await }
+    let served = Served { _place: place, started };
+    let answer = submit(app, client, kind, &params, prompt, served).await?;
+    if params.is_streamed { Ok(answer.stream()) } else { answer.whole().await }
 }
 
 fn check_model(app: &App, body: &mut Fields) -> Result<(), ApiError> {
@@ -66,6 +74,12 @@ fn check_model(app: &App, body: &mut Fields) -> Result<(), ApiError> {
     }
 }
 
+/// A request's place among those that are answered at the same time, and since when it has it.
+struct Served {
+    _place: OwnedSemaphorePermit,
+    started: Instant,
+}
+
 /// Encodes the prompt, submits the request and waits until the engine has taken it.
 async fn submit(
     app: Arc<App>,
@@ -73,6 +87,7 @@ async fn submit(
     kind: Kind,
     params: &Params,
     prompt: Prompt,
+    served: Served,
 ) -> Result<Answer, ApiError> {
     let id = match kind {
         Kind::Completion => format!("cmpl-{:016x}", random()),
@@ -92,22 +107,27 @@ async fn submit(
         return Err(ApiError { code: "context_length_exceeded", ..error });
     }
 
-    let mut group = params.group.as_ref().map(|name| app.groups.enter(client, name)).transpose()?;
     // Memory is set aside for the whole length, so a request that names none does not get the whole context.
     let room = app.context_length.map_or(usize::MAX, |length| length.saturating_sub(tokens.len()));
     let max_new_tokens =
         params.max_new_tokens.unwrap_or(app.limits.default_tokens.min(room.max(1)));
+    let min_new_tokens = params.min_new_tokens;
+    if min_new_tokens > max_new_tokens {
+        let expected = format!("at most max_tokens, {max_new_tokens}");
+        return Err(ApiError::field("min_tokens", &expected, &min_new_tokens.to_string()));
+    }
     let prompt_tokens = tokens.len();
     let mut request = esamp::Request::new(tokens)
         .with_completions(params.completions)
         .with_max_new_tokens(max_new_tokens)
+        .with_min_new_tokens(min_new_tokens)
         .with_seed(params.seed)
         .with_sampling(params.sampling.clone())
         .with_stop_tokens(app.texts.tokenizer.stop_tokens())
         .with_stop_strings(&params.stop)
         .with_prompt_warm_up(params.warm_up_updates);
-    if let Some(group) = &group {
-        request = request.with_group(group.id);
+    if let Some(name) = &params.group {
+        request = request.with_group(app.groups.id(client, name));
     }
     if let Some(alternatives) = params.log_probs {
         request = request.with_top_log_probs(alternatives);
@@ -118,9 +138,9 @@ async fn submit(
         Some(Update::Refused(error)) => return Err(refused(&error, kind.prompt_field())),
         _ => return Err(ApiError::ending()),
     };
-    if let Some(forgotten) = group.as_mut().and_then(GroupUse::keep) {
-        app.engine.release_group(forgotten);
-    }
+    // In a group that is kept, indices go on.
+    let first = submitted.completions.first().map_or(0, |completion| completion.index);
+    let group = |name: &String| Group { name: name.clone(), is_known: first > 0 };
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let reply = Reply {
         kind,
@@ -128,11 +148,24 @@ async fn submit(
         created: since_1970.as_secs(),
         model: app.model.clone(),
         seed: params.seed,
-        group: params.group.clone(),
+        group: params.group.as_ref().map(group),
         wants_log_probs: params.log_probs.is_some(),
         wants_details: params.wants_details,
+        wants_usage: params.is_streamed && params.wants_usage,
     };
-    Ok(Answer::new(app, reply, updates, &submitted, prompt_tokens, group))
+    app.traffic.open.fetch_add(1, Ordering::Relaxed);
+    let count = submitted.completions.len();
+    Ok(Answer {
+        app,
+        reply,
+        updates,
+        first,
+        texts: (0..count).map(|_| Text::default()).collect(),
+        running: count,
+        usage: Usage { prompt: prompt_tokens, completion: 0 },
+        failure: None,
+        served,
+    })
 }
 
 /// A request that the engine has taken. Dropping it cancels what has not ended.
@@ -147,8 +180,7 @@ struct Answer {
     running: usize,
     usage: Usage,
     failure: Option<ApiError>,
-    started: Instant,
-    _group: Option<GroupUse>,
+    served: Served,
 }
 
 /// What has been received of a completion.
@@ -156,48 +188,28 @@ struct Answer {
 struct Text {
     text: String,
     pieces: Vec<Piece>,
-    /// The characters that have been sent in a stream.
-    offset: usize,
+    tokens: Tokens,
     is_opened: bool,
+    /// When the last token came.
+    last: Option<Instant>,
     finish: Option<&'static str>,
 }
 
 impl Answer {
-    fn new(
-        app: Arc<App>,
-        reply: Reply,
-        updates: Updates,
-        submitted: &Submitted,
-        prompt: usize,
-        group: Option<GroupUse>,
-    ) -> Self {
-        app.traffic.open.fetch_add(1, Ordering::Relaxed);
-        let count = submitted.completions.len();
-        Self {
-            app,
-            reply,
-            updates,
-            first: submitted.completions.first().map_or(0, |completion| completion.index),
-            texts: (0..count).map(|_| Text::default()).collect(),
-            running: count,
-            usage: Usage { prompt, completion: 0 },
-            failure: None,
-            started: Instant::now(),
-            _group: group,
-        }
-    }
-
     /// Receives one event and returns the completion that it is about; `None` after the last one.
     async fn receive(&mut self) -> Option<usize> {
         loop {
             match self.updates.next().await {
                 Some(Update::Event(Event::Token { completion, choice, text })) => {
                     let at = self.place(completion.index)?;
+                    self.observe(at);
                     self.usage.completion += 1;
                     let received = &mut self.texts[at];
                     received.text.push_str(&text);
                     if self.reply.shows_tokens() {
-                        received.pieces.push(Piece::new(&choice, text, &self.app.texts.tokenizer));
+                        let tokenizer = &self.app.texts.tokenizer;
+                        let piece = Piece::new(&choice, text, &mut received.tokens, tokenizer);
+                        received.pieces.push(piece);
                     }
                     return Some(at);
                 }
@@ -219,6 +231,18 @@ impl Answer {
                     return None;
                 }
             }
+        }
+    }
+
+    /// Measures how long a token has been waited for.
+    fn observe(&mut self, at: usize) {
+        let now = Instant::now();
+        let traffic = &self.app.traffic;
+        if self.usage.completion == 0 {
+            traffic.first_token.observe(now - self.served.started);
+        }
+        if let Some(last) = self.texts[at].last.replace(now) {
+            traffic.between_tokens.observe(now - last);
         }
     }
 
@@ -247,6 +271,11 @@ impl Answer {
                 let status = StatusCode::REQUEST_TIMEOUT;
                 Err(ApiError::new(status, "not_read", message).with_param(&choice))
             }
+            FinishReason::Failed(error @ RowError::AllMasked { .. }) => {
+                let message =
+                    format!("{choice}: {error}: the request's settings leave no token to choose");
+                Err(ApiError::request("no_token_left", message).with_param(&choice))
+            }
             FinishReason::Failed(error) => failed(error.to_string()),
             FinishReason::NoText(error) => failed(error.to_string()),
             _ => {
@@ -269,7 +298,6 @@ impl Answer {
             index,
             text: &text.text,
             pieces: &text.pieces,
-            offset: 0,
             finish: text.finish,
         });
         let body = self.reply.whole(&parts.collect::<Vec<_>>(), self.usage);
@@ -277,15 +305,15 @@ impl Answer {
     }
 
     /// A stream of server-sent events.
-    fn stream(self, wants_usage: bool) -> Response {
+    fn stream(self) -> Response {
         let state = (self, VecDeque::new(), false);
-        let stream = unfold(state, move |(mut answer, mut queue, mut is_over)| async move {
+        let stream = unfold(state, |(mut answer, mut queue, mut is_over)| async move {
             while queue.is_empty() && !is_over {
                 match answer.receive().await {
                     Some(at) => answer.parts(at, &mut queue),
                     None => {
                         is_over = true;
-                        answer.end(wants_usage, &mut queue);
+                        answer.end(&mut queue);
                     }
                 }
             }
@@ -309,36 +337,35 @@ impl Answer {
         let (text, pieces) = (take(&mut received.text), take(&mut received.pieces));
         let is_news = !text.is_empty() || !pieces.is_empty() || received.finish.is_some();
         if is_news {
-            let (offset, finish) = (received.offset, received.finish);
-            let part = Part { index: at, text: &text, pieces: &pieces, offset, finish };
-            send(reply.chunk(&part));
-            received.offset += text.chars().count();
+            let finish = received.finish;
+            send(reply.chunk(&Part { index: at, text: &text, pieces: &pieces, finish }));
         }
     }
 
     /// Queues the end of the stream. An error is the last event: `[DONE]` says that all went well.
-    fn end(&mut self, wants_usage: bool, queue: &mut VecDeque<String>) {
+    fn end(&mut self, queue: &mut VecDeque<String>) {
         if let Some(failure) = take(&mut self.failure) {
             queue.push_back(failure.body().to_string());
             return;
         }
-        if wants_usage {
-            queue.push_back(self.reply.usage_chunk(self.usage).to_string());
-        }
+        let usage = self.reply.usage_chunk(self.usage);
+        queue.extend(usage.map(|chunk| chunk.to_string()));
         queue.push_back("[DONE]".to_owned());
     }
 }
 
 impl Drop for Answer {
     fn drop(&mut self) {
+        let took = self.served.started.elapsed();
         self.app.traffic.open.fetch_sub(1, Ordering::Relaxed);
+        self.app.traffic.requests.observe(took);
         info!(
             id = self.reply.id,
             completions = self.texts.len(),
             cancelled = self.running,
             prompt_tokens = self.usage.prompt,
             completion_tokens = self.usage.completion,
-            milliseconds = self.started.elapsed().as_millis() as u64,
+            milliseconds = took.as_millis() as u64,
             "completions"
         );
     }

@@ -10,7 +10,7 @@ use subtle::ConstantTimeEq;
 use crate::error::ApiError;
 
 /// A client: the number of its key, or 0 if there are no keys.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Client(pub usize);
 
 /// The keys that are accepted; everyone is accepted if there are none. Only their hashes are kept: those have one

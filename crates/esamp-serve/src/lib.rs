@@ -9,14 +9,18 @@ pub mod error;
 mod fields;
 mod generate;
 pub mod groups;
+pub mod histogram;
+pub mod hosts;
 pub mod keys;
 #[cfg(feature = "llama-cpp")]
 mod llama_cpp;
 mod metrics;
 mod page;
 mod params;
+mod penalties;
 mod prompt;
 mod reply;
 mod routes;
 pub mod serve;
 pub mod start;
+mod tokens;

@@ -50,6 +50,26 @@ pub(crate) fn metrics(app: &App) -> String {
             metric(&mut out, &name, "counter", "See esamp::Counters.", value);
         }
     }
+    for (name, help, times) in [
+        (
+            "time_to_first_token_seconds",
+            "From a request to its first token.",
+            &app.traffic.first_token,
+        ),
+        (
+            "time_between_tokens_seconds",
+            "Between two tokens of a completion.",
+            &app.traffic.between_tokens,
+        ),
+        (
+            "request_duration_seconds",
+            "From a request to its end, whichever it is.",
+            &app.traffic.requests,
+        ),
+    ] {
+        head(&mut out, name, "histogram", help);
+        times.write(&mut out, &format!("esamp_{name}"));
+    }
     let responses = app.traffic.responses.lock().unwrap_or_else(PoisonError::into_inner);
     head(&mut out, "http_responses_total", "counter", "Responses by path and status.");
     for ((path, status), count) in responses.iter() {

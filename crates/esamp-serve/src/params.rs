@@ -2,17 +2,18 @@
 
 use axum::http::HeaderMap;
 use esamp::{
-    Penalties, Request, Sampling, TokenId,
+    Request, Sampling, TokenId,
     filters::{MinP, TopK, TopP},
     reweighters::ReweighterConfig,
 };
 use serde_json::Value;
 
 use crate::{
-    app::{Kind, Limits},
+    app::{App, Kind},
     error::ApiError,
     fields::{Fields, shown, whole},
     groups,
+    penalties::penalties,
 };
 
 /// What a request asks for, without its prompt.
@@ -21,6 +22,7 @@ pub(crate) struct Params {
     pub(crate) completions: usize,
     /// As many as the context has room for, if `None`.
     pub(crate) max_new_tokens: Option<usize>,
+    pub(crate) min_new_tokens: usize,
     pub(crate) seed: u64,
     pub(crate) sampling: Sampling,
     pub(crate) stop: Vec<String>,
@@ -49,8 +51,6 @@ const IGNORED: [&str; 7] = [
 /// The largest number that JavaScript holds exactly, so that a reported seed can be sent again.
 const LARGEST_DRAWN_SEED: u64 = (1 << 53) - 1;
 
-const MOST_STOPS: usize = 16;
-const LONGEST_STOP: usize = 256;
 const MOST_BIASES: usize = 1024;
 
 impl Params {
@@ -59,12 +59,13 @@ impl Params {
         body: &mut Fields,
         headers: &HeaderMap,
         kind: Kind,
-        limits: &Limits,
+        app: &App,
     ) -> Result<Self, ApiError> {
         body.ignore(&IGNORED);
         refuse_unsupported(body)?;
-        let completions = count(body.integer("n", 1..=limits.completions as i128)?).unwrap_or(1);
-        let best_of = count(body.integer("best_of", 1..=i128::from(u32::MAX))?);
+        let most = app.limits.completions as i128;
+        let completions = count(body.integer("n", 1..=most)?).unwrap_or(1);
+        let best_of = body.count("best_of", 1)?;
         if let Some(best_of) = best_of.filter(|&best_of| best_of != completions) {
             let expected = format!("the value of n, {completions}");
             return Err(ApiError::field("best_of", &expected, &best_of.to_string()));
@@ -76,13 +77,14 @@ impl Params {
         options.flag("include_obfuscation")?; // a field of OpenAI's that hides the lengths of chunks
         options.end()?;
         let mut esamp = body.object("esamp")?;
-        let sampling = sampling(body, &mut esamp, limits)?;
+        let sampling = sampling(body, &mut esamp, app)?;
         let params = Self {
             completions,
             max_new_tokens: max_new_tokens(body, kind)?,
+            min_new_tokens: body.count("min_tokens", 0)?.unwrap_or(0),
             seed: seed.and_then(|seed| u64::try_from(seed).ok()).unwrap_or_else(drawn_seed),
             sampling,
-            stop: stop(body)?,
+            stop: body.texts("stop")?.unwrap_or_default(),
             is_streamed,
             wants_usage,
             log_probs: log_probs(body, kind)?,
@@ -132,13 +134,12 @@ fn refuse_unsupported(body: &mut Fields) -> Result<(), ApiError> {
 }
 
 fn max_new_tokens(body: &mut Fields, kind: Kind) -> Result<Option<usize>, ApiError> {
-    let range = 1..=i128::from(u32::MAX);
-    let tokens = count(body.integer("max_tokens", range.clone())?);
+    let tokens = body.count("max_tokens", 1)?;
     match kind {
         // As in OpenAI's API.
         Kind::Completion => Ok(Some(tokens.unwrap_or(16))),
         Kind::Chat => {
-            let newer = count(body.integer("max_completion_tokens", range)?);
+            let newer = body.count("max_completion_tokens", 1)?;
             match (tokens, newer) {
                 (Some(_), Some(_)) => {
                     Err(ApiError::field("max_completion_tokens", "it or max_tokens", "both"))
@@ -165,29 +166,8 @@ fn log_probs(body: &mut Fields, kind: Kind) -> Result<Option<usize>, ApiError> {
     }
 }
 
-fn stop(body: &mut Fields) -> Result<Vec<String>, ApiError> {
-    let expected = format!(
-        "a string, or an array of at most {MOST_STOPS} strings, of 1 to {LONGEST_STOP} bytes each"
-    );
-    let Some(value) = body.take("stop") else {
-        return Ok(Vec::new());
-    };
-    let texts = match &value {
-        Value::String(text) => Some(vec![text.clone()]),
-        Value::Array(items) if items.len() <= MOST_STOPS => {
-            items.iter().map(|item| item.as_str().map(str::to_owned)).collect()
-        }
-        _ => None,
-    };
-    let is_valid = |text: &String| (1..=LONGEST_STOP).contains(&text.len());
-    match texts.filter(|texts| texts.iter().all(is_valid)) {
-        Some(texts) => Ok(texts),
-        None => Err(body.wrong("stop", &expected, &value)),
-    }
-}
-
 /// How tokens are chosen. The filters run in the order of the program `generate`: top-k, top-p, min-p.
-fn sampling(body: &mut Fields, esamp: &mut Fields, limits: &Limits) -> Result<Sampling, ApiError> {
+fn sampling(body: &mut Fields, esamp: &mut Fields, app: &App) -> Result<Sampling, ApiError> {
     let temperature = body.number("temperature", "0, or a number from 0.0001 to 2", |t| {
         t == 0.0 || (Sampling::LOWEST_TEMPERATURE..=2.0).contains(&t)
     })?;
@@ -208,19 +188,7 @@ fn sampling(body: &mut Fields, esamp: &mut Fields, limits: &Limits) -> Result<Sa
     if min_p > 0.0 {
         sampling = sampling.with_filter(MinP { p: min_p });
     }
-    let signed = |p: f32| (-2.0..=2.0).contains(&p);
-    let mut penalties = Penalties::new();
-    if let Some(p) = body.number("presence_penalty", "a number from -2 to 2", signed)? {
-        penalties = penalties.with_presence(p);
-    }
-    if let Some(p) = body.number("frequency_penalty", "a number from -2 to 2", signed)? {
-        penalties = penalties.with_frequency(p);
-    }
-    let positive = |p: f32| p > 0.0 && p <= 10.0;
-    let expected = "a number above 0 and at most 10";
-    if let Some(p) = body.number("repetition_penalty", expected, positive)? {
-        penalties = penalties.with_repetition(p);
-    }
+    let penalties = penalties(body, &app.texts.tokenizer)?;
     let mut sampling = sampling.with_penalties(penalties);
     for (token, bias) in logit_bias(body)? {
         sampling = sampling.with_logit_bias(token, bias);
@@ -236,7 +204,7 @@ fn sampling(body: &mut Fields, esamp: &mut Fields, limits: &Limits) -> Result<Sa
     };
     let beta = esamp.number("beta", "a number from 0 to 100", |b| (0.0..=100.0).contains(&b))?;
     let usual = match &reweighter {
-        ReweighterConfig::Extrapolate => limits.beta,
+        ReweighterConfig::Extrapolate => app.limits.beta,
         other => other.usual_beta(),
     };
     Ok(sampling.with_reweighter(reweighter).with_beta(beta.unwrap_or(usual)))

@@ -3,7 +3,10 @@
 use esamp::{Choice, Detokenize, TokenId};
 use serde_json::{Map, Value, json};
 
-use crate::app::Kind;
+use crate::{
+    app::Kind,
+    tokens::{Tokens, shown},
+};
 
 /// What all parts of a response share.
 #[derive(Clone, Debug)]
@@ -13,16 +16,30 @@ pub(crate) struct Reply {
     pub(crate) created: u64,
     pub(crate) model: String,
     pub(crate) seed: u64,
-    pub(crate) group: Option<String>,
+    pub(crate) group: Option<Group>,
     pub(crate) wants_log_probs: bool,
     pub(crate) wants_details: bool,
+    /// Whether a stream ends with the number of tokens.
+    pub(crate) wants_usage: bool,
 }
 
-/// A token with the text that it adds to its completion.
+/// The group of a request.
+#[derive(Clone, Debug)]
+pub(crate) struct Group {
+    pub(crate) name: String,
+    /// Whether the engine kept it from an earlier request.
+    pub(crate) is_known: bool,
+}
+
+/// A token of a completion.
 #[derive(Clone, Debug)]
 pub(crate) struct Piece {
     token: TokenId,
+    /// The text that the stream has shown with it.
     text: String,
+    bytes: Vec<u8>,
+    /// Characters of the completion before it.
+    offset: usize,
     /// Under the unmodified model, if that was asked for.
     reference_log_prob: Option<f32>,
     log_prob: f32,
@@ -33,38 +50,54 @@ pub(crate) struct Piece {
 }
 
 impl Piece {
-    pub(crate) fn new(choice: &Choice, text: String, tokenizer: &impl Detokenize) -> Self {
-        let bytes = |token| match tokenizer.token_bytes(token) {
-            Some(bytes) => bytes,
-            // A tokenizer without bytes: the text of the token alone.
-            None => tokenizer.decode(&[token]).unwrap_or_default().into_bytes(),
-        };
-        let alternatives = choice.top_log_probs.iter().map(|&(token, x)| (bytes(token), x));
+    /// The next token after `before`.
+    pub(crate) fn new(
+        choice: &Choice,
+        text: String,
+        before: &mut Tokens,
+        tokenizer: &impl Detokenize,
+    ) -> Self {
+        let alternatives = choice.top_log_probs.iter();
+        let alternatives = alternatives.map(|&(token, x)| (before.bytes(token, tokenizer), x));
+        let alternatives = alternatives.collect();
+        let (bytes, offset) = before.push(choice.token, tokenizer);
         Self {
             token: choice.token,
             text,
+            bytes,
+            offset,
             reference_log_prob: choice.reference_log_prob,
             log_prob: choice.log_prob,
-            alternatives: alternatives.collect(),
+            alternatives,
             novelty: choice.novelty.map(|novelty| novelty.relative()),
         }
     }
 
-    /// The alternatives as objects of a chat.
-    fn alternatives(&self) -> Vec<Value> {
-        let alternative = |(bytes, log_prob): &(Vec<u8>, f32)| json!({"token": String::from_utf8_lossy(bytes), "logprob": log_prob, "bytes": bytes});
-        self.alternatives.iter().map(alternative).collect()
+    /// The token as a completion names it.
+    fn name(&self) -> String {
+        shown(&self.bytes, "bytes:")
     }
 
-    /// The alternatives as an object with a log-probability for each text, `null` without any. Of tokens with the same
-    /// text, such as parts of different characters, the most likely one is kept.
-    fn alternatives_by_text(&self) -> Value {
-        let mut by_text = Map::new();
+    /// The most likely tokens and the chosen one, as an object with a log-probability for each. Of tokens that are
+    /// named alike, such as end tokens, the chosen one counts, or the most likely.
+    fn by_name(&self) -> Value {
+        let mut by_name = Map::new();
         for (bytes, log_prob) in &self.alternatives {
-            let text = String::from_utf8_lossy(bytes).into_owned();
-            by_text.entry(text).or_insert_with(|| json!(log_prob));
+            by_name.entry(shown(bytes, "bytes:")).or_insert_with(|| json!(log_prob));
         }
-        if by_text.is_empty() { Value::Null } else { by_text.into() }
+        by_name.insert(self.name(), json!(self.reference_log_prob));
+        by_name.into()
+    }
+
+    /// The token as an object of a chat, with the most likely ones.
+    fn chat(&self) -> Value {
+        let token = |bytes: &[u8], log_prob: Option<f32>| json!({"token": shown(bytes, ""), "logprob": log_prob, "bytes": bytes});
+        let alternatives = self.alternatives.iter();
+        let alternatives: Vec<Value> =
+            alternatives.map(|(bytes, log_prob)| token(bytes, Some(*log_prob))).collect();
+        let mut chosen = token(&self.bytes, self.reference_log_prob);
+        chosen["top_logprobs"] = alternatives.into();
+        chosen
     }
 
     fn details(&self) -> Value {
@@ -98,8 +131,6 @@ pub(crate) struct Part<'a> {
     pub(crate) text: &'a str,
     /// Tokens, if they are shown.
     pub(crate) pieces: &'a [Piece],
-    /// Characters of the completion before this part.
-    pub(crate) offset: usize,
     pub(crate) finish: Option<&'static str>,
 }
 
@@ -112,7 +143,7 @@ impl Reply {
     fn envelope(&self, object: &str, choices: Vec<Value>) -> Value {
         let mut esamp = json!({"seed": self.seed});
         if let Some(group) = &self.group {
-            esamp["group"] = json!(group);
+            esamp["group"] = json!({"id": group.name, "known": group.is_known});
         }
         json!({
             "id": self.id, "object": object, "created": self.created, "model": self.model,
@@ -120,11 +151,17 @@ impl Reply {
         })
     }
 
-    fn chunk_object(&self) -> &'static str {
-        match self.kind {
+    /// The envelope of a part of a stream.
+    fn part(&self, choices: Vec<Value>) -> Value {
+        let object = match self.kind {
             Kind::Completion => "text_completion",
             Kind::Chat => "chat.completion.chunk",
+        };
+        let mut part = self.envelope(object, choices);
+        if self.wants_usage {
+            part["usage"] = Value::Null; // in all parts but the last
         }
+        part
     }
 
     /// The first part of a completion in a stream, where it has one.
@@ -133,7 +170,7 @@ impl Reply {
             let delta = json!({"role": "assistant", "content": ""});
             let choice =
                 json!({"index": index, "delta": delta, "logprobs": null, "finish_reason": null});
-            self.envelope(self.chunk_object(), vec![choice])
+            self.part(vec![choice])
         })
     }
 
@@ -145,14 +182,16 @@ impl Reply {
             Kind::Chat => json!({"index": part.index, "delta": {"content": part.text}}),
         };
         self.finish_choice(&mut choice, part);
-        self.envelope(self.chunk_object(), vec![choice])
+        self.part(vec![choice])
     }
 
     /// The last part of a stream that ends with numbers of tokens.
-    pub(crate) fn usage_chunk(&self, usage: Usage) -> Value {
-        let mut chunk = self.envelope(self.chunk_object(), Vec::new());
-        chunk["usage"] = usage.json();
-        chunk
+    pub(crate) fn usage_chunk(&self, usage: Usage) -> Option<Value> {
+        self.wants_usage.then(|| {
+            let mut chunk = self.part(Vec::new());
+            chunk["usage"] = usage.json();
+            chunk
+        })
     }
 
     /// A whole response.
@@ -193,34 +232,15 @@ impl Reply {
 }
 
 fn log_probs(part: &Part<'_>) -> Value {
-    let mut offset = part.offset;
-    let offsets: Vec<usize> = part
-        .pieces
-        .iter()
-        .map(|piece| {
-            let before = offset;
-            offset += piece.text.chars().count();
-            before
-        })
-        .collect();
-    let texts: Vec<&str> = part.pieces.iter().map(|piece| piece.text.as_str()).collect();
-    let log_probs: Vec<Option<f32>> =
-        part.pieces.iter().map(|piece| piece.reference_log_prob).collect();
-    let alternatives: Vec<Value> = part.pieces.iter().map(Piece::alternatives_by_text).collect();
-    let alternatives =
-        if alternatives.iter().all(Value::is_null) { Value::Null } else { alternatives.into() };
+    let pieces = part.pieces;
     json!({
-        "tokens": texts, "token_logprobs": log_probs, "top_logprobs": alternatives,
-        "text_offset": offsets,
+        "tokens": pieces.iter().map(Piece::name).collect::<Vec<_>>(),
+        "token_logprobs": pieces.iter().map(|piece| piece.reference_log_prob).collect::<Vec<_>>(),
+        "top_logprobs": pieces.iter().map(Piece::by_name).collect::<Vec<_>>(),
+        "text_offset": pieces.iter().map(|piece| piece.offset).collect::<Vec<_>>(),
     })
 }
 
 fn chat_log_probs(part: &Part<'_>) -> Value {
-    let content = part.pieces.iter().map(|piece| {
-        json!({
-            "token": piece.text, "logprob": piece.reference_log_prob,
-            "bytes": piece.text.as_bytes(), "top_logprobs": piece.alternatives(),
-        })
-    });
-    json!({"content": content.collect::<Vec<_>>(), "refusal": null})
+    json!({"content": part.pieces.iter().map(Piece::chat).collect::<Vec<_>>(), "refusal": null})
 }

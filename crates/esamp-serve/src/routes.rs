@@ -2,13 +2,13 @@
 
 use std::{
     any::Any,
-    sync::{Arc, PoisonError},
+    sync::{Arc, PoisonError, atomic::Ordering::Relaxed},
 };
 
 use axum::{
     Extension, Router,
     extract::{MatchedPath, Path, Request, State},
-    http::{Method, StatusCode, header},
+    http::{HeaderValue, Method, StatusCode, header},
     middleware::{Next, from_fn_with_state},
     response::{Html, IntoResponse, Response},
     routing::{get, post},
@@ -20,6 +20,7 @@ use crate::{
     app::{App, Kind},
     error::{ApiError, json_response},
     generate::generate,
+    hosts::check_host,
     keys::Client,
     metrics::{CONTENT_TYPE, metrics},
     page,
@@ -41,6 +42,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .layer(CatchPanicLayer::custom(panicked))
+        .layer(from_fn_with_state(app.clone(), check_host))
         .layer(from_fn_with_state(app.clone(), count))
         .with_state(app)
 }
@@ -67,7 +69,11 @@ async fn count(
     next: Next,
 ) -> Response {
     let path = path.map_or_else(|| "other".to_owned(), |path| path.as_str().to_owned());
-    let response = next.run(request).await;
+    let mut response = next.run(request).await;
+    if app.traffic.connections.load(Relaxed) > app.limits.connections {
+        // The spare connections are for everyone.
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     let status = response.status().as_u16();
     tracing::debug!(path, status, "response");
     let mut responses = app.traffic.responses.lock().unwrap_or_else(PoisonError::into_inner);

@@ -21,7 +21,10 @@ use tokio::{
 use tokio_io_timeout::TimeoutStream;
 use tracing::{debug, info, warn};
 
-use crate::{app::App, routes::router};
+use crate::{
+    app::{App, Limits},
+    routes::router,
+};
 
 /// The buffer of a connection. Small, so that the engine notices soon that a client does not read.
 const BUFFER: usize = 32 << 10;
@@ -65,7 +68,7 @@ async fn accept(
     open: &GracefulShutdown,
 ) {
     let router = router(app.clone());
-    let places = Arc::new(Semaphore::new(app.limits.connections));
+    let places = Arc::new(Semaphore::new(app.limits.connections + Limits::SPARE));
     let mut protocol = http1::Builder::new();
     protocol
         .timer(TokioTimer::new())

@@ -27,6 +27,7 @@ use crate::{
     app::{App, Limits},
     args::Args,
     groups::Groups,
+    hosts::Hosts,
     keys::ApiKeys,
     serve::serve,
 };
@@ -73,7 +74,7 @@ where
         prompt: args.limits.max_prompt.unwrap_or(usize::MAX),
         completions: args.limits.max_n.min(args.limits.max_rows),
         default_tokens: args.limits.default_max_tokens,
-        connections: args.limits.max_connections.min(Semaphore::MAX_PERMITS),
+        connections: args.limits.max_connections.min(Semaphore::MAX_PERMITS - Limits::SPARE),
         client_timeout: Duration::from_secs(args.limits.client_timeout),
         beta: args.beta,
     };
@@ -85,7 +86,9 @@ where
         model: name,
         context_length,
         keys,
-        groups: Groups::new(args.limits.max_groups),
+        groups: Groups::default(),
+        hosts: Hosts::of(args.listen, &args.allowed_hosts),
+        places: Arc::new(Semaphore::new(limits.connections)),
         logs_prompts: args.log_prompts,
         started: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
         is_stopping: false.into(),
@@ -114,7 +117,11 @@ where
 }
 
 fn serve_until_signal(args: &Args, app: App) -> Result<(), End> {
-    tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(false).init();
+    tracing_subscriber::fmt()
+        .with_max_level(args.log)
+        .with_writer(io::stderr)
+        .with_ansi(false)
+        .init();
     let runtime = threads()
         .map_err(|error| Failure::runtime(error, "check how many threads this user may have"))?;
     let result = runtime.block_on(listen(args, Arc::new(app)));

@@ -61,6 +61,7 @@ fn a_stream_has_the_text_of_the_whole_response_in_order() {
     let (mut chunks, is_done) = streamed.chunks();
     assert!(is_done);
     let last = chunks.pop().unwrap();
+    assert!(chunks.iter().all(|chunk| chunk.get("usage") == Some(&Value::Null)), "{chunks:?}");
     assert_eq!((&last["choices"], &last["usage"]["completion_tokens"]), (&json!([]), &json!(48)));
     let mut said: BTreeMap<u64, (String, Value)> = BTreeMap::new();
     for chunk in &chunks {
@@ -152,6 +153,25 @@ fn log_probabilities_are_the_models_and_their_texts_are_the_text() {
 }
 
 #[test]
+fn the_chosen_token_is_among_the_alternatives_of_a_completion() {
+    let server = Server::start(model(), &[]);
+    let shown = |fields: Value| {
+        let mut fields = fields;
+        fields["logit_bias"] = json!({"40": 100});
+        fields["max_tokens"] = json!(2);
+        server.post(COMPLETIONS, &ask(fields)).json()["choices"][0]["logprobs"].clone()
+    };
+    for best in [0, 3] {
+        let shown = shown(json!({"logprobs": best}));
+        for (at, name) in ["w40", " w40"].iter().enumerate() {
+            let alternatives = shown["top_logprobs"][at].as_object().unwrap();
+            assert_eq!(alternatives.len(), best + 1, "{shown}");
+            assert_eq!(alternatives[*name], shown["token_logprobs"][at]);
+        }
+    }
+}
+
+#[test]
 fn alternatives_are_the_most_likely_tokens() {
     let server = Server::start(model(), &[]);
     let body = server.post(COMPLETIONS, &ask(json!({"logprobs": 3, "temperature": 0}))).json();
@@ -203,6 +223,29 @@ fn settings_reach_the_sampler() {
     assert_eq!(plain(penalised).matches("w40").count(), 1);
     let repeated = json!({"temperature": 0, "repetition_penalty": 10, "max_tokens": 40});
     assert_ne!(plain(repeated), plain(json!({"temperature": 0, "max_tokens": 40})));
+    // At 3 words, the stop token w2 would be the next one.
+    let ended = json!({"logit_bias": {"2": 100}, "max_tokens": 9});
+    assert_eq!(plain(ended.clone()), "");
+    let longer = json!({"logit_bias": {"2": 100}, "max_tokens": 9, "min_tokens": 3});
+    assert_eq!(plain(longer).split_whitespace().count(), 3);
+    // A repeated word, unless it may not be repeated or is a breaker.
+    let stutter = |fields: Value| {
+        let mut fields = fields;
+        fields["logit_bias"] = json!({"40": 9});
+        fields["temperature"] = json!(0);
+        plain(fields).matches("w40").count()
+    };
+    assert_eq!(stutter(json!({})), 12);
+    assert_eq!(stutter(json!({"no_repeat_ngram_size": 1})), 1);
+    assert!(stutter(json!({"no_repeat_ngram_size": 3})) < 12);
+    assert!(stutter(json!({"dry_multiplier": 100})) < 12);
+    assert_eq!(stutter(json!({"dry_multiplier": 100, "dry_allowed_length": 20})), 12);
+    let breakers = json!({"dry_multiplier": 100, "dry_sequence_breakers": [" w40"]});
+    assert_eq!(stutter(breakers), 12);
+    // Settings that leave no token are the client's mistake.
+    let nothing = json!({"no_repeat_ngram_size": 1, "max_tokens": 200, "min_tokens": 200});
+    let answer = server.post(COMPLETIONS, &ask(nothing));
+    assert_eq!((answer.status, &answer.json()["error"]["code"]), (400, &json!("no_token_left")));
     // A stop string ends the text before itself.
     let second = greedy.split_whitespace().nth(1).unwrap();
     let stopped = server.post(
@@ -241,7 +284,7 @@ fn a_group_goes_on_with_what_its_earlier_requests_have_learned() {
         let fields = json!({"n": 2, "seed": 1, "max_tokens": 30,
                             "esamp": {"beta": 1, "details": true, "group": group}});
         let body = server.post(COMPLETIONS, &ask(fields)).json();
-        assert_eq!(body["esamp"]["group"].as_str(), group, "{body}");
+        assert_eq!(body["esamp"]["group"]["id"].as_str(), group, "{body}");
         let tokens = body["choices"][0]["esamp"]["tokens"].as_array().unwrap();
         tokens[1]["novelty"].as_f64().unwrap()
     };
@@ -253,6 +296,27 @@ fn a_group_goes_on_with_what_its_earlier_requests_have_learned() {
     novelty(Some("b"));
     novelty(Some("c"));
     server.wait_for("distillers", 2.0); // the oldest made room
+}
+
+#[test]
+fn a_request_hears_whether_its_group_was_kept() {
+    let server = Server::start(model(), &["--max-groups", "2"]);
+    let group = |name: &str| {
+        let body = server.post(COMPLETIONS, &ask(json!({"esamp": {"group": name}}))).json();
+        assert_eq!(body["esamp"]["group"]["id"], name, "{body}");
+        body["esamp"]["group"]["known"].as_bool().unwrap()
+    };
+    assert_eq!(["a", "a", "b", "a"].map(group), [false, true, false, true]);
+    // The one that was not used for the longest time makes room.
+    assert_eq!(["c", "a", "b"].map(group), [false, true, false]);
+    // A request that is refused does not.
+    let refused = ask(json!({"esamp": {"group": "d"}, "prompt": [96]}));
+    assert_eq!(server.post(COMPLETIONS, &refused).status, 400);
+    assert_eq!(["b", "a"].map(group), [true, true]);
+    let stream = ask(json!({"esamp": {"group": "a"}, "stream": true}));
+    let (chunks, _) = server.post(COMPLETIONS, &stream).chunks();
+    assert_eq!(chunks[0]["esamp"]["group"], json!({"id": "a", "known": true}));
+    assert_eq!(server.metric("distillers"), 2.0);
 }
 
 #[test]
@@ -270,7 +334,7 @@ fn a_group_may_be_named_in_a_header() {
         with(&["x-esamp-group: a"], a.clone()),
         with(&[], a.clone()),
     ] {
-        assert_eq!(answer.json()["esamp"]["group"], "a", "{}", answer.body);
+        assert_eq!(answer.json()["esamp"]["group"]["id"], "a", "{}", answer.body);
     }
     server.wait_for("distillers", 1.0);
     let long = format!("X-Esamp-Group: {}", "x".repeat(257));
@@ -301,11 +365,25 @@ fn models_health_page_and_metrics_are_there() {
     }
     let metrics = get(server.address, "/metrics");
     assert!(metrics.body.contains("esamp_http_responses_total{path=\"/health\",status=\"200\"} 1"));
+    assert_eq!(server.metric("request_duration_seconds_count"), 0.0);
+    for stream in [false, true] {
+        assert_eq!(server.post(COMPLETIONS, &ask(json!({"n": 2, "stream": stream}))).status, 200);
+    }
+    server.wait_for("request_duration_seconds_count", 2.0);
+    assert_eq!(server.metric("time_to_first_token_seconds_count"), 2.0);
+    assert_eq!(server.metric("time_between_tokens_seconds_count"), 44.0); // 11 after the first of each completion
+    let [first, whole] = ["time_to_first_token_seconds_sum", "request_duration_seconds_sum"];
+    assert!(0.0 < server.metric(first) && server.metric(first) < server.metric(whole));
+    let metrics = get(server.address, "/metrics");
     let names = metrics.body.lines().filter(|line| !line.starts_with('#'));
     for line in names {
         let (name, value) = line.rsplit_once(' ').unwrap();
         assert!(value.parse::<f64>().is_ok(), "{line}");
         let bare = name.split('{').next().unwrap();
+        let bare = ["_bucket", "_sum", "_count"]
+            .iter()
+            .find_map(|end| bare.strip_suffix(end))
+            .unwrap_or(bare);
         assert!(metrics.body.contains(&format!("# TYPE {bare} ")), "{line}");
     }
 }

@@ -6,15 +6,15 @@ mod server;
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
-    net::{Shutdown, TcpStream},
-    process::{Command, Stdio},
+    net::{Shutdown, SocketAddr, TcpStream},
+    process::{Child, Command, Stdio},
     thread,
     time::Duration,
 };
 
 use serde_json::json;
 
-use server::{Server, ask, model, open, post, request, slow_model, texts};
+use server::{Server, ask, get, model, open, post, receive, request, send, slow_model, texts};
 
 const COMPLETIONS: &str = "/v1/completions";
 const PAUSE: Duration = Duration::from_millis(2);
@@ -52,6 +52,59 @@ fn what_a_client_has_asked_for_is_cancelled_when_it_leaves() {
     server.wait_for("requests_open", 0.0);
     server.wait_for("connections", 1.0);
     assert_eq!(texts(&server.post(COMPLETIONS, &ask(json!({})))).len(), 1);
+}
+
+/// A byte after the body hides from the server that the client has gone, until it writes.
+#[test]
+fn a_stray_byte_after_the_body_is_noticed_at_the_next_write() {
+    let server = Server::start(slow_model(PAUSE), &[]);
+    let mut body = request(COMPLETIONS, long(json!({"stream": true})).to_string().as_bytes());
+    body.push(b'x');
+    let mut socket = TcpStream::connect(server.address).unwrap();
+    socket.write_all(&body).unwrap();
+    server.wait_for("completions_running", 1.0);
+    drop(socket);
+    server.wait_for("completions_running", 0.0);
+}
+
+#[test]
+fn health_and_metrics_answer_while_all_connections_are_in_use() {
+    let server = Server::start(slow_model(PAUSE), &["--max-connections", "2"]);
+    let stream = || open(server.address, COMPLETIONS, &long(json!({"stream": true})));
+    let streams = [stream(), stream()];
+    server.wait_for("completions_running", 2.0);
+    let refused = server.post(COMPLETIONS, &ask(json!({})));
+    assert_eq!((refused.status, &refused.json()["error"]["code"]), (429, &json!("engine_busy")));
+    assert!(refused.head.contains("retry-after: 1"), "{}", refused.head);
+    // More clients than there are spare connections, which would all like to keep theirs.
+    let kept: Vec<TcpStream> = (0..80)
+        .map(|_| {
+            let mut socket = TcpStream::connect(server.address).unwrap();
+            socket.write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+            let answer = receive(socket.try_clone().unwrap());
+            assert_eq!(answer.status, 200, "{}", answer.head);
+            assert!(answer.head.contains("connection: close"), "{}", answer.head);
+            socket
+        })
+        .collect();
+    assert_eq!(server.metric("completions_running"), 2.0);
+    drop((streams, kept));
+    server.wait_for("requests_open", 0.0);
+    assert_eq!(texts(&server.post(COMPLETIONS, &ask(json!({})))).len(), 1);
+}
+
+#[test]
+fn a_group_in_use_is_not_evicted() {
+    let server = Server::start(slow_model(PAUSE), &["--max-groups", "1"]);
+    let group = |name: &str| json!({"stream": true, "esamp": {"group": name, "beta": 0.5}});
+    let stream = open(server.address, COMPLETIONS, &long(group("a")));
+    let refused = server.post(COMPLETIONS, &long(group("b")));
+    assert_eq!(refused.status, 429, "{}", refused.body);
+    assert_eq!(refused.json()["error"]["param"], "esamp.group");
+    drop(stream);
+    server.wait_for("completions_running", 0.0);
+    let stream = open(server.address, COMPLETIONS, &long(group("b")));
+    drop(stream);
 }
 
 #[test]
@@ -95,7 +148,7 @@ fn a_model_that_fails_is_an_error_of_those_in_the_step() {
 
 #[test]
 fn a_server_that_stops_cancels_what_is_left_after_the_grace() {
-    let mut server = Server::start(slow_model(PAUSE), &["--grace", "4"]);
+    let mut server = Server::start(slow_model(PAUSE), &["--grace", "10"]);
     let stream = open(server.address, COMPLETIONS, &long(json!({"stream": true, "n": 2})));
     let address = server.address;
     let whole = thread::spawn(move || post(address, COMPLETIONS, &long(json!({}))));
@@ -113,15 +166,15 @@ fn a_server_that_stops_cancels_what_is_left_after_the_grace() {
     server.join();
 }
 
-/// The program with a small model of random weights.
+/// The program with a small model of random weights, and its address.
 #[cfg(unix)]
-#[test]
-fn a_signal_under_load_ends_every_stream_with_a_reason() {
+fn program(flags: &[&str]) -> (Child, SocketAddr) {
     let folder = tempfile::tempdir().unwrap();
     esamp_testkit::word_model::fill(folder.path());
     let mut program = Command::new(env!("CARGO_BIN_EXE_esamp-serve"))
         .args(["--listen", "127.0.0.1:0", "--grace", "1", "--model-name", "words", "--model"])
         .arg(folder.path())
+        .args(flags)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -129,19 +182,75 @@ fn a_signal_under_load_ends_every_stream_with_a_reason() {
     let mut line = String::new();
     BufReader::new(program.stdout.take().unwrap()).read_line(&mut line).unwrap();
     let address = line.trim().rsplit_once("http://").unwrap().1.parse().unwrap();
+    (program, address)
+}
+
+#[cfg(unix)]
+fn terminate(program: &Child) {
+    let killed = Command::new("kill").arg("-TERM").arg(program.id().to_string()).status();
+    assert!(killed.unwrap().success());
+}
+
+/// What a program that ends has logged.
+#[cfg(unix)]
+fn log(mut program: Child) -> String {
+    assert!(program.wait().unwrap().success());
+    let mut log = String::new();
+    program.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+    log
+}
+
+#[cfg(unix)]
+#[test]
+fn the_log_has_no_text_of_requests_unless_it_is_asked_for() {
+    for (flags, levels) in [
+        (&["--log", "debug"][..], &["DEBUG", "INFO"][..]),
+        (&[], &["INFO"]),
+        (&["--log", "warn", "--log-prompts"], &[]),
+        (&["--log-prompts"], &["INFO"]),
+    ] {
+        let (program, address) = program(flags);
+        let served = post(address, COMPLETIONS, &ask(json!({"stop": "w77", "logprobs": 2})));
+        assert_eq!(texts(&served).len(), 1);
+        for wrong in [
+            json!({"temperature": "w77"}),
+            json!({"w77": 1}),
+            json!({"prompt": "w77 w77", "n": 99}),
+        ] {
+            assert_eq!(post(address, COMPLETIONS, &ask(wrong)).status, 400);
+        }
+        assert_eq!(send(address, &request(COMPLETIONS, b"w77")).status, 400);
+        assert_eq!(get(address, "/w77").status, 404);
+        terminate(&program);
+        let log = log(program);
+        for level in ["DEBUG", "INFO", "WARN"] {
+            assert_eq!(
+                log.contains(&format!(" {level} ")),
+                levels.contains(&level),
+                "{flags:?}: {log}"
+            );
+        }
+        let is_shown = flags == ["--log-prompts"];
+        assert_eq!(log.contains("w5 w6"), is_shown, "{flags:?}: {log}");
+        let said = served.json()["choices"][0]["text"].as_str().unwrap().to_owned();
+        assert!(!log.contains("w77") && !log.contains(&said), "{flags:?}: {log}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_signal_under_load_ends_every_stream_with_a_reason() {
+    let (program, address) = program(&[]);
     let fields = json!({"stream": true, "n": 4, "max_tokens": 120, "prompt": "w5 w6"});
     let streams: Vec<_> =
         (0..12).map(|_| open(address, COMPLETIONS, &ask(fields.clone()))).collect();
-    let killed = Command::new("kill").arg("-TERM").arg(program.id().to_string()).status();
-    assert!(killed.unwrap().success());
+    terminate(&program);
     for stream in streams {
         let lines: Vec<String> = stream.lines().map(Result::unwrap).collect();
         let last = lines.iter().rev().find_map(|line| line.strip_prefix("data: ")).unwrap();
         assert!(last == "[DONE]" || last.contains("\"shutting_down\""), "{last}");
     }
-    assert!(program.wait().unwrap().success());
-    let mut log = String::new();
-    program.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+    let log = log(program);
     assert!(log.contains("stopped") && log.contains("completion_tokens"), "{log}");
     assert!(!log.contains("w5"), "no text of requests: {log}");
     assert!(TcpStream::connect(address).is_err());

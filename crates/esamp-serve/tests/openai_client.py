@@ -31,6 +31,13 @@ def main(address: str, model: str) -> None:
 
     log_probs = client.completions.create(**{**ask, "n": 1}, logprobs=0).choices[0].logprobs
     assert len(log_probs.tokens) == len(log_probs.token_logprobs) > 0, log_probs
+    shown = client.completions.create(**{**ask, "n": 1, "stop": None}, logprobs=2).choices[0]
+    for at, token in enumerate(shown.logprobs.tokens):
+        best = shown.logprobs.top_logprobs[at]
+        assert 1 <= len(best) <= 3 and best[token] == shown.logprobs.token_logprobs[at], shown
+        if not token.startswith("bytes:"):
+            offset = shown.logprobs.text_offset[at]
+            assert shown.text[offset : offset + len(token)] == token, (shown, at)
 
     # A chat with eight completions, streamed, and ESamp's own settings.
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Name a colour."}]
@@ -40,12 +47,20 @@ def main(address: str, model: str) -> None:
     assert message.role == "assistant" and message.content is not None, whole
     assert len(whole.choices[0].logprobs.content) == whole.usage.completion_tokens, whole
     assert all(len(token.top_logprobs) == 2 for token in whole.choices[0].logprobs.content), whole
-    texts, ends, usage = {}, {}, None
+    # The bytes of the tokens are those of the text, in which characters are spread over several tokens.
+    spread = [{"role": "user", "content": "Repeat exactly: 🦀 灯台 🦞 é"}]
+    said = client.chat.completions.create(**{**chat, "messages": spread, "max_completion_tokens": 24, "temperature": 0})
+    tokens = said.choices[0].logprobs.content
+    assert b"".join(bytes(token.bytes) for token in tokens).decode(errors="replace") == said.choices[0].message.content, said
+    print("bytes:", [token.token for token in tokens])
+    texts, ends, usage, known = {}, {}, None, set()
     own = {"esamp": {"beta": 0.5, "reweighter": "extrapolate", "group": "colours"}}
     options = {"include_usage": True}
     with client.chat.completions.create(**chat, n=8, stream=True, stream_options=options, extra_body=own) as stream:
         for chunk in stream:
-            usage = chunk.usage or usage
+            assert usage is None and "usage" in chunk.model_fields_set, "the last chunk alone has numbers"
+            usage = chunk.usage
+            known.add(chunk.esamp["group"]["known"])
             for choice in chunk.choices:
                 texts[choice.index] = texts.get(choice.index, "") + (choice.delta.content or "")
                 if choice.finish_reason:
@@ -53,6 +68,9 @@ def main(address: str, model: str) -> None:
                     ends[choice.index] = choice.finish_reason
     assert sorted(ends) == list(range(8)), ends
     assert 8 <= usage.completion_tokens <= 96, usage
+    assert known == {False}, "a new group"
+    again = client.chat.completions.create(**chat, extra_body=own)
+    assert again.esamp["group"] == {"id": "colours", "known": True}, again
     print("chat:", texts)
 
     # A stream that is left early.

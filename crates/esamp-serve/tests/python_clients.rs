@@ -110,10 +110,16 @@ fn lm_evaluation_harness_evaluates_the_model() {
         &settings,
         "--tasks",
         "counting",
+        "--gen_kwargs",
+        "{\"esamp\": {\"beta\": 0}}",
     ]);
     harness.arg("--include_path").arg(folder.path()).arg("--output_path").arg(&results);
     // The data set is a file: nothing is to be downloaded.
     run(harness.envs([("HF_HUB_OFFLINE", "1"), ("HF_DATASETS_OFFLINE", "1")]));
+
+    let metrics = ureq::get(format!("{}/metrics", server.address)).call().unwrap();
+    let metrics = metrics.into_body().read_to_string().unwrap();
+    assert!(metrics.contains("esamp_sampler_steered_total 0\n"), "{metrics}");
 
     let results = results_file(&results).unwrap();
     let results: Value = serde_json::from_slice(&fs::read(results).unwrap()).unwrap();

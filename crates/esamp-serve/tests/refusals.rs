@@ -59,6 +59,18 @@ fn wrong_fields_are_named() {
         (json!({"presence_penalty": 3}), "presence_penalty", "from -2 to 2"),
         (json!({"frequency_penalty": []}), "frequency_penalty", "got an array of 0"),
         (json!({"repetition_penalty": 0}), "repetition_penalty", "above 0"),
+        (json!({"min_tokens": -1}), "min_tokens", "from 0"),
+        (json!({"min_tokens": 13}), "min_tokens", "expected at most max_tokens, 12, got 13"),
+        (json!({"no_repeat_ngram_size": -1}), "no_repeat_ngram_size", "from 0"),
+        (json!({"dry_multiplier": -1}), "dry_multiplier", "from 0 to 100"),
+        (json!({"dry_base": 0.5}), "dry_base", "from 1 to 100"),
+        (json!({"dry_allowed_length": 0}), "dry_allowed_length", "from 1"),
+        (json!({"dry_sequence_breakers": [1]}), "dry_sequence_breakers", "got an array of 1"),
+        (
+            json!({"dry_sequence_breakers": [" w1", " w1 w2"]}),
+            "dry_sequence_breakers",
+            "expected texts of one token each, got \" w1 w2\", which is none",
+        ),
         (json!({"temprature": 1}), "temprature", "unknown"),
         (json!({"max_completion_tokens": 1}), "max_completion_tokens", "unknown"),
         (json!({"prompt": 7}), "prompt", "a string or an array"),
@@ -193,4 +205,45 @@ fn keys_are_required_where_there_are_some() {
     assert_eq!(get(server.address, "/metrics").status, 401);
     assert_eq!(get(server.address, "/health").status, 200);
     assert!(get(server.address, "/").body.contains("id=\"key\""));
+}
+
+#[test]
+fn a_web_page_of_another_site_cannot_use_the_server() {
+    let server = Server::start(model(), &["--allowed-host", "models.example.org"]);
+    let body = ask(json!({})).to_string();
+    let length = format!("Content-Length: {}", body.len());
+    let post = |host: &str, headers: &[&str]| {
+        let headers = [&[host, &length], headers].concat();
+        let headers: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
+        let head = format!("POST {COMPLETIONS} HTTP/1.0\r\n{headers}\r\n");
+        send(server.address, &[head.into_bytes(), body.clone().into()].concat())
+    };
+    // Under a name of its own that points here.
+    let json = "Content-Type: application/json";
+    for host in ["Host: evil.example", "Host: 127.0.0.1.evil.example:8000"] {
+        let refused = post(host, &[json]);
+        let error = &refused.json()["error"];
+        assert_eq!((refused.status, &error["param"]), (403, &json!("Host")), "{error}");
+        assert_eq!(error["type"], "invalid_request_error");
+    }
+    for path in ["/", "/health", "/metrics", "/v1/models"] {
+        let request = format!("GET {path} HTTP/1.0\r\nHost: evil.example\r\n\r\n");
+        assert_eq!(send(server.address, request.as_bytes()).status, 403, "{path}");
+    }
+    for host in ["Host: localhost:1", "Host: [::1]", "Host: models.example.org"] {
+        assert_eq!(post(host, &[json]).status, 200, "{host}");
+    }
+    // Under this server's name: what a browser sends without asking first is no JSON, and asking is not answered.
+    let origin = "Origin: https://evil.example";
+    for kind in [
+        "Content-Type: text/plain",
+        "Content-Type: application/x-www-form-urlencoded",
+        "Content-Type: multipart/form-data; boundary=application/json",
+    ] {
+        assert_eq!(post("Host: localhost", &[origin, kind]).status, 415, "{kind}");
+    }
+    let ask_first = ["Access-Control-Request-Method: POST", origin];
+    let answer = send(server.address, &head("OPTIONS", COMPLETIONS, &ask_first));
+    assert_eq!(answer.status, 405);
+    assert!(!answer.head.contains("access-control"), "{}", answer.head);
 }

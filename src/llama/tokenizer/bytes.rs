@@ -3,38 +3,63 @@
 use serde_json::Value;
 
 /// How a decoder makes text from the bytes of tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Bytes {
     /// Every character of a token stands for a byte (GPT-2 and most later models).
     Level,
-    /// Tokens such as `<0xE4>` are bytes, and the others are text (SentencePiece).
-    Fallback,
+    /// Tokens such as `<0xE4>` are bytes, and the others are text (SentencePiece), in which each of these texts is
+    /// replaced by the one after it: `▁` by a space.
+    Fallback(Vec<(String, String)>),
 }
 
 impl Bytes {
-    /// Reads the decoder of a `tokenizer.json`. `None` if none of its parts works on bytes, or if several do.
+    /// Reads the decoder of a `tokenizer.json`. `None` if none of its parts works on bytes, if several do, or if the
+    /// text of a token cannot be told.
     pub(super) fn of_decoder(decoder: &Value) -> Option<Self> {
-        let kind = |part: &Value| match part["type"].as_str() {
-            Some("ByteLevel") => Some(Self::Level),
-            Some("ByteFallback") => Some(Self::Fallback),
-            _ => None,
-        };
         let parts = decoder["decoders"].as_array();
-        let mut kinds = parts.into_iter().flatten().chain([decoder]).filter_map(kind);
-        kinds.next().filter(|_| kinds.next().is_none())
+        let parts = parts.into_iter().flatten().chain([decoder]);
+        let (mut kinds, mut replaced) = (Vec::new(), Vec::new());
+        for part in parts {
+            match part["type"].as_str() {
+                Some(kind @ ("ByteLevel" | "ByteFallback")) => kinds.push(kind),
+                // A regular expression has no such text.
+                Some("Replace") => {
+                    let text = |field: &Value| field.as_str().map(str::to_owned);
+                    replaced.push((text(&part["pattern"]["String"])?, text(&part["content"])?));
+                }
+                Some("Metaspace") => {
+                    let sign = part["replacement"].as_str().unwrap_or("▁");
+                    replaced.push((sign.to_owned(), " ".to_owned()));
+                }
+                _ => {}
+            }
+        }
+        match kinds[..] {
+            ["ByteLevel"] if replaced.is_empty() => Some(Self::Level),
+            ["ByteFallback"] => Some(Self::Fallback(replaced)),
+            _ => None,
+        }
     }
 
-    /// The bytes of a token with this text in the vocabulary.
-    pub(super) fn of_token(self, token: &str) -> Vec<u8> {
-        let bytes = match self {
-            Self::Level => token.chars().map(byte_of).collect(),
-            Self::Fallback => {
+    /// The bytes of a token with this text in the vocabulary, where it is not the first of a text.
+    pub(super) fn of_token(&self, token: &str) -> Vec<u8> {
+        match self {
+            Self::Level => {
+                let bytes: Option<_> = token.chars().map(byte_of).collect();
+                bytes.unwrap_or_else(|| token.as_bytes().to_vec())
+            }
+            Self::Fallback(replaced) => {
                 let digits = token.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
                 let digits = digits.filter(|digits| digits.len() == 2);
-                digits.and_then(|digits| Some(vec![u8::from_str_radix(digits, 16).ok()?]))
+                if let Some(byte) = digits.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+                    return vec![byte];
+                }
+                let text = replaced
+                    .iter()
+                    .fold(token.to_owned(), |text, (from, to)| text.replace(from.as_str(), to));
+                text.into_bytes()
             }
-        };
-        bytes.unwrap_or_else(|| token.as_bytes().to_vec())
+        }
     }
 }
 
@@ -70,10 +95,16 @@ mod tests {
         }
         assert_eq!(Bytes::Level.of_token("ĠäĊ"), [b' ', 0xe4, b'\n']);
         assert_eq!(Bytes::Level.of_token("中"), "中".as_bytes());
-        assert_eq!(Bytes::Fallback.of_token("<0xE4>"), [0xe4]);
-        for token in ["<0xE4", "<0xE>", "<0xXY>", "▁a", "<0x+1>"] {
-            let bytes = if token == "<0x+1>" { vec![1] } else { token.as_bytes().to_vec() };
-            assert_eq!(Bytes::Fallback.of_token(token), bytes); // the library takes a sign too
+        let fallback = Bytes::Fallback(vec![("▁".to_owned(), " ".to_owned())]);
+        assert_eq!(fallback.of_token("<0xE4>"), [0xe4]);
+        for (token, bytes) in [
+            ("<0xE4", &b"<0xE4"[..]),
+            ("<0xE>", b"<0xE>"),
+            ("<0xXY>", b"<0xXY>"),
+            ("▁a▁", b" a "),
+            ("<0x+1>", &[1]), // the library takes a sign too
+        ] {
+            assert_eq!(fallback.of_token(token), bytes);
         }
     }
 
@@ -82,8 +113,17 @@ mod tests {
         let [level, fallback] = ["ByteLevel", "ByteFallback"].map(|kind| json!({"type": kind}));
         let sequence = |parts: &[&Value]| json!({"type": "Sequence", "decoders": parts});
         assert_eq!(Bytes::of_decoder(&level), Some(Bytes::Level));
-        assert_eq!(Bytes::of_decoder(&sequence(&[&fallback])), Some(Bytes::Fallback));
+        assert_eq!(Bytes::of_decoder(&sequence(&[&fallback])), Some(Bytes::Fallback(vec![])));
         assert_eq!(Bytes::of_decoder(&sequence(&[&level, &fallback])), None);
         assert_eq!(Bytes::of_decoder(&Value::Null), None);
+        let space = Bytes::Fallback(vec![("▁".to_owned(), " ".to_owned())]);
+        let replace = json!({"type": "Replace", "pattern": {"String": "▁"}, "content": " "});
+        let metaspace = json!({"type": "Metaspace", "replacement": "▁"});
+        for part in [&replace, &metaspace] {
+            assert_eq!(Bytes::of_decoder(&sequence(&[part, &fallback])).as_ref(), Some(&space));
+            assert_eq!(Bytes::of_decoder(&sequence(&[part, &level])), None);
+        }
+        let pattern = json!({"type": "Replace", "pattern": {"Regex": "▁+"}, "content": " "});
+        assert_eq!(Bytes::of_decoder(&sequence(&[&pattern, &fallback])), None);
     }
 }

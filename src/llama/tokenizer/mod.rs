@@ -155,7 +155,7 @@ impl Detokenize for Tokenizer {
     }
 
     fn token_bytes(&self, token: TokenId) -> Option<Vec<u8>> {
-        let bytes = self.bytes?;
+        let bytes = self.bytes.as_ref()?;
         let text = self.inner.id_to_token(token);
         let text = text.filter(|text| !self.inner.get_added_vocabulary().is_special_token(text));
         Some(text.map_or_else(Vec::new, |text| bytes.of_token(&text)))

@@ -60,17 +60,25 @@ pub struct Server {
 }
 
 impl Server {
+    /// A server whose model knows the words w0 to w95.
     pub fn start<M>(model: M, flags: &[&str]) -> Self
     where
         M: CausalLm + Send + 'static,
         M::Cache: Send,
     {
-        let args = Args::parse_from([&["esamp-serve"], flags].concat());
         let folder = tempfile::tempdir().unwrap();
         esamp_testkit::word_model::fill(folder.path());
         let template = "{% for m in messages %}w1 {{ m.content }} {% endfor %}w3";
         std::fs::write(folder.path().join("chat_template.jinja"), template).unwrap();
-        let texts = Texts::open(folder.path()).unwrap();
+        Self::with_texts(model, Texts::open(folder.path()).unwrap(), flags)
+    }
+
+    pub fn with_texts<M>(model: M, texts: Texts, flags: &[&str]) -> Self
+    where
+        M: CausalLm + Send + 'static,
+        M::Cache: Send,
+    {
+        let args = Args::parse_from([&["esamp-serve"], flags].concat());
         let keys = ApiKeys::load(args.api_key_file.as_deref()).unwrap();
         let served = Served { name: "words".to_owned(), model, texts };
         let app = Arc::new(app(&args, keys, served).unwrap());
@@ -167,7 +175,7 @@ impl Answer {
 /// The head of a request. HTTP/1.0, so that the end of a stream is the end of the connection.
 pub fn head(method: &str, path: &str, headers: &[&str]) -> Vec<u8> {
     let headers: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
-    format!("{method} {path} HTTP/1.0\r\nHost: test\r\n{headers}\r\n").into_bytes()
+    format!("{method} {path} HTTP/1.0\r\nHost: localhost\r\n{headers}\r\n").into_bytes()
 }
 
 pub fn send(address: SocketAddr, request: &[u8]) -> Answer {
