@@ -19,7 +19,7 @@ fn every_case_is_run_on_every_device() {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
     let is_device = |name: &String| name.starts_with("on_") && name.ends_with(".rs");
     let devices: Vec<String> = names(&tests).into_iter().filter(is_device).collect();
-    assert_eq!(devices.len(), 4, "{devices:?}");
+    assert_eq!(devices.len(), 5, "{devices:?}");
     for device in devices {
         assert_has_line(&tests.join(device), "mod cases;");
     }

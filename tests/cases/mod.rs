@@ -39,11 +39,11 @@ mod traps_11_to_20;
 mod traps_met_here;
 mod warm_up;
 
-#[cfg(any(feature = "ndarray", feature = "cuda", feature = "vulkan"))]
+#[cfg(any(feature = "ndarray", feature = "cuda", feature = "vulkan", feature = "wgpu"))]
 use burn::tensor::Device;
 
 /// Checks that tensors on another device than the sampler's are an error.
-#[cfg(any(feature = "ndarray", feature = "cuda", feature = "vulkan"))] // flex alone has no other device
+#[cfg(any(feature = "ndarray", feature = "cuda", feature = "vulkan", feature = "wgpu"))] // flex alone has no other device
 pub(crate) fn refuse(elsewhere: &Device) {
     sampler_step_refusals::hidden_states_or_a_head_elsewhere_are_an_error(elsewhere);
     warm_up::a_prompt_elsewhere_is_an_error(elsewhere);

@@ -49,7 +49,7 @@ fn inconsistent_input_is_reported_before_any_work() {
 }
 
 /// Hidden states, or a head, on another device than the sampler.
-#[cfg(any(feature = "ndarray", feature = "cuda", feature = "vulkan"))]
+#[cfg(any(feature = "ndarray", feature = "cuda", feature = "vulkan", feature = "wgpu"))]
 pub(super) fn hidden_states_or_a_head_elsewhere_are_an_error(elsewhere: &burn::tensor::Device) {
     let world = World::new();
     let sampling = esamp(0.25);

@@ -273,7 +273,7 @@ fn a_warm_up_with_nothing_to_learn_does_nothing() {
     );
 }
 
-#[cfg(any(feature = "ndarray", feature = "cuda", feature = "vulkan"))]
+#[cfg(any(feature = "ndarray", feature = "cuda", feature = "vulkan", feature = "wgpu"))]
 pub(super) fn a_prompt_elsewhere_is_an_error(elsewhere: &Device) {
     let mut sampler = config().init(D_MODEL, &device()).unwrap();
     let states = Tensor::ones([3, D_MODEL], elsewhere);

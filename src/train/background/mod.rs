@@ -289,6 +289,7 @@ impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> 
         fine: &[CompletionId],
         broken: &[Vec<bool>],
     ) -> Result<Learned, TrainError> {
+        let _unwritten = self.visible.clone();
         let done = self.visible.restart(failed, fine, broken)?;
         let (failed, fine, broken) = (failed.to_vec(), fine.to_vec(), broken.to_vec());
         let rows = Restart { failed, fine, broken, undone: done.updates_undone };

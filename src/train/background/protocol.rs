@@ -14,6 +14,12 @@
 // `Replace` is the exception: after a reset or a load, and when no lesson is pending, the caller's copy is
 // authoritative, and both the list of changes and the worker's copy are dropped.
 //
+// burn writes to a tensor in place if it has one owner. On a GPU each of the two threads has a stream of its own, and a
+// stream waits for what another has written to a tensor that it reads, but not for another that still has to read a
+// tensor that it writes. The two copies share tensors, and the one that is left with a tensor does not know whether the
+// other's queued work still reads it. So neither half ever writes to a tensor of its copy in place: while it changes
+// the copy, it keeps the old one (`_unwritten`), and with it a second owner.
+//
 // The caller blocks in one place only, while it waits for the result of a pending lesson
 // (`BackgroundTrainer::receive`). The worker blocks only while it waits for a job: the result channel has room for the
 // one result that can be outstanding. So the two halves cannot wait for each other.
@@ -60,8 +66,12 @@ pub(super) struct Restart {
 }
 
 impl Change {
-    /// Applies the change to one of the two copies.
-    pub(super) fn apply(&self, trainer: &mut impl OnlineTrainer) -> Result<Learned, TrainError> {
+    /// Applies the change to one of the two copies, without writing to the tensors that they share.
+    pub(super) fn apply(
+        &self,
+        trainer: &mut (impl OnlineTrainer + Clone),
+    ) -> Result<Learned, TrainError> {
+        let _unwritten = trainer.clone();
         match self {
             Self::Begin(row) => trainer.begin(*row),
             Self::Release(row) => trainer.release(*row),

@@ -77,6 +77,8 @@ fn work<T: OnlineTrainer + Clone>(
         // the caller waiting. So the panic is caught and sent as the result.
         // Unwind safety can be asserted because nothing that the closure has changed is used after a panic.
         let learned = catch_unwind(AssertUnwindSafe(|| {
+            // The caller's queued work may still read these tensors (protocol.rs).
+            let _unwritten = trainer.clone();
             for change in &changes {
                 // What a warm-up has learned was counted when the caller's half applied it.
                 change.apply(&mut trainer)?;
