@@ -62,7 +62,7 @@ fn packed_weights_give_the_numbers_of_f32() {
     let wide = packed.clone().cast(DType::F32).unwrap();
     let file = std::fs::metadata(ModelSource::SmolLm2.fetch(&Cache::from_env().unwrap()).unwrap());
     let (file, parameters) = (file.unwrap().len() as f64, wide.config().num_params());
-    assert!(packed.weight_bytes() as f64 <= 1.02 * file, "{} {file}", packed.weight_bytes());
+    assert!(packed.weight_bytes() as f64 <= 1.05 * file, "{} {file}", packed.weight_bytes());
     assert!((wide.weight_bytes() as f64 / (4 * parameters) as f64 - 1.0).abs() < 1e-3);
 
     let device = Device::flex();

@@ -3,7 +3,7 @@
 //! Unpacking gives the same numbers as dequantising to `f32` at load: a code times a scale of a few bits is exact, so
 //! the sum with the group's least number is the only rounding in both.
 
-use half::f16;
+use half::{bf16, f16};
 
 /// A matrix of packed rows, `[rows, width]`. Its rows may come from several tensors of different kinds.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,10 +22,10 @@ pub(crate) struct PackedRows {
 /// How the numbers of packed rows are coded. A number is `scale · code + least` with the two numbers of its group.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Codes {
-    /// Four bits: 16 bytes for a group of 32, the first 16 numbers in the low halves.
-    Four(Vec<u8>, Scales),
-    /// A byte for each number, in groups of the given length.
-    Eight(Vec<u8>, Scales),
+    /// Four bits: words of eight codes.
+    Four(Vec<u32>, Scales),
+    /// Eight bits: words of four codes.
+    Eight(Vec<u32>, Scales),
     /// The bits of `f16`, all finite.
     F16(Vec<u16>),
     /// The bits of `bf16`.
@@ -49,13 +49,13 @@ pub(crate) enum Scales {
 
 impl Scales {
     /// Numbers per group.
-    const fn group(&self) -> usize {
+    pub(crate) const fn group(&self) -> usize {
         if matches!(self, Self::SignedBlocks { .. }) { 16 } else { 32 }
     }
 
     /// Writes scale and least number of the groups from `first` on.
     #[inline(always)]
-    fn unpack(&self, first: usize, scales: &mut [f32], least: &mut [f32]) {
+    pub(crate) fn unpack(&self, first: usize, scales: &mut [f32], least: &mut [f32]) {
         let count = scales.len();
         match self {
             Self::Scaled { scales: from, least: times } => {
@@ -96,7 +96,7 @@ impl Scales {
 
 /// Converts the bits of finite `f16`.
 #[inline(always)]
-fn halves(bits: &[u16], numbers: &mut [f32]) {
+pub(crate) fn halves(bits: &[u16], numbers: &mut [f32]) {
     /// 2¹¹², the difference of the exponents' biases.
     const BIAS: f32 = f32::from_bits(239 << 23);
     // Without the branches and the call of `half`, so that it can be vectorised.
@@ -106,72 +106,55 @@ fn halves(bits: &[u16], numbers: &mut [f32]) {
     }
 }
 
-/// Buffers for unpacked rows, reused from one row to the next.
-#[derive(Debug, Default)]
-pub(crate) struct Unpacked {
-    numbers: Vec<f32>,
-    scales: Vec<f32>,
-    least: Vec<f32>,
+/// Words of a block: as many as the widest vector has lanes. Lane `i` of a block has the codes of numbers `i`, `i + 16`,
+/// `i + 32` and so on, lowest bits first, so that unpacking is a shift, a mask and a conversion of whole vectors. A
+/// narrower vector takes some of the lanes.
+pub(crate) const LANES: usize = 16;
+
+/// Packs the codes of a row, each of `BITS` bits, into blocks; the last block is filled with zeros.
+pub(crate) fn words<const BITS: usize>(codes: &[u8]) -> impl Iterator<Item = u32> + '_ {
+    codes.chunks(LANES * 32 / BITS).flat_map(|block| {
+        (0..LANES).map(move |lane| {
+            let codes = block.iter().skip(lane).step_by(LANES).zip(0..);
+            codes.fold(0, |word, (&code, at)| word | u32::from(code) << (at * BITS))
+        })
+    })
 }
 
 impl PackedRows {
-    /// Unpacks a row.
-    #[inline(always)]
-    fn unpack(&self, row: usize, scales: &mut [f32], least: &mut [f32], numbers: &mut [f32]) {
-        let width = numbers.len();
-        let (codes, of) = match &self.codes {
-            Codes::Four(codes, of) => (&codes[row * width / 2..][..width / 2], of),
-            Codes::Eight(codes, of) => (&codes[row * width..][..width], of),
-            Codes::F16(bits) => return halves(&bits[row * width..][..width], numbers),
-            Codes::Bf16(bits) => {
-                for (number, &bits) in numbers.iter_mut().zip(&bits[row * width..][..width]) {
-                    *number = f32::from_bits(u32::from(bits) << 16);
-                }
-                return;
-            }
-        };
-        let groups = width / of.group();
-        let (scales, least) = (&mut scales[..groups], &mut least[..groups]);
-        of.unpack(row * groups, scales, least);
-        let of_groups = scales.iter().zip(&*least);
-        match &self.codes {
-            Codes::Four(..) => {
-                let both = codes.as_chunks::<16>().0.iter().zip(numbers.as_chunks_mut::<32>().0);
-                for ((codes, numbers), (&scale, &least)) in both.zip(of_groups) {
-                    for (i, &code) in codes.iter().enumerate() {
-                        numbers[i] = scale * f32::from(code & 15) + least;
-                        numbers[i + 16] = scale * f32::from(code >> 4) + least;
-                    }
-                }
-            }
-            _ if of.group() == 16 => scaled::<16>(codes, of_groups, numbers),
-            _ => scaled::<32>(codes, of_groups, numbers),
-        }
-    }
-
     /// Bytes of the packed rows.
     fn bytes(&self) -> usize {
         match &self.codes {
-            Codes::Four(codes, scales) | Codes::Eight(codes, scales) => {
-                codes.len() + scales.bytes()
+            Codes::Four(words, scales) | Codes::Eight(words, scales) => {
+                4 * words.len() + scales.bytes()
             }
             Codes::F16(bits) | Codes::Bf16(bits) => 2 * bits.len(),
         }
     }
-}
 
-/// Unpacks groups of `N` bytes.
-#[inline(always)]
-fn scaled<'a, const N: usize>(
-    codes: &[u8],
-    of_groups: impl Iterator<Item = (&'a f32, &'a f32)>,
-    numbers: &mut [f32],
-) {
-    let both = codes.as_chunks::<N>().0.iter().zip(numbers.as_chunks_mut::<N>().0);
-    for ((codes, numbers), (&scale, &least)) in both.zip(of_groups) {
-        for (number, &code) in numbers.iter_mut().zip(codes) {
-            *number = scale * f32::from(code) + least;
-        }
+    /// Appends the numbers of a row, one by one.
+    fn extend(&self, row: usize, width: usize, numbers: &mut Vec<f32>) {
+        let (words, of, bits) = match &self.codes {
+            Codes::Four(words, of) => (words, of, 4),
+            Codes::Eight(words, of) => (words, of, 8),
+            Codes::F16(bits) => {
+                let bits = &bits[row * width..][..width];
+                return numbers.extend(bits.iter().map(|&bits| f16::from_bits(bits).to_f32()));
+            }
+            Codes::Bf16(bits) => {
+                let bits = &bits[row * width..][..width];
+                return numbers.extend(bits.iter().map(|&bits| bf16::from_bits(bits).to_f32()));
+            }
+        };
+        let (in_block, groups) = (LANES * 32 / bits, width / of.group());
+        let (mut scales, mut least) = (vec![0.0; groups], vec![0.0; groups]);
+        of.unpack(row * groups, &mut scales, &mut least);
+        let words = &words[row * width.div_ceil(in_block) * LANES..];
+        numbers.extend((0..width).map(|i| {
+            let word = words[i / in_block * LANES + i % LANES];
+            let code = word >> (i % in_block / LANES * bits) & ((1 << bits) - 1);
+            scales[i / of.group()] * code as f32 + least[i / of.group()]
+        }));
     }
 }
 
@@ -191,36 +174,28 @@ impl PackedMatrix {
         self.parts.iter().map(PackedRows::bytes).sum()
     }
 
-    /// Unpacks `count` rows from row `first` on.
+    /// The part of a row, and its place there.
     #[inline(always)]
-    pub(crate) fn unpack<'a>(
-        &self,
-        first: usize,
-        count: usize,
-        buffer: &'a mut Unpacked,
-    ) -> &'a [f32] {
-        let Unpacked { numbers, scales, least } = buffer;
-        numbers.resize(count * self.width, 0.0);
-        scales.resize(self.width.div_ceil(16), 0.0);
-        least.resize(self.width.div_ceil(16), 0.0);
-        for (row, numbers) in (first..).zip(numbers.chunks_exact_mut(self.width)) {
-            let mut at = row;
-            for part in &self.parts {
-                if at < part.rows {
-                    part.unpack(at, scales, least, numbers);
-                    break;
-                }
-                at -= part.rows;
+    pub(crate) fn place(&self, row: usize) -> (&PackedRows, usize) {
+        let mut at = row;
+        for part in &self.parts {
+            if at < part.rows {
+                return (part, at);
             }
+            at -= part.rows;
         }
-        numbers
+        (&self.parts[0], row)
     }
 
     /// All numbers, row by row.
     pub(crate) fn to_numbers(&self) -> Vec<f32> {
-        let mut buffer = Unpacked::default();
-        let rows = 0..self.dims()[0];
-        rows.flat_map(|row| self.unpack(row, 1, &mut buffer).to_vec()).collect()
+        let [rows, width] = self.dims();
+        let mut numbers = Vec::with_capacity(rows * width);
+        for row in 0..rows {
+            let (part, at) = self.place(row);
+            part.extend(at, width, &mut numbers);
+        }
+        numbers
     }
 }
 
@@ -231,8 +206,6 @@ pub(crate) fn is_finite_half(bits: u16) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use half::bf16;
-
     use super::*;
 
     #[test]
@@ -251,19 +224,26 @@ mod tests {
             scales: vec![f16::from_f32(scale).to_bits(); 2],
             least: -8.0,
         };
-        let four = PackedRows { rows: 2, codes: Codes::Four((0..32).collect(), scales(0.5)) };
+        // 64 codes of two rows; a block has room for 128.
+        let codes: Vec<u8> = (0..32).map(|i| i % 16).collect();
+        let codes = [&codes[..], &codes].into_iter().flat_map(words::<4>).collect();
+        let four = PackedRows { rows: 2, codes: Codes::Four(codes, scales(0.5)) };
         let bits = (0..32).map(|i| bf16::from_f32(i as f32).to_bits()).collect();
         let bf16 = PackedRows { rows: 1, codes: Codes::Bf16(bits) };
         let matrix = PackedMatrix::new(32, vec![four, bf16]);
-        assert_eq!((matrix.dims(), matrix.bytes()), ([3, 32], 32 + 4 + 64));
-        let mut buffer = Unpacked::default();
-        let row = |row: usize, at: usize, buffer: &mut Unpacked| matrix.unpack(row, 1, buffer)[at];
-        // Byte 3 of the first row is 3: 3 in the low half, 0 in the high one. Byte 3 of the second is 16 + 3.
-        assert_eq!(row(0, 3, &mut buffer), 0.5 * 3.0 - 4.0);
-        assert_eq!(row(0, 19, &mut buffer), -4.0);
-        assert_eq!(row(1, 19, &mut buffer), 0.5 - 4.0);
-        assert_eq!(row(2, 31, &mut buffer), 31.0);
-        let all = matrix.to_numbers();
-        assert_eq!(&all[32..], matrix.unpack(1, 2, &mut buffer));
+        assert_eq!((matrix.dims(), matrix.bytes()), ([3, 32], 2 * 64 + 4 + 64));
+        let numbers = matrix.to_numbers();
+        for (row, at, expected) in [(0, 3, -2.5), (0, 19, -2.5), (1, 31, 3.5), (2, 31, 31.0)] {
+            assert_eq!(numbers[row * 32 + at], expected, "{row} {at}");
+        }
+    }
+
+    #[test]
+    fn codes_are_a_vector_apart() {
+        let codes: Vec<u8> = (0..70).collect();
+        let packed: Vec<u32> = words::<8>(&codes).collect();
+        assert_eq!(packed.len(), 32);
+        assert_eq!(packed[3], 3 | 19 << 8 | 35 << 16 | 51 << 24);
+        assert_eq!((packed[16], packed[21], packed[22]), (64, 69, 0));
     }
 }

@@ -54,7 +54,7 @@ pub(super) fn times_picked(
             // The rows of the matrix are read where they are. burn's operations would first gather them into a new
             // tensor.
             for (product, &at) in product.iter_mut().zip(picked) {
-                *product = sum_of_products(x, matrix.rows(at, 1, &mut buffer));
+                *product = sum_of_products(x, matrix.row(at, &mut buffer));
             }
         },
     );

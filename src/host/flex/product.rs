@@ -8,8 +8,6 @@ use burn::tensor::Tensor;
 use pulp::{Arch, Simd, WithSimd};
 
 use super::{flex, parts_for, share, threads_for};
-#[cfg(feature = "llama")]
-use crate::host::packed::{PackedMatrix, Unpacked};
 use crate::tensor::from_f32;
 
 /// With more rows, a matrix multiplication that packs blocks of the matrix is as fast.
@@ -45,8 +43,17 @@ pub(super) trait Matrix: Sync {
     /// `[rows, width]`
     fn dims(&self) -> [usize; 2];
 
-    /// `count` rows from row `first` on. Must be `#[inline(always)]`, because it is called in a vectorised loop.
-    fn rows<'a>(&'a self, first: usize, count: usize, buffer: &'a mut Self::Buffer) -> &'a [f32];
+    /// `count` rows from row `first` on.
+    fn rows<'a, S: Simd>(
+        &'a self,
+        simd: S,
+        first: usize,
+        count: usize,
+        buffer: &'a mut Self::Buffer,
+    ) -> &'a [f32];
+
+    /// A row.
+    fn row<'a>(&'a self, row: usize, buffer: &'a mut Self::Buffer) -> &'a [f32];
 }
 
 /// Rows of `width` numbers, one after the other.
@@ -63,22 +70,13 @@ impl Matrix for Dense<'_> {
     }
 
     #[inline(always)]
-    fn rows<'a>(&'a self, first: usize, count: usize, _: &'a mut ()) -> &'a [f32] {
+    fn rows<'a, S: Simd>(&'a self, _: S, first: usize, count: usize, _: &'a mut ()) -> &'a [f32] {
         &self.numbers[first * self.width..][..count * self.width]
-    }
-}
-
-#[cfg(feature = "llama")]
-impl Matrix for PackedMatrix {
-    type Buffer = Unpacked;
-
-    fn dims(&self) -> [usize; 2] {
-        self.dims()
     }
 
     #[inline(always)]
-    fn rows<'a>(&'a self, first: usize, count: usize, buffer: &'a mut Unpacked) -> &'a [f32] {
-        self.unpack(first, count, buffer)
+    fn row<'a>(&'a self, row: usize, _: &'a mut ()) -> &'a [f32] {
+        &self.numbers[row * self.width..][..self.width]
     }
 }
 
@@ -142,11 +140,11 @@ impl<M: Matrix> WithSimd for Part<'_, '_, M> {
         let in_tiles = if product.len() == 1 { 0 } else { columns_of_part / HEIGHT * HEIGHT };
         let mut buffer = M::Buffer::default();
         for at in (0..in_tiles).step_by(HEIGHT) {
-            let weight = matrix.rows(first + at, HEIGHT, &mut buffer);
+            let weight = matrix.rows(simd, first + at, HEIGHT, &mut buffer);
             columns::<S, HEIGHT>(simd, x, weight, width, product, at);
         }
         for at in in_tiles..columns_of_part {
-            let weight = matrix.rows(first + at, 1, &mut buffer);
+            let weight = matrix.rows(simd, first + at, 1, &mut buffer);
             columns::<S, 1>(simd, x, weight, width, product, at);
         }
     }
