@@ -1,7 +1,7 @@
 //! Plain greedy decoding of SmolLM2-135M: the loop that other costs are compared with.
 //!
 //! ```sh
-//! cargo bench --bench decode          # tokens per second at 1, 4, 16 and 64 rows
+//! cargo bench --bench decode          # tokens per second at 1, 4, 16 and 64 rows, packed and in f32, in turns
 //! benches/compare.sh                  # the same compared with PyTorch and candle
 //! ```
 //!
@@ -15,7 +15,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use burn::tensor::Device;
+use burn::tensor::{DType, Device};
 use clap::Parser;
 use esamp::{
     CausalLm, Decoder, Event, Request, SamplerConfig, Sampling, TokenId,
@@ -59,18 +59,45 @@ fn main() -> Result<()> {
     if args.serve {
         return serve(&model);
     }
+    let wide = model.clone().cast(DType::F32)?;
+    let megabytes = |model: &Llama| model.weight_bytes() as f64 / 1e6;
+    writeln!(
+        io::stdout(),
+        "packed: {:.0} MB of weights, f32: {:.0} MB",
+        megabytes(&model),
+        megabytes(&wide)
+    )?;
     let prompt = Tokenizer::from_gguf(&path)?.encode(PROMPT)?;
     for rows in args.rows {
-        let mut speeds: Vec<f64> = Vec::new();
-        for _ in 0..=args.rounds {
-            let (seconds, _) = generate(&model, rows, prompt.clone(), args.tokens)?;
-            speeds.push((rows * (args.tokens - 2)) as f64 / seconds);
+        let mut speeds = [Vec::new(), Vec::new()];
+        let mut ratios = Vec::new();
+        for round in 0..=args.rounds {
+            let speed = |model: &Llama| -> Result<f64> {
+                let (seconds, _) = generate(model, rows, prompt.clone(), args.tokens)?;
+                Ok((rows * (args.tokens - 2)) as f64 / seconds)
+            };
+            let both = [speed(&model)?, speed(&wide)?];
+            // The first round warms up.
+            if round > 0 {
+                ratios.push(both[0] / both[1]);
+                speeds.iter_mut().zip(both).for_each(|(speeds, speed)| speeds.push(speed));
+            }
         }
-        speeds.remove(0); // warm-up
-        speeds.sort_by(f64::total_cmp);
-        writeln!(io::stdout(), "{rows:>3} rows: {:>7.1} tokens/s", speeds[speeds.len() / 2])?;
+        let [packed, wide] = speeds.map(|mut speeds| quantile(&mut speeds, 0.5));
+        writeln!(
+            io::stdout(),
+            "{rows:>3} rows: packed {packed:>7.1} tokens/s, f32 {wide:>7.1}, ratio {:.3} [{:.3}, {:.3}]",
+            quantile(&mut ratios, 0.5),
+            quantile(&mut ratios, 0.25),
+            quantile(&mut ratios, 0.75),
+        )?;
     }
     Ok(())
+}
+
+fn quantile(values: &mut [f64], share: f64) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[((values.len() - 1) as f64 * share).round() as usize]
 }
 
 fn serve(model: &Llama) -> Result<()> {

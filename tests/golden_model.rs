@@ -4,9 +4,10 @@
 
 use std::ops::ControlFlow;
 
-use burn::tensor::{Device, Int, Tensor};
+use burn::tensor::{DType, Device, Int, Tensor};
 use esamp::{
-    CausalLm, CompletionId, Decoder, DrawKey, PairTap, Request, SamplerConfig, Sampling, TokenId,
+    CausalLm, CompletionId, Decoder, DrawKey, KvCache, PairTap, Request, SamplerConfig, Sampling,
+    TapSite, TokenId,
     distillers::{DistillerConfig, LowRankConfig},
     filters::{CandidateFilter, Candidates, RowContext, TopP},
     llama::Llama,
@@ -54,6 +55,41 @@ fn greedy(model: &Llama, case: &Case, count: usize) -> Vec<TokenId> {
         }
         logits =
             model.forward(tokens(&got[got.len() - 1..], &device), &mut cache, &mut tap).unwrap();
+    }
+}
+
+/// The path in `f32` is the oracle: the numbers are the same to the last bit, for a prompt, several rows and one, and for
+/// some tokens of the head.
+#[test]
+fn packed_weights_give_the_numbers_of_f32() {
+    let packed = smollm2(&Device::flex());
+    let wide = packed.clone().cast(DType::F32).unwrap();
+    let file = std::fs::metadata(ModelSource::SmolLm2.fetch(&Cache::from_env().unwrap()).unwrap());
+    let (file, parameters) = (file.unwrap().len() as f64, wide.config().num_params());
+    assert!(packed.weight_bytes() as f64 <= 1.05 * file, "{} {file}", packed.weight_bytes());
+    assert!((wide.weight_bytes() as f64 / (4 * parameters) as f64 - 1.0).abs() < 1e-3);
+
+    let device = Device::flex();
+    let mut caches = [packed.new_cache(), wide.new_cache()];
+    let mut both = |input: Tensor<2, Int>, rows: usize| {
+        let [a, b] = [(&packed, 0), (&wide, 1)].map(|(model, at)| {
+            if rows > 1 {
+                caches[at].keep_rows(&vec![0; rows]).unwrap();
+            }
+            let mut tap = PairTap::new(TapSite::AfterBlock(0), TapSite::HeadInput);
+            let logits = model.forward(input.clone(), &mut caches[at], &mut tap).unwrap();
+            let deep = tap.take().unwrap().deep().clone();
+            let some = Tensor::from_data([[3, 0, 49_151]], &device).repeat_dim(0, input.dims()[0]);
+            let some = model.lm_head().logits_at(deep, some);
+            (values(logits), values(some))
+        });
+        assert!(a == b, "{rows} rows");
+    };
+    let prompt: Vec<TokenId> = (100..140).collect();
+    both(tokens(&prompt, &device), 1);
+    both(tokens(&[7], &device), 1);
+    for rows in [2, 5, 16] {
+        both(tokens(&vec![9; rows], &device).reshape([rows, 1]), rows);
     }
 }
 

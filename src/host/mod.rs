@@ -7,10 +7,17 @@ mod exp;
 #[cfg_attr(feature = "flex", path = "flex/mod.rs")]
 #[cfg_attr(not(feature = "flex"), path = "plain.rs")]
 mod kernels;
+#[cfg(feature = "llama")]
+pub(crate) mod packed;
 
 #[cfg(feature = "llama")]
 use burn::tensor::DType;
 use burn::tensor::{Device, Int, Tensor};
+
+#[cfg(feature = "llama")]
+use self::packed::PackedMatrix;
+#[cfg(feature = "llama")]
+use crate::tensor::from_f32;
 
 pub(crate) use exp::exp_of_negative;
 pub(crate) use kernels::{is_flex, share_pieces, vectorised};
@@ -62,6 +69,45 @@ pub(crate) fn times_rows_at(
     let ([rows, n], width) = (picked.dims(), x.dims()[1]);
     let picked = weight.clone().select(0, picked.clone().reshape([rows * n]));
     picked.reshape([rows, n, width]).matmul(x.reshape([rows, width, 1])).reshape([rows, n])
+}
+
+/// `x·Wᵀ` with a packed matrix, with `x` `[rows, in]` and `W` `[out, in]`.
+#[cfg(feature = "llama")]
+pub(crate) fn packed_times(x: Tensor<2>, matrix: &PackedMatrix) -> Tensor<2> {
+    if let Some(product) = kernels::packed_times(&x, matrix) {
+        return product;
+    }
+    let weight = packed_to_tensor(matrix, &x.device());
+    times_transposed(x, &weight)
+}
+
+/// [`times_rows_at`] with a packed matrix.
+#[cfg(feature = "llama")]
+pub(crate) fn packed_times_rows_at(
+    x: Tensor<2>,
+    matrix: &PackedMatrix,
+    picked: &Tensor<2, Int>,
+) -> Tensor<2> {
+    if let Some(product) = kernels::packed_times_rows_at(&x, matrix, picked) {
+        return product;
+    }
+    let weight = packed_to_tensor(matrix, &x.device());
+    times_rows_at(x, &weight, picked)
+}
+
+/// The rows `picked`, `[n]`, of a packed matrix, `[n, in]`.
+#[cfg(feature = "llama")]
+pub(crate) fn packed_rows(matrix: &PackedMatrix, picked: Tensor<1, Int>) -> Tensor<2> {
+    match kernels::packed_rows(matrix, &picked) {
+        Some(rows) => rows,
+        None => packed_to_tensor(matrix, &picked.device()).select(0, picked),
+    }
+}
+
+/// All numbers of a packed matrix as a tensor.
+#[cfg(feature = "llama")]
+pub(crate) fn packed_to_tensor(matrix: &PackedMatrix, device: &Device) -> Tensor<2> {
+    from_f32(matrix.to_numbers(), matrix.dims(), device)
 }
 
 /// `silu(left half) ⊙ right half` of each row of `[rows, 2·n]`. The result is `[rows, n]`.

@@ -2,6 +2,9 @@
 
 use burn::tensor::{Device, Int, Tensor};
 
+#[cfg(feature = "llama")]
+use super::packed::PackedMatrix;
+
 pub(crate) fn is_flex(_device: &Device) -> bool {
     false
 }
@@ -23,6 +26,25 @@ pub(crate) fn times_rows_at(
     _weight: &Tensor<2>,
     _picked: &Tensor<2, Int>,
 ) -> Option<Tensor<2>> {
+    None
+}
+
+#[cfg(feature = "llama")]
+pub(crate) fn packed_times(_x: &Tensor<2>, _matrix: &PackedMatrix) -> Option<Tensor<2>> {
+    None
+}
+
+#[cfg(feature = "llama")]
+pub(crate) fn packed_times_rows_at(
+    _x: &Tensor<2>,
+    _matrix: &PackedMatrix,
+    _picked: &Tensor<2, Int>,
+) -> Option<Tensor<2>> {
+    None
+}
+
+#[cfg(feature = "llama")]
+pub(crate) fn packed_rows(_matrix: &PackedMatrix, _picked: &Tensor<1, Int>) -> Option<Tensor<2>> {
     None
 }
 

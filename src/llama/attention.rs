@@ -1,6 +1,6 @@
 //! Grouped-query attention with a KV cache.
 
-use burn::tensor::{DType, Tensor, activation::softmax};
+use burn::tensor::{DType, Device, Tensor, activation::softmax};
 
 use super::{cache::LlamaCache, config::LlamaConfig, linear::Linear, norm::RmsNorm, rope::Angles};
 
@@ -43,9 +43,14 @@ impl Attention {
     }
 
     /// Casts the weights to another precision.
-    pub(super) fn cast(self, dtype: DType) -> Self {
+    pub(super) fn cast(self, dtype: DType, device: &Device) -> Self {
         let qk_norm = self.qk_norm.map(|(query, key)| (query.cast(dtype), key.cast(dtype)));
-        Self { qkv: self.qkv.cast(dtype), output: self.output.cast(dtype), qk_norm, ..self }
+        Self {
+            qkv: self.qkv.cast(dtype, device),
+            output: self.output.cast(dtype, device),
+            qk_norm,
+            ..self
+        }
     }
 
     /// Maps `[rows, seq, d_model]` to the same shape.

@@ -1,6 +1,6 @@
 //! Transformer block.
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 
 use super::{
     attention::{Attention, Pass},
@@ -21,12 +21,15 @@ pub(super) struct Block {
 
 impl Block {
     /// Casts the weights to another precision.
-    pub(super) fn cast(self, dtype: DType) -> Self {
+    pub(super) fn cast(self, dtype: DType, device: &Device) -> Self {
         Self {
             attention_norm: self.attention_norm.cast(dtype),
-            attention: self.attention.cast(dtype),
+            attention: self.attention.cast(dtype, device),
             mlp_norm: self.mlp_norm.cast(dtype),
-            mlp: Mlp { gate_up: self.mlp.gate_up.cast(dtype), down: self.mlp.down.cast(dtype) },
+            mlp: Mlp {
+                gate_up: self.mlp.gate_up.cast(dtype, device),
+                down: self.mlp.down.cast(dtype, device),
+            },
         }
     }
 

@@ -20,6 +20,7 @@ mod model;
 mod norm;
 mod rope;
 mod tokenizer;
+mod weight;
 
 pub use cache::LlamaCache;
 pub use chat::{ChatMessage, ChatTemplate};

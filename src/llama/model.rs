@@ -1,5 +1,7 @@
 //! Llama-type decoder.
 
+use std::sync::Arc;
+
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use super::{
@@ -11,13 +13,15 @@ use super::{
     load::{EMBEDDING, HEAD, TensorSource},
     norm::RmsNorm,
     rope::Rope,
+    weight::{Head, Weight},
 };
 use crate::{
     causal_lm::{BatchSize, CausalLm, ModelError},
     error::ConfigError,
     hidden::TapSite,
+    host::is_flex,
     llama::error::LoadError,
-    lm_head::{LmHead, TiedHead},
+    lm_head::LmHead,
     tap::HiddenStateTap,
 };
 
@@ -25,10 +29,10 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Llama {
     config: LlamaConfig,
-    embedding: Tensor<2>,
+    embedding: Weight,
     blocks: Vec<Block>,
     norm: RmsNorm,
-    head: TiedHead,
+    head: Head,
     rope: Rope,
     device: Device,
     pub(super) warnings: Vec<String>,
@@ -55,8 +59,7 @@ impl Llama {
             // Some files store the tied matrix twice. Some were trained untied and kept the setting of their base
             // model: transformers uses their head.
             let head = weights.matrix(HEAD, [config.vocab_size, config.d_model])?;
-            let is_tied = head.clone().equal(embedding.clone()).all().into_scalar::<bool>();
-            (!is_tied).then_some(head)
+            (!head.is_equal(&embedding)).then_some(head)
         } else {
             None
         };
@@ -71,7 +74,7 @@ impl Llama {
         Ok(Self {
             warnings,
             rope: Rope::new(&config),
-            head: TiedHead::new(head),
+            head: Head { weight: head, device: device.clone() },
             device: device.clone(),
             config,
             embedding,
@@ -91,16 +94,28 @@ impl Llama {
         &self.warnings
     }
 
+    /// Bytes of the matrices in memory: 4 per parameter in `f32`, and about those of the file where they stay packed
+    /// ([`from_gguf`](Self::from_gguf)). Norms and biases are not counted.
+    pub fn weight_bytes(&self) -> usize {
+        let of_block = |block: &Block| {
+            let Block { attention, mlp, .. } = block;
+            let all = [&attention.qkv, &attention.output, &mlp.gate_up, &mlp.down];
+            all.into_iter().map(|linear| linear.weight().bytes()).sum::<usize>()
+        };
+        let head = if self.config.tied_embeddings { 0 } else { self.head.weight.bytes() };
+        self.embedding.bytes() + head + self.blocks.iter().map(of_block).sum::<usize>()
+    }
+
     /// The weights of the MLP of one block, counted from 0, in the layout of checkpoints. `None` past the last block.
     /// Gate and up are views of one tensor, so nothing is copied.
     pub fn ffn_weights(&self, block: usize) -> Option<FfnWeights> {
         let mlp = &self.blocks.get(block)?.mlp;
-        let gate_up = mlp.gate_up.weight();
+        let gate_up = mlp.gate_up.weight().to_tensor(&self.device);
         let d_hidden = gate_up.dims()[0] / 2;
         Some(FfnWeights {
             gate: gate_up.clone().narrow(0, 0, d_hidden),
             up: gate_up.clone().narrow(0, d_hidden, d_hidden),
-            down: mlp.down.weight().clone(),
+            down: mlp.down.weight().to_tensor(&self.device),
         })
     }
 
@@ -121,16 +136,17 @@ impl Llama {
         ConfigError::check(known, "dtype", "f32, f16 or bf16", format!("{dtype:?}"))?;
         let there = self.device.supports_dtype(dtype);
         ConfigError::check(there, "dtype", "a type that the device has", format!("{dtype:?}"))?;
-        let embedding = self.embedding.cast(dtype);
+        let device = &self.device;
+        let embedding = self.embedding.cast(dtype, device);
         let head = if self.config.tied_embeddings {
             embedding.clone()
         } else {
-            self.head.weight().clone().cast(dtype)
+            self.head.weight.cast(dtype, device)
         };
         Ok(Self {
-            head: TiedHead::new(head),
+            head: Head { weight: head, device: device.clone() },
             embedding,
-            blocks: self.blocks.into_iter().map(|block| block.cast(dtype)).collect(),
+            blocks: self.blocks.into_iter().map(|block| block.cast(dtype, device)).collect(),
             norm: self.norm.cast(dtype),
             ..self
         })
@@ -178,11 +194,7 @@ impl CausalLm for Llama {
         cache.check(&self.config, self.embedding.dtype(), &self.device)?;
         let positions = cache.begin(rows, seq)?;
         let d_model = self.config.d_model;
-        let mut x = self
-            .embedding
-            .clone()
-            .select(0, tokens.reshape([rows * seq]))
-            .reshape([rows, seq, d_model]);
+        let mut x = self.embedding.rows(tokens.reshape([rows * seq])).reshape([rows, seq, d_model]);
         let pass = Pass {
             angles: self.rope.angles(&positions, &self.device).cast_like(&x),
             mask: cache.mask(seq, &self.device).map(|mask| mask.cast(x.dtype())),
@@ -299,7 +311,7 @@ impl Weights<'_> {
             parts.iter().map(|(name, rows)| (format!("{name}.weight"), *rows)).collect();
         let named: Vec<(&str, usize)> =
             named.iter().map(|(name, rows)| (name.as_str(), *rows)).collect();
-        let weight = self.source.take_matrices(&named, d_input, self.device)?;
+        let weight = self.matrices(&named, d_input)?;
         let mut bias = Vec::new();
         if has_bias {
             for (name, rows) in parts {
@@ -311,8 +323,19 @@ impl Weights<'_> {
         Ok(Linear::new(weight, bias))
     }
 
-    fn matrix(&mut self, name: &str, [rows, columns]: [usize; 2]) -> Result<Tensor<2>, LoadError> {
-        self.source.take_matrices(&[(name, rows)], columns, self.device)
+    fn matrix(&mut self, name: &str, [rows, columns]: [usize; 2]) -> Result<Weight, LoadError> {
+        self.matrices(&[(name, rows)], columns)
+    }
+
+    /// Matrices of `columns` columns, given by name and number of rows, concatenated along the rows; packed if the
+    /// source has them so and the device multiplies with packed rows.
+    fn matrices(&mut self, parts: &[(&str, usize)], columns: usize) -> Result<Weight, LoadError> {
+        if is_flex(self.device)
+            && let Some(packed) = self.source.take_packed(parts, columns)?
+        {
+            return Ok(Weight::Packed(Arc::new(packed)));
+        }
+        self.source.take_matrices(parts, columns, self.device).map(Weight::Dense)
     }
 
     fn norm(

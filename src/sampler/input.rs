@@ -200,7 +200,7 @@ pub struct StepInput<'a> {
 pub(super) enum LogitsInput {
     /// `[rows, vocab]`.
     Tensor(Box<Tensor<2>>),
-    Host(Logits),
+    Host(Box<Logits>),
 }
 
 impl LogitsInput {
@@ -232,7 +232,7 @@ impl<'a> StepInput<'a> {
         lm_head: &'a dyn LmHead,
     ) -> Result<Self, StepError> {
         let logits = Logits::new(logits.into(), rows.len())?;
-        Ok(Self::of(rows, LogitsInput::Host(logits), lm_head))
+        Ok(Self::of(rows, LogitsInput::Host(Box::new(logits)), lm_head))
     }
 
     fn of(rows: &'a [StepRow<'a>], logits: LogitsInput, lm_head: &'a dyn LmHead) -> Self {

@@ -91,7 +91,7 @@ impl<'a> Step<'a> {
         // On a GPU, the host waits here for the model. The predictions were queued before, so the device need not
         // wait for the host to compute them.
         self.logits = match logits {
-            LogitsInput::Host(logits) => logits,
+            LogitsInput::Host(logits) => *logits,
             LogitsInput::Tensor(logits) => match sampler.best_of(&logits) {
                 None => Logits::read(*logits, &mut self.reader)?,
                 Some(k) => {

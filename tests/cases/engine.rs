@@ -298,11 +298,11 @@ fn a_caller_that_reads_a_little_is_cancelled_too() {
         });
         std::thread::sleep(Duration::from_millis(10));
         let updates = [slow.recv(), slow.recv()].into_iter().flatten();
-        let ended = updates.filter_map(|update| match update {
+        let mut ended = updates.filter_map(|update| match update {
             Update::Event(Event::Finished { completion, .. }) => Some(completion),
             _ => None,
         });
-        if let Some(completion) = ended.last() {
+        if let Some(completion) = ended.next_back() {
             break completion;
         }
     };

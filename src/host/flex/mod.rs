@@ -4,6 +4,8 @@
 mod gate;
 #[cfg(feature = "llama")]
 mod norm;
+#[cfg(feature = "llama")]
+mod packed;
 mod pick;
 mod product;
 #[cfg(feature = "llama")]
@@ -17,6 +19,8 @@ use burn::tensor::{DType, Device, Tensor};
 pub(crate) use gate::silu_gated;
 #[cfg(feature = "llama")]
 pub(crate) use norm::rms_norm;
+#[cfg(feature = "llama")]
+pub(crate) use packed::{packed_rows, packed_times, packed_times_rows_at};
 pub(crate) use pick::times_rows_at;
 pub(crate) use product::times_transposed;
 #[cfg(feature = "llama")]

@@ -2,7 +2,11 @@
 
 use burn::tensor::{DType, Int, Tensor};
 
-use super::{flex, share_rows, sum_of_products};
+use super::{
+    flex,
+    product::{Dense, Matrix},
+    share_rows, sum_of_products,
+};
 use crate::tensor::from_f32;
 
 pub(crate) fn times_rows_at(
@@ -10,13 +14,27 @@ pub(crate) fn times_rows_at(
     weight: &Tensor<2>,
     picked: &Tensor<2, Int>,
 ) -> Option<Tensor<2>> {
-    let ([rows, width], [count, same_width]) = (x.dims(), weight.dims());
+    let width = weight.dims()[1];
+    if width == 0 {
+        return None;
+    }
+    let weight = flex(weight)?;
+    times_picked(x, &Dense { numbers: weight.as_slice()?, width }, picked)
+}
+
+/// The product of each row of `x` with the rows of `matrix` that are picked for it.
+pub(super) fn times_picked(
+    x: &Tensor<2>,
+    matrix: &impl Matrix,
+    picked: &Tensor<2, Int>,
+) -> Option<Tensor<2>> {
+    let ([rows, width], [count, same_width]) = (x.dims(), matrix.dims());
     let [same_rows, columns] = picked.dims();
     if width != same_width || rows != same_rows || rows * columns * width == 0 {
         return None;
     }
-    let (x_numbers, weight) = (flex(x)?.to_contiguous(), flex(weight)?);
-    let (x_numbers, weight) = (x_numbers.as_slice::<f32>()?, weight.as_slice::<f32>()?);
+    let x_numbers = flex(x)?.to_contiguous();
+    let x_numbers = x_numbers.as_slice::<f32>()?;
     let picked = indices(picked)?;
     if picked.iter().any(|&row| row >= count) {
         return None; // burn reports the error
@@ -32,10 +50,11 @@ pub(crate) fn times_rows_at(
         #[inline(always)]
         |row, picked, product| {
             let x = &x_numbers[row * width..][..width];
+            let mut buffer = Default::default();
             // The rows of the matrix are read where they are. burn's operations would first gather them into a new
             // tensor.
             for (product, &at) in product.iter_mut().zip(picked) {
-                *product = sum_of_products(x, &weight[at * width..][..width]);
+                *product = sum_of_products(x, matrix.row(at, &mut buffer));
             }
         },
     );
@@ -43,7 +62,7 @@ pub(crate) fn times_rows_at(
 }
 
 /// Returns indices in host memory, or `None` if they are on another device or one is negative.
-fn indices(tensor: &Tensor<2, Int>) -> Option<Vec<usize>> {
+pub(super) fn indices<const D: usize>(tensor: &Tensor<D, Int>) -> Option<Vec<usize>> {
     let dtype = tensor.dtype();
     let primitive =
         tensor.clone().try_into_primitive::<burn::backend::Flex>().ok()?.to_contiguous();

@@ -31,22 +31,68 @@ pub(crate) fn times_transposed(x: &Tensor<2>, weight: &Tensor<2>) -> Option<Tens
     // every call: `as_slice` refuses it, and burn multiplies with the view.
     let (numbers, weight) = (flex(x)?.to_contiguous(), flex(weight)?);
     let mut product = vec![0.0; rows * columns];
-    multiply(numbers.as_slice()?, weight.as_slice()?, width, &mut product);
+    multiply(numbers.as_slice()?, &Dense { numbers: weight.as_slice()?, width }, &mut product);
     Some(from_f32(product, [rows, columns], &x.device()))
 }
 
-/// Multiplies every row of `x` with every row of `weight`, both `width` wide.
-pub(super) fn multiply(x: &[f32], weight: &[f32], width: usize, product: &mut [f32]) {
-    let (rows, columns) = (x.len() / width, weight.len() / width);
-    let threads = threads_for(rows * weight.len(), WORK_OF_A_THREAD);
+/// The rows of a matrix, from wherever they are.
+pub(super) trait Matrix: Sync {
+    /// What is needed for reading rows, reused from one call to the next.
+    type Buffer: Default;
+
+    /// `[rows, width]`
+    fn dims(&self) -> [usize; 2];
+
+    /// `count` rows from row `first` on.
+    fn rows<'a, S: Simd>(
+        &'a self,
+        simd: S,
+        first: usize,
+        count: usize,
+        buffer: &'a mut Self::Buffer,
+    ) -> &'a [f32];
+
+    /// A row.
+    fn row<'a>(&'a self, row: usize, buffer: &'a mut Self::Buffer) -> &'a [f32];
+}
+
+/// Rows of `width` numbers, one after the other.
+pub(super) struct Dense<'a> {
+    pub(super) numbers: &'a [f32],
+    pub(super) width: usize,
+}
+
+impl Matrix for Dense<'_> {
+    type Buffer = ();
+
+    fn dims(&self) -> [usize; 2] {
+        [self.numbers.len() / self.width, self.width]
+    }
+
+    #[inline(always)]
+    fn rows<'a, S: Simd>(&'a self, _: S, first: usize, count: usize, _: &'a mut ()) -> &'a [f32] {
+        &self.numbers[first * self.width..][..count * self.width]
+    }
+
+    #[inline(always)]
+    fn row<'a>(&'a self, row: usize, _: &'a mut ()) -> &'a [f32] {
+        &self.numbers[row * self.width..][..self.width]
+    }
+}
+
+/// Multiplies every row of `x` with every row of `matrix`, which have the same width.
+pub(super) fn multiply(x: &[f32], matrix: &impl Matrix, product: &mut [f32]) {
+    let [columns, width] = matrix.dims();
+    let rows = x.len() / width;
+    let threads = threads_for(rows * columns * width, WORK_OF_A_THREAD);
     // Parts of whole tiles: otherwise every part, not only the last one, would end with columns that are computed one
     // by one.
     let columns_of_a_part = columns.div_ceil(parts_for(threads)).next_multiple_of(HEIGHT);
     let parts = column_parts(product, columns, columns_of_a_part);
-    let weights = weight.chunks(columns_of_a_part * width);
+    let firsts = (0..columns).step_by(columns_of_a_part);
     let arch = Arch::new();
-    share(threads, parts.into_iter().zip(weights), |(mut product, weight)| {
-        arch.dispatch(Part { x, weight, width, product: &mut product });
+    share(threads, parts.into_iter().zip(firsts), |(mut product, first)| {
+        arch.dispatch(Part { x, matrix, first, product: &mut product });
     });
 }
 
@@ -68,11 +114,11 @@ pub(super) fn column_parts(
     parts
 }
 
-/// Some columns of the product: those of the rows in `weight`.
-struct Part<'a, 'p> {
+/// Some columns of the product: those of the matrix's rows from `first` on.
+struct Part<'a, 'p, M> {
     x: &'a [f32],
-    weight: &'a [f32],
-    width: usize,
+    matrix: &'a M,
+    first: usize,
     product: &'a mut [&'p mut [f32]],
 }
 
@@ -82,21 +128,24 @@ struct Part<'a, 'p> {
 // of rows was a multiple of four, and slower otherwise (docs/design/decoding-on-the-host.md).
 const HEIGHT: usize = 4;
 
-impl WithSimd for Part<'_, '_> {
+impl<M: Matrix> WithSimd for Part<'_, '_, M> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
+        let Part { x, matrix, first, product } = self;
+        let [_, width] = matrix.dims();
+        let columns_of_part = product.first().map_or(0, |row| row.len());
         // A single row is limited by memory bandwidth, and one stream is read faster than several.
-        let in_tiles = if self.product.len() == 1 { &self.weight[..0] } else { self.weight };
-        let tall = in_tiles.chunks_exact(HEIGHT * self.width);
-        let first_of_rest = tall.len() * HEIGHT;
-        let rest = &self.weight[first_of_rest * self.width..];
-        for (at, weight) in tall.enumerate() {
-            columns::<S, HEIGHT>(simd, self.x, weight, self.width, self.product, at * HEIGHT);
+        let in_tiles = if product.len() == 1 { 0 } else { columns_of_part / HEIGHT * HEIGHT };
+        let mut buffer = M::Buffer::default();
+        for at in (0..in_tiles).step_by(HEIGHT) {
+            let weight = matrix.rows(simd, first + at, HEIGHT, &mut buffer);
+            columns::<S, HEIGHT>(simd, x, weight, width, product, at);
         }
-        for (at, weight) in rest.chunks_exact(self.width).enumerate() {
-            columns::<S, 1>(simd, self.x, weight, self.width, self.product, first_of_rest + at);
+        for at in in_tiles..columns_of_part {
+            let weight = matrix.rows(simd, first + at, 1, &mut buffer);
+            columns::<S, 1>(simd, x, weight, width, product, at);
         }
     }
 }

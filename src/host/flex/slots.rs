@@ -5,7 +5,7 @@ use pulp::{Arch, Simd, WithSimd};
 
 use super::{
     flex,
-    product::{MOST_ROWS, WORK_OF_A_THREAD, column_parts, multiply},
+    product::{Dense, MOST_ROWS, WORK_OF_A_THREAD, column_parts, multiply},
     share, threads_for,
 };
 use crate::tensor::from_f32;
@@ -13,7 +13,9 @@ use crate::tensor::from_f32;
 /// Returns `x·Wᵀ` for each slot, if the device and the shapes are supported.
 pub(crate) fn times_each_transposed(x: &Tensor<3>, weight: &Tensor<3>) -> Option<Tensor<3>> {
     let [_, columns, width] = weight.dims();
-    each(x, weight, [width, columns], |x, weight, product| multiply(x, weight, width, product))
+    each(x, weight, [width, columns], |x, numbers, product| {
+        multiply(x, &Dense { numbers, width }, product);
+    })
 }
 
 /// Returns `x·W` for each slot, if the device and the shapes are supported. A single row is left to burn, whose

@@ -10,7 +10,7 @@ pub(super) use gguf::Gguf;
 
 use burn::tensor::{Device, Tensor, TensorData};
 
-use crate::llama::error::LoadError;
+use crate::{host::packed::PackedMatrix, llama::error::LoadError};
 
 /// Tensor name of the embedding.
 pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
@@ -34,6 +34,20 @@ pub(super) trait TensorSource {
     /// [`LoadError`] if the file that should hold it cannot be opened.
     fn has(&mut self, _name: &str) -> Result<bool, LoadError> {
         Ok(false)
+    }
+
+    /// Takes matrices as [`take_matrices`](Self::take_matrices) does, but packed as they are in the file. `None` if the
+    /// file does not have them packed.
+    ///
+    /// # Errors
+    ///
+    /// The same as [`take`](Self::take).
+    fn take_packed(
+        &mut self,
+        _parts: &[(&str, usize)],
+        _columns: usize,
+    ) -> Result<Option<PackedMatrix>, LoadError> {
+        Ok(None)
     }
 
     /// Takes several matrices of `columns` columns, given by name and number of rows, concatenated along the rows.

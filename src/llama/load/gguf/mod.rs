@@ -1,6 +1,7 @@
 //! Loading a model from a GGUF file.
 
 mod layout;
+mod pack;
 mod quant;
 mod reader;
 mod split;
@@ -10,17 +11,22 @@ use std::path::Path;
 
 use burn::tensor::Device;
 
+use pack::pack;
 pub(crate) use reader::Gguf;
+use reader::Packed;
 
 use super::{TensorSource, tensor_error};
 use crate::{
+    host::packed::PackedMatrix,
     llama::error::LoadError,
     llama::{Llama, LlamaConfig, RopeScaling, config::unusable},
     lm_head::HeadRows,
 };
 
 impl Llama {
-    /// Loads a model from a GGUF file. Quantised weights are dequantised to `f32`. Of a split file, give the first
+    /// Loads a model from a GGUF file. On flex, matrices stay packed as in the file and are unpacked to `f32` while they
+    /// are multiplied, so the results are those of `f32`; on other devices, they are dequantised to `f32`.
+    /// [`cast`](Self::cast) to `f32` dequantises them on flex too. Of a split file, give the first
     /// part, `NAME-00001-of-0000N.gguf`, with the others next to it.
     ///
     /// Supports the architectures `llama`, `qwen2` and `qwen3`, and the tensor types F32, F16, BF16, Q8_0, Q4_0,
@@ -220,8 +226,9 @@ impl GgufSource {
     }
 }
 
-impl TensorSource for GgufSource {
-    fn take(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, LoadError> {
+impl GgufSource {
+    /// The name of a tensor in the file, which has this shape.
+    fn find(&self, name: &str, shape: &[usize]) -> Result<String, LoadError> {
         let theirs = gguf_name(name);
         let Some(info) = self.file.tensor(&theirs) else {
             return Err(tensor_error(&theirs, format!("shape {shape:?}"), "none"));
@@ -230,30 +237,57 @@ impl TensorSource for GgufSource {
             let got = format!("shape {:?}", info.shape);
             return Err(tensor_error(&theirs, format!("shape {shape:?}"), got));
         }
-        let values = self.file.read(&theirs)?;
-        Ok(match self.interleaved {
+        Ok(theirs)
+    }
+
+    /// For each of the `rows` rows of a tensor, its row in the file.
+    fn order(&self, name: &str, rows: usize) -> impl Fn(usize) -> usize + use<> {
+        let heads = match self.interleaved {
             // Biases too: they have one number per row of the matrix.
-            Some((heads, _)) if name.contains("self_attn.q_proj") => halves(&values, heads, shape),
-            Some((_, heads)) if name.contains("self_attn.k_proj") => halves(&values, heads, shape),
-            _ => values,
-        })
+            Some((heads, _)) if name.contains("self_attn.q_proj") => Some(heads),
+            Some((_, heads)) if name.contains("self_attn.k_proj") => Some(heads),
+            _ => None,
+        };
+        move |row| heads.map_or(row, |heads| paired(row, rows / heads))
     }
 }
 
-/// Moves rows `2i` and `2i + 1` of each head to rows `i` and `i + half`: from pairs of neighbours to pairs half a
-/// head apart.
-fn halves(values: &[f32], heads: usize, shape: &[usize]) -> Vec<f32> {
-    let width = values.len() / shape[0];
-    let head_dim = shape[0] / heads;
-    let half = head_dim / 2;
-    let mut out = Vec::with_capacity(values.len());
-    for head in 0..heads {
-        for row in 0..head_dim {
-            let from = head * head_dim + row % half * 2 + row / half;
-            out.extend_from_slice(&values[from * width..(from + 1) * width]);
+impl TensorSource for GgufSource {
+    fn take(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, LoadError> {
+        let theirs = self.find(name, shape)?;
+        let values = self.file.read(&theirs)?;
+        let order = self.order(name, shape[0]);
+        if (0..shape[0]).all(|row| order(row) == row) {
+            return Ok(values);
         }
+        let width = values.len() / shape[0];
+        let rows = (0..shape[0]).map(|row| &values[order(row) * width..][..width]);
+        Ok(rows.collect::<Vec<_>>().concat())
     }
-    out
+
+    fn take_packed(
+        &mut self,
+        parts: &[(&str, usize)],
+        columns: usize,
+    ) -> Result<Option<PackedMatrix>, LoadError> {
+        let mut packed = Vec::with_capacity(parts.len());
+        for &(name, rows) in parts {
+            let theirs = self.find(name, &[rows, columns])?;
+            let Packed { kind, raw, .. } = self.file.read_packed(&theirs)?;
+            match pack(kind, &raw, [rows, columns], self.order(name, rows)) {
+                Some(rows) => packed.push(rows),
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(PackedMatrix::new(columns, packed)))
+    }
+}
+
+/// The row in the file for row `row`, in heads of `head_dim` rows: the file has the two rows of a pair next to each
+/// other, and this crate half a head apart.
+fn paired(row: usize, head_dim: usize) -> usize {
+    let (half, at) = (head_dim / 2, row % head_dim);
+    row - at + at % half * 2 + at / half
 }
 
 /// The GGUF name of a tensor.
@@ -304,9 +338,9 @@ mod tests {
 
     #[test]
     fn pairs_of_neighbours_become_pairs_of_halves() {
-        // Two heads of four rows with one column each. The value of a row is head·10 + its index in Hugging Face
-        // order.
-        let file = [0.0, 2.0, 1.0, 3.0, 10.0, 12.0, 11.0, 13.0];
-        assert_eq!(halves(&file, 2, &[8, 1]), [0.0, 1.0, 2.0, 3.0, 10.0, 11.0, 12.0, 13.0]);
+        // Two heads of four rows. The value of a row in the file is head·10 + its index in Hugging Face order.
+        let file = [0, 2, 1, 3, 10, 12, 11, 13];
+        let rows: Vec<i32> = (0..8).map(|row| file[paired(row, 4)]).collect();
+        assert_eq!(rows, [0, 1, 2, 3, 10, 11, 12, 13]);
     }
 }

@@ -77,7 +77,7 @@ impl Kind {
     }
 
     /// Numbers per block and bytes per block.
-    fn block(self) -> (usize, usize) {
+    pub(super) fn block(self) -> (usize, usize) {
         match self {
             Self::F32 => (1, 4),
             Self::F16 | Self::Bf16 => (1, 2),
@@ -165,7 +165,7 @@ fn q4_1(b: &[u8], out: &mut [f32]) {
 }
 
 /// The fifth bit of number `i`, as 0 or 16.
-fn fifth(bits: &[u8], i: usize) -> u8 {
+pub(super) fn fifth(bits: &[u8], i: usize) -> u8 {
     (bits[i / 8] >> (i % 8) & 1) << 4
 }
 
@@ -187,17 +187,16 @@ fn q8_0(b: &[u8], out: &mut [f32]) {
 }
 
 /// Scale and minimum of group `i` of 8, six bits each, packed into 12 bytes.
-fn six_bits(packed: &[u8], i: usize) -> (f32, f32) {
+pub(super) fn six_bits(packed: &[u8], i: usize) -> (u8, u8) {
     // Groups 0 to 3 have their scale in the low six bits of bytes 0 to 3 and their minimum in those of bytes 4 to 7.
     // Groups 4 to 7 have the low four bits of both in bytes 8 to 11, the scale in the low nibble, and their upper two
     // bits in the top bits of the first eight bytes.
-    let (scale, least) = match i {
+    match i {
         0..4 => (packed[i] & 63, packed[i + 4] & 63),
         _ => {
             (packed[i + 4] & 15 | packed[i - 4] >> 6 << 4, packed[i + 4] >> 4 | packed[i] >> 6 << 4)
         }
-    };
-    (f32::from(scale), f32::from(least))
+    }
 }
 
 fn q4_k(b: &[u8], out: &mut [f32]) {
@@ -214,7 +213,7 @@ fn k_blocks(b: &[u8], quants: &[u8], out: &mut [f32], fifth: impl Fn(usize, usiz
     let (scale, least, packed) = (half(b), half(&b[2..]), &b[4..16]);
     for (group, out) in out.chunks_exact_mut(32).enumerate() {
         let (group_scale, group_least) = six_bits(packed, group);
-        let (scale, least) = (scale * group_scale, least * group_least);
+        let (scale, least) = (scale * f32::from(group_scale), least * f32::from(group_least));
         let bytes = &quants[group / 2 * 32..][..32];
         for (i, (out, byte)) in out.iter_mut().zip(bytes).enumerate() {
             let q = byte >> (group % 2 * 4) & 15 | fifth(group, i);

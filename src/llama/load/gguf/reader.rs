@@ -61,8 +61,8 @@ const MAX_DEPTH: usize = 4;
 
 /// A tensor as it is packed in the file.
 pub(super) struct Packed {
-    kind: Kind,
-    raw: Vec<u8>,
+    pub(super) kind: Kind,
+    pub(super) raw: Vec<u8>,
     elements: usize,
 }
 
