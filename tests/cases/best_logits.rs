@@ -25,7 +25,9 @@ fn wide() -> ScriptedLm {
 }
 
 fn decoder<M: esamp::CausalLm>(model: M, d_model: usize, transfer: LogitsTransfer) -> Decoder<M> {
-    let config = SamplerConfig::for_short_completions().with_logits_transfer(transfer);
+    // Small, because the hidden states of `wide` are as wide as its vocabulary.
+    let distiller = DistillerConfig::LowRank(LowRankConfig::new().with_rank(4));
+    let config = SamplerConfig::new().with_distiller(distiller).with_logits_transfer(transfer);
     Decoder::new(model, config.init(d_model, &device()).unwrap()).unwrap()
 }
 
