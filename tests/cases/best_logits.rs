@@ -7,6 +7,7 @@ use crate::device;
 use esamp::{
     Completion, CompletionId, Counters, Decoder, Penalties, Request, SamplerConfig, Sampling,
     TemperatureOrder, TokenId, TokenMask,
+    distillers::{DistillerConfig, LowRankConfig},
     telemetry::RowTrace,
     testing::{ScriptedLm, TinyLm},
     unstable::LogitsTransfer,
