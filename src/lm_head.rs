@@ -324,7 +324,11 @@ fn on_host(tokens: &Tensor<2, Int>) -> Option<Vec<TokenId>> {
 }
 
 /// [`LmHead::product`] of a head without a bias: its logits.
-fn without_bias(head: &impl LmHead, x: Tensor<2>, tokens: Option<Tensor<2, Int>>) -> Tensor<2> {
+pub(crate) fn without_bias(
+    head: &impl LmHead,
+    x: Tensor<2>,
+    tokens: Option<Tensor<2, Int>>,
+) -> Tensor<2> {
     match tokens {
         Some(tokens) => head.logits_at(x, tokens),
         None => head.logits(x),
@@ -336,6 +340,6 @@ fn rows_of(weight: Tensor<2>, hidden: Tensor<2>, tokens: Tensor<2, Int>) -> Tens
     times_rows_at(in_dtype_of(hidden, weight.dtype()), &weight, &tokens)
 }
 
-fn in_dtype_of(hidden: Tensor<2>, dtype: DType) -> Tensor<2> {
+pub(crate) fn in_dtype_of(hidden: Tensor<2>, dtype: DType) -> Tensor<2> {
     if hidden.dtype() == dtype { hidden } else { hidden.cast(dtype) }
 }

@@ -199,18 +199,14 @@ impl PackedMatrix {
     }
 }
 
-/// Whether the bits of `f16` are those of a number that is neither infinite nor NaN.
-pub(crate) fn is_finite_half(bits: u16) -> bool {
-    f16::from_bits(bits).is_finite()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn halves_are_those_of_the_crate_half() {
-        let bits: Vec<u16> = (0..=u16::MAX).filter(|&bits| is_finite_half(bits)).collect();
+        let bits: Vec<u16> =
+            (0..=u16::MAX).filter(|&bits| f16::from_bits(bits).is_finite()).collect();
         let mut numbers = vec![0.0; bits.len()];
         halves(&bits, &mut numbers);
         for (&bits, number) in bits.iter().zip(numbers) {

@@ -9,7 +9,7 @@ use crate::{
         packed::PackedMatrix, packed_rows, packed_times, packed_times_rows_at, packed_to_tensor,
         times_rows_at, times_transposed,
     },
-    lm_head::LmHead,
+    lm_head::{LmHead, in_dtype_of, without_bias},
 };
 
 /// A matrix, `[out, in]`: the layout of checkpoints, with which the product of a single row is limited only by memory
@@ -98,20 +98,13 @@ pub(super) struct Head {
     pub(super) device: Device,
 }
 
-impl Head {
-    fn cast(&self, x: Tensor<2>) -> Tensor<2> {
-        let dtype = self.weight.dtype();
-        if x.dtype() == dtype { x } else { x.cast(dtype) }
-    }
-}
-
 impl LmHead for Head {
     fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
-        self.weight.times(self.cast(hidden))
+        self.weight.times(in_dtype_of(hidden, self.weight.dtype()))
     }
 
     fn logits_at(&self, hidden: Tensor<2>, tokens: Tensor<2, Int>) -> Tensor<2> {
-        let hidden = self.cast(hidden);
+        let hidden = in_dtype_of(hidden, self.weight.dtype());
         match &self.weight {
             Weight::Dense(weight) => times_rows_at(hidden, weight, &tokens),
             Weight::Packed(matrix) => packed_times_rows_at(hidden, matrix, &tokens),
@@ -119,10 +112,7 @@ impl LmHead for Head {
     }
 
     fn product(&self, x: Tensor<2>, tokens: Option<Tensor<2, Int>>) -> Option<Tensor<2>> {
-        Some(match tokens {
-            Some(tokens) => self.logits_at(x, tokens),
-            None => self.logits(x),
-        })
+        Some(without_bias(self, x, tokens))
     }
 
     fn shape(&self) -> Option<[usize; 2]> {

@@ -156,14 +156,14 @@ pub(crate) fn check_bias(bias: f32) -> Result<(), ConfigError> {
     ConfigError::check(bias.is_finite(), "logit bias", "a finite number", bias)
 }
 
-/// The tokens that [`adjustments`] may change, in any order: all tokens of the bias, and those of the text that an
-/// enabled penalty reads. An error if one of them is not below `vocab`.
-pub(crate) fn adjustable(
+/// The parts of prompt and completion that an enabled penalty reads. An error if a token of them, or of the bias, is not
+/// below `vocab`.
+fn read_text<'a>(
     penalties: &Penalties,
     bias: &BTreeMap<TokenId, f32>,
-    [prompt, generated]: [&[TokenId]; 2],
+    [prompt, generated]: [&'a [TokenId]; 2],
     vocab: usize,
-) -> Result<Vec<TokenId>, RowError> {
+) -> Result<[&'a [TokenId]; 2], RowError> {
     let biased: Vec<TokenId> = bias.keys().copied().collect();
     // Skip tokens that no enabled penalty uses: of those that only count tokens, just the repetition penalty counts
     // those of the prompt.
@@ -181,7 +181,19 @@ pub(crate) fn adjustable(
             return Err(RowError::UnknownToken { place, token, vocab });
         }
     }
-    Ok([&biased, prompt, generated].concat())
+    Ok([prompt, generated])
+}
+
+/// The tokens that [`adjustments`] may change, in any order: all tokens of the bias, and those of the text that an
+/// enabled penalty reads. An error if one of them is not below `vocab`.
+pub(crate) fn adjustable(
+    penalties: &Penalties,
+    bias: &BTreeMap<TokenId, f32>,
+    text: [&[TokenId]; 2],
+    vocab: usize,
+) -> Result<Vec<TokenId>, RowError> {
+    let text = read_text(penalties, bias, text, vocab)?;
+    Ok(bias.keys().chain(text.into_iter().flatten()).copied().collect())
 }
 
 /// The adjustment δ of each token that has one, in ascending order of token ids. Tokens whose logit is not finite
@@ -194,7 +206,7 @@ pub(crate) fn adjustments(
     vocab: usize,
     logit: impl Fn(TokenId) -> f32,
 ) -> Result<Vec<(TokenId, f32)>, RowError> {
-    adjustable(penalties, bias, text, vocab)?;
+    read_text(penalties, bias, text, vocab)?;
     let [prompt, generated] = text;
     let used = |tokens, is_used: bool| if is_used { tokens } else { &[][..] };
     // Each token with its number of occurrences in the completion. A bias alone is not an occurrence.

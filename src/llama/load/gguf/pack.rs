@@ -3,7 +3,7 @@
 use half::f16;
 
 use super::quant::{Kind, fifth, six_bits};
-use crate::host::packed::{Codes, PackedRows, Scales, is_finite_half, words};
+use crate::host::packed::{Codes, PackedRows, Scales, words};
 
 /// Repacks rows of `width` numbers, `raw` in the layout of the file. Row `i` of the result is row `source(i)`. `None`
 /// for `f32`, for rows that are not whole blocks, and for scales that are not finite, which a damaged file may have.
@@ -92,7 +92,7 @@ fn word(bytes: &[u8]) -> u16 {
 }
 
 fn finite(bits: u16) -> Option<u16> {
-    is_finite_half(bits).then_some(bits)
+    f16::from_bits(bits).is_finite().then_some(bits)
 }
 
 fn number(bytes: &[u8]) -> Option<f32> {
