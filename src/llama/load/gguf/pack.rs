@@ -134,29 +134,16 @@ fn k_scales<'a>(blocks: impl Iterator<Item = &'a [u8]> + Clone) -> Option<Scales
 
 #[cfg(test)]
 mod tests {
+    use super::super::quant::tests::blocks;
     use super::*;
-    use crate::{golden::*, host::packed::PackedMatrix};
+    use crate::host::packed::PackedMatrix;
 
     /// The numbers of every kind, in two rows and in another order, are those of dequantising.
     #[test]
     fn unpacking_is_dequantising() {
-        let file = Golden::open("gguf/blocks.safetensors");
-        for (name, id) in [
-            ("F16", 1),
-            ("BF16", 30),
-            ("Q4_0", 2),
-            ("Q4_1", 3),
-            ("Q5_0", 6),
-            ("Q5_1", 7),
-            ("Q8_0", 8),
-            ("Q4_K", 12),
-            ("Q5_K", 13),
-            ("Q6_K", 14),
-        ] {
+        for (name, id, raw, expected) in blocks() {
             let kind = Kind::from_id(id).unwrap();
-            let raw: Vec<u8> =
-                file.ints(&format!("{name}.raw")).into_iter().map(|b| b as u8).collect();
-            let elements = file.values(&format!("{name}.f32")).len();
+            let elements = expected.len();
             let numbers = kind.dequantise(&raw, elements);
             let width = kind.block().0.max(32);
             let rows = elements / width;

@@ -238,14 +238,14 @@ fn q6_k(b: &[u8], out: &mut [f32]) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::golden::*;
 
-    #[test]
-    fn every_kind_equals_the_formats_own_reference() {
+    /// Some blocks of every quantised or 16-bit kind: name, id, bytes, and the numbers of the format's own reference.
+    pub(in crate::llama::load::gguf) fn blocks() -> Vec<(&'static str, u32, Vec<u8>, Vec<f32>)> {
         let file = Golden::open("gguf/blocks.safetensors");
-        for (name, id) in [
+        let kinds = [
             ("F16", 1),
             ("BF16", 30),
             ("Q4_0", 2),
@@ -256,11 +256,18 @@ mod tests {
             ("Q4_K", 12),
             ("Q5_K", 13),
             ("Q6_K", 14),
-        ] {
+        ];
+        let blocks = kinds.map(|(name, id)| {
+            let raw = file.ints(&format!("{name}.raw")).into_iter().map(|b| b as u8).collect();
+            (name, id, raw, file.values(&format!("{name}.f32")))
+        });
+        blocks.to_vec()
+    }
+
+    #[test]
+    fn every_kind_equals_the_formats_own_reference() {
+        for (name, id, raw, expected) in blocks() {
             let kind = Kind::from_id(id).unwrap();
-            let raw: Vec<u8> =
-                file.ints(&format!("{name}.raw")).into_iter().map(|b| b as u8).collect();
-            let expected = file.values(&format!("{name}.f32"));
             assert_eq!(kind.bytes(expected.len()), Some(raw.len()), "{name}");
             assert_close(name, &kind.dequantise(&raw, expected.len()), &expected, 1e-6);
             assert_eq!(Kind::name(id), name);
