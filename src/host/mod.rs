@@ -20,7 +20,7 @@ use self::packed::PackedMatrix;
 use crate::tensor::from_f32;
 
 pub(crate) use exp::exp_of_negative;
-pub(crate) use kernels::{is_flex, share_pieces, vectorised};
+pub(crate) use kernels::{Awake, is_flex, share_pieces, vectorised};
 
 /// Whether a device computes in host memory, so that a transfer to the host is a copy at most.
 pub(crate) fn is_host_memory(device: &Device) -> bool {
@@ -147,4 +147,47 @@ pub(crate) fn rotate_halves(x: Tensor<4>, cos: &Tensor<4>, sin: &Tensor<4>) -> T
     let second = x.clone().narrow(3, half, half);
     let turned = Tensor::cat(vec![second.neg(), first], 3);
     x * cos.clone() + turned * sin.clone()
+}
+
+/// The keys and values that the queries of a pass attend to.
+#[cfg(feature = "llama")]
+pub(crate) struct Seen<'a> {
+    /// `[rows, kv_heads, capacity, width]`
+    pub(crate) keys: &'a Tensor<4>,
+    /// `[rows, kv_heads, capacity, width]`
+    pub(crate) values: &'a Tensor<4>,
+    /// The columns in use, which end with those of the queries.
+    pub(crate) columns: usize,
+    /// The columns of the queries: new tokens per row.
+    pub(crate) new: usize,
+    /// The first column of each row's sequence.
+    pub(crate) starts: &'a [usize],
+    /// The same columns as a mask that is added to the scores, `[rows, 1, new, columns]`; `None` if every query attends
+    /// to all of them.
+    pub(crate) mask: Option<&'a Tensor<4>>,
+}
+
+/// Attention, `softmax(queries·keysᵀ / √width)·values`, of `queries` `[rows, kv_heads, group · new, width]`: the new
+/// columns of each query head that shares the key head. The result has the same shape.
+#[cfg(feature = "llama")]
+pub(crate) fn attend(queries: Tensor<4>, seen: &Seen) -> Tensor<4> {
+    if let Some(mixed) = kernels::attend(&queries, seen) {
+        return mixed;
+    }
+    let ([rows, kv_heads, of_head, width], columns) = (queries.dims(), seen.columns);
+    let all = [0..rows, 0..kv_heads, 0..columns, 0..width];
+    let (keys, values) = (seen.keys.clone().slice(all.clone()), seen.values.clone().slice(all));
+    // The queries are scaled and not the scores, of which there are more as soon as there are more than `width`
+    // columns.
+    let scores = queries.mul_scalar((width as f32).powf(-0.5)).matmul(keys.swap_dims(2, 3));
+    let scores = match seen.mask {
+        None => scores,
+        // The mask differs between queries but not between heads, so the stacked dimension is split for the addition.
+        Some(mask) => {
+            let heads = kv_heads * of_head / seen.new;
+            (scores.reshape([rows, heads, seen.new, columns]) + mask.clone())
+                .reshape([rows, kv_heads, of_head, columns])
+        }
+    };
+    burn::tensor::activation::softmax(scores, 3).matmul(values)
 }

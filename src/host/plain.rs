@@ -63,6 +63,11 @@ pub(crate) fn rms_norm<const D: usize>(
 }
 
 #[cfg(feature = "llama")]
+pub(crate) fn attend(_queries: &Tensor<4>, _seen: &super::Seen) -> Option<Tensor<4>> {
+    None
+}
+
+#[cfg(feature = "llama")]
 pub(crate) fn rotate_halves(
     _x: &Tensor<4>,
     _cos: &Tensor<4>,
@@ -75,6 +80,16 @@ pub(crate) fn rotate_halves(
 #[inline(always)]
 pub(crate) fn vectorised<I, R>(input: I, work: impl Fn(I) -> R) -> R {
     work(input)
+}
+
+/// There are no workers.
+#[derive(Debug)]
+pub(crate) struct Awake(());
+
+impl Awake {
+    pub(crate) fn new() -> Self {
+        Self(())
+    }
 }
 
 /// Calls `work` for `count` values as one piece, on the caller's thread.

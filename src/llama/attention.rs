@@ -1,8 +1,9 @@
 //! Grouped-query attention with a KV cache.
 
-use burn::tensor::{DType, Device, Tensor, activation::softmax};
+use burn::tensor::{DType, Device, Tensor};
 
 use super::{cache::LlamaCache, config::LlamaConfig, linear::Linear, norm::RmsNorm, rope::Angles};
+use crate::host::{Seen, attend};
 
 /// Grouped-query attention: `n_heads / n_kv_heads` query heads share one key head and one value head (Ainslie et al.,
 /// *GQA*, arXiv 2305.13245).
@@ -73,24 +74,11 @@ impl Attention {
         let queries = qk.clone().narrow(2, 0, heads);
         let keys = qk.narrow(2, heads, kv_heads);
 
-        let (keys, values) = cache.extend(block, keys.swap_dims(1, 2), values.swap_dims(1, 2));
-        let columns = keys.dims()[2];
-        let group = heads / kv_heads;
-
         // Query heads of a group are stacked along the sequence dimension, so that keys and values are not repeated.
-        let queries = queries.swap_dims(1, 2).reshape([rows, kv_heads, group * seq, width]);
-        // The queries are scaled and not the scores, of which there are more as soon as there are more than `width`
-        // columns.
-        let scores = queries.mul_scalar((width as f32).powf(-0.5)).matmul(keys.swap_dims(2, 3));
-        let scores =
-            match &pass.mask {
-                None => scores,
-                // The mask differs between queries but not between heads, so the stacked dimension is split for the
-                // addition.
-                Some(mask) => (scores.reshape([rows, heads, seq, columns]) + mask.clone())
-                    .reshape([rows, kv_heads, group * seq, columns]),
-            };
-        let mixed = softmax(scores, 3).matmul(values);
+        let queries =
+            queries.swap_dims(1, 2).reshape([rows, kv_heads, heads / kv_heads * seq, width]);
+        let seen = cache.extend(block, keys.swap_dims(1, 2), values.swap_dims(1, 2));
+        let mixed = attend(queries, &Seen { mask: pass.mask.as_ref(), ..seen });
         let mixed = mixed.reshape([rows, heads, seq, width]).swap_dims(1, 2);
         let output = self.output.forward(mixed.reshape([rows * seq, heads * width]));
         output.reshape([rows, seq, d_model])

@@ -5,6 +5,7 @@ use burn::tensor::{DType, Device, Int, Tensor};
 use super::config::LlamaConfig;
 use crate::{
     causal_lm::{KvCache, ModelError, split_clone},
+    host::Seen,
     tensor::index,
 };
 
@@ -89,17 +90,13 @@ impl LlamaCache {
         Ok(self.starts.iter().map(positions).collect())
     }
 
-    /// Appends the keys and values of new columns to a block. Returns all of its keys and values, padding included,
-    /// `[rows, kv_heads, len + seq, head_dim]` each.
-    pub(super) fn extend(
-        &mut self,
-        block: usize,
-        keys: Tensor<4>,
-        values: Tensor<4>,
-    ) -> (Tensor<4>, Tensor<4>) {
+    /// Appends the keys and values of new columns, `[rows, kv_heads, new, head_dim]`, to a block. Returns all of its
+    /// keys and values, without a mask.
+    pub(super) fn extend(&mut self, block: usize, keys: Tensor<4>, values: Tensor<4>) -> Seen<'_> {
         // `len` stays the same until `commit`, because every block writes the columns of this pass. If the pass fails
         // before that, the next one overwrites them.
-        let (from, to) = (self.len, self.len + keys.dims()[2]);
+        let new = keys.dims()[2];
+        let (from, to) = (self.len, self.len + new);
         let mut kept = match self.blocks[block].take() {
             Some(kept) if kept.keys.dims()[2] >= to => kept,
             Some(kept) => {
@@ -111,9 +108,8 @@ impl LlamaCache {
         // These two tensors have no other owner here, so the assignment is in place.
         kept.keys = write(kept.keys, keys, 0, from);
         kept.values = write(kept.values, values, 0, from);
-        let seen = (columns(&kept.keys, 0, to), columns(&kept.values, 0, to));
-        self.blocks[block] = Some(kept);
-        seen
+        let KeysValues { keys, values } = self.blocks[block].insert(kept);
+        Seen { keys, values, columns: to, new, starts: &self.starts, mask: None }
     }
 
     /// Ends a forward pass over `seq` columns.

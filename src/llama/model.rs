@@ -19,7 +19,7 @@ use crate::{
     causal_lm::{BatchSize, CausalLm, ModelError},
     error::ConfigError,
     hidden::TapSite,
-    host::is_flex,
+    host::{Awake, is_flex},
     llama::error::LoadError,
     lm_head::LmHead,
     tap::HiddenStateTap,
@@ -192,6 +192,7 @@ impl CausalLm for Llama {
             ModelError::check_shape("tokens", &expected, &[rows, seq])?;
         }
         cache.check(&self.config, self.embedding.dtype(), &self.device)?;
+        let _awake = is_flex(&self.device).then(Awake::new);
         let positions = cache.begin(rows, seq)?;
         let d_model = self.config.d_model;
         let mut x = self.embedding.rows(tokens.reshape([rows * seq])).reshape([rows, seq, d_model]);

@@ -9,7 +9,7 @@ use super::{
     product::{MOST_ROWS, Matrix, multiply},
 };
 use crate::{
-    host::packed::{Codes, LANES, PackedMatrix, PackedRows, Scales, halves},
+    host::packed::{Codes, LANES, PackedMatrix, Scales, halves},
     tensor::from_f32,
 };
 
@@ -62,6 +62,15 @@ pub(crate) struct Unpacked {
     least: Vec<f32>,
 }
 
+impl Unpacked {
+    /// Makes room for scales and least numbers of `rows` rows.
+    #[inline(always)]
+    fn reserve(&mut self, rows: usize, width: usize) {
+        self.scales.resize(rows * width.div_ceil(LANES), 0.0);
+        self.least.resize(rows * width.div_ceil(LANES), 0.0);
+    }
+}
+
 impl Matrix for PackedMatrix {
     type Buffer = Unpacked;
 
@@ -78,13 +87,33 @@ impl Matrix for PackedMatrix {
         buffer: &'a mut Unpacked,
     ) -> &'a [f32] {
         let [_, width] = self.dims();
+        buffer.reserve(1, width);
         let Unpacked { numbers, scales, least } = buffer;
         numbers.resize(count * width, 0.0);
-        scales.resize(width.div_ceil(LANES), 0.0);
-        least.resize(width.div_ceil(LANES), 0.0);
         for (row, numbers) in (first..).zip(numbers.chunks_exact_mut(width)) {
             let (part, row) = self.place(row);
-            unpack(simd, part, row, scales, least, numbers);
+            match &part.codes {
+                Codes::Four(words, of) => {
+                    let of = of.unpack_row(row, width, scales, least);
+                    simd.vectorize(Unpack::<4, 2>(row_of::<4>(words, row, width), of, numbers));
+                }
+                Codes::Eight(words, of) => {
+                    let words = row_of::<8>(words, row, width);
+                    let group = of.group();
+                    let of = of.unpack_row(row, width, scales, least);
+                    if group == LANES {
+                        simd.vectorize(Unpack::<8, 1>(words, of, numbers));
+                    } else {
+                        simd.vectorize(Unpack::<8, 2>(words, of, numbers));
+                    }
+                }
+                Codes::F16(bits) => halves(&bits[row * width..][..width], numbers),
+                Codes::Bf16(bits) => {
+                    for (number, &bits) in numbers.iter_mut().zip(&bits[row * width..][..width]) {
+                        *number = f32::from_bits(u32::from(bits) << 16);
+                    }
+                }
+            }
         }
         numbers
     }
@@ -102,78 +131,233 @@ impl Matrix for PackedMatrix {
         Arch::new().dispatch(Row(self, row, buffer));
         &buffer.numbers
     }
+
+    /// Unpacks in registers.
+    #[inline(always)]
+    fn sums_of_few<S: Simd, const H: usize, const R: usize>(
+        &self,
+        simd: S,
+        first: usize,
+        x: [&[f32]; R],
+        buffer: &mut Unpacked,
+    ) -> Option<[[f32; R]; H]> {
+        let [_, width] = self.dims();
+        let (part, row) = self.place(first);
+        // Scales of the rows' words, the numbers of `x`, and the sums need a register each.
+        if S::REGISTER_COUNT < 32 || row + H > part.rows {
+            return None;
+        }
+        buffer.reserve(H, width);
+        let Unpacked { scales, least, .. } = buffer;
+        Some(match &part.codes {
+            Codes::Four(words, of) => {
+                let rows = of.unpack_rows(row, width, scales, least);
+                simd.vectorize(Times::<4, 2, H, R>(rows_of::<4, H>(words, row, width), rows, x))
+            }
+            Codes::Eight(words, of) => {
+                let group = of.group();
+                let rows = of.unpack_rows(row, width, scales, least);
+                let words = rows_of::<8, H>(words, row, width);
+                if group == LANES {
+                    simd.vectorize(Times::<8, 1, H, R>(words, rows, x))
+                } else {
+                    simd.vectorize(Times::<8, 2, H, R>(words, rows, x))
+                }
+            }
+            Codes::F16(_) | Codes::Bf16(_) => return None,
+        })
+    }
 }
 
-/// Unpacks a row.
+/// Scale and least number of each group of a row.
+type Groups<'a> = [&'a [f32]; 2];
+
+impl Scales {
+    /// Unpacks scales and least numbers of a row.
+    #[inline(always)]
+    fn unpack_row<'a>(
+        &self,
+        row: usize,
+        width: usize,
+        scales: &'a mut [f32],
+        least: &'a mut [f32],
+    ) -> Groups<'a> {
+        let [groups] = self.unpack_rows(row, width, scales, least);
+        groups
+    }
+
+    /// Unpacks scales and least numbers of several rows.
+    #[inline(always)]
+    fn unpack_rows<'a, const H: usize>(
+        &self,
+        first: usize,
+        width: usize,
+        scales: &'a mut [f32],
+        least: &'a mut [f32],
+    ) -> [Groups<'a>; H] {
+        let groups = width / self.group();
+        let (scales, least) = (&mut scales[..H * groups], &mut least[..H * groups]);
+        self.unpack(first * groups, scales, least);
+        let (scales, least): (&'a [f32], &'a [f32]) = (scales, least);
+        std::array::from_fn(|h| [&scales[h * groups..][..groups], &least[h * groups..][..groups]])
+    }
+}
+
+/// The words of a row of codes of `BITS` bits.
 #[inline(always)]
-fn unpack<S: Simd>(
+fn row_of<const BITS: usize>(words: &[u32], row: usize, width: usize) -> &[u32] {
+    let count = width.div_ceil(LANES * 32 / BITS) * LANES;
+    &words[row * count..][..count]
+}
+
+/// The words of several rows.
+#[inline(always)]
+fn rows_of<const BITS: usize, const H: usize>(
+    words: &[u32],
+    first: usize,
+    width: usize,
+) -> [&[u32]; H] {
+    std::array::from_fn(|h| row_of::<BITS>(words, first + h, width))
+}
+
+/// Unpacks the numbers with the codes that begin at bit `at · BITS` of some words.
+#[inline(always)]
+fn numbers<S: Simd, const BITS: usize>(
     simd: S,
-    part: &PackedRows,
-    row: usize,
-    scales: &mut [f32],
-    least: &mut [f32],
-    numbers: &mut [f32],
-) {
-    let width = numbers.len();
-    match &part.codes {
-        Codes::Four(words, of) => {
-            unpack_words::<S, 4>(simd, words, of, row, [scales, least], numbers);
-        }
-        Codes::Eight(words, of) => {
-            unpack_words::<S, 8>(simd, words, of, row, [scales, least], numbers);
-        }
-        Codes::F16(bits) => halves(&bits[row * width..][..width], numbers),
-        Codes::Bf16(bits) => {
-            for (number, &bits) in numbers.iter_mut().zip(&bits[row * width..][..width]) {
-                *number = f32::from_bits(u32::from(bits) << 16);
+    words: S::u32s,
+    at: usize,
+    scale: f32,
+    least: f32,
+) -> S::f32s {
+    /// A float of this exponent has the value of its mantissa's integer plus 2²³.
+    const EXPONENT: u32 = (127 + 23) << 23;
+    let codes = simd.wrapping_dyn_shr_u32s(words, simd.splat_u32s((at * BITS) as u32));
+    let codes = simd.and_u32s(codes, simd.splat_u32s((1 << BITS) - 1));
+    let codes = simd.transmute_f32s_u32s(simd.or_u32s(codes, simd.splat_u32s(EXPONENT)));
+    let codes = simd.sub_f32s(codes, simd.splat_f32s(f32::from_bits(EXPONENT)));
+    // The product is exact, so fusing it with the sum changes nothing.
+    simd.mul_add_e_f32s(simd.splat_f32s(scale), codes, simd.splat_f32s(least))
+}
+
+// `Unpack` and `Times` are functions of their own, because the compiler does not unroll their loops where they are
+// inlined into a larger one.
+
+/// Unpacks a row of codes of `BITS` bits in groups of `GROUP · LANES` numbers.
+struct Unpack<'a, const BITS: usize, const GROUP: usize>(&'a [u32], Groups<'a>, &'a mut [f32]);
+
+impl<const BITS: usize, const GROUP: usize> WithSimd for Unpack<'_, BITS, GROUP> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self(words, [scales, least], unpacked) = self;
+        let steps = 32 / BITS;
+        let groups = scales.chunks(steps / GROUP).zip(least.chunks(steps / GROUP));
+        let blocks = words.chunks_exact(LANES).zip(unpacked.chunks_mut(LANES * steps));
+        for ((words, unpacked), (scales, least)) in blocks.zip(groups) {
+            // Unrolled for whole blocks, so that the shifts are constants.
+            if unpacked.len() == LANES * steps {
+                unpack_block::<S, BITS, GROUP>(simd, words, [scales, least], unpacked, steps);
+            } else {
+                let steps = unpacked.len() / LANES;
+                unpack_block::<S, BITS, GROUP>(simd, words, [scales, least], unpacked, steps);
             }
         }
     }
 }
 
-/// Unpacks a row of codes of `BITS` bits.
+/// Unpacks the first `steps · LANES` numbers of a block.
 #[inline(always)]
-fn unpack_words<S: Simd, const BITS: usize>(
+fn unpack_block<S: Simd, const BITS: usize, const GROUP: usize>(
     simd: S,
     words: &[u32],
-    of: &Scales,
-    row: usize,
-    [scales, least]: [&mut [f32]; 2],
-    numbers: &mut [f32],
+    [scales, least]: Groups,
+    unpacked: &mut [f32],
+    steps: usize,
 ) {
-    /// A float of this exponent has the value of its mantissa's integer plus 2²³.
-    const EXPONENT: u32 = (127 + 23) << 23;
-    let width = numbers.len();
-    let (in_block, groups) = (LANES * 32 / BITS, width / of.group());
-    let (scales, least) = (&mut scales[..groups], &mut least[..groups]);
-    of.unpack(row * groups, scales, least);
-    let vectors_of_a_group = of.group() / LANES;
+    let vectors = LANES / S::F32_LANES;
+    let (words, _) = S::as_simd_u32s(words);
+    let (unpacked, _) = S::as_mut_simd_f32s(unpacked);
+    for at in 0..steps {
+        let (scale, least) = (scales[at / GROUP], least[at / GROUP]);
+        for vector in 0..vectors {
+            unpacked[at * vectors + vector] =
+                numbers::<S, BITS>(simd, words[vector], at, scale, least);
+        }
+    }
+}
 
-    let row_words = width.div_ceil(in_block) * LANES;
-    let words = words[row * row_words..][..row_words].chunks_exact(LANES);
-    let mask = simd.splat_u32s((1 << BITS) - 1);
-    let (exponent, bias) = (simd.splat_u32s(EXPONENT), simd.splat_f32s(f32::from_bits(EXPONENT)));
-    for (block, (words, numbers)) in words.zip(numbers.chunks_mut(in_block)).enumerate() {
-        let (words, _) = S::as_simd_u32s(words);
-        for (at, numbers) in numbers.chunks_exact_mut(LANES).enumerate() {
-            let group = (block * in_block / LANES + at) / vectors_of_a_group;
-            let (scale, least) = (simd.splat_f32s(scales[group]), simd.splat_f32s(least[group]));
-            let shift = simd.splat_u32s((at * BITS) as u32);
-            let (numbers, _) = S::as_mut_simd_f32s(numbers);
-            for (number, &word) in numbers.iter_mut().zip(words) {
-                let code = simd.and_u32s(simd.wrapping_dyn_shr_u32s(word, shift), mask);
-                let code = simd.transmute_f32s_u32s(simd.or_u32s(code, exponent));
-                // The product is exact, so fusing it with the sum changes nothing.
-                *number = simd.mul_add_e_f32s(scale, simd.sub_f32s(code, bias), least);
+/// The products of `H` rows of codes with `R` rows of `x`, summed in the order of the tile of unpacked rows.
+struct Times<'a, const BITS: usize, const GROUP: usize, const H: usize, const R: usize>(
+    [&'a [u32]; H],
+    [Groups<'a>; H],
+    [&'a [f32]; R],
+);
+
+impl<const BITS: usize, const GROUP: usize, const H: usize, const R: usize> WithSimd
+    for Times<'_, BITS, GROUP, H, R>
+{
+    type Output = [[f32; R]; H];
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> [[f32; R]; H] {
+        let Self(words, groups, x) = self;
+        let (of_block, vectors, width) = (32 / BITS, LANES / S::F32_LANES, x[0].len());
+        let words: [_; H] = std::array::from_fn(|h| S::as_simd_u32s(words[h]).0);
+        let x: [_; R] = std::array::from_fn(|r| S::as_simd_f32s(&x[r][..width]).0);
+        let mut sums = [[simd.splat_f32s(0.0); R]; H];
+        let blocks = width / (LANES * of_block);
+        for block in 0..blocks {
+            // The compiler knows the lengths of these slices, so it drops the bounds checks in the loop, and the number of
+            // steps, so that the shifts are constants.
+            let words: [&[S::u32s]; H] =
+                std::array::from_fn(|h| &words[h][block * vectors..][..vectors]);
+            let (group, count) = (block * (of_block / GROUP), of_block / GROUP);
+            let scales: [&[f32]; H] = std::array::from_fn(|h| &groups[h][0][group..][..count]);
+            let least: [&[f32]; H] = std::array::from_fn(|h| &groups[h][1][group..][..count]);
+            let first = block * of_block * vectors;
+            let x: [&[S::f32s]; R] = std::array::from_fn(|r| &x[r][first..][..of_block * vectors]);
+            for at in 0..32 / BITS {
+                for vector in 0..vectors {
+                    for h in 0..H {
+                        let (scale, least) = (scales[h][at / GROUP], least[h][at / GROUP]);
+                        let weight = numbers::<S, BITS>(simd, words[h][vector], at, scale, least);
+                        for r in 0..R {
+                            let x = x[r][at * vectors + vector];
+                            sums[h][r] = simd.mul_add_e_f32s(weight, x, sums[h][r]);
+                        }
+                    }
+                }
             }
         }
+        for at in 0..width / LANES % of_block {
+            let group = (blocks * of_block + at) / GROUP;
+            for vector in 0..vectors {
+                for h in 0..H {
+                    let [scales, least] = groups[h];
+                    let words = words[h][blocks * vectors + vector];
+                    let weight = numbers::<S, BITS>(simd, words, at, scales[group], least[group]);
+                    for r in 0..R {
+                        let x = x[r][(blocks * of_block + at) * vectors + vector];
+                        sums[h][r] = simd.mul_add_e_f32s(weight, x, sums[h][r]);
+                    }
+                }
+            }
+        }
+        let mut products = [[0.0; R]; H];
+        for h in 0..H {
+            for r in 0..R {
+                products[h][r] = simd.reduce_sum_f32s(sums[h][r]);
+            }
+        }
+        products
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::packed::words;
+    use crate::host::packed::{PackedRows, words};
 
     /// Every kind of code and scale, in rows that end within a block. The blocks' numbers have few bits, as in a file.
     #[test]

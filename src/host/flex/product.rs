@@ -54,6 +54,19 @@ pub(super) trait Matrix: Sync {
 
     /// A row.
     fn row<'a>(&'a self, row: usize, buffer: &'a mut Self::Buffer) -> &'a [f32];
+
+    /// The products of `H` rows from row `first` on with a few rows of `x`, if they can be computed without the rows as
+    /// a slice. The sums are those of [`tile`].
+    #[inline(always)]
+    fn sums_of_few<S: Simd, const H: usize, const R: usize>(
+        &self,
+        _simd: S,
+        _first: usize,
+        _x: [&[f32]; R],
+        _buffer: &mut Self::Buffer,
+    ) -> Option<[[f32; R]; H]> {
+        None
+    }
 }
 
 /// Rows of `width` numbers, one after the other.
@@ -128,6 +141,10 @@ struct Part<'a, 'p, M> {
 // of rows was a multiple of four, and slower otherwise (docs/design/decoding-on-the-host.md).
 const HEIGHT: usize = 4;
 
+/// The number of matrix rows that are multiplied with all rows of `x` before the next ones. They should fit in the L2
+/// cache, unpacked.
+const PANEL: usize = 8;
+
 impl<M: Matrix> WithSimd for Part<'_, '_, M> {
     type Output = ();
 
@@ -136,21 +153,74 @@ impl<M: Matrix> WithSimd for Part<'_, '_, M> {
         let Part { x, matrix, first, product } = self;
         let [_, width] = matrix.dims();
         let columns_of_part = product.first().map_or(0, |row| row.len());
-        // A single row is limited by memory bandwidth, and one stream is read faster than several.
-        let in_tiles = if product.len() == 1 { 0 } else { columns_of_part / HEIGHT * HEIGHT };
         let mut buffer = M::Buffer::default();
-        for at in (0..in_tiles).step_by(HEIGHT) {
-            let weight = matrix.rows(simd, first + at, HEIGHT, &mut buffer);
-            columns::<S, HEIGHT>(simd, x, weight, width, product, at);
-        }
-        for at in in_tiles..columns_of_part {
-            let weight = matrix.rows(simd, first + at, 1, &mut buffer);
-            columns::<S, 1>(simd, x, weight, width, product, at);
+        let mut at = 0;
+        while at < columns_of_part {
+            let left = columns_of_part - at;
+            if left >= HEIGHT && few(simd, x, matrix, first + at, product, at, &mut buffer) {
+                at += HEIGHT;
+                continue;
+            }
+            // A single row is limited by memory bandwidth, and one stream is read faster than several.
+            let count = match product.len() {
+                _ if left < HEIGHT => 1,
+                1 => 1,
+                _ => (left / HEIGHT * HEIGHT).min(PANEL),
+            };
+            let weight = matrix.rows(simd, first + at, count, &mut buffer);
+            if count == 1 {
+                columns::<S, 1>(simd, x, weight, width, product, at);
+            } else {
+                columns::<S, HEIGHT>(simd, x, weight, width, product, at);
+            }
+            at += count;
         }
     }
 }
 
-/// Computes `H` columns of the product, from column `at` on. Their rows of the matrix stay in the L1 cache meanwhile.
+/// Computes `HEIGHT` columns of the product for up to four rows of `x`, if the matrix can do so without its rows.
+#[inline(always)]
+fn few<S: Simd, M: Matrix>(
+    simd: S,
+    x: &[f32],
+    matrix: &M,
+    first: usize,
+    product: &mut [&mut [f32]],
+    at: usize,
+    buffer: &mut M::Buffer,
+) -> bool {
+    match product.len() {
+        1 => few_rows::<S, M, 1>(simd, x, matrix, first, product, at, buffer),
+        2 => few_rows::<S, M, 2>(simd, x, matrix, first, product, at, buffer),
+        3 => few_rows::<S, M, 3>(simd, x, matrix, first, product, at, buffer),
+        4 => few_rows::<S, M, 4>(simd, x, matrix, first, product, at, buffer),
+        _ => false,
+    }
+}
+
+#[inline(always)]
+fn few_rows<S: Simd, M: Matrix, const R: usize>(
+    simd: S,
+    x: &[f32],
+    matrix: &M,
+    first: usize,
+    product: &mut [&mut [f32]],
+    at: usize,
+    buffer: &mut M::Buffer,
+) -> bool {
+    let [_, width] = matrix.dims();
+    let x = std::array::from_fn(|r| &x[r * width..][..width]);
+    let sums = matrix.sums_of_few::<S, HEIGHT, R>(simd, first, x, buffer);
+    let Some(sums) = sums else { return false };
+    for (h, sums) in sums.iter().enumerate() {
+        for (product, sum) in product.iter_mut().zip(sums) {
+            product[at + h] = *sum;
+        }
+    }
+    true
+}
+
+/// Computes the columns of the product of the given rows of the matrix, `H` at a time, from column `at` on.
 #[inline(always)]
 fn columns<S: Simd, const H: usize>(
     simd: S,
@@ -167,13 +237,16 @@ fn columns<S: Simd, const H: usize>(
     for tiles in (1..=product.len().div_ceil(most)).rev() {
         let rows = product.len().div_ceil(tiles);
         let (these, others) = product.split_at_mut(rows);
-        match rows {
-            1 => tile::<S, H, 1>(simd, x, weight, width, these, at),
-            2 => tile::<S, H, 2>(simd, x, weight, width, these, at),
-            3 => tile::<S, H, 3>(simd, x, weight, width, these, at),
-            4 => tile::<S, H, 4>(simd, x, weight, width, these, at),
-            5 => tile::<S, H, 5>(simd, x, weight, width, these, at),
-            _ => tile::<S, H, 6>(simd, x, weight, width, these, at),
+        // The rows of `x` stay in the L1 cache meanwhile, those of the matrix come from the L2 cache.
+        for (weight, at) in weight.chunks_exact(H * width).zip((at..).step_by(H)) {
+            match rows {
+                1 => tile::<S, H, 1>(simd, x, weight, width, these, at),
+                2 => tile::<S, H, 2>(simd, x, weight, width, these, at),
+                3 => tile::<S, H, 3>(simd, x, weight, width, these, at),
+                4 => tile::<S, H, 4>(simd, x, weight, width, these, at),
+                5 => tile::<S, H, 5>(simd, x, weight, width, these, at),
+                _ => tile::<S, H, 6>(simd, x, weight, width, these, at),
+            }
         }
         (x, product) = (&x[rows * width..], others);
     }
