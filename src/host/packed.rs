@@ -84,6 +84,25 @@ impl Scales {
         }
     }
 
+    /// The groups of `rows` equal rows, for tests.
+    #[cfg(test)]
+    pub(crate) fn repeat(self, rows: usize) -> Self {
+        match self {
+            Self::Scaled { scales, least } => Self::Scaled { scales: scales.repeat(rows), least },
+            Self::Both { scales, least } => {
+                Self::Both { scales: scales.repeat(rows), least: least.repeat(rows) }
+            }
+            Self::Blocks { integers, blocks } => {
+                let blocks = blocks.repeat(rows);
+                Self::Blocks { integers: integers.repeat(rows), blocks }
+            }
+            Self::SignedBlocks { integers, blocks } => {
+                let blocks = blocks.repeat(rows);
+                Self::SignedBlocks { integers: integers.repeat(rows), blocks }
+            }
+        }
+    }
+
     fn bytes(&self) -> usize {
         match self {
             Self::Scaled { scales, .. } => 2 * scales.len(),

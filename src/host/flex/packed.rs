@@ -95,16 +95,16 @@ impl Matrix for PackedMatrix {
             match &part.codes {
                 Codes::Four(words, of) => {
                     let of = of.unpack_row(row, width, scales, least);
-                    simd.vectorize(Unpack::<4, 2>(row_of::<4>(words, row, width), of, numbers));
+                    unpack::<S, 4, 2>(simd, row_of::<4>(words, row, width), of, numbers);
                 }
                 Codes::Eight(words, of) => {
                     let words = row_of::<8>(words, row, width);
                     let group = of.group();
                     let of = of.unpack_row(row, width, scales, least);
                     if group == LANES {
-                        simd.vectorize(Unpack::<8, 1>(words, of, numbers));
+                        unpack::<S, 8, 1>(simd, words, of, numbers);
                     } else {
-                        simd.vectorize(Unpack::<8, 2>(words, of, numbers));
+                        unpack::<S, 8, 2>(simd, words, of, numbers);
                     }
                 }
                 Codes::F16(bits) => halves(&bits[row * width..][..width], numbers),
@@ -152,16 +152,16 @@ impl Matrix for PackedMatrix {
         Some(match &part.codes {
             Codes::Four(words, of) => {
                 let rows = of.unpack_rows(row, width, scales, least);
-                simd.vectorize(Times::<4, 2, H, R>(rows_of::<4, H>(words, row, width), rows, x))
+                times_packed::<S, 4, 2, H, R>(simd, rows_of::<4, H>(words, row, width), rows, x)
             }
             Codes::Eight(words, of) => {
                 let group = of.group();
                 let rows = of.unpack_rows(row, width, scales, least);
                 let words = rows_of::<8, H>(words, row, width);
                 if group == LANES {
-                    simd.vectorize(Times::<8, 1, H, R>(words, rows, x))
+                    times_packed::<S, 8, 1, H, R>(simd, words, rows, x)
                 } else {
-                    simd.vectorize(Times::<8, 2, H, R>(words, rows, x))
+                    times_packed::<S, 8, 2, H, R>(simd, words, rows, x)
                 }
             }
             Codes::F16(_) | Codes::Bf16(_) => return None,
@@ -239,29 +239,24 @@ fn numbers<S: Simd, const BITS: usize>(
     simd.mul_add_e_f32s(simd.splat_f32s(scale), codes, simd.splat_f32s(least))
 }
 
-// `Unpack` and `Times` are functions of their own, because the compiler does not unroll their loops where they are
-// inlined into a larger one.
-
 /// Unpacks a row of codes of `BITS` bits in groups of `GROUP · LANES` numbers.
-struct Unpack<'a, const BITS: usize, const GROUP: usize>(&'a [u32], Groups<'a>, &'a mut [f32]);
-
-impl<const BITS: usize, const GROUP: usize> WithSimd for Unpack<'_, BITS, GROUP> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let Self(words, [scales, least], unpacked) = self;
-        let steps = 32 / BITS;
-        let groups = scales.chunks(steps / GROUP).zip(least.chunks(steps / GROUP));
-        let blocks = words.chunks_exact(LANES).zip(unpacked.chunks_mut(LANES * steps));
-        for ((words, unpacked), (scales, least)) in blocks.zip(groups) {
-            // Unrolled for whole blocks, so that the shifts are constants.
-            if unpacked.len() == LANES * steps {
-                unpack_block::<S, BITS, GROUP>(simd, words, [scales, least], unpacked, steps);
-            } else {
-                let steps = unpacked.len() / LANES;
-                unpack_block::<S, BITS, GROUP>(simd, words, [scales, least], unpacked, steps);
-            }
+#[inline(always)]
+fn unpack<S: Simd, const BITS: usize, const GROUP: usize>(
+    simd: S,
+    words: &[u32],
+    [scales, least]: Groups,
+    unpacked: &mut [f32],
+) {
+    let steps = 32 / BITS;
+    let groups = scales.chunks(steps / GROUP).zip(least.chunks(steps / GROUP));
+    let blocks = words.chunks_exact(LANES).zip(unpacked.chunks_mut(LANES * steps));
+    for ((words, unpacked), (scales, least)) in blocks.zip(groups) {
+        // Unrolled for whole blocks, so that the shifts are constants.
+        if unpacked.len() == LANES * steps {
+            unpack_block::<S, BITS, GROUP>(simd, words, [scales, least], unpacked, steps);
+        } else {
+            let steps = unpacked.len() / LANES;
+            unpack_block::<S, BITS, GROUP>(simd, words, [scales, least], unpacked, steps);
         }
     }
 }
@@ -288,88 +283,80 @@ fn unpack_block<S: Simd, const BITS: usize, const GROUP: usize>(
 }
 
 /// The products of `H` rows of codes with `R` rows of `x`, summed in the order of the tile of unpacked rows.
-struct Times<'a, const BITS: usize, const GROUP: usize, const H: usize, const R: usize>(
-    [&'a [u32]; H],
-    [Groups<'a>; H],
-    [&'a [f32]; R],
-);
-
-impl<const BITS: usize, const GROUP: usize, const H: usize, const R: usize> WithSimd
-    for Times<'_, BITS, GROUP, H, R>
-{
-    type Output = [[f32; R]; H];
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) -> [[f32; R]; H] {
-        let Self(words, groups, x) = self;
-        let (of_block, vectors, width) = (32 / BITS, LANES / S::F32_LANES, x[0].len());
-        let words: [_; H] = std::array::from_fn(|h| S::as_simd_u32s(words[h]).0);
-        let x: [_; R] = std::array::from_fn(|r| S::as_simd_f32s(&x[r][..width]).0);
-        let mut sums = [[simd.splat_f32s(0.0); R]; H];
-        let blocks = width / (LANES * of_block);
-        for block in 0..blocks {
-            // The compiler knows the lengths of these slices, so it drops the bounds checks in the loop, and the number of
-            // steps, so that the shifts are constants.
-            let words: [&[S::u32s]; H] =
-                std::array::from_fn(|h| &words[h][block * vectors..][..vectors]);
-            let (group, count) = (block * (of_block / GROUP), of_block / GROUP);
-            let scales: [&[f32]; H] = std::array::from_fn(|h| &groups[h][0][group..][..count]);
-            let least: [&[f32]; H] = std::array::from_fn(|h| &groups[h][1][group..][..count]);
-            let first = block * of_block * vectors;
-            let x: [&[S::f32s]; R] = std::array::from_fn(|r| &x[r][first..][..of_block * vectors]);
-            for at in 0..32 / BITS {
-                for vector in 0..vectors {
-                    for h in 0..H {
-                        let (scale, least) = (scales[h][at / GROUP], least[h][at / GROUP]);
-                        let weight = numbers::<S, BITS>(simd, words[h][vector], at, scale, least);
-                        for r in 0..R {
-                            let x = x[r][at * vectors + vector];
-                            sums[h][r] = simd.mul_add_e_f32s(weight, x, sums[h][r]);
-                        }
-                    }
-                }
-            }
-        }
-        for at in 0..width / LANES % of_block {
-            let group = (blocks * of_block + at) / GROUP;
+#[inline(always)]
+fn times_packed<S: Simd, const BITS: usize, const GROUP: usize, const H: usize, const R: usize>(
+    simd: S,
+    words: [&[u32]; H],
+    groups: [Groups; H],
+    x: [&[f32]; R],
+) -> [[f32; R]; H] {
+    let (of_block, vectors, width) = (32 / BITS, LANES / S::F32_LANES, x[0].len());
+    let words: [_; H] = std::array::from_fn(|h| S::as_simd_u32s(words[h]).0);
+    let x: [_; R] = std::array::from_fn(|r| S::as_simd_f32s(&x[r][..width]).0);
+    let mut sums = [[simd.splat_f32s(0.0); R]; H];
+    let blocks = width / (LANES * of_block);
+    for block in 0..blocks {
+        // The compiler knows the lengths of these slices, so it drops the bounds checks in the loop, and the number of
+        // steps, so that the shifts are constants.
+        let words: [&[S::u32s]; H] =
+            std::array::from_fn(|h| &words[h][block * vectors..][..vectors]);
+        let (group, count) = (block * (of_block / GROUP), of_block / GROUP);
+        let scales: [&[f32]; H] = std::array::from_fn(|h| &groups[h][0][group..][..count]);
+        let least: [&[f32]; H] = std::array::from_fn(|h| &groups[h][1][group..][..count]);
+        let first = block * of_block * vectors;
+        let x: [&[S::f32s]; R] = std::array::from_fn(|r| &x[r][first..][..of_block * vectors]);
+        for at in 0..32 / BITS {
             for vector in 0..vectors {
                 for h in 0..H {
-                    let [scales, least] = groups[h];
-                    let words = words[h][blocks * vectors + vector];
-                    let weight = numbers::<S, BITS>(simd, words, at, scales[group], least[group]);
+                    let (scale, least) = (scales[h][at / GROUP], least[h][at / GROUP]);
+                    let weight = numbers::<S, BITS>(simd, words[h][vector], at, scale, least);
                     for r in 0..R {
-                        let x = x[r][(blocks * of_block + at) * vectors + vector];
+                        let x = x[r][at * vectors + vector];
                         sums[h][r] = simd.mul_add_e_f32s(weight, x, sums[h][r]);
                     }
                 }
             }
         }
-        let mut products = [[0.0; R]; H];
-        for h in 0..H {
-            for r in 0..R {
-                products[h][r] = simd.reduce_sum_f32s(sums[h][r]);
+    }
+    for at in 0..width / LANES % of_block {
+        let group = (blocks * of_block + at) / GROUP;
+        for vector in 0..vectors {
+            for h in 0..H {
+                let [scales, least] = groups[h];
+                let words = words[h][blocks * vectors + vector];
+                let weight = numbers::<S, BITS>(simd, words, at, scales[group], least[group]);
+                for r in 0..R {
+                    let x = x[r][(blocks * of_block + at) * vectors + vector];
+                    sums[h][r] = simd.mul_add_e_f32s(weight, x, sums[h][r]);
+                }
             }
         }
-        products
     }
+    let mut products = [[0.0; R]; H];
+    for h in 0..H {
+        for r in 0..R {
+            products[h][r] = simd.reduce_sum_f32s(sums[h][r]);
+        }
+    }
+    products
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::product::Dense, *};
     use crate::host::packed::{PackedRows, words};
 
-    /// Every kind of code and scale, in rows that end within a block. The blocks' numbers have few bits, as in a file.
-    #[test]
-    fn rows_are_those_that_are_unpacked_one_by_one() {
-        const WIDTH: usize = 5 * 256 / 4;
+    const WIDTH: usize = 5 * 256 / 4;
+
+    /// Rows of every kind of code and scale, which end within a block. The blocks' numbers have few bits, as in a file.
+    fn every_kind() -> [Codes; 6] {
         let bits = |count: usize, step: usize| -> Vec<u16> {
             (0..count).map(|i| 0x2c00 + (i * step % 4096) as u16).collect()
         };
         let codes = |most: usize| -> Vec<u8> { (0..WIDTH).map(|i| (i * 7 % most) as u8).collect() };
         let groups = WIDTH / 32;
         let integers = (0..groups).map(|i| [i as u8 % 64, 63 - i as u8 % 64]).collect();
-        let all = [
+        [
             Codes::Four(
                 words::<4>(&codes(16)).collect(),
                 Scales::Scaled { scales: bits(groups, 77), least: -8.0 },
@@ -391,13 +378,47 @@ mod tests {
             ),
             Codes::F16(bits(WIDTH, 5)),
             Codes::Bf16(bits(WIDTH, 3)),
-        ];
-        let parts = all.map(|codes| PackedRows { rows: 1, codes });
+        ]
+    }
+
+    #[test]
+    fn rows_are_those_that_are_unpacked_one_by_one() {
+        let parts = every_kind().map(|codes| PackedRows { rows: 1, codes });
         let matrix = PackedMatrix::new(WIDTH, parts.to_vec());
         let expected = matrix.to_numbers();
         let mut buffer = Unpacked::default();
         for (row, expected) in expected.chunks(WIDTH).enumerate() {
             assert_eq!(matrix.row(row, &mut buffer), expected, "{row}");
+        }
+    }
+
+    /// Few rows are multiplied in registers, more with unpacked rows.
+    #[test]
+    fn products_are_those_of_the_unpacked_matrix() {
+        // Tiles within a part and across parts.
+        let mut parts = Vec::new();
+        for codes in every_kind() {
+            for rows in [1, 5, 4, 7] {
+                let codes = codes.clone();
+                let codes = match codes {
+                    Codes::Four(words, of) => Codes::Four(words.repeat(rows), of.repeat(rows)),
+                    Codes::Eight(words, of) => Codes::Eight(words.repeat(rows), of.repeat(rows)),
+                    Codes::F16(bits) => Codes::F16(bits.repeat(rows)),
+                    Codes::Bf16(bits) => Codes::Bf16(bits.repeat(rows)),
+                };
+                parts.push(PackedRows { rows, codes });
+            }
+        }
+        let matrix = PackedMatrix::new(WIDTH, parts);
+        let unpacked = matrix.to_numbers();
+        let [columns, _] = matrix.dims();
+        let dense = Dense { numbers: &unpacked, width: WIDTH };
+        for rows in [1, 2, 3, 4, 5, 7, 13] {
+            let x: Vec<f32> = (0..rows * WIDTH).map(|i| (i as f32 * 0.37).sin()).collect();
+            let (mut here, mut expected) = (vec![0.0; rows * columns], vec![0.0; rows * columns]);
+            multiply(&x, &matrix, &mut here);
+            multiply(&x, &dense, &mut expected);
+            assert_eq!(here, expected, "{rows} rows");
         }
     }
 }

@@ -52,6 +52,43 @@ fn each_is_what_burn_computes() {
     }
 }
 
+/// Rows of different lengths, for one new token and for a few.
+#[cfg(feature = "llama")]
+#[test]
+fn attention_is_what_burn_computes() {
+    let (rows, kv_heads, group, width, columns, capacity) = (3, 2, 3, 40, 21, 32);
+    let shape = [rows, kv_heads, capacity, width];
+    let (keys, values) = (wave(shape, 0.71, 2.0), wave(shape, 0.13, 3.0));
+    for new in [1, 2, 8] {
+        let queries = wave([rows, kv_heads, group * new, width], 0.37, 2.0);
+        let starts = [0, 5, columns - new];
+        let hidden = |row: usize, query: usize, column: usize| {
+            column < starts[row] || column > columns - new + query
+        };
+        let mut mask = Vec::new();
+        for row in 0..rows {
+            for query in 0..new {
+                let line = (0..columns).map(|column| hidden(row, query, column));
+                mask.extend(line.map(|hidden| if hidden { f32::NEG_INFINITY } else { 0.0 }));
+            }
+        }
+        let mask = TensorData::new(mask, [rows, 1, new, columns]);
+        let mask = Tensor::from_data(mask, &Device::flex());
+        let seen = |keys, values, mask| Seen { keys, values, columns, new, starts: &starts, mask };
+        let here = attend(queries.clone(), &seen(&keys, &values, None));
+        assert!(super::attend::attend(&queries, &seen(&keys, &values, None)).is_some());
+        let (keys, values) = (keys.clone().autodiff(), values.clone().autodiff());
+        let mask = mask.autodiff();
+        let burns = attend(queries.autodiff(), &seen(&keys, &values, Some(&mask)));
+        assert_same(here, burns);
+    }
+    // What is not a number is not hidden.
+    let bad = keys.clone().mul_scalar(f32::NAN);
+    let queries = wave([rows, kv_heads, group, width], 0.37, 2.0);
+    let seen = Seen { keys: &bad, values: &values, columns, new: 1, starts: &[0; 3], mask: None };
+    assert!(numbers(attend(queries, &seen)).into_iter().all(f32::is_nan));
+}
+
 #[test]
 fn picked_rows_are_those_that_burn_picks() {
     let (x, weight) = (wave([5, 37], 0.91, 1.0), wave([101, 37], 0.37, 1.0));
