@@ -2,13 +2,13 @@
 
 use std::fmt::Debug;
 
-use burn::tensor::{Tensor, activation::sigmoid};
+use burn::tensor::Tensor;
 
 use super::{
     gradient::Gradient,
     source::{LAYER_NORM_EPSILON, SourceNorm},
 };
-use crate::host::{times_each, times_each_transposed};
+use crate::host::{sigmoid, times_each, times_each_transposed};
 
 /// A distiller's network as a function of its parameters, for many slots at once. With it, a bank predicts and updates
 /// all of its slots in one batched product instead of one after the other.
@@ -124,8 +124,10 @@ pub(super) struct StackedSwiGlu {
 struct BlockPass {
     x: Tensor<3>,
     z: Tensor<3>,
+    sigma: Tensor<3>,
     gate: Tensor<3>,
     up: Tensor<3>,
+    hidden: Tensor<3>,
 }
 
 impl BlockPass {
@@ -133,13 +135,14 @@ impl BlockPass {
     fn forward(parameters: &[Tensor<3>], x: Tensor<3>) -> Self {
         let z = times_each(x.clone(), &parameters[0]);
         let up = times_each(x.clone(), &parameters[1]);
-        let gate = sigmoid(z.clone()) * z.clone();
-        Self { x, z, gate, up }
+        let sigma = sigmoid(z.clone());
+        let gate = sigma.clone() * z.clone();
+        let hidden = gate.clone() * up.clone();
+        Self { x, z, sigma, gate, up, hidden }
     }
 
     fn output(&self, parameters: &[Tensor<3>]) -> Tensor<3> {
-        let hidden = self.gate.clone() * self.up.clone();
-        self.x.clone() + times_each(hidden, &parameters[2])
+        self.x.clone() + times_each(self.hidden.clone(), &parameters[2])
     }
 }
 
@@ -169,11 +172,11 @@ impl StackedDistiller for StackedSwiGlu {
         let mut upstream = (x - deep) * weight.mul_scalar(2.0); // ∂L/∂y
         let mut gradients = Vec::with_capacity(parameters.len());
         for (at, (block, pass)) in parameters.chunks_exact(3).zip(passes).enumerate().rev() {
-            let BlockPass { x, z, gate, up } = pass;
-            let d_down = product(&(gate.clone() * up.clone()), &upstream);
+            let BlockPass { x, z, sigma, gate, up, hidden } = pass;
+            let d_down = product(&hidden, &upstream);
             let d_hidden = times_each_transposed(upstream.clone(), &block[2]);
             let d_up = d_hidden.clone() * gate;
-            let d_z = d_hidden * up * silu_slope(z);
+            let d_z = d_hidden * up * silu_slope(z, sigma);
             gradients.extend([d_down, product(&x, &d_up), product(&x, &d_z)]);
             // The source has no parameters, so the gradient of the first block's input is not needed.
             if at > 0 {
@@ -195,11 +198,13 @@ pub(super) struct StackedLowRank {
 }
 
 /// The intermediate values of the low-rank block, kept for the backward pass: the product before the gate, the gate's
-/// argument and value, and the normed residual with the inverse standard deviation that normed it.
+/// argument, its sigmoid and the gate, the gated product, and the normed residual with the inverse standard deviation that normed it.
 struct LowRankPass {
     low: Tensor<3>,
     z: Tensor<3>,
+    sigma: Tensor<3>,
     gate: Tensor<3>,
+    hidden: Tensor<3>,
     normed: Tensor<3>,
     inverse: Tensor<3>,
 }
@@ -208,14 +213,16 @@ impl LowRankPass {
     /// `parameters` in the order of the module: `a`, `g`, `g_bias`, `b`, and the norm's weight and bias.
     fn forward(parameters: &[Tensor<3>], x: &Tensor<3>) -> Self {
         let z = times_each(x.clone(), &parameters[1]) + parameters[2].clone();
-        let gate = sigmoid(z.clone()) * z.clone();
+        let sigma = sigmoid(z.clone());
+        let gate = sigma.clone() * z.clone();
         let low = times_each(x.clone(), &parameters[0]);
-        let o = x.clone() + times_each(low.clone() * gate.clone(), &parameters[3]);
+        let hidden = low.clone() * gate.clone();
+        let o = x.clone() + times_each(hidden.clone(), &parameters[3]);
         let centred = o.clone() - o.mean_dim(2);
         let variance = centred.clone().square().mean_dim(2);
         let inverse = variance.add_scalar(LAYER_NORM_EPSILON).sqrt().recip();
         let normed = centred * inverse.clone();
-        Self { low, z, gate, normed, inverse }
+        Self { low, z, sigma, gate, hidden, normed, inverse }
     }
 
     fn output(&self, parameters: &[Tensor<3>]) -> Tensor<3> {
@@ -238,7 +245,7 @@ impl StackedDistiller for StackedLowRank {
         let x = self.source_norm.apply(shallow);
         let pass = LowRankPass::forward(parameters, &x);
         let upstream = (pass.output(parameters) - deep) * weight.mul_scalar(2.0); // ∂L/∂y
-        let LowRankPass { low, z, gate, normed, inverse } = pass;
+        let LowRankPass { low, z, sigma, gate, hidden, normed, inverse } = pass;
         // Padding rows need no mask in these sums: their weight of 0 is a factor of `upstream`.
         let d_norm_weight = (upstream.clone() * normed.clone()).sum_dim(1);
         let d_norm_bias = upstream.clone().sum_dim(1);
@@ -248,10 +255,10 @@ impl StackedDistiller for StackedLowRank {
         let along = (d_normed.clone() * normed.clone()).mean_dim(2);
         let d_o = (d_normed.clone() - d_normed.mean_dim(2) - normed * along) * inverse;
 
-        let d_b = product(&(low.clone() * gate.clone()), &d_o);
+        let d_b = product(&hidden, &d_o);
         let d_hidden = times_each_transposed(d_o, &parameters[3]);
         let d_a = product(&x, &(d_hidden.clone() * gate));
-        let d_z = d_hidden * low * silu_slope(z);
+        let d_z = d_hidden * low * silu_slope(z, sigma);
         let d_g = product(&x, &d_z);
         let [d_g_bias, d_norm_weight, d_norm_bias] =
             [d_z.sum_dim(1), d_norm_weight, d_norm_bias].map(Gradient::Whole);
@@ -259,9 +266,8 @@ impl StackedDistiller for StackedLowRank {
     }
 }
 
-/// The derivative of silu: `d silu(z) / dz = σ(z)·(1 + z·(1 − σ(z)))`.
-fn silu_slope(z: Tensor<3>) -> Tensor<3> {
-    let sigma = sigmoid(z.clone());
+/// The derivative of silu, `d silu(z) / dz = σ·(1 + z·(1 − σ))` with `σ = σ(z)`.
+fn silu_slope(z: Tensor<3>, sigma: Tensor<3>) -> Tensor<3> {
     let rest = sigma.ones_like() - sigma.clone();
     sigma * (z * rest).add_scalar(1.0)
 }

@@ -10,9 +10,7 @@ mod kernels;
 #[cfg(feature = "llama")]
 pub(crate) mod packed;
 
-#[cfg(feature = "llama")]
-use burn::tensor::DType;
-use burn::tensor::{Device, Int, Tensor};
+use burn::tensor::{DType, Device, Int, Tensor};
 
 #[cfg(feature = "llama")]
 use self::packed::PackedMatrix;
@@ -38,6 +36,24 @@ pub(crate) fn times_transposed(x: Tensor<2>, weight: &Tensor<2>) -> Tensor<2> {
         return product;
     }
     x.matmul(weight.clone().transpose())
+}
+
+/// `σ(x) = 1 / (1 + exp(−x))`.
+pub(crate) fn sigmoid<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    if is_flex(&x.device()) || x.dtype() != DType::F32 {
+        return burn::tensor::activation::sigmoid(x);
+    }
+    // On a GPU burn computes `exp(−log(1 + exp(−x)))`, in six launches.
+    x.neg().exp().add_scalar(1.0).recip()
+}
+
+/// `x · σ(x)`.
+#[cfg(feature = "llama")]
+fn silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    if is_flex(&x.device()) || x.dtype() != DType::F32 {
+        return burn::tensor::activation::silu(x);
+    }
+    sigmoid(x.clone()) * x
 }
 
 /// `x·W` for each slot, with `x` `[slots, rows, in]` and `W` `[slots, in, out]`.
@@ -117,7 +133,7 @@ pub(crate) fn silu_gated(both: Tensor<2>) -> Tensor<2> {
         return gated;
     }
     let half = both.dims()[1] / 2;
-    burn::tensor::activation::silu(both.clone().narrow(1, 0, half)) * both.narrow(1, half, half)
+    silu(both.clone().narrow(1, 0, half)) * both.narrow(1, half, half)
 }
 
 /// `x / √(mean(x²) + ε) · weight` over the last dimension. The mean is computed in `f32` for every element type,

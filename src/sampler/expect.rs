@@ -100,7 +100,7 @@ impl Predicted {
         let tokens =
             Tensor::from_data(padded_tokens(&left, widest), &self.expected.device().inner());
         let asked = self.ask(lm_head, &late, tokens, reference.vocab)?;
-        let [error, deep] = self.lengths(&late);
+        let [error, deep] = self.square_lengths(&late);
         // The norms are read together with the logits: every transfer makes the host wait for the device. They also
         // show whether the states are finite, so there is no separate check.
         let width = asked.values.dims()[1];
@@ -109,7 +109,7 @@ impl Predicted {
         for (place, &i) in late.iter().enumerate() {
             let values = &values[place * width..(place + 1) * width];
             let value = |at, token| values[if asked.by_token { token as usize } else { at }];
-            let lengths = [error[place], deep[place]];
+            let lengths = [error[place], deep[place]].map(f32::sqrt);
             let reference = reference.row(self.at[i]);
             set(&mut rows[self.at[i]], reference, value, asked.is_difference, lengths);
         }
@@ -139,8 +139,8 @@ impl Predicted {
             tokens.clone().select(0, index(places, &tokens.device()))
         };
         let answer = self.ask(lm_head, &predicted, tokens, vocab)?;
-        let lengths = self.lengths(&predicted);
-        Ok(Some(Early { predictions: self.at.len(), asked, answer, lengths }))
+        let square_lengths = self.square_lengths(&predicted);
+        Ok(Some(Early { predictions: self.at.len(), asked, answer, square_lengths }))
     }
 
     /// Asks the LM head for what the expected logits of `tokens`, `[rows, widest]`, are computed from.
@@ -176,11 +176,11 @@ impl Predicted {
         })
     }
 
-    /// `‖deep − predicted‖` and `‖deep‖` of the given rows, `[rows, 1]` each.
-    fn lengths(&self, rows: &[usize]) -> [Tensor<2>; 2] {
+    /// `‖deep − predicted‖²` and `‖deep‖²` of the given rows, `[rows, 1]` each. The host takes the roots.
+    fn square_lengths(&self, rows: &[usize]) -> [Tensor<2>; 2] {
         let predicted = select_rows(&self.predicted, rows);
         let deep = select_rows(self.hidden.deep(), rows);
-        [length(deep.clone() - predicted), length(deep)]
+        [square_length(deep.clone() - predicted), square_length(deep)]
     }
 }
 
@@ -191,13 +191,14 @@ pub(super) struct Early {
     /// The predictions asked about, each with its place among the rows of the answer.
     asked: Vec<(usize, usize)>,
     answer: Asked,
-    lengths: [Tensor<2>; 2],
+    square_lengths: [Tensor<2>; 2],
 }
 
 impl Early {
-    /// What is to be read: the values, `[rows, k]`, and the lengths of errors and deep states, `[rows, 1]`.
+    /// What is to be read: the values, `[rows, k]`, and the squared lengths of errors and deep states, `[rows,
+    /// 1]`.
     pub(super) fn tensors(&self) -> [Tensor<2>; 3] {
-        let [error, deep] = self.lengths.clone();
+        let [error, deep] = self.square_lengths.clone();
         [self.answer.values.clone().inner().cast(DType::F32), error, deep]
     }
 
@@ -214,7 +215,8 @@ impl Early {
             let mut values: Vec<_> = tokens.zip(values[row * k..][..k].iter().copied()).collect();
             values.sort_unstable_by_key(|&(token, _)| token);
             let is_difference = self.answer.is_difference;
-            answers[i] = Some(Answer { values, is_difference, error: error[row], deep: deep[row] });
+            let [error, deep] = [error[row], deep[row]].map(f32::sqrt);
+            answers[i] = Some(Answer { values, is_difference, error, deep });
         }
         answers
     }
@@ -273,9 +275,9 @@ impl Novelty {
     }
 }
 
-/// The Euclidean norm of each row, `[rows, 1]`.
-pub(super) fn length(vectors: Tensor<2>) -> Tensor<2> {
-    vectors.square().sum_dim(1).sqrt()
+/// The squared Euclidean norm of each row, `[rows, 1]`.
+pub(super) fn square_length(vectors: Tensor<2>) -> Tensor<2> {
+    vectors.square().sum_dim(1)
 }
 
 /// The tokens of each row, best first, padded to `width` with the row's best token, `[rows, width]`.

@@ -5,7 +5,7 @@ use burn::tensor::Tensor;
 use super::{
     Sampler, StepOutput, StepRow,
     best::read_best,
-    expect::{Predicted, expect_other, length},
+    expect::{Predicted, expect_other, square_length},
     input::LogitsInput,
     logits::{Logits, RowLogits},
     row::RowState,
@@ -200,8 +200,8 @@ impl<'a> Step<'a> {
             return Ok(());
         }
         let broken = predicted.parts.iter().map(|part| {
-            let [lengths] = self.reader.read([length(select_rows(part, &failed))])?;
-            Ok(lengths.into_iter().map(|length| !length.is_finite()).collect())
+            let [squares] = self.reader.read([square_length(select_rows(part, &failed))])?;
+            Ok(squares.into_iter().map(|square| !square.is_finite()).collect())
         });
         let broken = broken.collect::<Result<Vec<Vec<bool>>, StepError>>()?;
         let ids = |rows: &[usize]| rows.iter().map(|&i| predicted.ids[i]).collect::<Vec<_>>();

@@ -10,12 +10,13 @@ use burn::{
 use super::{
     error::TrainError,
     optimizer::{LossReduction, OptimizerConfig},
-    rule::{Moments, apply, bytes},
+    rule::{Moments, apply, apply_joined, bytes},
     slots::{Misfit, SlotRows, SlotTensors, Slots, bytes_per_slot, check_fit, check_prediction},
 };
 use crate::{
     distiller::{Distiller, Gradient, StackedDistiller},
     hidden::HiddenStates,
+    host::is_flex,
     tensor::{from_f32, index, is_all},
 };
 
@@ -32,6 +33,8 @@ pub(crate) struct StackedSlots<D> {
     template: Vec<Tensor<3>>,
     parameters: Vec<Tensor<3>>,
     moments: Moments,
+    /// Whether the moments of all parameters are one tensor. On flex one pass over each parameter is faster.
+    is_joined: bool,
     count: usize,
 }
 
@@ -42,15 +45,60 @@ impl<D: Distiller> StackedSlots<D> {
         let network = distiller.stacked()?;
         // Without a parameter there is nothing to stack, and no tensor whose device `index` could use.
         let template = stackable_parameters(distiller).filter(|template| !template.is_empty())?;
+        let is_joined = template.len() > 1
+            && Moments::per_parameter(optimizer.rule) > 0
+            && !is_flex(&template[0].device());
         Some(Self {
             network,
             optimizer,
             distiller: distiller.clone(),
             parameters: Vec::new(),
             moments: Moments::default(),
+            is_joined,
             template,
             count: 0,
         })
+    }
+
+    /// Zero moments for these parameters, in the form in which they are kept.
+    fn fresh_moments(&self, parameters: &[Tensor<3>]) -> Moments {
+        let fresh = Moments::fresh(self.optimizer.rule, parameters);
+        if self.is_joined { fresh.joined() } else { fresh }
+    }
+
+    /// The moments of a slot in the form in which they are kept, from one tensor per parameter.
+    fn kept(&self, moments: Vec<Tensor<1>>) -> Vec<Tensor<1>> {
+        let is_joined = self.is_joined && !moments.is_empty();
+        if is_joined { vec![Tensor::cat(moments, 0)] } else { moments }
+    }
+
+    /// The moments of a slot, one tensor per parameter, from the form in which they are kept.
+    fn per_parameter(&self, moments: Vec<Tensor<1>>) -> Vec<Tensor<1>> {
+        let [joined] = moments.as_slice() else {
+            return moments;
+        };
+        let mut start = 0;
+        let parts = self.template.iter().map(|parameter| {
+            let count = parameter.dims().iter().product();
+            start += count;
+            joined.clone().narrow(0, start - count, count)
+        });
+        parts.collect()
+    }
+
+    fn apply(
+        &self,
+        done: &[u64],
+        parameters: &mut [Tensor<3>],
+        moments: &mut Moments,
+        gradients: Vec<Gradient>,
+    ) {
+        if self.is_joined {
+            apply_joined(&self.optimizer, done, parameters, moments, gradients);
+        } else {
+            let gradients = gradients.into_iter().map(Some).collect();
+            apply(&self.optimizer, done, parameters, moments, gradients);
+        }
     }
 
     /// Returns the parameters and moments of the slots at `places`, without a copy if these are all slots in order.
@@ -87,7 +135,7 @@ impl<D: Distiller> Slots for StackedSlots<D> {
     fn add(&mut self, count: usize) {
         let fresh: Vec<Tensor<3>> =
             self.template.iter().map(|parameter| parameter.clone().repeat_dim(0, count)).collect();
-        let moments = Moments::fresh(self.optimizer.rule, &fresh);
+        let moments = self.fresh_moments(&fresh);
         let join = |mine, new| Tensor::cat(vec![mine, new], 0);
         if self.count == 0 {
             (self.parameters, self.moments) = (fresh, moments);
@@ -141,19 +189,22 @@ impl<D: Distiller> Slots for StackedSlots<D> {
         let gradients = |parameters: &[Tensor<3>]| {
             let gradients = network.gradients(parameters, shallow, deep, weight);
             check_gradients(parameters, &gradients)?;
-            Ok::<_, TrainError>(gradients.into_iter().map(Some).collect())
+            Ok::<_, TrainError>(gradients)
         };
         // All slots are active, in order: update the tensors in place, without a copy.
         let Some(index) = self.index(&active) else {
             let gradients = gradients(&self.parameters)?;
-            apply(&self.optimizer, &done, &mut self.parameters, &mut self.moments, gradients);
+            let mut parameters = std::mem::take(&mut self.parameters);
+            let mut moments = std::mem::take(&mut self.moments);
+            self.apply(&done, &mut parameters, &mut moments, gradients);
+            (self.parameters, self.moments) = (parameters, moments);
             return Ok(work.len());
         };
         // Some slots are idle: update a copy of the active ones and write it back slot by slot.
         let mut parameters = self.of(&active);
         let gradients = gradients(&parameters)?;
         let mut moments = self.moments.clone().map(|tensor| tensor.select(0, index.clone()));
-        apply(&self.optimizer, &done, &mut parameters, &mut moments, gradients);
+        self.apply(&done, &mut parameters, &mut moments, gradients);
         // `select_assign` would be one operation instead of one per slot, but it adds to the old value, and adding a
         // difference does not give exactly the new value.
         let write = |mut all: Tensor<3>, some: Tensor<3>| {
@@ -200,8 +251,8 @@ impl<D: Distiller> Slots for StackedSlots<D> {
         };
         SlotTensors {
             parameters: flat(&self.parameters),
-            first: flat(&self.moments.first),
-            second: flat(&self.moments.second),
+            first: self.per_parameter(flat(&self.moments.first)),
+            second: self.per_parameter(flat(&self.moments.second)),
         }
     }
 
@@ -223,8 +274,9 @@ impl<D: Distiller> Slots for StackedSlots<D> {
             }
         };
         write(&mut self.parameters, tensors.parameters);
-        write(&mut self.moments.first, tensors.first);
-        write(&mut self.moments.second, tensors.second);
+        let (first, second) = (self.kept(tensors.first), self.kept(tensors.second));
+        write(&mut self.moments.first, first);
+        write(&mut self.moments.second, second);
         Ok(())
     }
 
@@ -232,7 +284,13 @@ impl<D: Distiller> Slots for StackedSlots<D> {
     fn append(&mut self, slots: Vec<SlotTensors>) -> Result<(), Misfit> {
         slots.iter().try_for_each(|tensors| self.check(tensors))?;
         let count = slots.len();
-        let fresh = Moments::fresh(self.optimizer.rule, &self.template);
+        let kept = |tensors: SlotTensors| SlotTensors {
+            first: self.kept(tensors.first),
+            second: self.kept(tensors.second),
+            ..tensors
+        };
+        let slots: Vec<SlotTensors> = slots.into_iter().map(kept).collect();
+        let fresh = self.fresh_moments(&self.template);
         let join = |mine: &mut Vec<Tensor<3>>,
                     template: &[Tensor<3>],
                     of: fn(&SlotTensors) -> &[Tensor<1>]| {

@@ -10,6 +10,7 @@ mod tests;
 use burn::tensor::Tensor;
 
 pub(super) use moments::{Moments, bytes};
+pub(super) use on_device::apply_joined;
 
 use super::optimizer::OptimizerConfig;
 use crate::{distiller::Gradient, host::is_flex};

@@ -23,6 +23,15 @@ impl Moments {
         Self { first: zeros(count >= 1), second: zeros(count >= 2) }
     }
 
+    /// The same with all parameters in one tensor, `[slots, 1, n]`, if the rule keeps moments: for
+    /// [`apply_joined`](super::apply_joined).
+    pub(crate) fn joined(self) -> Self {
+        let all = |tensors: Vec<Tensor<3>>| {
+            if tensors.is_empty() { tensors } else { vec![join(tensors)] }
+        };
+        Self { first: all(self.first), second: all(self.second) }
+    }
+
     /// How many moments a rule keeps of each parameter.
     pub(crate) fn per_parameter(rule: UpdateRule) -> usize {
         match rule {
@@ -50,6 +59,15 @@ impl Moments {
         };
         Self { first: all(self.first, other.first), second: all(self.second, other.second) }
     }
+}
+
+/// Joins `[slots, a, b]` of each parameter to one `[slots, 1, n]`.
+pub(super) fn join(parameters: Vec<Tensor<3>>) -> Tensor<3> {
+    let flat = parameters.into_iter().map(|parameter| {
+        let [slots, a, b] = parameter.dims();
+        parameter.reshape([slots, 1, a * b])
+    });
+    Tensor::cat(flat.collect(), 2)
 }
 
 /// The size of the values of these tensors in bytes.

@@ -8,7 +8,7 @@ use burn::{
 
 use super::{
     adam::Adam,
-    on_device::{apply as apply_on_device, clip},
+    on_device::{apply as apply_on_device, apply_joined, clip},
     *,
 };
 use crate::golden::{assert_close, devices, values};
@@ -260,6 +260,40 @@ fn factors_are_their_product() {
                 for (fast, slow) in fast.iter().zip(&slow) {
                     assert_close("parameters", &values(fast.clone()), &values(slow.clone()), 2e-4);
                 }
+            }
+        }
+    }
+}
+
+/// With one tensor for the moments of all parameters, the numbers are those of one tensor per parameter.
+#[test]
+fn joined_moments_make_the_same_updates() {
+    for device in devices() {
+        let rules = [
+            OptimizerConfig::paper().rule,
+            OptimizerConfig::adam_w(1e-3).rule,
+            UpdateRule::Momentum { momentum: 0.9 },
+        ];
+        for rule in rules {
+            let config =
+                OptimizerConfig { rule, max_grad_norm: Some(0.5), ..OptimizerConfig::sgd(0.1) };
+            let shapes = [[2, 3, 8], [2, 1, 5], [2, 4, 4]];
+            let of = |scale: f32| shapes.map(|shape| wave(shape, scale, &device)).to_vec();
+            let (mut apart, mut joined) = (of(0.3), of(0.3));
+            let mut moments = Moments::fresh(rule, &apart);
+            let mut joined_moments = Moments::fresh(rule, &joined).joined();
+            for done in [[0, 0], [1, 1], [2, 7]] {
+                let gradients = of(1.1 + done[1] as f32);
+                let some = gradients.iter().cloned().map(|g| Some(g.into())).collect();
+                let norm = apply_on_device(&config, &done, &mut apart, &mut moments, some);
+                let all = gradients.into_iter().map(Gradient::from).collect();
+                let joined_norm =
+                    apply_joined(&config, &done, &mut joined, &mut joined_moments, all);
+                let norms = [norm, joined_norm].map(|norm| values(norm.unwrap()));
+                assert_close("norms", &norms[0], &norms[1], 1e-5);
+            }
+            for (apart, joined) in apart.into_iter().zip(joined) {
+                assert_close("parameters", &values(joined), &values(apart), 1e-6);
             }
         }
     }
