@@ -1,4 +1,5 @@
-# !/usr/bin/env bash Runs what needs a GPU but no model file: tests/cases on CUDA and Vulkan devices, the overhead bench
+#!/usr/bin/env bash
+# Runs what needs a GPU but no model file: tests/cases on CUDA and Vulkan devices, the overhead bench
 # on the reference implementation's workload (`--gpu`), the operations of a forward pass alone, and plain decoding with
 # PyTorch for comparison. It can build on one machine and run on another: the machine with the GPU needs no Rust
 # toolchain and no network.
