@@ -153,7 +153,7 @@ async fn submit(
         wants_details: params.wants_details,
         wants_usage: params.is_streamed && params.wants_usage,
     };
-    app.traffic.open.fetch_add(1, Ordering::Relaxed);
+    app.traffic.open.inc();
     let count = submitted.completions.len();
     Ok(Answer {
         app,
@@ -239,10 +239,13 @@ impl Answer {
         let now = Instant::now();
         let traffic = &self.app.traffic;
         if self.usage.completion == 0 {
-            traffic.first_token.observe(now - self.served.started);
+            traffic.first_token.observe((now - self.served.started).as_secs_f64());
+            if let Some(waited) = self.updates.waited() {
+                traffic.queue.observe(waited.as_secs_f64());
+            }
         }
         if let Some(last) = self.texts[at].last.replace(now) {
-            traffic.between_tokens.observe(now - last);
+            traffic.between_tokens.observe((now - last).as_secs_f64());
         }
     }
 
@@ -357,8 +360,8 @@ impl Answer {
 impl Drop for Answer {
     fn drop(&mut self) {
         let took = self.served.started.elapsed();
-        self.app.traffic.open.fetch_sub(1, Ordering::Relaxed);
-        self.app.traffic.requests.observe(took);
+        self.app.traffic.open.dec();
+        self.app.traffic.requests.observe(took.as_secs_f64());
         info!(
             id = self.reply.id,
             completions = self.texts.len(),

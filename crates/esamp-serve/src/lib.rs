@@ -9,12 +9,11 @@ pub mod error;
 mod fields;
 mod generate;
 pub mod groups;
-pub mod histogram;
 pub mod hosts;
 pub mod keys;
 #[cfg(feature = "llama-cpp")]
 mod llama_cpp;
-mod metrics;
+pub mod metrics;
 mod page;
 mod params;
 mod penalties;

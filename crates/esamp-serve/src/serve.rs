@@ -42,14 +42,14 @@ pub async fn serve(
 ) {
     let open = GracefulShutdown::new();
     accept(listener, &app, stop, &open).await;
-    info!(open = app.traffic.open.load(Ordering::Relaxed), "stopping");
+    info!(open = app.traffic.open.get(), "stopping");
     let engine = app.engine.clone();
     // Refuses what still arrives on open connections. The thread ends with the engine.
     std::thread::spawn(move || engine.drain());
     let mut ended = pin!(open.shutdown());
     let are_open = timeout(grace, &mut ended).await.is_err();
     if are_open {
-        warn!(open = app.traffic.open.load(Ordering::Relaxed), "cancelling");
+        warn!(open = app.traffic.open.get(), "cancelling");
     }
     app.is_stopping.store(true, Ordering::Relaxed);
     let engine = app.engine.clone();
@@ -123,13 +123,13 @@ struct Counted {
 
 impl Counted {
     fn new(app: Arc<App>, place: OwnedSemaphorePermit) -> Self {
-        app.traffic.connections.fetch_add(1, Ordering::Relaxed);
+        app.traffic.connections.inc();
         Self { app, _place: place }
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.app.traffic.connections.fetch_sub(1, Ordering::Relaxed);
+        self.app.traffic.connections.dec();
     }
 }

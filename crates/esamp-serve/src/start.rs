@@ -29,6 +29,7 @@ use crate::{
     groups::Groups,
     hosts::Hosts,
     keys::ApiKeys,
+    metrics::Traffic,
     serve::serve,
 };
 
@@ -80,6 +81,7 @@ where
     };
     let Served { name, model, texts } = served;
     let engine = engine(model, &texts, args).map_err(Failure::from)?;
+    let traffic = Traffic::new().map_err(|error| Failure::runtime(error, "report this"))?;
     Ok(App {
         engine,
         texts,
@@ -92,7 +94,7 @@ where
         logs_prompts: args.log_prompts,
         started: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
         is_stopping: false.into(),
-        traffic: Default::default(),
+        traffic,
         limits,
     })
 }
