@@ -52,6 +52,10 @@ pub struct Limits {
     pub client_timeout: Duration,
     /// The exploration strength of a request that does not say.
     pub beta: f32,
+    /// The min-p of a request that does not say; 0 is off.
+    pub min_p: f32,
+    /// Updates on the prompt of a request that does not say.
+    pub warm_up_updates: usize,
 }
 
 impl Limits {

@@ -52,6 +52,16 @@ const IGNORED: [&str; 7] = [
 const LARGEST_DRAWN_SEED: u64 = (1 << 53) - 1;
 
 const MOST_BIASES: usize = 1024;
+/// Settings of the distillers, in the object `esamp`, and the flags that set them.
+const OF_THE_SERVER: [(&str, &str); 6] = [
+    ("settings", "--settings"),
+    ("distiller", "--distiller"),
+    ("rank", "--rank"),
+    ("learning_rate", "--learning-rate"),
+    ("sharing", "--sharing"),
+    ("updates_before_steering", "--updates-before-steering"),
+];
+
 
 impl Params {
     /// Reads and checks the fields. Only what is about the prompt is left.
@@ -78,6 +88,7 @@ impl Params {
         options.end()?;
         let mut esamp = body.object("esamp")?;
         let sampling = sampling(body, &mut esamp, app)?;
+        refuse_settings_of_the_server(&mut esamp)?;
         let params = Self {
             completions,
             max_new_tokens: max_new_tokens(body, kind)?,
@@ -90,7 +101,8 @@ impl Params {
             log_probs: log_probs(body, kind)?,
             wants_details: esamp.flag("details")?,
             group: groups::requested(headers, &mut esamp)?,
-            warm_up_updates: count(esamp.integer("warm_up_updates", 0..=100)?).unwrap_or(0),
+            warm_up_updates: count(esamp.integer("warm_up_updates", 0..=100)?)
+                .unwrap_or(app.limits.warm_up_updates),
         };
         esamp.end()?;
         Ok(params)
@@ -134,6 +146,20 @@ fn refuse_unsupported(body: &mut Fields) -> Result<(), ApiError> {
 }
 
 fn max_new_tokens(body: &mut Fields, kind: Kind) -> Result<Option<usize>, ApiError> {
+/// One sampler computes the distillers of all requests together, so they are alike.
+fn refuse_settings_of_the_server(esamp: &mut Fields) -> Result<(), ApiError> {
+    for (field, flag) in OF_THE_SERVER {
+        if let Some(value) = esamp.take(field) {
+            let expected = format!(
+                "none: all requests share this setting, which {flag} sets when the server starts"
+            );
+            let error = esamp.wrong(field, &expected, &value);
+            return Err(ApiError { code: "unsupported_value", ..error });
+        }
+    }
+    Ok(())
+}
+
     let tokens = body.count("max_tokens", 1)?;
     match kind {
         // As in OpenAI's API.
@@ -184,7 +210,7 @@ fn sampling(body: &mut Fields, esamp: &mut Fields, app: &App) -> Result<Sampling
     if let Some(p) = top_p.filter(|&p| p < 1.0) {
         sampling = sampling.with_filter(TopP { p });
     }
-    let min_p = min_p.unwrap_or(Sampling::DEFAULT_MIN_P);
+    let min_p = min_p.unwrap_or(app.limits.min_p);
     if min_p > 0.0 {
         sampling = sampling.with_filter(MinP { p: min_p });
     }

@@ -43,6 +43,7 @@ pub struct Served<M> {
 
 /// Loads the model and serves it until SIGTERM or Ctrl-C.
 pub fn run(args: &Args) -> Result<(), End> {
+    args.learning.sampler()?; // before anything is fetched
     Sampling::default().with_beta(args.beta).validate().map_err(Failure::from)?;
     let keys = ApiKeys::load(args.api_key_file.as_deref())?;
     let source = match &args.model {
@@ -77,10 +78,13 @@ where
         default_tokens: args.limits.default_max_tokens,
         connections: args.limits.max_connections.min(Semaphore::MAX_PERMITS - Limits::SPARE),
         client_timeout: Duration::from_secs(args.limits.client_timeout),
+        min_p: args.learning.usual_min_p().unwrap_or(0.0),
+        warm_up_updates: args.learning.warm_up_updates.unwrap_or(0),
         beta: args.beta,
     };
     let Served { name, model, texts } = served;
-    let engine = engine(model, &texts, args).map_err(Failure::from)?;
+    let sampler = args.learning.sampler()?;
+    let engine = engine(model, &texts, sampler, args).map_err(Failure::from)?;
     let traffic = Traffic::new().map_err(|error| Failure::runtime(error, "report this"))?;
     Ok(App {
         engine,
@@ -99,13 +103,18 @@ where
     })
 }
 
-fn engine<M>(model: M, texts: &Texts, args: &Args) -> Result<Engine, ConfigError>
+fn engine<M>(
+    model: M,
+    texts: &Texts,
+    sampler: SamplerConfig,
+    args: &Args,
+) -> Result<Engine, ConfigError>
 where
     M: CausalLm + Send + 'static,
     M::Cache: Send,
 {
     let limits = &args.limits;
-    let sampler = SamplerConfig::new().init(model.d_model(), &model.device())?;
+    let sampler = sampler.init(model.d_model(), &model.device())?;
     let decoder = Decoder::new(model, sampler)?
         .with_detokenizer(texts.tokenizer.clone())
         .with_memory_limit(limits.memory.saturating_mul(1 << 20))

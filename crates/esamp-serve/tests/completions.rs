@@ -6,6 +6,8 @@ mod server;
 
 use std::collections::{BTreeMap, HashSet};
 
+use burn::tensor::Device;
+use esamp::testing::TinyLm;
 use serde_json::{Value, json};
 
 use server::{Server, ask, get, head, model, send, texts};
@@ -361,6 +363,50 @@ fn models_health_page_and_metrics_are_there() {
     let page = get(server.address, "/");
     assert!(page.body.contains("data-path=\"/v1/chat/completions\""), "{}", page.body);
     for outside in ["http://", "https://", "src=", "@import", "{model}", "{key}"] {
+#[test]
+fn the_flags_of_the_distillers_reach_the_sampler() {
+    let fields = |esamp: Value| ask(json!({"n": 2, "seed": 4, "max_tokens": 30, "esamp": esamp}));
+    let bytes_and_texts = |flags: &[&str]| {
+        let server = Server::start(model(), flags);
+        let said = texts(&server.post(COMPLETIONS, &fields(json!({"beta": 2, "group": "a"}))));
+        (server.metric("distiller_bytes"), said)
+    };
+    let (usual, said) = bytes_and_texts(&[]);
+    let (low_rank, other) = bytes_and_texts(&["--distiller", "low-rank"]);
+    assert!(0.0 < low_rank && low_rank < usual && other != said, "{low_rank} {usual}");
+    let (lower, _) = bytes_and_texts(&["--settings", "reference", "--rank", "8"]);
+    assert!(0.0 < lower && lower < low_rank, "{lower} {low_rank}");
+    let (same, other) = bytes_and_texts(&["--learning-rate", "1e-2"]);
+    assert!(same == usual && other != said);
+
+    let steered = |flags: &[&str], esamp: Value| {
+        // The other model shows its states at the last position alone, which is no prompt to learn from.
+        let server = Server::start(TinyLm::new(1, &Device::flex()), flags);
+        assert_eq!(server.post(COMPLETIONS, &fields(esamp)).status, 200);
+        server.metric("sampler_steered_total")
+    };
+    assert!(steered(&[], json!({})) > 0.0);
+    assert_eq!(steered(&["--updates-before-steering", "99"], json!({})), 0.0);
+    // Updates on the prompt count: those of the flag, unless the request has its own number.
+    let flags = ["--updates-before-steering", "99", "--warm-up-updates", "100"];
+    assert!(steered(&flags, json!({})) > 0.0);
+    assert_eq!(steered(&flags, json!({"warm_up_updates": 0})), 0.0);
+
+    let server = Server::start(model(), &["--sharing", "global"]);
+    let refused = server.post(COMPLETIONS, &fields(json!({"group": "a"})));
+    let error = &refused.json()["error"];
+    assert_eq!((refused.status, &error["param"]), (400, &json!("esamp.group")), "{error}");
+    // The preset without a filter has none here either.
+    let server = Server::start(model(), &["--settings", "paper"]);
+    let hot = ask(json!({"temperature": 1, "max_tokens": 200, "seed": 1, "esamp": {"beta": 0}}));
+    let mut off = hot.clone();
+    off["min_p"] = json!(0);
+    let mut usual = hot.clone();
+    usual["min_p"] = json!(0.05);
+    let said = |body: &Value| texts(&server.post(COMPLETIONS, body));
+    assert!(said(&hot) == said(&off) && said(&off) != said(&usual));
+}
+
         assert!(!page.body.contains(outside), "{outside}");
     }
     let metrics = get(server.address, "/metrics");

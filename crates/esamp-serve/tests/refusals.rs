@@ -95,6 +95,20 @@ fn wrong_fields_are_named() {
     // It still serves.
     assert_eq!(texts(&server.post(COMPLETIONS, &ask(json!({})))).len(), 1);
 }
+        (
+            json!({"esamp": {"distiller": "low-rank"}}),
+            "esamp.distiller",
+            "expected none: all requests share this setting, which --distiller sets when the server starts, got \"low-rank\"",
+        ),
+        (json!({"esamp": {"settings": "paper"}}), "esamp.settings", "which --settings sets"),
+        (json!({"esamp": {"rank": 8}}), "esamp.rank", "which --rank sets"),
+        (json!({"esamp": {"learning_rate": 1}}), "esamp.learning_rate", "--learning-rate sets"),
+        (json!({"esamp": {"sharing": "global"}}), "esamp.sharing", "which --sharing sets"),
+        (
+            json!({"esamp": {"updates_before_steering": 2}}),
+            "esamp.updates_before_steering",
+            "which --updates-before-steering sets",
+        ),
 
 #[test]
 fn wrong_conversations_are_named() {
