@@ -84,7 +84,7 @@ impl Kind {
 
     pub fn prompt_expected(self) -> &'static str {
         match self {
-            Self::Completion => "a string or an array of token ids, one prompt per request",
+            Self::Completion => "a string, an array of token ids, or an array of such prompts",
             Self::Chat => "an array of 1 to 4096 messages",
         }
     }

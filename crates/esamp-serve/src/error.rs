@@ -119,7 +119,7 @@ impl From<EngineError> for ApiError {
 }
 
 /// What the decode loop refuses. `prompt` is the field that the prompt is in.
-pub fn refused(error: &RequestError, prompt: &'static str) -> ApiError {
+pub fn refused(error: &RequestError, prompt: &str) -> ApiError {
     let message = error.to_string();
     let wrong = |code, param: &str| ApiError::request(code, message.clone()).with_param(param);
     match error {

@@ -2,6 +2,7 @@
 
 #![allow(missing_docs, reason = "not published: fields with telling names need no docs")]
 
+mod answer;
 pub mod app;
 pub mod args;
 mod body;
