@@ -78,6 +78,17 @@ impl ApiError {
         }
     }
 
+    /// The whole response as bytes, for a connection that is closed after it.
+    pub(crate) fn last_response(&self) -> Vec<u8> {
+        let body = self.body().to_string();
+        let length = body.len();
+        let head = format!(
+            "HTTP/1.1 {}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n",
+            self.status
+        );
+        [head, body].concat().into_bytes()
+    }
+
     /// The body of the answer.
     pub fn body(&self) -> Value {
         json!({"error": {

@@ -6,6 +6,7 @@ mod answer;
 pub mod app;
 pub mod args;
 mod body;
+mod connection;
 pub mod error;
 mod fields;
 mod generate;

@@ -6,7 +6,7 @@ mod server;
 
 use std::{
     io::{Read, Write},
-    net::TcpStream,
+    net::{Shutdown, TcpStream},
 };
 
 use serde_json::{Value, json};
@@ -24,7 +24,7 @@ fn wrong_fields_are_named() {
         (
             json!({"temperature": "hot"}),
             "temperature",
-            "expected 0, or a number from 0.0001 to 2, got \"hot\"",
+            "expected a number from 0 to 2, got \"hot\"",
         ),
         (json!({"temperature": 2.5}), "temperature", "got 2.5"),
         (json!({"temperature": -1}), "temperature", "got -1"),
@@ -95,14 +95,6 @@ fn wrong_fields_are_named() {
         (json!({"esamp": {"reweighter": "contrast"}}), "esamp.reweighter", "\"orthogonal\""),
         (json!({"esamp": {"group": ""}}), "esamp.group", "of 1 to 256 bytes"),
         (json!({"esamp": {"warm_up_updates": 101}}), "esamp.warm_up_updates", "from 0 to 100"),
-        (json!({"esamp": {"gamma": 1}}), "esamp.gamma", "unknown"),
-    ] {
-        check(&server, COMPLETIONS, &ask(fields), 400, param, says);
-    }
-    check(&server, COMPLETIONS, &ask(json!({"model": "gpt-4"})), 404, "model", "got \"gpt-4\"");
-    // It still serves.
-    assert_eq!(texts(&server.post(COMPLETIONS, &ask(json!({})))).len(), 1);
-}
         (
             json!({"esamp": {"distiller": "low-rank"}}),
             "esamp.distiller",
@@ -117,6 +109,14 @@ fn wrong_fields_are_named() {
             "esamp.updates_before_steering",
             "which --updates-before-steering sets",
         ),
+        (json!({"esamp": {"gamma": 1}}), "esamp.gamma", "unknown"),
+    ] {
+        check(&server, COMPLETIONS, &ask(fields), 400, param, says);
+    }
+    check(&server, COMPLETIONS, &ask(json!({"model": "gpt-4"})), 404, "model", "got \"gpt-4\"");
+    // It still serves.
+    assert_eq!(texts(&server.post(COMPLETIONS, &ask(json!({})))).len(), 1);
+}
 
 #[test]
 fn wrong_conversations_are_named() {
@@ -195,11 +195,114 @@ fn a_client_that_sends_too_slowly_is_let_go() {
     body.write_all(&head("POST", COMPLETIONS, &headers)).unwrap();
     let mut header = TcpStream::connect(server.address).unwrap();
     header.write_all(b"POST /v1/completions HTTP/1.1\r\nHost: t").unwrap();
+    let idle = TcpStream::connect(server.address).unwrap();
     let answer = receive(body);
     assert_eq!((answer.status, &answer.json()["error"]["code"]), (408, &json!("request_timeout")));
-    let mut rest = Vec::new();
-    header.read_to_end(&mut rest).unwrap();
+    let message = "headers: expected all of them within 1 s";
+    assert_eq!(bytes(header), last("408 Request Timeout", "request_timeout", message));
+    assert_eq!(bytes(idle), "", "nobody waits for an answer");
+    let counted = "esamp_http_responses_total{path=\"other\",status=\"408\"} 1\n";
+    assert!(get(server.address, "/metrics").body.contains(counted));
     server.wait_for("connections", 1.0); // that of the question itself
+}
+
+/// All that a server sends.
+fn bytes(mut socket: TcpStream) -> String {
+    let mut bytes = String::new();
+    socket.read_to_string(&mut bytes).unwrap();
+    bytes
+}
+
+/// The response to what is no request.
+fn last(status: &str, code: &str, message: &str) -> String {
+    let kind = "invalid_request_error";
+    let body = json!({"error": {"message": message, "type": kind, "param": null, "code": code}});
+    let body = body.to_string();
+    let length = body.len();
+    format!(
+        "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}"
+    )
+}
+
+#[test]
+fn what_is_no_request_of_http_gets_an_error_with_a_body() {
+    let server = Server::start(model(), &[]);
+    let said = |sent: &[u8]| {
+        let mut socket = TcpStream::connect(server.address).unwrap();
+        socket.write_all(sent).unwrap();
+        bytes(socket)
+    };
+    let long = "x".repeat(100_000);
+    for (sent, status, code, message) in [
+        (
+            "hello\r\n\r\n".to_owned(),
+            "400 Bad Request",
+            "invalid_http",
+            "request: expected a head of HTTP/1.1, got: invalid HTTP method parsed",
+        ),
+        (
+            "GET / HTTP/9.9\r\n\r\n".to_owned(),
+            "400 Bad Request",
+            "invalid_http",
+            "request: expected a head of HTTP/1.1, got: invalid HTTP version parsed",
+        ),
+        (
+            "GET / HTTP/1.1\r\nno colon\r\n\r\n".to_owned(),
+            "400 Bad Request",
+            "invalid_http",
+            "request: expected a head of HTTP/1.1, got: invalid HTTP header parsed",
+        ),
+        (
+            "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_owned(),
+            "400 Bad Request",
+            "invalid_http",
+            "request: expected a head of HTTP/1.1, got: invalid HTTP version parsed (found HTTP2 preface)",
+        ),
+        (
+            format!("GET / HTTP/1.1\r\nHost: localhost\r\nX: {long}\r\n\r\n"),
+            "431 Request Header Fields Too Large",
+            "headers_too_large",
+            "headers: expected at most 32768 bytes in 100 fields, got more",
+        ),
+        (
+            format!("GET /{long} HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+            "414 URI Too Long",
+            "path_too_long",
+            "path: expected a head of at most 32768 bytes, got more",
+        ),
+    ] {
+        assert_eq!(said(sent.as_bytes()), last(status, code, message));
+    }
+    // After a request that was answered.
+    let both = "GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nhello\r\n\r\n";
+    let said = said(both.as_bytes());
+    assert!(said.starts_with("HTTP/1.1 200 OK") && said.contains("invalid_http"), "{said}");
+    assert_eq!(texts(&server.post(COMPLETIONS, &ask(json!({})))).len(), 1);
+}
+
+#[test]
+fn a_client_that_closes_its_half_is_told_so() {
+    let server = Server::start(model(), &[]);
+    let half = |sent: &[u8]| {
+        let mut socket = TcpStream::connect(server.address).unwrap();
+        socket.write_all(sent).unwrap();
+        socket.shutdown(Shutdown::Write).unwrap();
+        bytes(socket)
+    };
+    let message = "connection: expected it to stay open until the response is read, got the end of the client's sending half";
+    let closed = last("400 Bad Request", "connection_closed", message);
+    for stream in [false, true] {
+        let asked = ask(json!({"stream": stream, "max_tokens": 500})).to_string();
+        assert_eq!(half(&request(COMPLETIONS, asked.as_bytes())), closed);
+    }
+    server.wait_for("completions_running", 0.0);
+    let message = "headers: expected all of them, got the end of the connection";
+    let cut = last("400 Bad Request", "connection_closed", message);
+    assert_eq!(half(b"GET /health HTTP/1.1\r\nHost:"), cut);
+    let body =
+        half(&head("POST", COMPLETIONS, &["Content-Type: application/json", "Content-Length: 9"]));
+    assert!(body.contains("body: expected all of it"), "{body}");
+    assert_eq!(half(b""), "");
 }
 
 #[test]
