@@ -10,15 +10,13 @@
 //! ```
 
 use std::{
-    fs,
-    io::{self, Write},
     ops::ControlFlow,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use burn::tensor::Device;
 use clap::Parser;
 use esamp::{
@@ -27,6 +25,7 @@ use esamp::{
     engine::{Engine, EngineConfig, EngineError, EngineStats, Update, Updates},
     llama::{Llama, Tokenizer},
 };
+use esamp_bench::load::{LoadArgs, all, quantile, resident, say};
 use esamp_programs::model_source::{Cache, ModelSource};
 use peak_alloc::PeakAlloc;
 
@@ -44,21 +43,11 @@ struct Args {
     /// Rounds of the comparison with the bare loop; the median is printed.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// Clients that stream at the same time.
-    #[arg(long, default_value_t = 64)]
-    clients: u64,
-    /// Seconds under load.
-    #[arg(long, default_value_t = 20)]
-    seconds: u64,
-    /// Clients that leave.
-    #[arg(long, default_value_t = 1000)]
-    leaving: u64,
     /// Prompt tokens that the engine reads per step.
     #[arg(long, default_value_t = 24)]
     prefill_budget: usize,
-    /// Passed by cargo bench.
-    #[arg(long, hide = true)]
-    bench: bool,
+    #[command(flatten)]
+    load: LoadArgs,
 }
 
 const PROMPT: &str = "The lighthouse had been dark for twenty years when";
@@ -70,12 +59,13 @@ fn main() -> Result<()> {
     let prompt = Tokenizer::from_gguf(&path)?.encode(PROMPT)?;
     compare(&model, &prompt, args.rounds)?;
     long_prompt(&model, &prompt, args.prefill_budget)?;
-    clients(&model, &prompt, &args)?;
-    leaving(&model, &prompt, &args)
-}
-
-fn say(line: &str) -> Result<()> {
-    writeln!(io::stdout(), "{line}").context("standard output")
+    if args.load.seconds > 0 {
+        clients(&model, &prompt, &args)?;
+    }
+    if args.load.leaving > 0 {
+        leaving(&model, &prompt, &args)?;
+    }
+    Ok(())
 }
 
 fn decoder(model: &Llama) -> Result<Decoder<Llama>> {
@@ -90,11 +80,6 @@ fn request(prompt: &[TokenId], completions: usize, tokens: usize) -> Request {
         .with_completions(completions)
         .with_max_new_tokens(tokens)
         .with_sampling(sampling)
-}
-
-fn median(mut numbers: Vec<f64>) -> f64 {
-    numbers.sort_by(f64::total_cmp);
-    numbers[numbers.len() / 2]
 }
 
 /// The same 16 completions in the bare loop and through the engine, in turns.
@@ -133,8 +118,8 @@ fn compare(model: &Llama, prompt: &[TokenId], rounds: usize) -> Result<()> {
     let (low, high) = ratios.iter().fold((f64::MAX, 0.0_f64), |(l, h), &r| (l.min(r), h.max(r)));
     say(&format!(
         "engine / bare loop, 16 rows: {:.3} [{low:.3}, {high:.3}]; submit to first token {:.0} ms",
-        median(ratios),
-        1e3 * median(first)
+        quantile(&mut ratios, 0.5),
+        1e3 * quantile(&mut first, 0.5)
     ))
 }
 
@@ -166,19 +151,17 @@ fn long_prompt(model: &Llama, prompt: &[TokenId], budget: usize) -> Result<()> {
         }
     }
     let [mut alone, mut reading] = gaps;
-    for gaps in [&mut alone, &mut reading] {
+    for gaps in [&alone, &reading] {
         ensure!(!gaps.is_empty(), "expected steps, got none");
-        gaps.sort_by(f64::total_cmp);
     }
-    let at = |gaps: &[f64], part: f64| gaps[((gaps.len() - 1) as f64 * part) as usize];
+    let median = quantile(&mut alone, 0.5);
+    let late = quantile(&mut reading, 0.99);
     say(&format!(
-        "time to the next token, 16 rows: median {:.1} ms; while 1,500 tokens are read, {budget} a step ({} steps): median \
-         {:.1} ms, p99 {:.1} ms, {:.2} times the median alone",
-        at(&alone, 0.5),
+        "time to the next token, 16 rows: median {median:.1} ms; while 1,500 tokens are read, {budget} a step ({} steps): \
+         median {:.1} ms, p99 {late:.1} ms, {:.2} times the median alone",
         reading.len(),
-        at(&reading, 0.5),
-        at(&reading, 0.99),
-        at(&reading, 0.99) / at(&alone, 0.5)
+        quantile(&mut reading, 0.5),
+        late / median
     ))
 }
 
@@ -222,24 +205,17 @@ fn submit(engine: &Engine, request: &Request) -> Result<Updates> {
 }
 
 /// Asserts that no more memory is allocated than before a load. Returns what to print.
-fn memory_since(before: usize, resident_before: Option<f64>) -> Result<String> {
+fn memory_since(before: usize, resident_before: f64) -> Result<String> {
     let after = MEMORY.current_usage();
     let [was, is] = [before, after].map(|bytes| bytes as f64 / 1e6);
     let left = after.saturating_sub(before);
     let kept = KEPT_PER_THREAD * thread::available_parallelism().map_or(1, usize::from);
     ensure!(left <= kept, "memory: expected at most {kept} more bytes than before, got {left}");
-    let [resident_was, resident_is] =
-        [resident_before, resident()].map(|resident| resident.unwrap_or(f64::NAN));
+    let resident_after = resident(None);
     Ok(format!(
-        "allocated {was:.1} MB before, {is:.1} MB after; resident {resident_was:.0} MB before, {resident_is:.0} MB after"
+        "allocated {was:.1} MB before, {is:.1} MB after; resident {resident_before:.0} MB before, \
+         {resident_after:.0} MB after"
     ))
-}
-
-/// Resident memory, in MB, where the system tells.
-fn resident() -> Option<f64> {
-    let pages: f64 =
-        fs::read_to_string("/proc/self/statm").ok()?.split(' ').nth(1)?.parse().ok()?;
-    Some(pages * 4096.0 / 1e6)
 }
 
 fn loaded_engine(model: &Llama, budget: usize) -> Result<Engine> {
@@ -251,37 +227,22 @@ fn loaded_engine(model: &Llama, budget: usize) -> Result<Engine> {
 fn clients(model: &Llama, prompt: &[TokenId], args: &Args) -> Result<()> {
     let engine = loaded_engine(model, args.prefill_budget)?;
     let (tokens, requests) = (AtomicU64::new(0), AtomicU64::new(0));
-    let (before, resident_before) = (MEMORY.current_usage(), resident());
+    let (before, resident_before) = (MEMORY.current_usage(), resident(None));
     let began = Instant::now();
-    let results: Vec<Result<()>> = thread::scope(|scope| {
-        let client = |client: u64| {
-            let (engine, tokens, requests) = (engine.clone(), &tokens, &requests);
-            move || -> Result<()> {
-                let mut turn = 0;
-                while began.elapsed().as_secs() < args.seconds {
-                    let length = 4 + (client * 7 + turn * 13) % 24;
-                    let count = 1 + (client + turn) % 3;
-                    let request = request(prompt, count as usize, length as usize);
-                    let read = read_all(&mut submit(&engine, &request)?)?;
-                    ensure!(
-                        read == length * count,
-                        "expected {} tokens, got {read}",
-                        length * count
-                    );
-                    tokens.fetch_add(read, Relaxed);
-                    requests.fetch_add(1, Relaxed);
-                    turn += 1;
-                }
-                Ok(())
-            }
-        };
-        let threads: Vec<_> = (0..args.clients).map(|at| scope.spawn(client(at))).collect();
-        threads
-            .into_iter()
-            .map(|thread| thread.join().unwrap_or_else(|_| bail!("a panic")))
-            .collect()
-    });
-    results.into_iter().collect::<Result<()>>()?;
+    all(args.load.clients, |client| {
+        let mut turn = 0;
+        while began.elapsed().as_secs() < args.load.seconds {
+            let length = 4 + (client * 7 + turn * 13) % 24;
+            let count = 1 + (client + turn) % 3;
+            let request = request(prompt, count as usize, length as usize);
+            let read = read_all(&mut submit(&engine, &request)?)?;
+            ensure!(read == length * count, "expected {} tokens, got {read}", length * count);
+            tokens.fetch_add(read, Relaxed);
+            requests.fetch_add(1, Relaxed);
+            turn += 1;
+        }
+        Ok(())
+    })?;
     let seconds = began.elapsed().as_secs_f64();
     engine.drain();
     let stats = engine.stats();
@@ -289,7 +250,7 @@ fn clients(model: &Llama, prompt: &[TokenId], args: &Args) -> Result<()> {
     drop(engine);
     say(&format!(
         "{} clients for {seconds:.0} s: {} requests, {} tokens, none lost or doubled, each with an end, {:.0} tokens/s; {}",
-        args.clients,
+        args.load.clients,
         requests.into_inner(),
         tokens.load(Relaxed),
         tokens.load(Relaxed) as f64 / seconds,
@@ -307,8 +268,8 @@ fn leaving(model: &Llama, prompt: &[TokenId], args: &Args) -> Result<()> {
     /// Those that leave at the same time, after their first token.
     const LAST: usize = 32;
     let engine = loaded_engine(model, args.prefill_budget)?;
-    let (before, resident_before) = (MEMORY.current_usage(), resident());
-    for client in 0..args.leaving {
+    let (before, resident_before) = (MEMORY.current_usage(), resident(None));
+    for client in 0..args.load.leaving {
         let mut updates = submit(&engine, &request(prompt, 1 + client as usize % 2, 200))?;
         // Some leave at once, some after their request is accepted, some after a token.
         for _ in 0..client % 3 {
@@ -343,7 +304,7 @@ fn leaving(model: &Llama, prompt: &[TokenId], args: &Args) -> Result<()> {
     drop(engine);
     say(&format!(
         "{} clients that leave, the last {LAST} at the same time: nothing left after {steps} steps, {milliseconds:.0} ms; {}",
-        args.leaving + LAST as u64,
+        args.load.leaving + LAST as u64,
         memory_since(before, resident_before)?
     ))
 }

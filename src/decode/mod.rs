@@ -110,6 +110,8 @@ pub struct Decoder<M: CausalLm> {
     waiting: VecDeque<Waiting>,
     /// Prompts that have left the queue. Shared with the callers of an engine, who may ask while a step runs.
     left_queue: Arc<AtomicU64>,
+    /// The requests that this step has admitted, or the last one: their first completion, and when.
+    admitted: Vec<(CompletionId, Instant)>,
     /// The prompts that have begun and have not been read to their end, in the order in which they began.
     reading: Vec<Reading<M::Cache>>,
     /// The rows of the prompt whose first tokens are being chosen. Empty between steps, unless a panic has left the
@@ -186,6 +188,7 @@ impl<M: CausalLm> Decoder<M> {
             sites: [TapSite::AfterBlock(0), TapSite::HeadInput],
             waiting: VecDeque::new(),
             left_queue: Arc::default(),
+            admitted: Vec::new(),
             reading: Vec::new(),
             joining: Vec::new(),
             paused: Vec::new(),
@@ -321,6 +324,11 @@ impl<M: CausalLm> Decoder<M> {
         self.left_queue.clone()
     }
 
+    /// The requests that the last step has admitted: their first completion, and when.
+    pub(crate) fn admitted(&self) -> &[(CompletionId, Instant)] {
+        &self.admitted
+    }
+
     /// Counts prompts that have left the queue.
     fn leave_queue(&self, prompts: usize) {
         self.left_queue.fetch_add(prompts as u64, Ordering::Relaxed);
@@ -429,6 +437,7 @@ impl<M: CausalLm> Decoder<M> {
 
     fn advance(&mut self) -> Result<(), StepError> {
         self.recover();
+        self.admitted.clear();
         let joined = self.rejoin().and_then(|()| self.prefill_waiting());
         // A failure there ends only the completions that were to join. The running ones decode in any case.
         let started = Instant::now();

@@ -129,7 +129,10 @@ impl<M: CausalLm> Decoder<M> {
             ids.map(|&id| Some(Row::new(id, request.clone(), context))).collect();
         let failed = make_masks(&mut rows, self.model.vocab_size(), &mut self.work);
         // The prompt waits until its masks are made, so that a panic of its masker does not lose it.
-        self.waiting.remove(at);
+        if let Some(waiting) = self.waiting.remove(at) {
+            let first = waiting.completions.first();
+            self.admitted.extend(first.map(|&completion| (completion, Instant::now())));
+        }
         self.leave_queue(1);
         for (row, reason) in take_ended(&mut rows, failed) {
             self.hand_over(row, reason);

@@ -203,7 +203,7 @@ mod tests {
 
         // A group that a request will found can be released, once for each of its requests.
         for _ in 0..2 {
-            inbox.submit(of_group(GroupId(5)), Arc::default(), 9).unwrap();
+            inbox.submit(of_group(GroupId(5)), Arc::new(Stream::new()), 9).unwrap();
             inbox.send(Command::ReleaseGroup(GroupId(5)));
             inbox.send(Command::ReleaseGroup(GroupId(5)));
         }

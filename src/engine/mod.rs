@@ -201,7 +201,7 @@ impl Engine {
     ///
     /// [`EngineError::Busy`] when too many requests wait, [`EngineError::Ended`] when the engine takes no more.
     pub fn submit(&self, request: Request) -> Result<Updates, EngineError> {
-        let stream = Arc::new(Stream::default());
+        let stream = Arc::new(Stream::new());
         self.shared.inbox.submit(request, stream.clone(), self.shared.config.max_waiting)?;
         Ok(Updates::new(stream, self.shared.clone()))
     }

@@ -4,7 +4,7 @@ use std::{
     collections::{HashMap, VecDeque},
     future::poll_fn,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Condvar, Mutex},
+    sync::{Arc, Condvar, Mutex, OnceLock},
     task::{Poll, Waker},
     time::{Duration, Instant},
 };
@@ -37,10 +37,13 @@ pub struct Updates {
 }
 
 /// The queue of one request. The decode thread never waits for the caller.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Stream {
     state: Mutex<State>,
     changed: Condvar,
+    submitted: Instant,
+    /// How long the request has waited for its admission.
+    waited: OnceLock<Duration>,
 }
 
 #[derive(Debug, Default)]
@@ -76,6 +79,21 @@ impl State {
 }
 
 impl Stream {
+    /// The queue of a request that is submitted now.
+    pub(super) fn new() -> Self {
+        Self {
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            submitted: Instant::now(),
+            waited: OnceLock::new(),
+        }
+    }
+
+    /// Says when the request was admitted.
+    pub(super) fn admit(&self, at: Instant) {
+        let _ = self.waited.set(at.duration_since(self.submitted)); // it is admitted once
+    }
+
     /// Adds an update. Returns the number of unread tokens of its completion.
     pub(super) fn push(&self, update: Update) -> usize {
         let mut state = lock(&self.state);
@@ -147,6 +165,16 @@ impl Stream {
 impl Updates {
     pub(super) fn new(stream: Arc<Stream>, shared: Arc<Shared>) -> Self {
         Self { stream, shared }
+    }
+
+    /// How long the request has waited in the queue: from [`Engine::submit`](super::Engine::submit) to its admission,
+    /// when there is room for all of its completions and its prompt can be read. Reading it may begin later: shorter
+    /// prompts are read first ([`Decoder::with_prefill_budget`](crate::Decoder::with_prefill_budget)).
+    ///
+    /// `None` until the step in which it is admitted has ended, which is before its first token arrives, and for good
+    /// if it is refused, cancelled or given up before.
+    pub fn waited(&self) -> Option<Duration> {
+        self.stream.waited.get().copied()
     }
 
     /// The next update; `None` after the last one. For async code of any runtime. Dropping the future loses nothing.

@@ -242,6 +242,11 @@ impl<M: CausalLm> Worker<M> {
         };
         // First, so that a caller who has heard of a step finds it in the statistics.
         self.publish();
+        for (completion, at) in self.decoder.admitted() {
+            if let Some(served) = self.served.get(completion) {
+                served.stream.admit(*at);
+            }
+        }
         self.deliver(events);
     }
 

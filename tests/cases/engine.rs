@@ -214,6 +214,32 @@ fn a_request_whose_prompt_has_begun_does_not_wait() {
 }
 
 #[test]
+fn a_request_waits_until_there_is_room_for_it() {
+    let decoder = decoder().with_max_rows(2).unwrap();
+    let config = EngineConfig::default().with_max_unread(2).with_read_timeout(SOON);
+    let engine = Engine::start(decoder, config).unwrap();
+    let mut slow = engine.submit(request(vec![1], 20).with_completions(2)).unwrap();
+    wait_until("it is paused", || engine.stats().paused == 2);
+    assert!(slow.waited().is_some(), "it has been admitted");
+    let mut next = engine.submit(request(vec![2], 3)).unwrap();
+    let mut cancelled = engine.submit(request(vec![3], 3)).unwrap();
+    wait_until("both wait", || engine.stats().waiting == 2);
+    let wait = Instant::now();
+    let Some(Update::Accepted(submitted)) = cancelled.recv() else { panic!() };
+    engine.cancel_prompt(submitted.prompt);
+    while cancelled.recv().is_some() {}
+    assert_eq!((next.waited(), cancelled.waited()), (None, None), "neither has been admitted");
+    let at_least = wait.elapsed();
+    read(&mut slow);
+    read(&mut next);
+    assert!(next.waited().unwrap() >= at_least);
+    assert_eq!(cancelled.waited(), None);
+    let mut refused = engine.submit(request(vec![], 1)).unwrap();
+    while refused.recv().is_some() {}
+    assert_eq!(refused.waited(), None);
+}
+
+#[test]
 fn a_group_can_be_released() {
     let engine = engine(EngineConfig::default());
     let group = |prompt| request(prompt, 3).with_group(GroupId(5));

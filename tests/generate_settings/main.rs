@@ -387,6 +387,7 @@ fn flags_that_cannot_be_combined_are_refused_before_anything_is_loaded() {
             "train_rows: expected all, because every completion has its own distiller, got first_per_prompt",
         ),
         (&["--learning-rate", "-1"], "learning_rate: expected a number above 0, got -1"),
+        (&["--rank", "8"], "--rank: expected the low-rank distiller, got another"),
     ] {
         assert_eq!(error(flags), message);
     }

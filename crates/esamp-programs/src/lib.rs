@@ -10,6 +10,7 @@ pub mod device;
 pub mod failure;
 pub mod files;
 pub mod generate;
+pub mod learning;
 pub mod loaded;
 pub mod model_source;
 pub mod page;

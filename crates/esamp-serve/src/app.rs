@@ -1,12 +1,8 @@
 //! What all requests share.
 
 use std::{
-    collections::BTreeMap,
     hash::{BuildHasher, RandomState},
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, AtomicUsize},
-    },
+    sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -15,7 +11,7 @@ use esamp_programs::loaded::Texts;
 
 use tokio::sync::Semaphore;
 
-use crate::{groups::Groups, histogram::Histogram, hosts::Hosts, keys::ApiKeys};
+use crate::{groups::Groups, hosts::Hosts, keys::ApiKeys, metrics::Traffic};
 
 /// The state of the server.
 pub struct App {
@@ -56,28 +52,16 @@ pub struct Limits {
     pub client_timeout: Duration,
     /// The exploration strength of a request that does not say.
     pub beta: f32,
+    /// The min-p of a request that does not say; 0 is off.
+    pub min_p: f32,
+    /// Updates on the prompt of a request that does not say.
+    pub warm_up_updates: usize,
 }
 
 impl Limits {
     /// Connections beyond the limit, so that what needs no model, such as `/health`, is answered while all others are in
     /// use. They are closed after one response.
     pub const SPARE: usize = 64;
-}
-
-/// What has been asked of the server.
-#[derive(Debug, Default)]
-pub struct Traffic {
-    pub connections: AtomicUsize,
-    /// Requests for completions whose response has not ended.
-    pub open: AtomicUsize,
-    /// From the request to the first token of its completions.
-    pub first_token: Histogram,
-    /// Between two tokens of a completion.
-    pub between_tokens: Histogram,
-    /// From the request to its end.
-    pub requests: Histogram,
-    /// Responses by path and status.
-    pub responses: Mutex<BTreeMap<(String, u16), u64>>,
 }
 
 /// The two kinds of request.
@@ -100,7 +84,7 @@ impl Kind {
 
     pub fn prompt_expected(self) -> &'static str {
         match self {
-            Self::Completion => "a string or an array of token ids, one prompt per request",
+            Self::Completion => "a string, an array of token ids, or an array of such prompts",
             Self::Chat => "an array of 1 to 4096 messages",
         }
     }

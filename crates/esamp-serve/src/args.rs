@@ -4,7 +4,7 @@ use std::{ffi::OsString, net::SocketAddr, path::PathBuf};
 
 use clap::{Parser, builder::RangedU64ValueParser};
 use esamp::Sampling;
-use esamp_programs::device::DeviceName;
+use esamp_programs::{device::DeviceName, learning::Learning};
 use tracing::level_filters::LevelFilter;
 
 use crate::hosts::host_name;
@@ -47,6 +47,8 @@ pub struct Args {
     /// Write prompts to the log, at the level info. Otherwise no text of a request is logged, at any level.
     #[arg(long)]
     pub log_prompts: bool,
+    #[command(flatten)]
+    pub learning: Learning,
     #[command(flatten)]
     pub limits: LimitArgs,
     #[cfg(feature = "llama-cpp")]

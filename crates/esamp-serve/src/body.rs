@@ -1,4 +1,9 @@
 //! Reads the body of a request, with limits.
+//!
+//! The layers of tower do not do this: `RequestBodyLimitLayer` and axum's `DefaultBodyLimit` answer in plain text while
+//! the client still sends, so that it sees a reset; `TimeoutLayer` bounds the time to the response, which for completions
+//! is theirs to take, and `RequestBodyTimeoutLayer` the time between two parts of a body, so that a slow client never
+//! ends; `ConcurrencyLimitLayer` counts a request until its response begins, not until its stream has ended.
 
 use std::time::Duration;
 

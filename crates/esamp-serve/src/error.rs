@@ -78,6 +78,17 @@ impl ApiError {
         }
     }
 
+    /// The whole response as bytes, for a connection that is closed after it.
+    pub(crate) fn last_response(&self) -> Vec<u8> {
+        let body = self.body().to_string();
+        let length = body.len();
+        let head = format!(
+            "HTTP/1.1 {}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n",
+            self.status
+        );
+        [head, body].concat().into_bytes()
+    }
+
     /// The body of the answer.
     pub fn body(&self) -> Value {
         json!({"error": {
@@ -119,7 +130,7 @@ impl From<EngineError> for ApiError {
 }
 
 /// What the decode loop refuses. `prompt` is the field that the prompt is in.
-pub fn refused(error: &RequestError, prompt: &'static str) -> ApiError {
+pub fn refused(error: &RequestError, prompt: &str) -> ApiError {
     let message = error.to_string();
     let wrong = |code, param: &str| ApiError::request(code, message.clone()).with_param(param);
     match error {

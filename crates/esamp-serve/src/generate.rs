@@ -1,41 +1,28 @@
-//! Requests for completions: from the body to the engine, and from its updates to a response or a stream.
+//! Requests for completions: from the body to the engine.
 
 use std::{
-    collections::VecDeque,
-    convert::Infallible,
-    mem::take,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
-use axum::{
-    extract::Request,
-    http::StatusCode,
-    response::{
-        IntoResponse, Response,
-        sse::{Event as SentEvent, KeepAlive, Sse},
-    },
+use axum::{extract::Request, http::StatusCode, response::Response};
+use esamp::{TokenId, engine::Update};
+use tokio::{
+    sync::{OwnedSemaphorePermit, oneshot},
+    task::spawn_blocking,
 };
-use esamp::{
-    Completion, Event, FinishReason,
-    engine::{Update, Updates},
-    errors::RowError,
-};
-use futures_util::stream::unfold;
-use serde_json::Value;
-use tokio::sync::OwnedSemaphorePermit;
-use tracing::{error, info};
+use tracing::info;
 
 use crate::{
+    answer::{Answer, Served, Submitted},
     app::{App, Kind, random},
     body,
-    error::{ApiError, json_response, refused},
+    error::{ApiError, refused},
     fields::Fields,
     keys::Client,
     params::Params,
-    prompt::Prompt,
-    reply::{Group, Part, Piece, Reply, Usage},
-    tokens::Tokens,
+    prompt::{Prompt, place},
+    reply::{Group, Reply},
 };
 
 /// Answers a request for completions.
@@ -45,7 +32,7 @@ pub(crate) async fn generate(
     kind: Kind,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let place = app.places.clone().try_acquire_owned().map_err(|_| {
+    let permit = app.places.clone().try_acquire_owned().map_err(|_| {
         let most = app.limits.connections;
         ApiError::busy(format!("server: expected fewer than {most} requests at once, got as many"))
     })?;
@@ -55,10 +42,10 @@ pub(crate) async fn generate(
     let mut body = Fields::new("", body)?;
     check_model(&app, &mut body)?;
     let params = Params::read(&mut body, &headers, kind, &app)?;
-    let prompt = Prompt::read(&mut body, kind)?;
+    let prompts = Prompt::read(&mut body, kind)?;
     body.end()?;
-    let served = Served { _place: place, started };
-    let answer = submit(app, client, kind, &params, prompt, served).await?;
+    check_completions(&app, &params, &prompts)?;
+    let answer = submit(app, client, kind, &params, prompts, permit, started).await?;
     if params.is_streamed { Ok(answer.stream()) } else { answer.whole().await }
 }
 
@@ -74,73 +61,89 @@ fn check_model(app: &App, body: &mut Fields) -> Result<(), ApiError> {
     }
 }
 
-/// A request's place among those that are answered at the same time, and since when it has it.
-struct Served {
-    _place: OwnedSemaphorePermit,
-    started: Instant,
+/// The limit on completions is for all prompts together.
+fn check_completions(app: &App, params: &Params, prompts: &[Prompt]) -> Result<(), ApiError> {
+    let most = app.limits.completions;
+    if prompts.len().saturating_mul(params.completions) > most {
+        let expected = format!("at most {most} completions in all, n of each prompt");
+        let got = format!("{} prompts with n {}", prompts.len(), params.completions);
+        return Err(ApiError::field("prompt", &expected, &got));
+    }
+    Ok(())
 }
 
-/// Encodes the prompt, submits the request and waits until the engine has taken it.
+/// Encodes prompts where that blocks nobody, one request after the other. The request's permit goes with them: a prompt
+/// whose client has gone stays in the queue of the blocking threads until one comes to it, and counts until then.
+async fn encode(
+    app: Arc<App>,
+    kind: Kind,
+    prompts: Vec<Prompt>,
+    permit: OwnedSemaphorePermit,
+) -> Result<(Vec<Vec<TokenId>>, OwnedSemaphorePermit), ApiError> {
+    let (sender, receiver) = oneshot::channel();
+    spawn_blocking(move || {
+        if sender.is_closed() {
+            return; // the client has gone
+        }
+        let encode = |(at, prompt): (usize, &Prompt)| {
+            let place = place(kind, at, prompts.len());
+            let tokens = prompt.encode(&app, &place)?;
+            let longest = app.limits.prompt;
+            if tokens.len() > longest {
+                let got = format!("{} tokens", tokens.len());
+                let error = ApiError::field(place, &format!("at most {longest} tokens"), &got);
+                return Err(ApiError { code: "context_length_exceeded", ..error });
+            }
+            Ok(tokens)
+        };
+        let tokens = prompts.iter().enumerate().map(encode).collect::<Result<_, _>>();
+        let _ = sender.send(tokens.map(|tokens| (tokens, permit)));
+    });
+    let encoded = receiver.await;
+    encoded.map_err(|_| ApiError::internal("server: encoding the prompt led to a panic"))?
+}
+
+/// Encodes the prompts, submits a request for each and waits until the engine has taken them.
 async fn submit(
     app: Arc<App>,
     client: Client,
     kind: Kind,
     params: &Params,
-    prompt: Prompt,
-    served: Served,
+    prompts: Vec<Prompt>,
+    permit: OwnedSemaphorePermit,
+    started: Instant,
 ) -> Result<Answer, ApiError> {
     let id = match kind {
         Kind::Completion => format!("cmpl-{:016x}", random()),
         Kind::Chat => format!("chatcmpl-{:016x}", random()),
     };
     if app.logs_prompts {
-        info!(id, prompt = prompt.logged(), "prompt");
+        for prompt in &prompts {
+            info!(id, prompt = prompt.logged(), "prompt");
+        }
     }
-    let encoding = app.clone();
-    let tokens = tokio::task::spawn_blocking(move || prompt.encode(&encoding)).await;
-    let tokens = tokens.map_err(|error| ApiError::internal(error.to_string()))??;
-    let longest = app.limits.prompt;
-    if tokens.len() > longest {
-        let got = format!("{} tokens", tokens.len());
-        let error =
-            ApiError::field(kind.prompt_field(), &format!("at most {longest} tokens"), &got);
-        return Err(ApiError { code: "context_length_exceeded", ..error });
+    let (prompts, permit) = encode(app.clone(), kind, prompts, permit).await?;
+    let count = prompts.len();
+    let prompt_tokens = prompts.iter().map(Vec::len).sum();
+    let requests = prompts.into_iter().enumerate();
+    let requests = requests.map(|(at, tokens)| request(&app, client, params, at, tokens));
+    let requests = requests.collect::<Result<Vec<_>, _>>()?;
+    // Those that are queued are cancelled if another is refused.
+    let queued = requests.into_iter().map(|request| app.engine.submit(request));
+    let queued = queued.collect::<Result<Vec<_>, _>>()?;
+    let mut submitted = Vec::new();
+    for (at, mut updates) in queued.into_iter().enumerate() {
+        let completions = match updates.next().await {
+            Some(Update::Accepted(accepted)) => accepted.completions,
+            Some(Update::Refused(error)) => return Err(refused(&error, &place(kind, at, count))),
+            _ => return Err(ApiError::ending()),
+        };
+        // In a group that is kept, indices go on.
+        let first = completions.first().map_or(0, |completion| completion.index);
+        submitted.push(Submitted { updates, first, completions: completions.len() });
     }
-
-    // Memory is set aside for the whole length, so a request that names none does not get the whole context.
-    let room = app.context_length.map_or(usize::MAX, |length| length.saturating_sub(tokens.len()));
-    let max_new_tokens =
-        params.max_new_tokens.unwrap_or(app.limits.default_tokens.min(room.max(1)));
-    let min_new_tokens = params.min_new_tokens;
-    if min_new_tokens > max_new_tokens {
-        let expected = format!("at most max_tokens, {max_new_tokens}");
-        return Err(ApiError::field("min_tokens", &expected, &min_new_tokens.to_string()));
-    }
-    let prompt_tokens = tokens.len();
-    let mut request = esamp::Request::new(tokens)
-        .with_completions(params.completions)
-        .with_max_new_tokens(max_new_tokens)
-        .with_min_new_tokens(min_new_tokens)
-        .with_seed(params.seed)
-        .with_sampling(params.sampling.clone())
-        .with_stop_tokens(app.texts.tokenizer.stop_tokens())
-        .with_stop_strings(&params.stop)
-        .with_prompt_warm_up(params.warm_up_updates);
-    if let Some(name) = &params.group {
-        request = request.with_group(app.groups.id(client, name));
-    }
-    if let Some(alternatives) = params.log_probs {
-        request = request.with_top_log_probs(alternatives);
-    }
-    let mut updates = app.engine.submit(request)?;
-    let submitted = match updates.next().await {
-        Some(Update::Accepted(submitted)) => submitted,
-        Some(Update::Refused(error)) => return Err(refused(&error, kind.prompt_field())),
-        _ => return Err(ApiError::ending()),
-    };
-    // In a group that is kept, indices go on.
-    let first = submitted.completions.first().map_or(0, |completion| completion.index);
-    let group = |name: &String| Group { name: name.clone(), is_known: first > 0 };
+    let is_known = submitted.first().is_some_and(|submitted| submitted.first > 0);
+    let group = |name: &String| Group { name: name.clone(), is_known };
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let reply = Reply {
         kind,
@@ -153,220 +156,43 @@ async fn submit(
         wants_details: params.wants_details,
         wants_usage: params.is_streamed && params.wants_usage,
     };
-    app.traffic.open.fetch_add(1, Ordering::Relaxed);
-    let count = submitted.completions.len();
-    Ok(Answer {
-        app,
-        reply,
-        updates,
-        first,
-        texts: (0..count).map(|_| Text::default()).collect(),
-        running: count,
-        usage: Usage { prompt: prompt_tokens, completion: 0 },
-        failure: None,
-        served,
-    })
+    let served = Served { _permit: permit, started };
+    Ok(Answer::new(app, reply, submitted, prompt_tokens, served))
 }
 
-/// A request that the engine has taken. Dropping it cancels what has not ended.
-struct Answer {
-    app: Arc<App>,
-    reply: Reply,
-    updates: Updates,
-    /// The index of the first completion, which in a group is not 0.
-    first: u64,
-    texts: Vec<Text>,
-    /// Completions that have not ended.
-    running: usize,
-    usage: Usage,
-    failure: Option<ApiError>,
-    served: Served,
-}
-
-/// What has been received of a completion.
-#[derive(Default)]
-struct Text {
-    text: String,
-    pieces: Vec<Piece>,
-    tokens: Tokens,
-    is_opened: bool,
-    /// When the last token came.
-    last: Option<Instant>,
-    finish: Option<&'static str>,
-}
-
-impl Answer {
-    /// Receives one event and returns the completion that it is about; `None` after the last one.
-    async fn receive(&mut self) -> Option<usize> {
-        loop {
-            match self.updates.next().await {
-                Some(Update::Event(Event::Token { completion, choice, text })) => {
-                    let at = self.place(completion.index)?;
-                    self.observe(at);
-                    self.usage.completion += 1;
-                    let received = &mut self.texts[at];
-                    received.text.push_str(&text);
-                    if self.reply.shows_tokens() {
-                        let tokenizer = &self.app.texts.tokenizer;
-                        let piece = Piece::new(&choice, text, &mut received.tokens, tokenizer);
-                        received.pieces.push(piece);
-                    }
-                    return Some(at);
-                }
-                Some(Update::Event(Event::Finished { completion, text })) => {
-                    let at = self.place(completion.id.index)?;
-                    self.running -= 1;
-                    self.texts[at].text.push_str(&text);
-                    match self.finish(at, &completion) {
-                        Ok(reason) => self.texts[at].finish = Some(reason),
-                        Err(error) => _ = self.failure.get_or_insert(error),
-                    }
-                    return Some(at);
-                }
-                Some(_) => {}
-                None => {
-                    if self.running > 0 {
-                        self.failure.get_or_insert_with(ApiError::ending);
-                    }
-                    return None;
-                }
-            }
-        }
+/// The request to the engine for the completions of one prompt, the one at `at` of a list.
+fn request(
+    app: &App,
+    client: Client,
+    params: &Params,
+    at: usize,
+    tokens: Vec<TokenId>,
+) -> Result<esamp::Request, ApiError> {
+    // Memory is set aside for the whole length, so a request that names none does not get the whole context.
+    let room = app.context_length.map_or(usize::MAX, |length| length.saturating_sub(tokens.len()));
+    let max_new_tokens =
+        params.max_new_tokens.unwrap_or(app.limits.default_tokens.min(room.max(1)));
+    let min_new_tokens = params.min_new_tokens;
+    if min_new_tokens > max_new_tokens {
+        let expected = format!("at most max_tokens, {max_new_tokens}");
+        return Err(ApiError::field("min_tokens", &expected, &min_new_tokens.to_string()));
     }
-
-    /// Measures how long a token has been waited for.
-    fn observe(&mut self, at: usize) {
-        let now = Instant::now();
-        let traffic = &self.app.traffic;
-        if self.usage.completion == 0 {
-            traffic.first_token.observe(now - self.served.started);
-        }
-        if let Some(last) = self.texts[at].last.replace(now) {
-            traffic.between_tokens.observe(now - last);
-        }
+    // The prompts of a list have seeds of their own, so that equal ones have different completions.
+    let seed = (params.seed as u64).wrapping_add(at as u64);
+    let mut request = esamp::Request::new(tokens)
+        .with_completions(params.completions)
+        .with_max_new_tokens(max_new_tokens)
+        .with_min_new_tokens(min_new_tokens)
+        .with_seed(seed)
+        .with_sampling(params.sampling.clone())
+        .with_stop_tokens(app.texts.tokenizer.stop_tokens())
+        .with_stop_strings(&params.stop)
+        .with_prompt_warm_up(params.warm_up_updates);
+    if let Some(name) = &params.group {
+        request = request.with_group(app.groups.id(client, name));
     }
-
-    fn place(&self, index: u64) -> Option<usize> {
-        let at = usize::try_from(index.checked_sub(self.first)?).ok()?;
-        (at < self.texts.len()).then_some(at)
+    if let Some(alternatives) = params.log_probs {
+        request = request.with_top_log_probs(alternatives);
     }
-
-    /// OpenAI's name for why a completion ended, or the error that ended it.
-    fn finish(&self, at: usize, completion: &Completion) -> Result<&'static str, ApiError> {
-        let choice = format!("choices[{at}]");
-        let failed = |why: String| {
-            error!(id = self.reply.id, choice = at, why, "a completion failed");
-            Err(ApiError::internal(format!("{choice}: {why}")).with_param(&choice))
-        };
-        match &completion.finish {
-            FinishReason::StopToken(_) | FinishReason::StopString(_) => Ok("stop"),
-            FinishReason::MaxNewTokens | FinishReason::ContextFull => Ok("length"),
-            FinishReason::Cancelled if self.app.is_stopping.load(Ordering::Relaxed) => {
-                Err(ApiError::ending().with_param(&choice))
-            }
-            FinishReason::Cancelled => {
-                let seconds = self.app.limits.client_timeout.as_secs();
-                let message =
-                    format!("{choice}: cancelled: it waited {seconds} s in total to be read");
-                let status = StatusCode::REQUEST_TIMEOUT;
-                Err(ApiError::new(status, "not_read", message).with_param(&choice))
-            }
-            FinishReason::Failed(error @ RowError::AllMasked { .. }) => {
-                let message =
-                    format!("{choice}: {error}: the request's settings leave no token to choose");
-                Err(ApiError::request("no_token_left", message).with_param(&choice))
-            }
-            FinishReason::Failed(error) => failed(error.to_string()),
-            FinishReason::NoText(error) => failed(error.to_string()),
-            _ => {
-                if let Some(why) = self.app.engine.stats().last_failure {
-                    error!(why, "a step failed");
-                }
-                failed("the model failed in a step".to_owned())
-            }
-        }
-    }
-
-    /// The response when all completions have ended.
-    async fn whole(mut self) -> Result<Response, ApiError> {
-        while self.receive().await.is_some() {}
-        if let Some(failure) = take(&mut self.failure) {
-            return Err(failure);
-        }
-        let texts = self.texts.iter().enumerate();
-        let parts = texts.map(|(index, text)| Part {
-            index,
-            text: &text.text,
-            pieces: &text.pieces,
-            finish: text.finish,
-        });
-        let body = self.reply.whole(&parts.collect::<Vec<_>>(), self.usage);
-        Ok(json_response(StatusCode::OK, &body))
-    }
-
-    /// A stream of server-sent events.
-    fn stream(self) -> Response {
-        let state = (self, VecDeque::new(), false);
-        let stream = unfold(state, |(mut answer, mut queue, mut is_over)| async move {
-            while queue.is_empty() && !is_over {
-                match answer.receive().await {
-                    Some(at) => answer.parts(at, &mut queue),
-                    None => {
-                        is_over = true;
-                        answer.end(&mut queue);
-                    }
-                }
-            }
-            let event: String = queue.pop_front()?;
-            let event = SentEvent::default().data(event);
-            Some((Ok::<_, Infallible>(event), (answer, queue, is_over)))
-        });
-        // A comment now and then, so that a connection that nothing is sent on is not taken for a dead one, and a
-        // client that has gone is noticed.
-        Sse::new(stream).keep_alive(KeepAlive::default()).into_response()
-    }
-
-    /// Queues what has been received of a completion.
-    fn parts(&mut self, at: usize, queue: &mut VecDeque<String>) {
-        let (reply, received) = (&self.reply, &mut self.texts[at]);
-        let mut send = |event: Value| queue.push_back(event.to_string());
-        if !received.is_opened {
-            received.is_opened = true;
-            reply.opening(at).into_iter().for_each(&mut send);
-        }
-        let (text, pieces) = (take(&mut received.text), take(&mut received.pieces));
-        let is_news = !text.is_empty() || !pieces.is_empty() || received.finish.is_some();
-        if is_news {
-            let finish = received.finish;
-            send(reply.chunk(&Part { index: at, text: &text, pieces: &pieces, finish }));
-        }
-    }
-
-    /// Queues the end of the stream. An error is the last event: `[DONE]` says that all went well.
-    fn end(&mut self, queue: &mut VecDeque<String>) {
-        if let Some(failure) = take(&mut self.failure) {
-            queue.push_back(failure.body().to_string());
-            return;
-        }
-        let usage = self.reply.usage_chunk(self.usage);
-        queue.extend(usage.map(|chunk| chunk.to_string()));
-        queue.push_back("[DONE]".to_owned());
-    }
-}
-
-impl Drop for Answer {
-    fn drop(&mut self) {
-        let took = self.served.started.elapsed();
-        self.app.traffic.open.fetch_sub(1, Ordering::Relaxed);
-        self.app.traffic.requests.observe(took);
-        info!(
-            id = self.reply.id,
-            completions = self.texts.len(),
-            cancelled = self.running,
-            prompt_tokens = self.usage.prompt,
-            completion_tokens = self.usage.completion,
-            milliseconds = took.as_millis() as u64,
-            "completions"
-        );
-    }
+    Ok(request)
 }

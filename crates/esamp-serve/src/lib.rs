@@ -2,19 +2,20 @@
 
 #![allow(missing_docs, reason = "not published: fields with telling names need no docs")]
 
+mod answer;
 pub mod app;
 pub mod args;
 mod body;
+mod connection;
 pub mod error;
 mod fields;
 mod generate;
 pub mod groups;
-pub mod histogram;
 pub mod hosts;
 pub mod keys;
 #[cfg(feature = "llama-cpp")]
 mod llama_cpp;
-mod metrics;
+pub mod metrics;
 mod page;
 mod params;
 mod penalties;

@@ -23,7 +23,8 @@ pub(crate) struct Params {
     /// As many as the context has room for, if `None`.
     pub(crate) max_new_tokens: Option<usize>,
     pub(crate) min_new_tokens: usize,
-    pub(crate) seed: u64,
+    /// As it is reported: OpenAI's seeds have a sign, and larger ones are accepted here.
+    pub(crate) seed: i128,
     pub(crate) sampling: Sampling,
     pub(crate) stop: Vec<String>,
     pub(crate) is_streamed: bool,
@@ -51,6 +52,16 @@ const IGNORED: [&str; 7] = [
 /// The largest number that JavaScript holds exactly, so that a reported seed can be sent again.
 const LARGEST_DRAWN_SEED: u64 = (1 << 53) - 1;
 
+/// Settings of the distillers, in the object `esamp`, and the flags that set them.
+const OF_THE_SERVER: [(&str, &str); 6] = [
+    ("settings", "--settings"),
+    ("distiller", "--distiller"),
+    ("rank", "--rank"),
+    ("learning_rate", "--learning-rate"),
+    ("sharing", "--sharing"),
+    ("updates_before_steering", "--updates-before-steering"),
+];
+
 const MOST_BIASES: usize = 1024;
 
 impl Params {
@@ -70,19 +81,20 @@ impl Params {
             let expected = format!("the value of n, {completions}");
             return Err(ApiError::field("best_of", &expected, &best_of.to_string()));
         }
-        let seed = body.integer("seed", 0..=i128::from(u64::MAX))?;
+        let seed = body.integer("seed", i128::from(i64::MIN)..=i128::from(u64::MAX))?;
         let is_streamed = body.flag("stream")?;
         let mut options = body.object("stream_options")?;
         let wants_usage = options.flag("include_usage")?;
         options.flag("include_obfuscation")?; // a field of OpenAI's that hides the lengths of chunks
         options.end()?;
         let mut esamp = body.object("esamp")?;
+        refuse_settings_of_the_server(&mut esamp)?;
         let sampling = sampling(body, &mut esamp, app)?;
         let params = Self {
             completions,
             max_new_tokens: max_new_tokens(body, kind)?,
             min_new_tokens: body.count("min_tokens", 0)?.unwrap_or(0),
-            seed: seed.and_then(|seed| u64::try_from(seed).ok()).unwrap_or_else(drawn_seed),
+            seed: seed.unwrap_or_else(drawn_seed),
             sampling,
             stop: body.texts("stop")?.unwrap_or_default(),
             is_streamed,
@@ -90,7 +102,8 @@ impl Params {
             log_probs: log_probs(body, kind)?,
             wants_details: esamp.flag("details")?,
             group: groups::requested(headers, &mut esamp)?,
-            warm_up_updates: count(esamp.integer("warm_up_updates", 0..=100)?).unwrap_or(0),
+            warm_up_updates: count(esamp.integer("warm_up_updates", 0..=100)?)
+                .unwrap_or(app.limits.warm_up_updates),
         };
         esamp.end()?;
         Ok(params)
@@ -102,8 +115,8 @@ fn count(number: Option<i128>) -> Option<usize> {
 }
 
 /// A seed that nobody has asked for; it is reported.
-fn drawn_seed() -> u64 {
-    crate::app::random() & LARGEST_DRAWN_SEED
+fn drawn_seed() -> i128 {
+    (crate::app::random() & LARGEST_DRAWN_SEED).into()
 }
 
 /// Fields of OpenAI's that ask for what cannot be kept. Their values that ask for nothing are accepted.
@@ -128,6 +141,20 @@ fn refuse_unsupported(body: &mut Fields) -> Result<(), ApiError> {
     ] {
         if body.take(field).is_some_and(|value| !off(&value)) {
             return Err(ApiError::unsupported(field, why));
+        }
+    }
+    Ok(())
+}
+
+/// One sampler computes the distillers of all requests together, so they are alike.
+fn refuse_settings_of_the_server(esamp: &mut Fields) -> Result<(), ApiError> {
+    for (field, flag) in OF_THE_SERVER {
+        if let Some(value) = esamp.take(field) {
+            let expected = format!(
+                "none: all requests share this setting, which {flag} sets when the server starts"
+            );
+            let error = esamp.wrong(field, &expected, &value);
+            return Err(ApiError { code: "unsupported_value", ..error });
         }
     }
     Ok(())
@@ -168,15 +195,16 @@ fn log_probs(body: &mut Fields, kind: Kind) -> Result<Option<usize>, ApiError> {
 
 /// How tokens are chosen. The filters run in the order of the program `generate`: top-k, top-p, min-p.
 fn sampling(body: &mut Fields, esamp: &mut Fields, app: &App) -> Result<Sampling, ApiError> {
-    let temperature = body.number("temperature", "0, or a number from 0.0001 to 2", |t| {
-        t == 0.0 || (Sampling::LOWEST_TEMPERATURE..=2.0).contains(&t)
-    })?;
+    let temperature =
+        body.number("temperature", "a number from 0 to 2", |t| (0.0..=2.0).contains(&t))?;
     let top_p = body.number("top_p", "a number above 0 and at most 1", |p| p > 0.0 && p <= 1.0)?;
     let top_k = body.integer("top_k", -1..=i128::from(u32::MAX))?;
     let min_p = body.number("min_p", "a number from 0 to 1", |p| (0.0..=1.0).contains(&p))?;
     let mut sampling = Sampling::default().without_filters();
     if let Some(temperature) = temperature {
-        sampling = sampling.with_temperature(temperature);
+        // Logits divided by less could leave the range of numbers. The best token has all of the probability long before.
+        let is_greedy = temperature < Sampling::LOWEST_TEMPERATURE;
+        sampling = sampling.with_temperature(if is_greedy { 0.0 } else { temperature });
     }
     if let Some(k) = count(top_k).filter(|&k| k > 0) {
         sampling = sampling.with_filter(TopK { k });
@@ -184,7 +212,7 @@ fn sampling(body: &mut Fields, esamp: &mut Fields, app: &App) -> Result<Sampling
     if let Some(p) = top_p.filter(|&p| p < 1.0) {
         sampling = sampling.with_filter(TopP { p });
     }
-    let min_p = min_p.unwrap_or(Sampling::DEFAULT_MIN_P);
+    let min_p = min_p.unwrap_or(app.limits.min_p);
     if min_p > 0.0 {
         sampling = sampling.with_filter(MinP { p: min_p });
     }

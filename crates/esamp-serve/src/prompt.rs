@@ -24,24 +24,25 @@ pub(crate) enum Prompt {
 const MOST_MESSAGES: usize = 4096;
 
 impl Prompt {
-    pub(crate) fn read(body: &mut Fields, kind: Kind) -> Result<Self, ApiError> {
+    /// The prompts of a request, of which a chat has one.
+    pub(crate) fn read(body: &mut Fields, kind: Kind) -> Result<Vec<Self>, ApiError> {
         let field = kind.prompt_field();
         match (kind, body.take(field)) {
             (_, None) => Err(ApiError::field(field, kind.prompt_expected(), "none")),
-            (Kind::Completion, Some(value)) => completion_prompt(value),
-            (Kind::Chat, Some(value)) => chat_prompt(value),
+            (Kind::Completion, Some(value)) => completion_prompts(value),
+            (Kind::Chat, Some(value)) => Ok(vec![chat_prompt(value)?]),
         }
     }
 
-    /// Turns the prompt into tokens. Takes time in proportion to its length: call it where that blocks nobody.
-    pub(crate) fn encode(&self, app: &App) -> Result<Vec<TokenId>, ApiError> {
-        let failed = |error: LoadError| ApiError::request("invalid_value", error.to_string());
+    /// Turns the prompt into tokens. Takes time in proportion to its length: call it where that blocks nobody. `place`
+    /// is where it is in the request.
+    pub(crate) fn encode(&self, app: &App, place: &str) -> Result<Vec<TokenId>, ApiError> {
+        let failed = |error: LoadError| {
+            ApiError::request("invalid_value", format!("{place}: {error}")).with_param(place)
+        };
         match self {
             Self::Tokens(tokens) => Ok(tokens.clone()),
-            Self::Text(text) => {
-                let tokens = app.texts.tokenizer.encode(text);
-                tokens.map_err(|error| failed(error).with_param("prompt"))
-            }
+            Self::Text(text) => app.texts.tokenizer.encode(text).map_err(failed),
             Self::Chat(messages) => {
                 let template = match &app.texts.template {
                     Ok(Some(template)) => template,
@@ -57,9 +58,7 @@ impl Prompt {
                     }
                 };
                 let rendered = template.render(messages);
-                rendered
-                    .and_then(|text| app.texts.tokenizer.encode_rendered(&text))
-                    .map_err(|error| failed(error).with_param("messages"))
+                rendered.and_then(|text| app.texts.tokenizer.encode_rendered(&text)).map_err(failed)
             }
         }
     }
@@ -77,36 +76,35 @@ impl Prompt {
     }
 }
 
-fn completion_prompt(value: Value) -> Result<Prompt, ApiError> {
-    let expected = Kind::Completion.prompt_expected();
-    let wrong = |got: &str| ApiError::field("prompt", expected, got);
+/// Where a prompt is in a request with `count` prompts.
+pub(crate) fn place(kind: Kind, at: usize, count: usize) -> String {
+    let field = kind.prompt_field();
+    if count == 1 { field.to_owned() } else { format!("{field}[{at}]") }
+}
+
+fn completion_prompts(value: Value) -> Result<Vec<Prompt>, ApiError> {
     match value {
-        Value::String(text) => Ok(Prompt::Text(text)),
-        // A list of one prompt is how some clients send it.
-        Value::Array(mut items) if matches!(items[..], [Value::String(_) | Value::Array(_)]) => {
-            completion_prompt_in_list(items.remove(0), expected)
-        }
         Value::Array(items) if items.iter().any(|item| item.is_string() || item.is_array()) => {
-            Err(wrong(&format!("{} prompts: send one request for each", items.len())))
+            let count = items.len();
+            let prompt = |(at, item)| completion_prompt(item, &place(Kind::Completion, at, count));
+            items.into_iter().enumerate().map(prompt).collect()
         }
-        Value::Array(items) => tokens(&items, expected),
-        other => Err(wrong(&shown(&other))),
+        value => Ok(vec![completion_prompt(value, Kind::Completion.prompt_field())?]),
     }
 }
 
-fn completion_prompt_in_list(value: Value, expected: &str) -> Result<Prompt, ApiError> {
+fn completion_prompt(value: Value, place: &str) -> Result<Prompt, ApiError> {
+    let expected = Kind::Completion.prompt_expected();
+    let wrong = |item: &Value| ApiError::field(place, expected, &shown(item));
     match value {
         Value::String(text) => Ok(Prompt::Text(text)),
-        Value::Array(items) => tokens(&items, expected),
-        other => Err(ApiError::field("prompt", expected, &shown(&other))),
+        Value::Array(items) => {
+            let token = |item: &Value| item.as_u64().and_then(|id| TokenId::try_from(id).ok());
+            let tokens = items.iter().map(|item| token(item).ok_or_else(|| wrong(item)));
+            Ok(Prompt::Tokens(tokens.collect::<Result<_, _>>()?))
+        }
+        other => Err(wrong(&other)),
     }
-}
-
-fn tokens(items: &[Value], expected: &str) -> Result<Prompt, ApiError> {
-    let token = |item: &Value| item.as_u64().and_then(|id| TokenId::try_from(id).ok());
-    let wrong = |item: &Value| ApiError::field("prompt", expected, &shown(item));
-    let tokens = items.iter().map(|item| token(item).ok_or_else(|| wrong(item)));
-    Ok(Prompt::Tokens(tokens.collect::<Result<_, _>>()?))
 }
 
 fn chat_prompt(value: Value) -> Result<Prompt, ApiError> {

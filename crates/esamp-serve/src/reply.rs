@@ -15,7 +15,7 @@ pub(crate) struct Reply {
     pub(crate) id: String,
     pub(crate) created: u64,
     pub(crate) model: String,
-    pub(crate) seed: u64,
+    pub(crate) seed: i128,
     pub(crate) group: Option<Group>,
     pub(crate) wants_log_probs: bool,
     pub(crate) wants_details: bool,
@@ -141,7 +141,7 @@ impl Reply {
     }
 
     fn envelope(&self, object: &str, choices: Vec<Value>) -> Value {
-        let mut esamp = json!({"seed": self.seed});
+        let mut esamp = json!({"seed": number(self.seed)});
         if let Some(group) = &self.group {
             esamp["group"] = json!({"id": group.name, "known": group.is_known});
         }
@@ -229,6 +229,11 @@ impl Reply {
             choice["esamp"] = json!({"tokens": tokens});
         }
     }
+}
+
+/// A whole number of up to 64 bits, with or without a sign.
+fn number(number: i128) -> Value {
+    i64::try_from(number).map_or_else(|_| Value::from(number as u64), Value::from)
 }
 
 fn log_probs(part: &Part<'_>) -> Value {

@@ -1,9 +1,6 @@
 //! The paths of the server.
 
-use std::{
-    any::Any,
-    sync::{Arc, PoisonError, atomic::Ordering::Relaxed},
-};
+use std::{any::Any, sync::Arc};
 
 use axum::{
     Extension, Router,
@@ -22,7 +19,7 @@ use crate::{
     generate::generate,
     hosts::check_host,
     keys::Client,
-    metrics::{CONTENT_TYPE, metrics},
+    metrics::CONTENT_TYPE,
     page,
 };
 
@@ -70,15 +67,13 @@ async fn count(
 ) -> Response {
     let path = path.map_or_else(|| "other".to_owned(), |path| path.as_str().to_owned());
     let mut response = next.run(request).await;
-    if app.traffic.connections.load(Relaxed) > app.limits.connections {
+    if app.traffic.connections.get() > app.limits.connections as i64 {
         // The spare connections are for everyone.
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     let status = response.status().as_u16();
     tracing::debug!(path, status, "response");
-    let mut responses = app.traffic.responses.lock().unwrap_or_else(PoisonError::into_inner);
-    *responses.entry((path, status)).or_default() += 1;
-    drop(responses);
+    app.traffic.responses.with_label_values(&[&path, response.status().as_str()]).inc();
     response
 }
 
@@ -127,8 +122,10 @@ async fn health(State(app): State<Arc<App>>) -> Response {
     json_response(StatusCode::SERVICE_UNAVAILABLE, &json!({"status": "ending"}))
 }
 
-async fn show_metrics(State(app): State<Arc<App>>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, CONTENT_TYPE)], metrics(&app))
+async fn show_metrics(State(app): State<Arc<App>>) -> Result<impl IntoResponse, ApiError> {
+    let text = app.traffic.text(&app.engine);
+    let text = text.map_err(|error| ApiError::internal(format!("metrics: {error}")))?;
+    Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], text))
 }
 
 async fn show_page(State(app): State<Arc<App>>) -> Html<String> {

@@ -2,54 +2,66 @@
 
 use std::{
     io,
+    net::SocketAddr,
     pin::pin,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
-use hyper::server::conn::http1;
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    server::graceful::GracefulShutdown,
-    service::TowerToHyperService,
-};
 use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
+    net::{TcpListener, TcpSocket},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
     time::{sleep, timeout},
 };
-use tokio_io_timeout::TimeoutStream;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use crate::{
     app::{App, Limits},
+    connection::{BUFFER, connection, protocol},
     routes::router,
 };
 
-/// The buffer of a connection. Small, so that the engine notices soon that a client does not read.
-const BUFFER: usize = 32 << 10;
+/// Connections that the system holds until they are accepted.
+const BACKLOG: u32 = 1024;
 
 /// How long responses may take to reach their clients after their completions have been cancelled.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
+/// Listens on an address. Connections get a send buffer of a fixed size, which the system doubles: one that grows, to
+/// 4 MB on Linux, would take in 18,000 events before anyone notices that their client does not read.
+pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // As TcpListener::bind. On Windows it would let another program take the address.
+    #[cfg(unix)]
+    socket.set_reuseaddr(true)?;
+    socket.set_send_buffer_size(BUFFER as u32)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
 /// Serves until `stop` is ready. Then it accepts no more connections and requests, lets the open ones end for `grace`,
-/// and cancels those that are left.
+/// or until `stop` is ready again, and cancels those that are left.
 pub async fn serve(
     listener: TcpListener,
     app: Arc<App>,
-    stop: impl Future<Output = ()>,
+    mut stop: impl AsyncFnMut(),
     grace: Duration,
 ) {
-    let open = GracefulShutdown::new();
-    accept(listener, &app, stop, &open).await;
-    info!(open = app.traffic.open.load(Ordering::Relaxed), "stopping");
+    let (ending, open) = watch::channel(());
+    accept(listener, &app, stop(), open).await;
+    info!(open = app.traffic.open.get(), "stopping");
     let engine = app.engine.clone();
     // Refuses what still arrives on open connections. The thread ends with the engine.
     std::thread::spawn(move || engine.drain());
-    let mut ended = pin!(open.shutdown());
-    let are_open = timeout(grace, &mut ended).await.is_err();
+    let _ = ending.send(()); // an error means that no connection is open
+    let mut ended = pin!(ending.closed());
+    let are_open = tokio::select! {
+        () = &mut ended => false,
+        () = sleep(grace) => true,
+        () = stop() => true,
+    };
     if are_open {
-        warn!(open = app.traffic.open.load(Ordering::Relaxed), "cancelling");
+        warn!(open = app.traffic.open.get(), "cancelling");
     }
     app.is_stopping.store(true, Ordering::Relaxed);
     let engine = app.engine.clone();
@@ -65,15 +77,11 @@ async fn accept(
     listener: TcpListener,
     app: &Arc<App>,
     stop: impl Future<Output = ()>,
-    open: &GracefulShutdown,
+    open: watch::Receiver<()>,
 ) {
     let router = router(app.clone());
     let places = Arc::new(Semaphore::new(app.limits.connections + Limits::SPARE));
-    let mut protocol = http1::Builder::new();
-    protocol
-        .timer(TokioTimer::new())
-        .header_read_timeout(app.limits.client_timeout)
-        .max_buf_size(BUFFER);
+    let protocol = protocol(app);
     let mut stop = pin!(stop);
     loop {
         let next = async {
@@ -95,24 +103,14 @@ async fn accept(
             () = &mut stop => return,
         };
         let _ = socket.set_nodelay(true);
-        let service = TowerToHyperService::new(router.clone());
-        let io = TokioIo::new(Box::pin(with_timeout(socket, app.limits.client_timeout)));
-        let connection = open.watch(protocol.serve_connection(io, service));
         let counted = Counted::new(app.clone(), place);
+        let served =
+            connection(app.clone(), protocol.clone(), socket, router.clone(), open.clone());
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                debug!(%error, "connection");
-            }
+            served.await;
             drop(counted);
         });
     }
-}
-
-/// A client that does not read does not keep its connection.
-fn with_timeout(socket: TcpStream, limit: Duration) -> TimeoutStream<TcpStream> {
-    let mut stream = TimeoutStream::new(socket);
-    stream.set_write_timeout(Some(limit));
-    stream
 }
 
 /// An open connection, in the metrics and in the limit.
@@ -123,13 +121,13 @@ struct Counted {
 
 impl Counted {
     fn new(app: Arc<App>, place: OwnedSemaphorePermit) -> Self {
-        app.traffic.connections.fetch_add(1, Ordering::Relaxed);
+        app.traffic.connections.inc();
         Self { app, _place: place }
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.app.traffic.connections.fetch_sub(1, Ordering::Relaxed);
+        self.app.traffic.connections.dec();
     }
 }

@@ -18,7 +18,6 @@ use esamp_programs::{
     model_source::{Cache, ModelSource},
 };
 use tokio::{
-    net::TcpListener,
     runtime::{self, Runtime},
     sync::Semaphore,
 };
@@ -29,7 +28,8 @@ use crate::{
     groups::Groups,
     hosts::Hosts,
     keys::ApiKeys,
-    serve::serve,
+    metrics::Traffic,
+    serve::{bind, serve},
 };
 
 /// A model to serve.
@@ -43,6 +43,7 @@ pub struct Served<M> {
 /// Loads the model and serves it until SIGTERM or Ctrl-C.
 pub fn run(args: &Args) -> Result<(), End> {
     Sampling::default().with_beta(args.beta).validate().map_err(Failure::from)?;
+    args.learning.sampler()?; // before anything is fetched
     let keys = ApiKeys::load(args.api_key_file.as_deref())?;
     let source = match &args.model {
         None => ModelSource::SmolLm2,
@@ -77,9 +78,13 @@ where
         connections: args.limits.max_connections.min(Semaphore::MAX_PERMITS - Limits::SPARE),
         client_timeout: Duration::from_secs(args.limits.client_timeout),
         beta: args.beta,
+        min_p: args.learning.usual_min_p().unwrap_or(0.0),
+        warm_up_updates: args.learning.warm_up_updates.unwrap_or(0),
     };
     let Served { name, model, texts } = served;
-    let engine = engine(model, &texts, args).map_err(Failure::from)?;
+    let sampler = args.learning.sampler()?;
+    let engine = engine(model, &texts, sampler, args).map_err(Failure::from)?;
+    let traffic = Traffic::new().map_err(|error| Failure::runtime(error, "report this"))?;
     Ok(App {
         engine,
         texts,
@@ -92,18 +97,23 @@ where
         logs_prompts: args.log_prompts,
         started: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
         is_stopping: false.into(),
-        traffic: Default::default(),
+        traffic,
         limits,
     })
 }
 
-fn engine<M>(model: M, texts: &Texts, args: &Args) -> Result<Engine, ConfigError>
+fn engine<M>(
+    model: M,
+    texts: &Texts,
+    sampler: SamplerConfig,
+    args: &Args,
+) -> Result<Engine, ConfigError>
 where
     M: CausalLm + Send + 'static,
     M::Cache: Send,
 {
     let limits = &args.limits;
-    let sampler = SamplerConfig::new().init(model.d_model(), &model.device())?;
+    let sampler = sampler.init(model.d_model(), &model.device())?;
     let decoder = Decoder::new(model, sampler)?
         .with_detokenizer(texts.tokenizer.clone())
         .with_memory_limit(limits.memory.saturating_mul(1 << 20))
@@ -142,7 +152,7 @@ async fn listen(args: &Args, app: Arc<App>) -> Result<(), End> {
         Failure::runtime(error, "choose another address, or port 0 for a free one")
     };
     let stop = signals().map_err(|error| Failure::runtime(error, "report this"))?;
-    let listener = TcpListener::bind(args.listen).await.map_err(failed)?;
+    let listener = bind(args.listen).map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     if !address.ip().is_loopback() && !app.keys.are_required() {
         tracing::warn!("everyone who reaches {address} is served: no API keys were given");
@@ -153,14 +163,14 @@ async fn listen(args: &Args, app: Arc<App>) -> Result<(), End> {
     Ok(())
 }
 
-/// Ready at the first SIGTERM or Ctrl-C.
-fn signals() -> io::Result<impl Future<Output = ()>> {
+/// What is ready at the next SIGTERM or Ctrl-C.
+fn signals() -> io::Result<impl AsyncFnMut()> {
     #[cfg(unix)]
     {
         use tokio::signal::unix::{SignalKind, signal};
         let mut term = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        Ok(async move {
+        Ok(async move || {
             tokio::select! {
                 _ = term.recv() => {}
                 _ = interrupt.recv() => {}
@@ -169,7 +179,7 @@ fn signals() -> io::Result<impl Future<Output = ()>> {
     }
     #[cfg(not(unix))]
     {
-        Ok(async {
+        Ok(async || {
             let _ = tokio::signal::ctrl_c().await;
         })
     }

@@ -6,6 +6,8 @@ mod server;
 
 use std::collections::{BTreeMap, HashSet};
 
+use burn::tensor::Device;
+use esamp::testing::TinyLm;
 use serde_json::{Value, json};
 
 use server::{Server, ask, get, head, model, send, texts};
@@ -266,6 +268,69 @@ fn settings_reach_the_sampler() {
 }
 
 #[test]
+fn a_seed_may_have_a_sign() {
+    let server = Server::start(model(), &[]);
+    let said = |seed: Value| {
+        let answer = server.post(COMPLETIONS, &ask(json!({"seed": seed})));
+        assert_eq!(answer.json()["esamp"]["seed"], seed, "as it was sent");
+        texts(&answer)
+    };
+    let negative = said(json!(-1));
+    assert_eq!(said(json!(-1)), negative);
+    assert_ne!(said(json!(1)), negative);
+    assert_ne!(said(json!(i64::MIN)), negative);
+    assert_eq!(said(json!(u64::MAX)), negative, "of the same bits");
+}
+
+#[test]
+fn a_temperature_that_the_sampler_cannot_divide_by_is_0() {
+    let server = Server::start(model(), &[]);
+    let said = |temperature: f64, seed: u64| {
+        let fields = json!({"temperature": temperature, "seed": seed, "esamp": {"beta": 0}});
+        texts(&server.post(COMPLETIONS, &ask(fields)))
+    };
+    let greedy = said(0.0, 1);
+    assert_eq!((said(1e-9, 2), said(9.9e-5, 3)), (greedy.clone(), greedy));
+}
+
+#[test]
+fn several_prompts_have_their_choices_one_prompt_after_the_other() {
+    let server = Server::start(model(), &[]);
+    let said = |prompt: Value, seed: u64| {
+        let fields = json!({"prompt": prompt, "seed": seed, "n": 2, "logprobs": 0});
+        server.post(COMPLETIONS, &ask(fields))
+    };
+    // Each prompt has the completions that it has alone, with a seed of its own.
+    let alone = [said(json!("w5 w6"), 7), said(json!("w9"), 8), said(json!("w5 w6"), 9)];
+    let expected: Vec<String> = alone.iter().flat_map(texts).collect();
+    for prompts in [json!(["w5 w6", "w9", "w5 w6"]), json!([[5, 6], [9], "w5 w6"])] {
+        let answer = said(prompts.clone(), 7);
+        assert_eq!(texts(&answer), expected);
+        let body = answer.json();
+        let indices = body["choices"].as_array().unwrap().iter().map(|choice| &choice["index"]);
+        assert!(indices.eq(json!([0, 1, 2, 3, 4, 5]).as_array().unwrap()), "{body}");
+        let usage = json!({"prompt_tokens": 5, "completion_tokens": 72, "total_tokens": 77});
+        assert_eq!((&body["usage"], &body["esamp"]["seed"]), (&usage, &json!(7)));
+
+        let fields = json!({"prompt": prompts, "seed": 7, "n": 2, "stream": true});
+        let (chunks, is_done) = server.post(COMPLETIONS, &ask(fields)).chunks();
+        let mut streamed = vec![String::new(); 6];
+        for chunk in &chunks {
+            let choice = &chunk["choices"][0];
+            let at = choice["index"].as_u64().unwrap() as usize;
+            streamed[at].push_str(choice["text"].as_str().unwrap());
+        }
+        assert!(is_done && streamed == expected, "{streamed:?}");
+    }
+    server.wait_for("requests_open", 0.0);
+    // In a group, the prompts share what is learned.
+    let grouped = ask(json!({"prompt": ["w5", "w6"], "esamp": {"group": "a"}}));
+    assert_eq!(server.post(COMPLETIONS, &grouped).json()["esamp"]["group"]["known"], false);
+    let again = server.post(COMPLETIONS, &grouped);
+    assert_eq!((texts(&again).len(), &again.json()["esamp"]["group"]["known"]), (2, &json!(true)));
+}
+
+#[test]
 fn prompts_may_be_texts_tokens_or_lists_of_one() {
     let server = Server::start(model(), &[]);
     let said = |prompt: Value| {
@@ -296,6 +361,50 @@ fn a_group_goes_on_with_what_its_earlier_requests_have_learned() {
     novelty(Some("b"));
     novelty(Some("c"));
     server.wait_for("distillers", 2.0); // the oldest made room
+}
+
+#[test]
+fn the_flags_of_the_distillers_reach_the_sampler() {
+    let fields = |esamp: Value| ask(json!({"n": 2, "seed": 4, "max_tokens": 30, "esamp": esamp}));
+    let bytes_and_texts = |flags: &[&str]| {
+        let server = Server::start(model(), flags);
+        let said = texts(&server.post(COMPLETIONS, &fields(json!({"beta": 2, "group": "a"}))));
+        (server.metric("distiller_bytes"), said)
+    };
+    let (usual, said) = bytes_and_texts(&[]);
+    let (low_rank, other) = bytes_and_texts(&["--distiller", "low-rank"]);
+    assert!(0.0 < low_rank && low_rank < usual && other != said, "{low_rank} {usual}");
+    let (lower, _) = bytes_and_texts(&["--settings", "reference", "--rank", "8"]);
+    assert!(0.0 < lower && lower < low_rank, "{lower} {low_rank}");
+    let (same, other) = bytes_and_texts(&["--learning-rate", "1e-2"]);
+    assert!(same == usual && other != said);
+
+    let steered = |flags: &[&str], esamp: Value| {
+        // The other model shows its states at the last position alone, which is no prompt to learn from.
+        let server = Server::start(TinyLm::new(1, &Device::flex()), flags);
+        assert_eq!(server.post(COMPLETIONS, &fields(esamp)).status, 200);
+        server.metric("sampler_steered_total")
+    };
+    assert!(steered(&[], json!({})) > 0.0);
+    assert_eq!(steered(&["--updates-before-steering", "99"], json!({})), 0.0);
+    // Updates on the prompt count: those of the flag, unless the request has its own number.
+    let flags = ["--updates-before-steering", "99", "--warm-up-updates", "100"];
+    assert!(steered(&flags, json!({})) > 0.0);
+    assert_eq!(steered(&flags, json!({"warm_up_updates": 0})), 0.0);
+
+    let server = Server::start(model(), &["--sharing", "global"]);
+    let refused = server.post(COMPLETIONS, &fields(json!({"group": "a"})));
+    let error = &refused.json()["error"];
+    assert_eq!((refused.status, &error["param"]), (400, &json!("esamp.group")), "{error}");
+    // The preset without a filter has none here either.
+    let server = Server::start(model(), &["--settings", "paper"]);
+    let hot = ask(json!({"temperature": 1, "max_tokens": 200, "seed": 1, "esamp": {"beta": 0}}));
+    let mut off = hot.clone();
+    off["min_p"] = json!(0);
+    let mut usual = hot.clone();
+    usual["min_p"] = json!(0.05);
+    let said = |body: &Value| texts(&server.post(COMPLETIONS, body));
+    assert!(said(&hot) == said(&off) && said(&off) != said(&usual));
 }
 
 #[test]

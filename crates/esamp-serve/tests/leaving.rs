@@ -54,6 +54,79 @@ fn what_a_client_has_asked_for_is_cancelled_when_it_leaves() {
     assert_eq!(texts(&server.post(COMPLETIONS, &ask(json!({})))).len(), 1);
 }
 
+/// Prompts wait for a thread that encodes them, and count for as long as they do.
+#[test]
+fn a_prompt_that_waits_to_be_encoded_keeps_the_place_of_its_request() {
+    let server = Server::start(model(), &["--max-connections", "1"]);
+    let (go_on, blocked) = std::sync::mpsc::channel::<()>();
+    server.runtime.spawn_blocking(move || blocked.recv());
+    let mut gone = TcpStream::connect(server.address).unwrap();
+    gone.write_all(&request(COMPLETIONS, ask(json!({})).to_string().as_bytes())).unwrap();
+    while server.app.places.available_permits() > 0 {
+        thread::sleep(Duration::from_millis(5));
+    }
+    drop(gone);
+    server.wait_for("connections", 1.0);
+    let refused = server.post(COMPLETIONS, &ask(json!({})));
+    assert_eq!(refused.status, 429, "{}", refused.body);
+    go_on.send(()).unwrap();
+    while server.app.places.available_permits() == 0 {
+        thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(texts(&server.post(COMPLETIONS, &ask(json!({})))).len(), 1);
+}
+
+/// A request for more tokens than the connection, the sockets of both sides and the engine hold.
+fn unread(fields: serde_json::Value) -> serde_json::Value {
+    let mut body = long(fields);
+    body["max_tokens"] = json!(MORE_THAN_IS_HELD);
+    body["stream"] = json!(true);
+    body
+}
+
+const MORE_THAN_IS_HELD: usize = 6_000;
+
+#[test]
+fn a_client_that_does_not_read_is_paused_and_let_go() {
+    let server = Server::start(slow_model(Duration::ZERO), &["--client-timeout", "2"]);
+    let mut stream = open(server.address, COMPLETIONS, &unread(json!({})));
+    server.wait_for("completions_paused", 1.0);
+    // Others are served meanwhile.
+    assert_eq!(texts(&server.post(COMPLETIONS, &ask(json!({})))).len(), 1);
+    server.wait_for("requests_open", 0.0);
+    assert_eq!(server.metric("completions_running"), 0.0);
+    // What was on its way arrives, without an end.
+    let mut rest = Vec::new();
+    let _ = stream.read_to_end(&mut rest); // an error if the connection was reset
+    let rest = String::from_utf8_lossy(&rest);
+    assert!(!rest.contains("[DONE]") && rest.matches("data: ").count() < MORE_THAN_IS_HELD);
+}
+
+#[test]
+fn a_client_that_reads_too_little_is_told_so() {
+    let server = Server::start(slow_model(Duration::ZERO), &["--client-timeout", "2"]);
+    // Large events, so that the model is faster than this client.
+    let mut stream = open(server.address, COMPLETIONS, &unread(json!({"logprobs": 20})));
+    server.wait_for("completions_paused", 1.0);
+    let mut some = vec![0; 16 << 10];
+    let mut last = Vec::new();
+    loop {
+        let read = stream.read(&mut some).unwrap();
+        if read == 0 {
+            break;
+        }
+        last.extend_from_slice(&some[..read]);
+        last.drain(..last.len().saturating_sub(1 << 10));
+        if server.metric("requests_open") > 0.0 {
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+    let last = String::from_utf8_lossy(&last);
+    let last = last.lines().rev().find_map(|line| line.strip_prefix("data: ")).unwrap();
+    assert!(last.contains("\"code\":\"not_read\""), "{last}");
+    assert!(last.contains("it waited 2 s in total to be read"), "{last}");
+}
+
 /// A byte after the body hides from the server that the client has gone, until it writes.
 #[test]
 fn a_stray_byte_after_the_body_is_noticed_at_the_next_write() {
@@ -146,6 +219,35 @@ fn a_model_that_fails_is_an_error_of_those_in_the_step() {
     assert_eq!(texts(&server.post(COMPLETIONS, &ask(json!({})))).len(), 1);
 }
 
+/// A token of which the first completion has been told not to have it again fails, and with it the whole response.
+#[test]
+fn a_whole_response_ends_when_a_completion_fails() {
+    let server = Server::start(slow_model(PAUSE), &[]);
+    // One prompt fills its completions' choice of tokens with itself: none is left at once. The other one has all.
+    let words: Vec<u32> = (0..96).collect();
+    let fields = json!({"prompt": [[5], words], "no_repeat_ngram_size": 1, "max_tokens": 90,
+                        "min_tokens": 90, "esamp": {"beta": 0}});
+    let failed = server.post(COMPLETIONS, &ask(fields));
+    assert_eq!((failed.status, &failed.json()["error"]["code"]), (400, &json!("no_token_left")));
+    server.wait_for("completions_running", 0.0);
+    let tokens = server.metric("sampler_tokens_total");
+    assert!(tokens < 45.0, "the other one is cancelled: {tokens}");
+}
+
+#[test]
+fn a_second_signal_ends_the_grace() {
+    let mut server = Server::start(slow_model(PAUSE), &["--grace", "600"]);
+    let bounded = json!({"stream": true, "max_tokens": 5_000});
+    let stream = open(server.address, COMPLETIONS, &long(bounded));
+    server.wait_for("completions_running", 1.0);
+    server.stop();
+    server.stop();
+    let rest: Vec<String> = stream.lines().map(Result::unwrap).collect();
+    let last = rest.iter().rev().find_map(|line| line.strip_prefix("data: ")).unwrap();
+    assert!(last.contains("\"code\":\"shutting_down\""), "{last}");
+    server.join();
+}
+
 #[test]
 fn a_server_that_stops_cancels_what_is_left_after_the_grace() {
     let mut server = Server::start(slow_model(PAUSE), &["--grace", "10"]);
@@ -235,6 +337,23 @@ fn the_log_has_no_text_of_requests_unless_it_is_asked_for() {
         let said = served.json()["choices"][0]["text"].as_str().unwrap().to_owned();
         assert!(!log.contains("w77") && !log.contains(&said), "{flags:?}: {log}");
     }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_second_signal_ends_the_program() {
+    let (mut program, address) = program(&["--grace", "600", "--client-timeout", "10"]);
+    // A request whose body does not come: without the signal it has ten seconds, and then all have ended.
+    let mut open = TcpStream::connect(address).unwrap();
+    let headers = ["Content-Type: application/json", "Content-Length: 9"];
+    open.write_all(&server::head("POST", COMPLETIONS, &headers)).unwrap();
+    while server::metric(address, "connections") < 2.0 {}
+    terminate(&program);
+    let mut lines = BufReader::new(program.stderr.take().unwrap()).lines().map(Result::unwrap);
+    assert!(lines.any(|line| line.contains("stopping")));
+    terminate(&program);
+    assert!(lines.any(|line| line.contains("cancelling")));
+    assert!(program.wait().unwrap().success());
 }
 
 #[cfg(unix)]

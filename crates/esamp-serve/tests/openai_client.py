@@ -29,6 +29,10 @@ def main(address: str, model: str) -> None:
     assert texts == [choice.text for choice in whole.choices], (texts, whole)
     print("completions:", texts)
 
+    several = client.completions.create(**{**ask, "prompt": ["Once upon a time", "In the beginning"]})
+    assert [choice.index for choice in several.choices] == [0, 1, 2, 3], several
+    assert [choice.text for choice in several.choices[:2]] == texts, (several, texts)
+
     log_probs = client.completions.create(**{**ask, "n": 1}, logprobs=0).choices[0].logprobs
     assert len(log_probs.tokens) == len(log_probs.token_logprobs) > 0, log_probs
     shown = client.completions.create(**{**ask, "n": 1, "stop": None}, logprobs=2).choices[0]

@@ -98,7 +98,7 @@ fn lm_evaluation_harness_evaluates_the_model() {
     let task = TASK.replace("DATA", data_file.to_str().unwrap());
     fs::write(folder.path().join("counting.yaml"), task).unwrap();
     let settings = format!(
-        "model={},base_url={}/v1/completions,tokenized_requests=False,tokenizer_backend=None,num_concurrent=4",
+        "model={},base_url={}/v1/completions,tokenized_requests=False,tokenizer_backend=None,num_concurrent=2",
         server.model, server.address
     );
     let results = folder.path().join("results");
@@ -112,6 +112,9 @@ fn lm_evaluation_harness_evaluates_the_model() {
         "counting",
         "--gen_kwargs",
         "{\"esamp\": {\"beta\": 0}}",
+        // Several prompts in one request.
+        "--batch_size",
+        "3",
     ]);
     harness.arg("--include_path").arg(folder.path()).arg("--output_path").arg(&results);
     // The data set is a file: nothing is to be downloaded.

@@ -6,7 +6,7 @@ mod server;
 
 use std::{
     io::{Read, Write},
-    net::TcpStream,
+    net::{Shutdown, TcpStream},
 };
 
 use serde_json::{Value, json};
@@ -24,7 +24,7 @@ fn wrong_fields_are_named() {
         (
             json!({"temperature": "hot"}),
             "temperature",
-            "expected 0, or a number from 0.0001 to 2, got \"hot\"",
+            "expected a number from 0 to 2, got \"hot\"",
         ),
         (json!({"temperature": 2.5}), "temperature", "got 2.5"),
         (json!({"temperature": -1}), "temperature", "got -1"),
@@ -38,7 +38,7 @@ fn wrong_fields_are_named() {
         (json!({"best_of": 3}), "best_of", "the value of n, 1"),
         (json!({"max_tokens": 0}), "max_tokens", "from 1"),
         (json!({"max_tokens": 1e12}), "max_tokens", "from 1"),
-        (json!({"seed": -1}), "seed", "from 0 to 18446744073709551615"),
+        (json!({"seed": -9.3e18}), "seed", "from -9223372036854775808 to 18446744073709551615"),
         (json!({"stop": ["a", 1]}), "stop", "got an array of 2"),
         (json!({"stop": ""}), "stop", "of 1 to 256 bytes"),
         (json!({"stream": "yes"}), "stream", "true or false"),
@@ -73,11 +73,19 @@ fn wrong_fields_are_named() {
         ),
         (json!({"temprature": 1}), "temprature", "unknown"),
         (json!({"max_completion_tokens": 1}), "max_completion_tokens", "unknown"),
-        (json!({"prompt": 7}), "prompt", "a string or an array"),
+        (json!({"prompt": 7}), "prompt", "a string, an array of token ids"),
         (json!({"prompt": null}), "prompt", "got none"),
         (json!({"prompt": []}), "prompt", "at least one token"),
-        (json!({"prompt": ["w1", "w2"]}), "prompt", "got 2 prompts"),
-        (json!({"prompt": [1, "w2"]}), "prompt", "one prompt per request"),
+        (json!({"prompt": [1, "w2"]}), "prompt[0]", "an array of such prompts, got 1"),
+        (json!({"prompt": ["w1", [2, -1]]}), "prompt[1]", "got -1"),
+        (json!({"prompt": ["w1", []]}), "prompt[1]", "at least one token"),
+        (json!({"prompt": ["w1", [1, 96]]}), "prompt[1]", "an id below 96"),
+        (json!({"prompt": ["w1", long]}), "prompt[1]", "at most 300 tokens, got 301 tokens"),
+        (
+            json!({"prompt": ["w1", "w2"], "n": 9}),
+            "prompt",
+            "at most 16 completions in all, n of each prompt, got 2 prompts with n 9",
+        ),
         (json!({"prompt": [1, 96]}), "prompt", "an id below 96"),
         (json!({"prompt": long}), "prompt", "at most 300 tokens, got 301 tokens"),
         (json!({"model": 7}), "model", "a string"),
@@ -87,6 +95,20 @@ fn wrong_fields_are_named() {
         (json!({"esamp": {"reweighter": "contrast"}}), "esamp.reweighter", "\"orthogonal\""),
         (json!({"esamp": {"group": ""}}), "esamp.group", "of 1 to 256 bytes"),
         (json!({"esamp": {"warm_up_updates": 101}}), "esamp.warm_up_updates", "from 0 to 100"),
+        (
+            json!({"esamp": {"distiller": "low-rank"}}),
+            "esamp.distiller",
+            "expected none: all requests share this setting, which --distiller sets when the server starts, got \"low-rank\"",
+        ),
+        (json!({"esamp": {"settings": "paper"}}), "esamp.settings", "which --settings sets"),
+        (json!({"esamp": {"rank": 8}}), "esamp.rank", "which --rank sets"),
+        (json!({"esamp": {"learning_rate": 1}}), "esamp.learning_rate", "--learning-rate sets"),
+        (json!({"esamp": {"sharing": "global"}}), "esamp.sharing", "which --sharing sets"),
+        (
+            json!({"esamp": {"updates_before_steering": 2}}),
+            "esamp.updates_before_steering",
+            "which --updates-before-steering sets",
+        ),
         (json!({"esamp": {"gamma": 1}}), "esamp.gamma", "unknown"),
     ] {
         check(&server, COMPLETIONS, &ask(fields), 400, param, says);
@@ -173,11 +195,114 @@ fn a_client_that_sends_too_slowly_is_let_go() {
     body.write_all(&head("POST", COMPLETIONS, &headers)).unwrap();
     let mut header = TcpStream::connect(server.address).unwrap();
     header.write_all(b"POST /v1/completions HTTP/1.1\r\nHost: t").unwrap();
+    let idle = TcpStream::connect(server.address).unwrap();
     let answer = receive(body);
     assert_eq!((answer.status, &answer.json()["error"]["code"]), (408, &json!("request_timeout")));
-    let mut rest = Vec::new();
-    header.read_to_end(&mut rest).unwrap();
+    let message = "headers: expected all of them within 1 s";
+    assert_eq!(bytes(header), last("408 Request Timeout", "request_timeout", message));
+    assert_eq!(bytes(idle), "", "nobody waits for an answer");
+    let counted = "esamp_http_responses_total{path=\"other\",status=\"408\"} 1\n";
+    assert!(get(server.address, "/metrics").body.contains(counted));
     server.wait_for("connections", 1.0); // that of the question itself
+}
+
+/// All that a server sends.
+fn bytes(mut socket: TcpStream) -> String {
+    let mut bytes = String::new();
+    socket.read_to_string(&mut bytes).unwrap();
+    bytes
+}
+
+/// The response to what is no request.
+fn last(status: &str, code: &str, message: &str) -> String {
+    let kind = "invalid_request_error";
+    let body = json!({"error": {"message": message, "type": kind, "param": null, "code": code}});
+    let body = body.to_string();
+    let length = body.len();
+    format!(
+        "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}"
+    )
+}
+
+#[test]
+fn what_is_no_request_of_http_gets_an_error_with_a_body() {
+    let server = Server::start(model(), &[]);
+    let said = |sent: &[u8]| {
+        let mut socket = TcpStream::connect(server.address).unwrap();
+        socket.write_all(sent).unwrap();
+        bytes(socket)
+    };
+    let long = "x".repeat(100_000);
+    for (sent, status, code, message) in [
+        (
+            "hello\r\n\r\n".to_owned(),
+            "400 Bad Request",
+            "invalid_http",
+            "request: expected a head of HTTP/1.1, got: invalid HTTP method parsed",
+        ),
+        (
+            "GET / HTTP/9.9\r\n\r\n".to_owned(),
+            "400 Bad Request",
+            "invalid_http",
+            "request: expected a head of HTTP/1.1, got: invalid HTTP version parsed",
+        ),
+        (
+            "GET / HTTP/1.1\r\nno colon\r\n\r\n".to_owned(),
+            "400 Bad Request",
+            "invalid_http",
+            "request: expected a head of HTTP/1.1, got: invalid HTTP header parsed",
+        ),
+        (
+            "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_owned(),
+            "400 Bad Request",
+            "invalid_http",
+            "request: expected a head of HTTP/1.1, got: invalid HTTP version parsed (found HTTP2 preface)",
+        ),
+        (
+            format!("GET / HTTP/1.1\r\nHost: localhost\r\nX: {long}\r\n\r\n"),
+            "431 Request Header Fields Too Large",
+            "headers_too_large",
+            "headers: expected at most 32768 bytes in 100 fields, got more",
+        ),
+        (
+            format!("GET /{long} HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+            "414 URI Too Long",
+            "path_too_long",
+            "path: expected a head of at most 32768 bytes, got more",
+        ),
+    ] {
+        assert_eq!(said(sent.as_bytes()), last(status, code, message));
+    }
+    // After a request that was answered.
+    let both = "GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nhello\r\n\r\n";
+    let said = said(both.as_bytes());
+    assert!(said.starts_with("HTTP/1.1 200 OK") && said.contains("invalid_http"), "{said}");
+    assert_eq!(texts(&server.post(COMPLETIONS, &ask(json!({})))).len(), 1);
+}
+
+#[test]
+fn a_client_that_closes_its_half_is_told_so() {
+    let server = Server::start(model(), &[]);
+    let half = |sent: &[u8]| {
+        let mut socket = TcpStream::connect(server.address).unwrap();
+        socket.write_all(sent).unwrap();
+        socket.shutdown(Shutdown::Write).unwrap();
+        bytes(socket)
+    };
+    let message = "connection: expected it to stay open until the response is read, got the end of the client's sending half";
+    let closed = last("400 Bad Request", "connection_closed", message);
+    for stream in [false, true] {
+        let asked = ask(json!({"stream": stream, "max_tokens": 500})).to_string();
+        assert_eq!(half(&request(COMPLETIONS, asked.as_bytes())), closed);
+    }
+    server.wait_for("completions_running", 0.0);
+    let message = "headers: expected all of them, got the end of the connection";
+    let cut = last("400 Bad Request", "connection_closed", message);
+    assert_eq!(half(b"GET /health HTTP/1.1\r\nHost:"), cut);
+    let body =
+        half(&head("POST", COMPLETIONS, &["Content-Type: application/json", "Content-Length: 9"]));
+    assert!(body.contains("body: expected all of it"), "{body}");
+    assert_eq!(half(b""), "");
 }
 
 #[test]

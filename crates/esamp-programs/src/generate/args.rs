@@ -5,6 +5,7 @@ use std::{collections::hash_map::RandomState, ffi::OsString, hash::BuildHasher, 
 use crate::{
     failure::Failure,
     files::{NamedFile, check_distinct},
+    learning::Learning,
     model_source::{FetchError, ModelSource},
 };
 use clap::{
@@ -12,7 +13,7 @@ use clap::{
     builder::{NonEmptyStringValueParser, RangedI64ValueParser, RangedU64ValueParser},
 };
 use esamp::{
-    Selection, Sharing, TemperatureOrder, TokenId,
+    Selection, TemperatureOrder, TokenId,
     filters::{EpsilonCutoff, EtaCutoff, FilterConfig, MinP, TopK, TopNSigma, TopP, Typical, Xtc},
     reweighters::ReweighterConfig,
 };
@@ -167,30 +168,6 @@ pub struct Filters {
     pub xtc: Option<Xtc>,
 }
 
-/// The distiller and how it learns.
-#[derive(Debug, clap::Args)]
-#[command(next_help_heading = "Learning")]
-pub struct Learning {
-    /// The preset that the other settings start from [default: default]
-    #[arg(long, value_enum)]
-    pub settings: Option<SettingsName>,
-    /// The network that learns to predict the deep hidden state [default: swiglu]
-    #[arg(long, value_enum)]
-    pub distiller: Option<DistillerName>,
-    /// Learning rate of the distiller [default: 4e-4 for swiglu, 1e-3 for low-rank]
-    #[arg(long, allow_negative_numbers = true)]
-    pub learning_rate: Option<f64>,
-    /// Which completions share a distiller [default: per-prompt]
-    #[arg(long, value_enum)]
-    pub sharing: Option<SharingName>,
-    /// Updates on the prompt before the first token [default: 0]
-    #[arg(long, value_name = "UPDATES", allow_negative_numbers = true)]
-    pub warm_up_updates: Option<usize>,
-    /// Updates a distiller needs before it steers [default: 0]
-    #[arg(long, value_name = "UPDATES", allow_negative_numbers = true)]
-    pub updates_before_steering: Option<usize>,
-}
-
 /// Files to read and write.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Files")]
@@ -248,53 +225,6 @@ impl From<OrderName> for TemperatureOrder {
         match name {
             OrderName::BeforeFilters => Self::BeforeFilters,
             OrderName::AfterFilters => Self::AfterFilters,
-        }
-    }
-}
-
-/// Presets of settings.
-#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
-pub enum SettingsName {
-    /// The paper's settings with min-p 0.05.
-    Default,
-    /// The paper's settings, without a filter.
-    Paper,
-    /// Those of `default`, with a learning rate of 3e-3 for completions of about 100 tokens.
-    ShortCompletions,
-    /// The reference implementation's cheap settings: low-rank, plain SGD, one row learned per step, no
-    /// filter.
-    Reference,
-}
-
-/// The distillers that have a name on the command line.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum DistillerName {
-    /// The paper's distiller: two residual SwiGLU blocks.
-    Swiglu,
-    /// The reference implementation's distiller: a low-rank gated residual.
-    LowRank,
-}
-
-/// Which completions share a distiller.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum SharingName {
-    /// All completions.
-    Global,
-    /// The completions of one prompt.
-    PerPrompt,
-    /// None: each completion has its own.
-    PerCompletion,
-    /// A shared distiller and one per prompt, mixed by how well each predicts.
-    Adaptive,
-}
-
-impl From<SharingName> for Sharing {
-    fn from(name: SharingName) -> Self {
-        match name {
-            SharingName::Global => Self::Global,
-            SharingName::PerPrompt => Self::PerPrompt,
-            SharingName::PerCompletion => Self::PerCompletion,
-            SharingName::Adaptive => Self::Adaptive(Default::default()),
         }
     }
 }

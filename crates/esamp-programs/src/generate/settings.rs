@@ -6,14 +6,13 @@ use std::{fs, path::Path};
 use crate::failure::Failure;
 use esamp::{
     Fire, SamplerConfig, Sampling, Sharing, TemperatureOrder,
-    distillers::{DistillerConfig, LowRankConfig, SwiGluConfig},
     filters::FilterConfig,
     reweighters::{Contrast, Expects, ReweighterConfig},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
-use super::args::{Args, DistillerName, SettingsName};
+use super::args::Args;
 
 /// The settings of one column.
 #[derive(Clone, Debug)]
@@ -32,9 +31,6 @@ struct Written {
     sampling: Map<String, Value>,
     sampler: Map<String, Value>,
 }
-
-/// Min-p, unless `--min-p` or the filters of the file are given.
-const USUAL_MIN_P: f32 = 0.05;
 
 impl Args {
     /// The columns, with checked settings.
@@ -87,37 +83,18 @@ impl Args {
             config.penalties.dry.get_or_insert_default().multiplier = multiplier;
         }
         if !is_written("filters") {
-            let usual = match (self.learning.settings, &config.reweighter) {
-                (Some(SettingsName::Paper | SettingsName::Reference), _) => None,
-                (_, ReweighterConfig::Contrast) => Some(Contrast::USUAL_ALPHA),
-                _ => Some(USUAL_MIN_P),
-            };
+            let usual = self.learning.usual_min_p().map(|usual| match &config.reweighter {
+                ReweighterConfig::Contrast => Contrast::USUAL_ALPHA,
+                _ => usual,
+            });
             config.filters = Some(self.filters.list(usual));
         }
         Ok(config)
     }
 
     fn sampler(&self, written: &Written) -> Result<SamplerConfig, Failure> {
-        let learning = &self.learning;
-        let base = match learning.settings {
-            None | Some(SettingsName::Default) => SamplerConfig::new(),
-            Some(SettingsName::Paper) => SamplerConfig::paper(),
-            Some(SettingsName::ShortCompletions) => SamplerConfig::for_short_completions(),
-            Some(SettingsName::Reference) => SamplerConfig::reference(),
-        };
-        let mut config = overlay(&base, &written.sampler, "sampler")?;
-        let distiller = learning.distiller.map(|name| match name {
-            DistillerName::Swiglu => DistillerConfig::SwiGlu(SwiGluConfig::new()),
-            DistillerName::LowRank => DistillerConfig::LowRank(LowRankConfig::new()),
-        });
-        set(&mut config.distiller, distiller);
-        if let Some(rate) = learning.learning_rate {
-            let optimizer =
-                config.optimizer.unwrap_or_else(|| config.distiller.default_optimizer());
-            config.optimizer = Some(optimizer.with_learning_rate(rate));
-        }
-        set(&mut config.sharing, learning.sharing.map(Into::into));
-        set(&mut config.updates_before_steering, learning.updates_before_steering);
+        let mut config = overlay(&self.learning.preset(), &written.sampler, "sampler")?;
+        self.learning.apply(&mut config)?;
         Ok(config)
     }
 
@@ -185,6 +162,7 @@ impl Args {
         let of_the_snapshot = [
             ("--settings", learning.settings.is_some()),
             ("--distiller", learning.distiller.is_some()),
+            ("--rank", learning.rank.is_some()),
             ("--learning-rate", learning.learning_rate.is_some()),
             ("--sharing", learning.sharing.is_some()),
             ("--updates-before-steering", learning.updates_before_steering.is_some()),

@@ -4,6 +4,7 @@
 #![allow(unreachable_pub, reason = "a test program has no public API")]
 
 use std::{
+    future::pending,
     io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpStream},
     sync::Arc,
@@ -19,11 +20,14 @@ use esamp_serve::{
     app::App,
     args::Args,
     keys::ApiKeys,
-    serve::serve,
+    serve::{bind, serve},
     start::{Served, app},
 };
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, runtime, sync::oneshot};
+use tokio::{
+    runtime::{self, Handle},
+    sync::mpsc::{UnboundedSender, unbounded_channel},
+};
 
 pub const VOCAB: usize = 96;
 const CONTEXT: usize = 512;
@@ -55,7 +59,9 @@ fn logits(sequence: &[TokenId]) -> Vec<f32> {
 pub struct Server {
     pub address: SocketAddr,
     pub app: Arc<App>,
-    stop: Option<oneshot::Sender<()>>,
+    /// The threads that serve; one of them may block.
+    pub runtime: Handle,
+    stop: UnboundedSender<()>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -82,29 +88,35 @@ impl Server {
         let keys = ApiKeys::load(args.api_key_file.as_deref()).unwrap();
         let served = Served { name: "words".to_owned(), model, texts };
         let app = Arc::new(app(&args, keys, served).unwrap());
-        let (stop, stopped) = oneshot::channel();
+        let (stop, mut stopped) = unbounded_channel();
         let (bound, address) = std::sync::mpsc::channel();
         let serving = app.clone();
         let grace = Duration::from_secs(args.grace);
         let thread = thread::spawn(move || {
             let runtime = runtime::Builder::new_multi_thread()
                 .worker_threads(2)
+                .max_blocking_threads(1)
                 .enable_all()
                 .build()
                 .unwrap();
             runtime.block_on(async {
-                let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-                bound.send(listener.local_addr().unwrap()).unwrap();
-                let stop = async { _ = stopped.await };
+                let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+                bound.send((listener.local_addr().unwrap(), Handle::current())).unwrap();
+                let stop = async || {
+                    if stopped.recv().await.is_none() {
+                        pending().await
+                    }
+                };
                 serve(listener, serving, stop, grace).await;
             });
         });
-        Self { address: address.recv().unwrap(), app, stop: Some(stop), thread: Some(thread) }
+        let (address, runtime) = address.recv().unwrap();
+        Self { address, app, runtime, stop, thread: Some(thread) }
     }
 
     /// Tells the server to stop, as a signal does.
-    pub fn stop(&mut self) {
-        drop(self.stop.take());
+    pub fn stop(&self) {
+        let _ = self.stop.send(());
     }
 
     /// Waits until the server has stopped.
