@@ -25,6 +25,8 @@ struct Run {
     sampling: Sampling,
     /// Whether a second request of the same size joins the first.
     is_joined: bool,
+    /// Whether half of the rows pause for a step.
+    is_paused: bool,
     /// The part of the estimate that is used at least.
     least: f64,
 }
@@ -41,6 +43,7 @@ impl Run {
             chunk: 512,
             sampling: Sampling::paper().with_beta(0.0),
             is_joined: false,
+            is_paused: false,
             least: 0.5,
         }
     }
@@ -78,12 +81,22 @@ impl Run {
         let before = MEMORY.current_usage();
         MEMORY.reset_peak_usage();
         let requests = if self.is_joined { 2 } else { 1 };
+        let mut rows = Vec::new();
         for _ in 0..requests {
-            decoder.submit(self.request(self.rows)).unwrap();
+            rows.extend(decoder.submit(self.request(self.rows)).unwrap().completions);
             decoder.step().unwrap();
         }
         if self.is_joined {
             assert_eq!(decoder.running(), 2 * self.rows, "{}", self.name);
+        }
+        if self.is_paused {
+            for &row in &rows[..rows.len() / 2] {
+                decoder.pause(row).unwrap();
+            }
+            decoder.step().unwrap();
+            for &row in &rows[..rows.len() / 2] {
+                decoder.resume(row).unwrap();
+            }
         }
         while !decoder.is_idle() {
             decoder.step().unwrap();
@@ -112,6 +125,7 @@ fn what_is_allocated_is_what_the_decoder_says() {
     let steered = |name, config| Run { sampling: Sampling::paper(), ..Run::new(name, config, 8) };
     let runs = [
         Run { rows: 8, new: 20, ..Run::new("cache", cache.clone(), 500) },
+        Run { rows: 8, new: 20, is_paused: true, ..Run::new("pauses", cache.clone(), 500) },
         Run { rows: 4, new: 20, is_joined: true, ..Run::new("newcomers", cache, 500) },
         Run { rows: 16, ..few_candidates("logits", Sampling::default().with_beta(0.0)) },
         Run { rows: 16, ..few_candidates("steered", Sampling::default()) },

@@ -191,8 +191,8 @@ impl<M: CausalLm> Decoder<M> {
         self.join(cache)
     }
 
-    /// Adds the prefilled rows to the batch. If the batch's cache cannot append them, they are aborted.
-    fn join(&mut self, cache: M::Cache) -> Result<(), StepError> {
+    /// Adds the joining rows, which have this cache, to the batch. If the batch's cache cannot append them, they are aborted.
+    pub(super) fn join(&mut self, cache: M::Cache) -> Result<(), StepError> {
         let Some(running) = &mut self.batch else {
             self.batch = Some(Batch { cache, rows: std::mem::take(&mut self.joining) });
             return Ok(());

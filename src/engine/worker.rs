@@ -1,7 +1,7 @@
 //! The thread that owns the decode loop.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     hash::{BuildHasher, RandomState},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, PoisonError, atomic::Ordering},
@@ -204,15 +204,14 @@ impl<M: CausalLm> Worker<M> {
     /// Cancels the requests whose caller has gone.
     fn cancel_abandoned(&mut self) {
         let gone = self.served.iter().filter(|(_, served)| served.stream.is_abandoned());
-        let gone: Vec<CompletionId> = gone.map(|(&completion, _)| completion).collect();
-        for completion in gone {
-            let _ = self.decoder.cancel(completion);
-        }
+        let gone: HashSet<CompletionId> = gone.map(|(&completion, _)| completion).collect();
+        self.cancel(&gone);
     }
 
     /// Resumes the completions whose caller has read, and cancels those that have been paused for too long in total.
     fn resume(&mut self) {
         let config = &self.shared.config;
+        let mut late = HashSet::new();
         for (&completion, served) in &mut self.served {
             let Some(paused) = served.paused() else { continue };
             if served.stream.has_read(completion, config.max_unread / 2) {
@@ -220,8 +219,16 @@ impl<M: CausalLm> Worker<M> {
                 // An error means that it has ended meanwhile.
                 let _ = self.decoder.resume(completion);
             } else if paused >= config.read_timeout {
-                let _ = self.decoder.cancel(completion);
+                late.insert(completion);
             }
+        }
+        self.cancel(&late);
+    }
+
+    /// Cancels completions at once. Those that are unknown have ended, which is what was wanted.
+    fn cancel(&mut self, completions: &HashSet<CompletionId>) {
+        if !completions.is_empty() {
+            self.decoder.cancel_where(|id| completions.contains(&id));
         }
     }
 
@@ -246,6 +253,7 @@ impl<M: CausalLm> Worker<M> {
     }
 
     fn deliver(&mut self, events: Vec<Event>) {
+        let mut full = Vec::new();
         for event in events {
             let (id, has_ended) = match &event {
                 Event::Token { completion, .. } => (*completion, false),
@@ -262,25 +270,34 @@ impl<M: CausalLm> Worker<M> {
                 served.stream.close_one();
                 self.served.remove(&id);
             } else if unread >= self.shared.config.max_unread && served.paused_since.is_none() {
-                self.guarded(|worker| worker.pause(id));
+                full.push(id);
             }
+        }
+        if !full.is_empty() {
+            self.guarded(|worker| worker.pause(&full));
         }
     }
 
-    fn pause(&mut self, id: CompletionId) {
-        match self.decoder.pause(id) {
-            Ok(()) => {
-                if let Some(served) = self.served.get_mut(&id) {
-                    served.paused_since = Some(Instant::now());
+    /// Pauses the completions of a step together, because each split of the cache copies all of its rows.
+    fn pause(&mut self, completions: &[CompletionId]) {
+        let results = self.decoder.pause_all(completions);
+        let mut refused = HashSet::new();
+        for (&id, result) in completions.iter().zip(results) {
+            match result {
+                Ok(()) => {
+                    if let Some(served) = self.served.get_mut(&id) {
+                        served.paused_since = Some(Instant::now());
+                    }
                 }
+                // It cannot be paused, and its caller's queue is full.
+                Err(RequestError::CannotPause { .. }) => {
+                    refused.insert(id);
+                }
+                // It has ended with this token.
+                Err(_) => {}
             }
-            // It cannot be paused, and its caller's queue is full.
-            Err(RequestError::CannotPause { .. }) => {
-                let _ = self.decoder.cancel(id);
-            }
-            // It has ended with this token: its last event follows.
-            Err(_) => {}
         }
+        self.cancel(&refused);
     }
 
     fn publish(&self) {

@@ -20,6 +20,7 @@ mod heads;
 mod log_probs;
 mod logits_processor;
 mod min_new_tokens;
+mod pausing;
 mod penalties;
 mod reweighters;
 mod sampler_step;
