@@ -289,18 +289,6 @@ pub trait KvCache {
     }
 }
 
-/// [`KvCache::split_rows`] of a cache whose clone is cheap: each side keeps its own rows.
-pub(crate) fn split_clone<C: KvCache + Clone>(
-    cache: &mut C,
-    rows: &[usize],
-) -> Result<C, ModelError> {
-    let mut moved = cache.clone();
-    moved.keep_rows(rows)?;
-    let rest: Vec<usize> = (0..cache.rows()).filter(|row| !rows.contains(row)).collect();
-    cache.keep_rows(&rest)?;
-    Ok(moved)
-}
-
 /// A pointer to a model is a model: a loop may own a model, borrow it, or share it with other loops.
 macro_rules! pointer_to_a_model {
     ($($pointer:ty),*) => {$(

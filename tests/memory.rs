@@ -25,6 +25,10 @@ struct Run {
     sampling: Sampling,
     /// Whether a second request of the same size joins the first.
     is_joined: bool,
+    /// Warm-up updates on the prompt.
+    warm_up: usize,
+    /// Whether half of the rows pause for a step.
+    is_paused: bool,
     /// The part of the estimate that is used at least.
     least: f64,
 }
@@ -41,6 +45,8 @@ impl Run {
             chunk: 512,
             sampling: Sampling::paper().with_beta(0.0),
             is_joined: false,
+            is_paused: false,
+            warm_up: 0,
             least: 0.5,
         }
     }
@@ -48,7 +54,7 @@ impl Run {
     fn request(&self, rows: usize) -> Request {
         let prompt = (0..self.prompt as u32).map(|at| at % 90).collect();
         let request = Request::new(prompt).with_completions(rows).with_max_new_tokens(self.new);
-        request.with_sampling(self.sampling.clone())
+        request.with_sampling(self.sampling.clone()).with_prompt_warm_up(self.warm_up)
     }
 
     /// Compares the estimate with what is allocated in addition to the model at most.
@@ -78,12 +84,22 @@ impl Run {
         let before = MEMORY.current_usage();
         MEMORY.reset_peak_usage();
         let requests = if self.is_joined { 2 } else { 1 };
+        let mut rows = Vec::new();
         for _ in 0..requests {
-            decoder.submit(self.request(self.rows)).unwrap();
+            rows.extend(decoder.submit(self.request(self.rows)).unwrap().completions);
             decoder.step().unwrap();
         }
         if self.is_joined {
             assert_eq!(decoder.running(), 2 * self.rows, "{}", self.name);
+        }
+        if self.is_paused {
+            for &row in &rows[..rows.len() / 2] {
+                decoder.pause(row).unwrap();
+            }
+            decoder.step().unwrap();
+            for &row in &rows[..rows.len() / 2] {
+                decoder.resume(row).unwrap();
+            }
         }
         while !decoder.is_idle() {
             decoder.step().unwrap();
@@ -110,8 +126,18 @@ fn what_is_allocated_is_what_the_decoder_says() {
         ..Run::new(name, vocab.clone(), 8)
     };
     let steered = |name, config| Run { sampling: Sampling::paper(), ..Run::new(name, config, 8) };
+    // Little cache and small passes, so that most is the warm-up's.
+    let few_keys = wide.clone().with_heads(1, 16);
+    let warm = |name, distiller| Run {
+        warm_up: 3,
+        chunk: 64,
+        distiller,
+        sampling: Sampling::paper(),
+        ..Run::new(name, few_keys.clone(), 2000)
+    };
     let runs = [
         Run { rows: 8, new: 20, ..Run::new("cache", cache.clone(), 500) },
+        Run { rows: 8, new: 20, is_paused: true, ..Run::new("pauses", cache.clone(), 500) },
         Run { rows: 4, new: 20, is_joined: true, ..Run::new("newcomers", cache, 500) },
         Run { rows: 16, ..few_candidates("logits", Sampling::default().with_beta(0.0)) },
         Run { rows: 16, ..few_candidates("steered", Sampling::default()) },
@@ -125,6 +151,8 @@ fn what_is_allocated_is_what_the_decoder_says() {
         },
         Run::new("activations", LlamaConfig::new(256, 1024, 2, 1, 128), 256),
         Run::new("narrow activations", LlamaConfig::new(512, 256, 2, 1, 128), 256),
+        warm("warm-up", DistillerConfig::SwiGlu(SwiGluConfig::new())),
+        warm("warm-up, low-rank", DistillerConfig::LowRank(LowRankConfig::new().with_rank(64))),
         Run {
             distiller: DistillerConfig::SwiGlu(SwiGluConfig::new()),
             new: 6,

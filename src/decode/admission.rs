@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, iter};
 
-use super::{Decoder, Request, Waiting, row::Row};
+use super::{Decoder, Request, Waiting, pause::Paused, row::Row};
 use crate::{
     causal_lm::{CacheLimits, CausalLm, KvCache},
     decode::error::RequestError,
@@ -136,7 +136,7 @@ impl<M: CausalLm> Decoder<M> {
     pub(super) fn rows(&self) -> impl Iterator<Item = &Row> + Clone {
         let running = self.batch.iter().flat_map(|batch| &batch.rows);
         let read = self.reading.iter().flat_map(|reading| &reading.rows);
-        running.chain(read).flatten().chain(self.paused.iter().map(|paused| &paused.row))
+        running.chain(read).flatten().chain(self.paused.iter().flat_map(Paused::rows))
     }
 
     /// Whether there is room to prefill a prompt now. A prompt is never kept waiting when nothing else runs.

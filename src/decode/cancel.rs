@@ -32,8 +32,9 @@ impl<M: CausalLm> Decoder<M> {
         }
     }
 
-    /// Cancels the completions for which `is_cancelled` returns true and returns their number.
-    fn cancel_where(&mut self, is_cancelled: impl Fn(CompletionId) -> bool) -> usize {
+    /// Cancels the completions for which `is_cancelled` returns true and returns their number. One call copies what is
+    /// left of a cache once.
+    pub(crate) fn cancel_where(&mut self, is_cancelled: impl Fn(CompletionId) -> bool) -> usize {
         self.recover();
         let count = self.end_where(is_cancelled, FinishReason::Cancelled);
         self.tell_maskers();
@@ -63,10 +64,9 @@ impl<M: CausalLm> Decoder<M> {
         let read = self.reading.iter_mut().flat_map(|reading| &mut reading.rows);
         let read: Vec<Row> = read.filter_map(|row| row.take_if(|row| is_ended(row.id))).collect();
         self.reading.retain(|reading| reading.rows.iter().any(Option::is_some));
-        let paused: Vec<_> = self.paused.extract_if(.., |paused| is_ended(paused.row.id)).collect();
-        let count = running.len() + waiting.len() + read.len() + paused.len();
+        let count = running.len() + waiting.len() + read.len();
         self.end(running);
-        for row in read.into_iter().chain(paused.into_iter().map(|paused| paused.row)) {
+        for row in read {
             self.hand_over(row, reason.clone());
         }
         for (id, request) in waiting {
@@ -74,6 +74,6 @@ impl<M: CausalLm> Decoder<M> {
             let context = self.context_length(&request);
             self.hand_over(Row::new(id, request, context), reason.clone());
         }
-        count
+        count + self.end_paused(is_ended, &reason)
     }
 }

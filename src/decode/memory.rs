@@ -18,11 +18,23 @@ struct Load {
     joining: usize,
     /// Tokens of the largest part of a prompt that is read.
     prefill: usize,
+    /// Tokens of the prompts that warm-ups learn from, over all prompts, and of the longest one.
+    warm_up: usize,
+    longest_warm_up: usize,
     /// Completions that use a distiller, and those that hold one.
     distilled: Vec<CompletionId>,
 }
 
 impl Load {
+    /// Adds a prompt that is read in parts of up to `tokens`.
+    fn add_prompt(&mut self, request: &Request, tokens: usize) {
+        self.prefill = self.prefill.max(tokens);
+        if request.warms_up() {
+            self.warm_up = self.warm_up.saturating_add(request.prompt.len());
+            self.longest_warm_up = self.longest_warm_up.max(request.prompt.len());
+        }
+    }
+
     fn add(
         &mut self,
         expects: Expects,
@@ -65,7 +77,8 @@ impl<M: CausalLm> Decoder<M> {
     pub fn bytes_needed(&self, request: &Request) -> usize {
         let prompt = PromptId(self.next_prompt);
         let ids = (0..request.completions as u64).map(|index| CompletionId { prompt, index });
-        let mut load = Load { prefill: self.prefill_tokens(request), ..Load::default() };
+        let mut load = Load::default();
+        load.add_prompt(request, self.prefill_tokens(request));
         load.add(request.expects(), self.longest(request), ids);
         self.bytes(&load)
     }
@@ -124,7 +137,7 @@ impl<M: CausalLm> Decoder<M> {
         let joining = self.reading.iter().map(|reading| (&reading.request, reading.rows.len()));
         let waits = waiting.map(|waiting| (&waiting.request, waiting.completions.len()));
         for (request, rows) in joining.chain(waits) {
-            load.prefill = load.prefill.max(self.prefill_tokens(request));
+            load.add_prompt(request, self.prefill_tokens(request));
             load.joining = if load.rows == 0 { 0 } else { load.joining.max(rows) };
         }
         if let Some(Waiting { request, completions, .. }) = waiting {
@@ -159,6 +172,7 @@ impl<M: CausalLm> Decoder<M> {
         let is_steered = others > 0 || !load.distilled.is_empty();
         let shape = [rows, self.model.vocab_size()];
         let sampler = self.sampler.bytes_for(shape, is_steered, &load.distilled);
-        model.saturating_add(other).saturating_add(sampler)
+        let warm_up = self.sampler.warm_up_bytes(load.warm_up, load.longest_warm_up);
+        [other, sampler, warm_up].into_iter().fold(model, usize::saturating_add)
     }
 }

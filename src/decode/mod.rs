@@ -309,7 +309,7 @@ impl<M: CausalLm> Decoder<M> {
         self.reading.is_empty()
             && self.joining.is_empty()
             && self.batch.is_none()
-            && !self.paused.iter().any(|paused| paused.is_resumed)
+            && !self.paused.iter().any(Paused::is_resumed)
             && self.events.is_empty()
             && (self.waiting.is_empty() || self.are_prompts_blocked())
     }

@@ -16,7 +16,7 @@ use crate::{
     causal_lm::{CausalLm, KvCache},
     error::ConfigError,
     id::{CompletionId, TokenId},
-    sampler::{Phase, StepError, StepInput},
+    sampler::{Phase, Sampler, StepError, StepInput},
 };
 
 /// A prompt whose prefill has begun.
@@ -31,9 +31,20 @@ pub(super) struct Reading<C> {
 }
 
 impl<C: KvCache> Reading<C> {
-    /// The number of tokens that have not been read.
-    fn left(&self) -> usize {
+    /// The tokens that have not been read, and those of the warm-up updates that are left: each learns from the whole
+    /// prompt.
+    fn left(&self, sampler: &Sampler) -> usize {
+        let updates = self.warm_up.left(sampler, &self.rows);
+        updates.saturating_mul(self.request.prompt.len()).saturating_add(self.unread())
+    }
+
+    fn unread(&self) -> usize {
         self.prefill.left(&self.request.prompt)
+    }
+
+    /// The tokens of the smallest part of what is left: one, or those of an update.
+    fn least(&self, sampler: &Sampler) -> usize {
+        if self.unread() > 0 { 1 } else { self.left(sampler).min(self.request.prompt.len()) }
     }
 }
 
@@ -63,6 +74,9 @@ impl<M: CausalLm> Decoder<M> {
     /// prompt that fits into the budget gets its first tokens at the next step, also while a long one is being read.
     /// The long one is overtaken at most [`MAX_OVERTAKEN`](Self::MAX_OVERTAKEN) times.
     ///
+    /// A [warm-up update](Request::with_prompt_warm_up) counts as many tokens as it learns from, those of the prompt. A
+    /// step does as many of them as the budget allows, and one of a longer prompt if it does nothing else of the budget.
+    ///
     /// The tokens do not change, up to rounding: a prompt is read in the pieces that the budget allows, as with
     /// [`with_prefill_chunk`](Self::with_prefill_chunk).
     ///
@@ -89,6 +103,10 @@ impl<M: CausalLm> Decoder<M> {
             let Some(at) = self.next_to_read().filter(|_| budget > 0) else {
                 return Ok(());
             };
+            // An update that does not fit is the first of the next step.
+            if read > 0 && self.reading[at].least(&self.sampler) > budget {
+                return Ok(());
+            }
             let started = Instant::now();
             let prefilled = self.continue_prefill(at, budget);
             self.stats.prefill_seconds += started.elapsed().as_secs_f64();
@@ -116,7 +134,7 @@ impl<M: CausalLm> Decoder<M> {
     fn next_to_read(&self) -> Option<usize> {
         let places = 0..self.reading.len();
         let due = places.clone().find(|&at| self.reading[at].overtaken >= Self::MAX_OVERTAKEN);
-        due.or_else(|| places.min_by_key(|&at| self.reading[at].left()))
+        due.or_else(|| places.min_by_key(|&at| self.reading[at].left(&self.sampler)))
     }
 
     /// Begins the prefill of a waiting prompt, unless all of its completions fail before.
@@ -146,20 +164,19 @@ impl<M: CausalLm> Decoder<M> {
         self.reading.push(Reading { request, prefill, warm_up, rows, overtaken });
     }
 
-    /// Reads up to `budget` more tokens of a prompt whose prefill has begun, and returns their number. When it has been
-    /// read, chooses the first token of each of its completions and adds them to the batch.
+    /// Reads up to `budget` more tokens of a prompt whose prefill has begun, and goes on with its warm-up when it has been
+    /// read. Returns the number of tokens, those of each update included. When nothing is left, chooses the first token of
+    /// each of its completions and adds them to the batch.
     fn continue_prefill(&mut self, at: usize, budget: usize) -> Result<usize, StepError> {
         self.work = Some(Work::Read(at));
-        let Reading { request, prefill, warm_up, .. } = &mut self.reading[at];
-        let read = prefill.read(&self.model, &request.prompt, self.prefill_chunk, budget, warm_up);
-        let read = match read {
+        let read = match self.read(at, budget) {
             Ok(read) => read,
             Err(error) => {
                 self.abort_reading(at);
                 return Err(error);
             }
         };
-        if self.reading[at].left() > 0 {
+        if self.reading[at].left(&self.sampler) > 0 {
             return Ok(read);
         }
         for overtaken in &mut self.reading[..at] {
@@ -169,12 +186,26 @@ impl<M: CausalLm> Decoder<M> {
         Ok(read)
     }
 
+    /// Reads up to `budget` more tokens of a prompt, and goes on with its warm-up when it has been read.
+    fn read(&mut self, at: usize, budget: usize) -> Result<usize, StepError> {
+        let Reading { request, prefill, warm_up, rows, .. } = &mut self.reading[at];
+        let prompt = &request.prompt;
+        let read = prefill.read(&self.model, prompt, self.prefill_chunk, budget, warm_up)?;
+        if prefill.left(prompt) > 0 {
+            return Ok(read);
+        }
+        // At least one, so that a prompt that is longer than the budget is learned from too.
+        let updates = ((budget - read) / prompt.len()).max(usize::from(read == 0));
+        let updates = warm_up.learn(&mut self.sampler, rows, updates)?;
+        Ok(read.saturating_add(updates.saturating_mul(prompt.len())))
+    }
+
     /// Chooses the first tokens of a prompt that has been read, and adds its rows to the batch.
     fn finish_prefill(&mut self, at: usize) -> Result<(), StepError> {
         self.work = Some(Work::Join);
-        let Reading { request, prefill, warm_up, rows, .. } = self.reading.remove(at);
+        let Reading { request, prefill, rows, .. } = self.reading.remove(at);
         self.joining = rows;
-        let (cache, choices) = match self.first_tokens(&request.prompt, prefill, warm_up) {
+        let (cache, choices) = match self.first_tokens(&request.prompt, prefill) {
             Ok(first) => first,
             Err(error) => {
                 self.abort_joining();
@@ -194,8 +225,8 @@ impl<M: CausalLm> Decoder<M> {
         self.join(cache)
     }
 
-    /// Adds the prefilled rows to the batch. If the batch's cache cannot append them, they are aborted.
-    fn join(&mut self, cache: M::Cache) -> Result<(), StepError> {
+    /// Adds the joining rows, which have this cache, to the batch. If the batch's cache cannot append them, they are aborted.
+    pub(super) fn join(&mut self, cache: M::Cache) -> Result<(), StepError> {
         let Some(running) = &mut self.batch else {
             self.batch = Some(Batch { cache, rows: std::mem::take(&mut self.joining) });
             return Ok(());
@@ -218,7 +249,6 @@ impl<M: CausalLm> Decoder<M> {
         &mut self,
         prompt: &[TokenId],
         prefill: Prefill<M::Cache>,
-        warm_up: PromptWarmUp,
     ) -> Result<(M::Cache, Choices), StepError> {
         self.stats.prompt_tokens += prompt.len() as u64;
         if prefill.is_shared() {
@@ -231,8 +261,6 @@ impl<M: CausalLm> Decoder<M> {
             (0..self.joining.len()).filter(|&at| self.joining[at].is_some()).collect();
         let (logits, _) = rows_of(logits, None, self.joining.len(), &live)?;
         let rows: Vec<&Row> = self.joining.iter().flatten().collect();
-        // The distillers learn from the prompt before the first token is chosen.
-        warm_up.learn(&mut self.sampler, &rows)?;
         let contrasted: Vec<CompletionId> =
             other::contrasted(rows.iter().copied()).map(|row| row.id).collect();
         let other_logits = match &mut self.other {

@@ -147,10 +147,17 @@ impl Request {
     /// The model must record both tap sites at every position of the prompt
     /// ([`HiddenStateTap::wants_all_positions`](crate::HiddenStateTap::wants_all_positions)); otherwise the request
     /// fails with [`HiddenError::Positions`](crate::errors::HiddenError::Positions). Cost: the model's final norm
-    /// over the prompt, and `updates` updates on as many rows as the prompt has tokens.
+    /// over the prompt, and `updates` updates on as many rows as the prompt has tokens. With a
+    /// [prefill budget](crate::Decoder::with_prefill_budget) they are spread over several steps; the first token follows
+    /// the last of them.
     pub fn with_prompt_warm_up(mut self, updates: usize) -> Self {
         self.prompt_warm_up = updates;
         self
+    }
+
+    /// Whether distillers learn from its prompt.
+    pub(super) fn warms_up(&self) -> bool {
+        self.prompt_warm_up > 0 && self.expects() == Expects::Distiller
     }
 
     /// Sets the stop tokens (such as EOS), which end a completion. The stop token is the last of

@@ -73,7 +73,10 @@ pub struct EngineConfig {
     /// Tokens of a completion that its caller has not read. With more, the completion is
     /// [paused](Decoder::pause) until half of them have been read. Default: 256.
     pub max_unread: usize,
-    /// How long a completion may be paused, over all of its pauses, before it is cancelled. Default: 30 s.
+    /// How long a completion may be paused before it is cancelled: the time in which its caller must read half of
+    /// [`max_unread`](Self::max_unread). The slowest rate at which a completion can be read is therefore `max_unread / 2`
+    /// tokens per `read_timeout`, 4.3 tokens/s by default, however fast it is decoded. With a `max_unread` below 4, that
+    /// is one token. Default: 30 s.
     pub read_timeout: Duration,
 }
 
@@ -96,7 +99,7 @@ impl EngineConfig {
         self
     }
 
-    /// Sets how long a completion may be paused in total.
+    /// Sets how long a completion may be paused each time.
     pub fn with_read_timeout(mut self, timeout: Duration) -> Self {
         self.read_timeout = timeout;
         self

@@ -1,7 +1,7 @@
 //! The thread that owns the decode loop.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     hash::{BuildHasher, RandomState},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, PoisonError, atomic::Ordering},
@@ -31,18 +31,16 @@ struct Served {
     stream: Arc<Stream>,
     /// Since when it has been paused, if it is.
     paused_since: Option<Instant>,
-    /// How long all earlier pauses together have been.
-    was_paused: Duration,
 }
 
 impl Served {
     fn new(stream: Arc<Stream>) -> Self {
-        Self { stream, paused_since: None, was_paused: Duration::ZERO }
+        Self { stream, paused_since: None }
     }
 
-    /// How long it has been paused in total, if it is.
-    fn paused(&self) -> Option<Duration> {
-        Some(self.was_paused + self.paused_since?.elapsed())
+    /// How long it has been paused, if it is.
+    fn paused(&self, now: Instant) -> Option<Duration> {
+        Some(now.saturating_duration_since(self.paused_since?))
     }
 }
 
@@ -85,12 +83,12 @@ impl<M: CausalLm> Worker<M> {
                 self.shared.inbox.keep(self.decoder.groups());
             }
             self.guarded(Self::cancel_abandoned);
-            self.guarded(Self::resume);
+            self.guarded(|worker| worker.resume(Instant::now()));
             if !self.decoder.is_idle() {
                 self.step();
                 // Again, before the thread may wait: a caller that has read before its completion was paused does not
                 // wake it.
-                self.guarded(Self::resume);
+                self.guarded(|worker| worker.resume(Instant::now()));
             }
         }
         self.publish();
@@ -127,7 +125,8 @@ impl<M: CausalLm> Worker<M> {
             }
             self.publish();
             let timeout = self.shared.config.read_timeout;
-            let paused = self.served.values().filter_map(Served::paused);
+            let now = Instant::now();
+            let paused = self.served.values().filter_map(|served| served.paused(now));
             let deadline = paused.map(|paused| timeout.saturating_sub(paused)).min();
             state = match deadline {
                 Some(left) if left.is_zero() => return Some(VecDeque::new()),
@@ -204,24 +203,33 @@ impl<M: CausalLm> Worker<M> {
     /// Cancels the requests whose caller has gone.
     fn cancel_abandoned(&mut self) {
         let gone = self.served.iter().filter(|(_, served)| served.stream.is_abandoned());
-        let gone: Vec<CompletionId> = gone.map(|(&completion, _)| completion).collect();
-        for completion in gone {
-            let _ = self.decoder.cancel(completion);
-        }
+        let gone: HashSet<CompletionId> = gone.map(|(&completion, _)| completion).collect();
+        self.cancel(&gone);
     }
 
-    /// Resumes the completions whose caller has read, and cancels those that have been paused for too long in total.
-    fn resume(&mut self) {
+    /// Resumes the completions whose caller has read, and cancels those that have been paused for too long.
+    // Half of the queue is what a caller must read in that time. So a steady reader is never cancelled, however slow
+    // the decoding makes it look, and one that reads a little now and then does not keep its rows.
+    fn resume(&mut self, now: Instant) {
         let config = &self.shared.config;
+        let mut late = HashSet::new();
         for (&completion, served) in &mut self.served {
-            let Some(paused) = served.paused() else { continue };
+            let Some(paused) = served.paused(now) else { continue };
             if served.stream.has_read(completion, config.max_unread / 2) {
-                (served.paused_since, served.was_paused) = (None, paused);
+                served.paused_since = None;
                 // An error means that it has ended meanwhile.
                 let _ = self.decoder.resume(completion);
             } else if paused >= config.read_timeout {
-                let _ = self.decoder.cancel(completion);
+                late.insert(completion);
             }
+        }
+        self.cancel(&late);
+    }
+
+    /// Cancels completions at once. Those that are unknown have ended, which is what was wanted.
+    fn cancel(&mut self, completions: &HashSet<CompletionId>) {
+        if !completions.is_empty() {
+            self.decoder.cancel_where(|id| completions.contains(&id));
         }
     }
 
@@ -251,6 +259,7 @@ impl<M: CausalLm> Worker<M> {
     }
 
     fn deliver(&mut self, events: Vec<Event>) {
+        let mut full = Vec::new();
         for event in events {
             let (id, has_ended) = match &event {
                 Event::Token { completion, .. } => (*completion, false),
@@ -267,25 +276,34 @@ impl<M: CausalLm> Worker<M> {
                 served.stream.close_one();
                 self.served.remove(&id);
             } else if unread >= self.shared.config.max_unread && served.paused_since.is_none() {
-                self.guarded(|worker| worker.pause(id));
+                full.push(id);
             }
+        }
+        if !full.is_empty() {
+            self.guarded(|worker| worker.pause(&full));
         }
     }
 
-    fn pause(&mut self, id: CompletionId) {
-        match self.decoder.pause(id) {
-            Ok(()) => {
-                if let Some(served) = self.served.get_mut(&id) {
-                    served.paused_since = Some(Instant::now());
+    /// Pauses the completions of a step together, because each split of the cache copies all of its rows.
+    fn pause(&mut self, completions: &[CompletionId]) {
+        let results = self.decoder.pause_all(completions);
+        let mut refused = HashSet::new();
+        for (&id, result) in completions.iter().zip(results) {
+            match result {
+                Ok(()) => {
+                    if let Some(served) = self.served.get_mut(&id) {
+                        served.paused_since = Some(Instant::now());
+                    }
                 }
+                // It cannot be paused, and its caller's queue is full.
+                Err(RequestError::CannotPause { .. }) => {
+                    refused.insert(id);
+                }
+                // It has ended with this token.
+                Err(_) => {}
             }
-            // It cannot be paused, and its caller's queue is full.
-            Err(RequestError::CannotPause { .. }) => {
-                let _ = self.decoder.cancel(id);
-            }
-            // It has ended with this token: its last event follows.
-            Err(_) => {}
         }
+        self.cancel(&refused);
     }
 
     fn publish(&self) {
@@ -293,7 +311,7 @@ impl<M: CausalLm> Worker<M> {
         let stats = EngineStats {
             waiting: self.decoder.waiting(),
             running: self.decoder.running(),
-            paused: self.served.values().filter_map(Served::paused).count(),
+            paused: self.served.values().filter(|served| served.paused_since.is_some()).count(),
             distillers: sampler.distillers(),
             distiller_bytes: sampler.state_bytes(),
             decode: *self.decoder.stats(),
@@ -311,5 +329,87 @@ impl<M: CausalLm> Drop for Worker<M> {
         for served in self.served.values() {
             served.stream.complete();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::{
+        decode::FinishReason,
+        engine::{EngineConfig, Inbox, Updates},
+        sampler::SamplerConfig,
+        testing::TinyLm,
+    };
+
+    const TIMEOUT: Duration = Duration::from_secs(30);
+
+    /// An engine without a thread, and the updates of a request of 20 tokens. At most 4 may be unread.
+    fn serve() -> (Worker<TinyLm>, Updates) {
+        let model = TinyLm::new(1, &Device::flex());
+        let sampler = SamplerConfig::new().init(TinyLm::D_MODEL, &Device::flex()).unwrap();
+        let decoder = Decoder::new(model, sampler).unwrap();
+        let inbox = Inbox::new(decoder.waiting(), decoder.left_queue());
+        let config = EngineConfig::default().with_max_unread(4).with_read_timeout(TIMEOUT);
+        let shared = Arc::new(Shared { inbox, stats: Default::default(), config });
+        let mut worker = Worker::new(decoder, shared.clone());
+        let stream = Arc::new(Stream::default());
+        let request = Request::new(vec![1, 2]).with_max_new_tokens(20);
+        worker.carry_out(Command::Submit(Box::new(request), stream.clone()));
+        let mut updates = Updates::new(stream, shared);
+        assert!(matches!(updates.recv(), Some(Update::Accepted(_))));
+        (worker, updates)
+    }
+
+    /// Steps until the completion is paused or has ended.
+    fn run(worker: &mut Worker<TinyLm>) {
+        while !worker.decoder.is_idle() {
+            worker.step();
+        }
+    }
+
+    fn end(updates: &mut Updates) -> Option<(usize, FinishReason)> {
+        std::iter::from_fn(|| updates.recv()).find_map(|update| match update {
+            Update::Event(Event::Finished { completion, .. }) => {
+                Some((completion.tokens().len(), completion.finish))
+            }
+            _ => None,
+        })
+    }
+
+    #[test]
+    fn a_caller_that_reads_steadily_is_never_cancelled() {
+        let (mut worker, mut updates) = serve();
+        run(&mut worker);
+        let mut pauses = 0;
+        while !worker.decoder.paused().is_empty() {
+            let began = Instant::now();
+            for seconds in [12, 25] {
+                worker.resume(began + Duration::from_secs(seconds));
+                assert_eq!(worker.decoder.paused().len(), 1, "it is still paused");
+                assert!(matches!(updates.recv(), Some(Update::Event(Event::Token { .. }))));
+            }
+            worker.resume(began + Duration::from_secs(25));
+            pauses += 1;
+            run(&mut worker);
+        }
+        assert_eq!(pauses, 8, "together much longer than the limit");
+        assert_eq!(end(&mut updates), Some((20, FinishReason::MaxNewTokens)));
+    }
+
+    #[test]
+    fn a_caller_that_reads_one_token_now_and_then_is_cancelled() {
+        let (mut worker, mut updates) = serve();
+        run(&mut worker);
+        let began = Instant::now();
+        worker.resume(began + Duration::from_secs(29));
+        assert!(matches!(updates.recv(), Some(Update::Event(Event::Token { .. }))));
+        worker.resume(began + Duration::from_secs(29));
+        assert_eq!(worker.decoder.paused().len(), 1, "one is less than half of the queue");
+        worker.resume(began + Duration::from_secs(31));
+        run(&mut worker);
+        assert_eq!(end(&mut updates), Some((4, FinishReason::Cancelled)));
     }
 }

@@ -4,7 +4,7 @@ use burn::tensor::{DType, Device, Int, Tensor};
 
 use super::config::LlamaConfig;
 use crate::{
-    causal_lm::{KvCache, ModelError, split_clone},
+    causal_lm::{KvCache, ModelError},
     host::Seen,
     tensor::index,
 };
@@ -33,6 +33,30 @@ pub struct LlamaCache {
 struct KeysValues {
     keys: Tensor<4>,
     values: Tensor<4>,
+}
+
+/// Some rows of a cache.
+struct Part {
+    /// Their places in the cache.
+    rows: Vec<usize>,
+    /// Their first column that is in use.
+    first: usize,
+    /// Their starts and number of columns, counted from `first`.
+    starts: Vec<usize>,
+    len: usize,
+}
+
+impl Part {
+    /// Copies the part's keys and values of a block.
+    fn of(&self, block: &KeysValues) -> KeysValues {
+        let index = index(self.rows.iter().copied(), &block.keys.device());
+        let to = self.first + self.len;
+        let pick = |states: &Tensor<4>| columns(states, self.first, to).select(0, index.clone());
+        let picked = KeysValues { keys: pick(&block.keys), values: pick(&block.values) };
+        // This releases the memory of longer rows that have left.
+        let capacity = block.keys.dims()[2].min(most_capacity(self.len));
+        picked.with_capacity(capacity, self.len)
+    }
 }
 
 /// Minimum capacity, in columns.
@@ -67,6 +91,18 @@ impl LlamaCache {
         };
         let shape = [config.n_kv_heads, config.head_dim];
         kept.check("key-value cache", shape, dtype, device)
+    }
+
+    /// The given rows, without the columns that only the others need.
+    fn part(&self, rows: &[usize]) -> Result<Part, ModelError> {
+        if let Some(&row) = rows.iter().find(|&&row| row >= self.starts.len()) {
+            return Err(ModelError::RowOutOfRange { row, rows: self.starts.len() });
+        }
+        let first = rows.iter().map(|&row| self.starts[row]).min().unwrap_or(self.len);
+        // Keys are stored after the rotation by their position, which is column − start. Moving the columns of a row
+        // together with its start leaves the positions as they are, so nothing has to be rotated again.
+        let starts = rows.iter().map(|&row| self.starts[row] - first).collect();
+        Ok(Part { rows: rows.to_vec(), first, starts, len: self.len - first })
     }
 
     /// Reserves `seq` more tokens in each of `rows` rows and returns their positions.
@@ -147,31 +183,19 @@ impl KvCache for LlamaCache {
 
     /// Copies the kept rows once, without the columns that only the dropped rows needed.
     fn keep_rows(&mut self, rows: &[usize]) -> Result<(), ModelError> {
-        if let Some(&row) = rows.iter().find(|&&row| row >= self.starts.len()) {
-            return Err(ModelError::RowOutOfRange { row, rows: self.starts.len() });
-        }
-        let starts: Vec<usize> = rows.iter().map(|&row| self.starts[row]).collect();
-        let Some(&first) = starts.iter().min() else {
+        let part = self.part(rows)?;
+        if rows.is_empty() {
             *self = Self::new(self.blocks.len(), self.context_length);
             return Ok(());
-        };
-        let to = self.len;
-        for kept in self.blocks.iter_mut().flatten() {
-            let index = index(rows.iter().copied(), &kept.keys.device());
-            let pick = |states: &Tensor<4>| columns(states, first, to).select(0, index.clone());
-            let picked = KeysValues { keys: pick(&kept.keys), values: pick(&kept.values) };
-            // This releases the memory of longer rows that have left.
-            let capacity = kept.keys.dims()[2].min(most_capacity(to - first));
-            *kept = picked.with_capacity(capacity, to - first);
         }
-        // Keys are stored after the rotation by their position, which is column − start. Moving the columns of a row
-        // together with its start leaves the positions as they are, so nothing has to be rotated again.
-        self.starts = starts.into_iter().map(|start| start - first).collect();
-        self.len -= first;
+        for kept in self.blocks.iter_mut().flatten() {
+            *kept = part.of(kept);
+        }
+        (self.starts, self.len) = (part.starts, part.len);
         Ok(())
     }
 
-    /// Copies both caches once. The shorter one gets padding on the left.
+    /// Copies both caches once, block by block. The shorter one gets padding on the left.
     fn append_rows(&mut self, other: Self) -> Result<(), ModelError> {
         same_blocks("key-value cache to append, in blocks", self.blocks.len(), other.blocks.len())?;
         if other.starts.is_empty() {
@@ -190,7 +214,8 @@ impl KvCache for LlamaCache {
         let len = self.len.max(other.len);
         let (shift, other_shift) = (len - self.len, len - other.len);
         let rows = self.starts.len() + other.starts.len();
-        let pairs = self.blocks.iter_mut().flatten().zip(other.blocks.iter().flatten());
+        // The memory of each block of `other` is released as soon as it has been copied.
+        let pairs = self.blocks.iter_mut().flatten().zip(other.blocks.into_iter().flatten());
         for (kept, joined) in pairs {
             let [my_rows, heads, capacity, width] = kept.keys.dims();
             let shape = [rows, heads, capacity.max(len).max(MIN_CAPACITY), width];
@@ -213,8 +238,30 @@ impl KvCache for LlamaCache {
         Ok(())
     }
 
+    /// Copies the rows once, block by block, so that no more than one block exists twice. Nothing is copied if all rows
+    /// move.
     fn split_rows(&mut self, rows: &[usize]) -> Result<Self, ModelError> {
-        split_clone(self, rows) // a clone shares the tensors
+        if !rows.is_sorted_by(|a, b| a < b) {
+            let got = format!("{rows:?}");
+            return Err(ModelError::mismatch("rows to split", "ascending ones", got));
+        }
+        let moved = self.part(rows)?;
+        let rest: Vec<usize> = (0..self.rows()).filter(|row| !rows.contains(row)).collect();
+        let mut other = Self::new(self.blocks.len(), self.context_length);
+        if rest.is_empty() {
+            std::mem::swap(self, &mut other);
+        } else if !rows.is_empty() {
+            let rest = self.part(&rest)?;
+            for (kept, split) in self.blocks.iter_mut().zip(&mut other.blocks) {
+                if let Some(kept) = kept {
+                    *split = Some(moved.of(kept));
+                    *kept = rest.of(kept);
+                }
+            }
+            (other.starts, other.len) = (moved.starts, moved.len);
+            (self.starts, self.len) = (rest.starts, rest.len);
+        }
+        Ok(other)
     }
 }
 

@@ -13,8 +13,7 @@ mod output;
 mod row;
 mod step;
 mod transfer;
-
-use std::collections::HashSet;
+mod warm_up;
 
 use burn::tensor::{Device, Tensor};
 
@@ -27,7 +26,7 @@ pub use output::{Choice, Novelty, StepOutput};
 
 use crate::{
     bank::Sharing,
-    hidden::{HiddenStates, TapSite},
+    hidden::TapSite,
     host::is_host_memory,
     id::{CompletionId, PromptId},
     sampling::CheckedSampling,
@@ -36,6 +35,7 @@ use crate::{
     train::{Learned, Misfit, OnlineTrainer, TrainError, TrainerState},
 };
 use step::Step;
+pub(crate) use warm_up::WarmUp;
 
 /// Chooses tokens, steers them away from what the distiller expects, and trains the distiller on every step.
 ///
@@ -242,61 +242,6 @@ impl Sampler {
     /// The measurement reads the clock ten times per step, which takes less than a microsecond.
     pub fn stage_seconds(&self) -> &StageSeconds {
         &self.stages
-    }
-
-    /// Warms up the distillers of a prompt's completions on the prompt, before the first token: `updates` optimizer
-    /// steps per distiller, each on all positions of `prompt` together. Each distiller is warmed up once, even if
-    /// several completions share it. Returns the number of optimizer steps over all distillers, which
-    /// [`Counters::warm_up_updates`] counts.
-    ///
-    /// The paper never trains on a prompt. In a study on SmolLM2-135M, 20 steps reduced the relative error of the
-    /// first five tokens from 1.0 to 0.8 (docs/guide/starting-points.md).
-    ///
-    /// All positions are used, including the last one: it predicts the first token, which is not steered. Positions
-    /// whose states are not finite are skipped and counted in [`Counters::warm_up_rows_not_finite`]. If none is left,
-    /// or `updates` is 0, nothing happens. A second call trains again.
-    ///
-    /// # Errors
-    ///
-    /// [`StepError::Shape`] or [`StepError::DeviceMismatch`] when the states do not match this sampler's model, and any
-    /// error of the trainer.
-    pub fn warm_up(
-        &mut self,
-        completions: &[CompletionId],
-        prompt: &HiddenStates,
-        updates: usize,
-    ) -> Result<usize, StepError> {
-        input::check_states("prompt's hidden states", prompt, self.d_model, &self.device)?;
-        if updates == 0 {
-            return Ok(0);
-        }
-        let finite = prompt.finite_rows()?;
-        let mut warm = HashSet::new();
-        let mut updated = 0;
-        for &completion in completions {
-            if warm.insert(self.config.sharing.slot(completion)) {
-                let skipped = prompt.rows() - finite.len();
-                add(&mut self.counters.warm_up_rows_not_finite, skipped as u64);
-                if !finite.is_empty() {
-                    updated += self.warm_up_slot(completion, &prompt.at(&finite), updates)?;
-                }
-            }
-        }
-        Ok(updated)
-    }
-
-    /// Warms up the distiller of one completion on states that are finite.
-    fn warm_up_slot(
-        &mut self,
-        completion: CompletionId,
-        prompt: &HiddenStates,
-        updates: usize,
-    ) -> Result<usize, StepError> {
-        let done = self.trainer.warm_up(completion, prompt, updates)?;
-        add(&mut self.counters.warm_up_updates, done.updates as u64);
-        add(&mut self.counters.fits, done.fits as u64);
-        add(&mut self.counters.fits_failed, done.fits_failed as u64);
-        Ok(done.updates)
     }
 
     /// Sets an observer that receives every token and every step from now on. It replaces the previous observer and

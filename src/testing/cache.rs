@@ -3,7 +3,7 @@
 use burn::tensor::{Int, Tensor};
 
 use crate::{
-    causal_lm::{KvCache, ModelError, split_clone},
+    causal_lm::{KvCache, ModelError},
     id::TokenId,
 };
 
@@ -63,6 +63,10 @@ impl KvCache for TokenCache {
     }
 
     fn split_rows(&mut self, rows: &[usize]) -> Result<Self, ModelError> {
-        split_clone(self, rows)
+        let mut moved = self.clone();
+        moved.keep_rows(rows)?;
+        let rest: Vec<usize> = (0..self.rows()).filter(|row| !rows.contains(row)).collect();
+        self.keep_rows(&rest)?;
+        Ok(moved)
     }
 }

@@ -153,11 +153,12 @@ impl<S: Slots> OnlineTrainer for AdaptiveTrainer<S> {
         row: CompletionId,
         hidden: &HiddenStates,
         updates: usize,
+        is_first: bool,
     ) -> Result<Learned, TrainError> {
         // Warm-up updates go to the own distiller only: the shared one must not learn from prompts.
         self.begin(row);
         self.start_own(&[row]);
-        self.own.warm_up(row, hidden, updates)
+        self.own.warm_up(row, hidden, updates, is_first)
     }
 
     fn restart(

@@ -73,12 +73,14 @@ pub(crate) trait OnlineTrainer: Debug + Send {
         parts: &[Tensor<2>],
     ) -> Result<Learned, TrainError>;
 
-    /// Does `updates` updates of the distiller of `row` on the hidden states of its prompt, before the row is steered.
+    /// Does `updates` updates of the distiller of `row` on the hidden states of its prompt, before the row is steered. A
+    /// warm-up may be done in parts; only the first one fits the distiller to the states.
     fn warm_up(
         &mut self,
         row: CompletionId,
         hidden: &HiddenStates,
         updates: usize,
+        is_first: bool,
     ) -> Result<Learned, TrainError>;
 
     /// Restarts the distillers that predicted the rows `failed`, whose predictions are not finite. `fine` are the rows

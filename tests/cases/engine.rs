@@ -310,32 +310,6 @@ fn a_caller_that_reads_too_late_is_cancelled() {
     assert_eq!((tokens[0].len(), &finish[0]), (4, &FinishReason::Cancelled));
 }
 
-/// It reads just enough to be resumed, again and again, and is paused again each time.
-#[test]
-fn a_caller_that_reads_a_little_is_cancelled_too() {
-    let config = EngineConfig::default().with_max_unread(4);
-    let engine = engine(config.with_read_timeout(Duration::from_millis(200)));
-    let mut slow = engine.submit(request(vec![1, 2], 400)).unwrap();
-    assert!(matches!(slow.recv(), Some(Update::Accepted(_))));
-    let completion = loop {
-        wait_until("it is paused or has ended", || {
-            let stats = engine.stats();
-            stats.paused == 1 || stats.distillers == 0
-        });
-        std::thread::sleep(Duration::from_millis(10));
-        let updates = [slow.recv(), slow.recv()].into_iter().flatten();
-        let mut ended = updates.filter_map(|update| match update {
-            Update::Event(Event::Finished { completion, .. }) => Some(completion),
-            _ => None,
-        });
-        if let Some(completion) = ended.next_back() {
-            break completion;
-        }
-    };
-    assert_eq!(completion.finish, FinishReason::Cancelled);
-    assert!(completion.choices.len() < 300, "{} tokens", completion.choices.len());
-}
-
 #[test]
 fn a_caller_that_leaves_frees_its_rows() {
     let engine = engine(EngineConfig::default());

@@ -20,6 +20,7 @@ mod heads;
 mod log_probs;
 mod logits_processor;
 mod min_new_tokens;
+mod pausing;
 mod penalties;
 mod reweighters;
 mod sampler_step;
@@ -38,6 +39,7 @@ mod traps;
 mod traps_11_to_20;
 mod traps_met_here;
 mod warm_up;
+mod warm_up_in_parts;
 
 #[cfg(any(feature = "ndarray", feature = "cuda", feature = "vulkan", feature = "wgpu"))]
 use burn::tensor::Device;

@@ -93,7 +93,8 @@ pub struct LimitArgs {
     /// Groups whose distillers are kept. The least recently used one makes room.
     #[arg(long, value_name = "GROUPS", default_value_t = 64, value_parser = at_least_one())]
     pub max_groups: usize,
-    /// Seconds that a client may take to send its headers or its body, or may not read its response, in total.
+    /// Seconds that a client may take to send its headers or its body, or to read half of the 256 tokens of a completion
+    /// that the server keeps for it.
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = RangedU64ValueParser::<u64>::new().range(1..))]
     pub client_timeout: u64,
 }

@@ -277,10 +277,11 @@ impl<T: OnlineTrainer + Clone + 'static> OnlineTrainer for BackgroundTrainer<T> 
         row: CompletionId,
         hidden: &HiddenStates,
         updates: usize,
+        is_first: bool,
     ) -> Result<Learned, TrainError> {
         // This does not wait for the pending lesson: its updates would be counted as updates of the warm-up.
         self.check()?;
-        self.change(Change::WarmUp(Box::new((row, hidden.clone(), updates))))
+        self.change(Change::WarmUp(Box::new((row, hidden.clone(), updates, is_first))))
     }
 
     fn restart(

@@ -49,7 +49,7 @@ pub(super) enum Change {
     Release(CompletionId),
     /// Warm-up updates on a prompt. Both halves do them: if only the worker did, they would become visible with a
     /// result, one lesson late.
-    WarmUp(Box<(CompletionId, HiddenStates, usize)>),
+    WarmUp(Box<(CompletionId, HiddenStates, usize, bool)>),
     Restart(Box<Restart>),
     /// Slots that were loaded.
     Adopt(Box<TrainerState>),
@@ -76,8 +76,8 @@ impl Change {
             Self::Begin(row) => trainer.begin(*row),
             Self::Release(row) => trainer.release(*row),
             Self::WarmUp(prompt) => {
-                let (row, hidden, updates) = &**prompt;
-                return trainer.warm_up(*row, hidden, *updates);
+                let (row, hidden, updates, is_first) = &**prompt;
+                return trainer.warm_up(*row, hidden, *updates, *is_first);
             }
             Self::Restart(rows) => return trainer.restart(&rows.failed, &rows.fine, &rows.broken),
             Self::Adopt(state) => {

@@ -347,11 +347,12 @@ impl<S: Slots> OnlineTrainer for InlineTrainer<S> {
         row: CompletionId,
         hidden: &HiddenStates,
         updates: usize,
+        is_first: bool,
     ) -> Result<Learned, TrainError> {
         self.begin(row);
         let rows = vec![row; hidden.rows()];
         // The fit replaces the parameters, so updates before it would be lost.
-        let mut learned = self.fit(&rows, hidden);
+        let mut learned = if is_first { self.fit(&rows, hidden) } else { Learned::default() };
         for _ in 0..updates {
             learned += self.update(&rows, hidden)?;
         }

@@ -38,7 +38,7 @@ fn a_slot_starts_again_from_the_fit_to_its_first_rows() {
 
     // A warm-up passes the prompt's positions: they are fitted first and then learned from.
     let mut warm = InlineTrainer::new(slots, Sharing::PerPrompt, TrainingConfig::default());
-    warm.warm_up(rows[0], &first, 2).unwrap();
+    warm.warm_up(rows[0], &first, 2, true).unwrap();
     let fitted = distiller.fit(first.shallow(), first.deep()).unwrap();
     let mut learner = crate::train::Learner::new(fitted, optimizer).unwrap();
     for _ in 0..2 {
