@@ -66,7 +66,7 @@ impl<M: CausalLm> Decoder<M> {
         let results = places.into_iter().zip(completions).map(|(place, &completion)| {
             let reason = "the key-value cache cannot split rows";
             let refused = RequestError::CannotPause { completion, reason };
-            place.and_then(|_| if are_paused { Ok(()) } else { Err(refused) })
+            place.and(if are_paused { Ok(()) } else { Err(refused) })
         });
         results.collect()
     }

@@ -355,7 +355,7 @@ mod tests {
         let config = EngineConfig::default().with_max_unread(4).with_read_timeout(TIMEOUT);
         let shared = Arc::new(Shared { inbox, stats: Default::default(), config });
         let mut worker = Worker::new(decoder, shared.clone());
-        let stream = Arc::new(Stream::default());
+        let stream = Arc::new(Stream::new());
         let request = Request::new(vec![1, 2]).with_max_new_tokens(20);
         worker.carry_out(Command::Submit(Box::new(request), stream.clone()));
         let mut updates = Updates::new(stream, shared);

@@ -198,8 +198,7 @@ impl Answer {
             }
             FinishReason::Cancelled => {
                 let seconds = self.app.limits.client_timeout.as_secs();
-                let message =
-                    format!("{choice}: cancelled: it waited {seconds} s to be read");
+                let message = format!("{choice}: cancelled: it waited {seconds} s to be read");
                 let status = StatusCode::REQUEST_TIMEOUT;
                 Err(ApiError::new(status, "not_read", message).with_param(&choice))
             }
