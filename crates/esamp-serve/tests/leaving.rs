@@ -67,6 +67,7 @@ fn a_prompt_that_waits_to_be_encoded_keeps_the_place_of_its_request() {
     }
     drop(gone);
     server.wait_for("connections", 1.0);
+    assert_eq!(server.app.places.available_permits(), 0); // or the next request would wait as well
     let refused = server.post(COMPLETIONS, &ask(json!({})));
     assert_eq!(refused.status, 429, "{}", refused.body);
     go_on.send(()).unwrap();
