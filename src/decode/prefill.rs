@@ -74,7 +74,7 @@ impl<M: CausalLm> Decoder<M> {
     /// prompt that fits into the budget gets its first tokens at the next step, also while a long one is being read.
     /// The long one is overtaken at most [`MAX_OVERTAKEN`](Self::MAX_OVERTAKEN) times.
     ///
-    /// A [warm-up update](Request::with_prompt_warm_up) counts as many tokens as it learns from, those of the prompt. A
+    /// A [warm-up update](crate::Request::with_prompt_warm_up) counts as many tokens as it learns from, those of the prompt. A
     /// step does as many of them as the budget allows, and one of a longer prompt if it does nothing else of the budget.
     ///
     /// The tokens do not change, up to rounding: a prompt is read in the pieces that the budget allows, as with

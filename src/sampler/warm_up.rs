@@ -22,13 +22,13 @@ impl Sampler {
     /// Warms up the distillers of a prompt's completions on the prompt, before the first token: `updates` optimizer
     /// steps per distiller, each on all positions of `prompt` together. Each distiller is warmed up once, even if
     /// several completions share it. Returns the number of optimizer steps over all distillers, which
-    /// [`Counters::warm_up_updates`] counts.
+    /// [`Counters::warm_up_updates`](crate::Counters::warm_up_updates) counts.
     ///
     /// The paper never trains on a prompt. In a study on SmolLM2-135M, 20 steps reduced the relative error of the
     /// first five tokens from 1.0 to 0.8 (docs/guide/starting-points.md).
     ///
     /// All positions are used, including the last one: it predicts the first token, which is not steered. Positions
-    /// whose states are not finite are skipped and counted in [`Counters::warm_up_rows_not_finite`]. If none is left,
+    /// whose states are not finite are skipped and counted in [`Counters::warm_up_rows_not_finite`](crate::Counters::warm_up_rows_not_finite). If none is left,
     /// or `updates` is 0, nothing happens. A second call trains again.
     ///
     /// # Errors
