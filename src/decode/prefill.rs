@@ -72,7 +72,7 @@ impl<M: CausalLm> Decoder<M> {
     ///
     /// The prompt with the fewest tokens left is read first, and what is left of the budget goes to the next one. So a
     /// prompt that fits into the budget gets its first tokens at the next step, also while a long one is being read.
-    /// The long one is overtaken at most [`MAX_OVERTAKEN`](Self::MAX_OVERTAKEN) times.
+    /// The long one is overtaken at most [`MAX_OVERTAKEN`](Self::MAX_OVERTAKEN) times, and then read to its end first.
     ///
     /// A [warm-up update](crate::Request::with_prompt_warm_up) counts as many tokens as it learns from, those of the prompt. A
     /// step does as many of them as the budget allows, and one of a longer prompt if it does nothing else of the budget.
