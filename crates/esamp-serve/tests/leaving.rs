@@ -106,10 +106,10 @@ fn a_client_that_does_not_read_is_paused_and_let_go() {
 #[test]
 fn a_client_that_reads_too_little_is_told_so() {
     let server = Server::start(slow_model(Duration::ZERO), &["--client-timeout", "2"]);
-    // Large events, so that the model is faster than this client.
+    // Large events, so that this client reads fewer than the 64 a second that it must: half of 256 in two seconds.
     let mut stream = open(server.address, COMPLETIONS, &unread(json!({"logprobs": 20})));
     server.wait_for("completions_paused", 1.0);
-    let mut some = vec![0; 16 << 10];
+    let mut some = vec![0; 4 << 10];
     let mut last = Vec::new();
     loop {
         let read = stream.read(&mut some).unwrap();
