@@ -18,7 +18,9 @@ use self::packed::PackedMatrix;
 use crate::tensor::from_f32;
 
 pub(crate) use exp::exp_of_negative;
-pub(crate) use kernels::{Awake, is_flex, share_pieces, vectorised};
+#[cfg(feature = "llama")]
+pub(crate) use kernels::Awake;
+pub(crate) use kernels::{is_flex, share_pieces, vectorised};
 
 /// Whether a device computes in host memory, so that a transfer to the host is a copy at most.
 pub(crate) fn is_host_memory(device: &Device) -> bool {
@@ -177,6 +179,7 @@ pub(crate) struct Seen<'a> {
     /// The columns of the queries: new tokens per row.
     pub(crate) new: usize,
     /// The first column of each row's sequence.
+    #[cfg_attr(not(feature = "flex"), allow(dead_code, reason = "burn's operations use the mask"))]
     pub(crate) starts: &'a [usize],
     /// The same columns as a mask that is added to the scores, `[rows, 1, new, columns]`; `None` if every query attends
     /// to all of them.

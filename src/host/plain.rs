@@ -83,9 +83,11 @@ pub(crate) fn vectorised<I, R>(input: I, work: impl Fn(I) -> R) -> R {
 }
 
 /// There are no workers.
+#[cfg(feature = "llama")]
 #[derive(Debug)]
 pub(crate) struct Awake(());
 
+#[cfg(feature = "llama")]
 impl Awake {
     pub(crate) fn new() -> Self {
         Self(())

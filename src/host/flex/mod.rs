@@ -31,7 +31,9 @@ pub(crate) use product::times_transposed;
 #[cfg(feature = "llama")]
 pub(crate) use rotate::rotate_halves;
 pub(crate) use slots::{times_each, times_each_transposed};
-pub(crate) use threads::{Awake, share_pieces};
+#[cfg(feature = "llama")]
+pub(crate) use threads::Awake;
+pub(crate) use threads::share_pieces;
 use threads::{parts_for, share, share_rows, threads_for};
 
 /// Whether a device computes in host memory, so that these operations can use it.
