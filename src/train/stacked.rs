@@ -86,21 +86,6 @@ impl<D: Distiller> StackedSlots<D> {
         parts.collect()
     }
 
-    fn apply(
-        &self,
-        done: &[u64],
-        parameters: &mut [Tensor<3>],
-        moments: &mut Moments,
-        gradients: Vec<Gradient>,
-    ) {
-        if self.is_joined {
-            apply_joined(&self.optimizer, done, parameters, moments, gradients);
-        } else {
-            let gradients = gradients.into_iter().map(Some).collect();
-            apply(&self.optimizer, done, parameters, moments, gradients);
-        }
-    }
-
     /// Returns the parameters and moments of the slots at `places`, without a copy if these are all slots in order.
     fn of(&self, places: &[usize]) -> Vec<Tensor<3>> {
         let Some(index) = self.index(places) else {
@@ -191,20 +176,27 @@ impl<D: Distiller> Slots for StackedSlots<D> {
             check_gradients(parameters, &gradients)?;
             Ok::<_, TrainError>(gradients)
         };
+        let (optimizer, is_joined) = (&self.optimizer, self.is_joined);
+        let update =
+            |parameters: &mut [Tensor<3>], moments: &mut Moments, gradients: Vec<Gradient>| {
+                if is_joined {
+                    apply_joined(optimizer, &done, parameters, moments, gradients);
+                } else {
+                    let gradients = gradients.into_iter().map(Some).collect();
+                    apply(optimizer, &done, parameters, moments, gradients);
+                }
+            };
         // All slots are active, in order: update the tensors in place, without a copy.
         let Some(index) = self.index(&active) else {
             let gradients = gradients(&self.parameters)?;
-            let mut parameters = std::mem::take(&mut self.parameters);
-            let mut moments = std::mem::take(&mut self.moments);
-            self.apply(&done, &mut parameters, &mut moments, gradients);
-            (self.parameters, self.moments) = (parameters, moments);
+            update(&mut self.parameters, &mut self.moments, gradients);
             return Ok(work.len());
         };
         // Some slots are idle: update a copy of the active ones and write it back slot by slot.
         let mut parameters = self.of(&active);
         let gradients = gradients(&parameters)?;
         let mut moments = self.moments.clone().map(|tensor| tensor.select(0, index.clone()));
-        self.apply(&done, &mut parameters, &mut moments, gradients);
+        update(&mut parameters, &mut moments, gradients);
         // `select_assign` would be one operation instead of one per slot, but it adds to the old value, and adding a
         // difference does not give exactly the new value.
         let write = |mut all: Tensor<3>, some: Tensor<3>| {

@@ -94,13 +94,13 @@ impl Matrix for PackedMatrix {
             let (part, row) = self.place(row);
             match &part.codes {
                 Codes::Four(words, of) => {
-                    let of = of.unpack_row(row, width, scales, least);
+                    let [of] = of.unpack_rows(row, width, scales, least);
                     unpack::<S, 4, 2>(simd, row_of::<4>(words, row, width), of, numbers);
                 }
                 Codes::Eight(words, of) => {
                     let words = row_of::<8>(words, row, width);
                     let group = of.group();
-                    let of = of.unpack_row(row, width, scales, least);
+                    let [of] = of.unpack_rows(row, width, scales, least);
                     if group == LANES {
                         unpack::<S, 8, 1>(simd, words, of, numbers);
                     } else {
@@ -173,19 +173,6 @@ impl Matrix for PackedMatrix {
 type Groups<'a> = [&'a [f32]; 2];
 
 impl Scales {
-    /// Unpacks scales and least numbers of a row.
-    #[inline(always)]
-    fn unpack_row<'a>(
-        &self,
-        row: usize,
-        width: usize,
-        scales: &'a mut [f32],
-        least: &'a mut [f32],
-    ) -> Groups<'a> {
-        let [groups] = self.unpack_rows(row, width, scales, least);
-        groups
-    }
-
     /// Unpacks scales and least numbers of several rows.
     #[inline(always)]
     fn unpack_rows<'a, const H: usize>(
