@@ -15,7 +15,7 @@ use burn::tensor::{DType, Device, Int, Tensor};
 #[cfg(feature = "llama")]
 use self::packed::PackedMatrix;
 #[cfg(feature = "llama")]
-use crate::tensor::from_f32;
+use crate::tensor::{from_f32, index};
 
 pub(crate) use exp::exp_of_negative;
 #[cfg(feature = "llama")]
@@ -179,17 +179,41 @@ pub(crate) struct Seen<'a> {
     /// The columns of the queries: new tokens per row.
     pub(crate) new: usize,
     /// The first column of each row's sequence.
-    #[cfg_attr(not(feature = "flex"), allow(dead_code, reason = "burn's operations use the mask"))]
     pub(crate) starts: &'a [usize],
-    /// The same columns as a mask that is added to the scores, `[rows, 1, new, columns]`; `None` if every query attends
-    /// to all of them.
-    pub(crate) mask: Option<&'a Tensor<4>>,
+}
+
+/// The mask of a pass, `[rows, 1, new, columns]`, which burn's operations add to the scores: −∞ for hidden columns and 0
+/// for the others. It is computed when it is first needed, and `None` if every query attends to all columns.
+#[cfg(feature = "llama")]
+pub(crate) type Mask = std::cell::OnceCell<Option<Tensor<4>>>;
+
+#[cfg(feature = "llama")]
+impl Seen<'_> {
+    fn mask(&self) -> Option<Tensor<4>> {
+        // A single query is at the last column, so nothing lies after it, and without padding nothing before it is
+        // hidden.
+        if self.new == 1 && self.starts.iter().all(|&start| start == 0) {
+            return None;
+        }
+        let (columns, device) = (self.columns, self.keys.device());
+        // Computed on the device: only the starts are uploaded.
+        let range =
+            |from: usize, to: usize| Tensor::<1, Int>::arange(from as i64..to as i64, &device);
+        let starts = index(self.starts.iter().copied(), &device);
+        let starts = starts.reshape([self.starts.len(), 1, 1, 1]);
+        let own = range(columns - self.new, columns).reshape([1, 1, self.new, 1]);
+        let columns = range(0, columns).reshape([1, 1, 1, columns]);
+        // A query always sees its own column: a line of only −inf would make its softmax NaN.
+        let hidden = columns.clone().lower(starts).bool_or(columns.greater(own));
+        let mask = Tensor::<4>::zeros(hidden.dims(), (&device, DType::F32));
+        Some(mask.mask_fill(hidden, f32::NEG_INFINITY).cast(self.keys.dtype()))
+    }
 }
 
 /// Attention, `softmax(queries·keysᵀ / √width)·values`, of `queries` `[rows, kv_heads, group · new, width]`: the new
 /// columns of each query head that shares the key head. The result has the same shape.
 #[cfg(feature = "llama")]
-pub(crate) fn attend(queries: Tensor<4>, seen: &Seen) -> Tensor<4> {
+pub(crate) fn attend(queries: Tensor<4>, seen: &Seen, mask: &Mask) -> Tensor<4> {
     if let Some(mixed) = kernels::attend(&queries, seen) {
         return mixed;
     }
@@ -199,7 +223,7 @@ pub(crate) fn attend(queries: Tensor<4>, seen: &Seen) -> Tensor<4> {
     // The queries are scaled and not the scores, of which there are more as soon as there are more than `width`
     // columns.
     let scores = queries.mul_scalar((width as f32).powf(-0.5)).matmul(keys.swap_dims(2, 3));
-    let scores = match seen.mask {
+    let scores = match mask.get_or_init(|| seen.mask()) {
         None => scores,
         // The mask differs between queries but not between heads, so the stacked dimension is split for the addition.
         Some(mask) => {

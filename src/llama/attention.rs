@@ -3,7 +3,7 @@
 use burn::tensor::{DType, Device, Tensor};
 
 use super::{cache::LlamaCache, config::LlamaConfig, linear::Linear, norm::RmsNorm, rope::Angles};
-use crate::host::{Seen, attend};
+use crate::host::{Mask, attend};
 
 /// Grouped-query attention: `n_heads / n_kv_heads` query heads share one key head and one value head (Ainslie et al.,
 /// *GQA*, arXiv 2305.13245).
@@ -22,8 +22,8 @@ pub(super) struct Attention {
 /// State shared by all blocks of a forward pass.
 pub(super) struct Pass {
     pub(super) angles: Angles,
-    /// Attention mask, added to the scores: `[rows, 1, seq, columns]`.
-    pub(super) mask: Option<Tensor<4>>,
+    /// Computed by the first block that needs it.
+    pub(super) mask: Mask,
 }
 
 impl Attention {
@@ -78,7 +78,7 @@ impl Attention {
         let queries =
             queries.swap_dims(1, 2).reshape([rows, kv_heads, heads / kv_heads * seq, width]);
         let seen = cache.extend(block, keys.swap_dims(1, 2), values.swap_dims(1, 2));
-        let mixed = attend(queries, &Seen { mask: pass.mask.as_ref(), ..seen });
+        let mixed = attend(queries, &seen, &pass.mask);
         let mixed = mixed.reshape([rows, heads, seq, width]).swap_dims(1, 2);
         let output = self.output.forward(mixed.reshape([rows * seq, heads * width]));
         output.reshape([rows, seq, d_model])

@@ -1,6 +1,6 @@
 //! KV cache.
 
-use burn::tensor::{DType, Device, Int, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 
 use super::config::LlamaConfig;
 use crate::{
@@ -127,7 +127,7 @@ impl LlamaCache {
     }
 
     /// Appends the keys and values of new columns, `[rows, kv_heads, new, head_dim]`, to a block. Returns all of its
-    /// keys and values, without a mask.
+    /// keys and values.
     pub(super) fn extend(&mut self, block: usize, keys: Tensor<4>, values: Tensor<4>) -> Seen<'_> {
         // `len` stays the same until `commit`, because every block writes the columns of this pass. If the pass fails
         // before that, the next one overwrites them.
@@ -145,34 +145,12 @@ impl LlamaCache {
         kept.keys = write(kept.keys, keys, 0, from);
         kept.values = write(kept.values, values, 0, from);
         let KeysValues { keys, values } = self.blocks[block].insert(kept);
-        Seen { keys, values, columns: to, new, starts: &self.starts, mask: None }
+        Seen { keys, values, columns: to, new, starts: &self.starts }
     }
 
     /// Ends a forward pass over `seq` columns.
     pub(super) fn commit(&mut self, seq: usize) {
         self.len += seq;
-    }
-
-    /// The attention mask of `seq` new columns, added to the scores: `[rows, 1, seq, len + seq]`. `None` if every
-    /// query attends to all columns.
-    pub(super) fn mask(&self, seq: usize, device: &Device) -> Option<Tensor<4>> {
-        // A single query is at the last column, so nothing lies after it, and without padding nothing before it is
-        // hidden.
-        if seq == 1 && self.starts.iter().all(|&start| start == 0) {
-            return None;
-        }
-        // Computed on the device: only the starts are uploaded.
-        let to = self.len + seq;
-        let range =
-            |from: usize, to: usize| Tensor::<1, Int>::arange(from as i64..to as i64, device);
-        let columns = range(0, to).reshape([1, 1, 1, to]);
-        let starts = index(self.starts.iter().copied(), device);
-        let before = columns.clone().lower(starts.reshape([self.starts.len(), 1, 1, 1]));
-        let after = columns.greater(range(self.len, to).reshape([1, 1, seq, 1]));
-        // A query always sees its own column: a line of only −inf would make its softmax NaN.
-        let hidden = before.bool_or(after);
-        let mask = Tensor::zeros(hidden.dims(), (device, DType::F32));
-        Some(mask.mask_fill(hidden, f32::NEG_INFINITY))
     }
 }
 

@@ -220,6 +220,27 @@ fn few_rows<S: Simd, M: Matrix, const R: usize>(
     true
 }
 
+/// The most rows of `x` in a tile: as many sums as fit in the registers.
+#[inline(always)]
+pub(super) fn most_rows<S: Simd>() -> usize {
+    if S::REGISTER_COUNT >= 32 { 6 } else { 3 }
+}
+
+/// The products of all rows of `x` with all rows of `weight`, on this thread.
+#[inline(always)]
+pub(super) fn products_of_rows<S: Simd>(
+    simd: S,
+    x: &[f32],
+    weight: &[f32],
+    width: usize,
+    product: &mut [&mut [f32]],
+) {
+    let whole = weight.len() / width / HEIGHT * HEIGHT;
+    let (tiles, rest) = weight.split_at(whole * width);
+    columns::<S, HEIGHT>(simd, x, tiles, width, product, 0);
+    columns::<S, 1>(simd, x, rest, width, product, whole);
+}
+
 /// Computes the columns of the product of the given rows of the matrix, `H` at a time, from column `at` on.
 #[inline(always)]
 fn columns<S: Simd, const H: usize>(
@@ -230,8 +251,8 @@ fn columns<S: Simd, const H: usize>(
     product: &mut [&mut [f32]],
     at: usize,
 ) {
-    // As many sums as fit in the registers, split so that no tile has far fewer rows than the others.
-    let most = if S::REGISTER_COUNT >= 32 { 6 } else { 3 };
+    // Split so that no tile has far fewer rows than the others.
+    let most = most_rows::<S>();
     // The number of rows is a constant in each tile, so that the sums are kept in registers.
     let (mut x, mut product) = (x, product);
     for tiles in (1..=product.len().div_ceil(most)).rev() {

@@ -52,41 +52,69 @@ fn each_is_what_burn_computes() {
     }
 }
 
-/// Rows of different lengths, for one new token and for a few.
+/// Rows of different lengths, and from one new token to more than fit into a part.
 #[cfg(feature = "llama")]
 #[test]
 fn attention_is_what_burn_computes() {
-    let (rows, kv_heads, group, width, columns, capacity) = (3, 2, 3, 40, 21, 32);
-    let shape = [rows, kv_heads, capacity, width];
-    let (keys, values) = (wave(shape, 0.71, 2.0), wave(shape, 0.13, 3.0));
-    for new in [1, 2, 8] {
-        let queries = wave([rows, kv_heads, group * new, width], 0.37, 2.0);
-        let starts = [0, 5, columns - new];
-        let hidden = |row: usize, query: usize, column: usize| {
-            column < starts[row] || column > columns - new + query
-        };
-        let mut mask = Vec::new();
-        for row in 0..rows {
-            for query in 0..new {
-                let line = (0..columns).map(|column| hidden(row, query, column));
-                mask.extend(line.map(|hidden| if hidden { f32::NEG_INFINITY } else { 0.0 }));
-            }
+    for (group, width, columns) in [(3, 40, 21), (1, 64, 9), (2, 7, 130), (5, 16, 40)] {
+        let (rows, kv_heads, capacity) = (3, 2, columns + 11);
+        let shape = [rows, kv_heads, capacity, width];
+        let (keys, values) = (wave(shape, 0.71, 2.0), wave(shape, 0.13, 3.0));
+        for new in [1, 2, 3, 8, 9].into_iter().chain((columns > 30).then_some(30)) {
+            let queries = wave([rows, kv_heads, group * new, width], 0.37, 2.0);
+            let starts = [0, (columns - new) / 2, columns - new];
+            let seen = Seen { keys: &keys, values: &values, columns, new, starts: &starts };
+            assert!(super::attend::attend(&queries, &seen).is_some());
+            let here = attend(queries.clone(), &seen, &Mask::default());
+            let (keys, values) = (keys.clone().autodiff(), values.clone().autodiff());
+            let with_gradients = Seen { keys: &keys, values: &values, ..seen };
+            let queries = queries.autodiff();
+            assert!(super::attend::attend(&queries, &with_gradients).is_none());
+            assert_same(here, attend(queries, &with_gradients, &Mask::default()));
         }
-        let mask = TensorData::new(mask, [rows, 1, new, columns]);
-        let mask = Tensor::from_data(mask, &Device::flex());
-        let seen = |keys, values, mask| Seen { keys, values, columns, new, starts: &starts, mask };
-        let here = attend(queries.clone(), &seen(&keys, &values, None));
-        assert!(super::attend::attend(&queries, &seen(&keys, &values, None)).is_some());
-        let (keys, values) = (keys.clone().autodiff(), values.clone().autodiff());
-        let mask = mask.autodiff();
-        let burns = attend(queries.autodiff(), &seen(&keys, &values, Some(&mask)));
-        assert_same(here, burns);
     }
-    // What is not a number is not hidden.
-    let bad = keys.clone().mul_scalar(f32::NAN);
-    let queries = wave([rows, kv_heads, group, width], 0.37, 2.0);
-    let seen = Seen { keys: &bad, values: &values, columns, new: 1, starts: &[0; 3], mask: None };
-    assert!(numbers(attend(queries, &seen)).into_iter().all(f32::is_nan));
+}
+
+/// Nor on how many tokens are new, so a prompt gets the same numbers in pieces and at once.
+#[cfg(feature = "llama")]
+#[test]
+fn attention_of_a_row_does_not_depend_on_the_others() {
+    let (rows, kv_heads, group, width, columns, new) = (4, 2, 3, 64, 90, 20);
+    let shape = [rows, kv_heads, columns, width];
+    let (keys, values) = (wave(shape, 0.71, 2.0), wave(shape, 0.13, 3.0));
+    let queries = wave([rows, kv_heads, group * new, width], 0.37, 2.0);
+    let seen = Seen { keys: &keys, values: &values, columns, new, starts: &[0, 7, 33, 70] };
+    let all = attend(queries.clone(), &seen, &Mask::default());
+    for (row, start) in seen.starts.iter().copied().enumerate() {
+        // The row alone: without its padding, and with its last query only.
+        let alone = |states: &Tensor<4>| {
+            states.clone().slice([row..row + 1, 0..kv_heads, start..columns, 0..width])
+        };
+        let (keys, values) = (alone(&keys), alone(&values));
+        let last = |of: &Tensor<4>, row| {
+            let of = of.clone().slice([row..row + 1, 0..kv_heads, 0..group * new, 0..width]);
+            of.reshape([1, kv_heads, group, new, width])
+                .narrow(3, new - 1, 1)
+                .reshape([1, kv_heads, group, width])
+        };
+        let (columns, new) = (columns - start, 1);
+        let (keys, values) = (keys + 0.0, values + 0.0); // views would be left to burn
+        let seen = Seen { keys: &keys, values: &values, columns, new, starts: &[0] };
+        let one = attend(last(&queries, row), &seen, &Mask::default());
+        assert_eq!(numbers(one), numbers(last(&all, row)), "row {row}");
+    }
+}
+
+#[cfg(feature = "llama")]
+#[test]
+fn a_key_that_is_not_a_number_is_not_hidden() {
+    let values = wave([3, 2, 32, 40], 0.13, 3.0);
+    let keys = values.clone().mul_scalar(f32::NAN);
+    let queries = wave([3, 2, 3, 40], 0.37, 2.0);
+    let seen = Seen { keys: &keys, values: &values, columns: 21, new: 1, starts: &[0; 3] };
+    assert!(super::attend::attend(&queries, &seen).is_some());
+    let mixed = attend(queries, &seen, &Mask::default());
+    assert!(numbers(mixed).into_iter().all(f32::is_nan));
 }
 
 #[test]
