@@ -254,6 +254,12 @@ pub trait KvCache {
         self.can_drop_rows()
     }
 
+    /// Makes room for sequences of `tokens` tokens. The loop calls it on an empty cache before it reads a prompt, with the
+    /// prompt's length: a cache that grows would be copied between the passes in which a long prompt is read.
+    ///
+    /// Default: does nothing.
+    fn reserve(&mut self, _tokens: usize) {}
+
     /// Keeps the given rows, in the given order, and drops the others. An index may repeat: this is how the loop
     /// copies a prompt's prefill to all its completions.
     ///

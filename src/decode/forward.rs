@@ -26,9 +26,10 @@ pub(super) struct Prefill<C> {
 }
 
 impl<C: KvCache> Prefill<C> {
-    /// Begins a prefill for `rows` rows.
-    pub(super) fn new<M: CausalLm<Cache = C>>(model: &M, rows: usize) -> Self {
-        let cache = model.new_cache();
+    /// Begins a prefill of `rows` rows, with room for `tokens` tokens in each.
+    pub(super) fn new<M: CausalLm<Cache = C>>(model: &M, rows: usize, tokens: usize) -> Self {
+        let mut cache = model.new_cache();
+        cache.reserve(tokens);
         // Without row repetition every row needs its own copy of the prompt in the batch.
         let copies = if cache.can_repeat_rows() { 1 } else { rows };
         Self { cache, copies, read: 0, logits: None }
@@ -94,7 +95,7 @@ pub(super) fn prefill<M: CausalLm>(
     rows: usize,
     chunk: usize,
 ) -> Result<(M::Cache, Tensor<2>), StepError> {
-    let mut prefill = Prefill::new(model, rows);
+    let mut prefill = Prefill::new(model, rows, prompt.len());
     prefill.read(model, prompt, chunk, prompt.len(), &mut PromptWarmUp::off())?;
     prefill.finish(rows, model.vocab_size())
 }

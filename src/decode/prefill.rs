@@ -160,7 +160,7 @@ impl<M: CausalLm> Decoder<M> {
             return;
         }
         let warm_up = PromptWarmUp::new(rows.iter().flatten().next(), self.sites);
-        let prefill = Prefill::new(&self.model, rows.len());
+        let prefill = Prefill::new(&self.model, rows.len(), request.prompt.len());
         self.reading.push(Reading { request, prefill, warm_up, rows, overtaken });
     }
 

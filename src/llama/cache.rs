@@ -15,8 +15,9 @@ use crate::{
 /// All rows end at the same column, that of the newest token. Shorter sequences start at a later column; the columns
 /// before a row's start are padding that no query attends to. See docs/design/ragged-batches.md.
 ///
-/// New columns are written in place. When the cache is full its capacity doubles, so a sequence of `n` tokens is
-/// copied `log n` times instead of `n` times. The capacity is never more than twice the columns in use, or 64, so the
+/// New columns are written in place. A block that is nearly full moves to a buffer half as large again, so a sequence of
+/// `n` tokens is copied `log n` times instead of `n` times. The blocks do so one after the other, over many passes. The
+/// capacity is never more than twice the columns in use, or 64, or four thirds of what is reserved for a prompt, so the
 /// memory of long rows is released when they leave the batch.
 #[derive(Clone, Debug)]
 pub struct LlamaCache {
@@ -26,6 +27,8 @@ pub struct LlamaCache {
     starts: Vec<usize>,
     /// Number of columns in use.
     len: usize,
+    /// The columns for which blocks are created.
+    reserved: usize,
     context_length: usize,
 }
 
@@ -64,7 +67,8 @@ pub(super) const MIN_CAPACITY: usize = 64;
 
 impl LlamaCache {
     pub(super) fn new(n_layers: usize, context_length: usize) -> Self {
-        Self { blocks: vec![None; n_layers], starts: Vec::new(), len: 0, context_length }
+        let (blocks, starts) = (vec![None; n_layers], Vec::new());
+        Self { blocks, starts, len: 0, reserved: 0, context_length }
     }
 
     /// Number of tokens in each row's sequence.
@@ -133,13 +137,19 @@ impl LlamaCache {
         // before that, the next one overwrites them.
         let new = keys.dims()[2];
         let (from, to) = (self.len, self.len + new);
+        let blocks = self.blocks.len();
         let mut kept = match self.blocks[block].take() {
-            Some(kept) if kept.keys.dims()[2] >= to => kept,
             Some(kept) => {
-                let doubled = 2 * kept.keys.dims()[2];
-                kept.with_capacity(doubled.max(to), from)
+                let capacity = kept.keys.dims()[2];
+                // If all blocks grew in the same pass, it would take as long as several.
+                let early = capacity * (blocks - block) / (4 * blocks);
+                if capacity >= to + early {
+                    kept
+                } else {
+                    kept.with_capacity(with_room(to).max(capacity + capacity / 2), from)
+                }
             }
-            None => KeysValues::empty(&keys, to.max(MIN_CAPACITY)),
+            None => KeysValues::empty(&keys, with_room(to.max(self.reserved))),
         };
         // These two tensors have no other owner here, so the assignment is in place.
         kept.keys = write(kept.keys, keys, 0, from);
@@ -157,6 +167,10 @@ impl LlamaCache {
 impl KvCache for LlamaCache {
     fn rows(&self) -> usize {
         self.starts.len()
+    }
+
+    fn reserve(&mut self, tokens: usize) {
+        self.reserved = tokens.min(self.context_length);
     }
 
     /// Copies the kept rows once, without the columns that only the dropped rows needed.
@@ -196,7 +210,7 @@ impl KvCache for LlamaCache {
         let pairs = self.blocks.iter_mut().flatten().zip(other.blocks.into_iter().flatten());
         for (kept, joined) in pairs {
             let [my_rows, heads, capacity, width] = kept.keys.dims();
-            let shape = [rows, heads, capacity.max(len).max(MIN_CAPACITY), width];
+            let shape = [rows, heads, capacity.max(with_room(len)), width];
             let join = |mine: &Tensor<4>, theirs: &Tensor<4>| {
                 // Padding must be finite: its attention weight is 0, and 0 · NaN would be NaN.
                 let both = Tensor::zeros(shape, (&mine.device(), mine.dtype()));
@@ -284,6 +298,11 @@ impl KeysValues {
     }
 }
 
+/// Capacity for `columns` columns, in which no block has to grow yet.
+fn with_room(columns: usize) -> usize {
+    (columns + columns.div_ceil(3)).max(MIN_CAPACITY)
+}
+
 /// Maximum capacity, in columns, when `len` columns are in use.
 fn most_capacity(len: usize) -> usize {
     (2 * len).max(MIN_CAPACITY)
@@ -350,6 +369,40 @@ mod tests {
             feed(&mut batch, 3, 1, &one);
             assert_bounded(&batch);
         }
+    }
+
+    #[test]
+    fn what_is_reserved_is_not_copied() {
+        let mut cache = LlamaCache::new(1, CONTEXT);
+        cache.reserve(600);
+        for _ in 0..6 {
+            feed(&mut cache, 1, 100, &[[1, 2]]);
+            assert_eq!(cache.capacity(), 800);
+        }
+        let mut longer_than_the_context = LlamaCache::new(1, CONTEXT);
+        longer_than_the_context.reserve(usize::MAX);
+        feed(&mut longer_than_the_context, 1, 1, &[[1, 2]]);
+        assert!(longer_than_the_context.capacity() <= 2 * CONTEXT);
+    }
+
+    #[test]
+    fn blocks_grow_one_after_the_other() {
+        let shape = [[1, 2]; 8];
+        let mut cache = cache(1, 1, &shape);
+        let capacities = |cache: &LlamaCache| -> Vec<usize> {
+            cache.blocks.iter().flatten().map(|kept| kept.keys.dims()[2]).collect()
+        };
+        let mut grown = 0;
+        for len in 2..1000 {
+            let before = capacities(&cache);
+            feed(&mut cache, 1, 1, &shape);
+            let now = capacities(&cache);
+            let changed = before.iter().zip(&now).filter(|(before, now)| before != now).count();
+            assert!(changed <= 1, "{len}: {before:?} {now:?}");
+            grown += changed;
+            assert_bounded(&cache);
+        }
+        assert!(grown >= 8 * 6, "{grown}");
     }
 
     #[test]

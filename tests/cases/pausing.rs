@@ -10,7 +10,7 @@ use crate::device;
 use burn::tensor::{Device, Int, Tensor};
 use esamp::{
     CausalLm, Completion, CompletionId, Decoder, Event, FinishReason, HiddenStateTap, KvCache,
-    LmHead, TokenId,
+    LmHead, Request, TokenId,
     engine::{Engine, EngineConfig, Update, Updates},
     errors::ModelError,
     testing::ScriptedLm,
@@ -19,6 +19,8 @@ use esamp::{
 /// What copies rows of a cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Copied {
+    /// Tokens for which there is room.
+    Reserve(usize),
     /// Rows that are kept.
     Keep(usize),
     /// Rows that are moved away, and those that stay.
@@ -26,7 +28,7 @@ enum Copied {
     /// Rows that were there, and those that are added.
     Append(usize, usize),
 }
-use Copied::{Append, Keep, Split};
+use Copied::{Append, Keep, Reserve, Split};
 
 type Log = Arc<Mutex<Vec<Copied>>>;
 
@@ -55,6 +57,10 @@ fn take(log: &Log) -> Vec<Copied> {
 impl KvCache for LoggedCache {
     fn rows(&self) -> usize {
         self.inner.rows()
+    }
+
+    fn reserve(&mut self, tokens: usize) {
+        self.log.lock().unwrap().push(Reserve(tokens));
     }
 
     fn keep_rows(&mut self, rows: &[usize]) -> Result<(), ModelError> {
@@ -104,6 +110,21 @@ impl CausalLm for Logged {
     fn vocab_size(&self) -> usize {
         self.inner.vocab_size()
     }
+}
+
+/// So that the cache is not copied while the prompt is read in pieces.
+#[test]
+fn a_cache_has_room_before_its_prompt_is_read() {
+    let (model, log) = Logged::new();
+    let decoder = Decoder::new(&model, sampler(10)).unwrap();
+    let mut decoder = decoder.with_prefill_budget(10).unwrap();
+    decoder.submit(Request::new(vec![1; 50]).with_completions(2)).unwrap();
+    decoder.step().unwrap();
+    assert_eq!(take(&log), [Reserve(50)]);
+    for _ in 0..4 {
+        decoder.step().unwrap();
+    }
+    assert_eq!(take(&log), [Keep(2)]);
 }
 
 #[test]
