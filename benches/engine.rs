@@ -44,7 +44,7 @@ struct Args {
     #[arg(long, default_value_t = 5)]
     rounds: usize,
     /// Prompt tokens that the engine reads per step.
-    #[arg(long, default_value_t = 24)]
+    #[arg(long, default_value_t = 16)]
     prefill_budget: usize,
     #[command(flatten)]
     load: LoadArgs,

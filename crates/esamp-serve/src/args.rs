@@ -84,7 +84,7 @@ pub struct LimitArgs {
     pub default_max_tokens: usize,
     /// Prompt tokens that are read between two decode steps. Fewer disturb running completions less, more are read
     /// faster.
-    #[arg(long, value_name = "TOKENS", default_value_t = 24, value_parser = at_least_one())]
+    #[arg(long, value_name = "TOKENS", default_value_t = 16, value_parser = at_least_one())]
     pub prefill_budget: usize,
     /// Megabytes of key-value cache, distillers and working memory, counted at the full length of all running
     /// completions. With llama.cpp, which reserves its memory at the start, of distillers and sampling only.

@@ -5,6 +5,10 @@ use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 
 use super::{EMBEDDING, HEAD, TensorSource};
 use crate::{
+    host::{
+        is_flex,
+        packed::{Codes, LANES, PackedMatrix, PackedRows, Scales},
+    },
     llama::error::LoadError,
     llama::{
         Llama, LlamaConfig,
@@ -61,6 +65,31 @@ impl Llama {
         // Casts norms and biases. Tensors that already have the type are unchanged.
         model.cast(dtype).map_err(|error| unusable("dtype", "a type for every tensor", error))
     }
+
+    /// Creates a model with random weights of four bits each, in groups of 32 with a scale and a least number as in GGUF's
+    /// kind Q4_K. Intended for benchmarks: 4.75 bits a weight, so a shape of 7 billion weights takes 4.5 GB.
+    ///
+    /// The codes are uniform and the weights so in ±√(3 / fan-in); `logit_std` is that of
+    /// [`random_on_device`](Self::random_on_device). Norms and biases are 1.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError::Key`] if the configuration is inconsistent, `logit_std` is not a finite number above 0, the device is
+    /// not `flex`, which alone multiplies with packed weights, or the width of a matrix is not a multiple of 32.
+    pub fn random_packed(
+        config: LlamaConfig,
+        logit_std: f32,
+        seed: u64,
+        device: &Device,
+    ) -> Result<Self, LoadError> {
+        positive("logit_std", logit_std)?;
+        if !is_flex(device) {
+            return Err(unusable("device", "flex, for packed weights", format!("{device:?}")));
+        }
+        let head = if config.tied_embeddings { EMBEDDING } else { HEAD };
+        let mut source = PackedSource { head, logit_std, rng: ChaCha8Rng::seed_from_u64(seed) };
+        Self::from_source(config, &mut source, device)
+    }
 }
 
 struct RandomSource(ChaCha8Rng);
@@ -104,6 +133,52 @@ impl TensorSource for DeviceSource {
         let uniform = Distribution::Uniform(-bound, bound);
         let weights = Tensor::<2>::random([rows, columns], uniform, (device, DType::F32));
         Ok(weights.cast(self.dtype))
+    }
+}
+
+/// Draws the bits of packed matrices.
+struct PackedSource {
+    /// Name of the matrix that produces the logits.
+    head: &'static str,
+    logit_std: f32,
+    rng: ChaCha8Rng,
+}
+
+impl TensorSource for PackedSource {
+    fn take(&mut self, _name: &str, shape: &[usize]) -> Result<Vec<f32>, LoadError> {
+        Ok(vec![1.0; shape.iter().product()])
+    }
+
+    fn take_packed(
+        &mut self,
+        parts: &[(&str, usize)],
+        columns: usize,
+    ) -> Result<Option<PackedMatrix>, LoadError> {
+        /// Numbers of a group.
+        const GROUP: usize = 32;
+        /// Groups of a block.
+        const GROUPS: usize = 8;
+        /// Codes of a word.
+        const CODES: usize = 8;
+        /// The greatest integer of a group.
+        const MOST: u8 = 63;
+        if !columns.is_multiple_of(GROUP) {
+            return Err(unusable("width of a packed matrix", "a multiple of 32", columns));
+        }
+        let std = |name: &str| if name == self.head { self.logit_std } else { 1.0 };
+        let parts: Vec<_> = parts.iter().map(|(name, rows)| (std(name), *rows)).collect();
+        let parts = parts.into_iter().map(|(std, rows)| {
+            let words_of_row = columns.div_ceil(LANES * CODES) * LANES;
+            let words = (0..rows * words_of_row).map(|_| self.rng.random()).collect();
+            let groups = rows * columns / GROUP;
+            let bound = std * (3.0 / columns as f32).sqrt() / f32::from(MOST);
+            let scales = Scales::Blocks {
+                integers: vec![[MOST; 2]; groups],
+                blocks: vec![[bound * 2.0 / 15.0, bound]; groups.div_ceil(GROUPS)],
+            };
+            PackedRows { rows, codes: Codes::Four(words, scales) }
+        });
+        Ok(Some(PackedMatrix::new(columns, parts.collect())))
     }
 }
 
@@ -161,6 +236,29 @@ mod tests {
             let logits = model.forward(tokens, &mut model.new_cache(), &mut NoTap).unwrap();
             assert_eq!((logits.dims(), logits.dtype()), ([1, 4096], dtype));
         }
+    }
+
+    #[test]
+    fn packed_weights_are_as_many_bits_and_as_wide_as_they_say() {
+        let device = Device::flex();
+        for std in [1.0, 4.0] {
+            let model = Llama::random_packed(shape(false), std, 5, &device).unwrap();
+            // Embedding and head, and for both blocks q, k, v, output, gate, up and down. A row of 64 or 96 codes takes 16
+            // words, which have room for 128.
+            let rows = 2 * 4096 + 2 * (64 + 32 + 32 + 64 + 2 * 96 + 64);
+            let scales = |numbers: usize| 2 * (numbers / 32) + 8 * (numbers / 256);
+            let numbers = 64 * 2 * 4096 + 2 * 64 * (64 + 32 + 32 + 64 + 2 * 96) + 2 * 96 * 64;
+            assert_eq!(model.weight_bytes(), rows * 64 + scales(numbers));
+            let tokens = Tensor::<1, Int>::from_data([3, 1, 4], &device).unsqueeze::<2>();
+            let logits = model.forward(tokens, &mut model.new_cache(), &mut NoTap).unwrap();
+            let logits: Vec<f32> = logits.into_data().try_into_vec().unwrap();
+            let square = logits.iter().map(|logit| logit * logit).sum::<f32>() / 4096.0;
+            assert!((square.sqrt() / std - 1.0).abs() < 0.1, "{std}: {}", square.sqrt());
+        }
+        let mut config = shape(false);
+        config.d_hidden = 72;
+        let error = Llama::random_packed(config, 4.0, 5, &device).unwrap_err().to_string();
+        assert_eq!(error, "key width of a packed matrix: expected a multiple of 32, got 72");
     }
 
     #[test]
