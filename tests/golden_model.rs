@@ -102,7 +102,7 @@ fn packed_weights_give_the_numbers_of_f32() {
         });
         assert!(a == b, "{rows} rows");
     };
-    let prompt: Vec<TokenId> = (100..140).collect();
+    let prompt: Vec<TokenId> = (100..400).collect();
     both(tokens(&prompt, &device), 1);
     both(tokens(&[7], &device), 1);
     for rows in [2, 5, 16] {
