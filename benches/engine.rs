@@ -26,7 +26,10 @@ use esamp::{
     llama::{Llama, Tokenizer},
 };
 use esamp_bench::load::{LoadArgs, all, quantile, resident, say};
-use esamp_programs::model_source::{Cache, ModelSource};
+use esamp_programs::{
+    model_source::{Cache, ModelSource},
+    weights::{WeightsArg, megabytes},
+};
 use peak_alloc::PeakAlloc;
 
 /// Counts the bytes that are allocated and not freed: what the process holds of the system's memory also depends on what
@@ -47,6 +50,8 @@ struct Args {
     #[arg(long, default_value_t = 16)]
     prefill_budget: usize,
     #[command(flatten)]
+    weights: WeightsArg,
+    #[command(flatten)]
     load: LoadArgs,
 }
 
@@ -55,7 +60,8 @@ const PROMPT: &str = "The lighthouse had been dark for twenty years when";
 fn main() -> Result<()> {
     let args = Args::parse();
     let path = ModelSource::SmolLm2.fetch(&Cache::from_env()?)?;
-    let model = Llama::from_gguf(&path, &Device::flex())?;
+    let model = args.weights.apply(Llama::from_gguf(&path, &Device::flex())?)?;
+    say(&format!("{} of matrices", megabytes(model.weight_bytes())));
     let prompt = Tokenizer::from_gguf(&path)?.encode(PROMPT)?;
     compare(&model, &prompt, args.rounds)?;
     let step = long_prompt(&model, &prompt, args.prefill_budget)?;

@@ -14,9 +14,9 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use esamp_programs::{
-    device::DeviceName,
     failure::{End, exit_code},
-    generate, loaded,
+    generate::{self, Opened},
+    loaded::Place,
 };
 
 /// Compare completions of one prompt side by side: plain sampling against ESamp, or against the method that
@@ -24,9 +24,8 @@ use esamp_programs::{
 #[derive(Debug, Parser)]
 #[command(name = "generate", version, args_override_self = true)]
 struct Args {
-    /// The device to compute on.
-    #[arg(long, value_enum, default_value_t = DeviceName::Flex)]
-    device: DeviceName,
+    #[command(flatten)]
+    place: Place,
     #[command(flatten)]
     run: generate::Args,
 }
@@ -38,6 +37,9 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<(), End> {
-    let device = args.device.open()?;
-    generate::run(&args.run, |path, _| loaded::llama(path, &device))
+    let device = args.place.open()?;
+    generate::run(&args.run, |path, _| {
+        let model = args.place.llama(path, &device)?;
+        Ok(Opened { weight_bytes: Some(model.weight_bytes()), model })
+    })
 }

@@ -51,6 +51,7 @@ fn json_reports_what_happened() {
     let report = json(&["--distiller", "low-rank"]);
     assert_eq!(report["model"], "SmolLM2-135M-Instruct");
     assert_eq!(report["prompt_tokens"], 55);
+    assert!(report["weight_bytes"].as_u64() > Some(90_000_000), "{}", report["weight_bytes"]);
     let arms = report["arms"].as_array().unwrap();
     assert_eq!([&arms[0]["name"], &arms[1]["name"]], ["plain", "esamp"]);
     for arm in arms {
@@ -69,6 +70,28 @@ fn json_reports_what_happened() {
     assert_eq!(arms[1]["counters"]["steps"], 8);
     assert!(arms[1]["mean_loss"].as_f64().unwrap() > 0.0);
     assert_ne!(arms[0]["samples"], arms[1]["samples"]);
+}
+
+#[test]
+fn weights_are_packed_on_flex_unless_the_flag_says_otherwise() {
+    let short = ["--raw", "--prompt", "The tide", "--plain"];
+    let with = |weights: &[&str]| json(&[&short[..], weights].concat());
+    let [usual, packed, wide] =
+        [&[][..], &["--weights", "packed"], &["--weights", "f32"]].map(with);
+    assert_eq!(usual["weight_bytes"], packed["weight_bytes"]);
+    let bytes = |report: &Value| report["weight_bytes"].as_u64().unwrap();
+    assert!(bytes(&wide) > 5 * bytes(&packed), "{} {}", bytes(&wide), bytes(&packed));
+    assert_eq!(wide["arms"][0]["samples"], packed["arms"][0]["samples"]);
+
+    let folder = small_model(|id| format!("w{id}"));
+    let path = folder.path().to_str().unwrap();
+    let message = refused(&["--weights", "packed", "--device", "ndarray"], 2);
+    let expected = "error: --weights packed: expected --device flex, got ndarray\n\
+                    next step: drop --weights packed\n";
+    assert_eq!(message, expected);
+    let message = refused(&["--weights", "packed", "--model", path], 2);
+    let expected = "error: --weights packed: expected a GGUF file, got the folder ";
+    assert!(message.contains(expected), "{message}");
 }
 
 /// The tokens and steps of a trace file.
@@ -118,7 +141,7 @@ fn a_trace_that_cannot_be_written_ends_the_run() {
     let path = folder.path().to_str().unwrap();
     let flags = ["--json", "--model", path, "--raw", "--prompt", "w1", "--trace", "/dev/full"];
     let message = refused(&flags, 1);
-    assert!(message.starts_with("error: --trace /dev/full: No space left"), "{message}");
+    assert!(message.contains("\nerror: --trace /dev/full: No space left"), "{message}");
 }
 
 #[test]
@@ -132,7 +155,8 @@ fn the_run_ends_with_one_line_of_counters() {
     assert_eq!(
         String::from_utf8(output.stderr).unwrap(),
         format!(
-            "esamp: 12 tokens, 5 updates, 10 rows learned, 7.0 mean candidates, \
+            "note: the matrices of the model take 0.1 MB\n\
+             esamp: 12 tokens, 5 updates, 10 rows learned, 7.0 mean candidates, \
              {interventions} interventions\n"
         )
     );

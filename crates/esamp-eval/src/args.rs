@@ -8,9 +8,9 @@ use std::{
 
 use clap::{Parser, Subcommand, ValueEnum, builder::RangedU64ValueParser};
 use esamp_programs::{
-    device::DeviceName,
     failure::Failure,
     files::{NamedFile, check_distinct},
+    loaded::Place,
     model_source::ModelSource,
 };
 
@@ -101,9 +101,8 @@ pub struct Args {
     /// The model: a GGUF file, a Hugging Face folder, or hf:ORG/NAME [default: SmolLM2-135M-Instruct]
     #[arg(long)]
     pub model: Option<OsString>,
-    /// The device to compute on.
-    #[arg(long, value_enum, default_value_t = DeviceName::Flex)]
-    pub device: DeviceName,
+    #[command(flatten)]
+    pub place: Place,
 }
 
 /// The flags with which the plan does not run.

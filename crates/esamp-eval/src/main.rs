@@ -38,7 +38,7 @@ use esamp_eval::{
 };
 use esamp_programs::{
     failure::{End, Failure, exit_code, note},
-    loaded::{self, Texts, tokenizer},
+    loaded::{Texts, tokenizer},
     model_source::{Cache, ModelSource},
 };
 
@@ -62,12 +62,12 @@ fn run(args: &Args) -> Result<(), End> {
     let shard = args.shard(|name| env::var_os(name))?;
     let source = args.source()?;
     args.check_files(&source)?;
-    let device = args.device.open()?;
+    let device = args.place.open()?;
     if let (Some(to), false) = (&args.report, args.records.is_empty()) {
         return report(&args.records, to, &source, &device);
     }
     let path = source.fetch(&Cache::from_env()?)?;
-    let (texts, model) = (Texts::open(&path)?, loaded::llama(&path, &device)?);
+    let (texts, model) = (Texts::open(&path)?, args.place.llama(&path, &device)?);
     let next_step = "mend or remove the chat template of the model";
     let subject = Subject {
         model: &model,
@@ -84,7 +84,7 @@ fn run(args: &Args) -> Result<(), End> {
             sha256: provenance::model_hash(&path)?,
             d_model: model.d_model(),
             vocab: model.vocab_size(),
-            device: format!("{:?}", args.device).to_lowercase(),
+            device: args.place.device.name(),
         },
         split: args.split.into(),
         problems: 0,

@@ -11,7 +11,7 @@ use clap::{Parser, builder::RangedU64ValueParser};
 use esamp_llama_cpp::{LlamaCpp, LlamaCppError, Options};
 use esamp_programs::{
     failure::{End, Failure, exit_code},
-    generate::{self, Needs},
+    generate::{self, Needs, Opened},
 };
 
 /// Compare completions of one prompt by a GGUF file on llama.cpp side by side: plain sampling against ESamp, or against
@@ -48,7 +48,9 @@ fn run(args: &Args) -> Result<(), End> {
             return Err(Failure::usage(error, next_step).into());
         }
     }
-    generate::run(&args.run, |path, needs| open(path, needs, args))
+    generate::run(&args.run, |path, needs| {
+        Ok(Opened { model: open(path, needs, args)?, weight_bytes: None })
+    })
 }
 
 fn open(path: &Path, needs: Needs, args: &Args) -> Result<LlamaCpp, Failure> {

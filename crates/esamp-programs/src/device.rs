@@ -21,6 +21,11 @@ pub enum DeviceName {
 }
 
 impl DeviceName {
+    /// Its name on the command line.
+    pub fn name(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+
     /// Opens the device, if the backend is built in and a device exists.
     pub fn open(self) -> Result<Device, Failure> {
         match self {

@@ -14,3 +14,4 @@ pub mod learning;
 pub mod loaded;
 pub mod model_source;
 pub mod page;
+pub mod weights;

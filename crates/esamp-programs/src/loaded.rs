@@ -8,7 +8,11 @@ use esamp::{
     llama::{ChatMessage, ChatTemplate, Llama, LoadError, Tokenizer},
 };
 
-use crate::failure::{Failure, note};
+use crate::{
+    device::DeviceName,
+    failure::{Failure, note},
+    weights::{WeightsArg, megabytes},
+};
 
 /// A model's tokenizer and chat template.
 pub struct Texts {
@@ -59,17 +63,37 @@ pub fn tokenizer(path: &Path) -> Result<Tokenizer, Failure> {
     opened.map_err(Failure::loading)
 }
 
-/// Opens a burn model of the Llama family from a GGUF file or a Hugging Face folder, and prints what is unusual about
-/// it.
-pub fn llama(path: &Path, device: &Device) -> Result<Llama, Failure> {
-    let model = if path.is_dir() {
-        Llama::from_hf_folder(path, device)
-    } else {
-        Llama::from_gguf(path, device)
-    };
-    let model = model.map_err(Failure::loading)?;
-    for warning in model.warnings() {
-        note(warning);
+/// The flags about where a burn model is and how it is kept there.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct Place {
+    /// The device to compute on.
+    #[arg(long, value_enum, default_value_t = DeviceName::Flex)]
+    pub device: DeviceName,
+    #[command(flatten)]
+    pub weights: WeightsArg,
+}
+
+impl Place {
+    /// Opens the device.
+    pub fn open(&self) -> Result<Device, Failure> {
+        self.weights.check_device(&self.device.name())?;
+        self.device.open()
     }
-    Ok(model)
+
+    /// Opens a burn model of the Llama family from a GGUF file or a Hugging Face folder on `device`, and prints the size
+    /// of its matrices and what is unusual about it.
+    pub fn llama(&self, path: &Path, device: &Device) -> Result<Llama, Failure> {
+        self.weights.check_path(path)?;
+        let model = if path.is_dir() {
+            Llama::from_hf_folder(path, device)
+        } else {
+            Llama::from_gguf(path, device)
+        };
+        let model = self.weights.apply(model.map_err(Failure::loading)?)?;
+        for warning in model.warnings() {
+            note(warning);
+        }
+        note(&format!("the matrices of the model take {}", megabytes(model.weight_bytes())));
+        Ok(model)
+    }
 }

@@ -21,6 +21,8 @@ pub struct App {
     pub model: String,
     /// The longest prompt and completion together, in tokens.
     pub context_length: Option<usize>,
+    /// Bytes of the model's matrices in memory, if they are known.
+    pub weight_bytes: Option<usize>,
     pub limits: Limits,
     pub keys: ApiKeys,
     pub groups: Groups,

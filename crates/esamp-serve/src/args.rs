@@ -4,7 +4,7 @@ use std::{ffi::OsString, net::SocketAddr, path::PathBuf};
 
 use clap::{Parser, builder::RangedU64ValueParser};
 use esamp::Sampling;
-use esamp_programs::{device::DeviceName, learning::Learning};
+use esamp_programs::{learning::Learning, loaded::Place};
 use tracing::level_filters::LevelFilter;
 
 use crate::hosts::host_name;
@@ -19,9 +19,8 @@ pub struct Args {
     /// The name that clients know the model by [default: the name of the file or folder]
     #[arg(long, value_name = "NAME")]
     pub model_name: Option<String>,
-    /// The device to compute on.
-    #[arg(long, value_enum, default_value_t = DeviceName::Flex)]
-    pub device: DeviceName,
+    #[command(flatten)]
+    pub place: Place,
     /// The address to listen on; port 0 is a free one. Other computers reach the server only if this is not 127.0.0.1.
     #[arg(long, default_value = "127.0.0.1:8000")]
     pub listen: SocketAddr,

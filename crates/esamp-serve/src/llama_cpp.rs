@@ -18,7 +18,7 @@ use crate::{args::LimitArgs, start::Served};
 #[command(next_help_heading = "llama.cpp")]
 pub struct LlamaCppArgs {
     /// Decode with llama.cpp, which knows most architectures and keeps weights quantised.
-    #[arg(long = "llama-cpp")]
+    #[arg(long = "llama-cpp", conflicts_with = "weights")]
     pub is_wanted: bool,
     /// CPU threads of llama.cpp [default: all]
     #[arg(long, allow_negative_numbers = true, requires = "is_wanted",
@@ -61,7 +61,7 @@ impl LlamaCppArgs {
         let path = source.fetch(&Cache::from_env()?)?;
         let texts = Texts::open(&path)?;
         let model = self.load(&path, limits.max_rows)?;
-        Ok(Served { name, model, texts })
+        Ok(Served { name, model, texts, weight_bytes: None })
     }
 
     fn load(&self, path: &Path, rows: usize) -> Result<LlamaCpp, Failure> {

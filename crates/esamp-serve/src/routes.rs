@@ -96,7 +96,7 @@ async fn chat(
 fn described(app: &App) -> Value {
     json!({
         "id": app.model, "object": "model", "created": app.started, "owned_by": "esamp",
-        "max_model_len": app.context_length,
+        "max_model_len": app.context_length, "weight_bytes": app.weight_bytes,
     })
 }
 

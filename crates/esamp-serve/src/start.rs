@@ -14,7 +14,7 @@ use esamp::{
 };
 use esamp_programs::{
     failure::{End, Failure},
-    loaded::{self, Texts},
+    loaded::Texts,
     model_source::{Cache, ModelSource},
 };
 use tokio::{
@@ -38,6 +38,8 @@ pub struct Served<M> {
     pub name: String,
     pub model: M,
     pub texts: Texts,
+    /// Bytes of its matrices in memory, if they are known.
+    pub weight_bytes: Option<usize>,
 }
 
 /// Loads the model and serves it until SIGTERM or Ctrl-C.
@@ -55,11 +57,12 @@ pub fn run(args: &Args) -> Result<(), End> {
         let served = args.llama_cpp.open(&source, name, &args.limits)?;
         return serve_until_signal(args, app(args, keys, served)?);
     }
-    let device = args.device.open()?;
+    let device = args.place.open()?;
     let path = source.fetch(&Cache::from_env()?)?;
     let texts = Texts::open(&path)?;
-    let model = loaded::llama(&path, &device)?;
-    let app = app(args, keys, Served { name, model, texts })?;
+    let model = args.place.llama(&path, &device)?;
+    let weight_bytes = Some(model.weight_bytes());
+    let app = app(args, keys, Served { name, model, texts, weight_bytes })?;
     serve_until_signal(args, app)
 }
 
@@ -81,7 +84,7 @@ where
         min_p: args.learning.usual_min_p().unwrap_or(0.0),
         warm_up_updates: args.learning.warm_up_updates.unwrap_or(0),
     };
-    let Served { name, model, texts } = served;
+    let Served { name, model, texts, weight_bytes } = served;
     let sampler = args.learning.sampler()?;
     let engine = engine(model, &texts, sampler, args).map_err(Failure::from)?;
     let traffic = Traffic::new().map_err(|error| Failure::runtime(error, "report this"))?;
@@ -90,6 +93,7 @@ where
         texts,
         model: name,
         context_length,
+        weight_bytes,
         keys,
         groups: Groups::default(),
         hosts: Hosts::of(args.listen, &args.allowed_hosts),

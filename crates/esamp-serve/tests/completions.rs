@@ -345,7 +345,8 @@ fn models_health_page_and_metrics_are_there() {
     let server = Server::start(model(), &[]);
     let models = get(server.address, "/v1/models").json();
     assert_eq!(models["data"][0]["id"], "words");
-    assert_eq!(get(server.address, "/v1/models/words").json()["max_model_len"], 512);
+    let model = get(server.address, "/v1/models/words").json();
+    assert_eq!((&model["max_model_len"], &model["weight_bytes"]), (&json!(512), &json!(7)));
     assert_eq!(get(server.address, "/health").json(), json!({"status": "ok"}));
     let page = get(server.address, "/");
     assert!(page.body.contains("data-path=\"/v1/chat/completions\""), "{}", page.body);

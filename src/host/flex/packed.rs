@@ -6,7 +6,7 @@ use pulp::{Arch, Simd, WithSimd};
 use super::{
     flex,
     pick::{indices, times_picked},
-    product::{MOST_ROWS, Matrix, multiply},
+    product::{Matrix, multiply},
 };
 use crate::{
     host::packed::{Codes, LANES, PackedMatrix, Scales, halves},
@@ -21,11 +21,7 @@ pub(crate) fn packed_times(x: &Tensor<2>, matrix: &PackedMatrix) -> Option<Tenso
     }
     let numbers = flex(x)?.to_contiguous();
     let mut product = vec![0.0; rows * columns];
-    // The rows of `x` in a tile stay in the cache; those of the matrix are unpacked once for each.
-    let x_parts = numbers.as_slice::<f32>()?.chunks(MOST_ROWS * width);
-    for (x, product) in x_parts.zip(product.chunks_mut(MOST_ROWS * columns)) {
-        multiply(x, matrix, product);
-    }
+    multiply(numbers.as_slice()?, matrix, &mut product);
     Some(from_f32(product, [rows, columns], &x.device()))
 }
 
@@ -330,7 +326,15 @@ fn times_packed<S: Simd, const BITS: usize, const GROUP: usize, const H: usize, 
 
 #[cfg(test)]
 mod tests {
-    use super::{super::product::Dense, *};
+    use burn::tensor::Device;
+
+    use super::{
+        super::{
+            product::{Dense, times_transposed},
+            tests::{numbers, wave},
+        },
+        *,
+    };
     use crate::host::packed::{PackedRows, words};
 
     const WIDTH: usize = 5 * 256 / 4;
@@ -406,6 +410,14 @@ mod tests {
             multiply(&x, &matrix, &mut here);
             multiply(&x, &dense, &mut expected);
             assert_eq!(here, expected, "{rows} rows");
+        }
+        // However long a prompt is.
+        let weight = from_f32(unpacked, [columns, WIDTH], &Device::flex());
+        for rows in [128, 129, 300] {
+            let x = wave([rows, WIDTH], 0.37, 1.0);
+            let here = numbers(packed_times(&x, &matrix).unwrap());
+            let expected = numbers(times_transposed(&x, &weight).unwrap());
+            assert!(here == expected, "{rows} rows");
         }
     }
 }

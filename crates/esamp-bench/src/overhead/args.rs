@@ -4,6 +4,7 @@ use std::str::FromStr;
 
 use clap::{Parser, ValueEnum};
 use esamp::Sharing;
+use esamp_programs::weights::WeightsArg;
 
 use super::{
     device::DeviceName,
@@ -43,6 +44,8 @@ pub struct Args {
     /// Precision of the model's weights [default: f32, gpu: bf16]
     #[arg(long, value_enum)]
     dtype: Option<DTypeName>,
+    #[command(flatten)]
+    weights: WeightsArg,
     /// The device to compute on [default: flex, gpu: cuda]
     #[arg(long, value_enum)]
     device: Option<DeviceName>,
@@ -112,6 +115,7 @@ impl SharingName {
 pub struct Plan {
     pub model: ModelName,
     pub dtype: DTypeName,
+    pub weights: WeightsArg,
     pub cases: Vec<Case>,
 }
 
@@ -139,6 +143,7 @@ impl Args {
 
     /// The cases to run, grouped by model.
     pub fn plans(&self) -> Vec<Plan> {
+        let weights = self.weights;
         let plans = if self.gpu {
             let dtype = self.dtype.unwrap_or(DTypeName::Bf16);
             let case = |distiller, sharing| Case {
@@ -151,12 +156,12 @@ impl Args {
             let paper = paper.map(|sharing| case(DistillerName::SwiGlu, sharing));
             let seven = [vec![cheap], paper.to_vec()].concat();
             vec![
-                Plan { model: ModelName::Seven, dtype, cases: seven },
-                Plan { model: ModelName::Half, dtype, cases: vec![cheap] },
+                Plan { model: ModelName::Seven, dtype, weights, cases: seven },
+                Plan { model: ModelName::Half, dtype, weights, cases: vec![cheap] },
             ]
         } else {
             let dtype = self.dtype.unwrap_or(DTypeName::F32);
-            vec![Plan { model: self.model, dtype, cases: self.grid() }]
+            vec![Plan { model: self.model, dtype, weights, cases: self.grid() }]
         };
         let only = |case: &Case| case.name().contains(&self.only);
         let picked = plans

@@ -19,21 +19,31 @@ pub struct Work {
 /// computed from its factors during the update. An update that stores the gradient, as on a GPU, moves 32.
 const ADAM_BYTES: f64 = 24.0;
 
+/// What a model takes in memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Bytes {
+    /// Of its matrices.
+    pub of_weights: usize,
+    /// Of a number in its cache.
+    pub of_number: usize,
+}
+
 impl Work {
-    /// `weight_bytes` is the size of one number in the model's weights and cache. The distillers use `f32`.
+    /// The distillers use `f32`.
     pub fn of(
         config: &LlamaConfig,
         case: &Case,
-        weight_bytes: usize,
+        bytes: Bytes,
         candidates: f64,
         tokens: usize,
     ) -> Self {
         let (rows, slots) = ((case.prompts * case.completions) as f64, case.slots() as f64);
-        let weight_bytes = weight_bytes as f64;
         let d = config.d_model as f64;
         // Every weight is read once per step and multiplied with every row; the embedding is read only as
         // the head.
         let weights = config.num_params() as f64;
+        // Packed numbers have fewer than four bytes each.
+        let weight_bytes = bytes.of_weights as f64 / weights;
         // An untied embedding is read only at the rows of the step's tokens.
         let embedding =
             if config.tied_embeddings { 0.0 } else { (config.vocab_size * config.d_model) as f64 };
@@ -43,7 +53,7 @@ impl Work {
         let kv = 2.0 * (config.n_layers * config.n_kv_heads * config.head_dim) as f64;
         let attention = 2.0 * (config.n_layers * config.n_heads * config.head_dim) as f64;
         let model_flops = rows * (2.0 * weights + 2.0 * attention * columns);
-        let model_bytes = weight_bytes * (weights + rows * kv * columns);
+        let model_bytes = weight_bytes * weights + bytes.of_number as f64 * rows * kv * columns;
         if case.beta == 0.0 {
             return Self { floor_flops: 1.0, floor_bytes: 1.0 };
         }

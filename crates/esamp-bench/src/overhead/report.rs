@@ -2,25 +2,31 @@
 
 use std::{error::Error, io::Write};
 
+use esamp_programs::weights::megabytes;
+
 use super::{args::Args, run::Figures, state};
 
 /// Runs the cases selected by `args` and writes each result as soon as it is measured.
 pub fn report(args: &Args, out: &mut dyn Write) -> Result<(), Box<dyn Error>> {
-    let device = args.device().open()?;
     let tokens = args.tokens();
     let plans = args.plans();
+    for plan in &plans {
+        plan.weights.check_device(args.device().name())?;
+    }
+    let device = args.device().open()?;
     if plans.is_empty() {
         return Err(format!("--only: expected a part of a name, got {}", args.only).into());
     }
     for plan in plans {
-        let subject = plan.model.load(plan.dtype, &device)?;
+        let subject = plan.model.load(plan.dtype, plan.weights, &device)?;
         if !args.json {
             let how = if subject.has_words() { "" } else { ", random weights" };
             writeln!(
                 out,
-                "{}{how}, {}, {}, {} threads; rounds of {tokens} tokens",
+                "{}{how}, {}, {} of matrices, {}, {} threads; rounds of {tokens} tokens",
                 subject.name,
                 subject.dtype.name(),
+                megabytes(subject.model.weight_bytes()),
                 args.device().name(),
                 std::thread::available_parallelism()?
             )?;

@@ -12,7 +12,11 @@ use esamp::{
 };
 use serde::Serialize;
 
-use super::{device::DeviceName, floor::Work, subject::Subject};
+use super::{
+    device::DeviceName,
+    floor::{Bytes, Work},
+    subject::Subject,
+};
 
 /// The distillers to compare.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, ValueEnum)]
@@ -94,6 +98,8 @@ pub struct Figures {
     config: String,
     model: &'static str,
     dtype: &'static str,
+    /// Bytes of the model's matrices in memory.
+    weight_bytes: usize,
     device: &'static str,
     rows: usize,
     distiller: DistillerName,
@@ -179,13 +185,15 @@ impl Case {
         let counters = *arms[1].sampler().counters();
         self.check(&counters, rounds + 1, tokens)?;
         let candidates = counters.candidates as f64 / counters.tokens as f64;
-        let weight_bytes = subject.dtype.dtype().size();
-        let work = Work::of(model.config(), self, weight_bytes, candidates, tokens);
+        let weight_bytes = model.weight_bytes();
+        let bytes = Bytes { of_weights: weight_bytes, of_number: subject.dtype.dtype().size() };
+        let work = Work::of(model.config(), self, bytes, candidates, tokens);
         let [plain, esamp] = speeds.map(|speeds| quantile(speeds, 0.5));
         Ok(Figures {
             config: self.name(),
             model: subject.name,
             dtype: subject.dtype.name(),
+            weight_bytes,
             device: device.name(),
             rows: self.prompts * self.completions,
             distiller: self.distiller,

@@ -8,7 +8,10 @@ use esamp::{
     CausalLm, TokenId,
     llama::{Llama, LlamaConfig, RopeScaling, Tokenizer},
 };
-use esamp_programs::model_source::{Cache, ModelSource};
+use esamp_programs::{
+    model_source::{Cache, ModelSource},
+    weights::{WeightsArg, WeightsName},
+};
 
 /// SmolLM2-135M with its weights, and shapes of other models with random weights. The cost of a step
 /// depends only on the shape.
@@ -86,15 +89,38 @@ const PROMPTS: [&str; 8] = [
 ];
 
 impl ModelName {
-    pub fn load(self, dtype: DTypeName, device: &Device) -> Result<Subject, Box<dyn Error>> {
+    /// Opens the model. In `f32` on flex SmolLM2 stays packed, unless `weights` says otherwise.
+    pub fn load(
+        self,
+        dtype: DTypeName,
+        weights: WeightsArg,
+        device: &Device,
+    ) -> Result<Subject, Box<dyn Error>> {
+        let is_asked_for = weights.weights == Some(WeightsName::Packed);
         let (model, tokenizer) = match self.shape() {
             Some(shape) => {
+                if is_asked_for {
+                    let got = self.name();
+                    return Err(
+                        format!("--weights packed: expected --model smollm2, got {got}").into()
+                    );
+                }
                 let dtype = dtype.dtype();
                 (Llama::random_on_device(shape, LOGIT_STD, 0, dtype, device)?, None)
             }
             None => {
                 let path = ModelSource::SmolLm2.fetch(&Cache::from_env()?)?;
-                let model = Llama::from_gguf(&path, device)?.cast(dtype.dtype())?;
+                let model = weights.apply(Llama::from_gguf(&path, device)?)?;
+                let model = match dtype {
+                    DTypeName::F32 => model,
+                    _ if is_asked_for => {
+                        let got = dtype.name();
+                        return Err(
+                            format!("--weights packed: expected --dtype f32, got {got}").into()
+                        );
+                    }
+                    dtype => model.cast(dtype.dtype())?,
+                };
                 (model, Some(Tokenizer::from_gguf(&path)?))
             }
         };

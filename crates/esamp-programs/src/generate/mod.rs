@@ -34,6 +34,14 @@ pub trait Model: CausalLm<Cache: Send> + Send + 'static {}
 
 impl<M: CausalLm<Cache: Send> + Send + 'static> Model for M {}
 
+/// A model that has been opened.
+#[derive(Debug)]
+pub struct Opened<M> {
+    pub model: M,
+    /// Bytes of its matrices in memory, if they are known.
+    pub weight_bytes: Option<usize>,
+}
+
 /// What the KV cache of a model must have room for during a run.
 #[derive(Clone, Copy, Debug)]
 pub struct Needs {
@@ -48,7 +56,7 @@ pub struct Needs {
 /// Runs the program. `open` opens a GGUF file or a Hugging Face folder.
 pub fn run<M: Model>(
     args: &Args,
-    open: impl Fn(&Path, Needs) -> Result<M, Failure>,
+    open: impl Fn(&Path, Needs) -> Result<Opened<M>, Failure>,
 ) -> Result<(), End> {
     let arms = args.arms()?; // refuses invalid settings before anything is fetched
     let source = args.source()?;
@@ -61,9 +69,9 @@ pub fn run<M: Model>(
     let texts = Texts::open(&path)?;
     let prompt = encode(&texts, args)?;
     let needs = Needs::of(args, arms.len(), prompt.len());
-    let model = open(&path, needs)?;
+    let Opened { model, weight_bytes } = open(&path, needs)?;
     let mut other = match other {
-        Some(source) => Some(open(&source.fetch(&cache)?, needs)?),
+        Some(source) => Some(open(&source.fetch(&cache)?, needs)?.model),
         None => None,
     };
     let mut arms: Vec<Arm<'_, M>> = arms
@@ -106,7 +114,7 @@ pub fn run<M: Model>(
         outcome = outcome.and(written);
     }
     if args.json {
-        report::print(&source.name(), args, prompt.len(), &arms)?;
+        report::print((&source.name(), weight_bytes), args, prompt.len(), &arms)?;
     } else {
         screen.result(&arms)?;
     }

@@ -15,6 +15,8 @@ use super::{
 #[derive(Serialize)]
 struct Report<'a> {
     model: &'a str,
+    /// Bytes of the model's matrices in memory; null on llama.cpp.
+    weight_bytes: Option<usize>,
     prompt: &'a str,
     prompt_tokens: usize,
     seed: u64,
@@ -48,7 +50,7 @@ struct Sample<'a> {
 
 /// Prints the report on standard output.
 pub fn print<M: Model>(
-    model: &str,
+    (model, weight_bytes): (&str, Option<usize>),
     args: &Args,
     prompt_tokens: usize,
     arms: &[Arm<'_, M>],
@@ -75,6 +77,7 @@ pub fn print<M: Model>(
     });
     let report = Report {
         model,
+        weight_bytes,
         prompt: &args.prompt,
         prompt_tokens,
         seed: args.seed,

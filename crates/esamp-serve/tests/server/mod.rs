@@ -86,7 +86,7 @@ impl Server {
     {
         let args = Args::parse_from([&["esamp-serve"], flags].concat());
         let keys = ApiKeys::load(args.api_key_file.as_deref()).unwrap();
-        let served = Served { name: "words".to_owned(), model, texts };
+        let served = Served { name: "words".to_owned(), model, texts, weight_bytes: Some(7) };
         let app = Arc::new(app(&args, keys, served).unwrap());
         let (stop, mut stopped) = unbounded_channel();
         let (bound, address) = std::sync::mpsc::channel();
