@@ -6,3 +6,4 @@
 pub mod load;
 pub mod overhead;
 pub mod rows;
+pub mod scale;

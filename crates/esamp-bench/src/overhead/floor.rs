@@ -4,14 +4,23 @@ use esamp::{distillers::DistillerConfig, llama::LlamaConfig};
 
 use super::run::Case;
 
-/// The best possible ratios of plain to steered time by counted work: for a machine limited only by
-/// arithmetic, and for one limited only by memory traffic. The smaller of the two is the floor.
-/// Multiplications count the same for every type. The distillers compute in `f32`, which a GPU does many
-/// times slower than the model's `bf16`; there the true limit is below the floor.
+/// Counted work of a step.
+#[derive(Clone, Copy, Debug)]
+pub struct Cost {
+    /// Multiplications and additions.
+    pub flops: f64,
+    /// The least bytes that are read from memory and written to it.
+    pub bytes: f64,
+}
+
+/// The counted work of a decode step. Multiplications count the same for every type. The distillers compute in `f32`,
+/// which a GPU does many times slower than the model's `bf16`; there the true limit is below the floor.
 #[derive(Clone, Copy, Debug)]
 pub struct Work {
-    pub floor_flops: f64,
-    pub floor_bytes: f64,
+    /// Of the model.
+    pub model: Cost,
+    /// Of ESamp, in addition.
+    pub extra: Cost,
 }
 
 /// The least memory traffic of an Adam update per parameter, in bytes: reading and writing the parameter
@@ -54,8 +63,9 @@ impl Work {
         let attention = 2.0 * (config.n_layers * config.n_heads * config.head_dim) as f64;
         let model_flops = rows * (2.0 * weights + 2.0 * attention * columns);
         let model_bytes = weight_bytes * weights + bytes.of_number as f64 * rows * kv * columns;
+        let model = Cost { flops: model_flops, bytes: model_bytes };
         if case.beta == 0.0 {
-            return Self { floor_flops: 1.0, floor_bytes: 1.0 };
+            return Self { model, extra: Cost { flops: 0.0, bytes: 0.0 } };
         }
 
         let parameters = match case.distiller.config() {
@@ -74,10 +84,20 @@ impl Work {
         let expected_flops = rows * 2.0 * candidates * d;
         // Head rows: one per candidate, or all of them once, whichever is less.
         let expected_bytes = weight_bytes * (rows * candidates).min(config.vocab_size as f64) * d;
-        let ratio = |model: f64, extra: f64| model / (model + extra);
-        Self {
-            floor_flops: ratio(model_flops, distiller_flops + expected_flops),
-            floor_bytes: ratio(model_bytes, distiller_bytes + expected_bytes),
-        }
+        let extra = Cost {
+            flops: distiller_flops + expected_flops,
+            bytes: distiller_bytes + expected_bytes,
+        };
+        Self { model, extra }
+    }
+
+    /// The best possible ratio of plain to steered time on a machine that only arithmetic limits.
+    pub fn floor_flops(&self) -> f64 {
+        self.model.flops / (self.model.flops + self.extra.flops)
+    }
+
+    /// The same on a machine that only memory traffic limits. The smaller of the two is the floor.
+    pub fn floor_bytes(&self) -> f64 {
+        self.model.bytes / (self.model.bytes + self.extra.bytes)
     }
 }

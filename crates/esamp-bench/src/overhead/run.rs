@@ -123,6 +123,8 @@ pub struct Figures {
     /// Milliseconds per step spent in each stage, without and with ESamp.
     stages_plain: Stages,
     stages_esamp: Stages,
+    #[serde(skip)]
+    work: Work,
 }
 
 /// Milliseconds per step, by stage.
@@ -203,9 +205,9 @@ impl Case {
             ratio: quantile(ratios.clone(), 0.5),
             q1: quantile(ratios.clone(), 0.25),
             q3: quantile(ratios, 0.75),
-            floor: work.floor_flops.min(work.floor_bytes),
-            floor_flops: work.floor_flops,
-            floor_bytes: work.floor_bytes,
+            floor: work.floor_flops().min(work.floor_bytes()),
+            floor_flops: work.floor_flops(),
+            floor_bytes: work.floor_bytes(),
             updates: counters.updates,
             rows_learned: counters.rows_learned,
             candidates_per_token: candidates,
@@ -213,6 +215,7 @@ impl Case {
             read_whole: counters.rows_read_whole as f64 / counters.tokens as f64,
             stages_plain: stages(arms[0].sampler()),
             stages_esamp: stages(arms[1].sampler()),
+            work,
         })
     }
 
@@ -335,6 +338,21 @@ fn quantile(mut values: Vec<f64>, q: f64) -> f64 {
 }
 
 impl Figures {
+    /// Milliseconds of a step without ESamp.
+    pub fn plain_ms(&self) -> f64 {
+        1e3 * self.rows as f64 / self.tokens_per_second_plain
+    }
+
+    /// Milliseconds that ESamp adds to a step, by the median ratio.
+    pub fn extra_ms(&self) -> f64 {
+        self.plain_ms() * (1.0 / self.ratio - 1.0)
+    }
+
+    /// The counted work of a step.
+    pub fn work(&self) -> Work {
+        self.work
+    }
+
     pub fn header() -> String {
         format!(
             "{:<44} {:>8} {:>8}   {:<20} {:>6}  {:>8}",

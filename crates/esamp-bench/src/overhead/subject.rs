@@ -89,7 +89,8 @@ const PROMPTS: [&str; 8] = [
 ];
 
 impl ModelName {
-    /// Opens the model. In `f32` on flex SmolLM2 stays packed, unless `weights` says otherwise.
+    /// Opens the model. In `f32` on flex SmolLM2 stays packed, unless `weights` says otherwise; random weights are packed
+    /// only if it says so.
     pub fn load(
         self,
         dtype: DTypeName,
@@ -98,27 +99,19 @@ impl ModelName {
     ) -> Result<Subject, Box<dyn Error>> {
         let is_asked_for = weights.weights == Some(WeightsName::Packed);
         let (model, tokenizer) = match self.shape() {
+            Some(shape) if is_asked_for && dtype == DTypeName::F32 => {
+                (Llama::random_packed(shape, LOGIT_STD, 0, device)?, None)
+            }
+            Some(_) if is_asked_for => return Err(packed_and(dtype).into()),
             Some(shape) => {
-                if is_asked_for {
-                    let got = self.name();
-                    return Err(
-                        format!("--weights packed: expected --model smollm2, got {got}").into()
-                    );
-                }
-                let dtype = dtype.dtype();
-                (Llama::random_on_device(shape, LOGIT_STD, 0, dtype, device)?, None)
+                (Llama::random_on_device(shape, LOGIT_STD, 0, dtype.dtype(), device)?, None)
             }
             None => {
                 let path = ModelSource::SmolLm2.fetch(&Cache::from_env()?)?;
                 let model = weights.apply(Llama::from_gguf(&path, device)?)?;
                 let model = match dtype {
                     DTypeName::F32 => model,
-                    _ if is_asked_for => {
-                        let got = dtype.name();
-                        return Err(
-                            format!("--weights packed: expected --dtype f32, got {got}").into()
-                        );
-                    }
+                    dtype if is_asked_for => return Err(packed_and(dtype).into()),
                     dtype => model.cast(dtype.dtype())?,
                 };
                 (model, Some(Tokenizer::from_gguf(&path)?))
@@ -167,7 +160,17 @@ impl ModelName {
     }
 }
 
+fn packed_and(dtype: DTypeName) -> String {
+    format!("--weights packed: expected --dtype f32, got {}", dtype.name())
+}
+
 impl Subject {
+    /// A model with random packed weights.
+    pub fn packed(name: &'static str, shape: LlamaConfig) -> Result<Self, Box<dyn Error>> {
+        let model = Llama::random_packed(shape, LOGIT_STD, 0, &Device::flex())?;
+        Ok(Self { name, dtype: DTypeName::F32, model, tokenizer: None })
+    }
+
     /// Whether the model has real weights and its prompts are words.
     pub fn has_words(&self) -> bool {
         self.tokenizer.is_some()
