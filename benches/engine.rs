@@ -61,7 +61,7 @@ fn main() -> Result<()> {
     let args = Args::parse();
     let path = ModelSource::SmolLm2.fetch(&Cache::from_env()?)?;
     let model = args.weights.apply(Llama::from_gguf(&path, &Device::flex())?)?;
-    say(&format!("{} of matrices", megabytes(model.weight_bytes())));
+    say(&format!("{} of matrices", megabytes(model.weight_bytes())))?;
     let prompt = Tokenizer::from_gguf(&path)?.encode(PROMPT)?;
     compare(&model, &prompt, args.rounds)?;
     let step = long_prompt(&model, &prompt, args.prefill_budget)?;
