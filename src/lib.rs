@@ -175,7 +175,7 @@ pub mod unstable {
     pub use crate::{
         bank::{AdaptiveStart, SlotKey},
         candidates::{Reach, RowStats},
-        distiller::{Gradient, StackedDistiller},
+        distiller::{ForwardPass, Gradient, StackedDistiller},
         sampler::{ExpectedControl, LogitsTransfer},
         telemetry::stages::StageSeconds,
         train::SlotPath,

@@ -217,3 +217,35 @@ proptest! {
         prop_assert_eq!(through_the_sampler(&logits, config), expected.len());
     }
 }
+
+/// Rows of a large vocabulary, which several threads work on, are chosen as each of them alone.
+#[test]
+fn rows_on_several_threads_are_those_of_one() {
+    const VOCAB: usize = 49_152;
+    const ROWS: usize = 7;
+    let device = Device::flex();
+    let head = TiedHead::new(Tensor::zeros([VOCAB, 1], &device));
+    let logits = esamp_bench::rows::logits(ROWS, VOCAB);
+    let step = |rows: &[StepRow<'_>], logits: &[f32]| {
+        let mut sampler = SamplerConfig::new().init(1, &device).unwrap();
+        let logits = TensorData::new(logits.to_vec(), [rows.len(), VOCAB]);
+        let logits = Tensor::<2>::from_data(logits, &device);
+        let output = sampler.step(StepInput::new(rows, logits, &head)).unwrap();
+        output.choices.into_iter().map(Result::unwrap).collect::<Vec<_>>()
+    };
+    let plain = Sampling::paper().with_beta(0.0);
+    for sampling in [
+        plain.clone(),
+        plain.clone().with_min_p(0.05),
+        plain.clone().with_top_p(0.95),
+        plain.clone().with_typical(0.9),
+        plain.with_xtc(0.1, 0.5),
+    ] {
+        let sampling = sampling.checked().unwrap();
+        let rows = esamp_bench::rows::rows(ROWS, &sampling);
+        let alone = rows.iter().zip(logits.chunks(VOCAB));
+        let alone: Vec<_> =
+            alone.flat_map(|(row, logits)| step(std::slice::from_ref(row), logits)).collect();
+        assert_eq!(step(&rows, &logits), alone);
+    }
+}

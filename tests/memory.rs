@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
-use burn::tensor::Device;
+use burn::tensor::{DType, Device};
 use esamp::{
     CausalLm, Decoder, Request, SamplerConfig, Sampling,
     distillers::{DistillerConfig, LowRankConfig, SwiGluConfig},
@@ -29,6 +29,8 @@ struct Run {
     warm_up: usize,
     /// Whether half of the rows pause for a step.
     is_paused: bool,
+    /// Whether the model is in `f16`, for which flex has no attention of its own.
+    is_half: bool,
     /// The part of the estimate that is used at least.
     least: f64,
 }
@@ -47,6 +49,7 @@ impl Run {
             is_joined: false,
             is_paused: false,
             warm_up: 0,
+            is_half: false,
             least: 0.5,
         }
     }
@@ -64,6 +67,8 @@ impl Run {
         let weights =
             (MEMORY.current_usage() - before) as f64 / (4 * self.config.num_params()) as f64;
         assert!((1.0..1.1).contains(&weights), "{}: {weights} of the weights", self.name);
+
+        let model = if self.is_half { model.cast(DType::F16).unwrap() } else { model };
 
         let sampler = SamplerConfig::new().with_distiller(self.distiller.clone());
         let sampler = sampler.init(model.d_model(), &model.device()).unwrap();
@@ -144,9 +149,11 @@ fn what_is_allocated_is_what_the_decoder_says() {
         Run { rows: 16, ..Run::new("all candidates", vocab.clone(), 8) },
         Run { rows: 4, ..Run::new("four rows", vocab.clone(), 8) },
         Run { rows: 16, ..steered("all candidates, steered", vocab.clone()) },
-        Run::new("scores", LlamaConfig::new(64, 16, 2, 8, 128), 1024),
+        Run::new("long prompt", LlamaConfig::new(64, 16, 2, 8, 128), 1024),
+        Run { is_half: true, ..Run::new("scores", LlamaConfig::new(64, 16, 2, 8, 128), 1024) },
         Run {
             chunk: 128,
+            is_half: true,
             ..Run::new("scores of a chunk", LlamaConfig::new(64, 16, 2, 8, 128), 1024)
         },
         Run::new("activations", LlamaConfig::new(256, 1024, 2, 1, 128), 256),

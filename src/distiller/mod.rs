@@ -16,7 +16,7 @@ use burn::{module::Module, tensor::Tensor};
 pub use gradient::Gradient;
 pub use low_rank::{LowRankConfig, LowRankDistiller, LowRankStart};
 pub use source::SourceNorm;
-pub use stacked::StackedDistiller;
+pub use stacked::{ForwardPass, StackedDistiller};
 pub use swiglu::{OutputStart, SwiGluBlock, SwiGluConfig, SwiGluDistiller};
 
 /// Predicts the deep hidden state of a row from its shallow one.

@@ -10,6 +10,16 @@ use super::{
 };
 use crate::host::{sigmoid, times_each, times_each_transposed};
 
+/// A prediction with the intermediate values from which gradients start.
+#[derive(Clone, Debug)]
+pub struct ForwardPass {
+    /// The expected deep hidden states, `[slots, rows, d_model]`.
+    pub expected: Tensor<3>,
+    /// What [`StackedDistiller::gradients_after`] of the same network needs besides, in an order of its own; empty if it
+    /// needs nothing.
+    pub activations: Vec<Tensor<3>>,
+}
+
 /// A distiller's network as a function of its parameters, for many slots at once. With it, a bank predicts and updates
 /// all of its slots in one batched product instead of one after the other.
 ///
@@ -112,6 +122,25 @@ pub trait StackedDistiller: Debug + Send + Sync {
             })
             .collect()
     }
+
+    /// [`predict`](Self::predict) with the activations that [`gradients_after`](Self::gradients_after) starts from. On
+    /// flex an update of the rows that were just predicted does so. The default keeps none.
+    fn forward(&self, parameters: &[Tensor<3>], shallow: Tensor<3>) -> ForwardPass {
+        ForwardPass { expected: self.predict(parameters, shallow), activations: Vec::new() }
+    }
+
+    /// [`gradients`](Self::gradients), with what [`forward`](Self::forward) returned for the same parameters and shallow
+    /// states. The numbers must be the same. The default computes them again.
+    fn gradients_after(
+        &self,
+        _pass: ForwardPass,
+        parameters: &[Tensor<3>],
+        shallow: Tensor<3>,
+        deep: Tensor<3>,
+        weight: Tensor<3>,
+    ) -> Vec<Gradient> {
+        self.gradients(parameters, shallow, deep, weight)
+    }
 }
 
 /// [`SwiGluDistiller`](super::SwiGluDistiller) over many slots, with analytic gradients.
@@ -144,13 +173,20 @@ impl BlockPass {
     fn output(&self, parameters: &[Tensor<3>]) -> Tensor<3> {
         self.x.clone() + times_each(self.hidden.clone(), &parameters[2])
     }
+
+    fn into_tensors(self) -> [Tensor<3>; 6] {
+        let Self { x, z, sigma, gate, up, hidden } = self;
+        [x, z, sigma, gate, up, hidden]
+    }
+
+    fn from_tensors([x, z, sigma, gate, up, hidden]: [Tensor<3>; 6]) -> Self {
+        Self { x, z, sigma, gate, up, hidden }
+    }
 }
 
 impl StackedDistiller for StackedSwiGlu {
     fn predict(&self, parameters: &[Tensor<3>], shallow: Tensor<3>) -> Tensor<3> {
-        parameters.chunks_exact(3).fold(self.source_norm.apply(shallow), |x, block| {
-            BlockPass::forward(block, x).output(block)
-        })
+        self.forward(parameters, shallow).expected
     }
 
     fn gradients(
@@ -160,19 +196,36 @@ impl StackedDistiller for StackedSwiGlu {
         deep: Tensor<3>,
         weight: Tensor<3>,
     ) -> Vec<Gradient> {
-        let mut x = self.source_norm.apply(shallow);
-        // The forward pass again. The activations of `predict` are not kept: some rows may turn out not to be finite
-        // and are not learned from, and in background mode another thread learns (docs/design/bank.md).
-        let mut passes = Vec::with_capacity(parameters.len() / 3);
+        let pass = self.forward(parameters, shallow.clone());
+        self.gradients_after(pass, parameters, shallow, deep, weight)
+    }
+
+    fn forward(&self, parameters: &[Tensor<3>], shallow: Tensor<3>) -> ForwardPass {
+        let mut expected = self.source_norm.apply(shallow);
+        let mut activations = Vec::with_capacity(2 * parameters.len());
         for block in parameters.chunks_exact(3) {
-            let pass = BlockPass::forward(block, x);
-            x = pass.output(block);
-            passes.push(pass);
+            let pass = BlockPass::forward(block, expected);
+            expected = pass.output(block);
+            activations.extend(pass.into_tensors());
         }
-        let mut upstream = (x - deep) * weight.mul_scalar(2.0); // ∂L/∂y
+        ForwardPass { expected, activations }
+    }
+
+    fn gradients_after(
+        &self,
+        ForwardPass { expected, mut activations }: ForwardPass,
+        parameters: &[Tensor<3>],
+        _shallow: Tensor<3>,
+        deep: Tensor<3>,
+        weight: Tensor<3>,
+    ) -> Vec<Gradient> {
+        let mut upstream = (expected - deep) * weight.mul_scalar(2.0); // ∂L/∂y
         let mut gradients = Vec::with_capacity(parameters.len());
-        for (at, (block, pass)) in parameters.chunks_exact(3).zip(passes).enumerate().rev() {
-            let BlockPass { x, z, sigma, gate, up, hidden } = pass;
+        for (at, block) in parameters.chunks_exact(3).enumerate().rev() {
+            // Of another network's pass there are other tensors: an update with too few gradients is an error.
+            let of_block = activations.split_off((6 * at).min(activations.len()));
+            let Ok(of_block) = <[Tensor<3>; 6]>::try_from(of_block) else { continue };
+            let BlockPass { x, z, sigma, gate, up, hidden } = BlockPass::from_tensors(of_block);
             let d_down = product(&hidden, &upstream);
             let d_hidden = times_each_transposed(upstream.clone(), &block[2]);
             let d_up = d_hidden.clone() * gate;
@@ -197,9 +250,11 @@ pub(super) struct StackedLowRank {
     pub(super) source_norm: SourceNorm,
 }
 
-/// The intermediate values of the low-rank block, kept for the backward pass: the product before the gate, the gate's
-/// argument, its sigmoid and the gate, the gated product, and the normed residual with the inverse standard deviation that normed it.
+/// The intermediate values of the low-rank block, kept for the backward pass: the normed source, the product before the
+/// gate, the gate's argument, its sigmoid and the gate, the gated product, and the normed residual with the inverse
+/// standard deviation that normed it.
 struct LowRankPass {
+    x: Tensor<3>,
     low: Tensor<3>,
     z: Tensor<3>,
     sigma: Tensor<3>,
@@ -211,7 +266,7 @@ struct LowRankPass {
 
 impl LowRankPass {
     /// `parameters` in the order of the module: `a`, `g`, `g_bias`, `b`, and the norm's weight and bias.
-    fn forward(parameters: &[Tensor<3>], x: &Tensor<3>) -> Self {
+    fn forward(parameters: &[Tensor<3>], x: Tensor<3>) -> Self {
         let z = times_each(x.clone(), &parameters[1]) + parameters[2].clone();
         let sigma = sigmoid(z.clone());
         let gate = sigma.clone() * z.clone();
@@ -222,17 +277,27 @@ impl LowRankPass {
         let variance = centred.clone().square().mean_dim(2);
         let inverse = variance.add_scalar(LAYER_NORM_EPSILON).sqrt().recip();
         let normed = centred * inverse.clone();
-        Self { low, z, sigma, gate, hidden, normed, inverse }
+        Self { x, low, z, sigma, gate, hidden, normed, inverse }
     }
 
     fn output(&self, parameters: &[Tensor<3>]) -> Tensor<3> {
         self.normed.clone() * parameters[4].clone() + parameters[5].clone()
     }
+
+    fn into_tensors(self) -> [Tensor<3>; 8] {
+        let Self { x, low, z, sigma, gate, hidden, normed, inverse } = self;
+        [x, low, z, sigma, gate, hidden, normed, inverse]
+    }
+
+    fn from_tensors(tensors: [Tensor<3>; 8]) -> Self {
+        let [x, low, z, sigma, gate, hidden, normed, inverse] = tensors;
+        Self { x, low, z, sigma, gate, hidden, normed, inverse }
+    }
 }
 
 impl StackedDistiller for StackedLowRank {
     fn predict(&self, parameters: &[Tensor<3>], shallow: Tensor<3>) -> Tensor<3> {
-        LowRankPass::forward(parameters, &self.source_norm.apply(shallow)).output(parameters)
+        self.forward(parameters, shallow).expected
     }
 
     fn gradients(
@@ -242,10 +307,31 @@ impl StackedDistiller for StackedLowRank {
         deep: Tensor<3>,
         weight: Tensor<3>,
     ) -> Vec<Gradient> {
-        let x = self.source_norm.apply(shallow);
-        let pass = LowRankPass::forward(parameters, &x);
-        let upstream = (pass.output(parameters) - deep) * weight.mul_scalar(2.0); // ∂L/∂y
-        let LowRankPass { low, z, sigma, gate, hidden, normed, inverse } = pass;
+        let pass = self.forward(parameters, shallow.clone());
+        self.gradients_after(pass, parameters, shallow, deep, weight)
+    }
+
+    fn forward(&self, parameters: &[Tensor<3>], shallow: Tensor<3>) -> ForwardPass {
+        let pass = LowRankPass::forward(parameters, self.source_norm.apply(shallow));
+        let expected = pass.output(parameters);
+        ForwardPass { expected, activations: pass.into_tensors().into() }
+    }
+
+    fn gradients_after(
+        &self,
+        ForwardPass { expected, activations }: ForwardPass,
+        parameters: &[Tensor<3>],
+        _shallow: Tensor<3>,
+        deep: Tensor<3>,
+        weight: Tensor<3>,
+    ) -> Vec<Gradient> {
+        // Of another network's pass there are other tensors: an update without gradients is an error.
+        let Ok(activations) = <[Tensor<3>; 8]>::try_from(activations) else {
+            return Vec::new();
+        };
+        let upstream = (expected - deep) * weight.mul_scalar(2.0); // ∂L/∂y
+        let LowRankPass { x, low, z, sigma, gate, hidden, normed, inverse } =
+            LowRankPass::from_tensors(activations);
         // Padding rows need no mask in these sums: their weight of 0 is a factor of `upstream`.
         let d_norm_weight = (upstream.clone() * normed.clone()).sum_dim(1);
         let d_norm_bias = upstream.clone().sum_dim(1);

@@ -18,9 +18,7 @@ use self::packed::PackedMatrix;
 use crate::tensor::{from_f32, index};
 
 pub(crate) use exp::exp_of_negative;
-#[cfg(feature = "llama")]
-pub(crate) use kernels::Awake;
-pub(crate) use kernels::{is_flex, share_pieces, vectorised};
+pub(crate) use kernels::{Awake, has_same_bits, is_flex, share_each, share_pieces, vectorised};
 
 /// Whether a device computes in host memory, so that a transfer to the host is a copy at most.
 pub(crate) fn is_host_memory(device: &Device) -> bool {

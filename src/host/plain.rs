@@ -83,15 +83,27 @@ pub(crate) fn vectorised<I, R>(input: I, work: impl Fn(I) -> R) -> R {
 }
 
 /// There are no workers.
-#[cfg(feature = "llama")]
 #[derive(Debug)]
 pub(crate) struct Awake(());
 
-#[cfg(feature = "llama")]
 impl Awake {
     pub(crate) fn new() -> Self {
         Self(())
     }
+}
+
+/// Calls `work` for every part, on the caller's thread.
+pub(crate) fn share_each<P: Send>(
+    _work_of_a_part: usize,
+    _work_of_a_thread: usize,
+    parts: impl ExactSizeIterator<Item = P> + Send,
+    work: impl Fn(P) + Sync,
+) {
+    parts.for_each(work);
+}
+
+pub(crate) fn has_same_bits(_a: &Tensor<3>, _b: &Tensor<3>) -> bool {
+    false
 }
 
 /// Calls `work` for `count` values as one piece, on the caller's thread.

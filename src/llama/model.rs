@@ -252,7 +252,10 @@ impl CausalLm for Llama {
         let copied = product(&[2, rows, columns, column]) / config.n_layers.max(1);
         let newcomers = product(&[joining, columns, column]);
         let logits = product(&[rows, config.vocab_size, self.element_bytes()]);
-        let scores = product(&[2 * config.n_heads + 1, columns]);
+        // On flex attention keeps the scores of a few queries only.
+        let keeps_scores = !is_flex(&self.device) || self.element_bytes() != 4;
+        let scores = usize::from(keeps_scores) * (2 * config.n_heads + 1);
+        let scores = product(&[scores, columns]);
         let activations = (4 * config.d_model + 3 * config.d_hidden).saturating_add(scores);
         let activations = product(&[pass, activations, self.element_bytes()]);
         [spare, copied, newcomers, logits, activations].into_iter().fold(0, usize::saturating_add)

@@ -118,6 +118,17 @@ impl Logits {
         }
     }
 
+    /// The logits of all rows.
+    pub(super) fn rows_mut(&mut self) -> impl ExactSizeIterator<Item = RowLogitsMut<'_>> + Send {
+        let mut whole: Vec<Option<&mut [f32]>> =
+            self.values.chunks_exact_mut(self.vocab.max(1)).map(Some).collect();
+        self.rows.iter().map(move |row| match row {
+            Row::Whole(place) => RowLogitsMut::Whole(whole[*place].take().unwrap_or_default()),
+            Row::Best(row) => RowLogitsMut::Best(row),
+            Row::Unknown => RowLogitsMut::Unknown,
+        })
+    }
+
     pub(super) fn row_mut(&mut self, at: usize) -> RowLogitsMut<'_> {
         match &self.rows[at] {
             Row::Whole(place) => {

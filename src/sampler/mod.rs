@@ -27,7 +27,7 @@ pub use output::{Choice, Novelty, StepOutput};
 use crate::{
     bank::Sharing,
     hidden::TapSite,
-    host::is_host_memory,
+    host::{Awake, is_host_memory},
     id::{CompletionId, PromptId},
     sampling::CheckedSampling,
     tap::PairTap,
@@ -324,6 +324,8 @@ impl Sampler {
             return Ok(StepOutput::default());
         }
         let mut step = Step::begin(rows, lm_head);
+        // A step has several parts of less than a millisecond for its workers.
+        let _awake = step.has_work_for_threads(&self.device).then(Awake::new);
         step.predict(self, hidden)?; // 1
         step.read(self, logits)?;
         step.pool(self)?; // 2

@@ -1,6 +1,6 @@
 //! The stages of a step, each over all rows.
 
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 
 use super::{
     Sampler, StepOutput, StepRow,
@@ -12,7 +12,9 @@ use super::{
     transfer::Reader,
 };
 use crate::{
+    candidates::Candidates,
     hidden::HiddenStates,
+    host::{is_flex, share_each},
     id::CompletionId,
     lm_head::LmHead,
     sampler::error::StepError,
@@ -20,6 +22,12 @@ use crate::{
     tensor::select_rows,
     train::Prediction,
 };
+
+/// The logits that a thread looks at once while another wakes up.
+const NUMBERS_OF_A_THREAD: usize = 50_000;
+
+/// The candidates that a thread sorts, or takes the exponential of, meanwhile.
+const CANDIDATES_OF_A_THREAD: usize = 2_000;
 
 /// A step in progress. Each stage works on the results of the previous ones and adds its time to its entry in
 /// `seconds`.
@@ -47,6 +55,11 @@ impl<'a> Step<'a> {
             clock: StageClock::start(),
             seconds: StageSeconds::default(),
         }
+    }
+
+    /// Whether the threads of the host should be awake, with distillers on `device`. They would wait for another device.
+    pub(super) fn has_work_for_threads(&self, device: &Device) -> bool {
+        is_flex(device) && (self.rows.len() > 1 || self.rows.iter().any(RowState::has_distiller))
     }
 
     /// Predicts the deep state of every row that has a distiller, with the parameters from before this step.
@@ -108,9 +121,13 @@ impl<'a> Step<'a> {
     /// Fills each row's pool: the tokens that its first filter could keep. Reads the rows whole for which the best
     /// logits do not suffice.
     pub(super) fn pool(&mut self, sampler: &mut Sampler) -> Result<(), StepError> {
-        let rows = 0..self.rows.len();
-        let mut pool = |at: &usize, logits: &mut Logits| self.rows[*at].pool(logits.row_mut(*at));
-        let short: Vec<usize> = rows.filter(|at| !pool(at, &mut self.logits)).collect();
+        let vocab = self.logits.vocab;
+        let mut is_pooled = vec![false; self.rows.len()];
+        let parts = self.rows.iter_mut().zip(self.logits.rows_mut()).zip(&mut is_pooled);
+        share_each(vocab, NUMBERS_OF_A_THREAD, parts, |((row, logits), is_pooled)| {
+            *is_pooled = row.pool(logits);
+        });
+        let short: Vec<usize> = (0..self.rows.len()).filter(|&at| !is_pooled[at]).collect();
         let mut whole = short.clone();
         if sampler.observer.is_some() {
             whole.extend(self.unmeasured());
@@ -139,11 +156,18 @@ impl<'a> Step<'a> {
         })
     }
 
+    /// Calls `work` for every row, with its logits, on several threads if there are many candidates.
+    fn each_row(&mut self, work: impl Fn(&mut RowState<'a>, RowLogits<'_>) + Sync) {
+        let candidates = |row: &RowState<'_>| row.candidates.as_ref().map_or(0, Candidates::len);
+        let most = self.rows.iter().map(candidates).max().unwrap_or(0);
+        let logits = &self.logits;
+        let rows = self.rows.iter_mut().enumerate();
+        share_each(most, CANDIDATES_OF_A_THREAD, rows, |(at, row)| work(row, logits.row(at)));
+    }
+
     /// Runs each row's filters, on the reference distribution.
     pub(super) fn filter(&mut self) {
-        for row in &mut self.rows {
-            row.filter();
-        }
+        self.each_row(|row, _| row.filter());
         self.clock.lap(&mut self.seconds.filter);
     }
 
@@ -160,17 +184,13 @@ impl<'a> Step<'a> {
 
     /// Replaces the candidates' scores with those of each row's reweighter.
     pub(super) fn reweight(&mut self) {
-        for row in &mut self.rows {
-            row.reweight();
-        }
+        self.each_row(|row, _| row.reweight());
         self.clock.lap(&mut self.seconds.reweight);
     }
 
     /// Chooses each row's token.
     pub(super) fn select(&mut self) {
-        for (at, row) in self.rows.iter_mut().enumerate() {
-            row.select(self.logits.row(at));
-        }
+        self.each_row(RowState::select);
         self.clock.lap(&mut self.seconds.select);
     }
 

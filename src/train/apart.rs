@@ -4,16 +4,21 @@ use burn::tensor::{Device, Tensor};
 
 use super::{
     error::TrainError,
-    slots::{Misfit, SlotRows, SlotTensors, Slots, keep, predict_one_by_one},
+    slots::{Misfit, SlotRows, SlotTensors, Slots, in_order_of_rows, keep},
     stacked::StackedSlots,
 };
-use crate::{distiller::Distiller, hidden::HiddenStates, host::is_flex};
+use crate::{
+    distiller::Distiller,
+    hidden::HiddenStates,
+    host::{is_flex, share_each},
+    tensor::select_rows,
+};
 
 /// The analytic gradients of [`StackedSlots`], computed for one slot after the other.
 ///
 /// On a CPU there are no kernel launches to save by batching, and the tensors of a batched product do not fit in the
 /// caches. Here each active slot is updated in place, idle slots are not read, and no parameters are copied when slots
-/// are added or removed.
+/// are added or removed. Threads take one slot each, unless a slot is worth more of them than there are slots.
 #[derive(Clone, Debug)]
 pub(crate) struct ApartSlots<D> {
     /// A stack without slots, which a new slot is made from.
@@ -27,12 +32,42 @@ impl<D: Distiller> ApartSlots<D> {
         Self { empty, slots: Vec::new() }
     }
 
+    /// Calls `call` for every slot of `work`, with what `input` selects for it. The results are in the order of `work`.
+    fn each<I: Send, R: Send>(
+        &mut self,
+        work: &[SlotRows],
+        input: impl Fn(&SlotRows) -> I,
+        call: impl Fn(&mut StackedSlots<D>, &[SlotRows], I) -> Result<R, TrainError> + Sync,
+    ) -> Result<Vec<R>, TrainError> {
+        let most_rows = work.iter().map(|slot| slot.rows.len()).max().unwrap_or(0);
+        let mut stacks: Vec<_> = self.slots.iter_mut().map(Some).collect();
+        let mut results: Vec<Option<Result<R, TrainError>>> = Vec::new();
+        results.resize_with(work.len(), || None);
+        let parts = work.iter().zip(&mut results);
+        let parts = parts
+            .map(|(slot, result)| (stacks[slot.slot].take(), alone(slot), input(slot), result));
+        // About the multiply-adds of one pass: with Adam, a slot's bytes are four numbers per parameter.
+        let work_of_a_slot = self.empty.bytes_per_slot() / (4 * size_of::<f32>()) * most_rows;
+        share_each(
+            work_of_a_slot,
+            WORK_OF_A_THREAD,
+            parts.collect::<Vec<_>>().into_iter(),
+            |(stack, alone, input, result)| {
+                *result = stack.map(|stack| call(stack, &alone, input));
+            },
+        );
+        results.into_iter().flatten().collect()
+    }
+
     /// Whether this path is faster than the stacked one on `device`. True on flex, where it was measured
     /// (docs/design/bank.md).
     pub(crate) fn is_faster_on(device: &Device) -> bool {
         is_flex(device)
     }
 }
+
+/// The multiply-adds for which a second thread is worth waking.
+const WORK_OF_A_THREAD: usize = 300_000;
 
 /// The same work for a stack that holds this slot only.
 fn alone(slot: &SlotRows) -> [SlotRows; 1] {
@@ -59,18 +94,21 @@ impl<D: Distiller> Slots for ApartSlots<D> {
         true
     }
 
-    fn predict(&self, work: &[SlotRows], shallow: &Tensor<2>) -> Result<Tensor<2>, TrainError> {
+    fn predict(&mut self, work: &[SlotRows], shallow: &Tensor<2>) -> Result<Tensor<2>, TrainError> {
         // Each call works on a whole stack of one slot, so nothing is padded and no parameters are gathered.
-        predict_one_by_one(work, shallow, |slot, shallow| {
-            self.slots[slot.slot].predict(&alone(slot), &shallow)
-        })
+        let select = |slot: &SlotRows| select_rows(shallow, &slot.rows);
+        let predict = |stack: &mut StackedSlots<D>, work: &[SlotRows], shallow: Tensor<2>| {
+            stack.predict(work, &shallow)
+        };
+        Ok(in_order_of_rows(work, self.each(work, select, predict)?))
     }
 
     fn update(&mut self, work: &[SlotRows], hidden: &HiddenStates) -> Result<usize, TrainError> {
-        let updates = work
-            .iter()
-            .map(|slot| self.slots[slot.slot].update(&alone(slot), &hidden.at(&slot.rows)));
-        updates.sum()
+        let select = |slot: &SlotRows| hidden.at(&slot.rows);
+        let update = |stack: &mut StackedSlots<D>, work: &[SlotRows], hidden: HiddenStates| {
+            stack.update(work, &hidden)
+        };
+        Ok(self.each(work, select, update)?.into_iter().sum())
     }
 
     fn rows_to_fit(&self) -> usize {

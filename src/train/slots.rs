@@ -58,7 +58,7 @@ pub(crate) trait Slots: Clone + Debug + Send + 'static {
     fn moves_for_free(&self) -> bool;
 
     /// Returns the expected deep states, `[rows, d_model]`, in the order of the rows of `shallow`.
-    fn predict(&self, work: &[SlotRows], shallow: &Tensor<2>) -> Result<Tensor<2>, TrainError>;
+    fn predict(&mut self, work: &[SlotRows], shallow: &Tensor<2>) -> Result<Tensor<2>, TrainError>;
 
     /// Does one update of each slot that has work; the others are unchanged. Returns the number of slots that have
     /// changed.
@@ -150,13 +150,15 @@ impl<D: Distiller> Slots for SeparateSlots<D> {
         true
     }
 
-    fn predict(&self, work: &[SlotRows], shallow: &Tensor<2>) -> Result<Tensor<2>, TrainError> {
-        predict_one_by_one(work, shallow, |slot, shallow| {
+    fn predict(&mut self, work: &[SlotRows], shallow: &Tensor<2>) -> Result<Tensor<2>, TrainError> {
+        let expected = work.iter().map(|slot| {
+            let shallow = select_rows(shallow, &slot.rows);
             let shape = shallow.dims();
             let prediction = self.learners[slot.slot].distiller.predict(shallow);
             check_prediction(shape, prediction.dims())?;
             Ok(prediction)
-        })
+        });
+        Ok(in_order_of_rows(work, expected.collect::<Result<_, _>>()?))
     }
 
     fn update(&mut self, work: &[SlotRows], hidden: &HiddenStates) -> Result<usize, TrainError> {
@@ -243,15 +245,9 @@ pub(super) fn keep<T>(items: &mut Vec<T>, places: &[usize]) {
     *items = places.iter().filter_map(|&place| all[place].take()).collect();
 }
 
-/// Predicts one slot after the other and returns the predictions in the order of the step's rows.
-pub(super) fn predict_one_by_one(
-    work: &[SlotRows],
-    shallow: &Tensor<2>,
-    predict: impl Fn(&SlotRows, Tensor<2>) -> Result<Tensor<2>, TrainError>,
-) -> Result<Tensor<2>, TrainError> {
-    let expected = work.iter().map(|slot| predict(slot, select_rows(shallow, &slot.rows)));
-    let expected = expected.collect::<Result<Vec<_>, _>>()?;
-    Ok(select_rows(&Tensor::cat(expected, 0), &places(work)))
+/// Returns the predictions of all slots, one tensor each, in the order of the step's rows.
+pub(super) fn in_order_of_rows(work: &[SlotRows], expected: Vec<Tensor<2>>) -> Tensor<2> {
+    select_rows(&Tensor::cat(expected, 0), &places(work))
 }
 
 /// Returns the index of each row of the step in the concatenation of all slots' rows.

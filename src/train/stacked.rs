@@ -14,9 +14,9 @@ use super::{
     slots::{Misfit, SlotRows, SlotTensors, Slots, bytes_per_slot, check_fit, check_prediction},
 };
 use crate::{
-    distiller::{Distiller, Gradient, StackedDistiller},
+    distiller::{Distiller, ForwardPass, Gradient, StackedDistiller},
     hidden::HiddenStates,
-    host::is_flex,
+    host::{has_same_bits, is_flex},
     tensor::{from_f32, index, is_all},
 };
 
@@ -36,6 +36,16 @@ pub(crate) struct StackedSlots<D> {
     /// Whether the moments of all parameters are one tensor. On flex one pass over each parameter is faster.
     is_joined: bool,
     count: usize,
+    /// What the last prediction computed with the present parameters.
+    kept: Option<Kept>,
+}
+
+/// A prediction whose activations an update of the same rows starts from.
+#[derive(Clone, Debug)]
+struct Kept {
+    active: Vec<usize>,
+    shallow: Tensor<3>,
+    pass: ForwardPass,
 }
 
 impl<D: Distiller> StackedSlots<D> {
@@ -57,6 +67,7 @@ impl<D: Distiller> StackedSlots<D> {
             is_joined,
             template,
             count: 0,
+            kept: None,
         })
     }
 
@@ -118,6 +129,7 @@ impl<D: Distiller> Slots for StackedSlots<D> {
     }
 
     fn add(&mut self, count: usize) {
+        self.kept = None;
         let fresh: Vec<Tensor<3>> =
             self.template.iter().map(|parameter| parameter.clone().repeat_dim(0, count)).collect();
         let moments = self.fresh_moments(&fresh);
@@ -137,6 +149,7 @@ impl<D: Distiller> Slots for StackedSlots<D> {
     }
 
     fn keep(&mut self, places: &[usize]) {
+        self.kept = None;
         if places.is_empty() {
             (self.parameters, self.moments) = (Vec::new(), Moments::default());
         } else if let Some(index) = self.index(places) {
@@ -151,14 +164,18 @@ impl<D: Distiller> Slots for StackedSlots<D> {
         false
     }
 
-    fn predict(&self, work: &[SlotRows], shallow: &Tensor<2>) -> Result<Tensor<2>, TrainError> {
+    fn predict(&mut self, work: &[SlotRows], shallow: &Tensor<2>) -> Result<Tensor<2>, TrainError> {
         let grid = Grid::new(work, shallow.device());
         let shallow = grid.lay_out(shallow);
         let shape = shallow.dims();
         let active: Vec<usize> = work.iter().map(|slot| slot.slot).collect();
-        let prediction = self.network.predict(&self.of(&active), shallow);
-        check_prediction(shape, prediction.dims())?;
-        Ok(grid.gather(prediction))
+        let pass = self.network.forward(&self.of(&active), shallow.clone());
+        check_prediction(shape, pass.expected.dims())?;
+        let expected = grid.gather(pass.expected.clone());
+        // Elsewhere than in host memory the update could not compare the rows without a transfer.
+        let is_of_use = is_flex(&grid.device) && !pass.activations.is_empty();
+        self.kept = is_of_use.then_some(Kept { active, shallow, pass });
+        Ok(expected)
     }
 
     fn update(&mut self, work: &[SlotRows], hidden: &HiddenStates) -> Result<usize, TrainError> {
@@ -170,9 +187,17 @@ impl<D: Distiller> Slots for StackedSlots<D> {
         let grid = Grid::new(work, hidden.device());
         let weight = grid.weights(hidden.d_model(), self.optimizer.loss);
         let (shallow, deep) = (grid.lay_out(hidden.shallow()), grid.lay_out(hidden.deep()));
+        // The prediction computed the same if its rows were the same: the parameters still are.
+        let kept = self
+            .kept
+            .take()
+            .filter(|kept| kept.active == active && has_same_bits(&kept.shallow, &shallow));
         let network = &self.network;
         let gradients = |parameters: &[Tensor<3>]| {
-            let gradients = network.gradients(parameters, shallow, deep, weight);
+            let gradients = match kept {
+                Some(kept) => network.gradients_after(kept.pass, parameters, shallow, deep, weight),
+                None => network.gradients(parameters, shallow, deep, weight),
+            };
             check_gradients(parameters, &gradients)?;
             Ok::<_, TrainError>(gradients)
         };
@@ -258,6 +283,7 @@ impl<D: Distiller> Slots for StackedSlots<D> {
 
     fn import(&mut self, place: usize, tensors: SlotTensors) -> Result<(), Misfit> {
         self.check(&tensors)?;
+        self.kept = None;
         let write = |all: &mut Vec<Tensor<3>>, new: Vec<Tensor<1>>| {
             for (all, new) in all.iter_mut().zip(new) {
                 let [_, a, b] = all.dims();
@@ -275,6 +301,7 @@ impl<D: Distiller> Slots for StackedSlots<D> {
     /// Joins the tensors of all slots at once. One slot after the other would copy the stack for each.
     fn append(&mut self, slots: Vec<SlotTensors>) -> Result<(), Misfit> {
         slots.iter().try_for_each(|tensors| self.check(tensors))?;
+        self.kept = None;
         let count = slots.len();
         let kept = |tensors: SlotTensors| SlotTensors {
             first: self.kept(tensors.first),

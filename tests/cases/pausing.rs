@@ -116,15 +116,10 @@ impl CausalLm for Logged {
 #[test]
 fn a_cache_has_room_before_its_prompt_is_read() {
     let (model, log) = Logged::new();
-    let decoder = Decoder::new(&model, sampler(10)).unwrap();
-    let mut decoder = decoder.with_prefill_budget(10).unwrap();
+    let mut decoder = Decoder::new(&model, sampler(10)).unwrap();
     decoder.submit(Request::new(vec![1; 50]).with_completions(2)).unwrap();
     decoder.step().unwrap();
-    assert_eq!(take(&log), [Reserve(50)]);
-    for _ in 0..4 {
-        decoder.step().unwrap();
-    }
-    assert_eq!(take(&log), [Keep(2)]);
+    assert_eq!(take(&log), [Reserve(50), Keep(2)]);
 }
 
 #[test]
@@ -222,7 +217,8 @@ impl Eight {
 #[test]
 fn completions_that_fill_their_queues_together_leave_and_return_together() {
     let mut eight = Eight::new();
-    assert_eq!(take(&eight.log), [Keep(8), Append(1, 8), Split(8, 1)]);
+    let log = take(&eight.log);
+    assert_eq!(log, [Reserve(1), Reserve(1), Keep(8), Append(1, 8), Split(8, 1)]);
     let mut tokens = vec![Vec::new(); 8];
     // Read what there is while no step can be made, so that all of them are resumed before the next one.
     for _ in 0..1 + 8 * 4 {

@@ -48,7 +48,7 @@ fn a_page_on_a_full_disk_fails_the_run_and_the_text_is_still_printed() {
     let output = run(&[&flags[..], &["--max-new-tokens", "2", "--html", "/dev/full"]].concat());
     let message = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{message}");
-    assert!(message.starts_with("error: --html /dev/full: No space left"), "{message}");
+    assert!(message.contains("\nerror: --html /dev/full: No space left"), "{message}");
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["arms"].as_array().unwrap().len(), 2);
 }
@@ -85,7 +85,7 @@ fn a_completion_ends_where_the_flags_say() {
         self::run(&["--model", bench.model(), "--raw", "--prompt", "w1", "--stop-token", "96"]);
     let message = String::from_utf8(output.stderr).unwrap();
     assert!(
-        message.starts_with("error: --stop-token: expected an id below 96, got 96\n"),
+        message.contains("\nerror: --stop-token: expected an id below 96, got 96\n"),
         "{message}"
     );
     assert!(refused(&["--stop", ""]).contains("--stop <TEXT>"));

@@ -70,7 +70,10 @@ fn the_text_ends_with_the_memory_of_a_prompts_distiller() {
         "distiller state per prompt at d = 4096, low-rank 64: 9.5 MB (target: at most 20 MB)",
     ];
     assert!(text.ends_with(&format!("{}\n{}\n", expected[0], expected[1])), "{text}");
-    assert!(text.starts_with("a tiny shape, random weights, f32, flex, "), "{text}");
+    assert!(
+        text.starts_with("a tiny shape, random weights, f32, 0.1 MB of matrices, flex, "),
+        "{text}"
+    );
     assert_eq!(text.matches("1 x 2, no filter, ").count(), 2, "{text}");
     for state in state::of_each_distiller().unwrap() {
         assert!(state.bytes <= state.target, "{state}");

@@ -31,9 +31,7 @@ pub(crate) use product::times_transposed;
 #[cfg(feature = "llama")]
 pub(crate) use rotate::rotate_halves;
 pub(crate) use slots::{times_each, times_each_transposed};
-#[cfg(feature = "llama")]
-pub(crate) use threads::Awake;
-pub(crate) use threads::share_pieces;
+pub(crate) use threads::{Awake, share_each, share_pieces};
 use threads::{parts_for, share, share_rows, threads_for};
 
 /// Whether a device computes in host memory, so that these operations can use it.
@@ -47,6 +45,19 @@ fn flex<const D: usize>(tensor: &Tensor<D>) -> Option<burn::backend::flex::FlexT
     let is_f32 = tensor.dtype() == DType::F32;
     let primitive = || tensor.clone().try_into_primitive::<burn::backend::Flex>().ok();
     is_f32.then(primitive).flatten()
+}
+
+/// Whether two tensors are known to have the same shape and the same bits. False if one is not `f32` on flex.
+pub(crate) fn has_same_bits(a: &Tensor<3>, b: &Tensor<3>) -> bool {
+    let (Some(flex_a), Some(flex_b)) = (flex(a), flex(b)) else {
+        return false;
+    };
+    let (Some(numbers_a), Some(numbers_b)) = (flex_a.as_slice(), flex_b.as_slice()) else {
+        return false;
+    };
+    let (numbers_a, numbers_b): (&[f32], &[f32]) = (numbers_a, numbers_b);
+    let pairs = || numbers_a.iter().zip(numbers_b);
+    a.dims() == b.dims() && pairs().all(|(a, b)| a.to_bits() == b.to_bits())
 }
 
 /// Calls `work` with the widest vector instructions of this CPU, regardless of the target that the program was

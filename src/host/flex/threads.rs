@@ -5,6 +5,7 @@
 //! length of a pass: see [`Awake`].
 
 use std::{
+    cell::Cell,
     hint,
     sync::{
         Mutex, OnceLock, PoisonError,
@@ -124,7 +125,42 @@ const PARTS_PER_THREAD: usize = 4;
 
 /// Returns the number of threads for an amount of work, where `of_a_thread` is worth one thread.
 pub(super) fn threads_for(work: usize, of_a_thread: usize) -> usize {
-    (work / of_a_thread).clamp(1, 1 + workers())
+    // The other threads have parts of their own.
+    let most = if HAS_A_PART.get() { 1 } else { 1 + workers() };
+    (work / of_a_thread).clamp(1, most)
+}
+
+thread_local! {
+    /// Whether this thread works on a part of [`share_each`].
+    static HAS_A_PART: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Calls `work` for every part, on several threads if they are worth it: each part on one thread, or all of them on the
+/// caller's thread, where a part may use several. `work_of_a_thread` is worth a thread.
+pub(crate) fn share_each<P: Send>(
+    work_of_a_part: usize,
+    work_of_a_thread: usize,
+    parts: impl ExactSizeIterator<Item = P> + Send,
+    work: impl Fn(P) + Sync,
+) {
+    let count = parts.len();
+    let threads = threads_for(work_of_a_part.saturating_mul(count), work_of_a_thread).min(count);
+    // Fewer large parts than threads: more threads work if each part uses all of them.
+    if threads < 2 || threads_for(work_of_a_part, work_of_a_thread) > count {
+        return parts.for_each(work);
+    }
+    /// Ends the part, also after a panic.
+    struct Part;
+    impl Drop for Part {
+        fn drop(&mut self) {
+            HAS_A_PART.set(false);
+        }
+    }
+    share(threads, parts, |part| {
+        HAS_A_PART.set(true);
+        let _part = Part;
+        work(part);
+    });
 }
 
 /// Returns the number of parts to split the work into: one for a single thread, several per thread for more.

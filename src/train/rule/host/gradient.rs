@@ -86,6 +86,16 @@ impl SlotGradient<'_> {
         }
     }
 
+    /// The multiply-adds of [`square_norm`](Self::square_norm).
+    pub(super) fn work_of_norm(self) -> usize {
+        match self {
+            Self::Whole(numbers) => numbers.len(),
+            Self::Product { inputs, upstream, a, .. } => {
+                (inputs.len() / a + 1) * (inputs.len() + upstream.len()) / 2
+            }
+        }
+    }
+
     /// Returns the sum of squares of all values.
     #[inline(always)]
     pub(super) fn square_norm(self) -> f64 {

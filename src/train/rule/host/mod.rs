@@ -7,7 +7,7 @@ mod gradient;
 mod memory;
 
 use burn::tensor::{Device, Tensor};
-use gradient::{HostGradient, NUMBERS_OF_A_THREAD};
+use gradient::{HostGradient, NUMBERS_OF_A_THREAD, SlotGradient};
 use memory::in_place;
 
 use super::{
@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     distiller::Gradient,
-    host::vectorised,
+    host::{share_each, vectorised},
     tensor::from_f32,
     train::optimizer::{OptimizerConfig, UpdateRule},
 };
@@ -153,19 +153,24 @@ impl Kernel {
     }
 }
 
+/// The multiply-adds of a thread that computes norms, in `f64`.
+const PRODUCTS_OF_A_THREAD: usize = 100_000;
+
 /// Returns the norm of each slot's gradient over all parameters.
 fn norms(gradients: &[Option<HostGradient>], slots: usize) -> Vec<f32> {
-    vectorised(
-        gradients,
-        #[inline(always)]
-        |gradients: &[Option<HostGradient>]| {
-            let mut squares = vec![0.0; slots];
-            for gradient in gradients.iter().flatten() {
-                for (slot, square) in squares.iter_mut().enumerate() {
-                    *square += gradient.of(slot, slots).square_norm();
-                }
-            }
-            squares.into_iter().map(|square: f64| square.sqrt() as f32).collect()
-        },
-    )
+    let each = gradients.iter().flatten();
+    let each = each.flat_map(|gradient| (0..slots).map(|slot| gradient.of(slot, slots)));
+    let each: Vec<SlotGradient<'_>> = each.collect();
+    let most = each.iter().map(|gradient| gradient.work_of_norm()).max().unwrap_or(0);
+    let mut squares = vec![0.0; each.len()];
+    share_each(most, PRODUCTS_OF_A_THREAD, each.iter().zip(&mut squares), |(gradient, square)| {
+        *square = vectorised(
+            *gradient,
+            #[inline(always)]
+            |gradient: SlotGradient<'_>| gradient.square_norm(),
+        );
+    });
+    // In the order of the parameters, on however many threads.
+    let of_slot = |slot: usize| squares.iter().skip(slot).step_by(slots).sum::<f64>();
+    (0..slots).map(|slot| of_slot(slot).sqrt() as f32).collect()
 }
