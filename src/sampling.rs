@@ -501,6 +501,17 @@ impl CheckedSampling {
         Ok(candidates.map(|candidates| self.with_adjustments(row, candidates, deltas)))
     }
 
+    /// About how many times as long as looking for the best logits it takes to fill a row's pool.
+    pub(crate) fn work_of_pool(&self) -> usize {
+        match self.reach() {
+            Reach::Best(_) | Reach::Nats(_) | Reach::Deviations(_) => 1,
+            // An exponential of every logit.
+            Reach::Mass(_) | Reach::Probability(_) => 6,
+            // A sort.
+            Reach::Everything => 30,
+        }
+    }
+
     /// Whether the pool of a row needs the logits of all tokens, however many of the best are known.
     pub(crate) fn needs_whole_row(&self, has_mask: bool) -> bool {
         let is_unlimited = match self.reach() {
