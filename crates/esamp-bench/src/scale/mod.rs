@@ -1,13 +1,13 @@
 //! How the cost of a step grows: one size at a time changes, the others stay.
 //!
 //! ```sh
-//! cargo bench --bench scale                              # all sizes, both distillers: about an hour on two cores
+//! cargo bench --bench scale                              # all sizes, both distillers: five minutes on two cores
 //! cargo bench --bench scale -- --only prompts            # one size
 //! cargo bench --bench scale -- --only rows --most 64     # up to 64 rows
 //! ```
 //!
 //! Models have random packed weights and few layers. Each line gives the milliseconds of a step without ESamp, those
-//! that ESamp adds, and after each the least that this machine could need: the counted multiplications at the speed of
+//! that ESamp adds to its stages, and after each the least that this machine could need: the counted multiplications at the speed of
 //! a large matrix product, or the counted bytes at the speed of a large sum, whichever takes longer. Both speeds are
 //! measured first. The last lines fit the exponent `a` of `milliseconds ∝ sizeᵃ` by least squares of the logarithms.
 
