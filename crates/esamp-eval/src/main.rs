@@ -96,6 +96,7 @@ fn run(args: &Args) -> Result<(), End> {
         tasks: Vec::new(),
         arms,
         token_arm: None,
+        wave: None,
         shard: shard.map(|(shard, _)| shard),
     });
     let tasks_of = tasks.iter().map(|task| task.record(header.tokens)).collect();

@@ -71,6 +71,7 @@ pub fn run_unit<M: CausalLm>(
             expected: asked.problem.expected.clone(),
             solutions: asked.problem.solutions,
             completions: Vec::with_capacity(rows.len()),
+            tally: None,
             totals: Totals::default(),
             batch_counters: batch.counters,
             token_sample: Vec::new(),
