@@ -13,8 +13,9 @@ use crate::{hash::hexadecimal, tasks::Verdict};
 pub struct Tally {
     /// One [`Letter`] per completion, by index.
     pub letters: String,
-    /// How many right answers were given once, twice, …: by the number of completions that gave them.
-    pub repeats: BTreeMap<u64, u64>,
+    /// How many right answers were given once, twice, …: pairs of a number of completions and the number of answers that
+    /// so many gave, in ascending order.
+    pub repeats: Vec<[u64; 2]>,
     /// The waves, in order.
     pub waves: Vec<WaveRecord>,
     /// SHA-256 of the tokens of all completions, `u32` little-endian, each completion after its length. A run that
@@ -111,11 +112,11 @@ impl Tally {
     /// The effective number of right answers: the exponential of the entropy of their frequencies among the right
     /// completions (arXiv 2605.11128 divides it by the number of all right answers). 0 without right completions.
     pub fn effective_answers(&self) -> f64 {
-        let total: u64 = self.repeats.iter().map(|(times, answers)| times * answers).sum();
+        let total: u64 = self.repeats.iter().map(|[times, answers]| times * answers).sum();
         if total == 0 {
             return 0.0;
         }
-        let entropy = self.repeats.iter().map(|(&times, &answers)| {
+        let entropy = self.repeats.iter().map(|&[times, answers]| {
             let share = times as f64 / total as f64;
             -(answers as f64) * share * share.ln()
         });
@@ -140,7 +141,7 @@ impl Tally {
             right += u64::from(letter != Letter::Wrong);
             different += u64::from(matches!(letter, Letter::New | Letter::Trained));
         }
-        let repeats = self.repeats.iter().try_fold([0u64, 0], |[all, answers], (&times, &more)| {
+        let repeats = self.repeats.iter().try_fold([0u64, 0], |[all, answers], &[times, more]| {
             Some([all.checked_add(times.checked_mul(more)?)?, answers.checked_add(more)?])
         });
         if repeats != Some([right, different]) {
@@ -204,13 +205,13 @@ impl Counter {
 
     /// The tally of all.
     pub fn tally(self) -> Tally {
-        let mut repeats = BTreeMap::new();
+        let mut repeats = BTreeMap::<u64, u64>::new();
         for times in self.answers.into_values() {
             *repeats.entry(times).or_default() += 1;
         }
         Tally {
             letters: self.letters,
-            repeats,
+            repeats: repeats.into_iter().map(|(times, answers)| [times, answers]).collect(),
             waves: self.waves,
             tokens_sha256: hexadecimal(&self.tokens.finalize()),
         }
@@ -229,9 +230,14 @@ mod tests {
     fn counted() -> Tally {
         let mut counter = Counter::default();
         let wrong = Verdict::one_of_many(None);
-        for verdict in
-            [right("a", false), wrong, right("b", true), right("a", false), right("b", true), right("c", false)]
-        {
+        for verdict in [
+            right("a", false),
+            wrong,
+            right("b", true),
+            right("a", false),
+            right("b", true),
+            right("c", false),
+        ] {
             counter.add(&verdict, &[1, 2]);
         }
         for tokens in [8, 4] {
@@ -250,7 +256,7 @@ mod tests {
     fn by_hand() {
         let tally = counted();
         assert_eq!(tally.letters, "NxTntN");
-        assert_eq!(tally.repeats, BTreeMap::from([(1, 1), (2, 2)]));
+        assert_eq!(tally.repeats, [[1, 1], [2, 2]]);
         let sixth = |valid, distinct, new, trained| Score {
             valid: valid / 6.0,
             distinct: distinct / 6.0,
@@ -274,7 +280,10 @@ mod tests {
     fn a_tally_of_another_run_is_refused() {
         let tally = counted();
         assert_eq!(tally.check(6, 4), Ok(()));
-        assert_eq!(tally.check(5, 4), Err("one with 6 letters in a file with 5 completions".into()));
+        assert_eq!(
+            tally.check(5, 4),
+            Err("one with 6 letters in a file with 5 completions".into())
+        );
         assert_eq!(tally.check(6, 6), Err("one with 2 waves of 1".into()));
         let with = |change: &dyn Fn(&mut Tally)| {
             let mut tally = tally.clone();
@@ -283,8 +292,8 @@ mod tests {
         };
         assert_eq!(with(&|tally| tally.letters = "NxTntq".into()), "one with the letter 'q'");
         let counts = "one whose counts are not those of 3 answers in 5 right completions";
-        assert_eq!(with(&|tally| drop(tally.repeats.insert(1, 2))), counts);
-        assert_eq!(with(&|tally| drop(tally.repeats.insert(u64::MAX, 2))), counts);
+        assert_eq!(with(&|tally| tally.repeats[0] = [1, 2]), counts);
+        assert_eq!(with(&|tally| tally.repeats[0] = [u64::MAX, 2]), counts);
         assert_eq!(
             with(&|tally| tally.waves[1].mean_kl = f64::NAN),
             "one whose wave 1 is not possible"

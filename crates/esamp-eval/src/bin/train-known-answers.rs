@@ -49,9 +49,13 @@ fn run(args: &Args) -> Result<(), End> {
     let models: Vec<(&dyn World, Peakedness, String)> = worlds
         .iter()
         .flat_map(|world| Peakedness::ALL.map(|peakedness| (&**world, peakedness)))
-        .map(|(world, peakedness)| (world, peakedness, format!("{}-{}", world.name(), peakedness.name())))
+        .map(|(world, peakedness)| {
+            (world, peakedness, format!("{}-{}", world.name(), peakedness.name()))
+        })
         .collect();
-    if let Some(unknown) = args.only.iter().find(|name| !models.iter().any(|model| model.2 == **name)) {
+    if let Some(unknown) =
+        args.only.iter().find(|name| !models.iter().any(|model| model.2 == **name))
+    {
         let known: Vec<&str> = models.iter().map(|model| model.2.as_str()).collect();
         return Err(Failure::usage(
             format!("--only: expected the name of a model, got {unknown}"),
@@ -81,7 +85,8 @@ fn one(args: &Args, world: &dyn World, peakedness: Peakedness, name: &str) -> Re
             sum = 0.0;
             let seconds = started.elapsed().as_secs();
             // Progress only: a closed standard error is no failure.
-            let _ = writeln!(io::stderr(), "{name}: step {}, loss {last:.4}, {seconds} s", step + 1);
+            let _ =
+                writeln!(io::stderr(), "{name}: step {}, loss {last:.4}, {seconds} s", step + 1);
         }
     });
     let trained = json!({
@@ -97,9 +102,9 @@ fn one(args: &Args, world: &dyn World, peakedness: Peakedness, name: &str) -> Re
 /// The sizes and the training of a world's networks: as small as they may be to be right most of the time.
 fn sizes(world: &str, vocab: usize, seed: u64) -> (NetworkShape, TrainSettings) {
     let (d_model, d_hidden, n_layers, steps, rows) = match world {
-        "sibling" => (64, 128, 2, 3000, 128),
-        "triangle" => (96, 192, 2, 6000, 256),
-        _ => (64, 192, 4, 5000, 128),
+        "sibling" => (64, 128, 2, 1500, 128),
+        "triangle" => (96, 192, 2, 3000, 256),
+        _ => (64, 192, 4, 6000, 128),
     };
     let shape = NetworkShape { d_model, d_hidden, n_layers, n_heads: 4, vocab };
     (shape, TrainSettings { steps, rows, rate: 3e-3, seed })

@@ -41,8 +41,12 @@ impl Vocabulary {
 
     /// The tokenizer as a `tokenizer.json`. Other words are an error when a text is encoded.
     pub fn tokenizer(&self) -> Value {
-        let vocab: serde_json::Map<String, Value> =
-            self.words.iter().enumerate().map(|(token, word)| (word.clone(), token.into())).collect();
+        let vocab: serde_json::Map<String, Value> = self
+            .words
+            .iter()
+            .enumerate()
+            .map(|(token, word)| (word.clone(), token.into()))
+            .collect();
         json!({
             "version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "WhitespaceSplit"},
             "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"},

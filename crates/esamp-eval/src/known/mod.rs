@@ -96,9 +96,7 @@ pub fn tasks() -> Vec<Box<dyn Task>> {
 /// The canonical forms of the answers to a world's query that its models were trained on.
 pub fn trained_on(world: &dyn World) -> HashSet<String> {
     let asked = world.training().into_iter().filter(|item| item.query == world.query());
-    asked
-        .filter_map(|item| world.canonical(&item.answer.split(' ').collect::<Vec<_>>()))
-        .collect()
+    asked.filter_map(|item| world.canonical(&item.answer.split(' ').collect::<Vec<_>>())).collect()
 }
 
 /// The task of a world. The mode of a right completion is its canonical form.

@@ -68,7 +68,10 @@ impl Network {
             let normal = Normal::new(0.0f32, scale / (columns as f32).sqrt());
             let mut draw = || normal.map_or(0.0, |normal| normal.sample(&mut rng));
             let values: Vec<f32> = (0..rows * columns).map(|_| draw()).collect();
-            Param::from_tensor(Tensor::<2>::from_data(TensorData::new(values, [rows, columns]), device))
+            Param::from_tensor(Tensor::<2>::from_data(
+                TensorData::new(values, [rows, columns]),
+                device,
+            ))
         };
         let NetworkShape { d_model, d_hidden, n_layers, vocab, .. } = shape;
         let ones = || Param::from_tensor(Tensor::<1>::ones([d_model], device));
@@ -159,8 +162,7 @@ fn normed(x: Tensor<3>, weight: &Param<Tensor<1>>) -> Tensor<3> {
 /// What is added to the scores so that no place attends to a later one, `[1, 1, length, length]`.
 fn future(length: usize, device: &Device) -> Tensor<4> {
     let value = |row: usize, column: usize| if column > row { -1e9f32 } else { 0.0 };
-    let values: Vec<f32> =
-        (0..length * length).map(|at| value(at / length, at % length)).collect();
+    let values: Vec<f32> = (0..length * length).map(|at| value(at / length, at % length)).collect();
     Tensor::from_data(TensorData::new(values, [1, 1, length, length]), device)
 }
 

@@ -86,7 +86,8 @@ impl World for Paths {
     }
 
     fn training(&self) -> Vec<Item> {
-        let mut rng = ChaCha8Rng::seed_from_u64(if self.is_circle { 0x6369_7263 } else { 0x6c69_6e65 });
+        let mut rng =
+            ChaCha8Rng::seed_from_u64(if self.is_circle { 0x6369_7263 } else { 0x6c69_6e65 });
         let mut known = HashSet::new();
         let mut items = Vec::with_capacity(TRAINING);
         while items.len() < TRAINING {
@@ -96,7 +97,8 @@ impl World for Paths {
                 // The ninth node is followed by the first.
                 nodes[EDGES] = nodes[0];
             }
-            let mut edges: Vec<[usize; 2]> = nodes.windows(2).map(|pair| [pair[0], pair[1]]).collect();
+            let mut edges: Vec<[usize; 2]> =
+                nodes.windows(2).map(|pair| [pair[0], pair[1]]).collect();
             shuffle_with(&mut edges, &mut rng);
             let edges = edges.concat();
             if self.form(&edges).is_some_and(|form| known.insert(form)) {
@@ -118,6 +120,10 @@ impl World for Paths {
 
     /// Cycles of 9 of 10 nodes: `10 · 8! / 2`. Paths of 10 nodes: `10! / 2`.
     fn answers(&self) -> usize {
-        if self.is_circle { 10 * (1..=8).product::<usize>() / 2 } else { (1..=10).product::<usize>() / 2 }
+        if self.is_circle {
+            10 * (1..=8).product::<usize>() / 2
+        } else {
+            (1..=10).product::<usize>() / 2
+        }
     }
 }

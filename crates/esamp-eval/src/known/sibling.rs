@@ -67,7 +67,10 @@ impl World for Sibling {
     fn words(&self) -> Vec<String> {
         let numbered = |letter: char, count: usize| (0..count).map(move |n| format!("{letter}{n}"));
         let children = PARENTS * CHILDREN;
-        numbered('p', PARENTS).chain(numbered('x', children)).chain(numbered('y', children)).collect()
+        numbered('p', PARENTS)
+            .chain(numbered('x', children))
+            .chain(numbered('y', children))
+            .collect()
     }
 
     fn training(&self) -> Vec<Item> {
@@ -76,9 +79,8 @@ impl World for Sibling {
         let mut items = Vec::with_capacity(TRAINING);
         while items.len() < TRAINING {
             let parent = rng.random_range(0..PARENTS);
-            let [x, y] = [0, 1].map(|kind| {
-                self.children[kind][parent * CHILDREN + rng.random_range(0..CHILDREN)]
-            });
+            let [x, y] = [0, 1]
+                .map(|kind| self.children[kind][parent * CHILDREN + rng.random_range(0..CHILDREN)]);
             if known.insert((x, y)) {
                 items.push(Item { query: "", answer: format!("x{x} y{y} p{parent}") });
             }

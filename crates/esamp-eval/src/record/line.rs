@@ -98,7 +98,8 @@ fn check(record: &ProblemRecord, header: &Header) -> Result<(), String> {
             record.problem, record.seed, header.problems, header.seeds
         ));
     }
-    let (got, kept) = (record.completions.len(), if header.wave.is_some() { 0 } else { header.samples });
+    let (got, kept) =
+        (record.completions.len(), if header.wave.is_some() { 0 } else { header.samples });
     if got != kept {
         return Err(format!("one with {got} completions in a file with {kept}"));
     }

@@ -201,6 +201,8 @@ pub enum ErrorName {
     Gaussian,
     /// [`ShuffledErrors`](crate::controls::ShuffledErrors)
     Shuffled,
+    /// [`Elliptical`](crate::controls::Elliptical) novelty, one for each prompt
+    Elliptical,
 }
 
 /// The role of an arm in the comparison.

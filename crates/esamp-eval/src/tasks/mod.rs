@@ -25,7 +25,7 @@ pub use names::Names;
 pub use products::Products;
 pub use reasoning_gym::ReasoningGym;
 pub use sentences::Sentences;
-pub use stories::Stories;
+pub use stories::{LongStories, Stories};
 
 use crate::record::{Split, TaskRecord};
 
@@ -136,11 +136,7 @@ impl Problem {
         let right = expected.clone();
         let check = move |text: &str| {
             let answer = find(text);
-            Verdict {
-                correct: Some(answer.as_ref() == Some(&right)),
-                answer,
-                ..Verdict::default()
-            }
+            Verdict { correct: Some(answer.as_ref() == Some(&right)), answer, ..Verdict::default() }
         };
         Self { expected: Some(expected), ..Self::new(prompt, check) }
     }
