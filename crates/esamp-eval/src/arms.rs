@@ -82,6 +82,7 @@ pub fn all() -> Vec<ArmRecord> {
         arms.push(method(format!("esamp-{beta}-t1.3"), "ESamp, tuned, temperature 1.3", hotter));
     }
     arms.extend(variants());
+    arms.extend(unfiltered());
     arms.extend(controls());
     arms
 }
@@ -155,6 +156,26 @@ fn variants() -> Vec<ArmRecord> {
             orthogonal(1.0),
         ),
     ]
+}
+
+/// Arms without a filter, for models that give most right answers less than 5 % of the probability of the best one: min-p
+/// leaves nothing to choose from there.
+fn unfiltered() -> Vec<ArmRecord> {
+    let open = |arm: ArmRecord| {
+        let settings = Sampling::paper().with_beta(arm.sampling.settings.beta);
+        let settings = settings.with_reweighter(arm.sampling.settings.reweighter.clone());
+        ArmRecord {
+            name: format!("{}-open", arm.name),
+            what: format!("{}, without a filter", arm.what),
+            sampling: settings.into(),
+            ..arm
+        }
+    };
+    let names = ["orthogonal-1", "elliptical-orthogonal-1", "frozen-0.5"];
+    let others = variants().into_iter().chain(controls());
+    let others = others.filter(|arm| names.contains(&arm.name.as_str()));
+    let esamp = method("esamp-0.5".to_owned(), "ESamp, tuned", esamp(0.5));
+    std::iter::once(esamp).chain(others).map(open).collect()
 }
 
 /// Controls that rule out other explanations. All have β 0.5 and the tuned distiller if they use one.

@@ -40,7 +40,7 @@ pub struct Part {
 }
 
 /// The arms of the parts with known answers: the frontier of temperature and filter, rivals, methods and controls.
-pub const KNOWN_ARMS: [&str; 20] = [
+pub const KNOWN_ARMS: [&str; 24] = [
     "plain-0.7",
     "plain-1",
     "plain-1.3",
@@ -61,6 +61,10 @@ pub const KNOWN_ARMS: [&str; 20] = [
     "matched-orthogonal-1",
     "arithmetic-esamp-0.5",
     "fire-esamp-0.5",
+    "esamp-0.5-open",
+    "orthogonal-1-open",
+    "elliptical-orthogonal-1-open",
+    "frozen-0.5-open",
 ];
 /// The arms of the parts with texts that are judged.
 const TEXT_ARMS: [&str; 10] = [
