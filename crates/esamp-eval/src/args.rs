@@ -7,6 +7,7 @@ use std::{
 };
 
 use clap::{Parser, Subcommand, ValueEnum, builder::RangedU64ValueParser};
+use esamp::Sharing;
 use esamp_programs::{
     failure::Failure,
     files::{NamedFile, check_distinct},
@@ -15,19 +16,19 @@ use esamp_programs::{
 };
 
 use crate::{
-    arms,
+    arms, known,
     plan::{MOST_RECORDS, planned_records},
     provenance::SessionFile,
     record::{ArmRecord, Header, Split},
     report::gather::Results,
     shard::{self, MOST_SHARDS, Shard},
-    tasks::{self, Task},
+    tasks::{self, LongStories, Task},
 };
 
 /// Run tasks under several sampling methods and write the results as JSON Lines.
 ///
 /// Run the same command again to resume after an interruption or a time limit.
-#[derive(Debug, Parser)]
+#[derive(Clone, Debug, Parser)]
 #[command(
     name = "evaluate",
     version,
@@ -64,6 +65,20 @@ pub struct Args {
     /// whose problems share a distiller 4, with --quick 2]
     #[arg(long, allow_negative_numbers = true, value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024))]
     pub batch: Option<usize>,
+    /// Decode the completions of a problem in waves of this many, one after the other, with distillers that go through
+    /// all of them; records then have tallies instead of texts. For arms with distillers per prompt.
+    #[arg(long, value_name = "N", conflicts_with_all = ["match_entropy", "report", "token_arm", "batch"],
+        allow_negative_numbers = true, value_parser = RangedU64ValueParser::<usize>::new().range(1..=4096))]
+    pub wave: Option<usize>,
+    /// Run a plan, each part to a file of its own in the folder --out; the parts have their own settings.
+    #[arg(long, value_enum, conflicts_with_all = NO_PLAN)]
+    pub plan: Option<PlanName>,
+    /// Parts of the plan to run: a comma-separated list of names [default: all]
+    #[arg(long, value_delimiter = ',', requires = "plan")]
+    pub parts: Vec<String>,
+    /// Print the parts of the plan with their budgets, and exit.
+    #[arg(long, requires = "plan")]
+    pub dry_run: bool,
     /// Run few problems: takes less than ten minutes on two cores.
     #[arg(long)]
     pub quick: bool,
@@ -105,11 +120,37 @@ pub struct Args {
     pub place: Place,
 }
 
+/// The flags that a plan sets itself, or has no use for.
+const NO_PLAN: [&str; 14] = [
+    "tasks",
+    "arms",
+    "split",
+    "problems",
+    "samples",
+    "seeds",
+    "tokens",
+    "batch",
+    "wave",
+    "token_arm",
+    "match_entropy",
+    "report",
+    "list",
+    "model",
+];
+
+/// The plans, as command-line values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PlanName {
+    /// The second round of evidence.
+    #[value(name = "round-2")]
+    Round2,
+}
+
 /// The flags with which the plan does not run.
 const NO_RUN: [&str; 3] = ["match_entropy", "records", "list"];
 
 /// What the program does instead of running a plan.
-#[derive(Debug, Subcommand)]
+#[derive(Clone, Debug, Subcommand)]
 pub enum Command {
     /// Join the records of all shards of a plan, byte for byte as without shards.
     Merge {
@@ -246,10 +287,13 @@ impl Args {
 
     /// The tasks to run, in the order given.
     pub fn tasks(&self) -> Result<Vec<Box<dyn Task>>, Failure> {
-        let mut known = tasks::all();
         if self.tasks == "all" {
-            return Ok(known);
+            return Ok(tasks::all());
         }
+        // Tasks that are not among all: they need a model of their own, or more time.
+        let mut known = tasks::all();
+        known.push(Box::new(LongStories));
+        known.extend(known::tasks());
         let names: Vec<&str> = known.iter().map(|task| task.name()).collect();
         let mut places = Vec::new();
         for name in self.tasks.split(',').map(str::trim) {
@@ -282,7 +326,8 @@ impl Args {
     /// The arms to run.
     pub fn arms(&self) -> Result<Vec<ArmRecord>, Failure> {
         let arms = arms::named(&self.arms)?;
-        if self.split == SplitName::HeldOut && arms.len() > HELD_OUT_ARMS {
+        // A plan is fixed before its runs, and names its comparisons.
+        if self.plan.is_none() && self.split == SplitName::HeldOut && arms.len() > HELD_OUT_ARMS {
             return Err(Failure::usage(
                 format!(
                     "--arms: expected at most {HELD_OUT_ARMS} on the held-out split, got {}",
@@ -311,6 +356,13 @@ impl Args {
             return Err(Failure::usage(
                 format!("--token-arm: expected one of the arms that run, got {name}"),
                 "add it to --arms",
+            ));
+        }
+        let shares = |arm: &&ArmRecord| !has_waves(arm.sampler.sharing);
+        if let (Some(_), Some(arm)) = (self.wave, arms.iter().find(shares)) {
+            return Err(Failure::usage(
+                format!("--wave: expected arms with distillers per prompt, got {}", arm.name),
+                "remove the arm, or --wave",
             ));
         }
         Ok(arms)
@@ -350,10 +402,16 @@ impl Args {
             tokens: or(self.tokens, 96, 48),
             batch: or(self.batch, 4, 2),
             one_by_one: self.batch.is_none(),
+            wave: self.wave,
             token_arm: self.token_arm.clone(),
             ..header
         }
     }
+}
+
+/// Whether the distillers of a prompt can go through waves.
+fn has_waves(sharing: Sharing) -> bool {
+    matches!(sharing, Sharing::PerPrompt)
 }
 
 fn minutes(text: &str) -> Result<Duration, String> {

@@ -50,12 +50,7 @@ pub fn all() -> Vec<ArmRecord> {
         min_p_at(1.0),
         min_p_at(1.2),
         min_p_at(1.3),
-        arm(
-            "top-p",
-            "top-p 0.95",
-            Role::Baseline,
-            Sampling::default().with_beta(0.0).with_top_p(0.95),
-        ),
+        arm("top-p", "top-p 0.95", Role::Baseline, top_p()),
         arm(
             "fire",
             "FIRE: the first token at temperature 30, min-p",
@@ -87,6 +82,7 @@ pub fn all() -> Vec<ArmRecord> {
         arms.push(method(format!("esamp-{beta}-t1.3"), "ESamp, tuned, temperature 1.3", hotter));
     }
     arms.extend(variants());
+    arms.extend(unfiltered());
     arms.extend(controls());
     arms
 }
@@ -100,6 +96,12 @@ fn variants() -> Vec<ArmRecord> {
     let orthogonal =
         |beta: f32| min_p().with_reweighter(ReweighterConfig::Orthogonal).with_beta(beta);
     let warm = "ESamp, tuned, 20 updates on the prompt first";
+    let elliptical = |name: &str, what: &str, sampling: Sampling| ArmRecord {
+        // Of the claim that a network has to be trained.
+        role: Role::Control,
+        error: ErrorName::Elliptical,
+        ..method(name.to_owned(), what, sampling)
+    };
     vec![
         like("esamp-0.5-shared", "ESamp, tuned, one distiller for the batch", {
             tuned().with_sharing(Sharing::Global)
@@ -138,7 +140,42 @@ fn variants() -> Vec<ArmRecord> {
             "FIRE's hot start, then ESamp, tuned",
             fire(esamp(0.5)),
         ),
+        method(
+            "arithmetic-esamp-0.5".to_owned(),
+            "arithmetic sampling from what ESamp, tuned, makes of the scores",
+            esamp(0.5).with_selection(Selection::Arithmetic),
+        ),
+        elliptical(
+            "elliptical-0.5",
+            "as esamp-0.5, with the direction of elliptical novelty, without gradients",
+            esamp(0.5),
+        ),
+        elliptical(
+            "elliptical-orthogonal-1",
+            "as orthogonal-1, with the direction of elliptical novelty, without gradients",
+            orthogonal(1.0),
+        ),
     ]
+}
+
+/// Arms without a filter, for models that give most right answers less than 5 % of the probability of the best one: min-p
+/// leaves nothing to choose from there.
+fn unfiltered() -> Vec<ArmRecord> {
+    let open = |arm: ArmRecord| {
+        let settings = Sampling::paper().with_beta(arm.sampling.settings.beta);
+        let settings = settings.with_reweighter(arm.sampling.settings.reweighter.clone());
+        ArmRecord {
+            name: format!("{}-open", arm.name),
+            what: format!("{}, without a filter", arm.what),
+            sampling: settings.into(),
+            ..arm
+        }
+    };
+    let names = ["orthogonal-1", "elliptical-orthogonal-1", "frozen-0.5"];
+    let others = variants().into_iter().chain(controls());
+    let others = others.filter(|arm| names.contains(&arm.name.as_str()));
+    let esamp = method("esamp-0.5".to_owned(), "ESamp, tuned", esamp(0.5));
+    std::iter::once(esamp).chain(others).map(open).collect()
 }
 
 /// Controls that rule out other explanations. All have β 0.5 and the tuned distiller if they use one.
@@ -216,11 +253,14 @@ pub fn named(names: &str) -> Result<Vec<ArmRecord>, Failure> {
     let mut arms: Vec<ArmRecord> = Vec::new();
     for name in names {
         let arm = known.iter().find(|arm| arm.name == name).cloned();
-        let arm = arm.or_else(|| min_p_named(name)).ok_or_else(|| {
+        let arm = arm.or_else(|| frontier_named(name)).ok_or_else(|| {
             let known: Vec<&str> = known.iter().map(|arm| arm.name.as_str()).collect();
             Failure::usage(
                 format!("--arms: expected the name of an arm, got {name}"),
-                &format!("use headline, all, min-p-TEMPERATURE, or some of: {}", known.join(", ")),
+                &format!(
+                    "use headline, all, min-p-TEMPERATURE, plain-TEMPERATURE, top-p-TEMPERATURE, or some of: {}",
+                    known.join(", ")
+                ),
             )
         })?;
         if arms.iter().any(|other| other.name == arm.name) {
@@ -241,15 +281,40 @@ pub fn min_p_at(temperature: f32) -> ArmRecord {
     arm(&name, &what, Role::Frontier, min_p().with_temperature(temperature))
 }
 
-/// Parses `min-p-T`, with T written as this program writes it.
-fn min_p_named(name: &str) -> Option<ArmRecord> {
-    let temperature = name.strip_prefix("min-p-")?.parse().ok()?;
-    let arm = min_p_at(temperature);
+/// No filter at a temperature. The frontier of a report is min-p's, so this and [`top_p_at`] are baselines.
+pub fn plain_at(temperature: f32) -> ArmRecord {
+    let name = format!("plain-{temperature}");
+    let what = format!("no filter, temperature {temperature}");
+    let plain = Sampling::paper().with_beta(0.0);
+    arm(&name, &what, Role::Baseline, plain.with_temperature(temperature))
+}
+
+/// Top-p 0.95 at a temperature.
+pub fn top_p_at(temperature: f32) -> ArmRecord {
+    let name = format!("top-p-{temperature}");
+    let what = format!("top-p 0.95, temperature {temperature}");
+    arm(&name, &what, Role::Baseline, top_p().with_temperature(temperature))
+}
+
+/// Parses `min-p-T`, `plain-T` and `top-p-T`, with T written as this program writes it.
+fn frontier_named(name: &str) -> Option<ArmRecord> {
+    let (filter, temperature) = name.rsplit_once('-')?;
+    let temperature = temperature.parse().ok()?;
+    let arm = match filter {
+        "min-p" => min_p_at(temperature),
+        "plain" => plain_at(temperature),
+        "top-p" => top_p_at(temperature),
+        _ => return None,
+    };
     (arm.name == name && arm.sampling.sampling().validate().is_ok()).then_some(arm)
 }
 
 fn min_p() -> Sampling {
     Sampling::default().with_beta(0.0).with_min_p(MIN_P)
+}
+
+fn top_p() -> Sampling {
+    Sampling::default().with_beta(0.0).with_top_p(0.95)
 }
 
 fn esamp(beta: f32) -> Sampling {

@@ -6,6 +6,8 @@
 //! cargo run --release --bin evaluate -- --split held-out --arms headline --budget 60 --out held-out.jsonl
 //! cargo run --release --bin evaluate -- --match-entropy esamp-0.5 --problems 8 --seeds 1
 //! cargo run --release --bin evaluate -- --quick --shard 1/2 --out 1.jsonl
+//! cargo run --release --bin evaluate -- --plan round-2 --dry-run
+//! cargo run --release --bin evaluate -- --plan round-2 --budget 480 --out round-2
 //! cargo run --release --bin evaluate -- merge 1.jsonl 2.jsonl --out quick.jsonl
 //! ```
 //!
@@ -17,6 +19,7 @@ use std::{
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
+    time::Instant,
 };
 
 use burn::tensor::Device;
@@ -29,10 +32,11 @@ use esamp_eval::{
     merge::Merged,
     progress::Progress,
     provenance::{self, SessionFile, Sessions},
-    record::{self, ArmRecord, FORMAT_VERSION, Header, ModelRecord, ReadError, Run},
+    record::{self, ArmRecord, FORMAT_VERSION, Header, ModelRecord, ReadError, Run, read_lines},
     report::{self, Origin, embeddings::Embeddings, gather::Results},
+    round2::{self, Part},
     run::Subject,
-    store::Store,
+    store::{Store, disk},
     tasks::{Problem, Task},
     work::{Ended, problems_of, run_all},
 };
@@ -54,6 +58,63 @@ fn run(args: &Args) -> Result<(), End> {
         let Command::Merge { shards, out } = command;
         return merge(shards, out);
     }
+    let started = Instant::now();
+    if args.plan.is_none() {
+        return run_one(args, started);
+    }
+    let parts = round2::chosen(args)?;
+    if args.dry_run {
+        return dry_run(&parts, args);
+    }
+    std::fs::create_dir_all(&args.out).map_err(|error| disk(&args.out, error))?;
+    for part in &parts {
+        run_one(&part.args(args), started)?;
+    }
+    Ok(())
+}
+
+/// Prints the parts of a plan with their budgets, and what is left of them.
+fn dry_run(parts: &[Part], args: &Args) -> Result<(), End> {
+    let mut out = io::stdout();
+    writeln!(
+        out,
+        "{:24} {:>8} {:>7} {:>5} {:>9} {:>7}  records",
+        "part", "problems", "samples", "arms", "k tokens", "minutes"
+    )?;
+    let (mut tokens, mut minutes) = (0, 0.0);
+    for part in parts {
+        let own = part.args(args);
+        let (most, arms) = (part.most_tokens(&own)?, own.arms()?.len());
+        let planned = part.problems * arms * part.seeds as usize;
+        // A file of another plan is refused when the part runs.
+        let records = match read_lines(&own.out) {
+            Ok(text) => text.lines().count().saturating_sub(1),
+            Err(_) => 0,
+        };
+        let took = most as f64 / part.speed / 60.0;
+        writeln!(
+            out,
+            "{:24} {:>8} {:>7} {arms:>5} {:>9} {took:>7.1}  {records} of {planned}",
+            part.name,
+            part.problems,
+            part.samples,
+            most / 1000
+        )?;
+        tokens += most;
+        minutes += took;
+    }
+    writeln!(
+        out,
+        "{} parts: {:.1} million tokens at most, {:.1} hours on two cores",
+        parts.len(),
+        tokens as f64 / 1e6,
+        minutes / 60.0
+    )?;
+    Ok(())
+}
+
+/// Does what a command line without a plan says.
+fn run_one(args: &Args, started: Instant) -> Result<(), End> {
     let (tasks, arms, to_match) = (args.tasks()?, args.arms()?, args.arm_to_match()?);
     if args.list {
         return list(&tasks, args);
@@ -96,6 +157,7 @@ fn run(args: &Args) -> Result<(), End> {
         tasks: Vec::new(),
         arms,
         token_arm: None,
+        wave: None,
         shard: shard.map(|(shard, _)| shard),
     });
     let tasks_of = tasks.iter().map(|task| task.record(header.tokens)).collect();
@@ -110,7 +172,7 @@ fn run(args: &Args) -> Result<(), End> {
             {
                 note(&format!("shard {shard} of the plan, because {source} is set"));
             }
-            evaluate(&subject, &header, &problems, args)?;
+            evaluate(&subject, &header, &problems, args, started)?;
         }
     }
     match &args.report {
@@ -141,6 +203,13 @@ fn report(records: &[PathBuf], to: &Path, model: &ModelSource, device: &Device) 
             let error = format!("{path}: expected the records of a whole plan, got shard {shard}");
             return Err(Failure::usage(error, "merge all shards: evaluate merge --help").into());
         }
+        if let Some(wave) = runs.last().and_then(|run| run.header.wave) {
+            let path = path.display();
+            let error =
+                format!("{path}: expected records with texts, got those of waves of {wave}");
+            let step = "read the tallies of its lines: letters, repeats and waves";
+            return Err(Failure::usage(error, step).into());
+        }
         let found = SessionFile::read(path)?;
         sessions.sessions.extend(found.sessions);
         sessions.damaged += found.damaged;
@@ -169,6 +238,7 @@ fn evaluate(
     header: &Header,
     problems: &[Vec<Problem>],
     args: &Args,
+    started: Instant,
 ) -> Result<(), End> {
     let mut store = Store::open(&args.out, header)?;
     let before = store.records();
@@ -180,7 +250,9 @@ fn evaluate(
     }
     let progress = Progress::new(header, &store);
     let mut noted = Ok(());
-    let ended = run_all(subject, header, problems, &mut store, args.budget, |unit, store| {
+    // The parts of a plan share one budget.
+    let budget = args.budget.map(|budget| budget.saturating_sub(started.elapsed()));
+    let ended = run_all(subject, header, problems, &mut store, budget, |unit, store| {
         progress.done(header, unit);
         // The records matter more than the session file, so an error here is reported at the end.
         noted = sessions.update(store.records());

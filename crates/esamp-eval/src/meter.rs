@@ -7,7 +7,7 @@ use esamp::{
     telemetry::{Observer, RowTrace, Steering},
 };
 
-use crate::record::TokenRecord;
+use crate::record::{TokenRecord, Totals};
 
 /// Sums up the traces of each row.
 #[derive(Debug, Default)]
@@ -64,9 +64,26 @@ impl Mean {
         }
     }
 
+    /// Adds the values of another mean.
+    pub fn merge(&mut self, other: Self) {
+        self.sum += other.sum;
+        self.count += other.count;
+    }
+
     /// The mean, or `None` without values.
     pub fn get(self) -> Option<f64> {
         (self.count > 0).then(|| self.sum / self.count as f64)
+    }
+}
+
+impl Totals {
+    /// Adds the sums of a row.
+    pub fn add(&mut self, row: &RowMeter) {
+        self.tokens += row.tokens;
+        self.steered += row.steered;
+        self.interventions += row.interventions;
+        self.not_finite += row.not_finite;
+        self.candidates += row.candidates;
     }
 }
 

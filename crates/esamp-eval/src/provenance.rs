@@ -11,7 +11,7 @@ use std::{
 use esamp_programs::failure::Failure;
 use sha2::{Digest, Sha256};
 
-use crate::record::Session;
+use crate::{hash::hexadecimal, record::Session};
 
 /// The paths whose content can affect results.
 const CODE: [&str; 4] = ["src", "crates", "Cargo.toml", "Cargo.lock"];
@@ -66,10 +66,6 @@ fn file_hash(path: &Path) -> io::Result<String> {
             read => hash.update(&buffer[..read]),
         }
     }
-}
-
-fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Processor, number of threads and operating system.

@@ -1,45 +1,24 @@
 //! Runs one batch: prompts in, records out.
 
-use std::{
-    ops::ControlFlow,
-    sync::{Arc, Mutex, PoisonError},
-};
-
-use esamp::{
-    CausalLm, Completion, Counters, Decoder, Detokenize, FinishReason, Request, Sampler, TokenId,
-    errors::TrainError,
-};
+use esamp::{CausalLm, Completion, Counters, TokenId};
 use esamp_programs::failure::Failure;
 
 use crate::{
-    controls::{GaussianError, ShuffledErrors},
-    meter::{Meter, RowMeter},
+    decode::ArmDecoder,
+    meter::RowMeter,
     plan::Unit,
     record::{
-        ArmRecord, CompletionRecord, ErrorName, Header, ProblemRecord, TOKEN_SAMPLE, TokenRecord,
-        Totals,
+        ArmRecord, CompletionRecord, Header, ProblemRecord, TOKEN_SAMPLE, TokenRecord, Totals,
     },
     tasks::Problem,
+    waves::{self, Waves},
 };
 
-/// Encodes a message as tokens.
-pub type Encode<'m> = Box<dyn Fn(&str) -> Result<Vec<TokenId>, Failure> + 'm>;
-
-/// A model with what it needs to read and write text.
-pub struct Subject<'m, M> {
-    /// The model.
-    pub model: &'m M,
-    /// Encodes a message to the model.
-    pub encode: Encode<'m>,
-    /// The detokenizer.
-    pub detokenizer: Arc<dyn Detokenize>,
-    /// Tokens that end a completion.
-    pub stop_tokens: Vec<TokenId>,
-}
+pub use crate::decode::{Encode, Subject};
 
 /// Runs a unit and returns its records in the order of its problems. `problems` are those of its task.
 ///
-/// Every unit starts with a new sampler, so nothing learned carries over.
+/// Every unit starts with a new sampler, so nothing learned carries over; with [waves](Header::wave), every problem.
 ///
 /// # Errors
 ///
@@ -57,24 +36,34 @@ pub fn run_unit<M: CausalLm>(
         let problem = &problems[number];
         asked.push(Asked { number, problem, prompt: (subject.encode)(&problem.prompt)? });
     }
+    let record_of = |asked: &Asked<'_>, counters: Counters| ProblemRecord {
+        task: task.name.clone(),
+        problem: asked.number,
+        arm: arm.name.clone(),
+        seed: unit.seed,
+        prompt: asked.problem.prompt.clone(),
+        prompt_tokens: asked.prompt.len(),
+        expected: asked.problem.expected.clone(),
+        solutions: asked.problem.solutions,
+        completions: Vec::new(),
+        tally: None,
+        totals: Totals::default(),
+        batch_counters: counters,
+        token_sample: Vec::new(),
+    };
+    if let Some(wave) = header.wave {
+        let run = |asked: &Asked<'_>| {
+            let waves = Waves { samples: header.samples, wave, tokens: task.tokens };
+            let ran = waves::run(subject, arm, &waves, unit.seed, asked.problem, &asked.prompt)?;
+            let record = record_of(asked, ran.counters);
+            Ok(ProblemRecord { tally: Some(ran.tally), totals: ran.totals, ..record })
+        };
+        return asked.iter().map(run).collect();
+    }
     let keeps_tokens = header.token_arm.as_ref() == Some(&arm.name);
     let batch = decode(subject, arm, task.tokens, header.samples, unit.seed, &asked, keeps_tokens)?;
-    let groups = asked.iter().zip(batch.groups);
-    let records = groups.map(|(asked, rows)| {
-        let mut record = ProblemRecord {
-            task: task.name.clone(),
-            problem: asked.number,
-            arm: arm.name.clone(),
-            seed: unit.seed,
-            prompt: asked.problem.prompt.clone(),
-            prompt_tokens: asked.prompt.len(),
-            expected: asked.problem.expected.clone(),
-            solutions: asked.problem.solutions,
-            completions: Vec::with_capacity(rows.len()),
-            totals: Totals::default(),
-            batch_counters: batch.counters,
-            token_sample: Vec::new(),
-        };
+    let records = asked.iter().zip(batch.groups).map(|(asked, rows)| {
+        let mut record = record_of(asked, batch.counters);
         for (index, (completion, mut meter)) in rows.into_iter().enumerate() {
             record.totals.add(&meter);
             let kept = std::mem::take(&mut meter.kept).into_iter();
@@ -110,74 +99,13 @@ fn decode<M: CausalLm>(
     asked: &[Asked<'_>],
     keeps_tokens: bool,
 ) -> Result<Batch, Failure> {
-    let model = subject.model;
-    let mut sampler: Sampler = arm.sampler.init(model.d_model(), &model.device())?;
-    match arm.error {
-        ErrorName::Own => {}
-        ErrorName::Gaussian => sampler.set_expected_control(GaussianError),
-        ErrorName::Shuffled => sampler.set_expected_control(ShuffledErrors::default()),
-    }
-    let sampling = arm.sampling.sampling();
-    let meter = Arc::new(Mutex::new(Meter::new(keeps_tokens)));
-    let mut decoder = Decoder::new(model, sampler)?
-        .with_detokenizer(subject.detokenizer.clone())
-        .with_observer(meter.clone());
-    for asked in asked {
-        let request = Request::new(asked.prompt.clone())
-            .with_completions(samples)
-            .with_max_new_tokens(tokens)
-            .with_seed(seed)
-            .with_stop_tokens(subject.stop_tokens.clone())
-            .with_prompt_warm_up(arm.prompt_warm_up)
-            .with_sampling(sampling.clone())
-            .with_reference_log_probs();
-        decoder.submit(request).map_err(|error| {
-            Failure::runtime(error, "give a model with a longer context, or fewer --tokens")
-        })?;
-    }
-    let step = "report this with the command line that led to it";
-    let completions = decoder.run(|_| ControlFlow::Continue(()));
-    let completions = completions.map_err(|error| Failure::runtime(error, step))?;
-    match decoder.sampler_mut().finish() {
-        // The frozen distiller: its update interval exceeds the number of tokens, so it never learns.
-        Err(TrainError::NothingLearned { .. }) if arm.sampler.training.update_every > tokens => {}
-        finished => {
-            finished.map_err(|error| Failure::learning(error, decoder.sampler().counters()))?;
-        }
-    }
-
-    let mut meter = meter.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut rows = Vec::with_capacity(completions.len());
-    for completion in completions {
-        let row = meter.take(completion.id).unwrap_or_default();
-        check(arm, &completion, &row)?;
-        rows.push((completion, row));
-    }
-    // Completions are ordered by request, and requests by prompt.
-    let mut rows = rows.into_iter();
+    let mut decoder = ArmDecoder::new(subject, arm, tokens, keeps_tokens)?;
+    let requests = asked.iter().map(|asked| decoder.request(&asked.prompt, samples, seed));
+    let requests: Vec<_> = requests.collect();
+    // Requests are in the order of their prompts.
+    let mut rows = decoder.run(requests)?.into_iter();
     let groups = asked.iter().map(|_| rows.by_ref().take(samples).collect()).collect();
-    Ok(Batch { groups, counters: *decoder.sampler().counters() })
-}
-
-/// Refuses a completion whose record would be incomplete.
-fn check(arm: &ArmRecord, completion: &Completion, meter: &RowMeter) -> Result<(), Failure> {
-    let got = match &completion.finish {
-        FinishReason::Failed(error) => error.to_string(),
-        FinishReason::NoText(error) => error.to_string(),
-        finish @ (FinishReason::Aborted | FinishReason::Cancelled) => finish.name().to_owned(),
-        _ if meter.tokens != completion.choices.len() as u64 || meter.tokens == 0 => {
-            format!("{} tokens of which {} were traced", completion.choices.len(), meter.tokens)
-        }
-        _ if !meter.log_prob.is_finite() => format!("a log-probability of {}", meter.log_prob),
-        _ => return Ok(()),
-    };
-    Err(Failure::new(
-        format!(
-            "arm {}, completion {}: expected a complete one, got {got}",
-            arm.name, completion.id.index
-        ),
-        "remove the arm, or report this with the command line that led to it",
-    ))
+    Ok(Batch { groups, counters: decoder.finish()? })
 }
 
 fn completion_record(
@@ -207,16 +135,6 @@ fn completion_record(
         mean_relative_novelty: meter.relative_novelty.get(),
         mean_slope: meter.slope.get(),
         mean_sharpening: meter.sharpening.get(),
-    }
-}
-
-impl Totals {
-    fn add(&mut self, row: &RowMeter) {
-        self.tokens += row.tokens;
-        self.steered += row.steered;
-        self.interventions += row.interventions;
-        self.not_finite += row.not_finite;
-        self.candidates += row.candidates;
     }
 }
 

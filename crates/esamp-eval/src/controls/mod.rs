@@ -6,6 +6,7 @@
 //! `docs/design/reweighters-and-controls.md` compares them.
 
 mod direction;
+mod elliptical;
 mod gaussian_error;
 mod matched_random;
 mod random_reward;
@@ -23,6 +24,7 @@ use esamp::{
 };
 use serde::{Deserialize, Serialize};
 
+pub use elliptical::{Elliptical, NoveltySource, PerPrompt};
 pub use gaussian_error::GaussianError;
 pub use matched_random::{Matched, MatchedRandom};
 pub use random_reward::RandomReward;

@@ -7,8 +7,8 @@ use std::borrow::Cow;
 
 use sha2::{Digest, Sha256};
 
-use super::{CompletionRecord, Header, Line, ProblemRecord, TOKEN_SAMPLE, TokenRecord};
-use crate::shard::Shard;
+use super::{CompletionRecord, Header, Line, ProblemRecord, TOKEN_SAMPLE, Tally, TokenRecord};
+use crate::{hash::hexadecimal, shard::Shard};
 
 /// What separates the object from its checksum. It cannot occur in a string of JSON, where quotes are escaped.
 const KEY: &str = ",\"checksum\":\"";
@@ -57,8 +57,7 @@ pub fn without_shard(object: &str, shard: Shard) -> Option<String> {
 }
 
 fn checksum(object: &str) -> String {
-    let hash = Sha256::digest(object);
-    hash.iter().take(DIGITS / 2).map(|byte| format!("{byte:02x}")).collect()
+    hexadecimal(&Sha256::digest(object)[..DIGITS / 2])
 }
 
 /// Reads the line of a record.
@@ -99,9 +98,16 @@ fn check(record: &ProblemRecord, header: &Header) -> Result<(), String> {
             record.problem, record.seed, header.problems, header.seeds
         ));
     }
-    if record.completions.len() != header.samples {
-        let (got, expected) = (record.completions.len(), header.samples);
-        return Err(format!("one with {got} completions in a file with {expected}"));
+    let (got, kept) =
+        (record.completions.len(), if header.wave.is_some() { 0 } else { header.samples });
+    if got != kept {
+        return Err(format!("one with {got} completions in a file with {kept}"));
+    }
+    match (&record.tally, header.wave) {
+        (Some(tally), Some(wave)) => return check_tally(record, tally, header, wave, task.tokens),
+        (None, None) => {}
+        (Some(_), None) => return Err("one with a tally in a file without waves".to_owned()),
+        (None, Some(_)) => return Err("one without a tally in a file with waves".to_owned()),
     }
     for (index, completion) in record.completions.iter().enumerate() {
         check_completion(completion, task.tokens, header.model.vocab)
@@ -115,6 +121,25 @@ fn check(record: &ProblemRecord, header: &Header) -> Result<(), String> {
         return Err(format!("a sample of {} tokens", record.token_sample.len()));
     }
     record.token_sample.iter().try_for_each(|token| check_token(token, record))
+}
+
+fn check_tally(
+    record: &ProblemRecord,
+    tally: &Tally,
+    header: &Header,
+    wave: usize,
+    most: usize,
+) -> Result<(), String> {
+    tally.check(header.samples, wave)?;
+    let tokens = tally.waves.iter().try_fold(0u64, |sum, wave| sum.checked_add(wave.tokens));
+    let most = header.samples.saturating_mul(most) as u64;
+    if tokens != Some(record.totals.tokens) || record.totals.tokens > most {
+        return Err(format!("a total of {} tokens of at most {most}", record.totals.tokens));
+    }
+    if !record.token_sample.is_empty() {
+        return Err("a sample of tokens in a file with waves".to_owned());
+    }
+    Ok(())
 }
 
 fn check_completion(

@@ -27,6 +27,7 @@ use serde_json::{Map, Value};
 use crate::{controls::ArmSampling, shard::Shard};
 
 pub use self::frequency_ranks::FrequencyRanks;
+pub use crate::tally::Tally;
 
 /// Version of the format. Files of other versions are refused.
 pub const FORMAT_VERSION: u32 = 1;
@@ -80,6 +81,10 @@ pub struct Header {
     pub arms: Vec<ArmRecord>,
     /// The arm whose single tokens are kept ([`ProblemRecord::token_sample`]), if any.
     pub token_arm: Option<String>,
+    /// The completions of a wave, if the completions of a problem run in waves, one after the other, with distillers
+    /// that go through all of them. Records then have a [`Tally`] and no completions. Not written without waves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wave: Option<usize>,
     /// The shard of the plan that this file has; everything else in the header is that of the whole plan. Not written
     /// for a whole plan. The last setting, where [`without_shard`](line::without_shard) expects it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -196,6 +201,8 @@ pub enum ErrorName {
     Gaussian,
     /// [`ShuffledErrors`](crate::controls::ShuffledErrors)
     Shuffled,
+    /// [`Elliptical`](crate::controls::Elliptical) novelty, one for each prompt
+    Elliptical,
 }
 
 /// The role of an arm in the comparison.
@@ -242,8 +249,11 @@ pub struct ProblemRecord {
     pub expected: Option<String>,
     /// Number of solutions ([`CompletionRecord::mode`]) if they can be counted.
     pub solutions: Option<usize>,
-    /// The completions, by index.
+    /// The completions, by index; empty in a run with [waves](Header::wave).
     pub completions: Vec<CompletionRecord>,
+    /// What the completions amount to, in a run with waves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tally: Option<Tally>,
     /// Totals over the tokens of this problem.
     pub totals: Totals,
     /// The sampler's counters over the whole batch of the problem ([`Header::batch`],

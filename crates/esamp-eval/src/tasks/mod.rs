@@ -25,7 +25,7 @@ pub use names::Names;
 pub use products::Products;
 pub use reasoning_gym::ReasoningGym;
 pub use sentences::Sentences;
-pub use stories::Stories;
+pub use stories::{LongStories, Stories};
 
 use crate::record::{Split, TaskRecord};
 
@@ -117,6 +117,8 @@ pub struct Verdict {
     pub answer: Option<String>,
     /// Which of many solutions it is; only for right completions.
     pub mode: Option<String>,
+    /// Whether it is right and the model was trained on its answer, in tasks that know what that was.
+    pub trained: bool,
 }
 
 impl Problem {
@@ -134,7 +136,7 @@ impl Problem {
         let right = expected.clone();
         let check = move |text: &str| {
             let answer = find(text);
-            Verdict { correct: Some(answer.as_ref() == Some(&right)), answer, mode: None }
+            Verdict { correct: Some(answer.as_ref() == Some(&right)), answer, ..Verdict::default() }
         };
         Self { expected: Some(expected), ..Self::new(prompt, check) }
     }
@@ -153,7 +155,7 @@ impl Problem {
 impl Verdict {
     /// The verdict for a problem with many solutions: right if `mode` is one of them.
     pub fn one_of_many(mode: Option<String>) -> Self {
-        Self { correct: Some(mode.is_some()), answer: mode.clone(), mode }
+        Self { correct: Some(mode.is_some()), answer: mode.clone(), mode, trained: false }
     }
 }
 
@@ -170,9 +172,13 @@ pub fn all() -> Vec<Box<dyn Task>> {
     ]
 }
 
-/// Fisher–Yates shuffle with the same random numbers on every machine.
+/// Shuffles with the same random numbers on every machine.
 fn shuffle<T>(items: &mut [T]) {
-    let mut rng = ChaCha8Rng::seed_from_u64(SPLIT_SEED);
+    shuffle_with(items, &mut ChaCha8Rng::seed_from_u64(SPLIT_SEED));
+}
+
+/// Fisher–Yates shuffle.
+pub(crate) fn shuffle_with<T>(items: &mut [T], rng: &mut ChaCha8Rng) {
     for last in (1..items.len()).rev() {
         // The modulo bias is below 2^-40 and negligible.
         items.swap(last, (rng.next_u64() % (last as u64 + 1)) as usize);

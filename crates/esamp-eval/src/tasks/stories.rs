@@ -61,3 +61,28 @@ impl Task for Stories {
         openings.map(problem).collect()
     }
 }
+
+/// The same problems, continued for longer. Not among [`all`](super::all) tasks.
+pub struct LongStories;
+
+impl Task for LongStories {
+    fn name(&self) -> &'static str {
+        "stories-long"
+    }
+
+    fn what(&self) -> &'static str {
+        "the stories, continued for up to 512 tokens"
+    }
+
+    fn tokens(&self) -> usize {
+        512
+    }
+
+    fn verifiable(&self) -> bool {
+        false
+    }
+
+    fn problems(&self) -> Vec<Problem> {
+        Stories.problems()
+    }
+}

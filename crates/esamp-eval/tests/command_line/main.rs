@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+mod plan;
 mod shards;
 
 use std::{
@@ -175,7 +176,7 @@ fn flags_that_cannot_work_are_refused_before_any_download() {
         (&["--arms", "poems"], "--arms: expected the name of an arm, got poems"),
         (
             &["--split", "held-out", "--arms", "all"],
-            "--arms: expected at most 8 on the held-out split, got 40",
+            "--arms: expected at most 8 on the held-out split, got 47",
         ),
         (&["--token-arm", "plain"], "--token-arm: expected one of the arms that run, got plain"),
         (

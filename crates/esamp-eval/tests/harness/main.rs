@@ -132,6 +132,7 @@ fn header(tasks: &[Box<dyn Task>], arms: &str) -> Header {
         tasks: tasks.iter().map(|task| task.record(tokens)).collect(),
         arms: arms::named(arms).unwrap(),
         token_arm: None,
+        wave: None,
         shard: None,
     }
 }

@@ -33,6 +33,7 @@ fn group(problem: usize, seed: u64, completions: &[Vec<TokenId>]) -> ProblemReco
         expected: None,
         solutions: None,
         completions: completions.iter().map(|tokens| completion(tokens)).collect(),
+        tally: None,
         totals: Totals::default(),
         batch_counters: Counters::default(),
         token_sample: Vec::new(),

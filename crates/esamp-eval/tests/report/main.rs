@@ -80,6 +80,7 @@ fn header(problems: usize, tasks: Vec<TaskRecord>) -> Header {
         tasks,
         arms: ARMS.iter().map(arm).collect(),
         token_arm: None,
+        wave: None,
         shard: None,
     }
 }
@@ -128,6 +129,7 @@ fn record(task: &TaskRecord, problem: usize, arm: &Arm, seed: u64) -> ProblemRec
         expected: None,
         solutions: None,
         completions: texts.into_iter().enumerate().map(completion).collect(),
+        tally: None,
         totals: Totals { tokens: 8, steered: 8, interventions: 2, not_finite: 0, candidates: 24 },
         batch_counters: Counters::default(),
         token_sample: Vec::new(),

@@ -180,6 +180,7 @@ fn names_by_hand() {
         correct: Some(correct),
         answer: answer.map(str::to_owned),
         mode: answer.filter(|_| correct).map(str::to_owned),
+        trained: false,
     };
     assert_eq!(problem.check("alaska is cold, unlike Texas"), verdict(true, Some("Alaska")));
     assert_eq!(problem.check("Texas, not Kansas"), verdict(false, Some("Texas")));

@@ -46,7 +46,7 @@ fn sums_and_relationships_by_hand() {
     let verdict = |correct, answer: Option<&str>| Verdict {
         correct: Some(correct),
         answer: answer.map(str::to_owned),
-        mode: None,
+        ..Verdict::default()
     };
     assert_eq!(problem.check("It is 17."), verdict(true, Some("17")));
     assert_eq!(problem.check("It is 7."), verdict(false, Some("7")));

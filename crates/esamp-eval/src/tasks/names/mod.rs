@@ -55,7 +55,7 @@ fn problem(list: &'static List, letter: char, solutions: usize) -> Problem {
     let check = move |text: &str| {
         let answer = list.first_in(text);
         let mode = answer.filter(|name| has(name, letter)).map(str::to_owned);
-        Verdict { correct: Some(mode.is_some()), answer: answer.map(str::to_owned), mode }
+        Verdict { answer: answer.map(str::to_owned), ..Verdict::one_of_many(mode) }
     };
     Problem::new(prompt, check).with_solutions(solutions)
 }

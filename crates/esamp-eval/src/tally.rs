@@ -1,0 +1,302 @@
+//! What many completions of a problem amount to, without their texts.
+
+use std::collections::{BTreeMap, HashMap};
+
+use esamp::TokenId;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::{hash::hexadecimal, tasks::Verdict};
+
+/// The completions of a problem in a run by [waves](crate::record::Header::wave).
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Tally {
+    /// One [`Letter`] per completion, by index.
+    pub letters: String,
+    /// How many right answers were given once, twice, …: pairs of a number of completions and the number of answers that
+    /// so many gave, in ascending order.
+    pub repeats: Vec<[u64; 2]>,
+    /// The waves, in order.
+    pub waves: Vec<WaveRecord>,
+    /// SHA-256 of the tokens of all completions, `u32` little-endian, each completion after its length. A run that
+    /// gives the same hash has sampled the same.
+    pub tokens_sha256: String,
+}
+
+/// Means over the tokens of a wave.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WaveRecord {
+    /// Tokens chosen.
+    pub tokens: u64,
+    /// Mean log-probability in the model's distribution.
+    pub mean_log_prob: f64,
+    /// Mean entropy of the new distribution.
+    pub mean_entropy: f64,
+    /// Mean KL(new ‖ reference).
+    pub mean_kl: f64,
+    /// Mean of `‖deep − expected deep‖ / ‖deep‖` over the tokens that have one.
+    pub mean_relative_novelty: Option<f64>,
+}
+
+/// What one completion is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Letter {
+    /// `N`: a right answer that no earlier completion gave and that the model was not trained on.
+    New,
+    /// `n`: a right answer that was [`New`](Self::New) earlier.
+    NewAgain,
+    /// `T`: a right answer that no earlier completion gave and that the model was trained on.
+    Trained,
+    /// `t`: a right answer that was [`Trained`](Self::Trained) earlier.
+    TrainedAgain,
+    /// `x`: not right.
+    Wrong,
+}
+
+impl Letter {
+    const ALL: [Self; 5] =
+        [Self::New, Self::NewAgain, Self::Trained, Self::TrainedAgain, Self::Wrong];
+
+    /// The letter.
+    pub fn letter(self) -> char {
+        match self {
+            Self::New => 'N',
+            Self::NewAgain => 'n',
+            Self::Trained => 'T',
+            Self::TrainedAgain => 't',
+            Self::Wrong => 'x',
+        }
+    }
+
+    /// What a letter stands for.
+    pub fn of(letter: char) -> Option<Self> {
+        Self::ALL.into_iter().find(|one| one.letter() == letter)
+    }
+}
+
+/// Shares of the first `n` completions of a tally.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Score {
+    /// Right completions.
+    pub valid: f64,
+    /// Different right answers.
+    pub distinct: f64,
+    /// Different right answers that the model was not trained on: the score of arXiv 2504.15266.
+    pub new: f64,
+    /// Right completions whose answer the model was trained on.
+    pub trained: f64,
+}
+
+impl Tally {
+    /// The score of the first `n` completions, or of all if there are fewer. All zero without completions.
+    pub fn score(&self, n: usize) -> Score {
+        let mut score = Score::default();
+        let mut count = 0usize;
+        for letter in self.letters.chars().take(n).filter_map(Letter::of) {
+            let one = |is: bool| f64::from(u8::from(is));
+            count += 1;
+            score.valid += one(letter != Letter::Wrong);
+            score.distinct += one(matches!(letter, Letter::New | Letter::Trained));
+            score.new += one(letter == Letter::New);
+            score.trained += one(matches!(letter, Letter::Trained | Letter::TrainedAgain));
+        }
+        let share = |sum: f64| sum / count.max(1) as f64;
+        Score {
+            valid: share(score.valid),
+            distinct: share(score.distinct),
+            new: share(score.new),
+            trained: share(score.trained),
+        }
+    }
+
+    /// The effective number of right answers: the exponential of the entropy of their frequencies among the right
+    /// completions (arXiv 2605.11128 divides it by the number of all right answers). 0 without right completions.
+    pub fn effective_answers(&self) -> f64 {
+        let total: u64 = self.repeats.iter().map(|[times, answers]| times * answers).sum();
+        if total == 0 {
+            return 0.0;
+        }
+        let entropy = self.repeats.iter().map(|&[times, answers]| {
+            let share = times as f64 / total as f64;
+            -(answers as f64) * share * share.ln()
+        });
+        entropy.sum::<f64>().exp()
+    }
+
+    /// What is wrong with a tally of a run with `samples` completions in waves of `wave`, if anything.
+    ///
+    /// # Errors
+    ///
+    /// A description of what the tally has.
+    pub fn check(&self, samples: usize, wave: usize) -> Result<(), String> {
+        let letters = self.letters.chars().count();
+        if letters != samples {
+            return Err(format!("one with {letters} letters in a file with {samples} completions"));
+        }
+        if let Some(letter) = self.letters.chars().find(|&letter| Letter::of(letter).is_none()) {
+            return Err(format!("one with the letter {letter:?}"));
+        }
+        let [mut right, mut different] = [0, 0];
+        for letter in self.letters.chars().filter_map(Letter::of) {
+            right += u64::from(letter != Letter::Wrong);
+            different += u64::from(matches!(letter, Letter::New | Letter::Trained));
+        }
+        let repeats = self.repeats.iter().try_fold([0u64, 0], |[all, answers], &[times, more]| {
+            Some([all.checked_add(times.checked_mul(more)?)?, answers.checked_add(more)?])
+        });
+        if repeats != Some([right, different]) {
+            return Err(format!(
+                "one whose counts are not those of {different} answers in {right} right completions"
+            ));
+        }
+        let waves = samples.div_ceil(wave.max(1));
+        if self.waves.len() != waves {
+            return Err(format!("one with {} waves of {waves}", self.waves.len()));
+        }
+        let finite = |wave: &WaveRecord| {
+            let figures = [wave.mean_log_prob, wave.mean_entropy, wave.mean_kl];
+            let all = figures.into_iter().chain(wave.mean_relative_novelty);
+            wave.tokens > 0 && all.into_iter().all(|figure| figure.abs() < 1e15)
+        };
+        match self.waves.iter().position(|wave| !finite(wave)) {
+            Some(place) => Err(format!("one whose wave {place} is not possible")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Makes a [`Tally`] of completions that come in order.
+#[derive(Default)]
+pub struct Counter {
+    letters: String,
+    /// How often each right answer was given.
+    answers: HashMap<String, u64>,
+    waves: Vec<WaveRecord>,
+    tokens: Sha256,
+}
+
+impl Counter {
+    /// Adds a completion. A right one without a [mode](Verdict::mode) counts by its answer.
+    pub fn add(&mut self, verdict: &Verdict, tokens: &[TokenId]) {
+        let letter = if verdict.correct == Some(true) {
+            let answer = verdict.mode.as_ref().or(verdict.answer.as_ref());
+            let times = self.answers.entry(answer.cloned().unwrap_or_default()).or_default();
+            *times += 1;
+            match (verdict.trained, *times == 1) {
+                (false, true) => Letter::New,
+                (false, false) => Letter::NewAgain,
+                (true, true) => Letter::Trained,
+                (true, false) => Letter::TrainedAgain,
+            }
+        } else {
+            Letter::Wrong
+        };
+        self.letters.push(letter.letter());
+        self.tokens.update((tokens.len() as u32).to_le_bytes());
+        for token in tokens {
+            self.tokens.update(token.to_le_bytes());
+        }
+    }
+
+    /// Ends a wave.
+    pub fn end_wave(&mut self, wave: WaveRecord) {
+        self.waves.push(wave);
+    }
+
+    /// The tally of all.
+    pub fn tally(self) -> Tally {
+        let mut repeats = BTreeMap::<u64, u64>::new();
+        for times in self.answers.into_values() {
+            *repeats.entry(times).or_default() += 1;
+        }
+        Tally {
+            letters: self.letters,
+            repeats: repeats.into_iter().map(|(times, answers)| [times, answers]).collect(),
+            waves: self.waves,
+            tokens_sha256: hexadecimal(&self.tokens.finalize()),
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+mod tests {
+    use super::*;
+
+    fn right(answer: &str, trained: bool) -> Verdict {
+        Verdict { trained, ..Verdict::one_of_many(Some(answer.to_owned())) }
+    }
+
+    fn counted() -> Tally {
+        let mut counter = Counter::default();
+        let wrong = Verdict::one_of_many(None);
+        for verdict in [
+            right("a", false),
+            wrong,
+            right("b", true),
+            right("a", false),
+            right("b", true),
+            right("c", false),
+        ] {
+            counter.add(&verdict, &[1, 2]);
+        }
+        for tokens in [8, 4] {
+            counter.end_wave(WaveRecord {
+                tokens,
+                mean_log_prob: -1.0,
+                mean_entropy: 1.0,
+                mean_kl: 0.0,
+                mean_relative_novelty: None,
+            });
+        }
+        counter.tally()
+    }
+
+    #[test]
+    fn by_hand() {
+        let tally = counted();
+        assert_eq!(tally.letters, "NxTntN");
+        assert_eq!(tally.repeats, [[1, 1], [2, 2]]);
+        let sixth = |valid, distinct, new, trained| Score {
+            valid: valid / 6.0,
+            distinct: distinct / 6.0,
+            new: new / 6.0,
+            trained: trained / 6.0,
+        };
+        assert_eq!(tally.score(6), sixth(5.0, 3.0, 2.0, 2.0));
+        assert_eq!(tally.score(99), tally.score(6));
+        assert_eq!(tally.score(2), Score { valid: 0.5, distinct: 0.5, new: 0.5, trained: 0.0 });
+        assert_eq!(tally.score(0), Score::default());
+        // Shares 2/5, 2/5, 1/5.
+        let entropy = -(2.0 * 0.4 * 0.4f64.ln() + 0.2 * 0.2f64.ln());
+        assert!((tally.effective_answers() - entropy.exp()).abs() < 1e-12);
+        assert_eq!(Counter::default().tally().effective_answers(), 0.0);
+        // SHA-256 of six times the bytes 2 0 0 0 1 0 0 0 2 0 0 0, from sha256sum.
+        let hash = "8fcb495dc334d8b8f8bc2e5a6bc07d4cab3ac8ec47999e284af10ac9175accee";
+        assert_eq!(tally.tokens_sha256, hash);
+    }
+
+    #[test]
+    fn a_tally_of_another_run_is_refused() {
+        let tally = counted();
+        assert_eq!(tally.check(6, 4), Ok(()));
+        assert_eq!(
+            tally.check(5, 4),
+            Err("one with 6 letters in a file with 5 completions".into())
+        );
+        assert_eq!(tally.check(6, 6), Err("one with 2 waves of 1".into()));
+        let with = |change: &dyn Fn(&mut Tally)| {
+            let mut tally = tally.clone();
+            change(&mut tally);
+            tally.check(6, 4).unwrap_err()
+        };
+        assert_eq!(with(&|tally| tally.letters = "NxTntq".into()), "one with the letter 'q'");
+        let counts = "one whose counts are not those of 3 answers in 5 right completions";
+        assert_eq!(with(&|tally| tally.repeats[0] = [1, 2]), counts);
+        assert_eq!(with(&|tally| tally.repeats[0] = [u64::MAX, 2]), counts);
+        assert_eq!(
+            with(&|tally| tally.waves[1].mean_kl = f64::NAN),
+            "one whose wave 1 is not possible"
+        );
+    }
+}
