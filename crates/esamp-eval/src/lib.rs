@@ -8,6 +8,7 @@
 pub mod args;
 pub mod arms;
 pub mod controls;
+pub mod counter;
 pub mod decode;
 pub mod entropy;
 pub mod hash;

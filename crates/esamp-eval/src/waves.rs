@@ -9,10 +9,11 @@ use esamp::{CausalLm, Counters, GroupId, TokenId};
 use esamp_programs::failure::Failure;
 
 use crate::{
+    counter::Counter,
     decode::{ArmDecoder, Subject},
     meter::{Mean, RowMeter},
     record::{ArmRecord, Totals},
-    tally::{Counter, Tally, WaveRecord},
+    tally::{Tally, WaveRecord},
     tasks::Problem,
 };
 
