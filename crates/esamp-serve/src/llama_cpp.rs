@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use clap::builder::RangedU64ValueParser;
-use esamp::CausalLm;
 use esamp_llama_cpp::{LlamaCpp, LlamaCppError, Options};
 use esamp_programs::{
     failure::Failure,
