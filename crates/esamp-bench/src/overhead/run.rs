@@ -125,6 +125,9 @@ pub struct Figures {
     stages_esamp: Stages,
     #[serde(skip)]
     work: Work,
+    /// Steps of the sampler for each that learns: those of first tokens do not, and every prompt has one of its own.
+    #[serde(skip)]
+    steps_per_update: f64,
 }
 
 /// Milliseconds per step, by stage.
@@ -216,6 +219,8 @@ impl Case {
             stages_plain: stages(arms[0].sampler()),
             stages_esamp: stages(arms[1].sampler()),
             work,
+            steps_per_update: (counters.steps * self.slots() as u64) as f64
+                / counters.updates.max(1) as f64,
         })
     }
 
@@ -343,11 +348,11 @@ impl Figures {
         1e3 * self.rows as f64 / self.tokens_per_second_plain
     }
 
-    /// Milliseconds that ESamp adds to the stages of a step. Their times vary far less than those of whole steps, most
+    /// Milliseconds that ESamp adds to the stages of a decode step. Their times vary far less than those of whole steps, most
     /// of which is the model's.
     pub fn extra_ms(&self) -> f64 {
         let total = |stages: &Stages| stages.iter().map(|(_, ms)| ms).sum::<f64>();
-        total(&self.stages_esamp) - total(&self.stages_plain)
+        (total(&self.stages_esamp) - total(&self.stages_plain)) * self.steps_per_update
     }
 
     /// The counted work of a step.
