@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 pub struct Tally {
     /// One [`Letter`] per completion, by index.
     pub letters: String,
-    /// How many right answers were given once, twice, …: pairs of a number of completions and the number of answers that
-    /// so many gave, in ascending order.
+    /// How many right answers were given once, twice, …: pairs `[n, answers]`, where `answers` right answers were given
+    /// by `n` completions each, in ascending order of `n`.
     pub repeats: Vec<[u64; 2]>,
     /// The waves, in order.
     pub waves: Vec<WaveRecord>,

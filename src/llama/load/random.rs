@@ -59,8 +59,8 @@ impl Llama {
             return Err(unusable("dtype", "a type that the device has", format!("{dtype:?}")));
         }
         device.seed(seed);
-        let head = if config.tied_embeddings { EMBEDDING } else { HEAD };
-        let mut source = DeviceSource { head, logit_std, dtype };
+        let bound = Bound::new(&config, logit_std);
+        let mut source = DeviceSource { bound, dtype };
         let model = Self::from_source(config, &mut source, device)?;
         // Casts norms and biases. Tensors that already have the type are unchanged.
         model.cast(dtype).map_err(|error| unusable("dtype", "a type for every tensor", error))
@@ -86,8 +86,8 @@ impl Llama {
         if !is_flex(device) {
             return Err(unusable("device", "flex, for packed weights", format!("{device:?}")));
         }
-        let head = if config.tied_embeddings { EMBEDDING } else { HEAD };
-        let mut source = PackedSource { head, logit_std, rng: ChaCha8Rng::seed_from_u64(seed) };
+        let bound = Bound::new(&config, logit_std);
+        let mut source = PackedSource { bound, rng: ChaCha8Rng::seed_from_u64(seed) };
         Self::from_source(config, &mut source, device)
     }
 }
@@ -101,22 +101,42 @@ impl TensorSource for RandomSource {
                 let bound = (3.0 / columns as f32).sqrt();
                 (0..rows * columns).map(|_| self.0.random_range(-bound..bound)).collect()
             }
-            _ => vec![1.0; shape.iter().product()],
+            _ => ones(shape),
         })
+    }
+}
+
+fn ones(shape: &[usize]) -> Vec<f32> {
+    vec![1.0; shape.iter().product()]
+}
+
+/// The bound of a matrix's weights, so that the logits have a given standard deviation.
+struct Bound {
+    /// Name of the matrix that produces the logits.
+    head: &'static str,
+    logit_std: f32,
+}
+
+impl Bound {
+    fn new(config: &LlamaConfig, logit_std: f32) -> Self {
+        Self { head: if config.tied_embeddings { EMBEDDING } else { HEAD }, logit_std }
+    }
+
+    fn of(&self, name: &str, columns: usize) -> f64 {
+        let std = if name == self.head { self.logit_std } else { 1.0 };
+        f64::from(std) * (3.0 / columns as f64).sqrt()
     }
 }
 
 /// Draws matrices on the device.
 struct DeviceSource {
-    /// Name of the matrix that produces the logits.
-    head: &'static str,
-    logit_std: f32,
+    bound: Bound,
     dtype: DType,
 }
 
 impl TensorSource for DeviceSource {
     fn take(&mut self, _name: &str, shape: &[usize]) -> Result<Vec<f32>, LoadError> {
-        Ok(vec![1.0; shape.iter().product()])
+        Ok(ones(shape))
     }
 
     fn take_matrices(
@@ -126,9 +146,8 @@ impl TensorSource for DeviceSource {
         device: &Device,
     ) -> Result<Tensor<2>, LoadError> {
         let rows: usize = parts.iter().map(|(_, rows)| rows).sum();
-        let is_head = parts.iter().any(|(name, _)| *name == self.head);
-        let std = if is_head { self.logit_std } else { 1.0 };
-        let bound = f64::from(std) * (3.0 / columns as f64).sqrt();
+        // The head is never one of several parts.
+        let bound = self.bound.of(parts.first().map_or("", |(name, _)| name), columns);
         // Draw in f32 for every type: some generators do not support all types.
         let uniform = Distribution::Uniform(-bound, bound);
         let weights = Tensor::<2>::random([rows, columns], uniform, (device, DType::F32));
@@ -138,15 +157,13 @@ impl TensorSource for DeviceSource {
 
 /// Draws the bits of packed matrices.
 struct PackedSource {
-    /// Name of the matrix that produces the logits.
-    head: &'static str,
-    logit_std: f32,
+    bound: Bound,
     rng: ChaCha8Rng,
 }
 
 impl TensorSource for PackedSource {
     fn take(&mut self, _name: &str, shape: &[usize]) -> Result<Vec<f32>, LoadError> {
-        Ok(vec![1.0; shape.iter().product()])
+        Ok(ones(shape))
     }
 
     fn take_packed(
@@ -165,13 +182,12 @@ impl TensorSource for PackedSource {
         if !columns.is_multiple_of(GROUP) {
             return Err(unusable("width of a packed matrix", "a multiple of 32", columns));
         }
-        let std = |name: &str| if name == self.head { self.logit_std } else { 1.0 };
-        let parts: Vec<_> = parts.iter().map(|(name, rows)| (std(name), *rows)).collect();
-        let parts = parts.into_iter().map(|(std, rows)| {
+        let Self { bound, rng } = self;
+        let parts = parts.iter().map(|&(name, rows)| {
             let words_of_row = columns.div_ceil(LANES * CODES) * LANES;
-            let words = (0..rows * words_of_row).map(|_| self.rng.random()).collect();
+            let words = (0..rows * words_of_row).map(|_| rng.random()).collect();
             let groups = rows * columns / GROUP;
-            let bound = std * (3.0 / columns as f32).sqrt() / f32::from(MOST);
+            let bound = bound.of(name, columns) as f32 / f32::from(MOST);
             let scales = Scales::Blocks {
                 integers: vec![[MOST; 2]; groups],
                 blocks: vec![[bound * 2.0 / 15.0, bound]; groups.div_ceil(GROUPS)],

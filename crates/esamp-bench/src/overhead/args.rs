@@ -45,7 +45,7 @@ pub struct Args {
     #[arg(long, value_enum)]
     dtype: Option<DTypeName>,
     #[command(flatten)]
-    weights: WeightsArg,
+    pub weights: WeightsArg,
     /// The device to compute on [default: flex, gpu: cuda]
     #[arg(long, value_enum)]
     device: Option<DeviceName>,
@@ -115,7 +115,6 @@ impl SharingName {
 pub struct Plan {
     pub model: ModelName,
     pub dtype: DTypeName,
-    pub weights: WeightsArg,
     pub cases: Vec<Case>,
 }
 
@@ -143,7 +142,6 @@ impl Args {
 
     /// The cases to run, grouped by model.
     pub fn plans(&self) -> Vec<Plan> {
-        let weights = self.weights;
         let plans = if self.gpu {
             let dtype = self.dtype.unwrap_or(DTypeName::Bf16);
             let case = |distiller, sharing| Case {
@@ -156,12 +154,12 @@ impl Args {
             let paper = paper.map(|sharing| case(DistillerName::SwiGlu, sharing));
             let seven = [vec![cheap], paper.to_vec()].concat();
             vec![
-                Plan { model: ModelName::Seven, dtype, weights, cases: seven },
-                Plan { model: ModelName::Half, dtype, weights, cases: vec![cheap] },
+                Plan { model: ModelName::Seven, dtype, cases: seven },
+                Plan { model: ModelName::Half, dtype, cases: vec![cheap] },
             ]
         } else {
             let dtype = self.dtype.unwrap_or(DTypeName::F32);
-            vec![Plan { model: self.model, dtype, weights, cases: self.grid() }]
+            vec![Plan { model: self.model, dtype, cases: self.grid() }]
         };
         let only = |case: &Case| case.name().contains(&self.only);
         let picked = plans

@@ -10,15 +10,13 @@ use super::{args::Args, run::Figures, state};
 pub fn report(args: &Args, out: &mut dyn Write) -> Result<(), Box<dyn Error>> {
     let tokens = args.tokens();
     let plans = args.plans();
-    for plan in &plans {
-        plan.weights.check_device(args.device().name())?;
-    }
+    args.weights.check_device(args.device().name())?;
     let device = args.device().open()?;
     if plans.is_empty() {
         return Err(format!("--only: expected a part of a name, got {}", args.only).into());
     }
     for plan in plans {
-        let subject = plan.model.load(plan.dtype, plan.weights, &device)?;
+        let subject = plan.model.load(plan.dtype, args.weights, &device)?;
         if !args.json {
             let how = if subject.has_words() { "" } else { ", random weights" };
             writeln!(

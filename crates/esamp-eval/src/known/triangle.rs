@@ -10,7 +10,7 @@ use crate::tasks::shuffle_with;
 const NODES: usize = 999;
 /// Triangles planted at each node.
 const PLANTED: usize = 6;
-/// Edges that each node gets beside those of its triangles.
+/// Edges that each node gets in addition to those of its triangles.
 const MORE: usize = 3;
 /// Planted triangles that are in the training data.
 const SHOWN: usize = 1_250;
