@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Compares plain greedy decoding of SmolLM2-135M-Instruct on the CPU, with the same prompt and lengths, interleaved:
 # esamp and llama.cpp with the quantised weights of the same GGUF file, and PyTorch (transformers' Llama with its cache) and
-# candle (candle-transformers' Llama with its cache) with the same weights in f32.
+# candle (candle-transformers' Llama with its cache) with the same weights in f32. `esamp-low-rank` is esamp again, sampling
+# with min-p .05 and steered by a distiller that learns from every row.
 #
 #     benches/compare.sh [--rows 1,4,16,64] [--rounds N] [--tokens N]
 #
@@ -53,6 +54,7 @@ CARGO_TARGET_DIR=$folder/candle cargo build --release --quiet --manifest-path be
 echo "== $(date -u +%F), $(git rev-parse --short HEAD 2>/dev/null || echo unknown), $(nproc) cores, $(sed -n 's/^model name.*: //p' /proc/cpuinfo | head -n 1)" >&2
 python3 benches/compare/drive.py "$@" \
     "esamp=$esamp --serve" \
+    "esamp-low-rank=$esamp --serve --learn" \
     "llama.cpp=$llama" \
     "llama.cpp-separate=$llama --separate-buffers" \
     "torch=$python benches/compare/torch_llama.py serve $folder/model" \

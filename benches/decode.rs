@@ -5,22 +5,24 @@
 //! benches/compare.sh                  # the same compared with PyTorch and candle
 //! ```
 //!
-//! With `--serve` it answers each line `ROWS PROMPT_IDS NEW_TOKENS` (ids separated by commas) with `SECONDS
-//! TOKENS`: the time of the decode steps alone, and the new tokens of the first row. `compare.sh` uses this
-//! protocol with every program.
+//! With `--serve` it answers `compare.sh` ([`esamp_bench::protocol`]); with `--learn` too, completions are sampled with
+//! min-p .05 and steered by a low-rank distiller of rank 64 that learns from every row.
 
 use std::{
-    io::{self, BufRead, Write},
+    error::Error,
+    io::{self, Write},
+    process::ExitCode,
     time::Instant,
 };
 
-use anyhow::{Context, Result};
 use burn::tensor::{DType, Device};
 use clap::Parser;
 use esamp::{
     CausalLm, Decoder, Event, Request, SamplerConfig, Sampling, TokenId,
+    distillers::{DistillerConfig, LowRankConfig},
     llama::{Llama, Tokenizer},
 };
+use esamp_bench::{exit_code, protocol::answer};
 use esamp_programs::model_source::{Cache, ModelSource};
 
 /// Plain decoding of SmolLM2-135M.
@@ -38,6 +40,9 @@ struct Args {
     /// Serve requests from standard input instead.
     #[arg(long)]
     serve: bool,
+    /// With `--serve`: ESamp with a low-rank distiller instead of greedy decoding.
+    #[arg(long, requires = "serve")]
+    learn: bool,
     /// Print the path of the model file and exit.
     #[arg(long)]
     print_model: bool,
@@ -48,8 +53,11 @@ struct Args {
 
 const PROMPT: &str = "The lighthouse had been dark for twenty years when";
 
-fn main() -> Result<()> {
-    let args = Args::parse();
+fn main() -> ExitCode {
+    exit_code(run(Args::parse()))
+}
+
+fn run(args: Args) -> Result<(), Box<dyn Error>> {
     let path = ModelSource::SmolLm2.fetch(&Cache::from_env()?)?;
     if args.print_model {
         writeln!(io::stdout(), "{}", path.display())?;
@@ -57,7 +65,9 @@ fn main() -> Result<()> {
     }
     let model = Llama::from_gguf(&path, &Device::flex())?;
     if args.serve {
-        return serve(&model);
+        return answer(|rows, prompt, new_tokens| {
+            generate(&model, args.learn, rows, prompt, new_tokens)
+        });
     }
     let wide = model.clone().cast(DType::F32)?;
     let megabytes = |model: &Llama| model.weight_bytes() as f64 / 1e6;
@@ -72,8 +82,8 @@ fn main() -> Result<()> {
         let mut speeds = [Vec::new(), Vec::new()];
         let mut ratios = Vec::new();
         for round in 0..=args.rounds {
-            let speed = |model: &Llama| -> Result<f64> {
-                let (seconds, _) = generate(model, rows, prompt.clone(), args.tokens)?;
+            let speed = |model: &Llama| -> Result<f64, Box<dyn Error>> {
+                let (seconds, _) = generate(model, false, rows, prompt.clone(), args.tokens)?;
                 Ok((rows * (args.tokens - 2)) as f64 / seconds)
             };
             let both = [speed(&model)?, speed(&wide)?];
@@ -100,40 +110,28 @@ fn quantile(values: &mut [f64], share: f64) -> f64 {
     values[((values.len() - 1) as f64 * share).round() as usize]
 }
 
-fn serve(model: &Llama) -> Result<()> {
-    let mut out = io::stdout();
-    writeln!(out, "ready")?;
-    out.flush()?;
-    for line in io::stdin().lock().lines() {
-        let line = line?;
-        let mut words = line.split_whitespace();
-        let mut word = || words.next().context("expected ROWS PROMPT_IDS NEW_TOKENS, got less");
-        let rows = word()?.parse()?;
-        let prompt = word()?.split(',').map(str::parse).collect::<Result<_, _>>()?;
-        let new_tokens = word()?.parse()?;
-        let (seconds, tokens) = generate(model, rows, prompt, new_tokens)?;
-        let tokens: Vec<String> = tokens.iter().map(TokenId::to_string).collect();
-        writeln!(out, "{seconds} {}", tokens.join(","))?;
-        out.flush()?;
-    }
-    Ok(())
-}
-
 /// Returns the seconds of the decode steps after the second token, and the tokens of the first row. The
 /// first `Decoder::step` includes the prefill and yields the first two tokens, so it is not timed.
 fn generate(
     model: &Llama,
+    learn: bool,
     rows: usize,
     prompt: Vec<TokenId>,
     new_tokens: usize,
-) -> Result<(f64, Vec<TokenId>)> {
-    let sampler = SamplerConfig::new().init(model.d_model(), &model.device())?;
+) -> Result<(f64, Vec<TokenId>), Box<dyn Error>> {
+    let config = SamplerConfig::new()
+        .with_distiller(DistillerConfig::LowRank(LowRankConfig::new().with_rank(64)));
+    let sampler = config.init(model.d_model(), &model.device())?;
     let mut decoder = Decoder::new(model, sampler)?;
-    let greedy = Sampling::default().with_beta(0.0).with_top_k(1);
+    let sampling = if learn {
+        Sampling::default().with_min_p(0.05)
+    } else {
+        Sampling::default().with_beta(0.0).with_top_k(1)
+    };
     let request = Request::new(prompt)
         .with_completions(rows)
         .with_max_new_tokens(new_tokens)
-        .with_sampling(greedy);
+        .with_sampling(sampling);
     decoder.submit(request)?;
     decoder.step()?;
     let started = Instant::now();
@@ -147,5 +145,5 @@ fn generate(
         Event::Finished { completion, .. } => Some(completion),
         _ => None,
     });
-    Ok((seconds, first.context("expected completions, got none")?.tokens()))
+    Ok((seconds, first.ok_or("expected completions, got none")?.tokens()))
 }

@@ -4,7 +4,7 @@
 
 Each program prints `ready` and then answers each line `ROWS PROMPT_IDS NEW_TOKENS` with `SECONDS TOKENS`. The programs take
 turns, one generation each, in an order that reverses every round; a waiting program uses no CPU. The first program is the
-one that the others are compared with. All programs decode greedily; the last column says whether their tokens agree.
+one that the others are compared with, and the last column says which of them decoded the same tokens.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def main() -> None:
 
     ours, *others = programs
     print(f"{'rows':>4}", *(f"{program.name + ' tok/s':>18}" for program in programs), end="")
-    print("".join(f"  {f'{ours.name} / {other.name} [quartiles]':<34}" for other in others), " same tokens")
+    print("".join(f"  {f'{ours.name} / {other.name} [quartiles]':<34}" for other in others), " same tokens as", ours.name)
     for rows in map(int, args.rows.split(",")):
         seconds = {program.name: [] for program in programs}
         tokens = {}
@@ -69,7 +69,8 @@ def main() -> None:
         for other in others:
             q1, q2, q3 = quartiles([b / a for a, b in zip(seconds[ours.name], seconds[other.name])])
             line += f"  {f'{q2:.3f} [{q1:.3f}, {q3:.3f}]':<34}"
-        print(line, " yes" if len(set(tokens.values())) == 1 else " no", flush=True)
+        same = [other.name for other in others if tokens[other.name] == tokens[ours.name]]
+        print(line, "", ", ".join(same) or "none", flush=True)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,10 @@ use crate::tensor::{from_f32, index};
 pub(crate) use exp::exp_of_negative;
 pub(crate) use kernels::{Awake, has_same_bits, is_flex, share_each, share_pieces, vectorised};
 
+/// The multiply-adds of one thread; a second thread is used from twice as many on.
+// Below 600,000, waking a second thread, which takes about 50 µs, costs too much of what it saves.
+pub(crate) const WORK_OF_A_THREAD: usize = 300_000;
+
 /// Whether a device computes in host memory, so that a transfer to the host is a copy at most.
 pub(crate) fn is_host_memory(device: &Device) -> bool {
     #[cfg(feature = "ndarray")]

@@ -3,6 +3,8 @@
 //! Unpacking gives the same numbers as dequantising to `f32` at load: a code times a scale of a few bits is exact, so
 //! the sum with the group's least number is the only rounding in both.
 
+use std::ops::Range;
+
 use half::{bf16, f16};
 
 /// A matrix of packed rows, `[rows, width]`. Its rows may come from several tensors of different kinds.
@@ -69,16 +71,24 @@ impl Scales {
                 halves(&from_least[first..first + count], least);
             }
             Self::Blocks { integers, blocks } => {
-                for (at, [scale, least_of]) in integers[first..first + count].iter().enumerate() {
-                    let [block_scale, block_least] = blocks[(first + at) / 8];
-                    scales[at] = block_scale * f32::from(*scale);
-                    least[at] = -(block_least * f32::from(*least_of));
+                for (block, run) in runs::<8>(first, count) {
+                    let integers = &integers[first + run.start..first + run.end];
+                    let (scales, least) = (&mut scales[run.clone()], &mut least[run]);
+                    let [block_scale, block_least] = blocks[block];
+                    of_block::<8, _>(integers, scales, least, |[scale, least]| {
+                        [block_scale * f32::from(scale), -(block_least * f32::from(least))]
+                    });
                 }
             }
             Self::SignedBlocks { integers, blocks } => {
-                for (at, integer) in integers[first..first + count].iter().enumerate() {
-                    scales[at] = blocks[(first + at) / 16] * f32::from(*integer);
-                    least[at] = -32.0 * scales[at];
+                for (block, run) in runs::<16>(first, count) {
+                    let integers = &integers[first + run.start..first + run.end];
+                    let (scales, least) = (&mut scales[run.clone()], &mut least[run]);
+                    let block_scale = blocks[block];
+                    of_block::<16, _>(integers, scales, least, |integer| {
+                        let scale = block_scale * f32::from(integer);
+                        [scale, -32.0 * scale]
+                    });
                 }
             }
         }
@@ -113,6 +123,36 @@ impl Scales {
     }
 }
 
+/// Splits `count` groups from `first` on between blocks of `N` groups: each block, and the places of its groups.
+#[inline(always)]
+fn runs<const N: usize>(first: usize, count: usize) -> impl Iterator<Item = (usize, Range<usize>)> {
+    (first / N..(first + count).div_ceil(N)).map(move |block| {
+        let start = (block * N).saturating_sub(first);
+        (block, start..((block + 1) * N - first).min(count))
+    })
+}
+
+/// Scale and least number of each integer of a block.
+#[inline(always)]
+fn of_block<const N: usize, T: Copy>(
+    integers: &[T],
+    scales: &mut [f32],
+    least: &mut [f32],
+    numbers: impl Fn(T) -> [f32; 2],
+) {
+    let each = |integers: &[T], scales: &mut [f32], least: &mut [f32]| {
+        for ((&integer, scale), least) in integers.iter().zip(scales).zip(least) {
+            [*scale, *least] = numbers(integer);
+        }
+    };
+    // The compiler knows the length of a whole block, so it uses vector instructions.
+    if integers.len() == N {
+        each(&integers[..N], &mut scales[..N], &mut least[..N]);
+    } else {
+        each(integers, scales, least);
+    }
+}
+
 /// Converts the bits of finite `f16`.
 #[inline(always)]
 pub(crate) fn halves(bits: &[u16], numbers: &mut [f32]) {
@@ -130,14 +170,30 @@ pub(crate) fn halves(bits: &[u16], numbers: &mut [f32]) {
 /// narrower vector takes some of the lanes.
 pub(crate) const LANES: usize = 16;
 
-/// Packs the codes of a row, each of `BITS` bits, into blocks; the last block is filled with zeros.
-pub(crate) fn words<const BITS: usize>(codes: &[u8]) -> impl Iterator<Item = u32> + '_ {
-    codes.chunks(LANES * 32 / BITS).flat_map(|block| {
-        (0..LANES).map(move |lane| {
-            let codes = block.iter().skip(lane).step_by(LANES).zip(0..);
-            codes.fold(0, |word, (&code, at)| word | u32::from(code) << (at * BITS))
-        })
-    })
+/// The words of a row of `width` codes, each of `BITS` bits.
+pub(crate) const fn words_in<const BITS: usize>(width: usize) -> usize {
+    width.div_ceil(LANES * 32 / BITS) * LANES
+}
+
+/// Packs the codes of a row, each of `BITS` bits, into the words of its blocks; the last block is filled with zeros.
+#[inline(always)]
+pub(crate) fn words<const BITS: usize>(codes: &[u8], words: &mut [u32]) {
+    for (codes, words) in codes.chunks(LANES * 32 / BITS).zip(words.chunks_exact_mut(LANES)) {
+        words.fill(0);
+        for (at, codes) in codes.chunks(LANES).enumerate() {
+            for (word, &code) in words.iter_mut().zip(codes) {
+                *word |= u32::from(code) << (at * BITS);
+            }
+        }
+    }
+}
+
+/// [`words`] in a vector of their own, for tests.
+#[cfg(test)]
+pub(crate) fn words_of<const BITS: usize>(codes: &[u8]) -> Vec<u32> {
+    let mut packed = vec![0; words_in::<BITS>(codes.len())];
+    words::<BITS>(codes, &mut packed);
+    packed
 }
 
 impl PackedRows {
@@ -241,7 +297,7 @@ mod tests {
         };
         // 64 codes of two rows; a block has room for 128.
         let codes: Vec<u8> = (0..32).map(|i| i % 16).collect();
-        let codes = [&codes[..], &codes].into_iter().flat_map(words::<4>).collect();
+        let codes = [&codes[..], &codes].into_iter().flat_map(words_of::<4>).collect();
         let four = PackedRows { rows: 2, codes: Codes::Four(codes, scales(0.5)) };
         let bits = (0..32).map(|i| bf16::from_f32(i as f32).to_bits()).collect();
         let bf16 = PackedRows { rows: 1, codes: Codes::Bf16(bits) };
@@ -254,9 +310,17 @@ mod tests {
     }
 
     #[test]
+    fn groups_are_split_between_blocks() {
+        let found = |first, count| runs::<8>(first, count).collect::<Vec<_>>();
+        assert_eq!(found(0, 16), [(0, 0..8), (1, 8..16)]);
+        assert_eq!(found(5, 4), [(0, 0..3), (1, 3..4)]);
+        assert_eq!(found(9, 2), [(1, 0..2)]);
+    }
+
+    #[test]
     fn codes_are_a_vector_apart() {
         let codes: Vec<u8> = (0..70).collect();
-        let packed: Vec<u32> = words::<8>(&codes).collect();
+        let packed = words_of::<8>(&codes);
         assert_eq!(packed.len(), 32);
         assert_eq!(packed[3], 3 | 19 << 8 | 35 << 16 | 51 << 24);
         assert_eq!((packed[16], packed[21], packed[22]), (64, 69, 0));

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     distiller::Distiller,
     hidden::HiddenStates,
-    host::{is_flex, share_each},
+    host::{WORK_OF_A_THREAD, is_flex, share_each},
     tensor::select_rows,
 };
 
@@ -65,9 +65,6 @@ impl<D: Distiller> ApartSlots<D> {
         is_flex(device)
     }
 }
-
-/// The multiply-adds for which a second thread is worth waking.
-const WORK_OF_A_THREAD: usize = 300_000;
 
 /// The same work for a stack that holds this slot only.
 fn alone(slot: &SlotRows) -> [SlotRows; 1] {

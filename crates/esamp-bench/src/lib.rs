@@ -7,6 +7,7 @@ use std::{error::Error, io::Write, process::ExitCode};
 
 pub mod load;
 pub mod overhead;
+pub mod protocol;
 pub mod rows;
 pub mod scale;
 

@@ -1,18 +1,10 @@
 //! llama.cpp's own greedy decoding of SmolLM2-135M, for `benches/compare.sh`.
-//!
-//! Answers each line `ROWS PROMPT_IDS NEW_TOKENS` on standard input (ids separated by commas) with `SECONDS TOKENS`: the
-//! time of the decode steps after the second token, and the new tokens of the first row.
 
-use std::{
-    error::Error,
-    io::{self, BufRead, Write},
-    path::Path,
-    process::ExitCode,
-    time::Instant,
-};
+use std::{error::Error, path::Path, process::ExitCode, time::Instant};
 
 use clap::Parser;
 use esamp::TokenId;
+use esamp_bench::{exit_code, protocol::answer};
 use esamp_llama_cpp::{Options, own_loop::OwnLoop};
 use esamp_programs::model_source::{Cache, ModelSource};
 
@@ -28,33 +20,12 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    match serve(&Args::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // If standard error is closed too, the exit code still reports the failure.
-            let _ = writeln!(io::stderr(), "{error}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_code(serve(&Args::parse()))
 }
 
 fn serve(args: &Args) -> Result<(), Box<dyn Error>> {
     let path = ModelSource::SmolLm2.fetch(&Cache::from_env()?)?;
-    let mut out = io::stdout();
-    writeln!(out, "ready")?;
-    out.flush()?;
-    for line in io::stdin().lock().lines() {
-        let line = line?;
-        let [rows, prompt, new_tokens] = line.split_whitespace().collect::<Vec<_>>()[..] else {
-            return Err(format!("expected ROWS PROMPT_IDS NEW_TOKENS, got {line:?}").into());
-        };
-        let prompt = prompt.split(',').map(str::parse).collect::<Result<Vec<TokenId>, _>>()?;
-        let (seconds, tokens) = generate(&path, args, rows.parse()?, &prompt, new_tokens.parse()?)?;
-        let tokens: Vec<String> = tokens.iter().map(TokenId::to_string).collect();
-        writeln!(out, "{seconds} {}", tokens.join(","))?;
-        out.flush()?;
-    }
-    Ok(())
+    answer(|rows, prompt, new_tokens| generate(&path, args, rows, &prompt, new_tokens))
 }
 
 fn generate(

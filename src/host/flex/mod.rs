@@ -5,6 +5,8 @@ mod attend;
 #[cfg(feature = "llama")]
 mod gate;
 #[cfg(feature = "llama")]
+mod look_up;
+#[cfg(feature = "llama")]
 mod norm;
 #[cfg(feature = "llama")]
 mod packed;
@@ -32,7 +34,7 @@ pub(crate) use product::times_transposed;
 pub(crate) use rotate::rotate_halves;
 pub(crate) use slots::{times_each, times_each_transposed};
 pub(crate) use threads::{Awake, share_each, share_pieces};
-use threads::{parts_for, share, share_rows, threads_for};
+use threads::{parts_for, share, share_rows, threads_for, threads_for_product};
 
 /// Whether a device computes in host memory, so that these operations can use it.
 pub(crate) fn is_flex(device: &Device) -> bool {

@@ -5,11 +5,12 @@ use pulp::{Arch, Simd, WithSimd};
 
 use super::{
     flex,
+    look_up::looks_up,
     pick::{indices, times_picked},
     product::{Matrix, multiply},
 };
 use crate::{
-    host::packed::{Codes, LANES, PackedMatrix, Scales, halves},
+    host::packed::{Codes, LANES, PackedMatrix, Scales, halves, words_in},
     tensor::from_f32,
 };
 
@@ -189,8 +190,7 @@ impl Scales {
 /// The words of a row of codes of `BITS` bits.
 #[inline(always)]
 fn row_of<const BITS: usize>(words: &[u32], row: usize, width: usize) -> &[u32] {
-    let count = width.div_ceil(LANES * 32 / BITS) * LANES;
-    &words[row * count..][..count]
+    &words[row * words_in::<BITS>(width)..][..words_in::<BITS>(width)]
 }
 
 /// The words of several rows.
@@ -203,23 +203,38 @@ fn rows_of<const BITS: usize, const H: usize>(
     std::array::from_fn(|h| row_of::<BITS>(words, first + h, width))
 }
 
+/// What [`numbers`] needs of a group: all numbers that it can have, in order, if [`looks_up`], otherwise its scale and
+/// its least number in every lane.
+#[inline(always)]
+fn group_numbers<S: Simd, const BITS: usize>(simd: S, scale: f32, least: f32) -> [S::f32s; 2] {
+    let [scale, least] = [scale, least].map(|number| simd.splat_f32s(number));
+    if looks_up::<S, BITS>(simd).is_some() {
+        let codes: [f32; LANES] = std::array::from_fn(|code| code as f32);
+        // The product is exact, so fusing it with the sum changes nothing.
+        [simd.mul_add_e_f32s(scale, S::as_simd_f32s(&codes).0[0], least), least]
+    } else {
+        [scale, least]
+    }
+}
+
 /// Unpacks the numbers with the codes that begin at bit `at · BITS` of some words.
 #[inline(always)]
 fn numbers<S: Simd, const BITS: usize>(
     simd: S,
     words: S::u32s,
     at: usize,
-    scale: f32,
-    least: f32,
+    of_group: [S::f32s; 2],
 ) -> S::f32s {
     /// A float of this exponent has the value of its mantissa's integer plus 2²³.
     const EXPONENT: u32 = (127 + 23) << 23;
     let codes = simd.wrapping_dyn_shr_u32s(words, simd.splat_u32s((at * BITS) as u32));
+    if let Some(look_up) = looks_up::<S, BITS>(simd) {
+        return look_up.numbers::<S>(codes, of_group[0]);
+    }
     let codes = simd.and_u32s(codes, simd.splat_u32s((1 << BITS) - 1));
     let codes = simd.transmute_f32s_u32s(simd.or_u32s(codes, simd.splat_u32s(EXPONENT)));
     let codes = simd.sub_f32s(codes, simd.splat_f32s(f32::from_bits(EXPONENT)));
-    // The product is exact, so fusing it with the sum changes nothing.
-    simd.mul_add_e_f32s(simd.splat_f32s(scale), codes, simd.splat_f32s(least))
+    simd.mul_add_e_f32s(of_group[0], codes, of_group[1])
 }
 
 /// Unpacks a row of codes of `BITS` bits in groups of `GROUP · LANES` numbers.
@@ -256,11 +271,13 @@ fn unpack_block<S: Simd, const BITS: usize, const GROUP: usize>(
     let vectors = LANES / S::F32_LANES;
     let (words, _) = S::as_simd_u32s(words);
     let (unpacked, _) = S::as_mut_simd_f32s(unpacked);
-    for at in 0..steps {
-        let (scale, least) = (scales[at / GROUP], least[at / GROUP]);
-        for vector in 0..vectors {
-            unpacked[at * vectors + vector] =
-                numbers::<S, BITS>(simd, words[vector], at, scale, least);
+    for of_group in 0..steps / GROUP {
+        let numbers_of = group_numbers::<S, BITS>(simd, scales[of_group], least[of_group]);
+        for at in of_group * GROUP..(of_group + 1) * GROUP {
+            for vector in 0..vectors {
+                unpacked[at * vectors + vector] =
+                    numbers::<S, BITS>(simd, words[vector], at, numbers_of);
+            }
         }
     }
 }
@@ -288,26 +305,31 @@ fn times_packed<S: Simd, const BITS: usize, const GROUP: usize, const H: usize, 
         let least: [&[f32]; H] = std::array::from_fn(|h| &groups[h][1][group..][..count]);
         let first = block * of_block * vectors;
         let x: [&[S::f32s]; R] = std::array::from_fn(|r| &x[r][first..][..of_block * vectors]);
-        for at in 0..32 / BITS {
-            for vector in 0..vectors {
-                for h in 0..H {
-                    let (scale, least) = (scales[h][at / GROUP], least[h][at / GROUP]);
-                    let weight = numbers::<S, BITS>(simd, words[h][vector], at, scale, least);
-                    for r in 0..R {
-                        let x = x[r][at * vectors + vector];
-                        sums[h][r] = simd.mul_add_e_f32s(weight, x, sums[h][r]);
+        for of_group in 0..count {
+            let groups: [_; H] = std::array::from_fn(|h| {
+                group_numbers::<S, BITS>(simd, scales[h][of_group], least[h][of_group])
+            });
+            for at in of_group * GROUP..(of_group + 1) * GROUP {
+                for vector in 0..vectors {
+                    for h in 0..H {
+                        let weight = numbers::<S, BITS>(simd, words[h][vector], at, groups[h]);
+                        for r in 0..R {
+                            let x = x[r][at * vectors + vector];
+                            sums[h][r] = simd.mul_add_e_f32s(weight, x, sums[h][r]);
+                        }
                     }
                 }
             }
         }
     }
     for at in 0..width / LANES % of_block {
-        let group = (blocks * of_block + at) / GROUP;
+        let of_group = (blocks * of_block + at) / GROUP;
         for vector in 0..vectors {
             for h in 0..H {
                 let [scales, least] = groups[h];
+                let numbers_of = group_numbers::<S, BITS>(simd, scales[of_group], least[of_group]);
                 let words = words[h][blocks * vectors + vector];
-                let weight = numbers::<S, BITS>(simd, words, at, scales[group], least[group]);
+                let weight = numbers::<S, BITS>(simd, words, at, numbers_of);
                 for r in 0..R {
                     let x = x[r][(blocks * of_block + at) * vectors + vector];
                     sums[h][r] = simd.mul_add_e_f32s(weight, x, sums[h][r]);
@@ -335,7 +357,7 @@ mod tests {
         },
         *,
     };
-    use crate::host::packed::{PackedRows, words};
+    use crate::host::packed::{PackedRows, words_of};
 
     const WIDTH: usize = 5 * 256 / 4;
 
@@ -349,19 +371,19 @@ mod tests {
         let integers = (0..groups).map(|i| [i as u8 % 64, 63 - i as u8 % 64]).collect();
         [
             Codes::Four(
-                words::<4>(&codes(16)).collect(),
+                words_of::<4>(&codes(16)),
                 Scales::Scaled { scales: bits(groups, 77), least: -8.0 },
             ),
             Codes::Four(
-                words::<4>(&codes(16)).collect(),
+                words_of::<4>(&codes(16)),
                 Scales::Blocks { integers, blocks: vec![[0.25, 0.75]; groups.div_ceil(8)] },
             ),
             Codes::Eight(
-                words::<8>(&codes(256)).collect(),
+                words_of::<8>(&codes(256)),
                 Scales::Both { scales: bits(groups, 77), least: bits(groups, 31) },
             ),
             Codes::Eight(
-                words::<8>(&codes(64)).collect(),
+                words_of::<8>(&codes(64)),
                 Scales::SignedBlocks {
                     integers: (0..WIDTH / 16).map(|i| i as i8 - 9).collect(),
                     blocks: vec![0.125; (WIDTH / 16).div_ceil(16)],

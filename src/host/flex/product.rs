@@ -7,16 +7,11 @@
 use burn::tensor::Tensor;
 use pulp::{Arch, Simd, WithSimd};
 
-use super::{flex, parts_for, share, threads_for};
+use super::{flex, parts_for, share, threads_for_product};
 use crate::tensor::from_f32;
 
 /// The rows of `x` that are multiplied with a panel of the matrix before the next panel: they should fit in the L2 cache.
 pub(super) const MOST_ROWS: usize = 128;
-
-/// The multiply-adds of one thread; a second thread is used from twice as many on.
-// A second thread is used from 600,000 on. Below that, waking it, which takes about 50 µs, costs too much of what it
-// saves.
-pub(super) const WORK_OF_A_THREAD: usize = 300_000;
 
 /// Returns the product if the device and the shapes are supported.
 pub(crate) fn times_transposed(x: &Tensor<2>, weight: &Tensor<2>) -> Option<Tensor<2>> {
@@ -103,7 +98,7 @@ pub(super) fn multiply(x: &[f32], matrix: &impl Matrix, product: &mut [f32]) {
 fn multiply_few(x: &[f32], matrix: &impl Matrix, product: &mut [f32]) {
     let [columns, width] = matrix.dims();
     let rows = x.len() / width;
-    let threads = threads_for(rows * columns * width, WORK_OF_A_THREAD);
+    let threads = threads_for_product(rows * columns * width);
     // Parts of whole tiles: otherwise every part, not only the last one, would end with columns that are computed one
     // by one.
     let columns_of_a_part = columns.div_ceil(parts_for(threads)).next_multiple_of(HEIGHT);

@@ -5,8 +5,8 @@ use pulp::{Arch, Simd, WithSimd};
 
 use super::{
     flex,
-    product::{Dense, MOST_ROWS, WORK_OF_A_THREAD, column_parts, multiply},
-    share, threads_for,
+    product::{Dense, MOST_ROWS, column_parts, multiply},
+    share, threads_for_product,
 };
 use crate::tensor::from_f32;
 
@@ -61,7 +61,7 @@ fn each(
 // summed across lanes.
 fn accumulate(x: &[f32], weight: &[f32], width: usize, product: &mut [f32]) {
     let (rows, columns) = (x.len() / width, weight.len() / width);
-    let threads = threads_for(rows * weight.len(), WORK_OF_A_THREAD);
+    let threads = threads_for_product(rows * weight.len());
     // Exactly one part per thread, so that a part reads long pieces of each row of the matrix. The columns are split
     // first, and the rows only if there are too few columns.
     let columns_of_a_part = columns.div_ceil(threads).next_multiple_of(COLUMNS);

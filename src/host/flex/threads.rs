@@ -20,6 +20,7 @@ use std::{
 use rayon::{ThreadPool, ThreadPoolBuilder, Yield};
 
 use super::vectorised;
+use crate::host::WORK_OF_A_THREAD;
 
 /// The workers that help the calling thread, or `None` if there is only one thread. One fewer than rayon's own pool has,
 /// because the caller works too.
@@ -122,6 +123,14 @@ const SPINS: usize = 5_000;
 
 /// The number of parts per thread: if a thread is delayed, the others take over its parts.
 const PARTS_PER_THREAD: usize = 4;
+
+/// Returns the number of threads for a product of `work` multiply-adds.
+pub(super) fn threads_for_product(work: usize) -> usize {
+    /// What is worth a worker that is awake.
+    const AWAKE_WORK_OF_A_THREAD: usize = 50_000;
+    let is_awake = AWAKE.load(Acquire) > 0;
+    threads_for(work, if is_awake { AWAKE_WORK_OF_A_THREAD } else { WORK_OF_A_THREAD })
+}
 
 /// Returns the number of threads for an amount of work, where `of_a_thread` is worth one thread.
 pub(super) fn threads_for(work: usize, of_a_thread: usize) -> usize {
