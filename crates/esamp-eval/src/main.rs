@@ -8,6 +8,7 @@
 //! cargo run --release --bin evaluate -- --quick --shard 1/2 --out 1.jsonl
 //! cargo run --release --bin evaluate -- --plan round-2 --dry-run
 //! cargo run --release --bin evaluate -- --plan round-2 --budget 480 --out round-2
+//! cargo run --release --bin evaluate -- --records circle-peaked-dev.jsonl,circle-peaked-held-out.jsonl --report circle.md
 //! cargo run --release --bin evaluate -- merge 1.jsonl 2.jsonl --out quick.jsonl
 //! ```
 //!

@@ -147,7 +147,7 @@ fn the_trained_models_do_what_they_are_for() {
         let header = header(&*known, "plain-1", 256, 64);
         let record = loaded.run(&header, known.split(Split::Dev).remove(0)).remove(0);
         let score = record.tally.unwrap().score(256);
-        assert!(score.valid > 0.3, "{model}: {score:?}");
+        assert!(score.valid > 0.25, "{model}: {score:?}");
         assert!(score.new > 0.0, "{model}: {score:?}");
         distinct.insert(model, score.distinct / score.valid);
     }

@@ -42,9 +42,10 @@ pub fn of(subject: &Subject, half: &Half) -> Result<Vec<(String, String)>, Failu
         };
         arms.filter_map(curve).collect()
     };
-    let powers: Vec<usize> = std::iter::successors(Some(1), |n| Some(2 * n))
-        .take_while(|&n| n <= subject.samples)
-        .collect();
+    // The first completions of a wave say little: those of arithmetic sampling are in the order of their codes.
+    let first = subject.wave.min(subject.samples).next_power_of_two() / 2;
+    let powers = std::iter::successors(Some(first.max(1)), |n| Some(2 * n));
+    let powers: Vec<usize> = powers.take_while(|&n| n <= subject.samples).collect();
     let covered = curves(&|arm| {
         let at = |&n: &usize| ((n as f64).log2(), Count::Distinct.mean(half, arm, n));
         Some(powers.iter().map(at).collect())
@@ -158,6 +159,8 @@ fn against_validity(subject: &Subject, half: &Half) -> Result<String, Failure> {
     let (left, right) = range(points.iter().map(|point| point.0))?;
     let (low, high) = range(points.iter().map(|point| point.1))?;
     let title = format!("{}: coverage against validity, {n} completions", subject.name);
+    // Places that cannot be told apart in the figure.
+    let near = |(x, y): (f64, f64)| ((x * 200.0).round() as i64, (y * 200.0).round() as i64);
     drawn((WIDTH, height(points.len())), |area| {
         let mut chart = ChartBuilder::on(&area)
             .caption(title, (FONT, 17))
@@ -182,8 +185,17 @@ fn against_validity(subject: &Subject, half: &Half) -> Result<String, Failure> {
             // Black is the frontier's; the other colours repeat.
             let colour = if frontier.contains(&arm) { BLACK } else { colour(1 + arm % 6) };
             chart.draw_series([Circle::new(point, 4, colour.filled())]).map_err(broken)?;
-            labels.push((chart.backend_coord(&point), half.arms[arm].name.as_str(), colour));
+            // Arms that a filter leaves few answers are at one place: one label says how many.
+            let same = |&other: &usize| near(points[other]) == near(point);
+            let at_this: Vec<usize> = (0..points.len()).filter(same).collect();
+            if at_this[0] == arm {
+                let more = at_this.len() - 1;
+                let name = &half.arms[arm].name;
+                let label = if more > 0 { format!("{name} and {more} more") } else { name.clone() };
+                labels.push((chart.backend_coord(&point), label, colour));
+            }
         }
-        write_labels(&area, labels)
+        let labels = labels.iter().map(|(at, label, colour)| (*at, label.as_str(), *colour));
+        write_labels(&area, labels.collect())
     })
 }
