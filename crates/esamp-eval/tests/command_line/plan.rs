@@ -43,7 +43,7 @@ fn a_part_is_run_and_its_records_are_counted() {
     let flags = ["--records", records.to_str().unwrap(), "--report", report.to_str().unwrap()];
     let output = evaluate(&flags);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let text = std::fs::read_to_string(&report).unwrap();
+    let text = fs::read_to_string(&report).unwrap();
     assert!(text.contains("\n## sibling-even\n"), "{text}");
     assert!(folder.path().join("report/sibling-even-coverage.svg").exists());
     let output = plan(out, &[&part[..], &["--dry-run"]].concat());

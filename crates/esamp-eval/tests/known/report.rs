@@ -4,6 +4,7 @@ use std::{fs, path::Path};
 
 use esamp::Counters;
 use esamp_eval::{
+    known::tasks,
     record::{Run, Session, Tally, Totals},
     report::{Origin, tallies},
     tally::WaveRecord,
