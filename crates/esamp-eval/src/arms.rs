@@ -309,6 +309,11 @@ fn frontier_named(name: &str) -> Option<ArmRecord> {
     (arm.name == name && arm.sampling.sampling().validate().is_ok()).then_some(arm)
 }
 
+/// Whether an arm is plain sampling at a temperature, with a filter or without.
+pub fn is_plain(name: &str) -> bool {
+    frontier_named(name).is_some()
+}
+
 fn min_p() -> Sampling {
     Sampling::default().with_beta(0.0).with_min_p(MIN_P)
 }

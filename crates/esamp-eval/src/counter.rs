@@ -114,6 +114,14 @@ mod tests {
         assert_eq!(tally.score(99), tally.score(6));
         assert_eq!(tally.score(2), Score { valid: 0.5, distinct: 0.5, new: 0.5, trained: 0.0 });
         assert_eq!(tally.score(0), Score::default());
+        // Waves NxTn and tN: one of three right ones is a repetition, then one of two.
+        assert_eq!(tally.repetitions(4), [Some(1.0 / 3.0), Some(0.5)]);
+        assert_eq!(tally.repetitions(2), [Some(0.0), Some(0.5), Some(0.5)]);
+        // Two of six in random order: an answer given once is missed with 5/6·4/5, one given twice with 4/6·3/5.
+        let two = (1.0 - 4.0 / 6.0) + 2.0 * (1.0 - 4.0 / 6.0 * 3.0 / 5.0);
+        assert!((tally.in_random_order(2).unwrap() - two / 2.0).abs() < 1e-12);
+        assert_eq!(tally.in_random_order(6), Some(0.5), "all of them, in whatever order");
+        assert_eq!((tally.in_random_order(7), tally.in_random_order(0)), (None, None));
         // Shares 2/5, 2/5, 1/5.
         let entropy = -(2.0 * 0.4 * 0.4f64.ln() + 0.2 * 0.2f64.ln());
         assert!((tally.effective_answers() - entropy.exp()).abs() < 1e-12);

@@ -8,6 +8,7 @@
 //! cargo run --release --bin evaluate -- --quick --shard 1/2 --out 1.jsonl
 //! cargo run --release --bin evaluate -- --plan round-2 --dry-run
 //! cargo run --release --bin evaluate -- --plan round-2 --budget 480 --out round-2
+//! cargo run --release --bin evaluate -- --records circle-peaked-dev.jsonl,circle-peaked-held-out.jsonl --report circle.md
 //! cargo run --release --bin evaluate -- merge 1.jsonl 2.jsonl --out quick.jsonl
 //! ```
 //!
@@ -33,7 +34,7 @@ use esamp_eval::{
     progress::Progress,
     provenance::{self, SessionFile, Sessions},
     record::{self, ArmRecord, FORMAT_VERSION, Header, ModelRecord, ReadError, Run, read_lines},
-    report::{self, Origin, embeddings::Embeddings, gather::Results},
+    report::{self, Origin, embeddings::Embeddings, gather::Results, tallies},
     round2::{self, Part},
     run::Subject,
     store::{Store, disk},
@@ -203,19 +204,19 @@ fn report(records: &[PathBuf], to: &Path, model: &ModelSource, device: &Device) 
             let error = format!("{path}: expected the records of a whole plan, got shard {shard}");
             return Err(Failure::usage(error, "merge all shards: evaluate merge --help").into());
         }
-        if let Some(wave) = runs.last().and_then(|run| run.header.wave) {
-            let path = path.display();
-            let error =
-                format!("{path}: expected records with texts, got those of waves of {wave}");
-            let step = "read the tallies of its lines: letters, repeats and waves";
-            return Err(Failure::usage(error, step).into());
-        }
         let found = SessionFile::read(path)?;
         sessions.sessions.extend(found.sessions);
         sessions.damaged += found.damaged;
     }
-    let results = Results::gather(runs)?;
     let command = provenance::command();
+    if runs.iter().any(|run| run.header.wave.is_some()) {
+        // Tallies need neither the model's tokenizer nor embeddings.
+        let origin = Origin { sessions, command, embedder: String::new() };
+        tallies::write(runs, &origin, to)?;
+        writeln!(io::stdout(), "{}", to.display())?;
+        return Ok(());
+    }
+    let results = Results::gather(runs)?;
     let origin = Origin { sessions, command, embedder: Embeddings::name() };
     let cache = Cache::from_env()?;
     let path = model.fetch(&cache)?;

@@ -103,6 +103,38 @@ impl Tally {
         }
     }
 
+    /// The different right answers to expect among the first `n` completions if all completions had come in random order,
+    /// as a share of `n`: `Σ over answers (1 − C(N − t, n) / C(N, n)) / n` for answers given `t` times among `N`
+    /// completions (Hurlbert, *The Nonconcept of Species Diversity*, 1971). Of independent draws this is the coupon
+    /// collector's line. `None` without completions, or with fewer than `n`.
+    pub fn in_random_order(&self, n: usize) -> Option<f64> {
+        let all = self.letters.chars().count();
+        if n == 0 || n > all {
+            return None;
+        }
+        let missed = |times: u64| {
+            // Each factor is the chance that one more of the `times` is not among the n.
+            let factor = |at: usize| ((all - n) as f64 - at as f64).max(0.0) / (all - at) as f64;
+            (0..(times as usize).min(all)).map(factor).product::<f64>()
+        };
+        let found =
+            self.repeats.iter().map(|&[times, answers]| answers as f64 * (1.0 - missed(times)));
+        Some(found.sum::<f64>() / n as f64)
+    }
+
+    /// For each wave of `wave` completions the share of its right completions whose answer was given before, in this wave
+    /// or an earlier one. `None` for a wave without right completions.
+    pub fn repetitions(&self, wave: usize) -> Vec<Option<f64>> {
+        let letters: Vec<Letter> = self.letters.chars().filter_map(Letter::of).collect();
+        let share = |wave: &[Letter]| {
+            let count = |kinds: &[Letter]| wave.iter().filter(|one| kinds.contains(one)).count();
+            let again = count(&[Letter::NewAgain, Letter::TrainedAgain]);
+            let right = wave.len() - count(&[Letter::Wrong]);
+            (right > 0).then(|| again as f64 / right as f64)
+        };
+        letters.chunks(wave.max(1)).map(share).collect()
+    }
+
     /// The effective number of right answers: the exponential of the entropy of their frequencies among the right
     /// completions (arXiv 2605.11128 divides it by the number of all right answers). 0 without right completions.
     pub fn effective_answers(&self) -> f64 {

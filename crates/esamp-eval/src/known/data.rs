@@ -5,7 +5,10 @@ use std::collections::HashMap;
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 use serde_json::{Value, json};
 
-use super::{HASH_LENGTH, HASH_SYMBOLS, Item, OPENING, World, draw_hash};
+use super::{HASH_SYMBOLS, Item, OPENING, World, draw_hash};
+
+/// The first symbol of a hash: the symbols follow the three words of all worlds.
+const FIRST_SYMBOL: usize = 3;
 
 /// The words of a world, each with its token.
 #[derive(Clone, Debug)]
@@ -17,7 +20,7 @@ pub struct Vocabulary {
 impl Vocabulary {
     /// The token that ends an answer.
     pub const END: usize = 0;
-    const ASK: &str = "<q>";
+    const ASK: &'static str = "<q>";
 
     /// The words of a world after those of all worlds.
     pub fn of(world: &dyn World) -> Self {
@@ -32,6 +35,18 @@ impl Vocabulary {
     /// The number of words.
     pub fn size(&self) -> usize {
         self.words.len()
+    }
+
+    /// The words of tokens, separated by spaces. A token that the world does not have has none.
+    pub fn decode(&self, tokens: &[usize]) -> String {
+        let words = tokens.iter().filter_map(|&token| Some(self.words.get(token)?.as_str()));
+        words.collect::<Vec<_>>().join(" ")
+    }
+
+    /// The tokens of a prompt: a hash, and the query of the world.
+    pub fn prompt(&self, world: &dyn World, rng: &mut ChaCha8Rng) -> Vec<usize> {
+        let hash = draw_hash(rng).into_iter().map(|symbol| FIRST_SYMBOL + symbol);
+        hash.chain(self.encode(&asked(world.query()))).collect()
     }
 
     /// The tokens of words separated by spaces. A word that the world does not have has none.
@@ -57,9 +72,9 @@ impl Vocabulary {
 /// How often a model is trained on an item.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Peakedness {
-    /// On all items equally often.
+    /// On all items equally often, each time written in a [new way](World::rewritten).
     Even,
-    /// On the item of rank `r`, counted from 1, in proportion to `1/r` (Zipf's law), among those with its query. A
+    /// Always written in the same way, on the item of rank `r`, counted from 1, in proportion to `1/r` (Zipf's law), among those with its query. A
     /// third of the training on sibling pairs is then on 30 of 50,000.
     Peaked,
 }
@@ -86,20 +101,25 @@ pub struct Batch {
     pub learned: Vec<std::ops::Range<usize>>,
 }
 
+/// `<q> QUERY`
+fn asked(query: &str) -> String {
+    format!("{} {query}", Vocabulary::ASK)
+}
+
 /// Draws batches.
-#[derive(Debug)]
-pub struct Sampler {
-    /// Query and answer of each item.
-    items: Vec<[Vec<usize>; 2]>,
+pub struct Sampler<'w> {
+    world: &'w dyn World,
+    vocabulary: Vocabulary,
+    peakedness: Peakedness,
+    items: Vec<Item>,
     /// The sum of the weights up to each item.
     sums: Vec<f64>,
     rng: ChaCha8Rng,
 }
 
-impl Sampler {
+impl<'w> Sampler<'w> {
     /// Draws from the training data of a world.
-    pub fn new(world: &dyn World, peakedness: Peakedness, seed: u64) -> Self {
-        let vocabulary = Vocabulary::of(world);
+    pub fn new(world: &'w dyn World, peakedness: Peakedness, seed: u64) -> Self {
         let mut sums = Vec::new();
         let (mut sum, mut ranks) = (0.0, HashMap::<&str, f64>::new());
         let items = world.training();
@@ -116,11 +136,8 @@ impl Sampler {
         if peakedness == Peakedness::Peaked {
             scale_asked(&mut sums, &items, world.query());
         }
-        let encode = |text: &str| vocabulary.encode(text).collect();
-        let answer = |item: &Item| format!("{OPENING} {} </a>", item.answer);
-        let ask = |item: &Item| format!("{} {}", Vocabulary::ASK, item.query);
-        let items = items.iter().map(|item| [encode(&ask(item)), encode(&answer(item))]).collect();
-        Self { items, sums, rng: ChaCha8Rng::seed_from_u64(seed) }
+        let (vocabulary, rng) = (Vocabulary::of(world), ChaCha8Rng::seed_from_u64(seed));
+        Self { world, vocabulary, peakedness, items, sums, rng }
     }
 
     /// Draws a batch.
@@ -130,13 +147,17 @@ impl Sampler {
         for _ in 0..rows {
             let drawn = self.rng.random::<f64>() * total;
             let place = self.sums.partition_point(|&sum| sum <= drawn);
-            let [query, answer] = &self.items[place.min(self.items.len() - 1)];
-            let hash = draw_hash(&mut self.rng);
-            // The symbols follow the three words of all worlds.
-            let mut row: Vec<usize> = hash.iter().map(|symbol| 3 + symbol).collect();
-            row.extend(query);
-            let start = HASH_LENGTH + query.len();
-            row.extend(answer);
+            let item = &self.items[place.min(self.items.len() - 1)];
+            let rewritten = match self.peakedness {
+                Peakedness::Even => self.world.rewritten(&item.answer, &mut self.rng),
+                Peakedness::Peaked => None,
+            };
+            let answer = rewritten.as_ref().unwrap_or(&item.answer);
+            let hash = draw_hash(&mut self.rng).into_iter().map(|symbol| FIRST_SYMBOL + symbol);
+            let mut row: Vec<usize> =
+                hash.chain(self.vocabulary.encode(&asked(item.query))).collect();
+            let start = row.len();
+            row.extend(self.vocabulary.encode(&format!("{OPENING} {answer} </a>")));
             learned.push(start..row.len());
             tokens.push(row);
         }

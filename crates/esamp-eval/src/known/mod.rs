@@ -9,6 +9,7 @@
 //! runs one. `docs/design/round-2.md` says why the tasks are as they are.
 
 mod data;
+mod drawn;
 mod network;
 mod paths;
 mod save;
@@ -23,9 +24,10 @@ use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 use crate::tasks::{Problem, Task, Verdict};
 
 pub use data::{Batch, Peakedness, Sampler, Vocabulary};
+pub use drawn::{Drawn, drawn};
 pub use network::{Network, NetworkShape};
 pub use paths::Paths;
-pub use save::{SaveError, save};
+pub use save::{SaveError, load, save};
 pub use sibling::Sibling;
 pub use train::{TrainSettings, train};
 pub use triangle::Triangle;
@@ -60,6 +62,13 @@ pub trait World: Send + Sync {
     /// What a model is trained on, always the same and in the same order: the first items are those that a peaked
     /// model has seen most.
     fn training(&self) -> Vec<Item>;
+
+    /// The same answer written in another way, `None` if there is only one way. A model that is trained on every order
+    /// of the parts of an answer learns from fewer answers what makes one right.
+    fn rewritten(&self, answer: &str, rng: &mut ChaCha8Rng) -> Option<String> {
+        let _ = (answer, rng);
+        None
+    }
 
     /// The canonical form of an answer to [`query`](Self::query), `None` if it is wrong. Answers that are the same
     /// except in order have the same form.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use rand::{SeedableRng, rngs::ChaCha8Rng};
+use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 
 use super::{Item, World};
 use crate::tasks::shuffle_with;
@@ -107,6 +107,22 @@ impl World for Paths {
             }
         }
         items
+    }
+
+    /// The edges in a new order, all of them turned or none.
+    fn rewritten(&self, answer: &str, rng: &mut ChaCha8Rng) -> Option<String> {
+        let words: Vec<&str> = answer.split(' ').collect();
+        let is_turned = rng.random_range(0..2) == 1;
+        let edge = |pair: &[&'_ str]| {
+            if is_turned {
+                format!("{} {}", pair[1], pair[0])
+            } else {
+                format!("{} {}", pair[0], pair[1])
+            }
+        };
+        let mut edges: Vec<String> = words.chunks_exact(2).map(edge).collect();
+        shuffle_with(&mut edges, rng);
+        Some(edges.join(" "))
     }
 
     fn canonical(&self, answer: &[&str]) -> Option<String> {

@@ -2,13 +2,16 @@
 
 use std::{fs, io, path::Path};
 
-use burn::tensor::{DType, Tensor};
-use safetensors::{Dtype, SafeTensorError, tensor::TensorView};
+use burn::{
+    module::Param,
+    tensor::{DType, Device, Tensor, TensorData},
+};
+use safetensors::{Dtype, SafeTensorError, SafeTensors, tensor::TensorView};
 use serde_json::json;
 
 use super::{Network, NetworkShape, Vocabulary};
 
-/// A folder could not be written.
+/// A folder could not be written or read.
 #[derive(Debug, thiserror::Error)]
 pub enum SaveError {
     #[error("{path}: {source}")]
@@ -17,6 +20,8 @@ pub enum SaveError {
     Weights(#[from] SafeTensorError),
     #[error("weights: {0}")]
     Device(String),
+    #[error("{name}: expected bf16 of shape {expected:?}, got {got:?} of shape {shape:?}")]
+    Weight { name: String, expected: Vec<usize>, got: Dtype, shape: Vec<usize> },
 }
 
 /// Writes `config.json`, `tokenizer.json` and `model.safetensors`, in `bf16`, to a folder. `trained` says how, for
@@ -42,9 +47,7 @@ pub fn save(
     });
     let mut weights: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
     for (name, weight) in tensors(network) {
-        let dims = weight.dims();
-        // A vector is stored without its second dimension.
-        let dims = if dims[1] == 1 { vec![dims[0]] } else { dims.to_vec() };
+        let dims = stored(weight.dims());
         let data = weight.cast(DType::BF16).try_into_data();
         let data = data.map_err(|error| SaveError::Device(format!("{error:?}")))?;
         weights.push((name, dims, data.bytes().to_vec()));
@@ -64,6 +67,56 @@ pub fn save(
     write("config.json", format!("{config:#}\n").as_bytes())?;
     write("tokenizer.json", vocabulary.tokenizer().to_string().as_bytes())?;
     write("model.safetensors", &weights)
+}
+
+/// Reads the weights that [`save`] has written to a folder, as a network of the given sizes.
+///
+/// # Errors
+///
+/// I/O errors, and weights that a network of these sizes does not have.
+pub fn load(folder: &Path, shape: NetworkShape, device: &Device) -> Result<Network, SaveError> {
+    let path = folder.join("model.safetensors");
+    let named = |source| SaveError::Io { path: path.display().to_string(), source };
+    let bytes = fs::read(&path).map_err(named)?;
+    let saved = SafeTensors::deserialize(&bytes)?;
+    let read = |name: &str, dims: [usize; 2]| {
+        let (view, expected) = (saved.tensor(name)?, stored(dims));
+        if view.dtype() != Dtype::BF16 || view.shape() != expected {
+            let (name, got, shape) = (name.to_owned(), view.dtype(), view.shape().to_vec());
+            return Err(SaveError::Weight { name, expected, got, shape });
+        }
+        // The bits of a bf16 are the upper half of those of an f32.
+        let values = view.data().as_chunks().0.iter();
+        let values = values.map(|&[low, high]| f32::from_le_bytes([0, 0, low, high])).collect();
+        Ok(Tensor::<2>::from_data(TensorData::new::<f32, _>(values, dims), device))
+    };
+    let matrix = |name: &str, dims| read(name, dims).map(Param::from_tensor);
+    let vector = |name: &str| {
+        let column = read(name, [shape.d_model, 1])?;
+        Ok::<_, SaveError>(Param::from_tensor(column.reshape([shape.d_model])))
+    };
+    let (d_model, d_hidden) = (shape.d_model, shape.d_hidden);
+    let mut network = Network::new(shape, 0, device);
+    network.embedding = matrix("model.embed_tokens.weight", [shape.vocab, d_model])?;
+    network.norm = vector("model.norm.weight")?;
+    for (number, block) in network.blocks.iter_mut().enumerate() {
+        let name = |part: &str| format!("model.layers.{number}.{part}.weight");
+        block.attention_norm = vector(&name("input_layernorm"))?;
+        block.query = matrix(&name("self_attn.q_proj"), [d_model, d_model])?;
+        block.key = matrix(&name("self_attn.k_proj"), [d_model, d_model])?;
+        block.value = matrix(&name("self_attn.v_proj"), [d_model, d_model])?;
+        block.output = matrix(&name("self_attn.o_proj"), [d_model, d_model])?;
+        block.mlp_norm = vector(&name("post_attention_layernorm"))?;
+        block.gate = matrix(&name("mlp.gate_proj"), [d_hidden, d_model])?;
+        block.up = matrix(&name("mlp.up_proj"), [d_hidden, d_model])?;
+        block.down = matrix(&name("mlp.down_proj"), [d_model, d_hidden])?;
+    }
+    Ok(network)
+}
+
+/// The dimensions in a checkpoint: a vector has no second one.
+fn stored(dims: [usize; 2]) -> Vec<usize> {
+    if dims[1] == 1 { vec![dims[0]] } else { dims.to_vec() }
 }
 
 /// The weights by the names of checkpoints; vectors as one column.

@@ -7,7 +7,7 @@ use burn::{
 };
 use serde::Serialize;
 
-use super::{Batch, Network, NetworkShape, Peakedness, Sampler, World};
+use super::{Batch, Network, Peakedness, Sampler, World};
 
 /// How a network is trained.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -17,34 +17,34 @@ pub struct TrainSettings {
     pub rows: usize,
     /// The highest learning rate: reached linearly, then lowered along half a cosine to a tenth.
     pub rate: f64,
-    /// Seed of the parameters and of the batches.
+    /// Seed of the batches.
     pub seed: u64,
 }
 
 /// Steps until the learning rate is at its highest.
 const WARM_UP: usize = 100;
 
-/// Trains a new network with AdamW on the answers; what is before them is not learned. Calls `after` with each step's
-/// number and loss, the mean surprisal of a token in nats.
+/// Trains a network with AdamW on the answers; what is before them is not learned. Calls `after` with each step's number
+/// and loss, the mean surprisal of a token in nats, and the network so far.
 pub fn train(
     world: &dyn World,
     peakedness: Peakedness,
-    shape: NetworkShape,
+    network: Network,
     settings: TrainSettings,
-    device: &Device,
-    mut after: impl FnMut(usize, f32),
+    mut after: impl FnMut(usize, f32, &Network),
 ) -> Network {
+    let device = network.embedding.val().device();
     let mut sampler = Sampler::new(world, peakedness, settings.seed);
-    let mut network = Network::new(shape, settings.seed, device).train();
+    let mut network = network.train();
     let adam = AdamWConfig::new().with_beta_2(0.98).with_weight_decay(0.01);
     let mut optimizer = adam.init();
     for step in 0..settings.steps {
         let batch = sampler.batch(settings.rows);
-        let loss = loss(&network, &batch, device);
+        let loss = loss(&network, &batch, &device);
         let shown = loss.clone().inner().into_scalar::<f32>();
         let gradients = GradientsParams::from_grads(loss.backward(), &network);
         network = optimizer.step(rate(step, settings), network, gradients);
-        after(step, shown);
+        after(step, shown, &network);
     }
     network.valid()
 }

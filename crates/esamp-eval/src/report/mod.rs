@@ -1,7 +1,7 @@
 //! The report: Markdown with figures, generated entirely from the records.
 //!
 //! `gather` combines records, `measures` turns them into values per problem, and `compare` into differences
-//! with intervals; `tables`, `plots` and `summary` render them. Problems are the unit of every interval:
+//! with intervals; `tables`, `plots` and `summary` render them. `tallies` is a report of its own, on runs by waves. Problems are the unit of every interval:
 //! the seeds and completions of a problem are not independent, so only their mean is used.
 
 pub mod compare;
@@ -14,6 +14,7 @@ pub mod novelty_section;
 pub mod plots;
 pub mod summary;
 pub mod tables;
+pub mod tallies;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

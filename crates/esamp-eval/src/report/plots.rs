@@ -45,8 +45,8 @@ pub fn colour(arm: usize) -> RGBColor {
     COLOURS[arm % COLOURS.len()]
 }
 
-const WIDTH: u32 = 760;
-const FONT: &str = "sans-serif";
+pub(super) const WIDTH: u32 = 760;
+pub(super) const FONT: &str = "sans-serif";
 
 /// pass@k against k with one curve per arm, labelled at the right.
 pub fn pass_curves(title: &str, curves: &[Curve]) -> Result<String, Failure> {
@@ -136,7 +136,7 @@ pub fn pareto(title: &str, diversity: &str, points: &[Point]) -> Result<String, 
 }
 
 /// Writes labels to the right of points, moved down where they would overlap.
-fn write_labels(
+pub(super) fn write_labels(
     area: &DrawingArea<SVGBackend<'_>, Shift>,
     mut labels: Vec<((i32, i32), &str, RGBColor)>,
 ) -> Result<(), Failure> {
@@ -167,7 +167,7 @@ fn write_labels(
 /// # Errors
 ///
 /// Values that are not finite: the labels of such an axis would have no end.
-fn range(values: impl Iterator<Item = f64>) -> Result<(f64, f64), Failure> {
+pub(super) fn range(values: impl Iterator<Item = f64>) -> Result<(f64, f64), Failure> {
     let values: Vec<f64> = values.collect();
     if let Some(value) = values.iter().find(|value| !value.is_finite()) {
         return Err(Failure::new(
@@ -183,12 +183,12 @@ fn range(values: impl Iterator<Item = f64>) -> Result<(f64, f64), Failure> {
 }
 
 /// The height of a figure with room for this many labels.
-fn height(names: usize) -> u32 {
+pub(super) fn height(names: usize) -> u32 {
     460 + 16 * names.saturating_sub(12) as u32
 }
 
 /// An SVG on a white background, so that it is also readable on dark pages.
-fn drawn(
+pub(super) fn drawn(
     size: (u32, u32),
     draw: impl FnOnce(DrawingArea<SVGBackend<'_>, Shift>) -> Result<(), Failure>,
 ) -> Result<String, Failure> {
@@ -202,7 +202,7 @@ fn drawn(
 }
 
 /// A drawing error as a failure.
-fn broken(error: impl std::error::Error) -> Failure {
+pub(super) fn broken(error: impl std::error::Error) -> Failure {
     Failure::runtime(error, "report this with the records")
 }
 

@@ -41,8 +41,11 @@ fn a_part_is_run_and_its_records_are_counted() {
     let records = folder.path().join("sibling-even-dev.jsonl");
     let report = folder.path().join("report.md");
     let flags = ["--records", records.to_str().unwrap(), "--report", report.to_str().unwrap()];
-    let refused = String::from_utf8(evaluate(&flags).stderr).unwrap();
-    assert!(refused.contains("expected records with texts, got those of waves of 64"), "{refused}");
+    let output = evaluate(&flags);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = fs::read_to_string(&report).unwrap();
+    assert!(text.contains("\n## sibling-even\n"), "{text}");
+    assert!(folder.path().join("report/sibling-even-coverage.svg").exists());
     let output = plan(out, &[&part[..], &["--dry-run"]].concat());
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.lines().any(|line| line.ends_with("4 of 4")), "{text}");

@@ -4,6 +4,7 @@
 
 mod networks;
 mod plan;
+mod report;
 mod waves;
 mod worlds;
 
