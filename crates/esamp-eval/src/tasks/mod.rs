@@ -9,6 +9,7 @@
 //! for reporting.
 
 pub mod gcd;
+pub mod known_sets;
 pub mod letters;
 pub mod names;
 pub mod numbers;
@@ -20,6 +21,7 @@ pub mod stories;
 use rand::{Rng, SeedableRng, rngs::ChaCha8Rng};
 
 pub use gcd::Gcd;
+pub use known_sets::KnownSets;
 pub use letters::Letters;
 pub use names::Names;
 pub use products::Products;
