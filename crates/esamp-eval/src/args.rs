@@ -22,7 +22,7 @@ use crate::{
     record::{ArmRecord, Header, Split},
     report::gather::Results,
     shard::{self, MOST_SHARDS, Shard},
-    tasks::{self, LongStories, Task},
+    tasks::{self, KnownSets, LongStories, Task},
 };
 
 /// Run tasks under several sampling methods and write the results as JSON Lines.
@@ -293,6 +293,7 @@ impl Args {
         // Tasks that are not among all: they need a model of their own, or more time.
         let mut known = tasks::all();
         known.push(Box::new(LongStories));
+        known.push(Box::new(KnownSets));
         known.extend(known::tasks());
         let names: Vec<&str> = known.iter().map(|task| task.name()).collect();
         let mut places = Vec::new();

@@ -15,7 +15,7 @@ use esamp_programs::failure::Failure;
 
 use crate::{
     controls::{ArmSampling, ControlConfig, Matched, sharpened_plain},
-    record::{ArmRecord, ErrorName, Role},
+    record::{ArmRecord, ErrorName, Rival, Role},
 };
 
 /// The min-p threshold of all arms that use min-p.
@@ -81,10 +81,35 @@ pub fn all() -> Vec<ArmRecord> {
         let hotter = esamp(beta).with_temperature(1.3);
         arms.push(method(format!("esamp-{beta}-t1.3"), "ESamp, tuned, temperature 1.3", hotter));
     }
+    arms.extend(rivals());
     arms.extend(variants());
     arms.extend(unfiltered());
     arms.extend(controls());
     arms
+}
+
+/// Methods of other authors that need more of the model than its logits.
+fn rivals() -> Vec<ArmRecord> {
+    let rival = |name: &str, what: &str, rival: Rival, sampling: Sampling| ArmRecord {
+        rival: Some(rival),
+        ..arm(name, what, Role::Baseline, sampling)
+    };
+    let crowding = "embedding crowding: near-duplicates of better candidates are held back";
+    vec![
+        rival("crowding", &format!("{crowding}, min-p"), Rival::Crowding, min_p()),
+        rival(
+            "crowding-open",
+            &format!("{crowding}, without a filter"),
+            Rival::Crowding,
+            Sampling::paper().with_beta(0.0),
+        ),
+        rival(
+            "recoding",
+            "Recoding-Decoding: a random word in the prompt, a random stem at each sentence, min-p",
+            Rival::Recoding,
+            min_p(),
+        ),
+    ]
 }
 
 /// Variants of ESamp that each change one setting.
@@ -354,5 +379,6 @@ fn arm(name: &str, what: &str, role: Role, sampling: impl Into<ArmSampling>) -> 
         sampler: SamplerConfig::paper(),
         prompt_warm_up: 0,
         error: ErrorName::Own,
+        rival: None,
     }
 }

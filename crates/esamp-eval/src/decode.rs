@@ -12,9 +12,13 @@ use esamp::{
 use esamp_programs::failure::Failure;
 
 use crate::{
-    controls::{Elliptical, GaussianError, PerPrompt, ShuffledErrors},
+    controls::{
+        Crowding, Elliptical, GaussianError, HeadDirections, PerPrompt, Recoding, ShuffledErrors,
+    },
     meter::{Meter, RowMeter},
-    record::{ArmRecord, ErrorName},
+    record::{ArmRecord, ErrorName, Rival},
+    tasks::Problem,
+    token_texts::{OpeningMasker, TokenTexts},
 };
 
 /// Encodes a message as tokens.
@@ -37,6 +41,7 @@ pub struct ArmDecoder<'m, M: CausalLm> {
     arm: &'m ArmRecord,
     sampling: Sampling,
     stop_tokens: Vec<TokenId>,
+    recoding: Option<Recoding>,
     /// The most tokens of a completion.
     tokens: usize,
     decoder: Decoder<&'m M>,
@@ -66,16 +71,59 @@ impl<'m, M: CausalLm> ArmDecoder<'m, M> {
                 sampler.set_expected_control(PerPrompt::new(start));
             }
         }
+        let (mut sampling, mut recoding) = (arm.sampling.sampling(), None);
+        match arm.rival {
+            None => {}
+            Some(Rival::Crowding) => {
+                let head = HeadDirections::of(model)?;
+                sampling = sampling.with_custom_reweighter(Crowding::new(head.into()));
+            }
+            Some(Rival::Recoding) => recoding = Some(Recoding::new(texts_of(subject)?)?),
+        }
         let meter = Arc::new(Mutex::new(Meter::new(keeps_tokens)));
         let decoder = Decoder::new(model, sampler)?
             .with_detokenizer(subject.detokenizer.clone())
             .with_observer(meter.clone());
         let stop_tokens = subject.stop_tokens.clone();
-        Ok(Self { arm, sampling: arm.sampling.sampling(), stop_tokens, tokens, decoder, meter })
+        Ok(Self { arm, sampling, stop_tokens, recoding, tokens, decoder, meter })
+    }
+
+    /// The requests for completions of a problem, whose encoded prompt is `prompt`: one, except in an arm that gives every
+    /// completion a prompt of its own.
+    ///
+    /// # Errors
+    ///
+    /// A prompt that cannot be encoded, and a vocabulary without a text that is forced.
+    pub fn requests(
+        &self,
+        subject: &Subject<'m, M>,
+        problem: &Problem,
+        prompt: &[TokenId],
+        completions: usize,
+        seed: u64,
+    ) -> Result<Vec<Request>, Failure> {
+        let opening = problem.opening;
+        if let Some(recoding) = &self.recoding {
+            let of_row = |row| {
+                let prompt = (subject.encode)(&Recoding::primed(&problem.prompt, seed, row))?;
+                // Rows with the same word have the same prompt and index, so they need seeds of their own.
+                let request = self.request(&prompt, 1, seed.wrapping_add(row << 48));
+                let masker = recoding.masker(opening.unwrap_or_default(), seed, row);
+                Ok(request.with_masker(masker))
+            };
+            return (0..completions as u64).map(of_row).collect();
+        }
+        let request = self.request(prompt, completions, seed);
+        Ok(vec![match opening {
+            Some(opening) => {
+                request.with_masker(OpeningMasker { texts: texts_of(subject)?, opening })
+            }
+            None => request,
+        }])
     }
 
     /// A request for completions of a prompt.
-    pub fn request(&self, prompt: &[TokenId], completions: usize, seed: u64) -> Request {
+    fn request(&self, prompt: &[TokenId], completions: usize, seed: u64) -> Request {
         Request::new(prompt.to_vec())
             .with_completions(completions)
             .with_max_new_tokens(self.tokens)
@@ -130,6 +178,12 @@ impl<'m, M: CausalLm> ArmDecoder<'m, M> {
         }
         Ok(*self.decoder.sampler().counters())
     }
+}
+
+/// The texts of a model's tokens.
+fn texts_of<M: CausalLm>(subject: &Subject<'_, M>) -> Result<Arc<TokenTexts>, Failure> {
+    let vocab = subject.model.vocab_size();
+    TokenTexts::of(&*subject.detokenizer, vocab, &subject.stop_tokens).map(Arc::new)
 }
 
 /// Refuses a completion whose record would be incomplete.

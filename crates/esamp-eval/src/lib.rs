@@ -28,5 +28,6 @@ pub mod shard;
 pub mod store;
 pub mod tally;
 pub mod tasks;
+pub mod token_texts;
 pub mod waves;
 pub mod work;

@@ -91,6 +91,25 @@ const STORY_ARMS: [&str; 9] = [
     "elliptical-orthogonal-1",
     "frozen-0.5",
 ];
+/// Methods of other authors, in files of their own: a report joins them with the other arms of their task.
+const RIVAL_ARMS: [&str; 2] = ["crowding", "recoding"];
+/// The arms of the known sets.
+const SET_ARMS: [&str; 14] = [
+    "plain-1",
+    "plain-1.3",
+    "esamp-0.5",
+    "orthogonal-1",
+    "plain-0.7",
+    "min-p-1",
+    "min-p-1.3",
+    "arithmetic",
+    "elliptical-orthogonal-1",
+    "frozen-0.5",
+    "crowding",
+    "recoding",
+    "esamp-0.5-open",
+    "orthogonal-1-open",
+];
 /// The arms of long completions.
 const LONG_ARMS: [&str; 4] = ["min-p-1", "esamp-paper-0.25", "esamp-0.25", "orthogonal-1"];
 
@@ -132,10 +151,22 @@ pub fn parts() -> Vec<Part> {
     };
     parts.push(text("sentences-64", "sentences", &TEXT_ARMS));
     parts.push(Part { problems: 40, ..text("reasoning-gym-64", "reasoning-gym", &TEXT_ARMS) });
-    let stories = text("stories", "stories", &STORY_ARMS);
-    parts.push(Part { problems: 30, samples: 16, seeds: 3, speed: 420.0, ..stories });
+    let stories = |name: &str, arms: &[&str]| {
+        let stories = text(name, "stories", arms);
+        Part { problems: 30, samples: 16, seeds: 3, speed: 420.0, ..stories }
+    };
+    parts.push(stories("stories", &STORY_ARMS));
     let long = text("stories-long", "stories-long", &LONG_ARMS);
     parts.push(Part { problems: 20, samples: 16, tokens: 512, speed: 420.0, ..long });
+    parts.push(text("sentences-64-rivals", "sentences", &RIVAL_ARMS));
+    parts.push(stories("stories-rivals", &RIVAL_ARMS));
+    for (split, half, problems) in
+        [(SplitName::Dev, "dev", 20), (SplitName::HeldOut, "held-out", 60)]
+    {
+        let sets = text("", "known-sets", &SET_ARMS);
+        let name = format!("known-sets-{half}");
+        parts.push(Part { name, split, problems, samples: 256, wave: Some(64), ..sets });
+    }
     parts
 }
 

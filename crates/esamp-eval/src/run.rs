@@ -100,8 +100,10 @@ fn decode<M: CausalLm>(
     keeps_tokens: bool,
 ) -> Result<Batch, Failure> {
     let mut decoder = ArmDecoder::new(subject, arm, tokens, keeps_tokens)?;
-    let requests = asked.iter().map(|asked| decoder.request(&asked.prompt, samples, seed));
-    let requests: Vec<_> = requests.collect();
+    let mut requests = Vec::new();
+    for Asked { problem, prompt, .. } in asked {
+        requests.extend(decoder.requests(subject, problem, prompt, samples, seed)?);
+    }
     // Requests are in the order of their prompts.
     let mut rows = decoder.run(requests)?.into_iter();
     let groups = asked.iter().map(|_| rows.by_ref().take(samples).collect()).collect();

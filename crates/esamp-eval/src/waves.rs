@@ -57,8 +57,9 @@ pub fn run<M: CausalLm>(
     let (mut counter, mut totals) = (Counter::default(), Totals::default());
     for (number, start) in (0..waves.samples).step_by(waves.wave.max(1)).enumerate() {
         let size = waves.wave.min(waves.samples - start);
-        let request = decoder.request(prompt, size, wave_seed(seed, number));
-        let rows = decoder.run([request.with_group(GroupId(0))])?;
+        let seed = wave_seed(seed, number);
+        let requests = decoder.requests(subject, problem, prompt, size, seed)?;
+        let rows = decoder.run(requests.into_iter().map(|one| one.with_group(GroupId(0))))?;
         for (completion, meter) in &rows {
             totals.add(meter);
             let text = completion.text.as_deref().unwrap_or_default();

@@ -3,13 +3,16 @@
 //! A control on scores is a [`NoveltyReweighter`](esamp::reweighters::NoveltyReweighter) that replaces ESamp's and is
 //! chosen by a [`ControlConfig`]. A control on the distiller's error is an
 //! [`ExpectedControl`](esamp::unstable::ExpectedControl), set on the sampler.
-//! `docs/design/reweighters-and-controls.md` compares them.
+//! `docs/design/reweighters-and-controls.md` compares them. Two methods of other authors are alongside them, because they
+//! are written on the same API: [`Crowding`] and [`Recoding`].
 
+mod crowding;
 mod direction;
 mod elliptical;
 mod gaussian_error;
 mod matched_random;
 mod random_reward;
+mod recoding;
 mod sampling;
 mod sharpen;
 mod shuffled_errors;
@@ -24,10 +27,12 @@ use esamp::{
 };
 use serde::{Deserialize, Serialize};
 
+pub use crowding::{Crowding, HeadDirections};
 pub use elliptical::{Elliptical, NoveltySource, PerPrompt};
 pub use gaussian_error::GaussianError;
 pub use matched_random::{Matched, MatchedRandom};
 pub use random_reward::RandomReward;
+pub use recoding::{Recoding, RecodingMasker, WORDS};
 pub use sampling::ArmSampling;
 pub use sharpen::{Sharpen, sharpened_plain};
 pub use shuffled_errors::ShuffledErrors;

@@ -140,6 +140,10 @@ pub struct ArmRecord {
     pub prompt_warm_up: usize,
     /// The replacement for the distiller's error, in a control.
     pub error: ErrorName,
+    /// The method of other authors that it is, if it needs more of the model than logits and hidden states. Not written
+    /// without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rival: Option<Rival>,
 }
 
 /// An [`ArmRecord`] as this or an earlier version has written it. Earlier versions had two more settings of the
@@ -154,14 +158,23 @@ struct ArmOfAnyVersion {
     sampler: Map<String, Value>,
     prompt_warm_up: usize,
     error: Option<ErrorName>,
+    rival: Option<Rival>,
 }
 
 impl TryFrom<ArmOfAnyVersion> for ArmRecord {
     type Error = String;
 
     fn try_from(written: ArmOfAnyVersion) -> Result<Self, String> {
-        let ArmOfAnyVersion { name, what, role, sampling, mut sampler, prompt_warm_up, error } =
-            written;
+        let ArmOfAnyVersion {
+            name,
+            what,
+            role,
+            sampling,
+            mut sampler,
+            prompt_warm_up,
+            error,
+            rival,
+        } = written;
         if let Some(overlap) = sampler.remove("overlap").filter(|overlap| overlap != "none") {
             return Err(format!("overlap: expected none, got {overlap}"));
         }
@@ -186,7 +199,7 @@ impl TryFrom<ArmOfAnyVersion> for ArmRecord {
             sampler.insert("updates_before_steering".to_owned(), updates);
         }
         let sampler = serde_json::from_value(sampler.into()).map_err(|error| error.to_string())?;
-        Ok(Self { name, what, role, sampling, sampler, prompt_warm_up, error })
+        Ok(Self { name, what, role, sampling, sampler, prompt_warm_up, error, rival })
     }
 }
 
@@ -203,6 +216,16 @@ pub enum ErrorName {
     Shuffled,
     /// [`Elliptical`](crate::controls::Elliptical) novelty, one for each prompt
     Elliptical,
+}
+
+/// A method of other authors that is set up with a model's LM head or vocabulary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rival {
+    /// [`Crowding`](crate::controls::Crowding), the arm's reweighter
+    Crowding,
+    /// [`Recoding`](crate::controls::Recoding)
+    Recoding,
 }
 
 /// The role of an arm in the comparison.

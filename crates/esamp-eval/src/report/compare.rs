@@ -19,12 +19,35 @@ pub enum At {
     /// Plain sampling at the temperature that scores best on these very problems: harder to beat than a
     /// temperature chosen beforehand.
     BestTemperature,
+    /// Plain sampling at the temperature that gives the same share of right answers, [`Measure::Pass`] of 1.
+    EqualValidity,
 }
 
 impl At {
-    /// All comparisons.
-    pub const ALL: [Self; 4] =
+    /// The comparisons of every measure.
+    const ALL: [Self; 4] =
         [Self::Base, Self::EqualPerplexity, Self::EqualEntropy, Self::BestTemperature];
+
+    /// The comparisons of a measure. Different right answers are compared at equal validity too: a lower temperature
+    /// gives more right answers and fewer different ones.
+    pub fn of(measure: Measure) -> Vec<Self> {
+        let mut all = Self::ALL.to_vec();
+        if measure == Measure::Solutions {
+            all.push(Self::EqualValidity);
+        }
+        all
+    }
+
+    /// The heading of a table's column, given the name of the base.
+    pub fn heading(self, base: &str) -> String {
+        match self {
+            Self::Base => format!("vs {base}"),
+            Self::EqualPerplexity => "at equal perplexity".to_owned(),
+            Self::EqualEntropy => "at equal entropy".to_owned(),
+            Self::BestTemperature => "vs the best temperature".to_owned(),
+            Self::EqualValidity => "at equal validity".to_owned(),
+        }
+    }
 }
 
 /// The confidence level of intervals.
@@ -114,17 +137,12 @@ pub fn gain(
     let Some(values) = scores.measures.get(&measure) else {
         return Ok(None);
     };
-    let all: Vec<usize> = (0..values.problems.len()).collect();
-    let best = || {
-        let sign = if measure.less_is_better() { -1.0 } else { 1.0 };
-        let of = |&arm: &usize| (arm, sign * mean(&values.of_arm[arm], &all));
-        opponents.frontier.iter().map(of).max_by(|a, b| a.1.total_cmp(&b.1)).map(|best| best.0)
-    };
     let (equal, other) = match at {
         At::Base => (None, Some(opponents.base)),
-        At::BestTemperature => (None, best()),
+        At::BestTemperature => (None, best_temperature(scores, measure, opponents)),
         At::EqualPerplexity => (Some(Measure::Surprisal), None),
         At::EqualEntropy => (Some(Measure::Entropy), None),
+        At::EqualValidity => (Some(Measure::Pass(1)), None),
     };
     if let Some(other) = other {
         let (new, old) = (&values.of_arm[arm], &values.of_arm[other]);
@@ -136,6 +154,43 @@ pub fn gain(
         Some(line) => known(line.problems, |picks| line.excess(arm, picks)).map(Some),
         None => Ok(None),
     }
+}
+
+/// The arm of the frontier with the best mean of a measure.
+pub fn best_temperature(
+    scores: &TaskScores,
+    measure: Measure,
+    opponents: &Opponents,
+) -> Option<usize> {
+    let values = scores.measures.get(&measure)?;
+    let all: Vec<usize> = (0..values.problems.len()).collect();
+    let sign = if measure.less_is_better() { -1.0 } else { 1.0 };
+    let of = |&arm: &usize| (arm, sign * mean(&values.of_arm[arm], &all));
+    opponents.frontier.iter().map(of).max_by(|a, b| a.1.total_cmp(&b.1)).map(|best| best.0)
+}
+
+/// How many more tokens, as a share, an arm needs for a different right answer than another: the ratio of the two
+/// quotients of mean tokens and mean solutions, minus 1. `None` without solutions of both.
+///
+/// # Errors
+///
+/// Errors of the bootstrap.
+pub fn token_price(scores: &TaskScores, [arm, other]: [usize; 2]) -> Result<Option<Gain>, Failure> {
+    let measures = [Measure::Tokens, Measure::Solutions].map(|one| scores.measures.get(&one));
+    let [Some(tokens), Some(solutions)] = measures else {
+        return Ok(None);
+    };
+    // Both are defined on every problem.
+    let problems = solutions.problems.len();
+    let all: Vec<usize> = (0..problems).collect();
+    if [arm, other].iter().any(|&one| mean(&solutions.of_arm[one], &all) == 0.0) {
+        return Ok(None);
+    }
+    let price = |arm: usize, picks: &[usize]| {
+        // A resample without a solution counts as one with a hundredth of a solution for each problem.
+        mean(&tokens.of_arm[arm], picks) / mean(&solutions.of_arm[arm], picks).max(0.01)
+    };
+    known(problems, |picks| price(arm, picks) / price(other, picks) - 1.0).map(Some)
 }
 
 /// How much farther an arm lies above the frontier, at its own perplexity, than another arm does at its own. `None`

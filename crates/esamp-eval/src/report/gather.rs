@@ -35,13 +35,19 @@ pub struct TaskResults {
 
 impl Results {
     /// Combines files of one experiment: the same model, split, samples, seeds, arms and limits, with
-    /// different tasks.
+    /// different tasks. Files of the same tasks with different arms are joined first.
     ///
     /// # Errors
     ///
-    /// Files of different experiments, files that share a task, or no problem that all arms have run.
+    /// Files of different experiments, files that share a task and an arm, or no problem that all arms have run.
     pub fn gather(runs: Vec<Run>) -> Result<Self, Failure> {
-        let mut runs = runs.into_iter();
+        let mut commits: Vec<String> = Vec::new();
+        for run in &runs {
+            if !commits.contains(&run.header.commit) {
+                commits.push(run.header.commit.clone());
+            }
+        }
+        let mut runs = joined(runs)?.into_iter();
         let Some(first) = runs.next() else {
             return Err(Failure::usage(
                 "--records: expected a file, got none".to_owned(),
@@ -50,24 +56,14 @@ impl Results {
         };
         let mut results = Self {
             header: Header { tasks: Vec::new(), ..first.header.clone() },
-            commits: Vec::new(),
+            commits,
             tasks: Vec::new(),
             base: 0,
         };
         results.add(first)?;
         results.base = Self::base_of(&results.header.arms)?;
         for run in runs {
-            let pairs = experiment(&results.header).into_iter().zip(experiment(&run.header));
-            for ((what, one), (_, other)) in pairs {
-                if one != other {
-                    return Err(Failure::usage(
-                        format!(
-                            "--records: expected files of one experiment, got {what} {one} and {other}"
-                        ),
-                        "report on each of them by itself",
-                    ));
-                }
-            }
+            check_same(&results.header, &run.header)?;
             let arms = results.header.arms.iter().zip(&run.header.arms);
             if let Some((arm, _)) = arms.into_iter().find(|(one, other)| one != other) {
                 return Err(Failure::usage(
@@ -84,9 +80,6 @@ impl Results {
     }
 
     fn add(&mut self, run: Run) -> Result<(), Failure> {
-        if !self.commits.contains(&run.header.commit) {
-            self.commits.push(run.header.commit.clone());
-        }
         let mut of_task: BTreeMap<String, Vec<ProblemRecord>> = BTreeMap::new();
         for record in run.records {
             of_task.entry(record.task.clone()).or_default().push(record);
@@ -128,15 +121,18 @@ impl Results {
         })
     }
 
-    /// The method that a control belongs to, if it is in the run: `matched-orthogonal-B` belongs to
-    /// `orthogonal-B`, every other control with strength B to `esamp-B`.
+    /// The method that a control belongs to, if it is in the run: `matched-orthogonal-B` and `elliptical-orthogonal-B` belong
+    /// to `orthogonal-B`, every other control with strength B to `esamp-B`, and those without a filter (`-open`) to the
+    /// method without a filter.
     pub fn controlled(&self, control: usize) -> Option<usize> {
         let name = &self.header.arms[control].name;
-        let method = match name.strip_prefix("matched-orthogonal-") {
-            Some(beta) => format!("orthogonal-{beta}"),
-            None => format!("esamp-{}", name.rsplit('-').next().unwrap_or_default()),
+        let (name, open) = match name.strip_suffix("-open") {
+            Some(name) => (name, "-open"),
+            None => (name.as_str(), ""),
         };
-        self.arm(&method)
+        let (kind, beta) = name.rsplit_once('-')?;
+        let method = if kind.ends_with("-orthogonal") { "orthogonal" } else { "esamp" };
+        self.arm(&format!("{method}-{beta}{open}"))
     }
 
     /// The indices of the arms on the frontier.
@@ -144,6 +140,47 @@ impl Results {
         let arms = self.header.arms.iter().enumerate();
         arms.filter(|(_, arm)| arm.role == Role::Frontier).map(|(at, _)| at).collect()
     }
+}
+
+/// Joins files of the same tasks with different arms, so that arms can be added to a finished run.
+fn joined(runs: Vec<Run>) -> Result<Vec<Run>, Failure> {
+    let mut joined: Vec<Run> = Vec::new();
+    for run in runs {
+        let arms = |run: &Run| -> Vec<String> {
+            run.header.arms.iter().map(|arm| arm.name.clone()).collect()
+        };
+        let shares = |other: &&mut Run| {
+            let known = arms(other);
+            other.header.tasks == run.header.tasks
+                && arms(&run).iter().all(|arm| !known.contains(arm))
+        };
+        match joined.iter_mut().find(shares) {
+            Some(other) => {
+                let all = [other.header.arms.clone(), run.header.arms.clone()].concat();
+                let header = Header { arms: all, ..run.header };
+                other.header.arms.clone_from(&header.arms);
+                check_same(&other.header, &header)?;
+                other.records.extend(run.records);
+            }
+            None => joined.push(run),
+        }
+    }
+    Ok(joined)
+}
+
+/// Refuses files of different experiments.
+fn check_same(one: &Header, other: &Header) -> Result<(), Failure> {
+    for ((what, one), (_, other)) in experiment(one).into_iter().zip(experiment(other)) {
+        if one != other {
+            return Err(Failure::usage(
+                format!(
+                    "--records: expected files of one experiment, got {what} {one} and {other}"
+                ),
+                "report on each of them by itself",
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// The settings that must be the same in all files, as text.

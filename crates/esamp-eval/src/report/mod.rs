@@ -6,6 +6,7 @@
 
 pub mod compare;
 pub mod embeddings;
+pub mod first_screen;
 pub mod gather;
 pub mod measures;
 pub mod novelty;
@@ -68,7 +69,7 @@ impl<'r> Task<'r> {
         let mut gains = BTreeMap::new();
         for (arm, record) in arms.iter().enumerate() {
             for measure in scores.principal() {
-                for at in At::ALL {
+                for at in At::of(measure) {
                     // An arm of the frontier lies on it, so it is only compared with the base.
                     let itself = match at {
                         At::Base => arm == opponents.base,
@@ -203,7 +204,7 @@ pub fn write(
             lines.push(found.line);
         }
     }
-    let mut text = heading(results, &tasks, lines.first());
+    let mut text = heading(results, &tasks, lines.first())?;
     for section in sections {
         text += &section.text;
         for (name, svg) in section.figures {
@@ -216,9 +217,17 @@ pub fn write(
     fs::write(to, text).map_err(|error| at(to, error))
 }
 
-fn heading(results: &Results, tasks: &[Task<'_>], novelty: Option<&String>) -> String {
-    let intervals = tasks.iter().map(Task::intervals).sum();
+fn heading(
+    results: &Results,
+    tasks: &[Task<'_>],
+    novelty: Option<&String>,
+) -> Result<String, Failure> {
+    let first = first_screen::lines(results, tasks)?;
+    let intervals = tasks.iter().map(Task::intervals).sum::<usize>() + first.intervals;
     let mut text = format!("# Does exploring help {}?\n\n", results.header.model.name);
+    for line in first.lines {
+        let _ = writeln!(text, "{line}\n");
+    }
     for line in summary::lines(results, tasks, novelty, intervals) {
         let _ = writeln!(text, "- {line}");
     }
@@ -233,7 +242,7 @@ fn heading(results: &Results, tasks: &[Task<'_>], novelty: Option<&String>) -> S
          arm's perplexity (under the model, at temperature 1, no filter) or the entropy of what tokens are \
          drawn from, read off \
          the broken line through the frontier's arms, in log-perplexity; a dash where that line does not reach. \
-         *vs the best \
+         *At equal validity*: the same with the share of right answers (pass@1). *vs the best \
          temperature*: compared with the frontier's arm that is best in it on these problems. A lower \
          temperature makes texts more \
          probable and less diverse, so a difference in one of the two at unequal perplexity says little about \
@@ -242,7 +251,7 @@ fn heading(results: &Results, tasks: &[Task<'_>], novelty: Option<&String>) -> S
         READING
     );
     let _ = write!(text, "\n{}", tables::arms(results));
-    text
+    Ok(text)
 }
 
 /// Explains the columns and their limitations.

@@ -202,13 +202,13 @@ fn for_whom(results: &Results, tasks: &[Task<'_>]) -> String {
     }
 }
 
-fn arms_of(results: &Results, role: Role) -> Vec<usize> {
+pub(super) fn arms_of(results: &Results, role: Role) -> Vec<usize> {
     let arms = results.header.arms.iter().enumerate();
     arms.filter(|(_, arm)| arm.role == role).map(|(at, _)| at).collect()
 }
 
 /// The gains of the arms; those with a conclusion come first.
-fn each<'t>(
+pub(super) fn each<'t>(
     results: &Results,
     arms: &[usize],
     measure: Measure,

@@ -120,12 +120,16 @@ pub fn steering(results: &Results, task: &Task<'_>) -> String {
 pub fn gains(results: &Results, task: &Task<'_>, measure: Measure) -> String {
     let base = &results.header.arms[results.base].name;
     let name = measure.name();
+    let comparisons = At::of(measure);
+    let headings: Vec<String> = comparisons.iter().map(|at| at.heading(base)).collect();
     let mut table = format!(
-        "| arm | {name} | vs {base} | at equal perplexity | at equal entropy | vs the best temperature |\n\
-         |---|--:|--:|--:|--:|--:|\n"
+        "| arm | {name} | {} |\n|---|--:|{}\n",
+        headings.join(" | "),
+        "--:|".repeat(headings.len())
     );
     for (arm, record) in results.header.arms.iter().enumerate() {
-        let cells = At::ALL.map(|at| or_dash(task.gain(arm, measure, at), measure.digits()));
+        let cell = |&at: &At| or_dash(task.gain(arm, measure, at), measure.digits());
+        let cells: Vec<String> = comparisons.iter().map(cell).collect();
         let mean = task.mean(measure, arm);
         let digits = measure.digits();
         let _ = writeln!(table, "| {} | {mean:.digits$} | {} |", record.name, cells.join(" | "));

@@ -9,6 +9,7 @@
 //! for reporting.
 
 pub mod gcd;
+pub mod known_sets;
 pub mod letters;
 pub mod names;
 pub mod numbers;
@@ -20,6 +21,7 @@ pub mod stories;
 use rand::{Rng, SeedableRng, rngs::ChaCha8Rng};
 
 pub use gcd::Gcd;
+pub use known_sets::KnownSets;
 pub use letters::Letters;
 pub use names::Names;
 pub use products::Products;
@@ -105,6 +107,9 @@ pub struct Problem {
     pub expected: Option<String>,
     /// The number of solutions if they can be counted.
     pub solutions: Option<usize>,
+    /// A text with which every completion is made to begin, if any. The first token of a completion is never steered, so
+    /// it must not be part of an answer of one or two tokens.
+    pub opening: Option<&'static str>,
     check: Box<dyn Fn(&str) -> Verdict + Send + Sync>,
 }
 
@@ -124,7 +129,7 @@ pub struct Verdict {
 impl Problem {
     /// A problem judged by `check`.
     pub fn new(prompt: String, check: impl Fn(&str) -> Verdict + Send + Sync + 'static) -> Self {
-        Self { prompt, expected: None, solutions: None, check: Box::new(check) }
+        Self { prompt, expected: None, solutions: None, opening: None, check: Box::new(check) }
     }
 
     /// A problem with one right answer; `find` extracts the answer from a completion.
@@ -144,6 +149,11 @@ impl Problem {
     /// Sets the number of solutions.
     pub fn with_solutions(self, solutions: usize) -> Self {
         Self { solutions: Some(solutions), ..self }
+    }
+
+    /// Sets the text with which every completion begins.
+    pub fn with_opening(self, opening: &'static str) -> Self {
+        Self { opening: Some(opening), ..self }
     }
 
     /// Judges a completion.

@@ -8,6 +8,7 @@
 mod files;
 mod plan_and_arms;
 mod records;
+mod rivals;
 mod shards;
 
 use std::{

@@ -76,14 +76,25 @@ fn intervals_are_paired_and_over_problems() {
 }
 
 #[test]
-fn the_first_ten_lines_say_what_was_found() {
+fn the_first_screen_says_what_was_found() {
     let (_guard, path) = folder();
     let tasks = [task("texts", false), task("answers", true)];
     let results = Results::gather(vec![run_of(&tasks, 12)]).unwrap();
     let text = written(&results, &path);
-    let top: Vec<&str> = text.lines().take(10).collect();
+    let top: Vec<&str> = text.lines().take(16).collect();
     let top = top.join("\n");
     for part in [
+        // The frontier has 1, 2 and no different answers at a validity of 0.25, 0.5 and 0. The method has three at 0.75,
+        // beyond the ends of that line, and the best temperature has two.
+        "**What does it find that plain sampling does not?** Different texts (Vendi) on texts, at equal perplexity: \
+         orthogonal-1 **+2.00 [+2.00, +2.00]**. Different right answers among 4 on answers, where the best temperature, \
+         min-p-1, has 1.00 of them at a validity of 0.500: at equal validity orthogonal-1 beyond the ends of the \
+         frontier; against the best temperature, whatever the validity, orthogonal-1 **+2.00 [+2.00, +2.00]**.",
+        "**Does learning matter?** Vendi on texts, how much farther above plain sampling: orthogonal-1 than \
+         matched-orthogonal-1 **+3.00 [+3.00, +3.00]**. Pass@4 on answers, ",
+        // Eight tokens each: 8 for one answer against 8 for three.
+        "**What does a new right answer cost?** On answers, min-p-1 needs 8 tokens for each different right answer; \
+         compared with it: orthogonal-1 **−66.7 [−66.7, −66.7]** % tokens (breaks even at an overhead of 200.0 %).",
         "held-out problems of texts (12 problems × 2 seeds) and answers (12 problems × 2 seeds).",
         "**Different ideas** (Vendi score of texts; min-p-1 has 2.00). Compared with plain sampling of equal \
          perplexity: orthogonal-1 \

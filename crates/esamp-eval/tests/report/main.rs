@@ -58,6 +58,7 @@ fn header(problems: usize, tasks: Vec<TaskRecord>) -> Header {
         sampler: SamplerConfig::paper(),
         prompt_warm_up: 0,
         error: ErrorName::Own,
+        rival: None,
     };
     Header {
         format_version: FORMAT_VERSION,

@@ -42,6 +42,35 @@ fn only_files_of_one_experiment_are_combined() {
     assert!(error(Results::gather(Vec::new())).contains("expected a file, got none"));
 }
 
+/// Some arms in one file and some in another are as all of them in one.
+#[test]
+fn arms_can_be_in_files_of_their_own() {
+    let whole = run_of(&[task("texts", false)], 3);
+    let part = |first: bool| {
+        let mut part = whole.clone();
+        let is_old = |name: &str| name == "old";
+        part.header.arms.retain(|arm| is_old(&arm.name) != first);
+        part.records.retain(|record| is_old(&record.arm) != first);
+        part
+    };
+    let text = |runs: Vec<Run>| {
+        let (_guard, path) = folder();
+        written(&Results::gather(runs).unwrap(), &path)
+    };
+    let mut later = part(false);
+    assert_eq!((part(true).header.arms.len(), later.header.arms.len()), (5, 1));
+    assert_eq!(text(vec![part(true), later.clone()]), text(vec![whole.clone()]));
+    later.header.commit = "4567cdef".into();
+    let both = text(vec![part(true), later.clone()]);
+    assert!(both.contains("| commit of the records | 0123abcd, 4567cdef |"), "{both}");
+
+    later.header.samples = 5;
+    let message = error(Results::gather(vec![part(true), later]));
+    assert!(message.contains("expected files of one experiment, got samples 4 and 5"), "{message}");
+    let message = error(Results::gather(vec![part(true), whole]));
+    assert!(message.contains("expected each task in one file, got texts twice"), "{message}");
+}
+
 #[test]
 fn the_report_states_its_provenance() {
     let (_guard, path) = folder();
@@ -113,7 +142,7 @@ fn correlates_of_novelty_are_in_a_section_and_in_the_summary() {
         assert!(text.contains(&row), "{text}");
     }
     assert!(text.contains("The completions are too short for the semantic question"), "{text}");
-    let line = text.lines().take(10).find(|line| line.contains("**Is it novelty?**")).unwrap();
+    let line = text.lines().take(20).find(|line| line.contains("**Is it novelty?**")).unwrap();
     assert!(
         line.contains("rank correlations with surprisal **+1.00 [+1.00, +1.00]**, entropy "),
         "{line}"
