@@ -114,7 +114,11 @@ const SET_ARMS: [&str; 14] = [
 const LONG_ARMS: [&str; 4] = ["min-p-1", "esamp-paper-0.25", "esamp-0.25", "orthogonal-1"];
 
 /// The trained models, each with its task.
-pub const KNOWN: &[(&str, &str)] = &[("sibling", "sibling-even"), ("sibling", "sibling-peaked")];
+pub const KNOWN: &[(&str, &str)] = &[
+    ("sibling", "sibling-even"),
+    ("sibling", "sibling-peaked"),
+    ("triangle", "triangle-even"),
+];
 
 /// All parts, in the order in which they run: first what development problems decide.
 pub fn parts() -> Vec<Part> {
