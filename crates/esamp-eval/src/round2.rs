@@ -118,6 +118,7 @@ pub const KNOWN: &[(&str, &str)] = &[
     ("sibling", "sibling-even"),
     ("sibling", "sibling-peaked"),
     ("triangle", "triangle-even"),
+    ("circle", "circle-even"),
 ];
 
 /// All parts, in the order in which they run: first what development problems decide.
