@@ -120,6 +120,7 @@ pub const KNOWN: &[(&str, &str)] = &[
     ("triangle", "triangle-even"),
     ("triangle", "triangle-peaked"),
     ("circle", "circle-even"),
+    ("circle", "circle-peaked"),
     ("line", "line-even"),
 ];
 
