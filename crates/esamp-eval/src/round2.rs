@@ -118,7 +118,10 @@ pub const KNOWN: &[(&str, &str)] = &[
     ("sibling", "sibling-even"),
     ("sibling", "sibling-peaked"),
     ("triangle", "triangle-even"),
+    ("triangle", "triangle-peaked"),
     ("circle", "circle-even"),
+    ("circle", "circle-peaked"),
+    ("line", "line-even"),
 ];
 
 /// Tokens per second of a trained model at 64 rows, over all arms: twice what a run of them needed of processor time, for two
