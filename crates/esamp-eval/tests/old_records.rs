@@ -39,6 +39,7 @@ fn expected(sampling: impl Into<ArmSampling>, error: ErrorName) -> ArmRecord {
         sampler: SamplerConfig::for_short_completions(),
         prompt_warm_up: 0,
         error,
+        rival: None,
     }
 }
 
