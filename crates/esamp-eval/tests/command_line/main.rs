@@ -177,7 +177,7 @@ fn flags_that_cannot_work_are_refused_before_any_download() {
         (&["--arms", "poems"], "--arms: expected the name of an arm, got poems"),
         (
             &["--split", "held-out", "--arms", "all"],
-            "--arms: expected at most 8 on the held-out split, got 47",
+            "--arms: expected at most 8 on the held-out split, got 50",
         ),
         (&["--token-arm", "plain"], "--token-arm: expected one of the arms that run, got plain"),
         (
