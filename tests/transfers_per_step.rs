@@ -13,6 +13,7 @@ use esamp::{
     CausalLm, Decoder, Request, SamplerConfig, Sampling,
     distillers::{DistillerConfig, LowRankConfig, SwiGluConfig},
     llama::{Llama, LlamaConfig},
+    unstable::LogitsTransfer,
 };
 use esamp_testkit::first_gpu::first_gpu;
 
@@ -96,7 +97,7 @@ struct PerStep {
 }
 
 /// Decodes 4 prompts × 4 completions and counts over steps in which every row runs and learns.
-fn count(distiller: Option<DistillerConfig>, device: &Device) -> PerStep {
+fn count(distiller: Option<DistillerConfig>, transfer: LogitsTransfer, device: &Device) -> PerStep {
     let config = LlamaConfig::new(64, 128, 2, 4, VOCAB);
     let model = Llama::random_on_device(config, 4.0, 1, DType::F32, device).unwrap();
     let beta = if distiller.is_some() { 0.25 } else { 0.0 };
@@ -104,6 +105,7 @@ fn count(distiller: Option<DistillerConfig>, device: &Device) -> PerStep {
         Some(distiller) => SamplerConfig::new().with_distiller(distiller),
         None => SamplerConfig::new(),
     };
+    let config = config.with_logits_transfer(transfer);
     let sampler = config.init(model.d_model(), device).unwrap();
     let mut decoder = Decoder::new(&model, sampler).unwrap();
     for prompt in 0..4 {
@@ -133,7 +135,7 @@ fn count(distiller: Option<DistillerConfig>, device: &Device) -> PerStep {
     PerStep { launches: next(), uploads: next(), reads: next(), read_bytes: next(), waits: next() }
 }
 
-/// The best logits that a step copies per row.
+/// The best logits that a step copies per row of its own accord.
 const BEST: usize = 64;
 
 #[test]
@@ -150,12 +152,19 @@ fn a_step_makes_few_transfers() {
         ("SwiGLU", Some(swiglu), 244.0, 6.0, BEST + 2),
     ];
     for (name, distiller, launches, reads, expected) in cases {
-        let counts = count(distiller, &device);
-        println!("{name}: {counts:?}");
+        // What a step did before it looked for the best logits on the device.
+        let whole = count(distiller.clone(), LogitsTransfer::Whole, &device);
+        println!("{name}, all logits: {whole:?}");
+        let waits = if distiller.is_some() { 2.0 } else { 1.0 };
+        assert_eq!(whole.waits, waits, "{name}: {whole:?}");
+        assert!(whole.read_bytes >= (4 * ROWS * VOCAB) as f64, "{name}: {whole:?}");
+
+        let best = count(distiller, LogitsTransfer::Automatic, &device);
+        println!("{name}, the best logits: {best:?}");
         let bytes = 4 * ROWS * (2 * BEST + 1 + expected); // logits, their tokens, the mass, and what is expected
-        assert!(counts.launches > 0.0 && counts.launches <= launches, "{name}: {counts:?}");
-        assert!(counts.uploads > 0.0 && counts.uploads < 20.0, "{name}: {counts:?}");
-        assert_eq!((counts.waits, counts.reads), (1.0, reads), "{name}: {counts:?}");
-        assert_eq!(counts.read_bytes, bytes as f64, "{name}: {counts:?}");
+        assert!(best.launches > 0.0 && best.launches <= launches, "{name}: {best:?}");
+        assert!(best.uploads > 0.0 && best.uploads < 20.0, "{name}: {best:?}");
+        assert_eq!((best.waits, best.reads), (1.0, reads), "{name}: {best:?}");
+        assert_eq!(best.read_bytes, bytes as f64, "{name}: {best:?}");
     }
 }

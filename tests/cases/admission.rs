@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, ops::ControlFlow};
 
-use super::decode_loop::{count_from, counter, finished, run, sampler, sampling};
+use super::{
+    decode_loop::{count_from, counter, finished, run, sampler, sampling},
+    narrow,
+};
 use crate::device;
 use esamp::{
     CompletionId, Decoder, Event, FinishReason, GroupId, Request, SamplerConfig, Sampling, Sharing,
@@ -281,7 +284,7 @@ fn a_group_continues_with_what_it_has_learned() {
 #[test]
 fn a_group_learns_as_one_distiller_for_everyone_does() {
     let novelties = |sharing, group: Option<GroupId>| {
-        let sampler = SamplerConfig::new().with_sharing(sharing);
+        let sampler = narrow().with_sharing(sharing);
         let sampler = sampler.init(TinyLm::D_MODEL, &device()).unwrap();
         let mut decoder = Decoder::new(TinyLm::new(3, &device()), sampler).unwrap();
         let mut novelties = Vec::new();

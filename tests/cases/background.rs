@@ -3,6 +3,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use super::{narrow, narrow_distiller};
 use crate::device;
 use burn::{
     module::Module,
@@ -11,7 +12,7 @@ use burn::{
 use esamp::{
     CheckedSampling, CompletionId, Decoder, DrawKey, HiddenStates, LmHead, Phase, Request, Sampler,
     SamplerConfig, Sampling, Sharing, StepInput, StepRow, TiedHead, TokenId,
-    distillers::{Distiller, SwiGluConfig},
+    distillers::Distiller,
     errors::TrainError,
     optim::{Learner, OptimizerConfig, Staleness, TrainingConfig},
     testing::TinyLm,
@@ -21,7 +22,7 @@ const D_MODEL: usize = 8;
 
 fn background() -> SamplerConfig {
     let training = TrainingConfig::new().with_staleness(Staleness::Background);
-    SamplerConfig::new().with_training(training)
+    narrow().with_training(training)
 }
 
 fn wave<const D: usize>(shape: [usize; D], phase: f32) -> Tensor<D> {
@@ -49,7 +50,7 @@ fn step(sampler: &mut Sampler, sampling: &CheckedSampling, step: usize) -> Resul
 
 /// The same error for a learner that has seen the first `updates` steps.
 fn error_after(updates: usize, step: usize) -> f32 {
-    let distiller = SwiGluConfig::new().init(D_MODEL, 0, &device()).unwrap();
+    let distiller = narrow_distiller().init(D_MODEL, 0, &device()).unwrap();
     let mut learner = Learner::new(distiller, OptimizerConfig::paper()).unwrap();
     for step in 0..updates {
         drop(learner.update(&hidden(step)));
@@ -250,7 +251,7 @@ fn the_worker_learns_on_top_of_every_warm_up() {
     }
     use Update::{Step, WarmUp};
     let error_after = |updates: &[Update], at: usize| -> f32 {
-        let distiller = SwiGluConfig::new().init(D_MODEL, 0, &device()).unwrap();
+        let distiller = narrow_distiller().init(D_MODEL, 0, &device()).unwrap();
         let mut learner = Learner::new(distiller, OptimizerConfig::paper()).unwrap();
         for update in updates {
             let (states, times) = match update {
@@ -295,7 +296,7 @@ fn a_warm_up_is_visible_at_once_and_stays() {
         sampler.warm_up(&[CompletionId::new(0, 0)], &hidden(1), 6).unwrap();
         (0..4).map(|at| step(&mut sampler, &sampling, at).unwrap()).collect()
     };
-    let (late, now) = (errors(background()), errors(SamplerConfig::new()));
+    let (late, now) = (errors(background()), errors(narrow()));
     assert!((late[0] - now[0]).abs() < 1e-6, "the first step sees the warm-up");
     assert!((late[1] - now[1]).abs() > 1e-6, "and the second does not see the first");
     let unwarmed: Vec<f32> = {

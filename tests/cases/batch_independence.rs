@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 
+use super::narrow;
 use crate::device;
 use burn::tensor::{Int, Tensor};
 use esamp::{
@@ -14,7 +15,7 @@ fn model() -> TinyLm {
 }
 
 fn decoder(model: &TinyLm) -> Decoder<&TinyLm> {
-    let config = SamplerConfig::new().with_sharing(Sharing::PerCompletion);
+    let config = narrow().with_sharing(Sharing::PerCompletion);
     Decoder::new(model, config.init(TinyLm::D_MODEL, &device()).unwrap()).unwrap()
 }
 

@@ -13,7 +13,7 @@ use esamp::{
     unstable::LogitsTransfer,
 };
 
-const VOCAB: usize = 1000;
+const VOCAB: usize = 330;
 
 /// A model whose vocabulary has several groups of tokens, the last one not full. Its logits have no ties.
 fn wide() -> ScriptedLm {
@@ -127,8 +127,11 @@ fn rows_whose_filters_need_more_are_read_whole() {
 
 #[test]
 fn penalties_bias_and_masks_reach_beyond_the_best() {
-    let some = (0..VOCAB as TokenId).step_by(90);
-    let biased = some.fold(min_p(), |sampling, token| sampling.with_logit_bias(token, 60.0));
+    // Few enough that the best of them are not among the 16, and a temperature at which several are candidates.
+    let some = (0..VOCAB as TokenId).step_by(20);
+    let biased = some.fold(min_p().with_temperature(4.0), |sampling, token| {
+        sampling.with_logit_bias(token, 60.0)
+    });
     let counters = same(biased.clone(), 16, |request| request);
     assert!(counters.interventions > 0);
     same(biased.with_top_p(0.7), 16, |request| request);

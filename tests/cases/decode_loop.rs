@@ -2,6 +2,7 @@
 
 use std::{ops::ControlFlow, sync::Arc};
 
+use super::narrow;
 use crate::device;
 use esamp::{
     CausalLm, Completion, CompletionId, Decoder, Detokenize, Event, FinishReason, Request, Sampler,
@@ -11,7 +12,7 @@ use esamp::{
 };
 
 pub(super) fn sampler(d_model: usize) -> Sampler {
-    SamplerConfig::new().init(d_model, &device()).unwrap()
+    narrow().init(d_model, &device()).unwrap()
 }
 
 pub(super) fn sampling(beta: f32) -> Sampling {

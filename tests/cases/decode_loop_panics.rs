@@ -9,11 +9,14 @@ use std::{
     },
 };
 
-use super::decode_loop::{Masked, count_from, counter, finished, run, sampler};
+use super::{
+    decode_loop::{Masked, count_from, counter, finished, run, sampler},
+    narrow,
+};
 use crate::device;
 use esamp::{
-    Completion, CompletionId, Decoder, Event, FinishReason, Request, SamplerConfig, Sampling,
-    Selection, Sharing, TokenId, TokenMask, TokenMasker, TokenSelector,
+    Completion, CompletionId, Decoder, Event, FinishReason, Request, Sampling, Selection, Sharing,
+    TokenId, TokenMask, TokenMasker, TokenSelector,
     errors::{RowError, TextError},
     filters::{CandidateFilter, Candidates, RowContext},
     reweighters::{Expects, NoveltyReweighter},
@@ -86,7 +89,7 @@ fn run_with(part: &'static str, at: usize) -> (BTreeMap<CompletionId, Completion
         (0..10).map(|token| mixed(token) as f32 / 20.0).collect()
     });
     // Completions learn alone, so that one that ends early does not change the others.
-    let config = SamplerConfig::new().with_sharing(Sharing::PerCompletion);
+    let config = narrow().with_sharing(Sharing::PerCompletion);
     let sampler = config.init(10, &device()).unwrap();
     let bomb = parts.0.clone();
     let observer = move |_: &RowTrace| bomb.tick("observer");

@@ -43,6 +43,21 @@ mod warm_up_in_parts;
 
 #[cfg(any(feature = "ndarray", feature = "cuda", feature = "vulkan", feature = "wgpu"))]
 use burn::tensor::Device;
+use esamp::{
+    SamplerConfig,
+    distillers::{DistillerConfig, SwiGluConfig},
+};
+
+/// The default distiller, a twelfth as wide. For cases of many steps: a software GPU takes a third of a second for a step
+/// of the default one, nearly all of it for the products of its hidden width.
+pub(crate) fn narrow_distiller() -> SwiGluConfig {
+    SwiGluConfig::new().with_d_hidden(32)
+}
+
+/// The default settings with [`narrow_distiller`].
+pub(crate) fn narrow() -> SamplerConfig {
+    SamplerConfig::new().with_distiller(DistillerConfig::SwiGlu(narrow_distiller()))
+}
 
 /// Checks that tensors on another device than the sampler's are an error.
 #[cfg(any(feature = "ndarray", feature = "cuda", feature = "vulkan", feature = "wgpu"))] // flex alone has no other device

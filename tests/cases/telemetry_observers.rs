@@ -5,7 +5,10 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use super::telemetry::{Shared, row, step, tokens, watched};
+use super::{
+    narrow,
+    telemetry::{Shared, row, step, tokens, watched},
+};
 use crate::device;
 use esamp::{
     CausalLm, Choice, Completion, Counters, Decoder, Request, Sampler, SamplerConfig, Sampling,
@@ -18,7 +21,7 @@ use esamp::{
 /// Requests of all kinds (greedy, filtered, plain, cold and hot), which join while others run.
 fn run(seed: u64, sharing: Sharing, observer: Option<Shared>) -> (Vec<Completion>, Counters) {
     let model = TinyLm::new(seed, &device());
-    let config = SamplerConfig::new().with_sharing(sharing);
+    let config = narrow().with_sharing(sharing);
     let sampler = config.init(model.d_model(), &device()).unwrap();
     let mut decoder = Decoder::new(&model, sampler).unwrap();
     if let Some(observer) = observer {

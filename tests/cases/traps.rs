@@ -5,7 +5,10 @@
 
 use std::ops::ControlFlow;
 
-use super::sampler_step::{D_MODEL, VOCAB, World, choices, esamp, log_softmax, row};
+use super::{
+    narrow, narrow_distiller,
+    sampler_step::{D_MODEL, VOCAB, World, choices, esamp, log_softmax, row},
+};
 use crate::device;
 use burn::{
     module::Module,
@@ -14,7 +17,7 @@ use burn::{
 use esamp::{
     Choice, Completion, Decoder, HiddenStates, LmHead, Request, Sampler, SamplerConfig, Sampling,
     Sharing, StepInput, StepRow, TokenId,
-    distillers::{Distiller, SwiGluConfig, SwiGluDistiller},
+    distillers::{Distiller, SwiGluDistiller},
     errors::RowError,
     filters::{Candidates, RowContext},
     optim::{Learner, OptimizerConfig, Staleness, TrainingConfig},
@@ -28,7 +31,7 @@ pub(super) fn optimizer() -> OptimizerConfig {
 }
 
 pub(super) fn config() -> SamplerConfig {
-    SamplerConfig::new().with_optimizer(optimizer())
+    narrow().with_optimizer(optimizer())
 }
 
 pub(super) fn sampler(config: &SamplerConfig) -> Sampler {
@@ -36,7 +39,7 @@ pub(super) fn sampler(config: &SamplerConfig) -> Sampler {
 }
 
 pub(super) fn learner() -> Learner<SwiGluDistiller> {
-    Learner::new(SwiGluConfig::new().init(D_MODEL, 0, &device()).unwrap(), optimizer()).unwrap()
+    Learner::new(narrow_distiller().init(D_MODEL, 0, &device()).unwrap(), optimizer()).unwrap()
 }
 
 /// One step in which every row gets a token.

@@ -2,13 +2,13 @@
 
 use std::ops::ControlFlow;
 
+use super::{narrow, narrow_distiller};
 use crate::{device, golden::values};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use esamp::{
     CausalLm, CheckedSampling, Choice, Completion, CompletionId, Counters, Decoder, DrawKey,
     FinishReason, HiddenStateTap, HiddenStates, KvCache, LmHead, PairTap, Phase, Request, Sampler,
     SamplerConfig, Sampling, SequenceTap, Sharing, StepInput, StepRow, TokenId,
-    distillers::SwiGluConfig,
     errors::{HiddenError, ModelError, StepError},
     optim::{AdaptiveConfig, Learner, OptimizerConfig},
     testing::{ScriptedLm, TinyLm},
@@ -24,7 +24,7 @@ fn optimizer() -> OptimizerConfig {
 }
 
 fn config() -> SamplerConfig {
-    SamplerConfig::new().with_optimizer(optimizer())
+    narrow().with_optimizer(optimizer())
 }
 
 fn prompt(seed: u32, len: usize) -> Vec<TokenId> {
@@ -233,7 +233,7 @@ fn a_warm_up_does_the_requested_updates_on_all_finite_positions() {
     for (prompt, rows, skipped) in
         [(&clean, vec![0, 1, 2, 3, 4, 5], 0), (&holes, vec![0, 1, 3, 5], 2)]
     {
-        let distiller = SwiGluConfig::new().init(D_MODEL, 0, &device()).unwrap();
+        let distiller = narrow_distiller().init(D_MODEL, 0, &device()).unwrap();
         let mut learner = Learner::new(distiller, optimizer()).unwrap();
         for _ in 0..7 {
             learner.update(&clean.select(&rows).unwrap());

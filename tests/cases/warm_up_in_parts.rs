@@ -2,7 +2,10 @@
 
 use std::ops::ControlFlow;
 
-use super::decode_loop::{run, sampling};
+use super::{
+    decode_loop::{run, sampling},
+    narrow,
+};
 use crate::device;
 use esamp::{
     Completion, CompletionId, Counters, Decoder, Event, FinishReason, Request, SamplerConfig,
@@ -47,7 +50,7 @@ fn a_warm_up_in_parts_is_the_warm_up_at_once() {
     let fitted = LowRankStart::Ridge { rows: 10, lambda: 1e-2 };
     let low_rank = |start| DistillerConfig::LowRank(LowRankConfig::new().with_start(start));
     let background = TrainingConfig::new().with_staleness(Staleness::Background);
-    let config = SamplerConfig::new;
+    let config = narrow;
     for (config, slots) in [
         (config(), 1),
         (config().with_sharing(Sharing::PerCompletion), 2),
@@ -77,12 +80,12 @@ fn a_neighbour_gets_its_tokens_while_a_prompt_warms_up() {
     let neighbour =
         || Request::new(vec![1, 2]).with_max_new_tokens(30).with_sampling(sampling(1.0));
     let alone = |request: Request| {
-        let mut decoder = decoder(&SamplerConfig::new());
+        let mut decoder = decoder(&narrow());
         decoder.submit(request).unwrap();
         run(&mut decoder).remove(0).tokens()
     };
     let expected = [alone(neighbour()), alone(warm(12))];
-    let mut decoder = decoder(&SamplerConfig::new()).with_prefill_budget(10).unwrap();
+    let mut decoder = decoder(&narrow()).with_prefill_budget(10).unwrap();
     let first = decoder.submit(neighbour()).unwrap().completions[0];
     decoder.step().unwrap();
     let second = decoder.submit(warm(12)).unwrap().completions[0];
@@ -111,7 +114,7 @@ fn a_neighbour_gets_its_tokens_while_a_prompt_warms_up() {
 fn a_completion_that_is_cancelled_during_the_warm_up_leaves_nothing() {
     for sharing in [Sharing::PerPrompt, Sharing::PerCompletion] {
         for cancelled in 0..2 {
-            let config = SamplerConfig::new().with_sharing(sharing);
+            let config = narrow().with_sharing(sharing);
             let mut decoder = decoder(&config).with_prefill_budget(10).unwrap();
             let ids = decoder.submit(warm(4).with_completions(2)).unwrap().completions;
             for _ in 0..3 {
