@@ -146,24 +146,27 @@ impl Results {
 fn joined(runs: Vec<Run>) -> Result<Vec<Run>, Failure> {
     let mut joined: Vec<Run> = Vec::new();
     for run in runs {
-        let arms = |run: &Run| -> Vec<String> {
-            run.header.arms.iter().map(|arm| arm.name.clone()).collect()
+        let Some(other) = joined.iter_mut().find(|other| other.header.tasks == run.header.tasks)
+        else {
+            joined.push(run);
+            continue;
         };
-        let shares = |other: &&mut Run| {
-            let known = arms(other);
-            other.header.tasks == run.header.tasks
-                && arms(&run).iter().all(|arm| !known.contains(arm))
-        };
-        match joined.iter_mut().find(shares) {
-            Some(other) => {
-                let all = [other.header.arms.clone(), run.header.arms.clone()].concat();
-                let header = Header { arms: all, ..run.header };
-                other.header.arms.clone_from(&header.arms);
-                check_same(&other.header, &header)?;
-                other.records.extend(run.records);
-            }
-            None => joined.push(run),
+        let known = &other.header.arms;
+        let shared =
+            run.header.arms.iter().find(|arm| known.iter().any(|one| one.name == arm.name));
+        if let (Some(arm), Some(task)) = (shared, run.header.tasks.first()) {
+            return Err(Failure::usage(
+                format!(
+                    "--records: expected each task and arm in one file, got {} under {} twice",
+                    task.name, arm.name
+                ),
+                "leave one of the files out",
+            ));
         }
+        let arms = [known.clone(), run.header.arms.clone()].concat();
+        other.header.arms.clone_from(&arms);
+        check_same(&other.header, &Header { arms, ..run.header })?;
+        other.records.extend(run.records);
     }
     Ok(joined)
 }

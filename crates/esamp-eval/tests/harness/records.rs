@@ -128,7 +128,9 @@ fn a_record_says_what_a_plain_decode_loop_gives() {
 fn every_arm_runs_and_those_that_should_learn_do() {
     let model = TinyLm::new(1, &Device::flex());
     let tasks: Vec<Box<dyn Task>> = vec![Box::new(Syllables)];
-    let header = Header { problems: 2, seeds: 1, ..header(&tasks, "all") };
+    let mut header = Header { problems: 2, seeds: 1, ..header(&tasks, "all") };
+    // Its stems are those of capitalised words, which this vocabulary does not have.
+    header.arms.retain(|arm| arm.name != "recoding");
     let problems = problems_of(&tasks, Split::Dev, 2).unwrap();
     for unit in plan::units(&header) {
         let arm = &header.arms[unit.arm];
@@ -149,6 +151,7 @@ fn every_arm_runs_and_those_that_should_learn_do() {
         match arm.name.as_str() {
             "sharpen-0.5" => assert!((sharpening.unwrap() - 0.5).abs() < 1e-5, "{sharpening:?}"),
             "orthogonal-1" => assert!(sharpening.unwrap().abs() < 1e-5, "{sharpening:?}"),
+            "crowding" | "crowding-open" => assert!(sharpening.is_some()),
             _ => assert_eq!(sharpening.is_some(), steers, "{}", arm.name),
         }
         let warm_up = if arm.prompt_warm_up > 0 { 2 * 20 } else { 0 };

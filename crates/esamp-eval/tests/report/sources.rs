@@ -34,6 +34,10 @@ fn only_files_of_one_experiment_are_combined() {
     assert_eq!(results.commits, ["0123abcd"]);
 
     let message = error(Results::gather(vec![one.clone(), one.clone()]));
+    let twice = "expected each task and arm in one file, got texts under min-p-0.5 twice";
+    assert!(message.contains(twice), "{message}");
+    let both = run_of(&[texts, answers.clone()], 2);
+    let message = error(Results::gather(vec![one.clone(), both]));
     assert!(message.contains("expected each task in one file, got texts twice"), "{message}");
     let mut other = run_of(&[answers], 2);
     other.header.samples = 5;
@@ -68,7 +72,8 @@ fn arms_can_be_in_files_of_their_own() {
     let message = error(Results::gather(vec![part(true), later]));
     assert!(message.contains("expected files of one experiment, got samples 4 and 5"), "{message}");
     let message = error(Results::gather(vec![part(true), whole]));
-    assert!(message.contains("expected each task in one file, got texts twice"), "{message}");
+    let twice = "expected each task and arm in one file, got texts under min-p-0.5 twice";
+    assert!(message.contains(twice), "{message}");
 }
 
 #[test]

@@ -11,9 +11,9 @@ use super::{Problem, Task, Verdict, names};
 /// with a given sum).
 ///
 /// Every set is one problem. Sets are lists of names, parts of such lists with a given first letter, and numbers with a
-/// property; the questions are asked in three wordings in turn. All completions begin with `Answer:`, which is forced, so
-/// that all tokens of the answer can be steered; its two tokens count in a completion's log-probability, alike for all
-/// arms.
+/// property; the questions are asked in three wordings in turn. All completions begin with `One example is`, which is
+/// forced, so that all tokens of the answer can be steered; its three tokens count in a completion's log-probability,
+/// alike for all arms.
 pub struct KnownSets;
 
 /// A set and its name in the question.
@@ -26,11 +26,26 @@ pub struct Set {
 }
 
 /// With which every completion begins.
-const OPENING: &str = "Answer:";
+const OPENING: &str = "One example is";
 /// The fewest members of a set.
 const FEWEST: usize = 5;
-/// The fewest members of a part of a list of names: smaller parts would be too many.
-const FEWEST_OF_PART: usize = 6;
+/// What may stand between the opening and the member.
+const BEFORE: [&str; 14] = [
+    "the ",
+    "a ",
+    "an ",
+    "state of ",
+    "country of ",
+    "city of ",
+    "province of ",
+    "month of ",
+    "number ",
+    "year ",
+    "letter ",
+    "element ",
+    "planet ",
+    "lake ",
+];
 
 impl Task for KnownSets {
     fn name(&self) -> &'static str {
@@ -38,7 +53,7 @@ impl Task for KnownSets {
     }
 
     fn what(&self) -> &'static str {
-        "one member of a set whose members are all known; completions are made to begin with \"Answer:\""
+        "one member of a set whose members are all known; completions are made to begin with \"One example is\""
     }
 
     fn tokens(&self) -> usize {
@@ -57,9 +72,9 @@ impl Task for KnownSets {
 fn problem(at: usize, set: Set) -> Problem {
     let what = &set.what;
     let prompt = match at % 3 {
-        0 => format!("Name one {what}. Write nothing else."),
-        1 => format!("Think of one {what} and write it down, without an explanation."),
-        _ => format!("Which {what} comes to your mind? Write one only."),
+        0 => format!("Name one {what}."),
+        1 => format!("Tell me one {what}."),
+        _ => format!("I need one {what}. Which do you suggest?"),
     };
     let solutions = set.len();
     let check = move |text: &str| Verdict::one_of_many(set.answer_in(text));
@@ -78,7 +93,7 @@ pub fn sets() -> Vec<Set> {
             let part: Vec<&str> =
                 members.iter().copied().filter(|name| name.starts_with(letter)).collect();
             let part = Set::of(&format!("{what} whose name begins with {letter}"), &part);
-            if part.len() >= FEWEST_OF_PART && part.len() < members.len() {
+            if part.len() >= FEWEST && part.len() < members.len() {
                 sets.push(part);
             }
         }
@@ -116,14 +131,15 @@ fn numbers() -> Vec<Set> {
     for sum in 1..=18 {
         add(format!("two-digit number whose digits sum to {sum}"), two(), &|n| digits(n) == sum);
     }
-    for sum in 1..=27 {
-        let what = format!("three-digit number whose digits sum to {sum}");
-        add(what, three(), &|n| digits(n) == sum);
+    for decade in (1900..2000).step_by(10) {
+        add(format!("year of the {decade}s"), decade..decade + 10, &|_| true);
     }
     for digit in 1..=9 {
         let what = format!("two-digit number that begins with {digit}");
         add(what, two(), &|n| n / 10 == digit);
         add(format!("two-digit number that ends in {digit}"), two(), &|n| n % 10 == digit);
+        let what = format!("three-digit number that begins with {digit}");
+        add(what, three(), &|n| n / 100 == digit);
     }
     sets
 }
@@ -153,19 +169,21 @@ impl Set {
 
     /// The member that a completion names, in lower case; `None` if it names none.
     ///
-    /// After `Answer:`, blanks and quotation marks, the text must begin with the member, ignoring case, with or without
-    /// *the* or *lake* in front. What follows is ignored, except that a letter, a digit, or
-    /// a digit after a comma or a full stop makes it another word or number. The longest member counts.
+    /// After the opening, blanks and quotation marks, the text must begin with the member, ignoring case, with or without
+    /// words such as *the*, *state of* and *number* in front. What follows is ignored, except that a letter, a digit, or a
+    /// digit after a comma or a full stop makes it another word or number. The longest member counts.
     pub fn answer_in(&self, text: &str) -> Option<String> {
         let text = text.strip_prefix(OPENING)?.to_lowercase();
-        let text = text.trim_start_matches(|c: char| !c.is_alphanumeric());
-        let short = ["the ", "lake "].iter().find_map(|word| text.strip_prefix(word));
+        let mut left = text.trim_start_matches(|c: char| !c.is_alphanumeric());
+        let mut texts = vec![left];
+        while let Some(rest) = BEFORE.iter().find_map(|word| left.strip_prefix(word)) {
+            left = rest.trim_start_matches(|c: char| !c.is_alphanumeric());
+            texts.push(left);
+        }
         let begins = |name: &&String| {
-            let texts = [Some(text), short];
-            texts
-                .iter()
-                .flatten()
-                .any(|text| text.strip_prefix(name.as_str()).is_some_and(|rest| !goes_on(rest)))
+            let is_it =
+                |text: &&str| text.strip_prefix(name.as_str()).is_some_and(|rest| !goes_on(rest));
+            texts.iter().any(is_it)
         };
         let found = self.members.iter().filter(begins).max_by_key(|name| name.len());
         found.map(|name| canonical(name))
@@ -213,7 +231,8 @@ mod tests {
             ("prime number below 100", 25),
             ("square number from 1 to 400", 20),
             ("two-digit number whose digits sum to 9", 9),
-            ("three-digit number whose digits sum to 3", 6),
+            ("year of the 1920s", 10),
+            ("three-digit number that begins with 4", 100),
             ("two-digit number that is divisible by 7", 13),
             ("two-digit number that ends in 3", 9),
         ] {
@@ -239,7 +258,7 @@ mod tests {
             assert_eq!(unique.len(), set.members.len(), "{}", set.what);
             assert!(set.len() >= FEWEST, "{}", set.what);
             for name in &set.members {
-                let found = set.answer_in(&format!("Answer: {name}."));
+                let found = set.answer_in(&format!("{OPENING} {name}."));
                 assert_eq!(found, Some(canonical(name)), "{}", set.what);
             }
         }
@@ -248,25 +267,32 @@ mod tests {
     #[test]
     fn answers_by_hand() {
         for (what, text, expected) in [
-            ("state of the United States", "Answer: Kansas", Some("kansas")),
-            ("state of the United States", "Answer: \"WEST VIRGINIA\" is", Some("west virginia")),
-            ("state of the United States", "Answer: New York, New York", Some("new york")),
-            ("state of the United States", "Answer: Virginias", None),
-            ("state of the United States", "Answer: It is Kansas", None),
+            ("state of the United States", "One example is Kansas", Some("kansas")),
+            (
+                "state of the United States",
+                "One example is \"WEST VIRGINIA\" is",
+                Some("west virginia"),
+            ),
+            ("state of the United States", "One example is New York, New York", Some("new york")),
+            ("state of the United States", "One example is Virginias", None),
+            ("state of the United States", "One example is It is Kansas", None),
             ("state of the United States", "Kansas", None),
-            ("state of the United States", "Answer:", None),
-            ("play by Shakespeare", "Answer: Henry VIII.", Some("henry viii")),
-            ("play by Shakespeare", "Answer: The Tempest", Some("the tempest")),
-            ("play by Shakespeare", "Answer: the Hamlet", Some("hamlet")),
-            ("code word of the NATO alphabet", "Answer: Alpha", Some("alfa")),
-            ("Great Lake of North America", "Answer: Lake Erie\nIt", Some("erie")),
-            ("ocean of the Earth", "Answer: The Pacific Ocean.", Some("pacific")),
-            ("two-digit number", "Answer: 42.", Some("42")),
-            ("two-digit number", "Answer: 42.5", None),
-            ("two-digit number", "Answer: 42,000", None),
-            ("two-digit number", "Answer: 423", None),
-            ("two-digit number", "Answer: 42, 43", Some("42")),
-            ("two-digit number", "Answer: 4", None),
+            ("state of the United States", "One example is", None),
+            ("state of the United States", "One example is the state of \"Maine\"", Some("maine")),
+            ("letter of the English alphabet", "One example is the letter A.", Some("a")),
+            ("chess piece", "One example is a King, or", Some("king")),
+            ("play by Shakespeare", "One example is Henry VIII.", Some("henry viii")),
+            ("play by Shakespeare", "One example is The Tempest", Some("the tempest")),
+            ("play by Shakespeare", "One example is the Hamlet", Some("hamlet")),
+            ("code word of the NATO alphabet", "One example is Alpha", Some("alfa")),
+            ("Great Lake of North America", "One example is Lake Erie\nIt", Some("erie")),
+            ("ocean of the Earth", "One example is The Pacific Ocean.", Some("pacific")),
+            ("two-digit number", "One example is 42.", Some("42")),
+            ("two-digit number", "One example is 42.5", None),
+            ("two-digit number", "One example is 42,000", None),
+            ("two-digit number", "One example is 423", None),
+            ("two-digit number", "One example is 42, 43", Some("42")),
+            ("two-digit number", "One example is 4", None),
         ] {
             assert_eq!(set(what).answer_in(text).as_deref(), expected, "{what}: {text}");
         }
