@@ -122,6 +122,7 @@ pub const KNOWN: &[(&str, &str)] = &[
     ("circle", "circle-even"),
     ("circle", "circle-peaked"),
     ("line", "line-even"),
+    ("line", "line-peaked"),
 ];
 
 /// Tokens per second of a trained model at 64 rows, over all arms: twice what a run of them needed of processor time, for two
